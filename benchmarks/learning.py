@@ -1,0 +1,132 @@
+"""Does it learn, and is the verdict right when it cannot?
+
+    python -m benchmarks.learning learns                      # shapes and Fashion-MNIST
+    python -m benchmarks.learning learns --cifar10 DIRECTORY  # and class folders of CIFAR-10 pictures
+    python -m benchmarks.learning collapses                   # five ways to collapse on purpose, and the default
+
+Each line is a run of `train.py` with the overrides shown, so it can be repeated alone; a run that is
+finished already is read, not repeated. The figures are those of the runs' `summary.json`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+TRAIN = Path(__file__).parents[1] / "train.py"
+OUTPUTS = Path("outputs")
+
+COLLAPSES = {
+    "the default": ([], "healthy"),
+    "no centring": (["loss.centering=none"], "collapsed-one-hot"),
+    "τ_t = 0.2": (["loss.teacher_temp=0.2"], "collapsed-uniform"),
+    "m = 0.999": (["loss.center_momentum=0.999"], "collapsed-one-hot"),
+    "neither centring nor sharpening": (
+        ["loss.centering=none", "loss.sharpening=false"],
+        "collapsed-constant",
+    ),
+    "no EMA (λ = 0)": (["ema=constant", "ema.momentum=0"], "collapsed"),
+}
+"""Overrides of the default run, and what its verdict must begin with."""
+
+
+def run(name: str, overrides: list[str]) -> dict[str, Any]:
+    """The summary of a run of `train.py` in outputs/<name>."""
+    command = [sys.executable, str(TRAIN), f"name={name}", *overrides]
+    print("$", " ".join(["python", "train.py", *command[2:]]), flush=True)
+    before = {path: path.stat().st_mtime for path in OUTPUTS.glob(f"{name}/*/summary.json")}
+    subprocess.run(command, check=True)
+    after = {path: path.stat().st_mtime for path in OUTPUTS.glob(f"{name}/*/summary.json")}
+    (changed,) = [path for path in after if after[path] != before.get(path)] or after
+    return json.loads(changed.read_text())
+
+
+def percent(value: float | None) -> str:
+    """One decimal, or a dash."""
+    return "–" if value is None else f"{value:.1f}"
+
+
+def learns(cifar10: Path | None) -> list[dict[str, Any]]:
+    """Runs that must learn."""
+    jobs = {"shapes": [], "Fashion-MNIST": ["experiment=fashion_mnist"]}
+    if cifar10:
+        jobs["CIFAR-10 pictures"] = ["experiment=cifar10_folder", f"data.root={cifar10 / 'train'}"]
+    rows = []
+    table = Table(title="k-NN top-1 on held-out pictures, %")
+    for column in ("data", "raw pixels, centred", "untrained", "DINO", "verdict", "minutes", "overrides"):
+        table.add_column(column, justify="right" if column in ("untrained", "DINO", "minutes") else "left")
+    for name, overrides in jobs.items():
+        slug = f"learning_{name.split()[0].lower().replace('-', '_')}"
+        summary = run(slug, overrides)
+        rows.append({"data": name, "overrides": overrides, **summary})
+        table.add_row(
+            name,
+            percent(summary.get("raw_pixels_knn_top1")),
+            percent(summary["untrained_knn_top1"]),
+            percent(summary["knn_top1"]),
+            summary["verdict"],
+            f"{summary['wall_seconds'] / 60:.1f}",
+            " ".join(overrides) or "(none)",
+        )
+        attention: Mapping[str, Any] | None = summary.get("attention")
+        if attention:
+            untrained = summary["untrained_attention"]
+            print(
+                f"{name}: {attention['mass']:.0%} of the class token's attention is on the object, which "
+                f"covers {attention['area']:.0%}; untrained {untrained['mass']:.0%}, centred Gaussian "
+                f"{attention['gaussian_mass']:.0%}; AUC {attention['auc']:.2f}, untrained "
+                f"{untrained['auc']:.2f}, centred Gaussian {attention['gaussian_auc']:.2f}"
+            )
+    Console(width=160).print(table)
+    return rows
+
+
+def collapses() -> list[dict[str, Any]]:
+    """Runs that must collapse, each cut to a third of the default's length."""
+    rows = []
+    table = Table(title="Verdicts")
+    for column in ("run", "expected", "verdict", "h / ln K", "KL / ln K", "MI / ln K", "k-NN", "right"):
+        table.add_column(column)
+    for name, (overrides, expected) in COLLAPSES.items():
+        summary = run("collapse", ["trainer.max_steps=900", *overrides])
+        final, right = summary["final"], summary["verdict"].startswith(expected)
+        rows.append({"run": name, "overrides": overrides, "expected": expected, "right": right, **summary})
+        table.add_row(
+            name,
+            expected,
+            summary["verdict"],
+            f"{final['teacher/entropy_share']:.3f}",
+            f"{final['kl_share']:.4f}",
+            f"{final['teacher/mutual_information_share']:.4f}",
+            percent(summary["knn_top1"]),
+            "yes" if right else "NO",
+        )
+    Console(width=140).print(table)
+    return rows
+
+
+def main() -> None:
+    """Run what the command line asks for; the exit code is 1 if a verdict was wrong."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("part", choices=["learns", "collapses"])
+    parser.add_argument("--cifar10", type=Path, help="folder with train/<class>/ and test/<class>/")
+    parser.add_argument("--json", type=Path, help="where to write all figures", default=None)
+    arguments = parser.parse_args()
+    rows = learns(arguments.cifar10) if arguments.part == "learns" else collapses()
+    out = arguments.json or OUTPUTS / f"{arguments.part}.json"
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text(json.dumps(rows, indent=2) + "\n")
+    print(f"all figures: {out}")
+    sys.exit(any(not row.get("right", True) for row in rows))
+
+
+if __name__ == "__main__":
+    main()

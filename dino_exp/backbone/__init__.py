@@ -1,0 +1,1 @@
+"""Backbones: picture in, feature vector out."""

@@ -1,0 +1,185 @@
+"""Backbones by name from timm and torchvision, with random weights and their own pooling.
+
+The classifier is removed and everything else left as the library has it, state-dict names included, so that
+exported weights load straight back into the library's model.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import timm
+import torch
+import torchvision
+from torch import Tensor, nn
+from torchvision.ops import StochasticDepth
+
+from dino_exp.errors import UserError
+
+
+def timm_backbone(*, name: str, drop_path_rate: float, in_channels: int, image_size: int) -> nn.Module:
+    """A timm model without classifier, (B, C, H, W) -> (B, feature_dim).
+
+    Models with a stored position embedding are asked to take any picture size where they can. timm
+    interpolates it to the target size with antialiasing, which is not the released DINO code's rule.
+    Raises `UserError` for an unknown name, for stochastic depth that the model does not have, and for a model
+    that cannot take pictures of `image_size`.
+    """
+    if not timm.is_model(name):
+        raise UserError(unknown_name(name, timm.list_models(), "timm"))
+
+    def build(**options: Any) -> Any:
+        return timm.create_model(name, pretrained=False, num_classes=0, in_chans=in_channels, **options)
+
+    options = {
+        "dynamic_img_size": True,
+        "strict_img_size": False,  # the same for Swin before timm 1.0.31
+        "img_size": image_size,
+        "drop_path_rate": drop_path_rate,
+    }
+    model, refused = build_with_accepted(build, options)
+    if "drop_path_rate" in refused and drop_path_rate > 0:
+        raise UserError(
+            f"backbone.drop_path_rate = {drop_path_rate}: {name} has no stochastic depth; set it to 0."
+        )
+    model.feature_dim = output_dim(model, name=name, in_channels=in_channels, size=image_size)
+    return model
+
+
+def torchvision_backbone(*, name: str, stem: str, in_channels: int, image_size: int) -> nn.Module:
+    """A torchvision classification model without its last linear layer, (B, C, H, W) -> (B, feature_dim).
+
+    Dropout and stochastic depth, which some of these models have built in, are switched off: student and
+    teacher are made by the same call, and a teacher has none. With `in_channels` other than 3 the first
+    convolution is drawn anew with the same spread; `stem = small` gives a ResNet a 3x3 stride-1 first
+    convolution and no max-pool.
+    Raises `UserError` for an unknown name, a vision transformer (one picture size only), a small stem on
+    anything but a ResNet, and a model that cannot take pictures of `image_size`.
+    """
+    names = torchvision.models.list_models(module=torchvision.models)
+    if name not in names:
+        raise UserError(unknown_name(name, names, "torchvision"))
+    if name.startswith("vit_"):
+        raise UserError(
+            f"backbone.name = {name}: torchvision's vision transformers take a single picture size, and "
+            "global and local crops differ; use backbone=vit_small or another vit_*, or a vit_* model of "
+            "backbone=timm."
+        )
+
+    def build(**options: Any) -> Any:
+        return torchvision.models.get_model(name, weights=None, **options)
+
+    # GoogLeNet and Inception: no auxiliary classifiers, and the initialisation that is their default
+    model, _ = build_with_accepted(build, {"aux_logits": False, "init_weights": True})
+    remove_classifier(model)
+    for module in model.modules():
+        if isinstance(module, (nn.Dropout, StochasticDepth)):
+            module.p = 0.0
+    if stem == "small":
+        if not isinstance(model, torchvision.models.ResNet):
+            raise UserError(
+                f"backbone.stem = small: only for ResNets, and backbone.name = {name} is none; use imagenet."
+            )
+        small_resnet_stem(model, in_channels)
+    elif in_channels != 3:
+        replace_first_convolution(model, in_channels)
+    model.feature_dim = output_dim(model, name=name, in_channels=in_channels, size=image_size)
+    return model
+
+
+def check_picture_sizes(backbone: nn.Module, *, name: str, in_channels: int, sizes: Iterable[int]) -> None:
+    """Raise `UserError` unless the backbone takes square pictures of each of these sides, in pixels.
+
+    Some library models work at one size only; better said before the training than at its first local crop.
+    Costs one forward pass of two pictures per size; neither weights nor buffers nor random numbers change.
+    """
+    for size in sizes:
+        output_dim(backbone, name=name, in_channels=in_channels, size=size)
+
+
+def output_dim(backbone: nn.Module, *, name: str, in_channels: int, size: int) -> int:
+    """Length of the vector that the backbone gives for a picture of `size` x `size` pixels."""
+    weight = next(backbone.parameters())
+    pictures = torch.zeros(2, in_channels, size, size, device=weight.device, dtype=weight.dtype)
+    was_training = backbone.training
+    backbone.eval()
+    try:
+        with torch.no_grad():
+            output = backbone(pictures)
+    except (AssertionError, RuntimeError, ValueError, IndexError, ZeroDivisionError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
+        raise UserError(
+            f"backbone.name = {name}: cannot take pictures of {size}x{size} pixels ({reason}). Set "
+            "crops.global_size and crops.local_size to sizes that it takes, or choose a backbone for any "
+            "size: a vit_*, a ResNet, or one of timm's vit, xcit, swin and convnext models."
+        ) from error
+    finally:
+        backbone.train(was_training)
+    if not isinstance(output, Tensor) or output.ndim != 2:
+        shape = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
+        raise UserError(
+            f"backbone.name = {name}: gives {shape} for two pictures, and a backbone must give one vector "
+            "each; choose a classification model."
+        )
+    return output.shape[1]
+
+
+def unknown_name(name: str, names: Iterable[str], library: str) -> str:
+    """The message for a model name that the library does not have."""
+    similar = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
+    meant = f"did you mean {' or '.join(similar)}?" if similar else f"see {library}'s list_models()."
+    return f"backbone.name = {name}: no such {library} model; {meant}"
+
+
+def build_with_accepted(build: Callable[..., Any], options: dict[str, Any]) -> tuple[Any, set[str]]:
+    """Build with those of the options that the model's constructor takes; also says which it refused."""
+    refused: set[str] = set()
+    while True:
+        try:
+            return build(**{key: value for key, value in options.items() if key not in refused}), refused
+        except TypeError as error:
+            # the constructors' signatures end in **kwargs, so their complaint is the only way to know
+            complaint = {key for key in options if re.search(rf"\b{key}\b", str(error))} - refused
+            if "unexpected keyword" not in str(error) or not complaint:
+                raise
+            refused |= complaint
+
+
+def remove_classifier(model: nn.Module) -> None:
+    """Put the identity in place of the last linear layer (SqueezeNet: convolution) of a torchvision model."""
+    candidates = [
+        path
+        for path, module in model.named_modules()
+        if path.partition(".")[0] in ("fc", "classifier", "head", "heads")
+        and isinstance(module, (nn.Linear, nn.Conv2d))
+    ]
+    model.set_submodule(candidates[-1], nn.Identity())
+
+
+def small_resnet_stem(model: nn.Module, in_channels: int) -> None:
+    """The stem for 32-pixel pictures (He et al. 2016, section 4.2): 3x3, stride 1, no max-pool."""
+    convolution = nn.Conv2d(in_channels, 64, kernel_size=3, stride=1, padding=1, bias=False)
+    nn.init.kaiming_normal_(convolution.weight, mode="fan_out", nonlinearity="relu")
+    model.conv1 = convolution
+    model.maxpool = nn.Identity()
+
+
+def replace_first_convolution(model: nn.Module, in_channels: int) -> None:
+    """Give the model's first convolution another number of input channels and fresh weights."""
+    path, old = next((path, m) for path, m in model.named_modules() if isinstance(m, nn.Conv2d))
+    new = nn.Conv2d(
+        in_channels,
+        old.out_channels,
+        old.kernel_size,  # type: ignore[arg-type]
+        old.stride,  # type: ignore[arg-type]
+        old.padding,  # type: ignore[arg-type]
+        old.dilation,  # type: ignore[arg-type]
+        bias=old.bias is not None,
+    )
+    nn.init.normal_(new.weight, std=old.weight.std().item())
+    if new.bias is not None:
+        nn.init.zeros_(new.bias)
+    model.set_submodule(path, new)

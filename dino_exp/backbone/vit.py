@@ -1,0 +1,313 @@
+"""Vision transformer with the released DINO code's parameter names, initialisation and arithmetic.
+
+Caron et al. 2021, `vision_transformer.py` of facebookresearch/dino; Dosovitskiy et al. 2021 for the network.
+"""
+
+from __future__ import annotations
+
+from typing import cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from dino_exp.errors import UserError
+
+
+def vit(
+    *,
+    name: str,
+    patch_size: int,
+    embed_dim: int,
+    depth: int,
+    num_heads: int,
+    mlp_ratio: float,
+    drop_path_rate: float,
+    stem: str,
+    init: str,
+    in_channels: int,
+    image_size: int,
+) -> VisionTransformer:
+    """Build a vision transformer from the fields of its configuration.
+
+    `image_size` is the side of a global crop in pixels: the size that the position embedding is stored for.
+    `name` only labels the architecture. Raises `UserError` where sizes do not divide.
+    """
+    if embed_dim % num_heads:
+        fitting = [heads for heads in range(1, embed_dim + 1) if embed_dim % heads == 0]
+        nearest = min(fitting, key=lambda heads: abs(heads - num_heads))
+        raise UserError(
+            f"backbone.num_heads = {num_heads}: does not divide backbone.embed_dim = {embed_dim}; "
+            f"the nearest that does is {nearest}."
+        )
+    if image_size % patch_size:
+        below = image_size // patch_size * patch_size
+        raise UserError(
+            f"crops.global_size = {image_size}: not a multiple of backbone.patch_size = {patch_size}; "
+            f"nearest are {below or patch_size} and {below + patch_size}."
+        )
+    return VisionTransformer(
+        patch_size=patch_size,
+        embed_dim=embed_dim,
+        depth=depth,
+        num_heads=num_heads,
+        mlp_ratio=mlp_ratio,
+        drop_path_rate=drop_path_rate,
+        stem=stem,
+        init=init,
+        in_channels=in_channels,
+        image_size=image_size,
+    )
+
+
+class DropPath(nn.Module):
+    """Stochastic depth (Huang et al. 2016): each sample's branch is dropped whole, or kept and scaled up."""
+
+    def __init__(self, rate: float) -> None:
+        super().__init__()
+        self.rate = rate
+
+    def forward(self, branch: Tensor) -> Tensor:
+        """(B, N, D) -> (B, N, D); the identity in eval mode."""
+        if not self.training:
+            return branch
+        keep = 1 - self.rate
+        # float32 at least: 1 / keep rounded to a half type would bias every kept branch
+        dtype = torch.promote_types(branch.dtype, torch.float32)
+        scale = branch.new_empty((branch.shape[0], 1, 1), dtype=dtype).bernoulli_(keep).div_(keep)
+        return branch * scale
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention."""
+
+    def __init__(self, dim: int, num_heads: int) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.qkv = nn.Linear(dim, 3 * dim)
+        self.proj = nn.Linear(dim, dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, N, D) -> (B, N, D)."""
+        query, key, value = (self._split_heads(part) for part in self.qkv(x).chunk(3, dim=-1))
+        mixed = F.scaled_dot_product_attention(query, key, value)
+        return self.proj(mixed.transpose(1, 2).flatten(2))
+
+    def class_token(self, x: Tensor) -> Tensor:
+        """The first token of `forward` alone, (B, N, D) -> (B, 1, D): one query instead of N."""
+        query, key, value = self._class_query(x)
+        mixed = F.scaled_dot_product_attention(query, key, value)
+        return self.proj(mixed.transpose(1, 2).flatten(2))
+
+    def class_weights(self, x: Tensor) -> Tensor:
+        """Softmax weights with which the class token attends to all tokens, (B, N, D) -> (B, heads, N)."""
+        query, key, _ = self._class_query(x)
+        scores = (query @ key.transpose(-2, -1)).squeeze(2) * query.shape[-1] ** -0.5
+        return scores.softmax(dim=-1, dtype=torch.promote_types(scores.dtype, torch.float32))
+
+    def _class_query(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Query of the first token (B, heads, 1, d); keys and values of all (B, heads, N, d)."""
+        dim, weight, bias = x.shape[2], self.qkv.weight, self.qkv.bias
+        query = F.linear(x[:, :1], weight[:dim], bias[:dim])
+        key, value = F.linear(x, weight[dim:], bias[dim:]).chunk(2, dim=-1)
+        return self._split_heads(query), self._split_heads(key), self._split_heads(value)
+
+    def _split_heads(self, x: Tensor) -> Tensor:
+        """(B, N, D) -> (B, heads, N, D / heads)."""
+        return x.unflatten(2, (self.num_heads, -1)).transpose(1, 2)
+
+
+class Mlp(nn.Module):
+    """Two linear layers with an exact GELU between them."""
+
+    def __init__(self, dim: int, hidden_dim: int) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(dim, hidden_dim)
+        self.fc2 = nn.Linear(hidden_dim, dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, N, D) -> (B, N, D)."""
+        return self.fc2(F.gelu(self.fc1(x)))
+
+
+class Block(nn.Module):
+    """Pre-norm transformer block."""
+
+    def __init__(self, dim: int, num_heads: int, mlp_ratio: float, drop_path_rate: float) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(dim, eps=1e-6)
+        self.attn = Attention(dim, num_heads)
+        self.drop_path = DropPath(drop_path_rate) if drop_path_rate > 0 else nn.Identity()
+        self.norm2 = nn.LayerNorm(dim, eps=1e-6)
+        self.mlp = Mlp(dim, int(dim * mlp_ratio))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, N, D) -> (B, N, D)."""
+        x = x + self.drop_path(self.attn(self.norm1(x)))
+        return x + self.drop_path(self.mlp(self.norm2(x)))
+
+    def class_token(self, x: Tensor) -> Tensor:
+        """The first token of `forward` alone, (B, N, D) -> (B, 1, D)."""
+        cls = x[:, :1] + self.drop_path(self.attn.class_token(self.norm1(x)))
+        return cls + self.drop_path(self.mlp(self.norm2(cls)))
+
+
+class PatchEmbed(nn.Module):
+    """Picture to patch tokens by one convolution (`patch`), or by a small convolutional network (`conv`).
+
+    `conv` (Xiao et al. 2021): 3x3 convolutions with batch norm and ReLU, of stride 2 until the patch size is
+    reached, one more of stride 1 after the first, and a 1x1 convolution to the embedding. The last 3x3 has
+    3/4 of the embedding's width, and each stage before it half as much.
+    """
+
+    def __init__(self, patch_size: int, in_channels: int, embed_dim: int, stem: str) -> None:
+        super().__init__()
+        if stem == "patch":
+            self.stem = None
+            self.proj = nn.Conv2d(in_channels, embed_dim, kernel_size=patch_size, stride=patch_size)
+        else:
+            self.stem = conv_stem(patch_size, in_channels, embed_dim)
+            self.proj = nn.Conv2d(conv_stem_widths(patch_size, embed_dim)[-1], embed_dim, kernel_size=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, h*w, D)."""
+        if self.stem is not None:
+            x = self.stem(x.contiguous(memory_format=torch.channels_last))
+        return self.proj(x).flatten(2).transpose(1, 2)
+
+
+def conv_stem_widths(patch_size: int, embed_dim: int) -> list[int]:
+    """Channels of each stride-2 stage of the convolutional stem; (24, 48) for patch 4 and 64 dimensions."""
+    stages = patch_size.bit_length() - 1
+    return [max(8, embed_dim * 3 // (4 << (stages - 1 - stage))) for stage in range(stages)]
+
+
+def conv_stem(patch_size: int, in_channels: int, embed_dim: int) -> nn.Sequential:
+    """The 3x3 part of the convolutional stem, (B, C, H, W) -> (B, width, H / patch, W / patch)."""
+    if patch_size < 2 or patch_size & (patch_size - 1):
+        below = 1 << (patch_size.bit_length() - 1)
+        raise UserError(
+            f"backbone.patch_size = {patch_size}: backbone.stem = conv halves the picture step by step and "
+            f"needs a power of two; nearest are {max(2, below)} and {max(4, 2 * below)}."
+        )
+    layers: list[nn.Module] = []
+    width = in_channels
+    for stage, next_width in enumerate(conv_stem_widths(patch_size, embed_dim)):
+        for stride in (2, 1) if stage == 0 else (2,):
+            layers += [
+                nn.Conv2d(width, next_width, kernel_size=3, stride=stride, padding=1, bias=False),
+                nn.BatchNorm2d(next_width),
+                nn.ReLU(inplace=True),
+            ]
+            width = next_width
+    return nn.Sequential(*layers)
+
+
+class VisionTransformer(nn.Module):
+    """Vision transformer whose feature is the class token after the final norm.
+
+    Works at any picture size that is a multiple of the patch: the position embedding, stored for
+    `image_size`, is interpolated as in the released code. `drop_path_rate` is that of the last block.
+    """
+
+    def __init__(
+        self,
+        *,
+        patch_size: int = 16,
+        embed_dim: int = 384,
+        depth: int = 12,
+        num_heads: int = 6,
+        mlp_ratio: float = 4.0,
+        drop_path_rate: float = 0.0,
+        stem: str = "patch",
+        init: str = "trunc_normal",
+        in_channels: int = 3,
+        image_size: int = 224,
+    ) -> None:
+        super().__init__()
+        self.patch_size = patch_size
+        self.feature_dim = embed_dim
+        self.grid = image_size // patch_size
+        self.patch_embed = PatchEmbed(patch_size, in_channels, embed_dim, stem)
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, embed_dim))
+        self.pos_embed = nn.Parameter(torch.zeros(1, self.grid**2 + 1, embed_dim))
+        rates = torch.linspace(0, drop_path_rate, depth, device="cpu").tolist()
+        self.blocks = nn.ModuleList(Block(embed_dim, num_heads, mlp_ratio, rate) for rate in rates)
+        self.norm = nn.LayerNorm(embed_dim, eps=1e-6)
+        self._initialise(init)
+
+    def _initialise(self, init: str) -> None:
+        nn.init.trunc_normal_(self.pos_embed, std=0.02)
+        nn.init.trunc_normal_(self.cls_token, std=0.02)
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                if init == "xavier":
+                    nn.init.xavier_uniform_(module.weight)
+                else:
+                    nn.init.trunc_normal_(module.weight, std=0.02)
+                nn.init.zeros_(module.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, D), the class token after the final norm.
+
+        The other tokens of the last block reach nothing, so only its class token is computed.
+        """
+        x, last = self._up_to_last_block(x)
+        return self.norm(last.class_token(x)).squeeze(1)
+
+    def class_attention(self, x: Tensor) -> Tensor:
+        """Attention of the class token to each patch in the last block, (B, C, H, W) -> (B, heads, h, w).
+
+        Softmax values, in float32 at least. They sum to less than 1: the class token's own share is left out.
+        """
+        grid = x.shape[-2] // self.patch_size, x.shape[-1] // self.patch_size
+        x, last = self._up_to_last_block(x)
+        return last.attn.class_weights(last.norm1(x))[:, :, 1:].unflatten(2, grid)
+
+    def intermediate_tokens(self, x: Tensor, n: int) -> list[Tensor]:
+        """All tokens after each of the last `n` blocks, first to last, each (B, 1 + h*w, D).
+
+        The final norm is applied to every one of them, as the released linear evaluation expects.
+        """
+        x = self.tokens(x)
+        outputs = []
+        for index, block in enumerate(self.blocks):
+            x = block(x)
+            if index >= len(self.blocks) - n:
+                outputs.append(self.norm(x))
+        return outputs
+
+    def _up_to_last_block(self, x: Tensor) -> tuple[Tensor, Block]:
+        """The tokens that enter the last block, (B, 1 + h*w, D), and that block."""
+        x = self.tokens(x)
+        *blocks, last = self.blocks
+        for block in blocks:
+            x = block(x)
+        return x, cast(Block, last)
+
+    def tokens(self, x: Tensor) -> Tensor:
+        """Class token and patch tokens with their positions, (B, C, H, W) -> (B, 1 + h*w, D)."""
+        height, width = x.shape[-2] // self.patch_size, x.shape[-1] // self.patch_size
+        patches = self.patch_embed(x)
+        cls = (self.cls_token + self.pos_embed[:, :1]).expand(patches.shape[0], -1, -1)
+        return torch.cat((cls, patches + self.patch_positions(height, width)), dim=1)
+
+    def patch_positions(self, height: int, width: int) -> Tensor:
+        """Position embedding of the patches for a grid of `height` x `width`, (1, height*width, D).
+
+        Bicubic with the scale factor (n + 0.1) / N per side and no antialiasing. The 0.1 once guarded a
+        rounding error, and is now part of what trained weights expect: resizing to the target size instead
+        gives another network.
+        """
+        stored = self.pos_embed[:, 1:]
+        if height == width == self.grid:
+            return stored
+        picture = stored.unflatten(1, (self.grid, self.grid)).permute(0, 3, 1, 2)
+        scale = ((height + 0.1) / self.grid, (width + 0.1) / self.grid)
+        resized = F.interpolate(picture, scale_factor=scale, mode="bicubic", antialias=False)
+        if resized.shape[-2:] != (height, width):
+            raise ValueError(
+                f"position embedding of {self.grid}x{self.grid} became {tuple(resized.shape[-2:])}, "
+                f"not {height}x{width}"
+            )
+        return resized.flatten(2).transpose(1, 2)

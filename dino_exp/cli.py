@@ -1,0 +1,217 @@
+"""The command line of `train.py`: check everything, then let Hydra run it, then say how it ended."""
+
+from __future__ import annotations
+
+import sys
+import traceback
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+from omegaconf import DictConfig
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from dino_exp.config.compose import Checked, check
+from dino_exp.config.help import print_help
+from dino_exp.config.identity import run_id
+from dino_exp.config.loader import CONFIG_NAME, VERSION_BASE, loader, parse_arguments
+from dino_exp.config.register import CONF, register
+from dino_exp.config.schema import SCHEMAS
+from dino_exp.errors import UserError
+
+USER_ERROR = 2
+FAILED = 1
+INTERRUPTED = 130  # 128 + SIGINT, as shells have it
+
+STATE_STYLES = {"finished": "green", "failed": "bold red", "collapsed": "red", "preempted": "yellow"}
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How one run ended."""
+
+    run_id: str
+    state: str
+    exit_code: int
+    message: str
+
+
+_outcomes: list[Outcome] = []
+"""Of the runs in this process, in order; Hydra's launcher keeps what its runs return to itself."""
+
+_planned: dict[str, tuple[str, ...]] = {}
+"""The swept overrides of the runs in this process, by run id."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Check and run a command line; returns the exit code.
+
+    0: done. 2: the configuration or a file is wrong, and nothing was created. Otherwise the run's own code; a
+    sweep's is 1 if any of its runs failed.
+    """
+    argv = list(sys.argv[1:] if argv is None else argv)
+    try:
+        arguments = parse_arguments(argv)
+    except UserError as error:
+        return refuse([str(error)])
+    if arguments.help:
+        return show_help([word for word in argv if word not in ("--help", "-h")], arguments.config_dir)
+    if arguments.hydra_help or arguments.info or arguments.shell_completion:
+        hand_over(argv)
+        return 0
+    checked = check(argv)
+    if arguments.cfg:  # shows a configuration also where it cannot run yet
+        if checked.misread:
+            return refuse(checked.misread)
+        hand_over(argv)
+        warn(checked.invalid)
+        return 0
+    if checked.errors:
+        return refuse(checked.errors)
+    warn(checked.warnings)
+    return run(argv, checked)
+
+
+def refuse(errors: Sequence[str]) -> int:
+    """Print one line per problem."""
+    console = Console(stderr=True, highlight=False, soft_wrap=True)
+    for error in errors:
+        console.print(Text(error, style="red"))
+    return USER_ERROR
+
+
+def warn(warnings: Sequence[str]) -> None:
+    """Print one line per warning."""
+    console = Console(stderr=True, highlight=False, soft_wrap=True)
+    for warning in warnings:
+        console.print(Text(f"warning: {warning}", style="yellow"))
+
+
+def show_help(argv: Sequence[str], config_dir: str | None) -> int:
+    """Print the help with the values that the command line would have."""
+    checked = check(argv)
+    if checked.cfg is None:
+        checked = check([])
+    if checked.cfg is None:
+        return refuse(checked.errors)
+    options = loader(config_dir)
+    others = [group for group in options.groups if options.is_group(group) and group not in SCHEMAS]
+    groups = [*SCHEMAS, *others, "hydra/launcher"]
+    print_help(Console(), checked.cfg, checked.choices, {group: options.options(group) for group in groups})
+    return 0
+
+
+def hand_over(argv: Sequence[str]) -> None:
+    """Let Hydra do what the command line says; it reads `sys.argv`, and wants the flags first."""
+    register()
+    overrides = parse_arguments(argv).overrides
+    flags = [word for word in argv if word not in overrides]
+    sys.argv = [sys.argv[0], *flags, *overrides]
+    hydra.main(version_base=VERSION_BASE, config_path=str(CONF), config_name=CONFIG_NAME)(task)()
+
+
+def run(argv: Sequence[str], checked: Checked) -> int:
+    """Run what was checked."""
+    _outcomes.clear()
+    _planned.clear()
+    _planned.update({run.run_id: run.overrides for run in checked.runs})
+    try:
+        hand_over([*argv, *checked.extra_overrides])
+    except KeyboardInterrupt:
+        if not _outcomes or _outcomes[-1].state != "preempted":
+            _outcomes.append(Outcome("", "preempted", INTERRUPTED, "stopped between two runs"))
+    finally:
+        if checked.multirun and checked.local:
+            Console().print(sweep_table(checked, _outcomes))
+    return exit_code(_outcomes, checked.multirun)
+
+
+def exit_code(outcomes: Sequence[Outcome], multirun: bool) -> int:
+    """A single run's own; of a sweep, 1 if any run failed, else that of the run that was stopped, else 0."""
+    if not multirun:
+        return outcomes[-1].exit_code if outcomes else 0
+    if any(outcome.state == "failed" for outcome in outcomes):
+        return FAILED
+    return next((outcome.exit_code for outcome in outcomes if outcome.state == "preempted"), 0)
+
+
+def task(cfg: DictConfig) -> Outcome:
+    """One run, called by Hydra in the process where it happens.
+
+    Nothing is raised, because Hydra would show a shortened traceback and end a sweep with it; except when the
+    run was stopped, which stops the sweep.
+    """
+    settings = HydraConfig.get()
+    directory = Path(settings.runtime.output_dir)
+    multirun = settings.mode == RunMode.MULTIRUN
+    if multirun:
+        number = f"[{len(_outcomes) + 1}/{len(_planned)}] " if _planned else ""
+        overrides = _planned.get(run_id(cfg), settings.overrides.task)
+        Console(soft_wrap=True).print(Text(f"\n{number}{' '.join(overrides)}", style="bold"))
+    outcome = attempt(cfg, directory, Path(settings.sweep.dir).name if multirun else None)
+    _outcomes.append(outcome)
+    if outcome.state == "preempted" and multirun:
+        raise KeyboardInterrupt
+    return outcome
+
+
+def attempt(cfg: DictConfig, directory: Path, group: str | None) -> Outcome:
+    """Train, and turn whatever happens into an outcome."""
+    name = run_id(cfg)
+    try:
+        from dino_exp.run import train  # imports torch, which refusing and helping need not wait for
+
+        result = train(cfg, directory, group)
+    except UserError as error:
+        remove_if_empty(directory, Path(cfg.output_root))
+        refuse([str(error)])
+        return Outcome(name, "failed", USER_ERROR, str(error))
+    except KeyboardInterrupt:
+        return Outcome(name, "preempted", INTERRUPTED, "stopped by Ctrl-C")
+    except Exception as error:
+        traceback.print_exc()
+        return Outcome(name, "failed", FAILED, f"{type(error).__name__}: {error}")
+    return Outcome(name, result.state, result.exit_code, result.message)
+
+
+def remove_if_empty(directory: Path, root: Path) -> None:
+    """Take away the folders that Hydra made for a run that never began."""
+    for folder in (directory, *directory.parents):
+        try:
+            folder.rmdir()
+        except OSError:
+            return
+        if folder == root.resolve():
+            return
+
+
+def sweep_table(checked: Checked, outcomes: Sequence[Outcome]) -> Table:
+    """All runs of a sweep: what differs, how it ended, the verdict or the error."""
+    table = Table(
+        title=f"Sweep {checked.sweep_dir or ''}".rstrip(),
+        title_justify="left",
+        box=None,
+        padding=(0, 2, 0, 0),
+    )
+    table.add_column("run", overflow="fold")
+    table.add_column("folder", no_wrap=True, style="dim")
+    table.add_column("state", no_wrap=True)
+    table.add_column("result", overflow="fold")
+    ended = {outcome.run_id: outcome for outcome in outcomes}
+    for planned in checked.runs:
+        outcome = ended.get(planned.run_id)
+        state = outcome.state if outcome else "not started"
+        message = outcome.message if outcome else ""
+        line = (message.strip().splitlines() or [""])[-1 if state == "failed" else 0]
+        table.add_row(
+            Text(" ".join(planned.overrides) or "(no sweep)"),
+            f"…{planned.run_id[-8:]}",
+            Text(state, style=STATE_STYLES.get(state, "dim")),
+            Text(line),
+        )
+    return table

@@ -1,0 +1,277 @@
+"""From a command line to checked runs, before anything is created.
+
+Hydra stops at the first thing it dislikes and says so in its own words. Here the same overrides go through
+Hydra's parser and loader one at a time, so that every problem of every run of a sweep is found and named.
+"""
+
+from __future__ import annotations
+
+import copy
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from hydra.core.override_parser.types import Override
+from hydra.types import RunMode
+from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf.errors import GrammarParseError, OmegaConfBaseException
+
+from dino_exp.config import messages
+from dino_exp.config.identity import run_id
+from dino_exp.config.loader import (
+    CompositionError,
+    Loader,
+    is_basic,
+    loader,
+    override_text,
+    parse_arguments,
+    sweeper_parameters,
+    without_hydra,
+)
+from dino_exp.config.overrides import OverrideReader
+from dino_exp.config.relations import folder_problems
+from dino_exp.config.schema import SCHEMAS, schema_of
+from dino_exp.config.sweep import Findings, Run, same_runs, sweep_name
+from dino_exp.config.validate import field_problems, keys_of, validate, warn
+from dino_exp.errors import UserError
+
+
+@dataclass
+class Checked:
+    """What a command line means."""
+
+    misread: list[str] = field(default_factory=list)
+    """Problems that leave no configuration: syntax, unknown keys and options, wrong types."""
+    invalid: list[str] = field(default_factory=list)
+    """Problems of the composed configurations."""
+    warnings: list[str] = field(default_factory=list)
+    runs: list[Run] = field(default_factory=list)
+    multirun: bool = False
+    local: bool = True
+    """Whether the runs happen in this process."""
+    cfg: DictConfig | None = None
+    """The configuration of a single run, without Hydra's node."""
+    choices: dict[str, str] = field(default_factory=dict)
+    """Option in force by group, before any sweep."""
+    sweep_dir: str | None = None
+    """The sweep's folder, derived from its keys; None where the user or a file names one."""
+
+    @property
+    def errors(self) -> list[str]:
+        """One line per problem; empty if everything can run."""
+        return self.misread + self.invalid
+
+    @property
+    def extra_overrides(self) -> list[str]:
+        """What to add to the command line for Hydra."""
+        return [override_text("hydra.sweep.dir", self.sweep_dir)] if self.sweep_dir else []
+
+
+def compose(overrides: Iterable[str] = ()) -> DictConfig:
+    """The checked configuration of one run.
+
+    Raises:
+        UserError: with one line per problem.
+    """
+    checked = check(list(overrides))
+    if checked.errors or checked.cfg is None:
+        raise UserError("\n".join(checked.errors or ["a sweep has no single configuration"]))
+    return checked.cfg
+
+
+def check(argv: Sequence[str]) -> Checked:
+    """Compose and validate every run that a command line asks for; creates nothing."""
+    checked = Checked()
+    try:
+        arguments = parse_arguments(argv)
+        _Preflight(loader(arguments.config_dir), checked).check(arguments.overrides, arguments.multirun)
+    except UserError as error:
+        checked.misread.append(str(error))
+    return checked
+
+
+class _Preflight:
+    """The steps of `check`: read the overrides, choose the groups, expand the sweep, check each run."""
+
+    def __init__(self, loader: Loader, checked: Checked) -> None:
+        self.loader, self.checked = loader, checked
+        self.reader = OverrideReader(loader)
+
+    def check(self, texts: Sequence[str], multirun: bool) -> None:
+        """Fill `checked`."""
+        checked, reader = self.checked, self.reader
+        overrides = reader.read(texts)
+        base = self._base(overrides)
+        if base is not None:
+            checked.choices = dict(base.hydra.runtime.choices)
+            checked.multirun = multirun or base.hydra.mode == RunMode.MULTIRUN
+            checked.local = is_basic(base.hydra.launcher)
+            overrides = [override for override in overrides if not override.is_hydra_override()]
+            if not checked.multirun:
+                overrides = reader.without_sweeps(overrides)
+            elif is_basic(base.hydra.sweeper):
+                overrides = reader.read(sweeper_parameters(base)) + overrides
+            self._check_runs(overrides)
+        checked.misread = reader.problems + checked.misread
+        if base is not None and checked.multirun and not checked.errors:
+            self._check_sweep(overrides, base)
+
+    # ---- composing ------------------------------------------------------------------------------
+
+    def _base(self, overrides: Sequence[Override]) -> DictConfig | None:
+        """The configuration before any sweep, Hydra's node included."""
+        fixed = [override for override in overrides if not override.is_sweep_override()]
+        choices = tuple(str(override.input_line) for override in fixed if self._is_choice(override))
+        try:
+            base = copy.deepcopy(self.loader.compose(choices).whole)
+        except CompositionError as error:
+            self.reader.drop("", self._explain(error))
+            return None
+        for override in fixed:
+            if override.is_hydra_override() and not self._is_choice(override):
+                reason = self.loader.set_in_hydra(base, override)
+                if reason:
+                    near = messages.did_you_mean(_similar_siblings(base, override.key_or_group))
+                    self.reader.drop(override.key_or_group, f"{override.input_line}: {reason}{near or '.'}")
+        return base
+
+    def _is_choice(self, override: Override) -> bool:
+        return self.loader.is_group(override.key_or_group)
+
+    def _explain(self, error: CompositionError) -> str:
+        where = f"{error.source}.yaml: " if error.source else ""
+        lost = re.search(r"Could not find '(.+)/([^/']+)'", str(error))
+        if lost:
+            group, option = lost.groups()
+            problem = messages.unknown_option(group, option, self.loader.options(group))
+            return f"{problem} A configuration file asks for it."
+        if error.key and error.unknown:
+            plain = self.loader.compose(())
+            return where + self._unknown_key(error.key, plain.run, plain.choices)
+        if error.key:
+            return f"{where}{error.key}: {error}."
+        return str(error)
+
+    def _unknown_key(self, key: str, cfg: DictConfig, choices: Mapping[str, str]) -> str:
+        groups = [group for group in self.loader.groups if self.loader.is_group(group)]
+        return messages.unknown_key(key, keys_of(cfg), groups, choices)
+
+    # ---- each run -------------------------------------------------------------------------------
+
+    def _check_runs(self, overrides: Sequence[Override]) -> None:
+        checked = self.checked
+        swept = {override.get_key_element() for override in overrides if override.is_sweep_override()}
+        misread, invalid, warnings = Findings(), Findings(), Findings()
+        for run in self._runs(overrides):
+            shown = tuple(str(each.input_line) for each in run if each.get_key_element() in swept)
+            choices = tuple(str(each.input_line) for each in run if self._is_choice(each))
+            try:
+                composition = self.loader.compose(choices)
+            except CompositionError as error:
+                misread.add([self._explain(error)], shown)
+                continue
+            cfg = copy.deepcopy(composition.run)
+            values = [override for override in run if not self._is_choice(override)]
+            wrong = self._apply(values, cfg, composition.choices)
+            misread.add(wrong, shown)
+            if wrong or self.reader.dropped:
+                continue
+            problems = validate(cfg)
+            if not problems and checked.local:
+                problems = list(folder_problems(cfg))
+            invalid.add(problems, shown)
+            if not problems:
+                warnings.add(warn(cfg), shown)
+                checked.runs.append(Run(shown, run_id(cfg)))
+            checked.cfg = None if checked.multirun else cfg
+        checked.misread += misread.lines()
+        checked.invalid += invalid.lines()
+        checked.warnings += warnings.lines()
+
+    def _runs(self, overrides: Sequence[Override]) -> list[list[Override]]:
+        if not self.checked.multirun:
+            return [list(overrides)]
+        return [[self.loader.parse(text) for text in texts] for texts in self.loader.expand(overrides)]
+
+    def _apply(self, overrides: Sequence[Override], cfg: DictConfig, choices: Mapping[str, str]) -> list[str]:
+        """Set the values; the problems of those that cannot be set, and of typed values out of bounds."""
+        problems, typed = [], set()
+        for override in overrides:
+            key = override.key_or_group
+            problem = self._set(cfg, override, choices)
+            if problem is None:
+                typed.add(key)
+            elif not self._may_follow(key):
+                problems.append(problem)
+        if problems or self.reader.dropped:
+            typed = {key for key in typed if not self._may_follow(key)}
+            problems += [problem for key, problem in field_problems(cfg) if key in typed]
+        return problems
+
+    def _may_follow(self, key: str) -> bool:
+        """Whether a key that seems wrong may be right with the option that could not be understood."""
+        group, _, name = key.partition(".")
+        schemas = SCHEMAS.get(group, {}).values()
+        known = len(schemas) > 1 and any(field.name == name for schema in schemas for field in fields(schema))
+        return known and any(self.loader.is_group(dropped) for dropped in self.reader.dropped)
+
+    def _set(self, cfg: DictConfig, override: Override, choices: Mapping[str, str]) -> str | None:
+        key, value = override.key_or_group, override.value()
+        node = _parent(cfg, key)
+        if node is None:
+            return self._unknown_key(key, cfg, choices)
+        if override.is_add() or override.is_force_add():
+            return f"{override.input_line}: the key exists already; write it without '+'."
+        try:
+            OmegaConf.update(cfg, key, value, merge=True)
+        except GrammarParseError:
+            return f"{key} = {messages.show(value)}: not an interpolation, such as ${{loss.student_temp}}."
+        except (OmegaConfBaseException, ValueError, TypeError, AttributeError):
+            own = fields(schema_of(node)) if isinstance(node, DictConfig) else ()
+            name = key.rpartition(".")[2]
+            return messages.wrong_value(key, value, next((each for each in own if each.name == name), None))
+        return None
+
+    # ---- the sweep as a whole -------------------------------------------------------------------
+
+    def _check_sweep(self, overrides: Sequence[Override], base: DictConfig) -> None:
+        checked = self.checked
+        if not checked.runs:
+            checked.invalid.append("-m: the sweep has no runs; one of its lists of values is empty.")
+        raw: Any = OmegaConf.to_container(base.hydra.sweep, resolve=False)
+        if raw["subdir"] == "${run_id:}":
+            checked.invalid += same_runs(checked.runs)
+        if raw["dir"] == "${output_root}/${name}_sweep":
+            cfg = without_hydra(base)
+            fixed = {each.key_or_group: each for each in overrides if not each.is_sweep_override()}
+            for key in ("name", "output_root"):
+                if key in fixed:
+                    OmegaConf.update(cfg, key, fixed[key].value())
+            swept = [override.key_or_group for override in overrides if override.is_sweep_override()]
+            name = cfg.name if "name" in fixed else sweep_name(cfg.name, swept)
+            checked.sweep_dir = str(Path(cfg.output_root) / name)
+
+
+def _parent(cfg: DictConfig, key: str) -> DictConfig | ListConfig | None:
+    """The node that holds `key`; None where there is no such key."""
+    node: Any = cfg
+    *path, last = key.split(".")
+    for name in path:
+        node = node[name] if name in _names(node) else None
+    return node if last in _names(node) else None
+
+
+def _names(node: Any) -> list[str]:
+    """The keys or indices of a node, also of what is not set yet."""
+    if isinstance(node, ListConfig):
+        return [str(index) for index in range(len(node))]
+    return [str(key) for key in node] if isinstance(node, DictConfig) else []
+
+
+def _similar_siblings(cfg: DictConfig, key: str) -> list[str]:
+    """Keys that an unknown key of Hydra's configuration may have meant."""
+    path, _, last = key.rpartition(".")
+    names = _names(OmegaConf.select(cfg, path))
+    return [] if last in names else [f"{path}.{name}" for name in messages.closest(last, names)[:1]]

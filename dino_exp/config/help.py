@@ -1,0 +1,147 @@
+"""`train.py --help`: what it is, examples, every group with its options, and the keys that people change."""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+from rich.console import Console, RenderableType
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
+
+from dino_exp.config import schema
+from dino_exp.config.messages import show
+
+INTRODUCTION = """\
+DINO pretraining (Caron et al. 2021): a student network learns to predict its own moving average, the teacher,
+across crops of a picture; no labels. Every run resumes by itself, reports whether it collapses, and ends with
+a verdict, k-NN accuracy and pictures in outputs/<experiment>/<run id>/."""
+
+EXAMPLES = (
+    ("train.py", "the demo: generated pictures, minutes on a CPU"),
+    ("train.py experiment=debug", "everything once, in seconds"),
+    ("train.py backbone=resnet18_cifar loss.teacher_temp=0.04", "other options and values"),
+    ("train.py experiment=paper_vits16 data.root=/imagenet/train", "the paper's ViT-S/16"),
+    ("train.py -m loss.teacher_temp=0.02,0.04,0.07 trainer.seed=0,1", "a sweep: six runs and a table"),
+)
+
+KEYS = (
+    "name",
+    "resume",
+    "backbone.name",
+    "backbone.patch_size",
+    "head.out_dim",
+    "crops.global_size",
+    "crops.global_scale",
+    "crops.local_size",
+    "crops.local_number",
+    "loss.teacher_temp",
+    "loss.warmup_teacher_temp_epochs",
+    "loss.center_momentum",
+    "ema.momentum",
+    "optimizer.lr",
+    "optimizer.weight_decay",
+    "data.root",
+    "trainer.epochs",
+    "trainer.max_steps",
+    "trainer.batch_size",
+    "trainer.seed",
+    "trainer.precision",
+    "trainer.device",
+    "trainer.num_workers",
+    "trainer.on_collapse",
+    "tracker.mode",
+    "eval.every_epochs",
+)
+"""What people change; `--cfg job` shows the rest."""
+
+OPTIONS = (
+    ("-m", "run once for each combination of comma-separated values"),
+    ("--cfg job", "print the composed configuration instead of running"),
+    ("--config-dir DIR", "add a folder with options of your own, e.g. DIR/experiment/mine.yaml"),
+    ("-sc install=bash", 'shell completion: eval "$(python train.py -sc install=bash)"'),
+    ("--hydra-help", "Hydra's own options"),
+)
+
+WIDEST = 120
+"""Columns beyond which lines get harder to read, not easier."""
+
+
+@cache
+def docstrings() -> dict[str, dict[str, str]]:
+    """The first sentence below each field of the schema's classes, by class and field."""
+    tree = ast.parse(Path(str(schema.__file__)).read_text("utf-8"))
+    found: dict[str, dict[str, str]] = {}
+    for node in tree.body:
+        if isinstance(node, ast.ClassDef):
+            own = found.setdefault(node.name, {})
+            for line, following in zip(node.body, node.body[1:], strict=False):
+                if isinstance(line, ast.AnnAssign) and isinstance(following, ast.Expr):
+                    own[ast.unparse(line.target)] = first_sentence(ast.literal_eval(following.value))
+    return found
+
+
+def first_sentence(text: str) -> str:
+    """Up to the first full stop that a new sentence follows."""
+    return re.split(r"(?<=\.)\s+(?=[A-Z`0-9])", " ".join(text.split()))[0]
+
+
+def meaning(kind: type, name: str) -> str:
+    """The first sentence about a field, its own or inherited."""
+    owners = (docstrings().get(base.__name__, {}) for base in kind.__mro__)
+    return next((own[name] for own in owners if name in own), "")
+
+
+def print_help(
+    console: Console, cfg: DictConfig, choices: dict[str, str], options: dict[str, Sequence[str]]
+) -> None:
+    """Print the page.
+
+    Args:
+        cfg: a composed configuration; its values are shown as the current ones.
+        choices: the option in force, by group.
+        options: all options, by group in the order of `conf/config.yaml`.
+    """
+    console = Console(file=console.file, width=min(console.width, WIDEST), highlight=False)
+    console.print(Text(INTRODUCTION.replace("\n", " ")))
+    examples = Text()
+    for line, what in EXAMPLES:
+        examples.append(f"# {what}\n", style="dim").append(f"python {line}\n")
+    examples.rstrip()
+    _section(console, "Examples", examples)
+    groups = Table.grid(padding=(0, 2, 0, 0))
+    groups.add_column(style="bold", no_wrap=True)
+    groups.add_column()
+    for group, names in options.items():
+        words = [(f"{name}*" if name == choices.get(group) else name) for name in names]
+        groups.add_row(group, Text("  ".join(words)))
+    _section(console, "Groups: group=option (* is in force)", groups)
+    keys = Table.grid(padding=(0, 2, 0, 0))
+    keys.add_column(style="bold", no_wrap=True)
+    keys.add_column(no_wrap=True)
+    keys.add_column()
+    for key in KEYS:
+        group, _, name = key.rpartition(".")
+        node: Any = cfg[group] if group else cfg
+        if name in list(node):  # `in node` alone is false for a value that is not set
+            value = "(not set)" if OmegaConf.is_missing(node, name) else show(node[name])
+            keys.add_row(key, Text(value), Text(meaning(schema.schema_of(node), name)))
+    _section(console, "Keys: key=value (with the value in force)", keys)
+    flags = Table.grid(padding=(0, 2, 0, 0))
+    flags.add_column(style="bold", no_wrap=True)
+    flags.add_column()
+    for flag, what in OPTIONS:
+        flags.add_row(flag, Text(what))
+    _section(console, "Options", flags)
+
+
+def _section(console: Console, title: str, content: RenderableType) -> None:
+    console.print()
+    console.print(Text(title, style="bold underline"))
+    console.print(Padding(content, (0, 0, 0, 2)))

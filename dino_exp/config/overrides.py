@@ -1,0 +1,107 @@
+"""Reads the overrides of a command line one at a time, so that each bad one is named."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from hydra.core.override_parser.types import Override, ValueType
+from hydra.errors import HydraException
+
+from dino_exp.config.loader import Loader
+from dino_exp.config.messages import closest, did_you_mean, unknown_option
+from dino_exp.config.schema import SCHEMAS
+
+
+class OverrideReader:
+    """Sorts overrides into well-formed ones and problems; option names are checked here, keys later."""
+
+    def __init__(self, loader: Loader) -> None:
+        self.loader = loader
+        self.problems: list[str] = []
+        self.dropped: set[str] = set()
+        """Keys whose overrides could not be understood and are left out."""
+
+    def drop(self, key: str, problem: str) -> None:
+        """Leave an override out and say why."""
+        self.dropped.add(key)
+        if problem not in self.problems:
+            self.problems.append(problem)
+
+    def read(self, texts: Sequence[str]) -> list[Override]:
+        """The overrides that are well formed and, where they choose an option, name one that exists."""
+        accepted: list[Override] = []
+        for text in texts:
+            try:
+                override = self.loader.parse(text)
+            except HydraException:
+                self.drop(text.split("=")[0].lstrip("+~"), self._malformed(text))
+                continue
+            key = override.key_or_group
+            problem = self._problem(override, text)
+            if self.loader.is_group(key) and any(other.key_or_group == key for other in accepted):
+                problem = f"{text}: {key} is chosen twice; keep one."
+            if problem:
+                self.drop(key, problem)
+            else:
+                accepted.append(override)
+        return accepted
+
+    def without_sweeps(self, overrides: Sequence[Override]) -> list[Override]:
+        """Drop what only a sweep can mean."""
+        for override in overrides:
+            if override.is_sweep_override():
+                key, value = override.key_or_group, override.get_value_string()
+                fix = "add -m to train once for each"
+                if "(" not in value and not self.loader.is_group(key):
+                    fix += f", or write the list as {key}=[{value}]"
+                self.drop(key, f"{override.input_line}: several values; {fix}.")
+        return [override for override in overrides if not override.is_sweep_override()]
+
+    def _malformed(self, text: str) -> str:
+        if "=" not in text:
+            if self.loader.is_group(text):
+                return f"{text}: write {text}=OPTION; there are: {', '.join(self.loader.options(text))}."
+            return f"{text}: overrides are written key=value, e.g. trainer.epochs=5."
+        key, _, value = text.partition("=")
+        if value.startswith("~"):
+            return f"{text}: ~ means nothing here; write $HOME{value[1:]}."
+        return f"{text}: cannot be read; quote special characters for Hydra, e.g. {key}='\"{value}\"'."
+
+    def _problem(self, override: Override, text: str) -> str | None:
+        key = override.key_or_group
+        if override.is_hydra_override() and "/" not in key:
+            if override.is_sweep_override():
+                return f"{text}: Hydra's own settings cannot be swept."
+            group = key.replace(".", "/")
+            if self.loader.is_group(group):
+                options = ", ".join(self.loader.options(group))
+                return f"{text}: a group; write {group}=OPTION; there are: {options}."
+            if key == "hydra.searchpath":
+                return f"{text}: use --config-dir DIR, whose options are checked and completed as well."
+            return None
+        if override.is_delete():
+            return f"{text}: nothing can be removed; choose another option or value, e.g. tracker=none."
+        if override.package is not None:
+            return f"{text}: an option cannot be moved to another place; write {key}=OPTION."
+        if override.value_type == ValueType.INTERVAL_SWEEP:
+            return f"{text}: Hydra's basic sweeper needs single values: {key}=0.1,0.2 or {key}=range(...)."
+        if self.loader.is_group(key):
+            return self._option_problem(override, text)
+        if "/" in key:
+            near = closest(key.partition("/")[0], SCHEMAS)[:1]
+            return f"{key}: no such group{did_you_mean(near) or '.'}"
+        return None
+
+    def _option_problem(self, override: Override, text: str) -> str | None:
+        key = override.key_or_group
+        options = self.loader.options(key)
+        if override.is_add() or override.is_force_add():
+            return f"{text}: {key} has an option already; write it without '+'."
+        values = list(override.sweep_iterator()) if override.is_sweep_override() else [override.value()]
+        for value in values:
+            name = getattr(value, "text", value)  # a quoted string
+            if isinstance(name, (list, dict)) or name is None:
+                return f"{text}: {key} takes one option; there are: {', '.join(options)}."
+            if str(name) not in options:
+                return unknown_option(key, str(name), options)
+        return None

@@ -1,0 +1,242 @@
+"""Values of a configuration against one another: what cannot work, and what will probably be regretted."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from dino_exp.config.library_names import model_names
+from dino_exp.config.messages import closest, did_you_mean, show
+from dino_exp.config.schema import (
+    Cifar10Config,
+    FashionMnistConfig,
+    ImageFolderConfig,
+    ShapesConfig,
+    TimmConfig,
+    TorchvisionConfig,
+    VitConfig,
+    schema_of,
+)
+
+TRAINING_PICTURES: dict[type, int] = {Cifar10Config: 50_000, FashionMnistConfig: 60_000}
+
+
+def problems(cfg: Any) -> Iterator[str]:
+    """What cannot work, one line each; every single value is within its own bounds already."""
+    yield from _names(cfg)
+    yield from _backbone(cfg)
+    yield from _crops(cfg)
+    yield from _augment(cfg)
+    yield from _loss(cfg)
+    yield from _schedules(cfg)
+    yield from _data(cfg)
+    yield from _machine(cfg)
+
+
+def _names(cfg: Any) -> Iterator[str]:
+    if not re.fullmatch(r"[\w+-][\w.+-]*", cfg.name):
+        yield (
+            f"name = {show(cfg.name)}: it becomes a folder's name; use letters, digits, '.', '_', '+' and "
+            "'-', and no '.' at the start."
+        )
+    if not cfg.output_root.strip() or cfg.output_root.startswith("~"):
+        yield f"output_root = {show(cfg.output_root)}: give a folder, e.g. outputs or $HOME/outputs."
+
+
+def _backbone(cfg: Any) -> Iterator[str]:
+    node, kind = cfg.backbone, schema_of(cfg.backbone)
+    if kind is VitConfig:
+        if node.embed_dim % node.num_heads:
+            fitting = [heads for heads in range(1, node.embed_dim + 1) if node.embed_dim % heads == 0]
+            nearest = min(fitting, key=lambda heads: (abs(heads - node.num_heads), heads))
+            yield (
+                f"backbone.num_heads = {node.num_heads}: must divide backbone.embed_dim = {node.embed_dim}; "
+                f"the nearest that does is {nearest}."
+            )
+        size = int(node.patch_size)
+        if node.stem == "conv" and (size < 2 or size & (size - 1)):
+            below = max(2, 1 << (size.bit_length() - 1))
+            yield (
+                f"backbone.patch_size = {size}: backbone.stem = conv halves the picture step by step and "
+                f"needs a power of two; nearest are {below} and {2 * below}."
+            )
+    elif kind in (TimmConfig, TorchvisionConfig):
+        library = "timm" if kind is TimmConfig else "torchvision"
+        names = model_names(library)
+        name = (
+            str(node.name).split(".")[0] if kind is TimmConfig else str(node.name)
+        )  # a timm tag names weights
+        if names and name not in names:
+            near = did_you_mean(closest(name, names, cutoff=0.5))
+            yield f"backbone.name = {show(node.name)}: {library} has no such model{near or '.'}"
+        elif kind is TorchvisionConfig and node.stem == "small" and not _is_resnet(name):
+            yield (
+                f"backbone.stem = small: only ResNets have it, and backbone.name is {name}; "
+                "use backbone.stem=imagenet."
+            )
+
+
+def _is_resnet(name: str) -> bool:
+    return re.match(r"(resnet|resnext|wide_resnet)\d+", name) is not None
+
+
+def patch_size(cfg: Any) -> int | None:
+    """Side of the backbone's patches in pixels; None where it has none."""
+    kind = schema_of(cfg.backbone)
+    if kind is VitConfig:
+        return cfg.backbone.patch_size
+    if kind is TimmConfig:
+        found = re.search(r"_(?:patch|p)(\d+)(?:_|$)", cfg.backbone.name)
+    else:
+        found = re.match(r"vit_\w_(\d+)$", cfg.backbone.name)
+    return int(found.group(1)) if found else None
+
+
+def _crops(cfg: Any) -> Iterator[str]:
+    patch, crops = patch_size(cfg), cfg.crops
+    named = (
+        "backbone.patch_size" if schema_of(cfg.backbone) is VitConfig else f"the patch of {cfg.backbone.name}"
+    )
+    for key in ("global_size", "local_size") if crops.local_number else ("global_size",):
+        size = crops[key]
+        if patch and size % patch:
+            below = size // patch * patch
+            nearest = f"nearest are {below} and {below + patch}" if below else f"the smallest is {patch}"
+            yield f"crops.{key} = {size}: not a multiple of {named} = {patch}; {nearest}."
+    for key in ("global_scale", "local_scale"):
+        yield from _ordered(f"crops.{key}", crops[key])
+
+
+def _augment(cfg: Any) -> Iterator[str]:
+    yield from _ordered("augment.blur_sigma", cfg.augment.blur_sigma)
+
+
+def _ordered(key: str, pair: Any) -> Iterator[str]:
+    low, high = pair
+    if low > high:
+        yield f"{key} = {show(pair)}: the first must not exceed the second; write [{high}, {low}]."
+
+
+def _loss(cfg: Any) -> Iterator[str]:
+    loss, epochs = cfg.loss, cfg.trainer.epochs
+    if loss.warmup_teacher_temp_epochs > epochs:
+        yield (
+            f"loss.warmup_teacher_temp_epochs = {loss.warmup_teacher_temp_epochs}: more than "
+            f"trainer.epochs = {epochs}; use at most {epochs}."
+        )
+
+
+def _schedules(cfg: Any) -> Iterator[str]:
+    ema, optimizer, epochs = cfg.ema, cfg.optimizer, cfg.trainer.epochs
+    if ema.schedule != "constant" and ema.final_momentum < ema.momentum:
+        yield (
+            f"ema.final_momentum = {ema.final_momentum}: less than ema.momentum = {ema.momentum}, and the "
+            "teacher slows down over a run; raise it (the paper ends at 1) or use ema.schedule=constant."
+        )
+    for key in ("warmup_epochs", "freeze_last_layer_epochs"):
+        if optimizer[key] > epochs:
+            yield (
+                f"optimizer.{key} = {optimizer[key]:g}: more than trainer.epochs = {epochs}; "
+                f"use at most {epochs}."
+            )
+    batch = cfg.trainer.batch_size
+    peak = optimizer.lr * batch / 256
+    if optimizer.min_lr > peak:
+        yield (
+            f"optimizer.min_lr = {optimizer.min_lr:g}: more than the peak, optimizer.lr · batch / 256 = "
+            f"{optimizer.lr:g} · {batch} / 256 = {peak:g}; lower it or raise optimizer.lr."
+        )
+
+
+def _data(cfg: Any) -> Iterator[str]:
+    data, kind, batch = cfg.data, schema_of(cfg.data), cfg.trainer.batch_size
+    for key in ("mean", "std"):
+        if len(data[key]) != data.channels:
+            yield (
+                f"data.{key} = {show(data[key])}: give one number per channel; "
+                f"data.channels = {data.channels}."
+            )
+    if kind is Cifar10Config and data.channels != 3:
+        yield f"data.channels = {data.channels}: CIFAR-10 has 3."
+    if kind is ShapesConfig and data.channels not in (1, 3):
+        yield f"data.channels = {data.channels}: shapes have 3 (RGB) or 1 (luminance)."
+    pictures = data.train_size if kind is ShapesConfig else TRAINING_PICTURES.get(kind)
+    if pictures and batch > pictures:
+        more = ", or raise data.train_size" if kind is ShapesConfig else ""
+        yield (
+            f"trainer.batch_size = {batch}: {data.name} has only {pictures} training pictures, less than one "
+            f"batch; use at most {pictures}{more}."
+        )
+    if kind is ImageFolderConfig and not (data.root or "").strip():
+        yield f"data.root = {show(data.root)}: give the training pictures, e.g. data.root=/path/to/train."
+
+
+def _machine(cfg: Any) -> Iterator[str]:
+    if cfg.trainer.precision == "fp16" and cfg.trainer.device == "cpu":
+        yield "trainer.precision = fp16: not on trainer.device = cpu; use trainer.precision=bf16 or fp32."
+
+
+def folder_problems(cfg: Any) -> Iterator[str]:
+    """Folders that are not on this machine; for runs that happen here."""
+    if schema_of(cfg.data) is ImageFolderConfig:
+        for key in ("root", "val_root"):
+            place = cfg.data[key]
+            if place not in (None, "auto") and not Path(place).expanduser().exists():
+                yield f"data.{key} = {show(place)}: there is no such folder or file."
+
+
+def warnings(cfg: Any) -> Iterator[str]:
+    """What runs but has been seen to fail, one line each."""
+    loss, crops, ema = cfg.loss, cfg.crops, cfg.ema
+    if loss.sharpening and loss.teacher_temp >= loss.student_temp:
+        yield (
+            f"loss.teacher_temp = {loss.teacher_temp}: not below loss.student_temp = {loss.student_temp}, so "
+            "the teacher does not sharpen; expect a uniform collapse (loss = ln K)."
+        )
+    elif loss.sharpening and loss.teacher_temp > 0.06 and not _warms_up(loss):
+        yield (
+            f"loss.teacher_temp = {loss.teacher_temp}: constant values above 0.06 collapsed in the paper "
+            "(k-NN 0.1 at 0.08); warm up: loss.warmup_teacher_temp=0.04 loss.warmup_teacher_temp_epochs=30."
+        )
+    if not loss.sharpening or loss.centering == "none":
+        key = "loss.sharpening = false" if not loss.sharpening else "loss.centering = none"
+        yield f"{key}: collapses on purpose, as in the paper's section 5.3."
+    elif loss.centering == "mean" and loss.center_momentum >= 0.999:
+        yield (
+            f"loss.center_momentum = {loss.center_momentum}: the centre is too slow; collapsed in the paper "
+            "(k-NN 0.1). The paper uses 0.9."
+        )
+    if ema.momentum == 0:
+        yield "ema.momentum = 0: the teacher is the student; collapsed in the paper (k-NN 0.1)."
+    if ema.momentum == 1:
+        yield "ema.momentum = 1: the teacher never moves, so the student learns a random network's output."
+    if not crops.local_number and crops.global_scale[0] > 0.14:
+        yield (
+            f"crops.local_number = 0: without local crops the released code advises a wider area; "
+            f"set crops.global_scale=[0.14,1] instead of {show(crops.global_scale)}."
+        )
+    if crops.local_number and crops.local_size > crops.global_size:
+        yield f"crops.local_size = {crops.local_size}: larger than crops.global_size = {crops.global_size}."
+    smallest = min(crops.global_size, crops.local_size if crops.local_number else crops.global_size)
+    patch = patch_size(cfg)
+    if patch and (smallest // patch) ** 2 < 4:
+        yield (
+            f"crops: {smallest} pixels are {(smallest // patch) ** 2} patch of {patch}; use smaller patches "
+            "or larger crops."
+        )
+    if (
+        schema_of(cfg.backbone) is TorchvisionConfig
+        and cfg.backbone.stem == "imagenet"
+        and crops.global_size < 64
+    ):
+        fix = "; use backbone.stem=small" if _is_resnet(cfg.backbone.name) else ""
+        yield (
+            f"backbone.name = {cfg.backbone.name}: its stem is made for pictures of 224 pixels, and crops of "
+            f"{crops.global_size} shrink to a point{fix}."
+        )
+
+
+def _warms_up(loss: Any) -> bool:
+    return loss.warmup_teacher_temp_epochs > 0 and loss.warmup_teacher_temp <= 0.06

@@ -1,0 +1,387 @@
+"""The typed configuration: one dataclass per component, in the order of `conf/config.yaml`.
+
+The string below each field says what it means and in which unit; `train.py --help` prints it.
+Defaults are the released code's (ViT-S/16 on ImageNet); the YAML files in `conf/` choose others.
+"""
+
+# ruff: noqa: RUF009 - `number` and `choice` are dataclasses.field with bounds
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from omegaconf import MISSING, OmegaConf
+
+from dino_exp.config.fields import choice, number
+
+
+@dataclass(kw_only=True)
+class BackboneConfig:
+    """The network that makes the features; the same architecture for student and teacher."""
+
+    _target_: str = MISSING
+    name: str = MISSING
+    """Architecture name; for `backbone=timm` and `backbone=torchvision` any model name of that library."""
+
+
+@dataclass(kw_only=True)
+class VitConfig(BackboneConfig):
+    """The released code's vision transformer."""
+
+    _target_: str = "dino_exp.backbone.vit.vit"
+    name: str = "vit_small"
+    patch_size: int = number(16, at_least=1, hint="8 or 16 in the paper")
+    """Side of a patch in pixels; crop sizes must be multiples of it."""
+    embed_dim: int = number(384, at_least=1, at_most=65536)
+    """Width of the tokens, D; also the size of the feature."""
+    depth: int = number(12, at_least=1)
+    """Number of transformer blocks."""
+    num_heads: int = number(6, at_least=1)
+    """Attention heads; must divide embed_dim."""
+    mlp_ratio: float = number(4.0, above=0)
+    """Hidden width of a block's MLP as a multiple of embed_dim."""
+    drop_path_rate: float = number(0.1, at_least=0, below=1)
+    """Stochastic depth of the student's last block, growing linearly from 0; the teacher has none."""
+    stem: str = choice("patch", ["patch", "conv"])
+    """`patch`: one convolution per patch (the paper). `conv`: stride-2 3x3 convolutions with batch norm
+    down to the patch size, which small networks on small pictures need in order to learn in minutes."""
+    init: str = choice("trunc_normal", ["trunc_normal", "xavier"])
+    """Initial linear weights: truncated normal of std 0.02 (the released code) or Xavier uniform."""
+
+
+@dataclass(kw_only=True)
+class TimmConfig(BackboneConfig):
+    """Any timm model by name, with its classifier removed and its own pooling kept."""
+
+    _target_: str = "dino_exp.backbone.library.timm_backbone"
+    drop_path_rate: float = number(0.0, at_least=0, below=1)
+    """Stochastic depth of the student, where the model has it; the teacher has none."""
+
+
+@dataclass(kw_only=True)
+class TorchvisionConfig(BackboneConfig):
+    """Any torchvision classification model by name, with its last linear layer removed."""
+
+    _target_: str = "dino_exp.backbone.library.torchvision_backbone"
+    stem: str = choice("imagenet", ["imagenet", "small"])
+    """`small` (ResNets only): a 3x3 stride-1 first convolution and no max-pool, for 32-pixel pictures."""
+
+
+@dataclass(kw_only=True)
+class HeadConfig:
+    """Projection head (paper, section 3.2 and appendix C)."""
+
+    _target_: str = "dino_exp.head.DINOHead"
+    out_dim: int = number(65536, at_least=2, hint="1,024 to 262,144 in the paper; small data wants fewer")
+    """K, the number of prototypes."""
+    hidden_dim: int = number(2048, at_least=1)
+    """Width of the hidden layers."""
+    bottleneck_dim: int = number(256, at_least=1)
+    """Width of the L2-normalised layer before the prototypes."""
+    layers: int = number(3, at_least=1)
+    """Linear layers up to the bottleneck."""
+    use_bn: bool = False
+    """Batch norm after each hidden layer."""
+    norm_last_layer: bool = True
+    """Keep the prototypes' gain at 1 (true), or train it (false). They are weight-normalised either way."""
+    init: str = choice("trunc_normal", ["trunc_normal", "xavier"])
+    """Initial linear weights: truncated normal of std 0.02 (the released code) or Xavier uniform."""
+
+
+@dataclass(kw_only=True)
+class CropsConfig:
+    """Multi-crop: two global crops for both networks, more small ones for the student alone."""
+
+    _target_: str = "dino_exp.crops.MultiCrop"
+    global_size: int = number(224, at_least=1)
+    """Side of a global crop in pixels."""
+    global_scale: list[float] = number([0.4, 1.0], above=0, at_most=1, length=2)
+    """Least and greatest share of the picture's area in a global crop."""
+    local_size: int = number(96, at_least=1)
+    """Side of a local crop in pixels."""
+    local_number: int = number(8, at_least=0)
+    """Local crops per picture."""
+    local_scale: list[float] = number([0.05, 0.4], above=0, at_most=1, length=2)
+    """Least and greatest share of the picture's area in a local crop."""
+
+
+@dataclass(kw_only=True)
+class AugmentConfig:
+    """What happens to each crop, in order: flip, rotation, jitter, greyscale, blur, solarise, normalise."""
+
+    _target_: str = "dino_exp.augment.Augment"
+    flip: float = number(0.5, at_least=0, at_most=1)
+    """Probability of a horizontal flip."""
+    rotation: float = number(0.0, at_least=0, at_most=180, hint="the released code does not rotate")
+    """Greatest rotation in degrees, either way."""
+    jitter: float = number(0.8, at_least=0, at_most=1)
+    """Probability of colour jitter: brightness, contrast, saturation and hue in random order."""
+    brightness: float = number(0.4, at_least=0, at_most=1)
+    """Brightness factor in 1 ± this."""
+    contrast: float = number(0.4, at_least=0, at_most=1)
+    """Contrast factor in 1 ± this."""
+    saturation: float = number(0.2, at_least=0, at_most=1)
+    """Saturation factor in 1 ± this (RGB only)."""
+    hue: float = number(0.1, at_least=0, at_most=0.5)
+    """Hue shift in ± this share of the colour circle; 0.5 is every hue (RGB only)."""
+    grey: float = number(0.2, at_least=0, at_most=1)
+    """Probability of greyscale (RGB only)."""
+    blur: list[float] = number([1.0, 0.1, 0.5], at_least=0, at_most=1, length=3)
+    """Probability of a Gaussian blur for the first global, the second global, and each local crop."""
+    blur_sigma: list[float] = number([0.1, 2.0], above=0, length=2)
+    """Least and greatest standard deviation of the blur in pixels."""
+    solarize: float = number(0.2, at_least=0, at_most=1)
+    """Probability of solarisation (second global crop only)."""
+
+
+@dataclass(kw_only=True)
+class LossConfig:
+    """Cross-entropy between teacher and student over crops, with centring and sharpening (section 3.1)."""
+
+    _target_: str = "dino_exp.loss.DINOLoss"
+    student_temp: float = number(0.1, above=0, hint="the paper uses 0.1")
+    """τ_s, the student's temperature."""
+    teacher_temp: float = number(0.04, at_least=0, hint="the paper uses 0.02–0.07; 0 is a hard argmax")
+    """τ_t, the teacher's temperature after warm-up. Lower is sharper; constant values above 0.06 collapsed
+    in the paper's table."""
+    warmup_teacher_temp: float = number(0.04, at_least=0)
+    """τ_t in the first epoch of the warm-up."""
+    warmup_teacher_temp_epochs: int = number(0, at_least=0)
+    """Epochs over which τ_t goes from warmup_teacher_temp to teacher_temp; with 0 it is constant."""
+    center_momentum: float = number(0.9, at_least=0, below=1, hint="the paper uses 0.9; 0.999 collapses")
+    """m in centre ← m·centre + (1 − m)·batch mean. 0 follows each batch; 0.999 is too slow and collapses."""
+    center_init: str = choice("zeros", ["zeros", "first_batch"])
+    """Where the centre starts: `zeros` (released code) or the first batch's mean, which helps short runs."""
+    centering: str = choice("mean", ["mean", "sinkhorn", "none"])
+    """`mean` subtracts the centre; `sinkhorn` balances the batch by Sinkhorn-Knopp; `none` does neither."""
+    sharpening: bool = True
+    """False makes the teacher no sharper than the student (τ_t = τ_s): the collapse study of section 5.3."""
+
+
+@dataclass(kw_only=True)
+class EmaConfig:
+    """The teacher's momentum λ: teacher ← λ·teacher + (1 − λ)·student after each step."""
+
+    _target_: str = "dino_exp.ema.momentum_schedule"
+    schedule: str = choice("cosine", ["cosine", "constant", "linear"])
+    """How λ goes from momentum to final_momentum over the run, per step."""
+    momentum: float = number(
+        0.996, at_least=0, at_most=1, hint="0.99 for small data sets, 0.996 in the paper"
+    )
+    """λ at the first step."""
+    final_momentum: float = number(1.0, at_least=0, at_most=1)
+    """λ towards the end; unused by `constant`."""
+
+
+@dataclass(kw_only=True)
+class OptimizerConfig:
+    """The optimiser and the schedules of its learning rate and weight decay."""
+
+    _target_: str = choice(
+        "dino_exp.optimizer.adamw",
+        ["dino_exp.optimizer.adamw", "dino_exp.optimizer.sgd", "dino_exp.optimizer.lars"],
+    )
+    lr: float = number(5e-4, at_least=0, hint="the peak is lr · batch_size / 256")
+    """Learning rate for a batch of 256; the peak is scaled linearly with the global batch."""
+    min_lr: float = number(1e-6, at_least=0)
+    """Learning rate at the end of the cosine; not scaled."""
+    warmup_epochs: float = number(10.0, at_least=0)
+    """Epochs of linear warm-up from 0 to the peak."""
+    weight_decay: float = number(0.04, at_least=0)
+    """Weight decay at the first step; biases and one-dimensional tensors have none."""
+    final_weight_decay: float = number(0.4, at_least=0)
+    """Weight decay at the end of its cosine."""
+    clip_grad: float = number(3.0, at_least=0, hint="0 switches clipping off")
+    """Greatest gradient norm of each single parameter tensor."""
+    freeze_last_layer_epochs: float = number(1.0, at_least=0)
+    """Epochs at the start in which the prototypes do not move."""
+
+
+@dataclass(kw_only=True)
+class DataConfig:
+    """Where the pictures come from."""
+
+    _target_: str = MISSING
+    name: str = MISSING
+    root: str | None = MISSING
+    """Folder of the pictures; for generated and downloaded sets where they are kept (null: a cache)."""
+    channels: int = number(3, at_least=1)
+    """Channels of a picture."""
+    mean: list[float] = number([0.485, 0.456, 0.406])
+    """Mean per channel, of values in 0–1, subtracted after augmentation."""
+    std: list[float] = number([0.229, 0.224, 0.225], above=0)
+    """Standard deviation per channel, divided by after augmentation."""
+    max_corrupt: float = number(0.01, at_least=0, at_most=1)
+    """Share of unreadable pictures above which the run ends with an error."""
+
+
+@dataclass(kw_only=True)
+class ShapesConfig(DataConfig):
+    """Procedural pictures of one textured object each, with class and mask; generated in seconds."""
+
+    _target_: str = "dino_exp.data.shapes.load"
+    name: str = "shapes"
+    root: str | None = None
+    image_size: int = number(32, at_least=16)
+    """Side of a picture in pixels."""
+    train_size: int = number(12000, at_least=1)
+    """Pictures to train on."""
+    test_size: int = number(3000, at_least=1)
+    """Held-out pictures."""
+    seed: int = number(0, at_least=0, at_most=2**32 - 1)
+    """Seed of the pictures themselves; another seed is another data set."""
+
+
+@dataclass(kw_only=True)
+class ImageFolderConfig(DataConfig):
+    """Class folders, one flat folder, or a text file with one path per line; labels are optional."""
+
+    _target_: str = "dino_exp.data.folder.load"
+    name: str = "image_folder"
+    val_root: str | None = "auto"
+    """Held-out pictures for k-NN. `auto`: the folder `val` or `test` beside a root named `train`; null has
+    none."""
+
+
+@dataclass(kw_only=True)
+class Cifar10Config(DataConfig):
+    """CIFAR-10, read from data.root or downloaded there."""
+
+    _target_: str = "dino_exp.data.torchvision_sets.cifar10"
+    name: str = "cifar10"
+    root: str | None = None
+
+
+@dataclass(kw_only=True)
+class FashionMnistConfig(DataConfig):
+    """Fashion-MNIST (one channel), from data.root, Debian's dataset-fashion-mnist, or downloaded."""
+
+    _target_: str = "dino_exp.data.torchvision_sets.fashion_mnist"
+    name: str = "fashion_mnist"
+    root: str | None = None
+
+
+@dataclass(kw_only=True)
+class TrainerConfig:
+    """Length, batch, machine, and how often things are written."""
+
+    epochs: int = number(100, at_least=1)
+    """Passes over the training pictures; all schedules span them."""
+    max_steps: int | None = number(None, at_least=1)
+    """Stop after this many steps; the schedules still span `epochs`, so the run is a prefix of the whole."""
+    batch_size: int = number(512, at_least=1)
+    """Pictures per step over all processes."""
+    seed: int = number(0, at_least=0, at_most=2**32 - 1)
+    """Seed of the weights, the order of the pictures, and their crops."""
+    precision: str = choice("auto", ["auto", "fp32", "bf16", "fp16"])
+    """Autocast type of the networks; `auto` is bf16 on a GPU that has it and fp32 elsewhere."""
+    device: str = choice("auto", ["auto", "cpu", "cuda", "mps"])
+    """Where to train; `auto` takes the first of cuda, mps, cpu that is there."""
+    num_workers: int | None = number(None, at_least=0)
+    """Processes that prepare pictures; null chooses from the cores at hand. Never changes the result."""
+    log_every: int = number(50, at_least=1)
+    """Steps between two lines of metrics.jsonl."""
+    checkpoint_every: int = number(500, at_least=1)
+    """Steps between two checkpoints: the most work that a kill can cost."""
+    on_collapse: str = choice("warn", ["warn", "stop"])
+    """What to do when the verdict is a collapse: say so and go on, or end the run with state `collapsed`."""
+
+
+@dataclass(kw_only=True)
+class TrackerConfig:
+    """Where metrics are mirrored; metrics.jsonl in the run directory is always written and is the truth."""
+
+    _target_: str = "dino_exp.tracker.NoTracker"
+    mode: str = choice("auto", ["auto", "online", "offline", "disabled"])
+    """`auto` is online when a W&B login is found, and offline otherwise."""
+
+
+@dataclass(kw_only=True)
+class WandbConfig(TrackerConfig):
+    """Weights & Biases."""
+
+    _target_: str = "dino_exp.tracker.wandb.WandbTracker"
+    project: str = "dino-exp"
+    """W&B project."""
+    entity: str | None = None
+    """W&B team or user; null is the login's default."""
+    timeout: float = number(60.0, above=0)
+    """Seconds that W&B may take to start and, again, to finish before the run goes on without it."""
+
+
+@dataclass(kw_only=True)
+class TensorboardConfig(TrackerConfig):
+    """TensorBoard event files in the run directory (`pip install dino-exp[tensorboard]`)."""
+
+    _target_: str = "dino_exp.tracker.tensorboard.TensorboardTracker"
+
+
+@dataclass(kw_only=True)
+class EvalConfig:
+    """Weighted k-NN on held-out pictures during training (section 4.1 and appendix F.1)."""
+
+    _target_: str = "dino_exp.eval.knn.KNN"
+    k: int = number(20, at_least=1)
+    """Neighbours that vote; more neighbours than bank pictures are cut to the bank."""
+    temperature: float = number(0.07, above=0)
+    """T in a neighbour's weight exp(similarity / T)."""
+    every_epochs: int = number(10, at_least=1)
+    """Epochs between two evaluations; the untrained and the final network are always evaluated."""
+    bank_size: int | None = number(None, at_least=1)
+    """Training pictures in the bank; null is all."""
+    query_size: int | None = number(None, at_least=1)
+    """Held-out pictures that are classified; null is all."""
+    batch_size: int = number(256, at_least=1)
+    """Pictures per forward pass."""
+    crop_ratio: float = number(0.875, above=0, at_most=1)
+    """The central share of the resized picture's side that is seen; 224 / 256 in the released code."""
+
+
+@dataclass(kw_only=True)
+class Config:
+    """A whole run."""
+
+    name: str = "run"
+    """First part of the output folder: outputs/<name>/<run id>."""
+    output_root: str = "outputs"
+    """Folder that holds all runs."""
+    resume: str = choice("auto", ["auto", "never"])
+    """`auto` goes on from the run's checkpoint and shows a finished run; `never` starts afresh beside it."""
+    backbone: BackboneConfig = MISSING
+    head: HeadConfig = field(default_factory=HeadConfig)
+    crops: CropsConfig = field(default_factory=CropsConfig)
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
+    ema: EmaConfig = field(default_factory=EmaConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    data: DataConfig = MISSING
+    trainer: TrainerConfig = field(default_factory=TrainerConfig)
+    tracker: TrackerConfig = field(default_factory=TrackerConfig)
+    eval: EvalConfig = field(default_factory=EvalConfig)
+
+
+SCHEMAS: dict[str, dict[str, type]] = {
+    "backbone": {"vit": VitConfig, "timm": TimmConfig, "torchvision": TorchvisionConfig},
+    "head": {"": HeadConfig},
+    "crops": {"": CropsConfig},
+    "augment": {"": AugmentConfig},
+    "loss": {"": LossConfig},
+    "ema": {"": EmaConfig},
+    "optimizer": {"": OptimizerConfig},
+    "data": {
+        "shapes": ShapesConfig,
+        "image_folder": ImageFolderConfig,
+        "cifar10": Cifar10Config,
+        "fashion_mnist": FashionMnistConfig,
+    },
+    "trainer": {"": TrainerConfig},
+    "tracker": {"none": TrackerConfig, "wandb": WandbConfig, "tensorboard": TensorboardConfig},
+    "eval": {"": EvalConfig},
+}
+"""The classes of each group; `conf/` begins its files with `/schema/<group>` or `/schema/<group>/<name>`."""
+
+
+def schema_of(node: Any) -> type:
+    """The class of a typed node; `object` where it has none."""
+    return OmegaConf.get_type(node) or object

@@ -1,0 +1,60 @@
+"""A sweep as a whole: its name, its runs' ids, and the problems of many runs told once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run of a command line."""
+
+    overrides: tuple[str, ...]
+    """The swept overrides with this run's values; empty for a single run."""
+    run_id: str
+
+
+def sweep_name(name: str, swept: Sequence[str]) -> str:
+    """A sweep's folder: what it sweeps, not when; e.g. demo_sweep_teacher_temp_center_momentum."""
+    ends = [key.rpartition(".")[2] for key in swept]
+    prefix = [] if "experiment" in ends else [name]
+    return "_".join([*prefix, "sweep", *ends])[:120]
+
+
+def same_runs(runs: Sequence[Run]) -> list[str]:
+    """A problem for each training that occurs more than once."""
+    by_id: dict[str, list[Run]] = {}
+    for run in runs:
+        by_id.setdefault(run.run_id, []).append(run)
+    return [
+        f"{' and '.join(' '.join(run.overrides) for run in same)}: the same training, so they would share "
+        "one folder; sweep over keys that change the training, each value once."
+        for same in by_id.values()
+        if len(same) > 1
+    ]
+
+
+class Findings:
+    """Problems or warnings over the runs of a sweep: each line once, with the runs that it concerns."""
+
+    def __init__(self) -> None:
+        self._found: dict[str, list[tuple[str, ...]]] = {}
+        self._runs = 0
+
+    def add(self, lines: Iterable[str], overrides: tuple[str, ...]) -> None:
+        """Note a run's lines."""
+        self._runs += 1
+        for line in lines:
+            self._found.setdefault(line, []).append(overrides)
+
+    def lines(self) -> list[str]:
+        """All lines in the order found."""
+        return [line + self._where(runs) for line, runs in self._found.items()]
+
+    def _where(self, runs: Sequence[tuple[str, ...]]) -> str:
+        if len(runs) == self._runs or not runs[0]:
+            return ""
+        if len(runs) == 1:
+            return f" (run {' '.join(runs[0])})"
+        return f" ({len(runs)} of {self._runs} runs, first {' '.join(runs[0])})"

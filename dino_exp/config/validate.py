@@ -1,0 +1,135 @@
+"""Whether a composed configuration can work: each value by itself, then values against one another."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterator
+from dataclasses import Field, fields
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import InterpolationKeyError, OmegaConfBaseException
+
+from dino_exp.config import relations
+from dino_exp.config.fields import Bounds, Choices
+from dino_exp.config.messages import any_of, closest, did_you_mean, show, wrong_value
+from dino_exp.config.schema import SCHEMAS, schema_of
+from dino_exp.config.targets import targets_of
+
+MISSING_FIX = {
+    "data.root": "the training pictures, e.g. data.root=/path/to/train",
+    "backbone.name": "a model's name, e.g. backbone.name=convnext_tiny",
+}
+
+
+def validate(cfg: DictConfig) -> list[str]:
+    """What is wrong with a configuration, one line per problem; empty if it can run."""
+    problems = [problem for _, problem in field_problems(cfg)]
+    return problems or list(relations.problems(cfg))
+
+
+def warn(cfg: DictConfig) -> list[str]:
+    """What a valid configuration will probably regret, one line each."""
+    return list(relations.warnings(cfg))
+
+
+def keys_of(cfg: DictConfig) -> list[str]:
+    """All dotted keys, groups in order."""
+    keys = []
+    for name in cfg:
+        if name in SCHEMAS:
+            keys += [f"{name}.{field.name}" for field in fields(schema_of(cfg[name]))]
+        else:
+            keys.append(str(name))
+    return keys
+
+
+def field_problems(cfg: DictConfig) -> Iterator[tuple[str, str]]:
+    """Key and problem of each value that is missing, out of bounds, or not among its choices."""
+    for prefix, node in [("", cfg), *((f"{group}.", cfg[group]) for group in SCHEMAS)]:
+        schema = schema_of(node)
+        for field in fields(schema):
+            if prefix or field.name not in SCHEMAS:
+                key = f"{prefix}{field.name}"
+                problem = _problem(key, node, field, schema, cfg)
+                if problem:
+                    yield key, problem
+
+
+def _problem(key: str, node: DictConfig, field: Field[Any], schema: type, cfg: DictConfig) -> str | None:
+    if OmegaConf.is_missing(node, field.name):
+        return f"{key}: not set; give {MISSING_FIX.get(key, 'a value')}."
+    try:
+        value = node[field.name]
+        if OmegaConf.is_config(value):
+            value = OmegaConf.to_container(value, resolve=True, throw_on_missing=True)
+    except InterpolationKeyError:
+        return _dangling(key, node, field.name, cfg)
+    except OmegaConfBaseException as error:
+        raw = OmegaConf.to_container(node, resolve=False)
+        reason = re.sub(r"^\w+ raised while resolving interpolation: ", "", str(error).splitlines()[0]).strip(
+            "\"'"
+        )
+        return f"{key} = {show(raw[field.name]) if isinstance(raw, dict) else '?'}: {reason}."
+    if field.name == "_target_":
+        return _target_problem(key, value, schema)
+    choices: Choices | None = field.metadata.get("choices")
+    if choices and value not in choices.words:
+        near = did_you_mean(closest(str(value), choices.words)[:1])
+        return f"{key} = {show(value)}: must be {any_of(choices.words)}{near or '.'}"
+    if str(field.type).startswith("list") and not _is_list_of_numbers(value):
+        return wrong_value(key, value, field)
+    for number in value if isinstance(value, list) else [value]:
+        if isinstance(number, float) and not math.isfinite(number):
+            return f"{key} = {show(value)}: must be a finite number."
+    bounds: Bounds | None = field.metadata.get("bounds")
+    return _out_of_bounds(key, value, bounds) if bounds and value is not None else None
+
+
+def _is_list_of_numbers(value: Any) -> bool:
+    """OmegaConf does not look into lists within lists, nor at what an interpolation brings."""
+    return isinstance(value, list) and bool(value) and all(type(item) in (int, float) for item in value)
+
+
+def _out_of_bounds(key: str, value: Any, bounds: Bounds) -> str | None:
+    numbers = value if isinstance(value, list) else [value]
+    if bounds.length is not None and len(numbers) != bounds.length:
+        return f"{key} = {show(value)}: must be {bounds.length} numbers, not {len(numbers)}."
+    fits = all(
+        (bounds.at_least is None or number >= bounds.at_least)
+        and (bounds.above is None or number > bounds.above)
+        and (bounds.at_most is None or number <= bounds.at_most)
+        and (bounds.below is None or number < bounds.below)
+        for number in numbers
+    )
+    if fits:
+        return None
+    limits = {
+        "at least": bounds.at_least,
+        "above": bounds.above,
+        "at most": bounds.at_most,
+        "below": bounds.below,
+    }
+    must = " and ".join(f"{words} {limit:g}" for words, limit in limits.items() if limit is not None)
+    each = "every number must be" if isinstance(value, list) else "must be"
+    return f"{key} = {show(value)}: {each} {must}{f' ({bounds.hint})' if bounds.hint else ''}."
+
+
+def _dangling(key: str, node: DictConfig, name: str, cfg: DictConfig) -> str:
+    """The problem of an interpolation that points nowhere."""
+    raw = OmegaConf.to_container(node, resolve=False)
+    text = show(raw[name]) if isinstance(raw, dict) else ""
+    for target in re.findall(r"\$\{([\w.]+)\}", text):
+        if OmegaConf.select(cfg, target, throw_on_resolution_failure=False) is None:
+            near = did_you_mean([f"${{{word}}}" for word in closest(target, keys_of(cfg))[:1]])
+            return f"{key} = {text}: there is no key {target}{near or '.'}"
+    return f"{key} = {text}: points to a key that does not exist."
+
+
+def _target_problem(key: str, value: str, schema: type) -> str | None:
+    allowed = targets_of(schema)
+    if value in allowed:
+        return None
+    group = key.split(".")[0]
+    return f"{key} = {value}: must be {any_of(allowed)}; choose another {group} with {group}=OPTION."

@@ -1,0 +1,170 @@
+"""The embedded data set: drawn in seconds by `shape_pictures`, and kept in a memory-mapped file."""
+
+from __future__ import annotations
+
+import logging
+import os
+import zlib
+from collections.abc import Iterator
+from hashlib import sha256
+from pathlib import Path
+from uuid import uuid4
+
+import numpy as np
+import torch
+
+from dino_exp.data import shape_pictures
+from dino_exp.data.shape_pictures import BLOCK, CLASSES
+from dino_exp.data.source import Splits, default_root
+from dino_exp.errors import UserError
+
+log = logging.getLogger(__name__)
+
+SPLITS = ("train", "test")
+
+
+def load(
+    *,
+    name: str,
+    root: str | None,
+    channels: int,
+    mean: list[float],
+    std: list[float],
+    max_corrupt: float,
+    image_size: int,
+    train_size: int,
+    test_size: int,
+    seed: int,
+) -> Splits:
+    """The pictures of one seed, drawn now or taken from the cache in `root` (null: ~/.cache/dino_exp).
+
+    A cache that cannot be written costs memory and a few seconds per start, nothing else.
+    name, mean, std and max_corrupt concern the loader.
+    """
+    if channels not in (1, 3):
+        raise UserError(f"data.channels = {channels}: shapes have 3 channels (RGB) or 1 (luminance).")
+    folder = Path(root).expanduser() if root is not None else default_root()
+    train, test = (
+        ShapesSource(folder, split, seed=seed, size=size, image_size=image_size, channels=channels)
+        for split, size in zip(SPLITS, (train_size, test_size), strict=True)
+    )
+    return Splits(train, test)
+
+
+class ShapesSource:
+    """One split. A copy in another process opens the cache file again and takes no pictures along."""
+
+    has_masks = True
+
+    def __init__(
+        self, folder: Path, split: str, *, seed: int, size: int, image_size: int, channels: int
+    ) -> None:
+        self.split = split
+        self.shape = (size, channels + 1, image_size, image_size)  # the last plane is the mask, 0 or 1
+        self.seed = seed
+        self.classes: list[str] | None = [kind.name for kind in CLASSES]
+        labels = [
+            shape_pictures.block_labels(seed, self._number, block) for block in range(-(-size // BLOCK))
+        ]
+        self.labels: np.ndarray | None = np.concatenate(labels)[:size]
+
+        content = repr((self.split, self.shape, self.seed, shape_pictures.settings()))
+        digest = sha256(content.encode()).hexdigest()[:12]
+        self._path = folder / f"shapes-{split}-{size}x{image_size}px-seed{seed}-{digest}.npy"
+        self._pictures: np.ndarray | torch.Tensor | None = self._cached()
+
+    @property
+    def _number(self) -> int:
+        return SPLITS.index(self.split)
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def read(self, index: int) -> torch.Tensor:
+        return self._planes(index)[:-1].clone()
+
+    def mask(self, index: int) -> torch.Tensor:
+        return self._planes(index)[-1] != 0
+
+    def name(self, index: int) -> str:
+        return f"shapes {self.split} {index}"
+
+    def __getstate__(self) -> dict[str, object]:
+        state = self.__dict__.copy()
+        if isinstance(self._pictures, np.ndarray):
+            state["_pictures"] = None
+        return state
+
+    def _planes(self, index: int) -> torch.Tensor:
+        if self._pictures is None:
+            self._pictures = _open(self._path)
+        if isinstance(self._pictures, torch.Tensor):
+            return self._pictures[index]
+        return torch.from_numpy(self._pictures[index].copy())
+
+    def _cached(self) -> np.ndarray | torch.Tensor:
+        """The mapped cache file, written first if need be; the pictures in memory where that fails."""
+        try:
+            if not _whole(self._path, self.shape):
+                log.info("drawing %s shapes (%s) into %s", f"{len(self):,}", self.split, self._path)
+                _write(self._path, self.shape, self._drawn())
+            return _open(self._path)
+        except OSError as error:
+            log.warning("no cache for the shapes in %s (%s): drawing into memory", self._path.parent, error)
+            # A tensor, because DataLoader passes it to workers through shared memory.
+            return torch.from_numpy(np.concatenate(list(self._drawn())))
+
+    def _drawn(self) -> Iterator[np.ndarray]:
+        size, planes, image_size, _ = self.shape
+        for block in range(-(-size // BLOCK)):
+            pictures = shape_pictures.block_pictures(
+                self.seed, self._number, block, image_size=image_size, channels=planes - 1
+            )
+            yield pictures[: size - block * BLOCK]
+
+
+# The file: a .npy, whose readers ignore what follows the array, and the array's CRC-32 after it.
+
+
+def _open(path: Path) -> np.ndarray:
+    return np.asarray(np.load(path, mmap_mode="r"))
+
+
+def _whole(path: Path, shape: tuple[int, ...]) -> bool:
+    """Whether the file is there with the right shape and check sum: a power cut can leave zeros in it."""
+    try:
+        with path.open("rb") as file:
+            if np.lib.format.read_magic(file) != (1, 0):
+                return False
+            if np.lib.format.read_array_header_1_0(file) != (shape, False, np.dtype(np.uint8)):
+                return False
+            left, check = int(np.prod(shape)), 0
+            while left > 0 and (part := file.read(min(left, 1 << 22))):
+                check = zlib.crc32(part, check)
+                left -= len(part)
+            return left == 0 and file.read() == check.to_bytes(4, "little")
+    except (FileNotFoundError, ValueError):
+        return False
+
+
+def _write(path: Path, shape: tuple[int, ...], parts: Iterator[np.ndarray]) -> None:
+    """Write whole or not at all; not through a map, in which a full disk is a crash and not an error."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f"{path.stem}-{uuid4().hex}.tmp")
+    try:
+        with temporary.open("xb") as file:
+            header = {"descr": "|u1", "fortran_order": False, "shape": shape}
+            np.lib.format.write_array_header_1_0(file, header)
+            check = 0
+            for part in parts:
+                content = np.ascontiguousarray(part)
+                file.write(content.data)
+                check = zlib.crc32(content.data, check)
+            file.write(check.to_bytes(4, "little"))
+            file.flush()
+            os.fsync(file.fileno())
+        # Another process may have been faster; its file may be mapped already, so it stays.
+        if not _whole(path, shape):
+            temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)

@@ -1,0 +1,257 @@
+"""What a set of pictures is, and how one file becomes a tensor."""
+
+from __future__ import annotations
+
+import io
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import torch
+from PIL import Image
+
+try:  # deprecated in torchvision 0.29 and to be removed; Pillow then reads JPEG too, a third slower
+    from torchvision.io import ImageReadMode, decode_jpeg
+except ImportError:
+    decode_jpeg = None
+
+MAX_PIXELS = 178_956_970
+"""Largest picture that is decoded, in pixels: where Pillow refuses a file as a decompression bomb.
+
+A 20,000 x 20,000 picture would take 1.2 GB in each worker, for crops of a few hundred pixels. It counts as
+unreadable, so that one such file neither ends a run nor exhausts the memory."""
+
+PICTURE_SUFFIXES = frozenset(
+    {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
+    | {".ppm", ".pgm", ".pbm", ".pnm", ".npy"}
+)
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
+"""What Pillow may open; some of its other readers start programs (EPS: Ghostscript)."""
+TOO_LARGE = f"more than {MAX_PIXELS:,} pixels; scale it down first"
+
+
+class CorruptImageError(Exception):
+    """A picture that cannot be read: `name` says which, `reason` why."""
+
+    def __init__(self, name: str, reason: str) -> None:
+        super().__init__(name, reason)
+        self.name = name
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return f"{self.name}: {self.reason}"
+
+
+class ImageSource(Protocol):
+    """Pictures by index. Sources hold no open files, so that worker processes can be given one cheaply."""
+
+    @property
+    def labels(self) -> np.ndarray | None:
+        """int64 (N,), or None where there are none."""
+        ...
+
+    @property
+    def classes(self) -> list[str] | None:
+        """Name of each label, or None where there are no labels."""
+        ...
+
+    @property
+    def has_masks(self) -> bool:
+        """Whether `mask` works."""
+        ...
+
+    def __len__(self) -> int: ...
+
+    def read(self, index: int) -> torch.Tensor:
+        """uint8 (C, H, W), a copy. Raises CorruptImageError."""
+        ...
+
+    def name(self, index: int) -> str:
+        """What a person would call the picture: its path, or "shapes test 17"."""
+        ...
+
+    def mask(self, index: int) -> torch.Tensor:
+        """bool (H, W), true on the object; only where has_masks."""
+        ...
+
+
+@dataclass
+class Splits:
+    """The pictures to train on, and the held-out ones or None."""
+
+    train: ImageSource
+    test: ImageSource | None
+
+
+class ArraySource:
+    """Equally large pictures in memory.
+
+    images: uint8 (N, C, H, W). It is a tensor because DataLoader hands tensors to worker processes
+    through shared memory, where an array would be copied into each of them.
+    channels: C, or any number where the pictures have one channel, which is then repeated.
+    """
+
+    has_masks = False
+
+    def __init__(
+        self,
+        title: str,
+        images: torch.Tensor,
+        labels: np.ndarray | None,
+        classes: Sequence[str] | None,
+        channels: int,
+    ) -> None:
+        self.title = title
+        self.images = images
+        self.labels = labels
+        self.classes = None if classes is None else list(classes)
+        self.channels = channels
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def read(self, index: int) -> torch.Tensor:
+        return self.images[index].expand(self.channels, -1, -1).clone()
+
+    def name(self, index: int) -> str:
+        return f"{self.title} {index}"
+
+    def mask(self, index: int) -> torch.Tensor:
+        raise ValueError(f"{self.title} has no masks")
+
+
+def default_root() -> Path:
+    """Where embedded and downloaded sets are kept when data.root is null."""
+    cache = os.environ.get("XDG_CACHE_HOME")
+    return (Path(cache) if cache else Path.home() / ".cache") / "dino_exp"
+
+
+def read_image(path: str | os.PathLike[str], channels: int) -> torch.Tensor:
+    """Decode one file to uint8 (channels, H, W).
+
+    channels = 3 gives RGB and 1 luminance, from greyscale, palette, CMYK and 16-bit files too; an alpha
+    channel is dropped. For any other number the file must hold that many channels: RGBA, grey with alpha,
+    or a .npy array (H, W, channels) of uint8 or uint16. 16-bit values keep their upper 8 bits. The EXIF
+    orientation is not applied, as in the released code. Of an animation the first frame is read.
+
+    Raises CorruptImageError with the path and the reason.
+    """
+    name = os.fspath(path)
+    try:
+        content = Path(path).read_bytes()
+    except OSError as error:
+        raise CorruptImageError(name, error.strerror or str(error)) from error
+    try:
+        return _decode(content, channels)
+    except _UnreadableError as error:
+        raise CorruptImageError(name, str(error)) from error
+
+
+class _UnreadableError(Exception):
+    pass
+
+
+def _decode(content: bytes, channels: int) -> torch.Tensor:
+    if not content:
+        raise _UnreadableError("the file is empty")
+    if content.startswith(b"\x93NUMPY"):
+        return _select_channels(_npy(content), channels)
+    try:
+        image = Image.open(io.BytesIO(content), formats=FORMATS)  # reads the header alone, 0.02 ms
+        _check_size(image.width, image.height)
+        if (
+            decode_jpeg is not None
+            and image.format == "JPEG"
+            and image.mode in ("RGB", "L")
+            and channels == 3
+        ):
+            return _decode_jpeg(content)
+        return _select_channels(_pixels(image, channels), channels)
+    except _UnreadableError:
+        raise
+    except Image.DecompressionBombError as error:
+        raise _UnreadableError(TOO_LARGE) from error
+    except Image.UnidentifiedImageError as error:
+        raise _UnreadableError("not a picture in a format that is read here") from error
+    except Exception as error:  # decoders raise every kind of error on damaged bytes
+        raise _UnreadableError(f"damaged or truncated ({_first_line(error)})") from error
+
+
+def _first_line(error: Exception) -> str:
+    text = (str(error).splitlines() or [""])[0]
+    if ".cpp:" in text:  # torchvision puts the place in its source before the message
+        text = text.split(".cpp:", 1)[1].split(",", 1)[-1].strip()
+    return text or type(error).__name__
+
+
+def _decode_jpeg(content: bytes) -> torch.Tensor:
+    return decode_jpeg(torch.frombuffer(bytearray(content), dtype=torch.uint8), mode=ImageReadMode.RGB)
+
+
+def _check_size(width: int, height: int) -> None:
+    if width * height > MAX_PIXELS:
+        raise _UnreadableError(TOO_LARGE)
+
+
+def _npy(content: bytes) -> np.ndarray:
+    """uint8 (H, W, channels of the file)."""
+    try:
+        array = np.load(io.BytesIO(content), allow_pickle=False)
+    except Exception as error:  # damaged headers raise many kinds
+        raise _UnreadableError(f"damaged or truncated .npy file ({_first_line(error)})") from error
+    if array.dtype not in (np.uint8, np.uint16) or array.ndim not in (2, 3) or array.size == 0:
+        raise _UnreadableError(
+            f"a .npy file with {array.dtype} {array.shape}; uint8 or uint16 of shape (H, W) or "
+            "(H, W, channels) is needed"
+        )
+    _check_size(array.shape[1], array.shape[0])
+    if array.ndim == 2:
+        array = array[:, :, None]
+    return _upper_byte(array)
+
+
+def _pixels(image: Image.Image, channels: int) -> np.ndarray:
+    """uint8 (H, W, channels of the file), palettes resolved; CMYK stays where four channels are asked for."""
+    mode = image.mode
+    if mode.startswith("I"):  # 16 bits, which some formats deliver as 32
+        values = np.asarray(image)
+        if values.size and (values.min() < 0 or values.max() > 65535):
+            raise _UnreadableError("a 32-bit picture; 8 or 16 bits are needed")
+        return _upper_byte(values.astype(np.uint16))[:, :, None]
+    if mode == "F":
+        raise _UnreadableError("a floating-point picture, whose range is unknown; 8 or 16 bits are needed")
+    if mode in ("P", "PA"):
+        image = image.convert("RGBA" if "transparency" in image.info or mode == "PA" else "RGB")
+    elif mode == "1":
+        image = image.convert("L")
+    elif mode in ("RGBa", "La"):
+        image = image.convert(mode.upper())
+    elif mode in ("LAB", "HSV", "YCbCr", "RGBX") or (mode == "CMYK" and channels in (1, 3)):
+        image = image.convert("RGB")
+    values = np.asarray(image)
+    return values if values.ndim == 3 else values[:, :, None]
+
+
+def _upper_byte(values: np.ndarray) -> np.ndarray:
+    return values if values.dtype == np.uint8 else (values >> 8).astype(np.uint8)
+
+
+def _select_channels(values: np.ndarray, channels: int) -> torch.Tensor:
+    """(H, W, channels of the file) to (channels, H, W)."""
+    found = values.shape[2]
+    if found == channels and channels not in (1, 3):
+        pass
+    elif channels == 3 and found in (1, 2):
+        values = np.repeat(values[:, :, :1], 3, axis=2)
+    elif channels == 3 and found in (3, 4):
+        values = values[:, :, :3]
+    elif channels == 1 and found in (1, 2):
+        values = values[:, :, :1]
+    elif channels == 1 and found in (3, 4):
+        values = np.asarray(Image.fromarray(np.ascontiguousarray(values[:, :, :3])).convert("L"))[:, :, None]
+    else:
+        raise _UnreadableError(f"has {found} channels, and data.channels is {channels}")
+    return torch.from_numpy(values.transpose(2, 0, 1).copy())

@@ -1,0 +1,144 @@
+"""CIFAR-10 and Fashion-MNIST: found on disk, or downloaded by torchvision."""
+
+from __future__ import annotations
+
+import gzip
+import http.client
+import logging
+import math
+import tarfile
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from filelock import FileLock
+from torchvision import datasets
+
+from dino_exp.data.source import ArraySource, Splits, default_root
+from dino_exp.errors import UserError
+
+log = logging.getLogger(__name__)
+
+DEBIAN_FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")  # package dataset-fashion-mnist
+
+
+def cifar10(
+    *, name: str, root: str | None, channels: int, mean: list[float], std: list[float], max_corrupt: float
+) -> Splits:
+    """50,000 and 10,000 pictures of 32 x 32 in ten classes, from `root` (null: ~/.cache/dino_exp).
+
+    name, mean, std and max_corrupt concern the loader. Raises UserError where a download fails.
+    """
+    if channels != 3:
+        raise UserError(f"data.channels = {channels}: CIFAR-10 has 3.")
+    folder = _root(root)
+
+    def read(download: bool) -> Splits:
+        train, test = (datasets.CIFAR10(folder, train=t, download=download) for t in (True, False))
+        return Splits(_cifar10_source(train, "train"), _cifar10_source(test, "test"))
+
+    try:
+        return read(download=False)
+    except (RuntimeError, OSError):  # not there, or with a wrong check sum
+        return _download(
+            lambda: read(download=True),
+            folder,
+            f"put cifar-10-python.tar.gz, or its folder cifar-10-batches-py, into {folder}",
+        )
+
+
+def fashion_mnist(
+    *, name: str, root: str | None, channels: int, mean: list[float], std: list[float], max_corrupt: float
+) -> Splits:
+    """60,000 and 10,000 pictures of 28 x 28 in ten classes; with channels = 3 the one channel is repeated.
+
+    Looked for in `root` (null: ~/.cache/dino_exp), in Debian's package dataset-fashion-mnist, and then
+    downloaded into `root`. name, mean, std and max_corrupt concern the loader.
+    Raises UserError where the files are damaged or a download fails.
+    """
+    if channels not in (1, 3):
+        raise UserError(f"data.channels = {channels}: Fashion-MNIST has 1; 3 repeats it.")
+    folder = _root(root)
+    raw = folder / "FashionMNIST" / "raw"  # torchvision's place
+    for place in (raw, folder, DEBIAN_FASHION_MNIST):
+        if all(_idx_file(place, part, kind) for part in ("train", "t10k") for kind in ("images", "labels")):
+            log.info("Fashion-MNIST from %s", place)
+            return _fashion_mnist_splits(place, channels)
+
+    def download() -> Splits:
+        datasets.FashionMNIST(folder, download=True)
+        return _fashion_mnist_splits(raw, channels)
+
+    return _download(
+        download,
+        folder,
+        "put train-images-idx3-ubyte.gz, train-labels-idx1-ubyte.gz, t10k-images-idx3-ubyte.gz and "
+        f"t10k-labels-idx1-ubyte.gz into {folder}",
+    )
+
+
+def _root(root: str | None) -> Path:
+    return default_root() if root is None else Path(root).expanduser()
+
+
+def _download(download: Callable[[], Splits], folder: Path, remedy: str) -> Splits:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with FileLock(folder / ".download.lock"):  # the processes of one run all come here
+            return download()
+    except (OSError, RuntimeError, EOFError, http.client.HTTPException, tarfile.TarError) as error:
+        raise UserError(
+            f"data.root = {folder}: the data set is not there, and its download failed ({error}). "
+            f"On a machine without network, {remedy}."
+        ) from error
+
+
+def _cifar10_source(data: datasets.CIFAR10, part: str) -> ArraySource:
+    images = torch.from_numpy(np.ascontiguousarray(data.data.transpose(0, 3, 1, 2)))
+    labels = np.array(data.targets, dtype=np.int64)
+    return ArraySource(f"cifar10 {part}", images, labels, data.classes, channels=3)
+
+
+def _fashion_mnist_splits(place: Path, channels: int) -> Splits:
+    sources = []
+    for part, title in (("train", "train"), ("t10k", "test")):
+        images = _idx(_idx_file(place, part, "images"), dimensions=3)
+        labels = _idx(_idx_file(place, part, "labels"), dimensions=1)
+        if len(images) != len(labels):
+            raise UserError(f"{place}: {len(images):,} pictures and {len(labels):,} labels in {part}-*.")
+        sources.append(
+            ArraySource(
+                f"fashion_mnist {title}",
+                torch.from_numpy(images)[:, None],
+                labels.astype(np.int64),
+                datasets.FashionMNIST.classes,
+                channels,
+            )
+        )
+    return Splits(*sources)
+
+
+def _idx_file(place: Path, part: str, kind: str) -> Path | None:
+    dimensions = {"images": 3, "labels": 1}[kind]
+    for ending in ("", ".gz"):
+        path = place / f"{part}-{kind}-idx{dimensions}-ubyte{ending}"
+        if path.is_file():
+            return path
+    return None
+
+
+def _idx(path: Path | None, dimensions: int) -> np.ndarray:
+    """A file of the MNIST format: 0, 0, 8 (unsigned byte), dimensions, the sizes in big-endian, the bytes."""
+    if path is None:
+        raise FileNotFoundError("an IDX file is missing after the download")
+    try:
+        content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+    except (OSError, EOFError, zlib.error) as error:
+        raise UserError(f"{path}: damaged or unreadable ({error}). Copy it again, or delete it.") from error
+    start = 4 + 4 * dimensions
+    sizes = [int.from_bytes(content[at : at + 4], "big") for at in range(4, start, 4)]
+    if content[:4] != bytes([0, 0, 8, dimensions]) or len(content) != start + math.prod(sizes):
+        raise UserError(f"{path}: not an IDX file of {dimensions} dimensions, or truncated. Copy it again.")
+    return np.frombuffer(bytearray(content[start:]), dtype=np.uint8).reshape(sizes)

@@ -1,0 +1,1 @@
+"""What the features are worth: weighted k-NN, and where the class token looks."""

@@ -1,0 +1,212 @@
+"""Features of still pictures: a network's, and the raw pixels as the baseline it has to beat."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from typing import NamedTuple, TypeAlias
+
+import torch
+from torch import Tensor, nn
+from torchvision.transforms.v2 import InterpolationMode
+from torchvision.transforms.v2 import functional as transforms
+
+from dino_exp.data.source import CorruptImageError, ImageSource
+from dino_exp.errors import UserError
+
+# Pictures of one shape are resized together up to this many bytes, so that small ones need no Python each
+# and a batch of large photographs never lies in memory at full size.
+RESIZE_TOGETHER = 2**24
+
+Chunk: TypeAlias = Sequence[int]
+Batch: TypeAlias = "tuple[Tensor, list[int]] | None"
+
+
+class Features(NamedTuple):
+    """Features and where they come from; pictures that could not be read have no row."""
+
+    values: Tensor
+    """(N, D) float32 on the CPU."""
+    indices: Tensor
+    """(N,) int64: the source's index of each row."""
+
+
+@contextmanager
+def evaluating(network: nn.Module) -> Iterator[None]:
+    """Eval mode without gradients; afterwards every module is back in the mode that it had.
+
+    Modules are restored one by one because a network may be partly frozen in eval mode.
+    """
+    modes = [(module, module.training) for module in network.modules()]
+    network.eval()
+    try:
+        with torch.inference_mode():
+            yield
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
+def resize_and_crop(
+    pictures: Tensor,
+    image_size: int,
+    crop_ratio: float,
+    interpolation: InterpolationMode = InterpolationMode.BICUBIC,
+) -> Tensor:
+    """The central square of pictures (..., C, H, W), as (..., C, image_size, image_size).
+
+    The shorter side becomes image_size / crop_ratio, antialiased; 224 / 0.875 = 256 is the released code's
+    evaluation. Pictures that already have the size pass untouched.
+    """
+    resized = transforms.resize(pictures, [round(image_size / crop_ratio)], interpolation, antialias=True)
+    return transforms.center_crop(resized, [image_size, image_size])
+
+
+def normalize(pictures: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
+    """uint8 (B, C, H, W) → float32, divided by 255, minus mean, divided by std (each per channel)."""
+    channels = pictures.shape[1]
+    if len(mean) != channels or len(std) != channels:
+        raise UserError(
+            f"data.mean and data.std have {len(mean)} and {len(std)} values, but the pictures have "
+            f"{channels} channels: give one value per channel."
+        )
+    shape = (1, channels, 1, 1)
+    mean_t = torch.tensor(mean, dtype=torch.float32, device=pictures.device).view(shape)
+    std_t = torch.tensor(std, dtype=torch.float32, device=pictures.device).view(shape)
+    return (pictures.float() / 255 - mean_t) / std_t
+
+
+def still_pictures(
+    source: ImageSource,
+    indices: Sequence[int],
+    *,
+    image_size: int,
+    crop_ratio: float,
+    batch_size: int,
+    workers: int = 0,
+) -> Iterator[tuple[Tensor, list[int]]]:
+    """Batches of (pictures uint8 (B, C, image_size, image_size), their source indices), in order.
+
+    Unreadable pictures are left out, so B can be less than batch_size. With workers > 0 that many threads
+    read and resize ahead; the result is the same.
+    """
+    chunks = [indices[start : start + batch_size] for start in range(0, len(indices), batch_size)]
+
+    def load(chunk: Chunk) -> Batch:
+        return _load(source, chunk, image_size, crop_ratio)
+
+    for batch in map(load, chunks) if workers == 0 else _ahead(load, chunks, workers):
+        if batch is not None:
+            yield batch
+
+
+def _ahead(load: Callable[[Chunk], Batch], chunks: Sequence[Chunk], workers: int) -> Iterator[Batch]:
+    """`map(load, chunks)` with a bounded number of chunks under way in threads."""
+    with ThreadPoolExecutor(workers) as pool:
+        under_way: deque[Future[Batch]] = deque()
+        for chunk in chunks:
+            under_way.append(pool.submit(load, chunk))
+            if len(under_way) > workers:
+                yield under_way.popleft().result()
+        while under_way:
+            yield under_way.popleft().result()
+
+
+def _load(source: ImageSource, chunk: Chunk, image_size: int, crop_ratio: float) -> Batch:
+    """The readable pictures of the chunk at image_size, and their indices; None where there are none."""
+    readable: list[int] = []
+    done: list[Tensor] = []
+    same_shape: list[Tensor] = []
+    for index in chunk:
+        try:
+            picture = source.read(int(index))
+        except CorruptImageError:
+            continue
+        if same_shape and (
+            picture.shape != same_shape[0].shape or len(same_shape) * picture.numel() >= RESIZE_TOGETHER
+        ):
+            done.append(resize_and_crop(torch.stack(same_shape), image_size, crop_ratio))
+            same_shape = []
+        same_shape.append(picture)
+        readable.append(int(index))
+    if not readable:
+        return None
+    done.append(resize_and_crop(torch.stack(same_shape), image_size, crop_ratio))
+    return torch.cat(done), readable
+
+
+def extract(
+    backbone: nn.Module,
+    source: ImageSource,
+    indices: Sequence[int],
+    *,
+    image_size: int,
+    crop_ratio: float,
+    mean: Sequence[float],
+    std: Sequence[float],
+    batch_size: int,
+    device: torch.device | str,
+    workers: int = 0,
+) -> Features:
+    """The backbone's features of the pictures at `indices`, (N, D), in their order.
+
+    The backbone (already on `device`) runs in eval mode, so batch-norm statistics are used and not moved,
+    and is then put back into its modes. Raises UserError when not one picture can be read.
+    """
+    rows: list[Tensor] = []
+    kept: list[int] = []
+    with evaluating(backbone):
+        for pictures, readable in still_pictures(
+            source,
+            indices,
+            image_size=image_size,
+            crop_ratio=crop_ratio,
+            batch_size=batch_size,
+            workers=workers,
+        ):
+            rows.append(backbone(normalize(pictures.to(device), mean, std)).float().cpu())
+            kept += readable
+    return _collected(rows, kept, source, indices)
+
+
+def pixels(
+    bank: ImageSource,
+    bank_indices: Sequence[int],
+    queries: ImageSource,
+    query_indices: Sequence[int],
+    *,
+    image_size: int,
+    crop_ratio: float,
+    batch_size: int = 256,
+) -> tuple[Features, Features]:
+    """Raw pixels of bank and queries as features (N, C · image_size²), minus the bank's mean picture.
+
+    Without the mean, all cosine similarities are near 1 and the baseline is weaker than it should be.
+    A picture takes 4 · C · image_size² bytes: keep image_size small.
+    """
+
+    def flat(source: ImageSource, indices: Sequence[int]) -> Features:
+        rows: list[Tensor] = []
+        kept: list[int] = []
+        for pictures, readable in still_pictures(
+            source, indices, image_size=image_size, crop_ratio=crop_ratio, batch_size=batch_size
+        ):
+            rows.append(pictures.flatten(1).float() / 255)
+            kept += readable
+        return _collected(rows, kept, source, indices)
+
+    bank_pixels, query_pixels = flat(bank, bank_indices), flat(queries, query_indices)
+    mean_picture = bank_pixels.values.mean(dim=0)
+    bank_pixels.values.sub_(mean_picture)
+    query_pixels.values.sub_(mean_picture)
+    return bank_pixels, query_pixels
+
+
+def _collected(rows: list[Tensor], kept: list[int], source: ImageSource, indices: Sequence[int]) -> Features:
+    if not rows:
+        first = source.name(int(indices[0])) if len(indices) else "no picture was asked for"
+        raise UserError(f"None of {len(indices)} pictures could be read (the first: {first}).")
+    # cat outside inference_mode copies into ordinary tensors: a probe may train on them.
+    return Features(torch.cat(rows), torch.tensor(kept, dtype=torch.int64))

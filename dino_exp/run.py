@@ -1,0 +1,253 @@
+"""A run from its configuration to its summary: where it lives, whether it goes on, and how it ends."""
+
+from __future__ import annotations
+
+import datetime
+import logging
+import traceback
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import DictConfig, OmegaConf
+from rich.console import Console
+from rich.text import Text
+
+from dino_exp import checkpoint, machine
+from dino_exp.config.identity import differing_keys
+from dino_exp.config.targets import build
+from dino_exp.data.source import Splits
+from dino_exp.errors import UserError
+from dino_exp.interrupt import Interrupt
+from dino_exp.pictures import draw
+from dino_exp.progress import RunProgress, console_for_a_run, table, verdict_text
+from dino_exp.run_directory import RunDirectory, write_atomically
+from dino_exp.tracker import RunInfo, Tracker, new_tracker_id
+from dino_exp.trainer import Trainer
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """How a run ended."""
+
+    state: str
+    """finished, preempted, collapsed (stopped on purpose) or failed."""
+    exit_code: int
+    directory: Path
+    message: str
+    """The verdict and its figures, or the error."""
+
+
+def train(cfg: DictConfig, path: Path, group: str | None = None) -> RunResult:
+    """Train, go on with, or show the run of `cfg` in the directory `path`.
+
+    Args:
+        cfg: a validated configuration.
+        path: the run directory; with `resume=never` one beside it if it holds a run already.
+        group: the sweep that the run belongs to, for the tracker.
+
+    Raises:
+        UserError: the configuration or a file cannot work; nothing was written.
+    """
+    console = console_for_a_run()
+    directory = RunDirectory.beside(path) if cfg.resume == "never" else RunDirectory(path)
+    refuse_foreign(directory, cfg)
+    if directory.read_status().get("state") == "finished":
+        return show_finished(directory, console)
+    splits: Splits = build(cfg.data)
+    device = machine.choose_device(cfg.trainer.device)
+    machine.use_threads(device, machine.choose_workers(cfg.trainer.num_workers, device))
+    trainer = Trainer(cfg, splits, device)
+    directory.hold()
+    try:
+        return _run(cfg, directory, trainer, console, group)
+    finally:
+        directory.release()
+
+
+def refuse_foreign(directory: RunDirectory, cfg: DictConfig) -> None:
+    """A `UserError` if the directory holds the run of another training configuration."""
+    if not directory.config_file.exists():
+        return
+    different = differing_keys(OmegaConf.load(directory.config_file), cfg)
+    if different:
+        lines = "".join(
+            f"\n  {key}: {there!r} there, {here!r} here" for key, (there, here) in different.items()
+        )
+        raise UserError(
+            f"{directory.path}: this directory holds a run with another configuration:{lines}\n"
+            "Choose another directory, or leave hydra.run.dir alone: it is made from the configuration."
+        )
+
+
+def show_finished(directory: RunDirectory, console: Console) -> RunResult:
+    """Print the summary of a run that is over already."""
+    summary = directory.read_summary()
+    rows = {
+        key: summary[key]
+        for key in ("verdict", "evidence", "knn_top1", "untrained_knn_top1")
+        if key in summary
+    }
+    console.print(table("This run is finished already", rows | {"directory": str(directory.path)}))
+    console.print("To train it afresh beside this one, add resume=never.")
+    return RunResult("finished", 0, directory.path, f"finished before; verdict {summary.get('verdict')}")
+
+
+def _run(
+    cfg: DictConfig, directory: RunDirectory, trainer: Trainer, console: Console, group: str | None
+) -> RunResult:
+    before = directory.read_status()
+    tracker_id = before.get("tracker_id") or new_tracker_id()
+    resolved = OmegaConf.to_yaml(cfg, resolve=True)
+    write_atomically(directory.config_file, lambda file: file.write(resolved.encode()))
+    last = directory.checkpoints / "last.pt"
+    if last.exists():
+        trainer.restore(checkpoint.load(last))
+    directory.rewind_metrics(trainer.step if last.exists() else -1)
+    directory.traceback_file.unlink(missing_ok=True)
+    directory.write_status(
+        state="running",
+        step=trainer.step,
+        total_steps=trainer.plan.stop_step,
+        attempt=before.get("attempt", 0) + 1,
+        tracker_id=tracker_id,
+        run_id=directory.path.name,
+    )
+    tracker: Tracker = build(cfg.tracker)
+    config = OmegaConf.to_container(cfg, resolve=True)
+    assert isinstance(config, dict)
+    tracker.start(
+        RunInfo(
+            directory=directory.path,
+            name=directory.path.name,
+            group=group,
+            config={str(key): value for key, value in config.items()},
+            tracker_id=tracker_id,
+            resume_step=trainer.step,
+        )
+    )
+    introduce(trainer, directory, console, resumed=last.exists())
+    state, summary = "failed", {}
+    try:
+        with Interrupt() as interrupt:
+            with RunProgress(console, trainer.plan.stop_step) as progress:
+                state = trainer.fit(directory, tracker, progress, interrupt)
+            directory.write_status(step=trainer.step)
+            summary = summarise(trainer, state)
+            if state in ("finished", "collapsed"):
+                summary |= draw(trainer, directory, tracker)
+        directory.write_summary(summary)
+        exit_code = 1 if state == "failed" else 0
+        if state == "preempted":
+            exit_code = 128 + (interrupt.signal or 0)
+        if state == "failed":
+            directory.traceback_file.write_text(summary["evidence"] + "\n")
+    except BaseException as error:
+        state = "preempted" if isinstance(error, KeyboardInterrupt) else "failed"
+        directory.traceback_file.write_text(traceback.format_exc())
+        directory.write_status(state=state)
+        tracker.finish({"state": state, "error": str(error)}, exit_code=1)
+        raise
+    directory.write_status(state=state)
+    alert(trainer, tracker)
+    tracker.finish(summary | {"state": state}, exit_code)
+    message = conclude(trainer, directory, console, state, summary)
+    return RunResult(state, exit_code, directory.path, message)
+
+
+def introduce(trainer: Trainer, directory: RunDirectory, console: Console, resumed: bool) -> None:
+    """Print what was derived from the configuration."""
+    cfg, splits = trainer.cfg, trainer.splits
+    parameters = sum(parameter.numel() for parameter in trainer.student.backbone.parameters())
+    precision = str(trainer.autocast_type or torch.float32).removeprefix("torch.")
+    held_out = f", {len(splits.test):,} held out" if splits.test else ""
+    rows = {
+        "data": f"{cfg.data.name}: {len(splits.train):,} pictures{held_out}",
+        "backbone": f"{cfg.backbone.name}: {parameters:,} parameters",
+        "machine": f"{trainer.device.type}, {precision}, {torch.get_num_threads()} threads, "
+        f"{trainer.workers} loader processes",
+        **trainer.plan.facts(),
+        "directory": str(directory.path),
+    }
+    console.print(table(f"DINO: {directory.path.name}", rows))
+    if trainer.augment.left_out:
+        console.print(
+            f"data.channels = {cfg.data.channels}: {', '.join(trainer.augment.left_out)} need RGB and are "
+            "left out."
+        )
+    if not trainer.knn.applies(splits):
+        console.print("No labelled held-out pictures: k-NN is off (for folders, set data.val_root).")
+    if resumed:
+        console.print(f"Going on from step {trainer.step:,} of {trainer.plan.stop_step:,}.")
+
+
+def summarise(trainer: Trainer, state: str) -> dict[str, Any]:
+    """The content of `summary.json` that needs no further work."""
+    verdict = trainer.judge.verdict
+    final = {} if not trainer.last_metrics else {"final": trainer.last_metrics}
+    trained = max(trainer.training_seconds, 1e-9)
+    return {
+        "state": state,
+        "verdict": verdict.word,
+        "evidence": verdict.evidence,
+        "knn_top1": trainer.last_metrics.get("knn_top1"),
+        "student_knn_top1": trainer.last_metrics.get("student_knn_top1"),
+        "best_knn_top1": trainer.best_knn if trainer.best_knn >= 0 else None,
+        "untrained_knn_top1": trainer.untrained_knn,
+        "steps": trainer.step,
+        "images_per_second": trainer.step * trainer.plan.batch_size / trained,
+        "wall_seconds": trainer.seconds,
+        "peak_memory_mib": machine.peak_memory_mib(trainer.device),
+        "corrupt_pictures": [trainer.splits.train.name(index) for index in sorted(trainer.corrupt)],
+        "ended": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        "environment": machine.environment(trainer.device),
+        **final,
+    }
+
+
+def alert(trainer: Trainer, tracker: Tracker) -> None:
+    """Tell the tracker about a run that ended badly."""
+    verdict = trainer.judge.verdict
+    if verdict.collapsed or verdict.word == "diverged":
+        tracker.alert(verdict.word, verdict.evidence)
+
+
+def conclude(
+    trainer: Trainer, directory: RunDirectory, console: Console, state: str, summary: dict[str, Any]
+) -> str:
+    """Print the closing table; returns its essence as one line."""
+    verdict = trainer.judge.verdict
+    if state == "preempted":
+        console.print(
+            f"Stopped at step {trainer.step:,} of {trainer.plan.stop_step:,}; saved. "
+            "The same command goes on from there."
+        )
+        return f"stopped at step {trainer.step}"
+    rows: dict[str, Any] = {"verdict": verdict_text(verdict), "because": verdict.evidence}
+    if summary["knn_top1"] is not None:
+        rows["k-NN, untrained → now"] = f"{summary['untrained_knn_top1']:.1f} % → {summary['knn_top1']:.1f} %"
+    if summary.get("raw_pixels_knn_top1") is not None:
+        rows["k-NN of raw pixels"] = f"{summary['raw_pixels_knn_top1']:.1f} %"
+    if summary.get("attention"):
+        now, untrained = summary["attention"], summary["untrained_attention"]
+        rows["attention on the object"] = (
+            f"{now['mass']:.0%} of the class token's, on {now['area']:.0%} of the picture "
+            f"(untrained {untrained['mass']:.0%}, centred Gaussian {now['gaussian_mass']:.0%})"
+        )
+    rows["speed"] = f"{summary['images_per_second']:,.0f} images/s, {summary['wall_seconds']:,.0f} s in all"
+    if summary["corrupt_pictures"]:
+        rows["unreadable pictures"] = str(len(summary["corrupt_pictures"]))
+    rows["state"] = Text(state)
+    for name, path in (
+        ("curves", directory.plots / "curves.png"),
+        ("attention", directory.plots / "attention.png"),
+        ("directory", directory.path),
+    ):
+        if path.exists():
+            rows[name] = str(path)
+    console.print(table("Result", rows))
+    knn = "" if summary["knn_top1"] is None else f", k-NN {summary['knn_top1']:.1f} %"
+    return f"{verdict.word}{knn}"

@@ -1,0 +1,136 @@
+"""A run's directory: everything about the run is in it, and every file is whole or absent.
+
+`config.yaml`, `status.json`, `metrics.jsonl`, `summary.json`, `checkpoints/`, `traceback.txt`, `plots/`.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import socket
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import IO, Any
+
+from filelock import FileLock, Timeout
+
+from dino_exp.errors import UserError
+
+
+def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
+    """Have `write` fill a temporary file beside `path`, flush it to disk, and rename it into place."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        Path(temporary).replace(path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def _json_value(value: Any) -> Any:
+    """NaN and infinities as null: JSON has no word for them."""
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+class RunDirectory:
+    """Reads and writes the files of one run; at most one process holds a run at a time."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.config_file = path / "config.yaml"
+        self.status_file = path / "status.json"
+        self.metrics_file = path / "metrics.jsonl"
+        self.summary_file = path / "summary.json"
+        self.traceback_file = path / "traceback.txt"
+        self.checkpoints = path / "checkpoints"
+        self.plots = path / "plots"
+        self._lock = FileLock(path / ".lock")
+        self._status: dict[str, Any] = {}
+
+    @classmethod
+    def beside(cls, path: Path) -> RunDirectory:
+        """The first of `path`, `path`-2, `path`-3, ... that holds no run yet."""
+        number, candidate = 1, path
+        while (candidate / "config.yaml").exists():
+            number += 1
+            candidate = path.with_name(f"{path.name}-{number}")
+        return cls(candidate)
+
+    def hold(self) -> None:
+        """Take the run for this process until it ends; a `UserError` if another one has it."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        try:
+            self._lock.acquire(timeout=5)  # the loader's processes of a killed run let go within seconds
+        except Timeout:
+            status = self.read_status()
+            raise UserError(
+                f"{self.path}: another process is at this run (process {status.get('pid')} on "
+                f"{status.get('host')}). Wait for it, stop it, or start a fresh run with resume=never."
+            ) from None
+
+    def release(self) -> None:
+        """Let other processes take the run."""
+        self._lock.release()
+
+    def read_status(self) -> dict[str, Any]:
+        """The content of `status.json`; empty before the first."""
+        return json.loads(self.status_file.read_text()) if self.status_file.exists() else {}
+
+    def write_status(self, **changes: Any) -> None:
+        """Change fields of `status.json`; the heartbeat is the time of this call in seconds since 1970."""
+        if not self._status:
+            self._status = self.read_status()
+        self._status |= changes
+        self._status |= {
+            "heartbeat": time.time(),
+            "host": socket.gethostname(),
+            "pid": os.getpid(),
+            "slurm_job_id": os.environ.get("SLURM_JOB_ID"),
+        }
+        text = json.dumps(self._status, indent=2) + "\n"
+        write_atomically(self.status_file, lambda file: file.write(text.encode()))
+
+    def append_metrics(self, metrics: dict[str, Any]) -> None:
+        """Add one line to `metrics.jsonl`."""
+        with self.metrics_file.open("a") as file:
+            file.write(json.dumps({key: _json_value(value) for key, value in metrics.items()}) + "\n")
+
+    def read_metrics(self) -> list[dict[str, Any]]:
+        """The lines of `metrics.jsonl`; one that a kill cut short is left out."""
+        if not self.metrics_file.exists():
+            return []
+        lines = []
+        for line in self.metrics_file.read_text().splitlines():
+            try:
+                lines.append(json.loads(line))
+            except json.JSONDecodeError:
+                break
+        return lines
+
+    def rewind_metrics(self, step: int) -> None:
+        """Drop what was logged after `step`, because a resume logs it again."""
+        kept = [line for line in self.read_metrics() if line["step"] <= step]
+        text = "".join(json.dumps(line) + "\n" for line in kept)
+        write_atomically(self.metrics_file, lambda file: file.write(text.encode()))
+
+    def write_summary(self, summary: dict[str, Any]) -> None:
+        """Write `summary.json`."""
+        text = json.dumps({key: _json_value(value) for key, value in summary.items()}, indent=2) + "\n"
+        write_atomically(self.summary_file, lambda file: file.write(text.encode()))
+
+    def read_summary(self) -> dict[str, Any]:
+        """The content of `summary.json`; empty where there is none."""
+        return json.loads(self.summary_file.read_text()) if self.summary_file.exists() else {}

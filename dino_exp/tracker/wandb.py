@@ -1,0 +1,250 @@
+"""Weights & Biases as a sink that slows nothing down, raises nothing and holds nothing.
+
+The training process only queues records; a daemon thread (`feed.Feed`) writes them to a process of their own
+(`wandb_process.py`), which imports and calls wandb, and which can be killed whatever the server does.
+"""
+
+import json
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from queue import Empty, SimpleQueue
+from typing import Any
+
+from dino_exp.tracker import RunInfo
+from dino_exp.tracker.feed import LOCAL_FILES, Feed, Record, describe, logger
+
+
+class WandbTracker:
+    """Mirrors config, metrics, pictures, alerts, summary and exit code; files are in `<run directory>/wandb`.
+
+    If W&B does not start within `timeout`, online becomes offline and offline becomes off; one line says so.
+
+    Args:
+        mode: online, offline, disabled, or auto: what WANDB_MODE or the W&B settings say, else online with a
+            W&B login and offline without.
+        project: W&B project.
+        entity: W&B team or user; None is the login's default.
+        timeout: seconds that W&B may take to start and, again, to finish.
+    """
+
+    def __init__(self, *, mode: str, project: str, entity: str | None, timeout: float) -> None:
+        self._mode = mode
+        self._project = project
+        self._entity = entity
+        self._timeout = timeout
+        self._session: _Session | None = None
+
+    def start(self, run: RunInfo) -> None:
+        if self._mode == "disabled":
+            return
+        init = {
+            "mode": self._mode,
+            "project": self._project,
+            "entity": self._entity,
+            "timeout": self._timeout,
+            "directory": str(run.directory.absolute()),
+            "id": run.tracker_id,
+            "name": run.name,
+            "group": run.group,
+            "config": run.config,
+        }
+        try:
+            self._session = _Session(init)
+        except Exception as error:
+            logger.warning("W&B: off, because of %s. %s", describe(error), LOCAL_FILES)
+
+    def log(self, metrics: dict[str, Any], step: int) -> None:
+        known = {name: value for name, value in metrics.items() if value is not None}
+        self._put({"log": {**known, "step": step}})
+
+    def image(self, name: str, path: Path, step: int) -> None:
+        self._put({"image": {"name": name, "path": str(Path(path).absolute()), "step": step}})
+
+    def alert(self, title: str, text: str) -> None:
+        self._put({"alert": {"title": title, "text": text}})
+
+    def finish(self, summary: dict[str, Any], exit_code: int) -> None:
+        if self._session is not None:
+            self._session.finish(summary, exit_code)
+            self._session = None
+
+    def _put(self, record: Record) -> None:
+        if self._session is not None:
+            self._session.feed.put(record)
+
+
+class _Session:
+    """One run's process and the feed into it; `init` are the keys that `wandb_process` opens the run with."""
+
+    def __init__(self, init: dict[str, Any]) -> None:
+        self._init = init
+        self._timeout: float = init["timeout"]
+        self._finish_by: float | None = None
+        self._folder = Path(init["directory"]) / "wandb"
+        self._folder.mkdir(parents=True, exist_ok=True)
+        # Started here and not on the feed's thread: a worker forked meanwhile would inherit the ends of the
+        # pipes that Popen closes a moment later, and keep them open.
+        self._process = _Process(self._folder)
+        self.feed = Feed("W&B", self._consume)
+
+    def finish(self, summary: dict[str, Any], exit_code: int) -> None:
+        """Returns within the timeout and some seconds, whatever W&B does."""
+        self._finish_by = time.monotonic() + self._timeout
+        if self.feed.dropped:
+            summary = {**summary, "wandb_dropped_records": self.feed.dropped}
+        last = {"finish": {"summary": summary, "exit_code": exit_code}}
+        if not self.feed.close(last, self._timeout + 2):  # stuck in a write to a process that no longer reads
+            self._process.kill()
+            self.feed.close(None, 5)
+
+    def _consume(self, records: Iterator[Record]) -> None:
+        try:
+            opened = self._connect()
+            if opened is None:
+                return
+            try:
+                for record in records:
+                    self._process.send(record)
+                reply = self._process.reply(lambda: self._finish_by or 0.0)
+            except OSError:  # it no longer reads; it may have said why
+                soon = time.monotonic() + 2
+                reply = self._process.reply(lambda: soon) or {}
+            if reply is None or not reply.get("finished"):
+                self._report_loss(reply, opened)
+        finally:
+            self._process.close()
+
+    def _connect(self) -> dict[str, Any] | None:
+        """Wait until the run is open, online or at least offline, and say so; the reply, or None for off."""
+        before = set(self._folder.glob("run-*"))
+        reply = self._opening(self._init["mode"])
+        trouble = ""
+        if "mode" not in reply and self._init["mode"] != "offline":
+            trouble = reply["failed"]
+            self._process.close()
+            # A run that was never opened holds nothing but its config, and would be in the way of an upload.
+            for failed in set(self._folder.glob("run-*")) - before:
+                shutil.rmtree(failed, ignore_errors=True)
+            self._process = _Process(self._folder)
+            reply = self._opening("offline")
+        if "mode" not in reply:
+            reasons = " and ".join(dict.fromkeys(filter(None, (trouble, reply["failed"]))))
+            logger.warning("W&B: off (%s). %s", reasons, LOCAL_FILES)
+            return None
+        if reply["mode"] == "disabled":
+            logger.info("W&B: disabled (%s).", reply["why"])
+            return None
+        if reply["mode"] == "online":
+            logger.info("W&B: online, %s", reply["url"])
+        elif trouble:
+            logger.warning(
+                "W&B: offline, as online failed (%s). Upload later: %s", trouble, self._sync(reply)
+            )
+        else:
+            logger.info("W&B: offline (%s). Upload later: %s", reply["why"], self._sync(reply))
+        return reply
+
+    def _opening(self, mode: str) -> dict[str, Any]:
+        """Ask for the run to be opened; how it was, or {"failed": why}."""
+        started = time.monotonic()
+
+        def deadline() -> float:
+            # wandb.init keeps to the timeout itself, and then has a reason to give; the margin is for that.
+            latest = started + self._timeout + 10
+            if self._finish_by is None:
+                return latest
+            # A run that is already over leaves most of its last seconds for the way offline.
+            share = 0.9 if mode == "offline" else 0.3
+            return min(latest, self._finish_by - (1 - share) * self._timeout)
+
+        try:
+            self._process.send({"init": {**self._init, "mode": mode}})
+        except OSError as error:
+            return {"failed": describe(error)}
+        reply = self._process.reply(deadline)
+        return reply or {"failed": f"no answer within {time.monotonic() - started:.0f} s"}
+
+    def _report_loss(self, reply: dict[str, Any] | None, opened: dict[str, Any]) -> None:
+        if reply is None:
+            what = f"the upload was given up after {self._timeout:g} s"
+        else:
+            what = f"the mirror ended early ({reply.get('failed', 'no reason given')})"
+        logger.warning("W&B: %s. %s Upload the rest: %s", what, LOCAL_FILES, self._sync(opened))
+
+    def _sync(self, opened: dict[str, Any]) -> str:
+        """The command that uploads the run; of offline runs the folder, so that resumed segments join."""
+        if opened["mode"] == "online":
+            return f"wandb sync --include-online {shlex.quote(opened['files'])}"
+        return f"wandb sync {shlex.quote(str(Path(opened['files']).parent))}"
+
+
+class _Process:
+    """`wandb_process.py` in a session of its own, with its output in `<folder>/tracker.log`."""
+
+    def __init__(self, folder: Path) -> None:
+        environment = {**os.environ, "WANDB_SILENT": "true", "OMP_NUM_THREADS": "1"}
+        environment.pop("WANDB_SERVICE", None)  # another process's wandb-core, which ends when that one does
+        program = Path(__file__).with_name("wandb_process.py")
+        with (folder / "tracker.log").open("ab") as log:
+            self._popen = subprocess.Popen(
+                [sys.executable, str(program)],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=log,
+                bufsize=0,  # no buffer whose lock a daemon thread would hold when the interpreter exits
+                env=environment,
+                start_new_session=True,
+            )
+        self._replies: SimpleQueue[dict[str, Any] | None] = SimpleQueue()
+        threading.Thread(target=self._read, name="W&B replies", daemon=True).start()
+
+    def send(self, record: Record) -> None:
+        """Blocks while the pipe is full; raises OSError when the process is gone."""
+        assert self._popen.stdin is not None
+        line = json.dumps(record, default=_plain, skipkeys=True).encode() + b"\n"
+        while line:
+            line = line[self._popen.stdin.write(line) :]
+
+    def reply(self, deadline: Callable[[], float]) -> dict[str, Any] | None:
+        """The next answer, {"failed": why} at the process's end, None after `deadline()` (time.monotonic)."""
+        while True:
+            try:
+                answer = self._replies.get(timeout=max(0.0, min(0.5, deadline() - time.monotonic())))
+            except Empty:
+                if time.monotonic() >= deadline():
+                    return None
+                continue
+            return {"failed": "its process was killed"} if answer is None else answer
+
+    def kill(self) -> None:
+        """End it now; wandb-core notices that its parent is gone, and ends too."""
+        self._popen.kill()
+
+    def close(self) -> None:
+        """`kill`, and give back what it held; for the thread that sends."""
+        self._popen.kill()
+        self._popen.wait()
+        assert self._popen.stdin is not None
+        self._popen.stdin.close()
+
+    def _read(self) -> None:
+        assert self._popen.stdout is not None
+        with self._popen.stdout as answers:
+            for line in iter(answers.readline, b""):
+                self._replies.put(json.loads(line))
+        self._replies.put(None)
+
+
+def _plain(value: Any) -> float | str:
+    """Numbers of numpy and torch as floats, everything else as it prints."""
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        return str(value)

@@ -1,0 +1,230 @@
+"""The process that talks to Weights & Biases for one run, started and fed by `wandb.WandbTracker`.
+
+A process of its own because wandb inside the training process replaces sys.exit and sys.excepthook, and
+hooks the interpreter's exit, where a silent server holds it for ten seconds and more. Here all of that
+ends with one kill.
+
+Standard input has one JSON object per line: first `{"init": ...}`, then `{"log": ...}`, `{"image": ...}`,
+`{"alert": ...}` and `{"finish": ...}`. Standard output answers twice: how the run was opened, and that it was
+closed. Whatever wandb prints goes to standard error. Uses nothing of this package.
+"""
+
+import contextlib
+import json
+import os
+import shutil
+import signal
+import sys
+import threading
+import time
+import traceback
+from collections import deque
+from pathlib import Path
+from typing import IO, Any
+
+Command = dict[str, Any]
+
+# Seconds for which what was logged may be in wandb-core's memory only: until it is in a file, or uploaded.
+FLUSH_SECONDS = 2.0
+UNSAFE_SECONDS = {"offline": FLUSH_SECONDS + 1, "online": 30.0}
+REOPENINGS = 2
+EMPTY_BYTES = 7  # a run's file with nothing but wandb's header
+
+
+def main() -> None:
+    """Open the run, pass on what comes in, and close it when told to or when the training process is gone."""
+    commands, replies = _take_pipes()
+    _outlive_signals()
+    # Without this file's own folder, where `wandb` is our module.
+    sys.path[:] = [path for path in sys.path if Path(path) != Path(__file__).parent]
+    init = json.loads(commands.readline())["init"]
+    try:
+        mode, why = _choose_mode(init["mode"])
+        if mode == "disabled":
+            _reply(replies, mode=mode, why=why)
+        else:
+            mirror = _Mirror({**init, "mode": mode})
+            _reply(replies, mode=mode, why=why, url=mirror.run.url, files=mirror.run.settings.sync_dir)
+            _follow(mirror, commands, replies, init["timeout"])
+    except Exception as error:
+        traceback.print_exc()
+        _reply(replies, failed=" ".join(f"{type(error).__name__}: {error}".split())[:300])
+    sys.stderr.flush()
+    os._exit(0)  # not sys.exit: wandb's exit hooks wait for the server; wandb-core ends with this process
+
+
+def _take_pipes() -> tuple[IO[str], IO[str]]:
+    """Keep both pipes from wandb-core, which inherits 0, 1 and 2 and would hold them open."""
+    commands = os.fdopen(os.dup(0), encoding="utf-8")
+    replies = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    null = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(null, 0)
+    os.dup2(2, 1)
+    return commands, replies
+
+
+def _outlive_signals() -> None:
+    """A scheduler signals every process of a job, but the run ends when the training says so, not before."""
+    for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2"):
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), signal.SIG_IGN)
+    if hasattr(os, "nice"):
+        os.nice(5)  # the training comes first on a machine with few cores
+
+
+def _choose_mode(wanted: str) -> tuple[str, str]:
+    """online, offline or disabled, and the reason in words; asks no server."""
+    import wandb
+
+    if wanted != "auto":
+        return wanted, f"tracker.mode={wanted}"
+    configured = wandb.setup().settings.mode
+    if configured == "disabled":
+        return "disabled", "WANDB_MODE or the W&B settings say so"
+    if configured in ("offline", "dryrun"):
+        return "offline", "WANDB_MODE or the W&B settings say so"
+    try:
+        try:
+            logged_in = wandb.login(prompt=False, verify=False)
+        except TypeError:  # an older wandb, which asks nothing where there is no terminal
+            logged_in = wandb.login()
+    except wandb.errors.UsageError:  # which is how that one says that there is no login
+        logged_in = False
+    except wandb.Error:  # a login that is unusable: wandb.init says what is wrong with it
+        logged_in = True
+    return ("online", "a W&B login was found") if logged_in else ("offline", "no W&B login was found")
+
+
+class _CoreGoneError(Exception):
+    """wandb-core has ended, or does not end a run."""
+
+
+class _Mirror:
+    """The open W&B run; opens a further segment of it when wandb-core dies.
+
+    wandb-core exits at once on SIGTERM, which a scheduler sends to every process of a preempted job, and the
+    last metrics and the run's end come after that.
+    """
+
+    def __init__(self, init: Command) -> None:
+        self._init = init
+        self._unsafe: deque[tuple[float, Command]] = deque()
+        self._reopenings = 0
+        self.run = _open(init)
+
+    def pass_on(self, command: Command) -> None:
+        now = time.monotonic()
+        while self._unsafe and self._unsafe[0][0] < now - UNSAFE_SECONDS[self._init["mode"]]:
+            self._unsafe.popleft()
+        self._unsafe.append((now, command))
+        try:
+            _call(self.run, command)
+        except _CoreGoneError:
+            self._reopenings += 1
+            if self._reopenings > REOPENINGS:
+                raise
+            traceback.print_exc()
+            self._reopen()
+
+    def _reopen(self) -> None:
+        import wandb
+
+        with contextlib.suppress(Exception):
+            wandb.teardown()
+        self.run = _open(self._init)
+        for _, command in self._unsafe:
+            _call(self.run, command)
+
+
+def _open(init: Command) -> Any:
+    """The run of `wandb.init`, which raises when it does not succeed within the timeout."""
+    import wandb
+
+    settings = {
+        "init_timeout": init["timeout"],
+        "silent": True,
+        "console": "off",
+        "stop_fn": lambda: None,  # the website's stop button would interrupt this process, not the training
+        "disable_git": True,
+        "disable_code": True,
+        "disable_job_creation": True,
+        "save_code": False,
+        "label_disable": True,
+        "x_disable_meta": True,
+        "x_disable_stats": True,
+        "x_save_requirements": False,
+        "x_transaction_log_flush_interval": FLUSH_SECONDS,
+    }
+    _remove_empty_segments(Path(init["directory"]))
+    run = wandb.init(
+        mode=init["mode"],
+        project=init["project"],
+        entity=init["entity"],
+        dir=init["directory"],
+        id=init["id"],
+        resume="allow",
+        name=init["name"],
+        group=init["group"],
+        config=init["config"],
+        reinit="create_new",
+        settings={key: value for key, value in settings.items() if key in wandb.Settings.model_fields},
+    )
+    run.define_metric("step")
+    run.define_metric("*", step_metric="step")
+    return run
+
+
+def _remove_empty_segments(directory: Path) -> None:
+    """A run killed before its first flush leaves a file that makes `wandb sync` refuse the whole folder."""
+    for file in directory.glob("wandb/*run-*/run-*.wandb"):
+        if not file.parent.is_symlink() and file.stat().st_size <= EMPTY_BYTES:
+            shutil.rmtree(file.parent, ignore_errors=True)
+
+
+def _call(run: Any, command: Command) -> None:
+    """One command to wandb; raises _CoreGoneError, and prints what else goes wrong."""
+    import wandb
+
+    try:
+        if "log" in command:
+            run.log(command["log"])
+        elif "image" in command:
+            image = command["image"]
+            run.log({image["name"]: wandb.Image(image["path"]), "step": image["step"]})
+        elif "alert" in command:
+            run.alert(title=command["alert"]["title"][:63], text=command["alert"]["text"], level="WARN")
+        elif "finish" in command:
+            if command["finish"]["summary"].get("state") == "preempted":
+                run.mark_preempting()
+            run.summary.update(command["finish"]["summary"])
+            run.finish(exit_code=command["finish"]["exit_code"])
+    except Exception as error:
+        if isinstance(error, ConnectionError) or "finish" in command:
+            raise _CoreGoneError(f"{type(error).__name__}: {error}") from error
+        traceback.print_exc()  # one unreadable picture does not end the mirror
+
+
+def _follow(mirror: _Mirror, commands: IO[str], replies: IO[str], timeout: float) -> None:
+    for line in commands:
+        command = json.loads(line)
+        mirror.pass_on(command)
+        if "finish" in command:
+            _reply(replies, finished=True)
+            return
+    # The training process is gone without a word. Nobody waits for this one any more, so it bounds itself.
+    watchdog = threading.Timer(timeout, os._exit, (1,))
+    watchdog.daemon = True
+    watchdog.start()
+    mirror.pass_on({"finish": {"summary": {}, "exit_code": 1}})
+
+
+def _reply(replies: IO[str], **answer: Any) -> None:
+    with contextlib.suppress(
+        BrokenPipeError
+    ):  # the training process is gone, and its end is handled in `_follow`
+        replies.write(json.dumps(answer) + "\n")
+        replies.flush()
+
+
+if __name__ == "__main__":
+    main()

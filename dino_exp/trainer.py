@@ -1,0 +1,393 @@
+"""The training loop, straight through: schedules, teacher, student, loss, clip, step, EMA, diagnostics."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+import torch
+from omegaconf import OmegaConf
+
+from dino_exp import checkpoint, diagnostics, machine
+from dino_exp.augment import Augment
+from dino_exp.config.targets import build
+from dino_exp.crops import MultiCrop
+from dino_exp.data.loader import Batch, BatchOrder, CropBatches, batches
+from dino_exp.data.source import Splits
+from dino_exp.ema import update_teacher
+from dino_exp.errors import UserError
+from dino_exp.eval.knn import KNN
+from dino_exp.interrupt import Interrupt
+from dino_exp.loss import DINOLoss
+from dino_exp.model import DINONetwork, student_and_teacher
+from dino_exp.optimizer import clip_gradients, freeze_last_layer, parameter_groups
+from dino_exp.plan import Plan
+from dino_exp.progress import RunProgress
+from dino_exp.run_directory import RunDirectory
+from dino_exp.tracker import Tracker
+from dino_exp.verdict import Judge
+
+log = logging.getLogger(__name__)
+
+HEARTBEAT_SECONDS = 5.0
+
+
+class Trainer:
+    """One run's networks and state, and the loop that trains them.
+
+    Args:
+        cfg: a validated configuration.
+        splits: training pictures and, for k-NN, held-out ones.
+        device: where the networks live.
+    """
+
+    def __init__(self, cfg: Any, splits: Splits, device: torch.device) -> None:
+        self.cfg, self.splits, self.device = cfg, splits, device
+        self.autocast_type = machine.choose_precision(cfg.trainer.precision, device)
+        self.workers = machine.choose_workers(cfg.trainer.num_workers, device)
+        self.plan = Plan.of(cfg, len(splits.train))
+        self.student, self.teacher = build_networks(cfg)
+        self._check_crop_sizes()
+        self.student.to(device)
+        self.teacher.to(device)
+        self.crops: MultiCrop = build(cfg.crops)
+        self.augment: Augment = build(
+            cfg.augment, channels=cfg.data.channels, mean=list(cfg.data.mean), std=list(cfg.data.std)
+        )
+        self.dino_loss: DINOLoss = build(cfg.loss, out_dim=cfg.head.out_dim).to(device)
+        make_optimizer = {"_target_": cfg.optimizer._target_}  # the schedules set the rest at each step
+        self.optimizer: torch.optim.Optimizer = build(make_optimizer, params=parameter_groups(self.student))
+        self.scaler = torch.amp.GradScaler(device.type, enabled=self.autocast_type is torch.float16)
+        self.knn: KNN = build(cfg.eval)
+        self.judge = Judge(
+            out_dim=cfg.head.out_dim,
+            crops=2 * cfg.trainer.batch_size,
+            warmup_steps=max(50, self.plan.warmup_steps),
+        )
+        self.step = 0
+        self.last_metrics: dict[str, Any] = {}
+        """Of the last logged step."""
+        self.best_knn = -1.0
+        self.untrained_knn: float | None = None
+        self.corrupt: set[int] = set()
+        self.seconds = 0.0
+        """Spent in the loop so far, evaluations and earlier attempts included."""
+        self.training_seconds = 0.0
+        """Of those, without evaluations."""
+        self._not_finite = torch.zeros((), device=device)
+
+    # ---- one step -------------------------------------------------------------------------------
+
+    def train_step(
+        self, views: Sequence[torch.Tensor], observe: bool = False
+    ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        """One optimisation step (paper, algorithm 1).
+
+        Args:
+            views: augmented global crops (2·B, C, S, S), then local ones (n·B, C, s, s) if any.
+            observe: whether to compute diagnostics as well.
+
+        Returns:
+            The loss, and the diagnostics by their names in metrics.jsonl; all still on the device.
+        """
+        plan, step = self.plan, self.step
+        for number, group in enumerate(self.optimizer.param_groups):
+            group["lr"] = float(plan.lr[step])
+            group["weight_decay"] = float(plan.weight_decay[step]) if number == 0 else 0.0
+        teacher_temp = self.dino_loss.teacher_temp_at(plan.epoch(step))
+
+        with torch.autocast(self.device.type, self.autocast_type, enabled=self.autocast_type is not None):
+            with torch.no_grad():
+                teacher = self.teacher(views[:1])
+            student = self.student(views)
+        observed = {}
+        if observe:  # before the loss, which moves the centre
+            observed = self._observe(student, teacher, teacher_temp)
+        center = self.dino_loss.center.clone()
+
+        loss = self.dino_loss(student.logits, teacher.logits, teacher_temp)
+        self._not_finite += ~torch.isfinite(loss.detach())
+
+        self.optimizer.zero_grad(set_to_none=True)
+        self.scaler.scale(loss).backward()
+        self.scaler.unscale_(self.optimizer)
+        grad_norm = clip_gradients(self.student.parameters(), self.cfg.optimizer.clip_grad)
+        if step < plan.freeze_steps:
+            freeze_last_layer(self.student.head)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        update_teacher(self.teacher, self.student, float(plan.ema_momentum[step]))
+        self.step += 1
+
+        if observe:
+            observed |= {
+                "loss": loss,
+                "kl": loss - observed["teacher/entropy"],
+                "grad_norm": grad_norm,
+                "center_norm": self.dino_loss.center.norm(),
+                "center_change": (self.dino_loss.center - center).norm(),
+                "teacher_student_distance": diagnostics.relative_distance(
+                    list(self.student.parameters()), list(self.teacher.parameters())
+                ),
+                "not_finite": self._not_finite,
+            }
+        return loss.detach(), observed
+
+    @torch.no_grad()
+    def _observe(self, student: Any, teacher: Any, teacher_temp: float) -> dict[str, torch.Tensor]:
+        teacher_probabilities = self.dino_loss.teacher_probabilities(teacher.logits, teacher_temp)
+        global_logits = student.logits[: len(teacher.logits)].float()
+        student_probabilities = torch.softmax(global_logits / self.dino_loss.student_temp, dim=-1)
+        return diagnostics.observe(student, teacher, student_probabilities, teacher_probabilities)
+
+    # ---- the loop -------------------------------------------------------------------------------
+
+    def fit(
+        self, directory: RunDirectory, tracker: Tracker, progress: RunProgress, interrupt: Interrupt
+    ) -> str:
+        """Train from the current step to the end.
+
+        Returns:
+            The run's state: finished, preempted, collapsed (stopped on purpose), or failed (diverged).
+        """
+        cfg, plan = self.cfg.trainer, self.plan
+        if self.step == 0:
+            self._log_untrained(directory, tracker)
+        order = BatchOrder(len(self.splits.train), plan.batch_size, cfg.seed, self.step, plan.stop_step)
+        dataset = CropBatches(self.splits.train, self.crops, self.augment, cfg.seed)
+        loader = batches(dataset, order, self.workers, pin_memory=self.device.type == "cuda")
+        clock = Clock()
+        for batch in clock.waiting_for(loader):
+            self._note_corrupt(batch)
+            following = self.step + 1
+            last = following == plan.stop_step
+            evaluate = last or following % plan.eval_steps == 0
+            save = last or following % cfg.checkpoint_every == 0
+            observe = evaluate or save or following == 1 or following % cfg.log_every == 0
+
+            _, observed = self.train_step(self._augmented(batch), observe)
+            progress.step(self.step)
+
+            if observe:
+                metrics = self._metrics(observed, clock)
+                verdict = self.judge.observe(self.step, metrics)
+                metrics["verdict"] = verdict.word
+                self.last_metrics = metrics
+                if verdict.word == "diverged":
+                    directory.append_metrics(metrics)
+                    return "failed"
+                if evaluate:
+                    metrics |= self._evaluate(directory)
+                    clock.skip()
+                directory.append_metrics(metrics)
+                tracker.log(metrics, self.step)
+                progress.logged(self.step, metrics, verdict)
+            if clock.due(HEARTBEAT_SECONDS):
+                directory.write_status(step=self.step)
+            stop = self.judge.verdict.collapsed and cfg.on_collapse == "stop"
+            if save or stop or interrupt.signal:
+                self._keep_time(clock)
+                checkpoint.save(directory.checkpoints / "last.pt", self.state())
+            if stop and not last:
+                return "collapsed"
+            if interrupt.signal and not last:
+                return "preempted"
+        self._keep_time(clock)
+        return "finished"
+
+    def _augmented(self, batch: Batch) -> list[torch.Tensor]:
+        """Both resolutions on the device, coloured and normalised, crop-major."""
+        parameters = batch.parameters
+        views, start = [], 0
+        for crops in (batch.global_crops, batch.local_crops):
+            if len(crops):
+                part = parameters[start : start + len(crops)].flatten(0, 1)
+                on_device = crops.flatten(0, 1).to(self.device, non_blocking=True)
+                views.append(self.augment(on_device, part))
+            start += len(crops)
+        return views
+
+    def _metrics(self, observed: dict[str, torch.Tensor], clock: Clock) -> dict[str, Any]:
+        """The line of metrics.jsonl for the step just made; the one place that waits for the device."""
+        values = diagnostics.fetch(observed)
+        if values.pop("not_finite") > 0:
+            values["loss"] = float("nan")
+        step, plan = self.step, self.plan
+        ln_k = float(torch.tensor(float(plan.out_dim)).log())
+        steps, seconds, waited = clock.lap()
+        self.training_seconds += seconds
+        return {
+            "step": step,
+            "epoch": plan.epoch(step - 1),
+            "images": step * plan.batch_size,
+            **values,
+            "kl_share": values["kl"] / ln_k,
+            "ln_k": ln_k,
+            "lr": float(plan.lr[step - 1]),
+            "weight_decay": float(plan.weight_decay[step - 1]),
+            "ema_momentum": float(plan.ema_momentum[step - 1]),
+            "teacher_temp": self.dino_loss.teacher_temp_at(plan.epoch(step - 1)),
+            "images_per_second": steps * plan.batch_size / seconds,
+            "data_wait_share": waited / seconds,
+            "peak_memory_mib": machine.peak_memory_mib(self.device),
+        }
+
+    def _evaluate(self, directory: RunDirectory) -> dict[str, float]:
+        """k-NN of teacher and student, where there are labels; keeps the best teacher's checkpoint."""
+        top1 = self._knn_top1(self.teacher)
+        if top1 is None:
+            return {}
+        if top1 > self.best_knn:
+            self.best_knn = top1
+            checkpoint.save(directory.checkpoints / "best.pt", self.state())
+        return {"knn_top1": top1, "student_knn_top1": self._knn_top1(self.student) or 0.0}
+
+    def _knn_top1(self, network: DINONetwork) -> float | None:
+        if not self.knn.applies(self.splits):
+            return None
+        data = self.cfg.data
+        return self.knn.evaluate(
+            network.backbone,
+            self.splits,
+            image_size=self.cfg.crops.global_size,
+            mean=list(data.mean),
+            std=list(data.std),
+            device=self.device,
+        )
+
+    def _log_untrained(self, directory: RunDirectory, tracker: Tracker) -> None:
+        self.untrained_knn = self._knn_top1(self.teacher)
+        if self.untrained_knn is not None:
+            metrics = {"step": 0, "epoch": 0, "images": 0, "knn_top1": self.untrained_knn}
+            directory.append_metrics(metrics)
+            tracker.log(metrics, 0)
+
+    def _note_corrupt(self, batch: Batch) -> None:
+        new = set(batch.corrupt.tolist()) - self.corrupt
+        if not new:
+            return
+        train, limit = self.splits.train, self.cfg.data.max_corrupt
+        if not self.corrupt:
+            log.warning("%s cannot be read and is skipped, as others will be", train.name(min(new)))
+        self.corrupt |= new
+        if len(self.corrupt) > limit * len(train):
+            names = ", ".join(train.name(index) for index in sorted(self.corrupt)[:5])
+            raise UserError(
+                f"data.max_corrupt = {limit}: {len(self.corrupt)} of {len(train)} pictures cannot be read "
+                f"({names}, ...); mend or remove them, or raise data.max_corrupt."
+            )
+
+    # ---- state ----------------------------------------------------------------------------------
+
+    def _keep_time(self, clock: Clock) -> None:
+        self.seconds += clock.total()
+
+    def state(self) -> dict[str, Any]:
+        """Everything that a resume needs to go on bit for bit."""
+        return {
+            "config": OmegaConf.to_yaml(self.cfg),
+            "step": self.step,
+            "student": self.student.state_dict(),
+            "teacher": self.teacher.state_dict(),
+            "loss": self.dino_loss.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "judge": self.judge.state_dict(),
+            "random": checkpoint.random_states(),
+            "best_knn": self.best_knn,
+            "untrained_knn": self.untrained_knn,
+            "last_metrics": self.last_metrics,
+            "corrupt": sorted(self.corrupt),
+            "seconds": self.seconds,
+            "training_seconds": self.training_seconds,
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go on from `state`."""
+        self.student.load_state_dict(state["student"])
+        self.teacher.load_state_dict(state["teacher"])
+        self.dino_loss.load_state_dict(state["loss"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.scaler.load_state_dict(state["scaler"])
+        self.judge.load_state_dict(state["judge"])
+        self.step = state["step"]
+        self.best_knn, self.untrained_knn = state["best_knn"], state["untrained_knn"]
+        self.last_metrics, self.corrupt = state["last_metrics"], set(state["corrupt"])
+        self.seconds, self.training_seconds = state["seconds"], state["training_seconds"]
+        checkpoint.restore_random_states(state["random"])
+
+    def _check_crop_sizes(self) -> None:
+        """One forward pass per crop size: a backbone that cannot take it fails before the run starts."""
+        crops = self.cfg.crops
+        self.teacher.eval()
+        for key in ("global_size", "local_size") if crops.local_number else ("global_size",):
+            size = crops[key]
+            try:
+                with torch.no_grad():
+                    self.teacher([torch.zeros(2, self.cfg.data.channels, size, size)])
+            except (RuntimeError, AssertionError, ValueError) as error:
+                raise UserError(
+                    f"crops.{key} = {size}: backbone.name = {self.cfg.backbone.name} cannot take it "
+                    f"({str(error).splitlines()[0]}); choose a size that it can, or another backbone."
+                ) from error
+        self.teacher.train()
+
+
+def build_networks(cfg: Any) -> tuple[DINONetwork, DINONetwork]:
+    """Student and teacher as they are before the first step; they depend on the seed alone."""
+    torch.manual_seed(cfg.trainer.seed)
+    size, channels = cfg.crops.global_size, cfg.data.channels
+
+    def backbone(is_student: bool) -> torch.nn.Module:
+        drop_path = {} if is_student or "drop_path_rate" not in cfg.backbone else {"drop_path_rate": 0.0}
+        return build(cfg.backbone, in_channels=channels, image_size=size, **drop_path)
+
+    return student_and_teacher(backbone, lambda in_dim: build(cfg.head, in_dim=in_dim))
+
+
+class Clock:
+    """Where the time of the loop goes, in seconds."""
+
+    def __init__(self) -> None:
+        self.start = self.lap_start = self.beat = time.perf_counter()
+        self.waited = 0.0
+        self.steps = 0
+
+    def waiting_for(self, loader: Iterable[Batch]) -> Iterator[Batch]:
+        """The loader's batches; the time until each comes counts as waiting."""
+        source = iter(loader)
+        while True:
+            asked = time.perf_counter()
+            batch = next(source, None)
+            self.waited += time.perf_counter() - asked
+            if batch is None:
+                return
+            self.steps += 1
+            yield batch
+
+    def lap(self) -> tuple[int, float, float]:
+        """Steps, seconds, and seconds of waiting since the last lap."""
+        now = time.perf_counter()
+        result = self.steps, now - self.lap_start, self.waited
+        self.lap_start, self.waited, self.steps = now, 0.0, 0
+        return result
+
+    def skip(self) -> None:
+        """Leave the time since the last lap, an evaluation's, out of the next one."""
+        self.lap_start = time.perf_counter()
+
+    def due(self, seconds: float) -> bool:
+        """Whether so many seconds have gone by since this last said yes."""
+        now = time.perf_counter()
+        if now - self.beat < seconds:
+            return False
+        self.beat = now
+        return True
+
+    def total(self) -> float:
+        """Seconds since the last call of this, or the start."""
+        now = time.perf_counter()
+        self.start, elapsed = now, now - self.start
+        return elapsed

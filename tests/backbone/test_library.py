@@ -1,0 +1,130 @@
+"""timm and torchvision backbones: any crop size, the right feature, and errors that say what to do."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from dino_exp.backbone.library import check_picture_sizes, timm_backbone, torchvision_backbone
+from dino_exp.errors import UserError
+
+
+def features(model: nn.Module, size: int, channels: int = 3) -> torch.Tensor:
+    """Features in train mode, as a student or teacher gives them."""
+    torch.manual_seed(1)
+    return model.train()(torch.randn(3, channels, size, size))
+
+
+@pytest.mark.parametrize(
+    ("name", "dim", "sizes"),
+    [
+        ("xcit_nano_12_p16_224", 128, (64, 32)),
+        ("convnext_atto", 320, (64, 32)),
+        ("vit_tiny_patch16_224", 192, (64, 32)),
+        ("swin_tiny_patch4_window7_224", 768, (64, 32)),
+        ("mobilenetv3_small_050", 1024, (64, 32)),
+    ],
+)
+def test_timm_models_take_both_crop_sizes(name: str, dim: int, sizes: tuple[int, int]) -> None:
+    model = timm_backbone(name=name, drop_path_rate=0.0, in_channels=1, image_size=sizes[0])
+    check_picture_sizes(model, name=name, in_channels=1, sizes=sizes)
+    assert model.feature_dim == dim
+    for size in sizes:
+        assert features(model, size, channels=1).shape == (3, dim)
+    # a teacher: neither dropout nor stochastic depth, though Swin has it by default
+    assert torch.equal(features(model, sizes[1], channels=1), features(model, sizes[1], channels=1))
+
+
+def test_timm_students_have_stochastic_depth() -> None:
+    model = timm_backbone(name="convnext_atto", drop_path_rate=0.5, in_channels=3, image_size=32)
+    rates = [module.drop_prob for module in model.modules() if type(module).__name__ == "DropPath"]
+    assert max(rates) == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"name": "vit_smal_patch16_224"}, "no such timm model; did you mean vit_small_patch16_224"),
+        ({"name": "densenet121", "drop_path_rate": 0.1}, "densenet121 has no stochastic depth; set it to 0"),
+        (
+            {"name": "maxvit_nano_rw_256", "image_size": 36},
+            "maxvit_nano_rw_256: cannot take pictures of 36x36",
+        ),
+    ],
+)
+def test_timm_errors_name_key_value_and_remedy(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        timm_backbone(**{"drop_path_rate": 0.0, "in_channels": 3, "image_size": 64, **settings})
+
+
+def test_a_model_for_one_size_is_found_out_before_training() -> None:
+    model = timm_backbone(name="cait_xxs24_224", drop_path_rate=0.0, in_channels=3, image_size=32)
+    check_picture_sizes(model, name="cait_xxs24_224", in_channels=3, sizes=[32])
+    with pytest.raises(
+        UserError, match=r"cait_xxs24_224: cannot take pictures of 16x16 pixels \(Input height"
+    ):
+        check_picture_sizes(model, name="cait_xxs24_224", in_channels=3, sizes=[32, 16])
+
+
+def test_the_check_leaves_no_trace() -> None:
+    model = torchvision_backbone(name="resnet18", stem="small", in_channels=3, image_size=32).train()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    random_state = torch.get_rng_state()
+    check_picture_sizes(model, name="resnet18", in_channels=3, sizes=[16])
+    assert model.training
+    assert torch.equal(torch.get_rng_state(), random_state)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("name", "dim"),
+    [
+        ("resnet18", 512),
+        ("densenet121", 1024),
+        ("mobilenet_v3_small", 1024),
+        ("efficientnet_b0", 1280),
+        ("squeezenet1_1", 512),
+        ("regnet_y_400mf", 440),
+        ("googlenet", 1024),
+        ("swin_t", 768),
+    ],
+)
+def test_torchvision_models_lose_only_their_last_layer(name: str, dim: int) -> None:
+    model = torchvision_backbone(name=name, stem="imagenet", in_channels=4, image_size=64)
+    assert model.feature_dim == dim
+    assert features(model, 32, channels=4).shape == (3, dim)
+    assert not any(module.out_features == 1000 for module in model.modules() if isinstance(module, nn.Linear))
+    # some have dropout and stochastic depth built in, and a teacher must not
+    assert torch.equal(features(model, 32, channels=4), features(model, 32, channels=4))
+
+
+def test_a_new_first_convolution_keeps_the_spread_of_the_old() -> None:
+    first = torchvision_backbone(name="resnet18", stem="imagenet", in_channels=1, image_size=32).conv1
+    assert first.weight.shape == (64, 1, 7, 7)
+    assert first.weight.std().item() == pytest.approx((2 / (64 * 7 * 7)) ** 0.5, rel=0.05)
+    assert (first.stride, first.padding, first.bias) == ((2, 2), (3, 3), None)
+
+
+def test_the_small_stem_keeps_the_resolution() -> None:
+    model = torchvision_backbone(name="resnet18", stem="small", in_channels=1, image_size=32)
+    assert model.conv1.weight.shape == (64, 1, 3, 3)
+    assert model.maxpool(model.conv1(torch.zeros(1, 1, 32, 32))).shape == (1, 64, 32, 32)
+    assert model.conv1.weight.std().item() == pytest.approx((2 / (64 * 9)) ** 0.5, rel=0.1)
+    assert "fc.weight" not in model.state_dict()
+    assert "layer4.1.conv2.weight" in model.state_dict()
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"name": "resnet51"}, "no such torchvision model; did you mean resnet50"),
+        ({"name": "vit_b_16"}, "take a single picture size.* use backbone=vit_small"),
+        ({"name": "mobilenet_v2", "stem": "small"}, "stem = small: only for ResNets"),
+    ],
+)
+def test_torchvision_errors_name_key_value_and_remedy(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        torchvision_backbone(**{"stem": "imagenet", "in_channels": 3, "image_size": 32, **settings})

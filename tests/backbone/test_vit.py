@@ -1,0 +1,233 @@
+"""The vision transformer: the released code's names, initialisation, positions and outputs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from dino_exp.backbone.vit import DropPath, VisionTransformer, vit
+from dino_exp.errors import UserError
+
+SMALL: dict[str, Any] = {
+    "name": "vit_test",
+    "patch_size": 4,
+    "embed_dim": 64,
+    "depth": 3,
+    "num_heads": 2,
+    "mlp_ratio": 2.0,
+    "drop_path_rate": 0.0,
+    "stem": "patch",
+    "init": "trunc_normal",
+    "in_channels": 3,
+    "image_size": 32,
+}
+
+
+def small_vit(**changes: Any) -> VisionTransformer:
+    torch.manual_seed(0)
+    return vit(**{**SMALL, **changes})
+
+
+def test_vit_small_16_has_the_released_parameters() -> None:
+    with torch.device("meta"):
+        model = small_vit(patch_size=16, embed_dim=384, depth=12, num_heads=6, mlp_ratio=4.0, image_size=224)
+    shapes = {name: tuple(value.shape) for name, value in model.state_dict().items()}
+    block = {
+        "norm1.weight": (384,),
+        "norm1.bias": (384,),
+        "attn.qkv.weight": (1152, 384),
+        "attn.qkv.bias": (1152,),
+        "attn.proj.weight": (384, 384),
+        "attn.proj.bias": (384,),
+        "norm2.weight": (384,),
+        "norm2.bias": (384,),
+        "mlp.fc1.weight": (1536, 384),
+        "mlp.fc1.bias": (1536,),
+        "mlp.fc2.weight": (384, 1536),
+        "mlp.fc2.bias": (384,),
+    }
+    expected = {
+        "cls_token": (1, 1, 384),
+        "pos_embed": (1, 197, 384),
+        "patch_embed.proj.weight": (384, 3, 16, 16),
+        "patch_embed.proj.bias": (384,),
+        "norm.weight": (384,),
+        "norm.bias": (384,),
+    }
+    expected |= {f"blocks.{i}.{name}": shape for i in range(12) for name, shape in block.items()}
+    assert shapes == expected
+    assert sum(value.numel() for value in model.parameters()) == 21_665_664
+    assert {module.eps for module in model.modules() if isinstance(module, torch.nn.LayerNorm)} == {1e-6}
+
+
+def test_initial_weights() -> None:
+    model = small_vit(embed_dim=384, num_heads=6, depth=1, mlp_ratio=4.0, patch_size=16, image_size=224)
+    attention, mlp = model.blocks[0].attn, model.blocks[0].mlp
+    for drawn in (
+        attention.qkv.weight,
+        attention.proj.weight,
+        mlp.fc1.weight,
+        mlp.fc2.weight,
+        model.pos_embed,
+    ):
+        assert drawn.std().item() == pytest.approx(0.02, rel=0.02)
+    assert model.cls_token.std().item() == pytest.approx(0.02, rel=0.15)
+    for bias in (attention.qkv.bias, attention.proj.bias, mlp.fc1.bias, mlp.fc2.bias):
+        assert bias.abs().max() == 0
+    # the patch convolution keeps its default: uniform within 1 / sqrt(3·16·16)
+    bound = (3 * 16 * 16) ** -0.5
+    assert model.patch_embed.proj.weight.abs().max().item() == pytest.approx(bound, rel=1e-3)
+    assert model.patch_embed.proj.weight.std().item() == pytest.approx(bound / 3**0.5, rel=0.01)
+    assert 0.5 * bound < model.patch_embed.proj.bias.abs().max().item() <= bound
+    assert model.norm.weight.min() == model.norm.weight.max() == 1
+
+
+def test_xavier_initialisation_of_the_blocks() -> None:
+    block = small_vit(init="xavier").blocks[1]
+    for linear in (block.attn.qkv, block.attn.proj, block.mlp.fc1, block.mlp.fc2):
+        bound = (6 / (linear.in_features + linear.out_features)) ** 0.5
+        assert linear.weight.abs().max().item() == pytest.approx(bound, rel=0.01)
+        assert linear.weight.std().item() == pytest.approx(bound / 3**0.5, rel=0.03)
+        assert linear.bias.abs().max() == 0
+
+
+def bicubic_matrix(stored: int, wanted: int) -> np.ndarray:
+    """Weights (wanted, stored) of a bicubic resize by the factor (wanted + 0.1) / stored; a = -0.75."""
+    weights = np.zeros((wanted, stored))
+    for row in range(wanted):
+        source = (row + 0.5) * stored / (wanted + 0.1) - 0.5
+        for tap in range(int(np.floor(source)) - 1, int(np.floor(source)) + 3):
+            x, a = abs(source - tap), -0.75
+            near = (a + 2) * x**3 - (a + 3) * x**2 + 1
+            far = a * (x**3 - 5 * x**2 + 8 * x - 4)
+            weights[row, min(max(tap, 0), stored - 1)] += near if x <= 1 else far
+    return weights
+
+
+@pytest.mark.parametrize(("height", "width"), [(6, 6), (6, 14), (20, 9), (1, 2)])
+def test_positions_are_bicubic_with_the_extra_tenth(height: int, width: int) -> None:
+    model = small_vit(patch_size=16, image_size=224).double()
+    stored = model.pos_embed[0, 1:].detach().numpy().reshape(14, 14, 64)
+    rows, columns = bicubic_matrix(14, height), bicubic_matrix(14, width)
+    expected = torch.from_numpy(np.einsum("hi,wj,ijd->hwd", rows, columns, stored).reshape(1, -1, 64))
+    torch.testing.assert_close(model.patch_positions(height, width).detach(), expected, rtol=0, atol=1e-12)
+
+
+def test_other_ways_to_resize_give_another_network() -> None:
+    model = small_vit(patch_size=16, image_size=224, depth=2).double()
+    crops = torch.randn(4, 3, 96, 96, dtype=torch.float64)
+    grid = model.pos_embed[:, 1:].unflatten(1, (14, 14)).permute(0, 3, 1, 2)
+    ours = model.patch_positions(6, 6)
+    for antialias, least in ((False, 0.14), (True, 0.35)):
+        other = (
+            F.interpolate(grid, size=(6, 6), mode="bicubic", antialias=antialias).flatten(2).transpose(1, 2)
+        )
+        assert ((other - ours).norm() / ours.norm()).item() > least
+    assert torch.equal(model.patch_positions(14, 14), model.pos_embed[:, 1:])
+    assert model(crops).shape == (4, 64)
+
+
+@pytest.mark.parametrize("size", [(32, 32), (16, 16), (24, 40)])
+def test_the_feature_is_the_class_token_after_the_final_norm(size: tuple[int, int]) -> None:
+    model = small_vit(stem="conv", drop_path_rate=0.0).double()
+    pictures = torch.randn(3, 3, *size, dtype=torch.float64)
+    feature = model(pictures)
+    (tokens,) = model.intermediate_tokens(pictures, 1)
+    assert tokens.shape == (3, 1 + size[0] * size[1] // 16, 64)
+    torch.testing.assert_close(feature, tokens[:, 0], rtol=0, atol=1e-12)
+    gradients = torch.autograd.grad(feature.square().sum(), list(model.parameters()))
+    expected = torch.autograd.grad(tokens[:, 0].square().sum(), list(model.parameters()))
+    for (name, _), ours, whole in zip(model.named_parameters(), gradients, expected, strict=True):
+        torch.testing.assert_close(ours, whole, rtol=0, atol=1e-10, msg=lambda m, n=name: f"{n}: {m}")
+
+
+def plain_block(block: Any, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """A block as the released code writes it; also the attention (B, heads, N, N)."""
+    batch, tokens, dim = x.shape
+    heads = block.attn.num_heads
+    qkv = block.attn.qkv(block.norm1(x)).reshape(batch, tokens, 3, heads, dim // heads).permute(2, 0, 3, 1, 4)
+    attention = (qkv[0] @ qkv[1].transpose(-2, -1) * (dim // heads) ** -0.5).softmax(dim=-1)
+    x = x + block.attn.proj((attention @ qkv[2]).transpose(1, 2).reshape(batch, tokens, dim))
+    return x + block.mlp.fc2(F.gelu(block.mlp.fc1(block.norm2(x)))), attention
+
+
+def test_every_block_and_its_attention_equal_the_released_arithmetic() -> None:
+    model = small_vit(num_heads=4).double()
+    pictures = torch.randn(2, 3, 16, 24, dtype=torch.float64)
+    patches = F.conv2d(pictures, model.patch_embed.proj.weight, model.patch_embed.proj.bias, stride=4)
+    x = torch.cat((model.cls_token.expand(2, -1, -1), patches.flatten(2).transpose(1, 2)), dim=1)
+    x = x + torch.cat((model.pos_embed[:, :1], model.patch_positions(4, 6)), dim=1)
+    layers = []
+    for block in model.blocks:
+        x, attention = plain_block(block, x)
+        layers.append(F.layer_norm(x, (64,), model.norm.weight, model.norm.bias, 1e-6))
+    for ours, expected in zip(model.intermediate_tokens(pictures, 2), layers[1:], strict=True):
+        torch.testing.assert_close(ours, expected, rtol=0, atol=1e-12)
+    weights = model.class_attention(pictures)
+    assert weights.shape == (2, 4, 4, 6)
+    torch.testing.assert_close(weights, attention[:, :, 0, 1:].unflatten(2, (4, 6)), rtol=0, atol=1e-12)
+
+
+def test_stochastic_depth_drops_whole_samples_and_keeps_the_mean() -> None:
+    torch.manual_seed(0)
+    drop = DropPath(0.25)
+    dropped = drop(torch.ones(8000, 3, 2))
+    per_sample = dropped.flatten(1)
+    assert torch.equal(per_sample.amin(dim=1), per_sample.amax(dim=1))
+    assert set(per_sample[:, 0].tolist()) == {0.0, torch.tensor(1 / 0.75).item()}
+    assert dropped.mean().item() == pytest.approx(1, abs=0.02)
+    assert torch.equal(drop.eval()(torch.ones(4, 3, 2)), torch.ones(4, 3, 2))
+
+
+def test_stochastic_depth_grows_linearly_and_a_teacher_has_none() -> None:
+    student = small_vit(depth=5, drop_path_rate=0.2)
+    rates = [getattr(block.drop_path, "rate", 0.0) for block in student.blocks]
+    assert rates == pytest.approx([0, 0.05, 0.1, 0.15, 0.2], abs=1e-7)
+    teacher = small_vit(depth=5, drop_path_rate=0.0).train()
+    assert not any(isinstance(module, DropPath) for module in teacher.modules())
+    pictures = torch.randn(8, 3, 32, 32)
+    assert torch.equal(teacher(pictures), teacher(pictures))
+    assert not torch.equal(student(pictures), student(pictures))
+    assert torch.equal(student.eval()(pictures), teacher(pictures))  # same seed, same weights
+
+
+def test_the_convolutional_stem_of_patch_4() -> None:
+    model = small_vit(stem="conv", init="xavier")
+    convolutions = [m for m in model.patch_embed.modules() if isinstance(m, torch.nn.Conv2d)]
+    described = [(c.in_channels, c.out_channels, c.kernel_size[0], c.stride[0]) for c in convolutions]
+    assert described == [(3, 24, 3, 2), (24, 24, 3, 1), (24, 48, 3, 2), (48, 64, 1, 1)]
+    kinds = [type(module).__name__ for module in model.patch_embed.stem]
+    assert kinds == 3 * ["Conv2d", "BatchNorm2d", "ReLU"]
+    assert sum(parameter.numel() for parameter in model.parameters()) == 124_296
+    deep = small_vit(stem="conv", patch_size=16, image_size=64, in_channels=1)
+    assert [c.out_channels for c in deep.patch_embed.stem if isinstance(c, torch.nn.Conv2d)] == [
+        8,
+        8,
+        12,
+        24,
+        48,
+    ]
+    assert deep(torch.randn(2, 1, 32, 32)).shape == (2, 64)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"num_heads": 5},
+            r"backbone.num_heads = 5: .* backbone.embed_dim = 64; the nearest that does is 4\.",
+        ),
+        ({"image_size": 34}, r"crops.global_size = 34: .* backbone.patch_size = 4; nearest are 32 and 36\."),
+        (
+            {"stem": "conv", "patch_size": 6, "image_size": 36},
+            r"patch_size = 6: .* a power of two; nearest are 4 and 8\.",
+        ),
+    ],
+)
+def test_sizes_that_do_not_divide_are_explained(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        small_vit(**changes)

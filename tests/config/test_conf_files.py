@@ -1,0 +1,212 @@
+"""What `conf/` holds: every option composes, experiments are the published recipes, what is typed wins."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from hydra import compose as hydra_compose
+from hydra import initialize_config_dir
+from omegaconf import OmegaConf
+
+from dino_exp.config.compose import check, compose
+from dino_exp.config.register import CONF
+from dino_exp.config.schema import SCHEMAS, schema_of
+
+OPTIONS = sorted(f"{path.parent.name}={path.stem}" for path in CONF.glob("*/*.yaml"))
+EXPERIMENTS = sorted(path.stem for path in CONF.glob("experiment/*.yaml"))
+NEEDED = {
+    "backbone=timm": ["backbone.name=vit_tiny_patch16_224"],
+    "backbone=torchvision": ["backbone.name=resnet34"],
+}
+
+
+@pytest.mark.parametrize("option", [option for option in OPTIONS if not option.startswith("experiment=")])
+def test_every_option_composes_into_its_schema_and_is_valid(option: str, tmp_path: Path) -> None:
+    root = [f"data.root={tmp_path}"] if option == "data=image_folder" else []
+    cfg = compose([option, "trainer.epochs=100", *root, *NEEDED.get(option, [])])
+    group = option.partition("=")[0]
+    assert schema_of(cfg[group]) in SCHEMAS[group].values()
+
+
+@pytest.mark.parametrize("experiment", EXPERIMENTS)
+def test_every_experiment_is_valid_and_warns_of_nothing(experiment: str, tmp_path: Path) -> None:
+    root = [f"data.root={tmp_path}"] if experiment.startswith("paper") else []
+    checked = check([f"experiment={experiment}", *root])
+    assert (checked.errors, checked.warnings) == ([], [])
+    assert checked.cfg is not None
+    assert checked.cfg.name == experiment
+
+
+def test_demo_is_the_default() -> None:
+    assert compose() == compose(["experiment=demo"])
+
+
+@pytest.mark.parametrize("option", OPTIONS)
+def test_files_say_what_they_are_and_name_their_component(option: str) -> None:
+    group, _, name = option.partition("=")
+    text = (CONF / group / f"{name}.yaml").read_text()
+    assert text.startswith("# ")
+    extends = [entry for entry in yaml.safe_load(text)["defaults"] if isinstance(entry, str)]
+    if group not in ("experiment", "trainer") and all(entry.startswith("/schema/") for entry in extends):
+        assert "\n_target_: dino_exp." in text
+
+
+@pytest.mark.parametrize("experiment", EXPERIMENTS)
+def test_experiments_set_values_only_where_no_other_option_could_be_typed(experiment: str) -> None:
+    """Else `experiment=x optimizer=sgd` would be sgd with some of the experiment's values for AdamW."""
+    content = yaml.safe_load((CONF / "experiment" / f"{experiment}.yaml").read_text())
+    for group in content.keys() - {"defaults", "name"}:
+        assert len(list((CONF / group).glob("*.yaml"))) == 1, group
+
+
+def test_what_is_typed_wins_over_the_experiment(tmp_path: Path) -> None:
+    paper = ["experiment=paper_vits16", f"data.root={tmp_path}"]
+    plain = compose(paper)
+    base = compose(["backbone=vit_base", *paper])
+    assert (base.backbone.name, base.backbone.embed_dim, base.backbone.depth) == ("vit_base", 768, 12)
+    assert {key: base[key] for key in base if key != "backbone"} == {
+        key: plain[key] for key in plain if key != "backbone"
+    }
+    assert compose([*paper, "backbone=vit_base"]) == base
+    assert (
+        compose(["backbone=resnet50"]).backbone == compose(["experiment=debug", "backbone=resnet50"]).backbone
+    )
+    typed = compose([*paper, "loss.teacher_temp=0.05", "trainer.batch_size=64", "optimizer=lars"])
+    assert (typed.loss.teacher_temp, typed.trainer.batch_size) == (0.05, 64)
+    assert (typed.optimizer.lr, typed.optimizer.clip_grad) == (0.3, 0)
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        [],
+        ["experiment=cifar10_resnet18", "trainer.seed=3", "crops.global_scale=[0.2,1]", "name='a-b'"],
+        [
+            "backbone=timm",
+            "backbone.name=resnet26",
+            "loss.student_temp=${loss.teacher_temp}",
+            "head.use_bn=yes",
+        ],
+    ],
+)
+def test_hydra_composes_the_same(overrides: list[str]) -> None:
+    """The run's configuration comes from Hydra itself; what was checked must be what runs."""
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        assert hydra_compose("config", overrides) == compose(overrides)
+
+
+def differences(cfg: Any, expected: Mapping[str, Any]) -> dict[str, Any]:
+    values = {key: OmegaConf.select(cfg, key) for key in expected}
+    return {key: value for key, value in values.items() if value != expected[key]}
+
+
+VANILLA = {
+    "backbone.name": "vit_small",
+    "backbone.patch_size": 16,
+    "backbone.drop_path_rate": 0.1,
+    "head.out_dim": 65536,
+    "head.hidden_dim": 2048,
+    "head.bottleneck_dim": 256,
+    "head.use_bn": False,
+    "head.norm_last_layer": True,
+    "crops.global_size": 224,
+    "crops.global_scale": [0.4, 1.0],
+    "crops.local_size": 96,
+    "crops.local_number": 8,
+    "crops.local_scale": [0.05, 0.4],
+    "augment.blur": [1.0, 0.1, 0.5],
+    "augment.solarize": 0.2,
+    "loss.student_temp": 0.1,
+    "loss.teacher_temp": 0.04,
+    "loss.warmup_teacher_temp_epochs": 0,
+    "loss.center_momentum": 0.9,
+    "loss.center_init": "zeros",
+    "ema.momentum": 0.996,
+    "ema.final_momentum": 1.0,
+    "optimizer._target_": "dino_exp.optimizer.adamw",
+    "optimizer.lr": 0.0005,
+    "optimizer.min_lr": 1e-6,
+    "optimizer.warmup_epochs": 10,
+    "optimizer.weight_decay": 0.04,
+    "optimizer.final_weight_decay": 0.4,
+    "optimizer.clip_grad": 3.0,
+    "optimizer.freeze_last_layer_epochs": 1,
+    "trainer.epochs": 100,
+    "trainer.batch_size": 512,
+}
+"""Defaults of the released `main_dino.py`, and 8 GPUs x 64."""
+
+
+def test_the_paper_experiments_are_the_released_commands(tmp_path: Path) -> None:
+    root = f"data.root={tmp_path}"
+    assert differences(compose(["experiment=paper_vits16", root]), VANILLA) == {}
+    # --epochs 300 --teacher_temp 0.07 --warmup_teacher_temp_epochs 30 --norm_last_layer false, 16 GPUs
+    assert differences(compose(["experiment=paper_vits16_boosted", root]), VANILLA) == {
+        "head.norm_last_layer": False,
+        "loss.teacher_temp": 0.07,
+        "loss.warmup_teacher_temp_epochs": 30,
+        "trainer.epochs": 300,
+        "trainer.batch_size": 1024,
+    }
+    # --arch resnet50 --optimizer sgd --lr 0.03 --weight_decay 1e-4 --weight_decay_end 1e-4
+    # --global_crops_scale 0.14 1 --local_crops_scale 0.05 0.14
+    assert differences(compose(["experiment=paper_resnet50", root]), VANILLA) == {
+        "backbone.name": "resnet50",
+        "backbone.patch_size": None,
+        "backbone.drop_path_rate": None,
+        "crops.global_scale": [0.14, 1.0],
+        "crops.local_scale": [0.05, 0.14],
+        "optimizer._target_": "dino_exp.optimizer.sgd",
+        "optimizer.lr": 0.03,
+        "optimizer.weight_decay": 1e-4,
+        "optimizer.final_weight_decay": 1e-4,
+    }
+
+
+def test_sweeps_expand_to_all_runs_under_a_name_of_their_content() -> None:
+    checked = check(
+        ["-m", "loss.teacher_temp=0.02,0.04", "loss.center_momentum=0,0.9,0.99", "trainer.epochs=2"]
+    )
+    assert checked.errors == []
+    assert [run.overrides for run in checked.runs] == [
+        (f"loss.teacher_temp={temp}", f"loss.center_momentum={momentum}")
+        for temp in (0.02, 0.04)
+        for momentum in (0, 0.9, 0.99)
+    ]
+    assert len({run.run_id for run in checked.runs}) == 6
+    assert checked.sweep_dir == "outputs/demo_sweep_teacher_temp_center_momentum"
+    assert checked.extra_overrides == ["hydra.sweep.dir='outputs/demo_sweep_teacher_temp_center_momentum'"]
+    named = check(["-m", "trainer.seed=range(0,3)", "name=seeds", "output_root=/runs"])
+    assert (named.sweep_dir, len(named.runs)) == ("/runs/seeds", 3)
+    own = check(["-m", "trainer.seed=0,1", "hydra.sweep.dir=elsewhere"])
+    assert own.extra_overrides == []
+    experiments = check(["-m", "experiment=demo,debug"])
+    assert (experiments.sweep_dir, len(experiments.runs)) == ("outputs/sweep_experiment", 2)
+    options = check(["-m", "head=glob(dino*)"])
+    assert [run.overrides for run in options.runs] == [
+        ("head=dino",),
+        ("head=dino_bn",),
+        ("head=dino_free_gain",),
+    ]
+    by_mode = check(["hydra.mode=MULTIRUN", "trainer.seed=0,1"])
+    assert by_mode.multirun
+    assert len(by_mode.runs) == 2
+
+
+def test_a_sweep_can_live_in_a_file(tmp_path: Path) -> None:
+    (tmp_path / "experiment").mkdir()
+    (tmp_path / "experiment" / "temps.yaml").write_text(
+        "# @package _global_\nname: temps\nhydra:\n  mode: MULTIRUN\n  sweeper:\n    params:\n"
+        "      loss.teacher_temp: 0.02,0.04,-1\n"
+    )
+    checked = check(["--config-dir", str(tmp_path), "experiment=temps"])
+    assert [run.overrides for run in checked.runs] == [
+        ("loss.teacher_temp=0.02",),
+        ("loss.teacher_temp=0.04",),
+    ]
+    assert checked.errors == [
+        "loss.teacher_temp = -1.0: must be at least 0 (the paper uses 0.02–0.07; 0 is a hard argmax). "
+        "(run loss.teacher_temp=-1)"
+    ]

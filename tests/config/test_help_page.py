@@ -1,0 +1,55 @@
+"""`train.py --help` names what exists, with the values in force."""
+
+from dataclasses import fields
+
+import pytest
+
+from dino_exp import cli
+from dino_exp.config.compose import check, compose
+from dino_exp.config.help import EXAMPLES, KEYS, docstrings
+from dino_exp.config.register import CONF
+from dino_exp.config.schema import TrainerConfig
+
+
+def page(capsys: pytest.CaptureFixture[str], *argv: str) -> str:
+    assert cli.main([*argv, "--help"]) == 0
+    return capsys.readouterr().out
+
+
+def test_every_group_and_option_is_there_and_the_schema_is_not(capsys: pytest.CaptureFixture[str]) -> None:
+    words = page(capsys).replace("*", "").split()
+    for path in CONF.glob("*/*.yaml"):
+        assert path.parent.name in words
+        assert path.stem in words
+    assert "schema" not in words
+
+
+def test_keys_come_with_value_and_meaning(capsys: pytest.CaptureFixture[str]) -> None:
+    lines = page(capsys).splitlines()
+    key = next(line for line in lines if line.strip().startswith("head.out_dim"))
+    out_dim = str(compose().head.out_dim)
+    assert key.split() == ["head.out_dim", out_dim, "K,", "the", "number", "of", "prototypes."]
+    assert 20 <= len(KEYS) <= 30
+    assert docstrings()["TrainerConfig"].keys() == {field.name for field in fields(TrainerConfig)}
+
+
+def test_values_are_those_of_the_command_line(capsys: pytest.CaptureFixture[str]) -> None:
+    text = page(capsys, "experiment=paper_vits16", "trainer.epochs=300")
+    words = text.split()
+    assert words[words.index("data.root") + 1 : words.index("data.root") + 3] == ["(not", "set)"]
+    assert words[words.index("trainer.epochs") + 1] == "300"
+    assert "paper_vits16*" in words
+
+
+def test_examples_are_valid() -> None:
+    for line, _ in EXAMPLES:
+        argv = [word for word in line.split()[1:] if not word.startswith("data.root=")]
+        unmet = [error for error in check(argv).errors if not error.startswith("data.root: not set")]
+        assert unmet == []
+
+
+def test_wide_terminals_do_not_stretch_it(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "300")
+    assert max(len(line.rstrip()) for line in page(capsys).splitlines()) <= 120

@@ -1,0 +1,94 @@
+"""A run's id follows from everything that can change its result, and from nothing else."""
+
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from dino_exp.config.compose import compose
+from dino_exp.config.identity import differing_keys, identity, run_id
+
+SMALL: dict[str, Any] = {
+    "backbone": {"name": "vit_micro", "drop_path_rate": 0.0},
+    "head": {"out_dim": 64},
+    "crops": {"global_scale": [0.4, 1.0]},
+    "augment": {"flip": 0.5},
+    "loss": {"teacher_temp": 0.02, "center_momentum": 0.5},
+    "ema": {"momentum": 0.99},
+    "optimizer": {"lr": 0.008},
+    "data": {"root": None},
+    "trainer": {"batch_size": 32, "seed": 0},
+}
+
+
+def test_the_id_is_readable_and_never_changes() -> None:
+    """Otherwise a resume after an update of this project would start afresh."""
+    assert run_id(SMALL) == "vit_micro_K64_tt0.02_m0.5_ema0.99_lr0.008_b32_s0_672befbc"
+
+
+def test_order_and_spelling_of_numbers_do_not_matter() -> None:
+    turned = {group: dict(reversed(values.items())) for group, values in reversed(SMALL.items())}
+    turned["backbone"]["drop_path_rate"] = 0
+    turned["crops"]["global_scale"] = [0.4, 1]
+    turned["head"]["out_dim"] = 64.0
+    assert run_id(turned) == run_id(SMALL)
+    pairs = [
+        (["loss.student_temp=0.1"], ["loss.student_temp=1e-1"]),
+        (["ema.final_momentum=1"], ["ema.final_momentum=1.0"]),
+        (["trainer.seed=1", "loss.teacher_temp=0.04"], ["loss.teacher_temp=0.04", "trainer.seed=1"]),
+        (["loss.teacher_temp=${loss.warmup_teacher_temp}"], []),
+    ]
+    for one, other in pairs:
+        assert run_id(compose(one)) == run_id(compose(other))
+
+
+def test_what_only_watches_or_places_a_run_does_not_matter() -> None:
+    cfg = compose(
+        [
+            "tracker=tensorboard",
+            "output_root=elsewhere",
+            "name=other",
+            "resume=never",
+            "trainer.device=cpu",
+            "trainer.num_workers=3",
+            "trainer.log_every=7",
+            "trainer.checkpoint_every=7",
+            "eval.k=5",
+            "eval.every_epochs=3",
+        ]
+    )
+    assert run_id(cfg) == run_id(compose())
+
+
+def test_every_other_key_matters() -> None:
+    cfg = compose()
+    ids = {run_id(cfg)}
+    keys = identity(cfg)
+    for key, value in keys.items():
+        plain = OmegaConf.create(OmegaConf.to_container(cfg))
+        OmegaConf.update(
+            plain, key, "changed" if isinstance(value, (str, type(None), list)) else value + 0.125
+        )
+        ids.add(run_id(plain))
+    assert len(ids) == len(keys) + 1
+    assert keys.keys() >= {"data.train_size", "trainer.epochs", "trainer.precision", "loss._target_"}
+
+
+def test_it_survives_the_file(tmp_path: Path) -> None:
+    cfg = compose(["optimizer=adamw", "trainer.epochs=20"])
+    (tmp_path / "config.yaml").write_text(OmegaConf.to_yaml(cfg, resolve=True))
+    back = OmegaConf.load(tmp_path / "config.yaml")
+    assert isinstance(back, DictConfig)
+    assert run_id(back) == run_id(cfg)
+    assert differing_keys(back, cfg) == {}
+    other = compose(["optimizer=adamw", "trainer.epochs=20", "backbone=resnet18", "trainer.device=cpu"])
+    different = differing_keys(back, other)
+    assert different["backbone.name"] == ("vit_micro", "resnet18")
+    assert different["backbone.depth"] == (3, None)
+    assert all(key.startswith("backbone.") for key in different)
+
+
+def test_names_of_models_make_good_folders() -> None:
+    cfg = compose(["backbone=timm", "backbone.name=vit_tiny_patch16_224.augreg_in21k"])
+    assert run_id(cfg).startswith("vit_tiny_patch16_224.augreg_in21k_K64_")
+    assert run_id(SMALL | {"backbone": {"name": "hf-hub:a/b c"}}).startswith("hf-hub-a-b-c_K64_")

@@ -1,0 +1,133 @@
+"""A sample's crops depend on (seed, epoch, index) alone."""
+
+import numpy as np
+import pytest
+import torch
+
+from dino_exp.augment import Augment
+from dino_exp.crops import MultiCrop
+from dino_exp.data.loader import Batch, BatchOrder, CropBatches, batches
+from dino_exp.data.source import CorruptImageError
+from dino_exp.errors import UserError
+
+
+class Numbered:
+    """Pictures whose values tell their index; those in `broken` cannot be read."""
+
+    labels = classes = None
+    has_masks = False
+
+    def __init__(self, length: int, broken: frozenset[int] = frozenset()) -> None:
+        self.length, self.broken = length, broken
+
+    def __len__(self) -> int:
+        return self.length
+
+    def read(self, index: int) -> torch.Tensor:
+        if index in self.broken:
+            raise CorruptImageError(self.name(index), "broken on purpose")
+        return torch.full((3, 20, 24), index, dtype=torch.uint8)
+
+    def name(self, index: int) -> str:
+        return f"picture {index}"
+
+
+def dataset(source: Numbered, seed: int = 0, local_number: int = 2) -> CropBatches:
+    crops = MultiCrop(
+        global_size=16,
+        global_scale=[0.4, 1.0],
+        local_size=8,
+        local_number=local_number,
+        local_scale=[0.1, 0.4],
+    )
+    augment = Augment(
+        flip=0.5,
+        rotation=0.0,
+        jitter=0.8,
+        brightness=0.4,
+        contrast=0.4,
+        saturation=0.2,
+        hue=0.1,
+        grey=0.2,
+        blur=[1.0, 0.1, 0.5],
+        blur_sigma=[0.1, 2.0],
+        solarize=0.2,
+        channels=3,
+        mean=[0.5] * 3,
+        std=[0.25] * 3,
+    )
+    return CropBatches(source, crops, augment, seed)
+
+
+def all_batches(workers: int, start: int = 0, source: Numbered | None = None, seed: int = 0) -> list[Batch]:
+    source = source or Numbered(50)
+    order = BatchOrder(len(source), 8, seed, start, 15)
+    return list(batches(dataset(source, seed), order, workers, pin_memory=False))
+
+
+def same(first: list[Batch], second: list[Batch]) -> bool:
+    pairs = zip(first, second, strict=True)
+    return all(torch.equal(a, b) for left, right in pairs for a, b in zip(left, right, strict=True))
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_workers_do_not_change_the_batches(workers: int):
+    assert same(all_batches(0), all_batches(workers))
+
+
+def test_a_resume_sees_what_it_would_have_seen():
+    assert same(all_batches(0)[7:], all_batches(0, start=7))
+
+
+def test_batch_size_does_not_change_a_sample():
+    large = dataset(Numbered(50))[3, [4, 9, 30]]
+    alone = dataset(Numbered(50))[3, [9]]
+    for ours, theirs in zip(large[:3], alone[:3], strict=True):
+        assert torch.equal(ours[:, 1:2], theirs)
+
+
+def test_seed_epoch_and_index_each_change_the_crops():
+    reference = dataset(Numbered(50), seed=0)[0, [1]].parameters
+    others = (
+        dataset(Numbered(50), seed=1)[0, [1]],
+        dataset(Numbered(50))[1, [1]],
+        dataset(Numbered(50))[0, [2]],
+    )
+    for other in others:
+        assert not torch.equal(reference, other.parameters)
+
+
+def test_each_epoch_is_another_permutation_and_drops_the_incomplete_batch():
+    order = list(BatchOrder(50, 8, seed=0, start_step=0, stop_step=12))
+    first = [index for epoch, indices in order if epoch == 0 for index in indices]
+    second = [index for epoch, indices in order if epoch == 1 for index in indices]
+    assert len(first) == len(set(first)) == len(second) == 48
+    assert first != second
+    assert first != sorted(first)
+
+
+def test_shapes_and_the_global_crops_come_first():
+    batch = all_batches(0)[0]
+    assert batch.global_crops.shape == (2, 8, 3, 16, 16)
+    assert batch.local_crops.shape == (2, 8, 3, 8, 8)
+    assert batch.parameters.shape == (4, 8, 11)
+    _, indices = next(iter(BatchOrder(50, 8, 0, 0, 1)))
+    assert batch.global_crops[0, :, 0, 0, 0].tolist() == indices
+
+
+def test_no_local_crops():
+    assert dataset(Numbered(50), local_number=0)[0, [1, 2]].local_crops.shape == (0, 2, 3, 16, 16)
+
+
+def test_an_unreadable_picture_is_replaced_by_the_next_and_noted():
+    source = Numbered(50, broken=frozenset({7, 8, 49}))
+    batch = dataset(source)[0, [7, 3, 49]]
+    assert batch.global_crops[0, :, 0, 0, 0].tolist() == [9, 3, 0]
+    assert batch.corrupt.tolist() == [7, 8, 49]
+    kept = dataset(Numbered(50))[0, [7, 3, 49]]
+    np.testing.assert_array_equal(batch.parameters, kept.parameters)
+
+
+def test_no_readable_picture_is_an_error():
+    with pytest.raises(UserError, match=r"data\.root"):
+        dataset(Numbered(5, broken=frozenset(range(5))))[0, [0]]

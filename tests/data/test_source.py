@@ -1,0 +1,137 @@
+"""One file to one tensor: formats, channels, and files that cannot be read."""
+
+import io
+import pickle
+import struct
+import zlib
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from dino_exp.data.source import CorruptImageError, read_image
+
+RED, GREEN = (200, 40, 10), (20, 180, 60)
+
+
+def two_colours(size=(16, 8)):
+    """Red on the left, green on the right; edges on block borders, so that JPEG keeps them."""
+    image = Image.new("RGB", size, RED)
+    image.paste(GREEN, (size[0] // 2, 0, *size))
+    return image
+
+
+def encoded(image, file_format, **options):
+    buffer = io.BytesIO()
+    image.save(buffer, file_format, **options)
+    return buffer.getvalue()
+
+
+def grey16():
+    return Image.fromarray(np.full((8, 16), 200 * 256 + 17, dtype=np.uint16))
+
+
+GOOD = {
+    "rgb.jpg": (encoded(two_colours(), "JPEG", quality=95), RED),
+    "cmyk.jpg": (encoded(two_colours().convert("CMYK"), "JPEG", quality=95), RED),
+    "grey.jpg": (encoded(Image.new("L", (16, 8), 90), "JPEG"), (90, 90, 90)),
+    "rgb.png": (encoded(two_colours(), "PNG"), RED),
+    "palette.png": (encoded(two_colours().quantize(4), "PNG"), RED),
+    "palette.gif": (encoded(two_colours().quantize(4), "GIF"), RED),
+    "alpha.png": (encoded(Image.new("RGBA", (16, 8), (*RED, 128)), "PNG"), RED),
+    "grey_alpha.png": (encoded(Image.new("LA", (16, 8), (90, 3)), "PNG"), (90, 90, 90)),
+    "bilevel.png": (encoded(Image.new("1", (16, 8), 1), "PNG"), (255, 255, 255)),
+    "grey16.png": (encoded(grey16(), "PNG"), (200, 200, 200)),
+    "grey16.tif": (encoded(grey16(), "TIFF"), (200, 200, 200)),
+    "webp.webp": (encoded(two_colours(), "WEBP", lossless=True), RED),
+}
+
+
+@pytest.mark.parametrize("name", GOOD)
+def test_every_kind_of_file_becomes_rgb_and_luminance(name, tmp_path):
+    content, (red, green, blue) = GOOD[name]
+    (tmp_path / name).write_bytes(content)
+    rgb, grey = read_image(tmp_path / name, 3), read_image(tmp_path / name, 1)
+    assert (rgb.dtype, rgb.shape, grey.shape) == (torch.uint8, (3, 8, 16), (1, 8, 16))
+    assert (rgb[:, 4, 2].int() - torch.tensor([red, green, blue])).abs().max() <= 3
+    assert abs(int(grey[0, 4, 2]) - (0.299 * red + 0.587 * green + 0.114 * blue)) <= 3
+    if (red, green, blue) == RED and "alpha" not in name:
+        assert (rgb[:, 4, 13].int() - torch.tensor(GREEN)).abs().max() <= 3
+
+
+@pytest.mark.parametrize("file_format", ["PNG", "JPEG", "GIF"])
+def test_a_single_pixel_is_a_picture(file_format, tmp_path):
+    path = tmp_path / "pixel"
+    path.write_bytes(encoded(Image.new("L", (1, 1), 77), file_format))
+    assert read_image(path, 3).flatten().tolist() == [77, 77, 77]
+
+
+def test_exif_orientation_is_not_applied(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6  # "rotate by 90 degrees to show"
+    two_colours().save(tmp_path / "turned.jpg", exif=exif)
+    assert read_image(tmp_path / "turned.jpg", 3).shape == (3, 8, 16)
+
+
+def test_other_channel_counts_come_as_the_file_has_them(tmp_path):
+    values = np.arange(6 * 4 * 5, dtype=np.uint8).reshape(6, 4, 5)
+    np.save(tmp_path / "five.npy", values)
+    assert np.array_equal(read_image(tmp_path / "five.npy", 5), values.transpose(2, 0, 1))
+    np.save(tmp_path / "sixteen.npy", values.astype(np.uint16) * 256 + 9)
+    assert np.array_equal(read_image(tmp_path / "sixteen.npy", 5), values.transpose(2, 0, 1))
+    Image.new("RGBA", (3, 2), (1, 2, 3, 4)).save(tmp_path / "rgba.png")
+    assert read_image(tmp_path / "rgba.png", 4)[:, 1, 2].tolist() == [1, 2, 3, 4]
+    Image.new("CMYK", (3, 2), (1, 2, 3, 4)).save(tmp_path / "cmyk.tif")
+    assert read_image(tmp_path / "cmyk.tif", 4)[:, 1, 2].tolist() == [1, 2, 3, 4]
+    with pytest.raises(CorruptImageError, match=r"rgba\.png: has 4 channels, and data\.channels is 5"):
+        read_image(tmp_path / "rgba.png", 5)
+    with pytest.raises(CorruptImageError, match=r"has 5 channels, and data\.channels is 3"):
+        read_image(tmp_path / "five.npy", 3)
+
+
+def huge_png():
+    """20,000 x 20,000 by its header."""
+    content = bytearray(encoded(Image.new("L", (1, 1)), "PNG"))
+    content[16:24] = struct.pack(">II", 20_000, 20_000)
+    content[29:33] = struct.pack(">I", zlib.crc32(content[12:29]))
+    return bytes(content)
+
+
+def npy(array):
+    buffer = io.BytesIO()
+    np.save(buffer, array)
+    return buffer.getvalue()
+
+
+NOISE = Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8))
+BAD = {
+    "empty.jpg": (b"", "the file is empty"),
+    "text.jpg": (b"this is no picture", "not a picture"),
+    "page.png": (b"<!DOCTYPE html><html></html>", "not a picture"),
+    "half.jpg": (encoded(NOISE, "JPEG")[:2000], "damaged or truncated"),
+    "header.jpg": (encoded(NOISE, "JPEG")[:30], "."),
+    "half.png": (encoded(NOISE, "PNG")[:5000], "damaged or truncated"),
+    "half.webp": (encoded(NOISE, "WEBP")[:900], "."),
+    "half.npy": (npy(np.zeros((8, 8), np.uint8))[:140], r"truncated \.npy"),
+    "float.npy": (npy(np.zeros((8, 8))), "float64 .* uint8 or uint16"),
+    "float.tif": (encoded(Image.new("F", (4, 4)), "TIFF"), "floating-point"),
+    "huge.png": (huge_png(), "more than 178,956,970 pixels"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_unreadable_files_say_which_and_why(name, tmp_path):
+    content, reason = BAD[name]
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(CorruptImageError, match=reason) as caught:
+        read_image(tmp_path / name, 3)
+    assert caught.value.name == str(tmp_path / name)
+    assert "\n" not in caught.value.reason
+    copy = pickle.loads(pickle.dumps(caught.value))  # as it comes out of a worker
+    assert (copy.name, copy.reason) == (caught.value.name, caught.value.reason)
+
+
+def test_a_missing_file_is_unreadable(tmp_path):
+    with pytest.raises(CorruptImageError, match="No such file"):
+        read_image(tmp_path / "gone.jpg", 3)

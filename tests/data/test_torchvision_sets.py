@@ -1,0 +1,88 @@
+"""CIFAR-10 and Fashion-MNIST from small files in the real formats, and without a network."""
+
+import gzip
+import struct
+
+import numpy as np
+import pytest
+import torch
+
+from dino_exp.data import torchvision_sets
+from dino_exp.data.torchvision_sets import DEBIAN_FASHION_MNIST, cifar10, fashion_mnist
+from dino_exp.errors import UserError
+
+LOADER_ONLY = {"name": "set", "mean": [0.5], "std": [0.3], "max_corrupt": 0.01}
+
+
+@pytest.fixture
+def offline(monkeypatch):
+    for variable in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"):
+        monkeypatch.setenv(variable, "http://127.0.0.1:9")  # the discard port: refused at once
+    monkeypatch.setenv("no_proxy", "")
+    monkeypatch.setattr(torchvision_sets, "DEBIAN_FASHION_MNIST", DEBIAN_FASHION_MNIST / "absent")
+
+
+def idx_files(folder, packed):
+    folder.mkdir(parents=True, exist_ok=True)
+    random = np.random.default_rng(0)
+    for part, count in (("train", 7), ("t10k", 3)):
+        pixels = random.integers(0, 256, (count, 28, 28), dtype=np.uint8)
+        labels = np.arange(count, dtype=np.uint8)
+        for kind, array in (("images", pixels), ("labels", labels)):
+            content = struct.pack(f">{1 + array.ndim}I", 0x800 + array.ndim, *array.shape) + array.tobytes()
+            path = folder / f"{part}-{kind}-idx{array.ndim}-ubyte{'.gz' if packed else ''}"
+            path.write_bytes(gzip.compress(content) if packed else content)
+    return pixels
+
+
+@pytest.mark.parametrize(
+    ("place", "packed"), [(".", True), ("FashionMNIST/raw", True), ("FashionMNIST/raw", False)]
+)
+def test_fashion_mnist_is_found_in_its_places(place, packed, tmp_path, offline):
+    last = idx_files(tmp_path / place, packed)
+    splits = fashion_mnist(root=str(tmp_path), channels=1, **LOADER_ONLY)
+    assert (len(splits.train), len(splits.test)) == (7, 3)
+    assert np.array_equal(splits.test.read(2), last[2:3])
+    assert splits.test.labels.tolist() == [0, 1, 2]
+    assert splits.test.labels.dtype == np.int64
+    assert splits.train.classes[9] == "Ankle boot"
+    assert splits.test.name(2) == "fashion_mnist test 2"
+    rgb = fashion_mnist(root=str(tmp_path), channels=3, **LOADER_ONLY).test.read(2)
+    assert rgb.shape == (3, 28, 28)
+    assert torch.equal(rgb[0], rgb[2])
+    rgb[0, 0, 0] += 1  # a copy: the planes are apart
+    assert rgb[0, 0, 0] != rgb[1, 0, 0]
+
+
+@pytest.mark.skipif(not DEBIAN_FASHION_MNIST.exists(), reason="dataset-fashion-mnist is not installed")
+def test_fashion_mnist_is_found_in_debians_package(tmp_path):
+    splits = fashion_mnist(root=str(tmp_path), channels=1, **LOADER_ONLY)
+    assert (len(splits.train), len(splits.test)) == (60_000, 10_000)
+    assert np.bincount(splits.test.labels).tolist() == [1000] * 10
+    assert splits.train.images.float().mean().item() / 255 == pytest.approx(0.2860, abs=1e-4)
+
+
+def test_damaged_idx_files_are_named(tmp_path, offline):
+    idx_files(tmp_path, packed=True)
+    file = tmp_path / "train-images-idx3-ubyte.gz"
+    whole = file.read_bytes()
+    for damaged in (whole[:1000], gzip.compress(gzip.decompress(whole)[:-10]), gzip.compress(b"hello"), b""):
+        file.write_bytes(damaged)
+        with pytest.raises(UserError, match=r"train-images-idx3-ubyte\.gz: .*(damaged|truncated)"):
+            fashion_mnist(root=str(tmp_path), channels=1, **LOADER_ONLY)
+
+
+def test_a_failed_download_says_where_the_files_go(tmp_path, offline):
+    with pytest.raises(UserError, match=rf"put train-images-idx3-ubyte\.gz, .* into {tmp_path}"):
+        fashion_mnist(root=str(tmp_path), channels=1, **LOADER_ONLY)
+    with pytest.raises(
+        UserError, match=rf"data\.root = {tmp_path}.*put cifar-10-python\.tar\.gz.*{tmp_path}"
+    ):
+        cifar10(root=str(tmp_path), channels=3, **LOADER_ONLY)
+
+
+def test_impossible_channels_are_refused(tmp_path):
+    with pytest.raises(UserError, match=r"data\.channels = 1: CIFAR-10 has 3"):
+        cifar10(root=str(tmp_path), channels=1, **LOADER_ONLY)
+    with pytest.raises(UserError, match=r"data\.channels = 4: Fashion-MNIST has 1"):
+        fashion_mnist(root=str(tmp_path), channels=4, **LOADER_ONLY)

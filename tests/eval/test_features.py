@@ -1,0 +1,139 @@
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+from dino_exp.data.source import ArraySource, CorruptImageError
+from dino_exp.errors import UserError
+from dino_exp.eval.features import extract, normalize, pixels, resize_and_crop
+
+SETTINGS = {"image_size": 8, "crop_ratio": 1.0, "mean": [0.5] * 3, "std": [0.25] * 3, "device": "cpu"}
+
+
+def random_pictures(n, side=8, channels=3, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(0, 256, (n, channels, side, side), generator=generator, dtype=torch.uint8)
+
+
+class Album:
+    """Pictures of any sizes; some cannot be read."""
+
+    labels = None
+    classes = None
+    has_masks = False
+
+    def __init__(self, pictures, corrupt=()):
+        self.pictures, self.corrupt = pictures, set(corrupt)
+
+    def __len__(self):
+        return len(self.pictures)
+
+    def name(self, index):
+        return f"album {index}"
+
+    def read(self, index):
+        if index in self.corrupt:
+            raise CorruptImageError(self.name(index), "torn")
+        return self.pictures[index]
+
+
+def small_network():
+    network = nn.Sequential(
+        nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Dropout(0.5), nn.AdaptiveAvgPool2d(1), nn.Flatten()
+    )
+    network.feature_dim = 4
+    return network
+
+
+def test_rows_are_the_network_in_eval_mode_and_nothing_of_it_moves():
+    torch.manual_seed(0)
+    network = small_network()
+    network.train()
+    network[2].eval()  # a part that somebody froze stays frozen, the rest goes back to train mode
+    network[1].running_mean.fill_(0.3)
+    before = {key: value.clone() for key, value in network.state_dict().items()}
+    images = random_pictures(11)
+    got = extract(network, ArraySource("a", images, None, None, 3), range(11), batch_size=4, **SETTINGS)
+
+    assert [module.training for module in network] == [True, True, False, True, True]
+    assert all(torch.equal(value, before[key]) for key, value in network.state_dict().items())
+    with torch.no_grad():
+        expected = network.eval()((images.float() / 255 - 0.5) / 0.25)
+    torch.testing.assert_close(got.values, expected)
+    assert got.values.dtype == torch.float32
+    assert got.indices.tolist() == list(range(11))
+    (got.values @ nn.Parameter(torch.ones(4))).sum().backward()  # ordinary tensors: a probe can learn on them
+
+
+def test_modes_come_back_after_an_error_too():
+    network = small_network().train()
+    with pytest.raises(RuntimeError):
+        extract(
+            network,
+            Album(random_pictures(2, channels=1)),
+            [0],
+            batch_size=1,
+            **SETTINGS | {"mean": [0.5], "std": [1]},
+        )
+    assert all(module.training for module in network.modules())
+
+
+def test_unreadable_pictures_leave_with_their_index():
+    mixed = [*random_pictures(3, side=8), *random_pictures(3, side=12), *random_pictures(2, side=8)]
+    asked = [7, 1, 2, 3, 5, 0]
+    sound = extract(nn.Flatten(), Album(mixed), asked, batch_size=2, **SETTINGS)
+    torn = extract(nn.Flatten(), Album(mixed, corrupt={1, 2, 5}), asked, batch_size=2, **SETTINGS)
+    assert sound.indices.tolist() == asked
+    assert torn.indices.tolist() == [7, 3, 0]
+    assert torch.equal(torn.values, sound.values[[0, 3, 5]])
+    with pytest.raises(UserError, match=r"None of 1 pictures.*album 1"):
+        extract(nn.Flatten(), Album(mixed, corrupt={1}), [1], batch_size=2, **SETTINGS)
+
+
+def test_threads_change_neither_order_nor_values():
+    album = Album([*random_pictures(9, side=16), *random_pictures(8, side=11)], corrupt={3})
+    alone, ahead = (
+        extract(nn.Flatten(), album, range(17), batch_size=3, workers=workers, **SETTINGS)
+        for workers in (0, 3)
+    )
+    assert torch.equal(alone.values, ahead.values)
+    assert torch.equal(alone.indices, ahead.indices)
+
+
+def test_resize_and_crop_is_the_released_codes():
+    # Resize(256, bicubic) and CenterCrop(224) of Pillow, on a smooth picture of uneven sides.
+    y, x = np.mgrid[0:300, 0:407]
+    array = np.stack([x * 0.6, y * 0.8, 127 + 90 * np.sin(x / 9) * np.cos(y / 7)], axis=-1).astype(np.uint8)
+    short, long = 256, int(256 * 407 / 300)
+    left, top = round((long - 224) / 2), (short - 224) // 2
+    resized = Image.fromarray(array).resize((long, short), Image.Resampling.BICUBIC)
+    expected = np.asarray(resized.crop((left, top, left + 224, top + 224))).astype(int)
+
+    got = resize_and_crop(torch.from_numpy(array).permute(2, 0, 1), 224, 0.875).permute(1, 2, 0)
+    assert got.dtype == torch.uint8
+    assert np.abs(got.numpy().astype(int) - expected).max() <= 1
+
+
+def test_pictures_that_have_the_size_are_not_touched():
+    images = random_pictures(2)
+    assert torch.equal(resize_and_crop(images, 8, 1.0), images)
+    assert resize_and_crop(images, 8, 0.875).shape == images.shape
+    assert not torch.equal(resize_and_crop(images, 8, 0.875), images)
+
+
+def test_normalize_asks_for_one_value_per_channel():
+    images = torch.tensor([[[[0]], [[255]]]], dtype=torch.uint8)
+    assert normalize(images, [0.5, 0.0], [0.5, 2.0]).flatten().tolist() == [-1.0, 0.5]
+    with pytest.raises(UserError, match=r"have 3 and 3 values.*2 channels"):
+        normalize(images, [0.5] * 3, [0.5] * 3)
+
+
+def test_pixels_are_centred_by_the_bank_alone():
+    bank, queries = random_pictures(6, channels=2), random_pictures(3, channels=2, seed=1)
+    got_bank, got_queries = pixels(
+        Album(bank), range(6), Album(queries), [2, 0], image_size=8, crop_ratio=1.0, batch_size=4
+    )
+    assert got_bank.values.mean(dim=0).abs().max() < 1e-6
+    expected = (queries[[2, 0]].float() - bank.float().mean(dim=0)) / 255
+    torch.testing.assert_close(got_queries.values, expected.flatten(1))

@@ -1,0 +1,147 @@
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from dino_exp.data.source import ArraySource, Splits
+from dino_exp.errors import UserError
+from dino_exp.eval.knn import KNN, knn_predict, spread
+
+
+def votes_by_loop(bank, labels, query, k, temperature, classes):
+    """The definition, one neighbour at a time."""
+    cosines = []
+    for feature, label in zip(bank.tolist(), labels.tolist(), strict=True):
+        dot = sum(a * b for a, b in zip(feature, query.tolist(), strict=True))
+        norms = math.hypot(*feature) * math.hypot(*query.tolist())
+        cosines.append((dot / norms, label))
+    votes = [0.0] * classes
+    for cosine, label in sorted(cosines, reverse=True)[:k]:
+        votes[label] += math.exp(cosine / temperature)
+    return votes.index(max(votes))
+
+
+def features(n, dim=5, seed=0):
+    return torch.randn(n, dim, generator=torch.Generator().manual_seed(seed))
+
+
+def knn(**changes):
+    fields = {
+        "k": 5,
+        "temperature": 0.07,
+        "every_epochs": 1,
+        "bank_size": None,
+        "query_size": None,
+        "batch_size": 8,
+        "crop_ratio": 1.0,
+    }
+    return KNN(**(fields | changes))
+
+
+def test_agrees_with_the_definition_for_several_k_and_uneven_blocks():
+    bank, labels, queries = features(60), torch.arange(60) % 7, features(23, seed=1)
+    ks = [1, 10, 60]
+    predicted = knn_predict(bank, labels, queries, k=ks, temperature=0.5, classes=7, block=9)
+    expected = [[votes_by_loop(bank, labels, query, k, 0.5, 7) for query in queries] for k in ks]
+    assert predicted.tolist() == expected
+    assert expected[0] != expected[1] != expected[2]  # the three k are different questions
+    alone = knn_predict(bank, labels, queries, k=10, temperature=0.5, classes=7)
+    assert alone.tolist() == expected[1]
+
+
+def test_one_near_neighbour_outvotes_two_far_ones_only_at_low_temperature():
+    # cosines with (1, 0): 1.0 for class 0; 0.8 and 0.6 for class 1.
+    # T = 0.07: e^0 against e^(-0.2/0.07) + e^(-0.4/0.07) = 0.061; T = 1: 1 against 0.819 + 0.670.
+    bank, labels = torch.tensor([[1.0, 0.0], [0.8, 0.6], [0.6, -0.8]]), torch.tensor([0, 1, 1])
+    query = torch.tensor([[3.0, 0.0]])
+    for temperature, winner in ((0.07, 0), (1.0, 1)):
+        got = knn_predict(bank, labels, query, k=3, temperature=temperature, classes=2)
+        assert got.tolist() == [winner]
+
+
+def test_length_of_features_and_a_tiny_temperature_change_nothing_they_should_not():
+    bank, labels, queries = features(40), torch.arange(40) % 3, features(17, seed=2)
+
+    def predict(scale_bank, scale_queries, temperature):
+        return knn_predict(
+            bank * scale_bank, labels, queries * scale_queries, k=9, temperature=temperature, classes=3
+        ).tolist()
+
+    assert predict(1, 1, 0.07) == predict(1e3, 1e-3, 0.07)
+    # exp(1 / 0.001) is not a float32; in the limit the nearest neighbour decides.
+    nearest = knn_predict(bank, labels, queries, k=1, temperature=1, classes=3).tolist()
+    assert predict(1, 1, 0.001) == nearest
+
+
+def test_k_is_cut_to_the_bank_and_few_queries_of_many_classes_work():
+    bank, labels = torch.eye(3), torch.tensor([5, 999, 7])
+    predicted = knn_predict(bank, labels, torch.eye(3)[1:2], k=200, temperature=0.07, classes=1000)
+    assert predicted.tolist() == [999]
+    assert knn_predict(bank, labels, torch.empty(0, 3), k=2, temperature=1, classes=1000).shape == (0,)
+
+
+def test_accuracy_is_a_percentage_and_nan_features_are_no_score():
+    bank, labels = torch.eye(4), torch.arange(4)
+    assert knn(k=1).accuracy(bank, labels, torch.eye(4), torch.tensor([0, 1, 2, 0])) == 75.0
+    assert math.isnan(knn().accuracy(bank * math.nan, labels, bank, labels))
+
+
+def test_spread_covers_the_set_and_does_not_alias_with_alternating_classes():
+    assert spread(7, None) == spread(7, 7) == spread(7, 9) == list(range(7))
+    chosen = spread(12_000, 1_200)
+    assert len(set(chosen)) == 1_200
+    assert chosen == sorted(chosen) == spread(12_000, 1_200)
+    assert max(np.diff([-1, *chosen, 12_000])) < 20
+    counts = np.bincount([index % 10 for index in chosen])  # a step of 10 would see one class alone
+    assert counts.min() > 110
+    assert counts.max() < 130
+
+
+def two_class_splits(train=40, test=16, **changes):
+    """Dark pictures and bright ones, told apart by their first channel's mean."""
+
+    def source(n, seed):
+        generator = torch.Generator().manual_seed(seed)
+        labels = np.arange(n) % 2
+        images = torch.randint(0, 100, (n, 3, 8, 8), generator=generator, dtype=torch.uint8)
+        images[1::2] += 120
+        return ArraySource("two", images, labels, changes.get("classes", ["dark", "bright"]), 3)
+
+    return Splits(source(train, 0), source(test, 1) if test else None)
+
+
+class Contrast(nn.Module):
+    """(mean, 1): pictures below the normalisation's mean point one way, those above it another."""
+
+    feature_dim = 2
+
+    def forward(self, pictures):
+        return torch.stack([pictures.mean(dim=(1, 2, 3)), torch.full((len(pictures),), 0.1)], dim=1)
+
+
+def test_evaluate_goes_from_pictures_to_percent():
+    splits = two_class_splits()
+    settings = {"image_size": 8, "mean": [0.45] * 3, "std": [0.25] * 3, "device": "cpu"}
+    assert knn(bank_size=20, query_size=9).evaluate(Contrast(), splits, **settings) == 100.0
+    assert knn().evaluate_pixels(splits, image_size=8) == 100.0
+    splits.test.labels = 1 - splits.test.labels
+    assert knn().evaluate(Contrast(), splits, **settings) == 0.0
+
+
+@pytest.mark.parametrize("problem", ["no test", "no labels", "other classes"])
+def test_what_cannot_be_evaluated_is_said(problem):
+    splits = two_class_splits(test=0 if problem == "no test" else 16)
+    if problem == "no labels":
+        splits.train.labels = None
+    if problem == "other classes":
+        splits.test.classes = ["dark", "dim"]
+    expected = {
+        "no test": "held-out",
+        "no labels": "training pictures have none",
+        "other classes": "bright, dim",
+    }
+    assert knn().applies(splits) == (problem == "other classes")
+    with pytest.raises(UserError, match=expected[problem]):
+        knn().evaluate_pixels(splits, image_size=8)

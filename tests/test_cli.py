@@ -1,0 +1,166 @@
+"""The command line as a person meets it: errors before anything exists, exit codes, the sweep's table."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from dino_exp import cli
+from dino_exp.cli import Outcome, exit_code, sweep_table
+from dino_exp.config.compose import check, compose
+
+TRAIN = Path(__file__).parents[1] / "train.py"
+
+
+def train(folder: Path, *argv: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, str(TRAIN), *argv],
+        cwd=folder,
+        env=os.environ | environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+
+
+@pytest.mark.parametrize(
+    ("argv", "error"),
+    [
+        (["loss.teacher_tmp=0.1"], "loss.teacher_tmp: no such key; did you mean loss.teacher_temp?"),
+        (["experiment=paper_vits16"], "data.root: not set; give the training pictures"),
+        (["-m", "trainer.seed=0,1,x"], "trainer.seed = x: must be a whole number. (run trainer.seed=x)"),
+    ],
+)
+def test_errors_come_alone_and_before_anything_is_created(
+    tmp_path: Path, argv: list[str], error: str
+) -> None:
+    done = train(tmp_path, *argv)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith(error)
+    assert done.stderr.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_refusing_and_helping_do_not_wait_for_torch() -> None:
+    code = (
+        "import sys; from dino_exp import cli; codes = [cli.main(argv.split()) for argv in "
+        "('--help', 'lr=1', 'backbone=torchvision backbone.name=resnet51', '-m trainer.seed=x,y')]; "
+        "print(codes, {'torch', 'timm', 'wandb', 'matplotlib'} & set(sys.modules), file=sys.stderr)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=TRAIN.parent, capture_output=True, text=True, timeout=60
+    )
+    assert done.stderr.splitlines()[-1] == "[0, 2, 2, 2] set()"
+
+
+def test_cfg_prints_the_configuration_even_where_it_cannot_run(tmp_path: Path) -> None:
+    done = train(tmp_path, "trainer.epochs=9", "--cfg", "job", "experiment=paper_vits16")
+    assert done.returncode == 0
+    assert "name: paper_vits16\n" in done.stdout
+    assert "  epochs: 9\n" in done.stdout
+    assert done.stderr.startswith("warning: data.root: not set")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_shell_completion(tmp_path: Path) -> None:
+    assert "hydra_bash_completion" in train(tmp_path, "-sc", "install=bash").stdout
+
+    def complete(line: str) -> list[str]:
+        return train(tmp_path, "-sc", "query=bash", COMP_LINE=line, COMP_POINT=str(len(line))).stdout.split()
+
+    vits = ["vit_base", "vit_micro", "vit_small", "vit_tiny"]
+    assert complete("python train.py backbone=vit_") == [f"backbone={vit}" for vit in vits]
+    assert complete("python train.py backbone=vit_tiny trainer.e") == ["trainer.epochs="]
+
+
+def test_hydra_shows_how_a_configuration_comes_about(tmp_path: Path) -> None:
+    done = train(tmp_path, "--info", "defaults")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "experiment/demo" in done.stdout
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["train.py"])
+    return tmp_path
+
+
+def test_a_sweep_goes_on_after_a_failure_and_tells_at_the_end(
+    here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("a", "b"):
+        (here / name).mkdir()
+    assert cli.main(["-m", "data=image_folder", "data.root=a,b", "tracker=none"]) == 1
+    out, err = capsys.readouterr()
+    assert [line.partition(":")[0] for line in err.splitlines()] == [
+        f"data.root = {here / 'a'}",
+        f"data.root = {here / 'b'}",
+    ]
+    table = out[out.index("Sweep outputs/demo_sweep_root") :]
+    assert table.count("failed") == 2
+    created = sorted(str(path.relative_to(here)) for path in (here / "outputs").rglob("*"))
+    assert created == ["outputs/demo_sweep_root", "outputs/demo_sweep_root/multirun.yaml"]
+
+
+def test_a_single_run_with_unusable_files_is_a_user_error(
+    here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (here / "empty").mkdir()
+    assert cli.main(["data=image_folder", "data.root=empty", "tracker=none"]) == 2
+    assert capsys.readouterr().err.startswith(f"data.root = {here / 'empty'}: no pictures there")
+    assert [path.name for path in here.iterdir()] == ["empty"]
+
+
+FINISHED = Outcome("a", "finished", 0, "healthy")
+COLLAPSED = Outcome("b", "collapsed", 0, "uniform-collapse")
+FAILED = Outcome("c", "failed", 2, "data.root: empty")
+PREEMPTED = Outcome("d", "preempted", 143, "stopped at step 7")
+
+
+def test_exit_codes() -> None:
+    assert exit_code([FINISHED], multirun=False) == 0
+    assert exit_code([FAILED], multirun=False) == 2
+    assert exit_code([PREEMPTED], multirun=False) == 143
+    assert exit_code([FINISHED, COLLAPSED], multirun=True) == 0
+    assert exit_code([FINISHED, FAILED, FINISHED], multirun=True) == 1
+    assert exit_code([FINISHED, PREEMPTED], multirun=True) == 143
+    assert exit_code([FAILED, PREEMPTED], multirun=True) == 1
+
+
+def test_the_table_has_every_run_also_those_that_never_began(capsys: pytest.CaptureFixture[str]) -> None:
+    checked = check(["-m", "trainer.seed=0,1,2,3"])
+    ended = [
+        Outcome(run.run_id, *rest)
+        for run, rest in zip(
+            checked.runs,
+            [
+                ("finished", 0, "healthy, k-NN 70.1 %"),
+                ("failed", 1, "RuntimeError: no [memory]\nlast line"),
+                ("preempted", 130, "stopped at step 7"),
+            ],
+            strict=False,
+        )
+    ]
+    Console(width=100).print(sweep_table(checked, ended))
+    rows = [line.split(maxsplit=2) for line in capsys.readouterr().out.splitlines()[2:]]
+    assert [(run, rest.strip()) for run, _, rest in rows] == [
+        ("trainer.seed=0", "finished     healthy, k-NN 70.1 %"),
+        ("trainer.seed=1", "failed       last line"),
+        ("trainer.seed=2", "preempted    stopped at step 7"),
+        ("trainer.seed=3", "not started"),
+    ]
+    assert [folder for _, folder, _ in rows] == [f"…{run.run_id[-8:]}" for run in checked.runs]
+
+
+def test_an_unexpected_error_shows_its_traceback(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """An unwritable place stands for all that can go wrong."""
+    blocked = tmp_path / "file"
+    blocked.write_text("")
+    cfg = compose(["experiment=debug"])
+    outcome = cli.attempt(cfg, blocked / "run", None)
+    assert (outcome.state, outcome.exit_code) == ("failed", 1)
+    assert "Traceback" in capsys.readouterr().err

@@ -1,0 +1,371 @@
+"""Whole runs through the front door: what they leave behind, and that nothing is lost however they end."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+from omegaconf import DictConfig, OmegaConf
+
+from dino_exp import checkpoint
+from dino_exp.config.register import CONF, register
+from dino_exp.errors import UserError
+from dino_exp.run import train
+from dino_exp.run_directory import RunDirectory
+from dino_exp.trainer import Trainer
+
+TRAIN = CONF.parent / "train.py"
+STOCHASTIC = "backbone.drop_path_rate=0.2"  # so that the random state matters
+
+
+def configuration(*overrides: str) -> DictConfig:
+    register()
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        return compose("config", ["experiment=debug", *overrides])
+
+
+def command(folder: Path, *overrides: str) -> subprocess.Popen:
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "XDG_CACHE_HOME": str(folder / "cache")}
+    return subprocess.Popen(
+        [sys.executable, str(TRAIN), "experiment=debug", *overrides],
+        cwd=folder,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def only_run(folder: Path) -> RunDirectory:
+    (path,) = (folder / "outputs" / "debug").iterdir()
+    return RunDirectory(path)
+
+
+def steps_logged(directory: RunDirectory) -> list[int]:
+    return [line["step"] for line in map(json.loads, directory.metrics_file.read_text().splitlines())]
+
+
+def read_until(process: subprocess.Popen, text: str) -> None:
+    assert process.stdout is not None
+    assert any(text in line for line in process.stdout), f"{text!r} was never printed"
+
+
+def weights(directory: RunDirectory) -> dict[str, torch.Tensor]:
+    state = checkpoint.load(directory.checkpoints / "last.pt")
+    parts = {part: state[part] for part in ("student", "teacher", "loss")}
+    return {f"{part}.{name}": tensor for part, tensors in parts.items() for name, tensor in tensors.items()}
+
+
+def assert_same_weights(first: RunDirectory, second: RunDirectory) -> None:
+    ours, theirs = weights(first), weights(second)
+    assert ours.keys() == theirs.keys()
+    different = [name for name in ours if not torch.equal(ours[name], theirs[name])]
+    assert different == []
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> tuple[RunDirectory, str]:
+    folder = tmp_path_factory.mktemp("undisturbed")
+    process = command(folder, STOCHASTIC)
+    output = process.communicate()[0]
+    assert process.returncode == 0, output
+    return only_run(folder), output
+
+
+def test_the_command_line_leaves_a_whole_run_directory(undisturbed: tuple[RunDirectory, str]):
+    directory, output = undisturbed
+    held = {str(path.relative_to(directory.path)) for path in directory.path.rglob("*") if path.is_file()}
+    assert held - {".lock"} == {
+        "config.yaml",
+        "status.json",
+        "metrics.jsonl",
+        "summary.json",
+        "checkpoints/last.pt",
+        "checkpoints/best.pt",
+        "plots/curves.png",
+        "plots/attention.png",
+    }
+    assert {path.name for path in directory.path.parents[2].iterdir()} == {"outputs", "cache"}
+
+    status = directory.read_status()
+    assert (status["state"], status["step"], status["total_steps"], status["attempt"]) == (
+        "finished",
+        16,
+        16,
+        1,
+    )
+    config = OmegaConf.load(directory.config_file)
+    assert config.backbone.drop_path_rate == 0.2
+    assert directory.path.name.startswith("vit_micro_")
+
+    assert steps_logged(directory) == list(range(17))
+    lines = directory.read_metrics()
+    wanted = {
+        "loss",
+        "ln_k",
+        "kl",
+        "kl_share",
+        "grad_norm",
+        "lr",
+        "weight_decay",
+        "ema_momentum",
+        "teacher_temp",
+    }
+    wanted |= {"center_norm", "center_change", "teacher_student_distance", "images_per_second", "verdict"}
+    wanted |= {"data_wait_share", "peak_memory_mib", "epoch", "images"}
+    statistics = {"entropy", "entropy_share", "marginal_entropy", "mutual_information", "logit_spread"}
+    statistics |= {
+        "prototypes_used",
+        "prototypes_perplexity",
+        "feature_std",
+        "feature_rank",
+        "bottleneck_rank",
+    }
+    wanted |= {f"{network}/{name}" for network in ("teacher", "student") for name in statistics}
+    for line in lines[1:]:
+        assert wanted <= line.keys()
+        assert line["loss"] == pytest.approx(line["kl"] + line["teacher/entropy"], rel=1e-5)
+        assert line["teacher/mutual_information"] >= 0
+    assert [line["step"] for line in lines if "knn_top1" in line] == [0, 8, 16]
+
+    summary = directory.read_summary()
+    assert summary["verdict"] == "warming-up"
+    assert summary["knn_top1"] == lines[-1]["knn_top1"]
+    assert summary["untrained_knn_top1"] == lines[0]["knn_top1"]
+    assert summary["environment"]["torch"] == torch.__version__.split("+")[0]
+    assert summary["final"]["step"] == 16
+    assert {"images_per_second", "wall_seconds", "peak_memory_mib", "raw_pixels_knn_top1"} <= summary.keys()
+    assert 0 < summary["attention"]["mass"] < 1
+
+    state = torch.load(directory.checkpoints / "last.pt", weights_only=True)
+    assert state["step"] == 16
+    for text in ("ln K", "4.1589", "k-NN", "verdict", str(directory.path.name)):
+        assert text in output
+
+
+def test_a_run_killed_twice_ends_with_the_same_weights(tmp_path: Path, undisturbed: tuple[RunDirectory, str]):
+    first = command(tmp_path, STOCHASTIC)
+    read_until(first, "step 3/16")  # no checkpoint yet
+    first.kill()
+    first.wait()
+    second = command(tmp_path, STOCHASTIC, "trainer.num_workers=1")
+    read_until(second, "step 12/16")
+    second.kill()
+    second.wait()
+    directory = only_run(tmp_path)
+    assert directory.read_status()["state"] == "running"
+    at = checkpoint.load(directory.checkpoints / "last.pt")["step"]
+    assert at >= 10
+    third = command(tmp_path, STOCHASTIC)
+    output = third.communicate()[0]
+    assert third.returncode == 0, output
+    assert f"Going on from step {at}" in output
+    assert steps_logged(directory) == list(range(17))
+    assert directory.read_status()["attempt"] == 3
+    assert_same_weights(directory, undisturbed[0])
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2])
+def test_a_signal_saves_at_the_next_step_and_the_run_goes_on(
+    tmp_path: Path, number: signal.Signals, undisturbed: tuple[RunDirectory, str]
+):
+    cfg = configuration(STOCHASTIC)
+    send_at(6, number)
+    stopped = train(cfg, tmp_path / "run")
+    assert (stopped.state, stopped.exit_code) == ("preempted", 128 + number)
+    directory = RunDirectory(tmp_path / "run")
+    assert directory.read_status()["state"] == "preempted"
+    assert checkpoint.load(directory.checkpoints / "last.pt")["step"] == directory.read_status()["step"] == 6
+    assert not directory.summary_file.exists()
+    assert train(cfg, tmp_path / "run").state == "finished"
+    assert steps_logged(directory) == list(range(17))
+    if torch.get_num_threads() == 1:
+        assert_same_weights(directory, undisturbed[0])
+
+
+def send_at(step: int, *signals: signal.Signals, patch: Callable | None = None) -> None:
+    """Send signals to this process while the run makes its `step`-th step."""
+    original = Trainer.train_step
+
+    def stepping(self, views, observe=False):
+        if self.step + 1 == step:
+            Trainer.train_step = original
+            for number in signals:
+                os.kill(os.getpid(), number)
+        return original(self, views, observe)
+
+    Trainer.train_step = stepping
+
+
+def test_a_second_ctrl_c_leaves_at_once_with_the_checkpoint_whole(tmp_path: Path):
+    send_at(8, signal.SIGINT, signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt):
+        train(configuration(), tmp_path / "run")
+    directory = RunDirectory(tmp_path / "run")
+    assert checkpoint.load(directory.checkpoints / "last.pt")["step"] == 5
+    assert directory.read_status()["state"] == "preempted"
+    assert train(configuration(), tmp_path / "run").state == "finished"
+
+
+def test_a_finished_run_is_shown_and_never_touched(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    cfg = configuration("trainer.max_steps=3")
+    train(cfg, tmp_path / "run")
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*")}
+    capsys.readouterr()
+    shown = train(cfg, tmp_path / "run")
+    assert shown.exit_code == 0
+    output = capsys.readouterr().out
+    assert "finished already" in output
+    assert "resume=never" in output
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*")} == before
+
+    afresh = train(configuration("trainer.max_steps=3", "resume=never"), tmp_path / "run")
+    assert afresh.directory == tmp_path / "run-2"
+    assert_same_weights(RunDirectory(tmp_path / "run"), RunDirectory(tmp_path / "run-2"))
+
+
+def test_another_configuration_is_refused_with_the_differing_keys(tmp_path: Path):
+    train(configuration("trainer.max_steps=2"), tmp_path / "run")
+    with pytest.raises(UserError, match=r"loss\.teacher_temp: 0\.02 there, 0\.03 here"):
+        train(configuration("trainer.max_steps=2", "loss.teacher_temp=0.03"), tmp_path / "run")
+    same = configuration("trainer.max_steps=2", "trainer.log_every=7", "tracker.mode=offline")
+    assert train(same, tmp_path / "run").state == "finished"
+
+
+def test_a_run_that_diverges_fails_says_where_and_keeps_the_last_good_checkpoint(tmp_path: Path):
+    cfg = configuration("trainer.checkpoint_every=2")
+    original = Trainer.train_step
+
+    def poison(self, views, observe=False):
+        if self.step == 7:
+            Trainer.train_step = original
+            views = [view * float("nan") for view in views]
+        return original(self, views, observe)
+
+    Trainer.train_step = poison
+    result = train(cfg, tmp_path / "run")
+    directory = RunDirectory(tmp_path / "run")
+    assert (result.state, result.exit_code) == ("failed", 1)
+    assert directory.read_summary()["verdict"] == "diverged"
+    assert "optimizer.lr" in directory.traceback_file.read_text()
+    state = checkpoint.load(directory.checkpoints / "last.pt")
+    assert state["step"] == 6
+    assert all(tensor.isfinite().all() for tensor in state["student"].values())
+
+
+def test_an_exception_leaves_its_traceback(tmp_path: Path):
+    original = Trainer.train_step
+
+    def fail(self, views, observe=False):
+        Trainer.train_step = original
+        raise RuntimeError("out of everything")
+
+    Trainer.train_step = fail
+    with pytest.raises(RuntimeError):
+        train(configuration(), tmp_path / "run")
+    directory = RunDirectory(tmp_path / "run")
+    assert directory.read_status()["state"] == "failed"
+    assert "out of everything" in directory.traceback_file.read_text()
+    assert train(configuration(), tmp_path / "run").state == "finished"
+    assert not directory.traceback_file.exists()
+
+
+def picture_folder(folder: Path, classes: int = 2, each: int = 20) -> Path:
+    from PIL import Image
+
+    for number in range(classes):
+        (folder / f"class{number}").mkdir(parents=True)
+        for index in range(each):
+            color = (40 * number, 10 * index, 100)
+            Image.new("RGB", (40, 36), color).save(folder / f"class{number}" / f"{index}.png")
+    return folder
+
+
+def folder_configuration(root: Path, *overrides: str) -> DictConfig:
+    small = ("data=image_folder", f"data.root={root}", "trainer.batch_size=8", "trainer.max_steps=10")
+    return configuration(*small, *overrides)
+
+
+def test_pictures_without_labels_train_without_k_nn(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    flat = picture_folder(tmp_path / "pictures", classes=1) / "class0"
+    train(folder_configuration(flat), tmp_path / "run")
+    directory = RunDirectory(tmp_path / "run")
+    assert not any("knn_top1" in line for line in directory.read_metrics())
+    assert directory.read_summary()["knn_top1"] is None
+    assert "k-NN is off" in capsys.readouterr().out
+
+
+def test_corrupt_pictures_are_skipped_counted_and_too_many_an_error(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
+    root = picture_folder(tmp_path / "pictures")
+    (root / "class0" / "3.png").write_bytes(b"not a picture")
+    train(folder_configuration(root, "data.max_corrupt=0.1"), tmp_path / "run")
+    assert RunDirectory(tmp_path / "run").read_summary()["corrupt_pictures"] == [
+        str(root / "class0" / "3.png")
+    ]
+    assert sum("3.png" in record.message for record in caplog.records) == 1
+    with pytest.raises(UserError, match=r"data\.max_corrupt = 0\.01: 1 of 40 .*3\.png"):
+        train(folder_configuration(root), tmp_path / "strict")
+    assert RunDirectory(tmp_path / "strict").read_status()["state"] == "failed"
+
+
+@pytest.mark.parametrize("channels", [1, 4])
+def test_any_number_of_channels(tmp_path: Path, channels: int, capsys: pytest.CaptureFixture[str]):
+    from PIL import Image
+
+    (tmp_path / "pictures").mkdir()
+    for index in range(16):
+        mode = {1: "L", 4: "RGBA"}[channels]
+        Image.new(mode, (36, 36), (index,) * channels if channels > 1 else index).save(
+            tmp_path / "pictures" / f"{index}.png"
+        )
+    stats = [f"data.channels={channels}", f"data.mean={[0.5] * channels}", f"data.std={[0.25] * channels}"]
+    cfg = folder_configuration(tmp_path / "pictures", *stats)
+    assert train(cfg, tmp_path / "run").state == "finished"
+    assert "saturation, hue, greyscale need RGB and are left out" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "backbone",
+    [
+        ["backbone=resnet18"],
+        ["backbone=timm", "backbone.name=convnext_atto"],
+        ["backbone=xcit_small", "backbone.name=xcit_nano_12_p8_224"],
+        ["backbone=torchvision", "backbone.name=shufflenet_v2_x0_5"],
+    ],
+)
+def test_library_backbones_train(tmp_path: Path, backbone: list[str]):
+    cfg = configuration(*backbone, "trainer.max_steps=2", "crops.global_size=64", "crops.local_size=32")
+    assert train(cfg, tmp_path / "run").state == "finished"
+    assert not (tmp_path / "run" / "plots" / "attention.png").exists()
+
+
+def test_precision_and_device_errors_name_the_key(tmp_path: Path):
+    for overrides, message in (
+        (("trainer.device=mps",), r"trainer\.device = mps"),
+        (("backbone=timm", "backbone.name=vgg11", "crops.local_size=8"), r"crops\.local_size = 8"),
+        (("trainer.batch_size=300",), r"trainer\.batch_size = 300"),
+    ):
+        with pytest.raises(UserError, match=message):
+            train(configuration(*overrides), tmp_path / "run")
+        assert not (tmp_path / "run").exists()
+
+
+def test_on_collapse_stop_ends_the_run(tmp_path: Path):
+    cfg = configuration(
+        "trainer.epochs=40", "trainer.on_collapse=stop", "loss.centering=none", "trainer.log_every=10"
+    )
+    result = train(cfg, tmp_path / "run")
+    directory = RunDirectory(tmp_path / "run")
+    assert (result.state, result.exit_code) == ("collapsed", 0)
+    assert directory.read_status()["state"] == "collapsed"
+    summary = directory.read_summary()
+    assert summary["verdict"].startswith("collapsed")
+    assert summary["steps"] < 320

@@ -1,0 +1,85 @@
+"""Files are whole or absent, and what a resume logs again is dropped first."""
+
+import json
+import multiprocessing
+from pathlib import Path
+
+import pytest
+
+from dino_exp import checkpoint
+from dino_exp.errors import UserError
+from dino_exp.run_directory import RunDirectory, write_atomically
+
+
+def test_a_failed_write_leaves_the_old_file_and_no_other(tmp_path: Path):
+    file = tmp_path / "last.pt"
+    write_atomically(file, lambda out: out.write(b"whole"))
+
+    def broken(out):
+        out.write(b"ha")
+        raise OSError("disk full")
+
+    with pytest.raises(OSError, match="disk full"):
+        write_atomically(file, broken)
+    assert file.read_bytes() == b"whole"
+    assert list(tmp_path.iterdir()) == [file]
+
+
+def test_rewind_drops_later_steps_and_a_line_cut_short(tmp_path: Path):
+    directory = RunDirectory(tmp_path)
+    for step in (0, 10, 20, 30):
+        directory.append_metrics({"step": step, "loss": float("nan") if step == 10 else 1.0})
+    with directory.metrics_file.open("a") as file:
+        file.write('{"step": 40, "lo')
+    directory.rewind_metrics(20)
+    lines = [json.loads(line) for line in directory.metrics_file.read_text().splitlines()]
+    assert [line["step"] for line in lines] == [0, 10, 20]
+    assert lines[1]["loss"] is None
+
+
+def test_status_keeps_what_is_not_changed(tmp_path: Path):
+    RunDirectory(tmp_path).write_status(state="running", step=3, attempt=1)
+    again = RunDirectory(tmp_path)
+    again.write_status(step=4)
+    status = again.read_status()
+    assert (status["state"], status["step"], status["attempt"]) == ("running", 4, 1)
+    assert {"heartbeat", "host", "pid", "slurm_job_id"} <= status.keys()
+
+
+def hold(path: Path, held, leave) -> None:
+    directory = RunDirectory(path)
+    directory.hold()
+    directory.write_status(state="running")
+    held.set()
+    leave.wait(60)
+
+
+def test_a_run_that_another_process_is_at_is_refused_until_that_is_killed(tmp_path: Path):
+    context = multiprocessing.get_context("spawn")
+    held, leave = context.Event(), context.Event()
+    process = context.Process(target=hold, args=(tmp_path, held, leave))
+    process.start()
+    assert held.wait(60)
+    with pytest.raises(UserError, match=f"process {process.pid}"):
+        RunDirectory(tmp_path).hold()
+    process.kill()
+    process.join()
+    RunDirectory(tmp_path).hold()
+
+
+def test_beside_finds_the_next_free_name(tmp_path: Path):
+    path = tmp_path / "run"
+    assert RunDirectory.beside(path).path == path
+    for expected in ("run-2", "run-3"):
+        RunDirectory.beside(path).config_file.parent.mkdir(parents=True)
+        RunDirectory.beside(path).config_file.write_text("")
+        assert RunDirectory.beside(path).path.name == expected
+
+
+def test_a_damaged_checkpoint_is_named(tmp_path: Path):
+    file = tmp_path / "last.pt"
+    checkpoint.save(file, {"step": 3, "random": checkpoint.random_states()})
+    assert checkpoint.load(file)["step"] == 3
+    file.write_bytes(file.read_bytes()[:100])
+    with pytest.raises(UserError, match=r"last\.pt"):
+        checkpoint.load(file)

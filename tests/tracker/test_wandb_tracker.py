@@ -1,0 +1,389 @@
+"""The W&B tracker with the real wandb: read back offline, and with a server that answers, fails or stalls."""
+
+import json
+import logging
+import multiprocessing
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import WandbServer
+from PIL import Image
+
+from dino_exp.tracker import RunInfo, new_tracker_id
+from dino_exp.tracker.feed import Feed
+from dino_exp.tracker.wandb import WandbTracker
+
+ROOT = Path(__file__).parents[2]
+CONFIG = {"loss": {"teacher_temp": 0.04}, "crops": {"global_scale": [0.4, 1.0]}}
+
+
+@pytest.fixture(autouse=True)
+def _messages(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, logger="dino_exp.tracker")
+
+
+@pytest.fixture
+def login(monkeypatch: pytest.MonkeyPatch, wandb_server: WandbServer) -> WandbServer:
+    monkeypatch.setenv("WANDB_BASE_URL", wandb_server.url)
+    monkeypatch.setenv("WANDB_API_KEY", "a" * 40)
+    return wandb_server
+
+
+def tracker(mode: str = "auto", timeout: float = 20.0) -> WandbTracker:
+    return WandbTracker(mode=mode, project="p", entity=None, timeout=timeout)
+
+
+def run_info(directory: Path, tracker_id: str = "abc123", resume_step: int = 0) -> RunInfo:
+    return RunInfo(directory, "small-run", "my-sweep", CONFIG, tracker_id, resume_step)
+
+
+def wandb_cli(*arguments: str) -> str:
+    command = [sys.executable, "-m", "wandb", *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+    return done.stdout + done.stderr
+
+
+def read_back(segment: Path) -> list[dict[str, Any]]:
+    """The records of a run's file, as `wandb leet inspect` prints them."""
+    lines = wandb_cli("leet", "inspect", "--json", str(segment)).splitlines()
+    return [json.loads(line) for line in lines if line.startswith("{")]
+
+
+def rows(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    items = [record["history"]["item"] for record in records if record["type"] == "history"]
+    return [{key: value for key, value in item.items() if not key.startswith("_")} for item in items]
+
+
+def only(records: list[dict[str, Any]], kind: str) -> dict[str, Any]:
+    found = [record[kind] for record in records if record["type"] == kind]
+    assert len(found) == 1
+    return found[0]
+
+
+def segments(directory: Path, kind: str = "offline-run") -> list[Path]:
+    return sorted((directory / "wandb").glob(f"{kind}-*"))
+
+
+def test_offline_run_holds_what_was_logged(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    Image.new("RGB", (8, 4), "red").save(tmp_path / "loss.png")
+    mirror = tracker()
+    mirror.start(run_info(tmp_path))
+    fork = multiprocessing.get_context("fork")  # as data loading workers are, alive beyond the run's end
+    go_home = fork.Event()
+    worker = fork.Process(target=go_home.wait)
+    worker.start()
+    mirror.log({"loss": 8.317766, "lr": 0.0005, "knn_top1": None}, step=10)
+    mirror.log({"loss": float("nan"), "verdict": "collapsed"}, step=20)
+    mirror.image("plots/loss", tmp_path / "loss.png", step=20)
+    mirror.image("plots/missing", tmp_path / "missing.png", step=20)
+    mirror.alert("collapse " * 10, "The teacher's entropy is ln K.")
+    mirror.log({"loss": 7.5}, step=30)
+    mirror.finish({"verdict": "collapsed", "environment": {"torch": "2.11"}}, exit_code=3)
+    assert worker.is_alive()
+    go_home.set()
+    worker.join()
+
+    (segment,) = segments(tmp_path)
+    records = read_back(segment)
+    run = only(records, "run")
+    assert (run["run_id"], run["project"], run["run_group"]) == ("abc123", "p", "my-sweep")
+    assert run["display_name"] == "small-run"
+    assert {key: run["config"]["update"][key] for key in CONFIG} == CONFIG
+    first, second, picture, last = rows(records)
+    assert first == {"step": 10, "loss": 8.317766, "lr": 0.0005}
+    assert second == {"step": 20, "loss": "NaN", "verdict": "collapsed"}
+    assert (picture["step"], picture["plots/loss.width"], picture["plots/loss.height"]) == (20, 8, 4)
+    assert (segment / "files" / picture["plots/loss.path"]).is_file()
+    assert last == {"step": 30, "loss": 7.5}
+    assert only(records, "alert")["title"] == ("collapse " * 10)[:63]
+    assert any(
+        record.get("metric", {}).get("glob_name") == "*" and record["metric"]["step_metric"] == "step"
+        for record in records
+    )
+    summary: dict[str, Any] = {}
+    for record in records:
+        summary |= record.get("summary", {}).get("update", {})
+    assert summary["verdict"] == "collapsed"
+    assert summary["environment"] == {"torch": "2.11"}
+    assert only(records, "exit")["exit_code"] == 3
+    assert [
+        path.name for path in segment.glob("files/*") if path.name != "media"
+    ] == []  # no code, no packages
+    assert [record.getMessage() for record in caplog.records] == [
+        f"W&B: offline (no W&B login was found). Upload later: wandb sync {tmp_path / 'wandb'}"
+    ]
+
+
+def test_resumed_offline_segments_join_when_uploaded(tmp_path: Path, login: WandbServer) -> None:
+    mirror = tracker("offline")
+    for first_step, exit_code in ((1, 1), (3, 0)):  # preempted after step 4, resumed from step 2
+        mirror.start(run_info(tmp_path, "joined", resume_step=first_step - 1))
+        for step in range(first_step, first_step + 4):
+            mirror.log({"loss": 10.0 * first_step + step}, step)
+        mirror.finish({}, exit_code)
+    assert len(segments(tmp_path)) == 2
+    for segment in segments(tmp_path):
+        run = only(read_back(segment), "run")
+        assert (run["run_id"], run["resume"]) == ("joined", True)
+
+    wandb_cli("sync", str(tmp_path / "wandb"))
+    joined = [login.history["joined"][place] for place in sorted(login.history["joined"])]
+    assert [row["step"] for row in joined] == [1, 2, 3, 4, 3, 4, 5, 6]
+    assert [row["loss"] for row in joined] == [11, 12, 13, 14, 33, 34, 35, 36]
+    assert login.exit_codes == {"joined": 0}
+
+
+def test_online_run_arrives_with_its_exit_code(
+    tmp_path: Path, login: WandbServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    mirror = tracker()
+    mirror.start(run_info(tmp_path))
+    mirror.log({"loss": 1.5}, step=1)
+    mirror.alert("collapse", "soon")
+    mirror.finish({"verdict": "healthy"}, exit_code=7)
+    assert [(row["step"], row["loss"]) for row in login.history["abc123"].values()] == [(1, 1.5)]
+    assert login.runs["abc123"]["groupName"] == "my-sweep"
+    assert login.exit_codes == {"abc123": 7}
+    assert login.alerts == ["collapse"]
+    assert json.loads(login.uploads["wandb-summary.json"])["verdict"] == "healthy"
+    assert [record.getMessage() for record in caplog.records] == [
+        f"W&B: online, {login.url}/team/p/runs/abc123"
+    ]
+
+
+TRAINING = """
+import logging, sys
+from pathlib import Path
+from dino_exp.tracker import RunInfo
+from dino_exp.tracker.wandb import WandbTracker
+
+logging.basicConfig(level="INFO", format="%(levelname)s %(message)s")
+directory, timeout, crash = Path(sys.argv[1]), float(sys.argv[2]), sys.argv[3] == "crash"
+tracker = WandbTracker(mode="auto", project="p", entity=None, timeout=timeout)
+tracker.start(RunInfo(directory, "name", None, {}, "abc123"))
+for step in range(1, 4):
+    tracker.log({"loss": step / 2}, step)
+if crash:
+    while not list(directory.glob("wandb/offline-run-*")):
+        pass
+    raise RuntimeError("out of memory")
+tracker.finish({"verdict": "healthy"}, 0)
+assert "wandb" not in sys.modules and sys.exit.__module__ == "sys"
+print("trained")
+"""
+
+
+def train(directory: Path, timeout: float, how: str = "well") -> subprocess.Popen[str]:
+    directory.mkdir(exist_ok=True)
+    return subprocess.Popen(
+        [sys.executable, "-c", TRAINING, str(directory), str(timeout), how],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def test_process_ends_and_nothing_is_lost_without_an_answer(
+    tmp_path: Path, login: WandbServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    failing = WandbServer()
+    failing.behaviour = "error"
+    login.behaviour = "silent"
+    addresses = {"silent": login.url, "error": failing.url, "refused": "http://127.0.0.1:1"}
+    trainings = {}
+    for how, address in addresses.items():
+        monkeypatch.setenv("WANDB_BASE_URL", address)
+        trainings[how] = train(tmp_path / how, timeout=8)
+    for how, training in trainings.items():
+        output, log = training.communicate(timeout=60)
+        assert (training.returncode, output) == (0, "trained\n")
+        start, _, end = log.strip().partition("(")
+        assert start == "WARNING W&B: offline, as online failed "
+        assert end.partition(")")[2] == f". Upload later: wandb sync {tmp_path / how / 'wandb'}"
+        assert segments(tmp_path / how, "run") == []
+        (segment,) = segments(tmp_path / how)
+        records = read_back(segment)
+        assert [(row["step"], row["loss"]) for row in rows(records)] == [(1, 0.5), (2, 1.0), (3, 1.5)]
+        assert only(records, "exit")["exit_code"] == 0
+    failing.close()
+
+
+def test_server_that_falls_silent_does_not_hold_the_end(
+    tmp_path: Path, login: WandbServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    mirror = tracker(timeout=4)
+    mirror.start(run_info(tmp_path))
+    wait_for(lambda: "abc123" in login.runs)
+    login.behaviour = "silent"
+    mirror.log({"loss": 1.5}, step=1)
+    mirror.finish({"verdict": "healthy"}, exit_code=0)
+    (segment,) = segments(tmp_path, "run")
+    command = f"wandb sync --include-online {segment}"
+    assert [record.getMessage() for record in caplog.records][1:] == [
+        "W&B: the upload was given up after 4 s. "
+        f"metrics.jsonl in the run directory has everything. Upload the rest: {command}"
+    ]
+    assert rows(read_back(segment)) == [{"step": 1, "loss": 1.5}]
+    login.behaviour = "answer"
+    wandb_cli(*shlex.split(command)[1:])
+    assert [row["loss"] for row in login.history["abc123"].values()] == [1.5]
+    assert login.exit_codes == {"abc123": 0}
+
+
+def test_crash_does_not_read_finished(tmp_path: Path) -> None:
+    training = train(tmp_path / "run", timeout=10, how="crash")
+    output, log = training.communicate(timeout=60)
+    assert (training.returncode, output) == (1, "")
+    assert log.splitlines()[-1] == "RuntimeError: out of memory"
+    (segment,) = segments(tmp_path / "run")
+    records = wait_for(lambda: ended(read_back(segment)))
+    assert only(records, "exit")["exit_code"] == 1
+
+
+def ended(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return records if any(record["type"] == "exit" for record in records) else []
+
+
+def wait_for(condition: Any) -> Any:
+    """Look again, at most 200 times."""
+    for _ in range(200):
+        if found := condition():
+            return found
+        threading.Event().wait(0.05)
+    raise AssertionError("it never came")
+
+
+@pytest.mark.skipif(not Path("/proc").is_dir(), reason="looks for processes in /proc")
+def test_process_outlives_the_schedulers_signals_and_may_be_killed(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    mirror = tracker("offline")
+    mirror.start(run_info(tmp_path))
+    wait_for(lambda: caplog.records)
+    (process,) = children(os.getpid())
+    for pid in (process, *children(process)):  # wandb's and wandb-core, as a preemption does
+        os.kill(pid, signal.SIGTERM)
+        os.kill(pid, signal.SIGINT)
+    mirror.log({"loss": 0.5}, step=1)
+    mirror.finish({"state": "preempted"}, exit_code=143)
+    (segment,) = segments(
+        tmp_path
+    )  # the first, which had nothing on disk yet, would make `wandb sync` refuse both
+    records = read_back(segment)
+    assert rows(records) == [{"step": 1, "loss": 0.5}]
+    assert only(records, "run")["run_id"] == "abc123"
+    assert only(records, "exit")["exit_code"] == 143
+    assert any(record["type"] == "preempting" for record in records)
+    assert len(caplog.records) == 1
+
+    caplog.clear()
+    mirror.start(run_info(tmp_path, "killed"))
+    wait_for(lambda: caplog.records)
+    os.kill(children(os.getpid())[0], signal.SIGKILL)
+    mirror.finish({}, exit_code=0)
+    assert caplog.records[-1].getMessage() == (
+        "W&B: the mirror ended early (its process was killed). "
+        f"metrics.jsonl in the run directory has everything. Upload the rest: wandb sync {tmp_path / 'wandb'}"
+    )
+
+
+@pytest.mark.skipif(not Path("/proc").is_dir(), reason="looks for processes in /proc")
+def test_stalled_process_holds_neither_the_loop_nor_the_end(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    mirror = tracker("offline", timeout=1)
+    mirror.start(run_info(tmp_path))
+    wait_for(lambda: caplog.records)
+    (process,) = children(os.getpid())
+    os.kill(process, signal.SIGSTOP)
+    metrics = {f"metric {index}": 0.5 for index in range(60)}
+    for step in range(5000):
+        mirror.log(metrics, step)
+    mirror.finish({}, exit_code=0)
+    slow, end = (record.getMessage() for record in caplog.records[1:])
+    assert slow.startswith("W&B: too slow, 2000 records are waiting; the newest are left out there.")
+    assert end.startswith("W&B: the upload was given up after 1 s.") or end.startswith(
+        "W&B: the mirror ended"
+    )
+    assert not Path(f"/proc/{process}").exists()
+
+
+def children(parent: int) -> list[int]:
+    found = []
+    for task in Path(f"/proc/{parent}/task").iterdir():
+        for pid in map(int, (task / "children").read_text().split()):
+            if "wandb" in Path(f"/proc/{pid}/cmdline").read_text():
+                found.append(pid)
+    return found
+
+
+def test_mode_is_auto_only_where_nobody_chose(
+    tmp_path: Path, login: WandbServer, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def message(mode: str) -> str:
+        caplog.clear()
+        mirror = tracker(mode)
+        mirror.start(run_info(tmp_path))
+        mirror.finish({}, 0)
+        return " ".join(record.getMessage().split(" Upload")[0] for record in caplog.records)
+
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    assert message("auto") == "W&B: offline (WANDB_MODE or the W&B settings say so)."
+    assert message("online") == f"W&B: online, {login.url}/team/p/runs/abc123"
+    monkeypatch.setenv("WANDB_MODE", "disabled")
+    assert message("auto") == "W&B: disabled (WANDB_MODE or the W&B settings say so)."
+    assert message("disabled") == ""
+    monkeypatch.delenv("WANDB_MODE")
+    monkeypatch.setenv("WANDB_API_KEY", "short")
+    assert message("auto").startswith(
+        "W&B: offline, as online failed (AuthenticationError: WANDB_API_KEY invalid:"
+    )
+    monkeypatch.delenv("WANDB_API_KEY")
+    netrc = Path(os.environ["HOME"]) / ".netrc"
+    netrc.write_text(f"machine {login.url.removeprefix('http://')}\n login user\n password {'b' * 40}\n")
+    assert message("auto") == f"W&B: online, {login.url}/team/p/runs/abc123"
+
+
+def test_unusable_run_directory_turns_it_off(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / "wandb").write_text("in the way")
+    mirror = tracker()
+    mirror.start(run_info(tmp_path))
+    mirror.log({"loss": 0.5}, step=1)
+    mirror.finish({}, exit_code=0)
+    (record,) = caplog.records
+    assert record.getMessage().startswith("W&B: off, because of FileExistsError:")
+
+
+def test_full_queue_drops_the_newest_and_says_so_once(caplog: pytest.LogCaptureFixture) -> None:
+    seen: list[int] = []
+    go_on = threading.Event()
+
+    def consume(records: Iterator[dict[str, Any]]) -> None:
+        go_on.wait(30)
+        seen.extend(record["step"] for record in records)
+
+    feed = Feed("W&B", consume, capacity=3)
+    for step in range(10):
+        feed.put({"step": step})
+    go_on.set()
+    assert feed.close({"step": 99}, timeout=30)
+    assert seen == [0, 1, 2, 99]
+    assert feed.dropped == 7
+    assert len(caplog.records) == 1
+    feed.put({"step": 100})
+    assert feed.dropped == 7
+
+
+def test_tracker_ids_are_valid_and_differ() -> None:
+    ids = {new_tracker_id() for _ in range(1000)}
+    assert len(ids) == 1000
+    assert all(len(name) == 12 and name.isalnum() and name == name.lower() for name in ids)
