@@ -26,9 +26,14 @@ def entropy(probabilities: torch.Tensor) -> torch.Tensor:
 
 
 def effective_rank(rows: torch.Tensor) -> torch.Tensor:
-    """RankMe (Garrido et al. 2023): exp of the entropy of the normalised singular values of rows (N, D)."""
-    values = torch.linalg.svdvals(rows[:RANK_ROWS].float())
-    return entropy(values / values.sum().clamp_min(1e-12)).exp()
+    """RankMe (Garrido et al. 2023): exp of the entropy of the normalised singular values of rows (N, D).
+
+    NaN where a row is not finite, which the decomposition itself would raise an error for.
+    """
+    rows = rows[:RANK_ROWS].float()
+    values = torch.linalg.svdvals(rows.nan_to_num(0, 0, 0))
+    rank = entropy(values / values.sum().clamp_min(1e-12)).exp()
+    return torch.where(rows.isfinite().all(), rank, torch.nan)
 
 
 def spread(rows: torch.Tensor) -> torch.Tensor:

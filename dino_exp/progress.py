@@ -79,7 +79,11 @@ class RunProgress:
         if self._live:
             self._bar.update(self._task, completed=step, description=verdict_text(verdict).markup)
             self._stats.plain = text.plain
-        elif step == self.stop_step or step - self._last_line >= self.stop_step / LOG_LINES:
+        elif (
+            step == self.stop_step
+            or "knn_top1" in metrics
+            or step - self._last_line >= self.stop_step / LOG_LINES
+        ):
             self._last_line = step
             self.console.print(f"step {step}/{self.stop_step}", text, "", verdict_text(verdict))
 

@@ -139,7 +139,8 @@ def _run(
             summary = summarise(trainer, state)
             if state in ("finished", "collapsed"):
                 summary |= draw(trainer, directory, tracker)
-        directory.write_summary(summary)
+        if state != "preempted":
+            directory.write_summary(summary)
         exit_code = 1 if state == "failed" else 0
         if state == "preempted":
             exit_code = 128 + (interrupt.signal or 0)

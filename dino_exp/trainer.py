@@ -154,7 +154,7 @@ class Trainer:
         """
         cfg, plan = self.cfg.trainer, self.plan
         if self.step == 0:
-            self._log_untrained(directory, tracker)
+            self._log_untrained(directory, tracker, progress)
         order = BatchOrder(len(self.splits.train), plan.batch_size, cfg.seed, self.step, plan.stop_step)
         dataset = CropBatches(self.splits.train, self.crops, self.augment, cfg.seed)
         loader = batches(dataset, order, self.workers, pin_memory=self.device.type == "cuda")
@@ -257,12 +257,13 @@ class Trainer:
             device=self.device,
         )
 
-    def _log_untrained(self, directory: RunDirectory, tracker: Tracker) -> None:
+    def _log_untrained(self, directory: RunDirectory, tracker: Tracker, progress: RunProgress) -> None:
         self.untrained_knn = self._knn_top1(self.teacher)
         if self.untrained_knn is not None:
             metrics = {"step": 0, "epoch": 0, "images": 0, "knn_top1": self.untrained_knn}
             directory.append_metrics(metrics)
             tracker.log(metrics, 0)
+            progress.console.print(f"k-NN of the untrained network: {self.untrained_knn:.1f}%")
 
     def _note_corrupt(self, batch: Batch) -> None:
         new = set(batch.corrupt.tolist()) - self.corrupt

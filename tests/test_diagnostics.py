@@ -37,6 +37,7 @@ def test_entropies_and_mutual_information(case: str):
 def test_effective_rank_counts_equal_directions():
     assert effective_rank(torch.eye(7)).item() == pytest.approx(7, rel=1e-5)
     assert effective_rank(torch.ones(9, 5)).item() == pytest.approx(1, rel=1e-3)
+    assert effective_rank(torch.full((9, 5), math.inf)).isnan()
 
 
 def test_spread_is_one_when_even_and_zero_when_constant():
