@@ -2,7 +2,7 @@
 
     python -m benchmarks.learning learns                      # shapes and Fashion-MNIST
     python -m benchmarks.learning learns --cifar10 DIRECTORY  # and class folders of CIFAR-10 pictures
-    python -m benchmarks.learning collapses                   # five ways to collapse on purpose, and the default
+    python -m benchmarks.learning collapses                   # five ways to collapse, and the default
 
 Each line is a run of `train.py` with the overrides shown, so it can be repeated alone; a run that is
 finished already is read, not repeated. The figures are those of the runs' `summary.json`.

@@ -12,6 +12,7 @@ from omegaconf import OmegaConf
 
 from dino_exp import checkpoint, diagnostics, machine
 from dino_exp.augment import Augment
+from dino_exp.backbone.picture_size import check_picture_sizes
 from dino_exp.config.targets import build
 from dino_exp.crops import MultiCrop
 from dino_exp.data.loader import Batch, BatchOrder, CropBatches, batches
@@ -49,7 +50,13 @@ class Trainer:
         self.workers = machine.choose_workers(cfg.trainer.num_workers, device)
         self.plan = Plan.of(cfg, len(splits.train))
         self.student, self.teacher = build_networks(cfg)
-        self._check_crop_sizes()
+        sizes = {cfg.crops.global_size} | ({cfg.crops.local_size} if cfg.crops.local_number else set())
+        check_picture_sizes(
+            self.teacher.backbone,
+            name=cfg.backbone.name,
+            in_channels=cfg.data.channels,
+            sizes=sorted(sizes),
+        )
         self.student.to(device)
         self.teacher.to(device)
         self.crops: MultiCrop = build(cfg.crops)
@@ -318,22 +325,6 @@ class Trainer:
         self.last_metrics, self.corrupt = state["last_metrics"], set(state["corrupt"])
         self.seconds, self.training_seconds = state["seconds"], state["training_seconds"]
         checkpoint.restore_random_states(state["random"])
-
-    def _check_crop_sizes(self) -> None:
-        """One forward pass per crop size: a backbone that cannot take it fails before the run starts."""
-        crops = self.cfg.crops
-        self.teacher.eval()
-        for key in ("global_size", "local_size") if crops.local_number else ("global_size",):
-            size = crops[key]
-            try:
-                with torch.no_grad():
-                    self.teacher([torch.zeros(2, self.cfg.data.channels, size, size)])
-            except (RuntimeError, AssertionError, ValueError) as error:
-                raise UserError(
-                    f"crops.{key} = {size}: backbone.name = {self.cfg.backbone.name} cannot take it "
-                    f"({str(error).splitlines()[0]}); choose a size that it can, or another backbone."
-                ) from error
-        self.teacher.train()
 
 
 def build_networks(cfg: Any) -> tuple[DINONetwork, DINONetwork]:

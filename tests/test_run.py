@@ -350,7 +350,10 @@ def test_library_backbones_train(tmp_path: Path, backbone: list[str]):
 def test_precision_and_device_errors_name_the_key(tmp_path: Path):
     for overrides, message in (
         (("trainer.device=mps",), r"trainer\.device = mps"),
-        (("backbone=timm", "backbone.name=vgg11", "crops.local_size=8"), r"crops\.local_size = 8"),
+        (
+            ("backbone=timm", "backbone.name=vgg11", "crops.local_size=8"),
+            r"cannot take pictures of 8x8",
+        ),
         (("trainer.batch_size=300",), r"trainer\.batch_size = 300"),
     ):
         with pytest.raises(UserError, match=message):

@@ -12,11 +12,11 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import timm
-import torch
 import torchvision
-from torch import Tensor, nn
+from torch import nn
 from torchvision.ops import StochasticDepth
 
+from dino_exp.backbone.picture_size import output_dim
 from dino_exp.errors import UserError
 
 
@@ -88,43 +88,6 @@ def torchvision_backbone(*, name: str, stem: str, in_channels: int, image_size: 
         replace_first_convolution(model, in_channels)
     model.feature_dim = output_dim(model, name=name, in_channels=in_channels, size=image_size)
     return model
-
-
-def check_picture_sizes(backbone: nn.Module, *, name: str, in_channels: int, sizes: Iterable[int]) -> None:
-    """Raise `UserError` unless the backbone takes square pictures of each of these sides, in pixels.
-
-    Some library models work at one size only; better said before the training than at its first local crop.
-    Costs one forward pass of two pictures per size; neither weights nor buffers nor random numbers change.
-    """
-    for size in sizes:
-        output_dim(backbone, name=name, in_channels=in_channels, size=size)
-
-
-def output_dim(backbone: nn.Module, *, name: str, in_channels: int, size: int) -> int:
-    """Length of the vector that the backbone gives for a picture of `size` x `size` pixels."""
-    weight = next(backbone.parameters())
-    pictures = torch.zeros(2, in_channels, size, size, device=weight.device, dtype=weight.dtype)
-    was_training = backbone.training
-    backbone.eval()
-    try:
-        with torch.no_grad():
-            output = backbone(pictures)
-    except (AssertionError, RuntimeError, ValueError, IndexError, ZeroDivisionError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
-        raise UserError(
-            f"backbone.name = {name}: cannot take pictures of {size}x{size} pixels ({reason}). Set "
-            "crops.global_size and crops.local_size to sizes that it takes, or choose a backbone for any "
-            "size: a vit_*, a ResNet, or one of timm's vit, xcit, swin and convnext models."
-        ) from error
-    finally:
-        backbone.train(was_training)
-    if not isinstance(output, Tensor) or output.ndim != 2:
-        shape = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
-        raise UserError(
-            f"backbone.name = {name}: gives {shape} for two pictures, and a backbone must give one vector "
-            "each; choose a classification model."
-        )
-    return output.shape[1]
 
 
 def unknown_name(name: str, names: Iterable[str], library: str) -> str:

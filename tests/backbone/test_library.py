@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import nn
 
-from dino_exp.backbone.library import check_picture_sizes, timm_backbone, torchvision_backbone
+from dino_exp.backbone.library import timm_backbone, torchvision_backbone
+from dino_exp.backbone.picture_size import check_picture_sizes
 from dino_exp.errors import UserError
 
 
