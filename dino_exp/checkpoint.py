@@ -23,7 +23,11 @@ def load(path: Path) -> dict[str, Any]:
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
-        raise UserError(f"{path}: not a checkpoint that can be loaded ({error})") from error
+        reason = str(error).splitlines()[0]
+        raise UserError(
+            f"{path}: not a checkpoint that can be loaded ({reason}); put a whole one in its place, or "
+            "remove it to train from the start."
+        ) from error
 
 
 def random_states() -> dict[str, Any]:

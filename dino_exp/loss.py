@@ -54,7 +54,7 @@ class DINOLoss(nn.Module):
         self.centering = centering
         self.register_buffer("center", torch.zeros(1, out_dim))
         self.register_buffer("center_initialized", torch.tensor(center_init != "first_batch"))
-        self.starts_at_first_batch = center_init == "first_batch" and centering == "mean"
+        self.awaits_first_batch = center_init == "first_batch" and centering == "mean"
 
     def teacher_temp_at(self, epoch: int) -> float:
         """τ_t of an epoch: linear warm-up that includes both its ends, then constant."""
@@ -69,14 +69,10 @@ class DINOLoss(nn.Module):
         """
         check_shapes(student_logits, teacher_logits, self.center.shape[1])
         with torch.autocast(student_logits.device.type, enabled=False):
-            batch_mean = self._batch_mean(teacher_logits) if self.centering == "mean" else None
-            if batch_mean is not None and self.starts_at_first_batch:
-                # a tensor decides, so that nothing waits for the device
-                self.center.copy_(torch.where(self.center_initialized, self.center, batch_mean))
-                self.center_initialized.fill_(True)
             probabilities = self.teacher_probabilities(teacher_logits, teacher_temp)
             loss = cross_entropy_over_pairs(student_logits, probabilities, self.student_temp)
-            if batch_mean is not None:
+            if self.centering == "mean":
+                batch_mean = self._batch_mean(teacher_logits)
                 self.center.mul_(self.center_momentum).add_(batch_mean, alpha=1 - self.center_momentum)
         return loss
 
@@ -85,14 +81,24 @@ class DINOLoss(nn.Module):
         """P_t = softmax((logits − centre) / τ_t) with the present centre, (2·B, K) -> (2·B, K).
 
         float32 at least; a temperature of 0 puts everything on the largest. Under `centering = sinkhorn` the
-        rows are balanced over both global crops of the whole batch instead.
+        rows are balanced over both global crops of the whole batch instead. The first call of a run starts
+        the centre where `center_init = first_batch`.
         """
+        if self.awaits_first_batch:
+            self._start_center(teacher_logits)
         # outside `mean` the centre is 0, and the subtraction only makes a float32 copy
         logits = teacher_logits - self.center
         if teacher_temp == 0:
             return torch.zeros_like(logits).scatter_(1, logits.argmax(dim=1, keepdim=True), 1.0)
         logits.div_(teacher_temp)
         return sinkhorn_knopp(logits) if self.centering == "sinkhorn" else torch.softmax(logits, dim=1)
+
+    def _start_center(self, teacher_logits: Tensor) -> None:
+        # a tensor decides, which a checkpoint may have loaded, so that nothing waits for the device
+        batch_mean = self._batch_mean(teacher_logits)
+        self.center.copy_(torch.where(self.center_initialized, self.center, batch_mean))
+        self.center_initialized.fill_(True)
+        self.awaits_first_batch = False
 
     @torch.no_grad()
     def _batch_mean(self, teacher_logits: Tensor) -> Tensor:

@@ -21,7 +21,7 @@ from dino_exp.data.source import Splits
 from dino_exp.errors import UserError
 from dino_exp.interrupt import Interrupt
 from dino_exp.pictures import draw
-from dino_exp.progress import RunProgress, console_for_a_run, table, verdict_text
+from dino_exp.progress import RunProgress, console_for_a_run, log_lines_on, table, verdict_text
 from dino_exp.run_directory import RunDirectory, write_atomically
 from dino_exp.tracker import RunInfo, Tracker, new_tracker_id
 from dino_exp.trainer import Trainer
@@ -55,17 +55,19 @@ def train(cfg: DictConfig, path: Path, group: str | None = None) -> RunResult:
     console = console_for_a_run()
     directory = RunDirectory.beside(path) if cfg.resume == "never" else RunDirectory(path)
     refuse_foreign(directory, cfg)
-    if directory.read_status().get("state") == "finished":
-        return show_finished(directory, console)
-    splits: Splits = build(cfg.data)
-    device = machine.choose_device(cfg.trainer.device)
-    machine.use_threads(device, machine.choose_workers(cfg.trainer.num_workers, device))
-    trainer = Trainer(cfg, splits, device)
-    directory.hold()
-    try:
-        return _run(cfg, directory, trainer, console, group)
-    finally:
-        directory.release()
+    if directory.read_status().get("state") in ("finished", "collapsed"):
+        return show_ended(directory, console)
+    with log_lines_on(console):
+        splits: Splits = build(cfg.data)
+        device = machine.choose_device(cfg.trainer.device)
+        machine.use_threads(device, machine.choose_workers(cfg.trainer.num_workers, device))
+        trainer = Trainer(cfg, splits, device)
+        tracker: Tracker = build(cfg.tracker)
+        directory.hold()
+        try:
+            return _run(cfg, directory, trainer, tracker, console, group)
+        finally:
+            directory.release()
 
 
 def refuse_foreign(directory: RunDirectory, cfg: DictConfig) -> None:
@@ -83,23 +85,28 @@ def refuse_foreign(directory: RunDirectory, cfg: DictConfig) -> None:
         )
 
 
-def show_finished(directory: RunDirectory, console: Console) -> RunResult:
+def show_ended(directory: RunDirectory, console: Console) -> RunResult:
     """Print the summary of a run that is over already."""
     summary = directory.read_summary()
-    rows = {
-        key: summary[key]
-        for key in ("verdict", "evidence", "knn_top1", "untrained_knn_top1")
-        if key in summary
-    }
-    console.print(table("This run is finished already", rows | {"directory": str(directory.path)}))
+    state, verdict = summary["state"], summary["verdict"]
+    shown = ("verdict", "evidence", "knn_top1", "untrained_knn_top1", "steps")
+    rows = {key: summary[key] for key in shown if summary.get(key) is not None}
+    console.print(table(f"This run is over already: {state}", rows | {"directory": str(directory.path)}))
     console.print("To train it afresh beside this one, add resume=never.")
-    return RunResult("finished", 0, directory.path, f"finished before; verdict {summary.get('verdict')}")
+    return RunResult(state, 0, directory.path, f"{state} before; {verdict}")
 
 
 def _run(
-    cfg: DictConfig, directory: RunDirectory, trainer: Trainer, console: Console, group: str | None
+    cfg: DictConfig,
+    directory: RunDirectory,
+    trainer: Trainer,
+    tracker: Tracker,
+    console: Console,
+    group: str | None,
 ) -> RunResult:
-    before = directory.read_status()
+    before, code = directory.read_status(), machine.git_revision()
+    if before.get("git_revision") not in (None, code["git_revision"]):
+        log.warning("The code is not the one that began this run: %s.", before["git_revision"])
     tracker_id = before.get("tracker_id") or new_tracker_id()
     resolved = OmegaConf.to_yaml(cfg, resolve=True)
     write_atomically(directory.config_file, lambda file: file.write(resolved.encode()))
@@ -115,8 +122,8 @@ def _run(
         attempt=before.get("attempt", 0) + 1,
         tracker_id=tracker_id,
         run_id=directory.path.name,
+        **code,
     )
-    tracker: Tracker = build(cfg.tracker)
     config = OmegaConf.to_container(cfg, resolve=True)
     assert isinstance(config, dict)
     tracker.start(
@@ -153,7 +160,6 @@ def _run(
         tracker.finish({"state": state, "error": str(error)}, exit_code=1)
         raise
     directory.write_status(state=state)
-    alert(trainer, tracker)
     tracker.finish(summary | {"state": state}, exit_code)
     message = conclude(trainer, directory, console, state, summary)
     return RunResult(state, exit_code, directory.path, message)
@@ -209,13 +215,6 @@ def summarise(trainer: Trainer, state: str) -> dict[str, Any]:
     }
 
 
-def alert(trainer: Trainer, tracker: Tracker) -> None:
-    """Tell the tracker about a run that ended badly."""
-    verdict = trainer.judge.verdict
-    if verdict.collapsed or verdict.word == "diverged":
-        tracker.alert(verdict.word, verdict.evidence)
-
-
 def conclude(
     trainer: Trainer, directory: RunDirectory, console: Console, state: str, summary: dict[str, Any]
 ) -> str:
@@ -250,5 +249,7 @@ def conclude(
         if path.exists():
             rows[name] = str(path)
     console.print(table("Result", rows))
+    if state == "failed":
+        return f"{verdict.word}: {verdict.evidence}"
     knn = "" if summary["knn_top1"] is None else f", k-NN {summary['knn_top1']:.1f} %"
     return f"{verdict.word}{knn}"

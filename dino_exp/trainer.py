@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import logging
-import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -13,6 +12,7 @@ from omegaconf import OmegaConf
 from dino_exp import checkpoint, diagnostics, machine
 from dino_exp.augment import Augment
 from dino_exp.backbone.picture_size import check_picture_sizes
+from dino_exp.clock import Clock
 from dino_exp.config.targets import build
 from dino_exp.crops import MultiCrop
 from dino_exp.data.loader import Batch, BatchOrder, CropBatches, batches
@@ -28,7 +28,7 @@ from dino_exp.plan import Plan
 from dino_exp.progress import RunProgress
 from dino_exp.run_directory import RunDirectory
 from dino_exp.tracker import Tracker
-from dino_exp.verdict import Judge
+from dino_exp.verdict import Judge, Verdict
 
 log = logging.getLogger(__name__)
 
@@ -112,7 +112,7 @@ class Trainer:
         observed = {}
         if observe:  # before the loss, which moves the centre
             observed = self._observe(student, teacher, teacher_temp)
-        center = self.dino_loss.center.clone()
+            center_before = self.dino_loss.center.clone()
 
         loss = self.dino_loss(student.logits, teacher.logits, teacher_temp)
         self._not_finite += ~torch.isfinite(loss.detach())
@@ -134,7 +134,7 @@ class Trainer:
                 "kl": loss - observed["teacher/entropy"],
                 "grad_norm": grad_norm,
                 "center_norm": self.dino_loss.center.norm(),
-                "center_change": (self.dino_loss.center - center).norm(),
+                "center_change": (self.dino_loss.center - center_before).norm(),
                 "teacher_student_distance": diagnostics.relative_distance(
                     list(self.student.parameters()), list(self.teacher.parameters())
                 ),
@@ -179,7 +179,7 @@ class Trainer:
 
             if observe:
                 metrics = self._metrics(observed, clock)
-                verdict = self.judge.observe(self.step, metrics)
+                verdict = self._judge(metrics, tracker)
                 metrics["verdict"] = verdict.word
                 self.last_metrics = metrics
                 if verdict.word == "diverged":
@@ -240,6 +240,14 @@ class Trainer:
             "data_wait_share": waited / seconds,
             "peak_memory_mib": machine.peak_memory_mib(self.device),
         }
+
+    def _judge(self, metrics: dict[str, Any], tracker: Tracker) -> Verdict:
+        """The verdict after a logged step; a bad one is said aloud when it comes up."""
+        before, verdict = self.judge.verdict.word, self.judge.observe(self.step, metrics)
+        if verdict.word != before and (verdict.collapsed or verdict.word == "diverged"):
+            log.warning("Step %s: %s. The %s.", f"{self.step:,}", verdict.word, verdict.evidence)
+            tracker.alert(verdict.word, verdict.evidence)
+        return verdict
 
     def _evaluate(self, directory: RunDirectory) -> dict[str, float]:
         """k-NN of teacher and student, where there are labels; keeps the best teacher's checkpoint."""
@@ -337,49 +345,3 @@ def build_networks(cfg: Any) -> tuple[DINONetwork, DINONetwork]:
         return build(cfg.backbone, in_channels=channels, image_size=size, **drop_path)
 
     return student_and_teacher(backbone, lambda in_dim: build(cfg.head, in_dim=in_dim))
-
-
-class Clock:
-    """Where the time of the loop goes, in seconds."""
-
-    def __init__(self) -> None:
-        self.start = self.lap_start = self.beat = time.perf_counter()
-        self.waited = 0.0
-        self.steps = 0
-
-    def waiting_for(self, loader: Iterable[Batch]) -> Iterator[Batch]:
-        """The loader's batches; the time until each comes counts as waiting."""
-        source = iter(loader)
-        while True:
-            asked = time.perf_counter()
-            batch = next(source, None)
-            self.waited += time.perf_counter() - asked
-            if batch is None:
-                return
-            self.steps += 1
-            yield batch
-
-    def lap(self) -> tuple[int, float, float]:
-        """Steps, seconds, and seconds of waiting since the last lap."""
-        now = time.perf_counter()
-        result = self.steps, now - self.lap_start, self.waited
-        self.lap_start, self.waited, self.steps = now, 0.0, 0
-        return result
-
-    def skip(self) -> None:
-        """Leave the time since the last lap, an evaluation's, out of the next one."""
-        self.lap_start = time.perf_counter()
-
-    def due(self, seconds: float) -> bool:
-        """Whether so many seconds have gone by since this last said yes."""
-        now = time.perf_counter()
-        if now - self.beat < seconds:
-            return False
-        self.beat = now
-        return True
-
-    def total(self) -> float:
-        """Seconds since the last call of this, or the start."""
-        now = time.perf_counter()
-        self.start, elapsed = now, now - self.start
-        return elapsed

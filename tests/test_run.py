@@ -221,7 +221,7 @@ def test_a_finished_run_is_shown_and_never_touched(tmp_path: Path, capsys: pytes
     shown = train(cfg, tmp_path / "run")
     assert shown.exit_code == 0
     output = capsys.readouterr().out
-    assert "finished already" in output
+    assert "over already: finished" in output
     assert "resume=never" in output
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*")} == before
 
@@ -372,3 +372,5 @@ def test_on_collapse_stop_ends_the_run(tmp_path: Path):
     summary = directory.read_summary()
     assert summary["verdict"].startswith("collapsed")
     assert summary["steps"] < 320
+    assert train(cfg, tmp_path / "run").state == "collapsed"
+    assert directory.read_summary() == summary

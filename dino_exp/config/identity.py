@@ -72,5 +72,5 @@ def run_id(cfg: Any) -> str:
         "s": values["trainer.seed"],
     }
     backbone = re.sub(r"[^\w.-]+", "-", str(values["backbone.name"]))[:60]
-    readable = "_".join(f"{name}{value}" for name, value in parts.items())
+    readable = "_".join(f"{name}{value:.10g}" for name, value in parts.items())
     return f"{backbone}_{readable}_{digest}"
