@@ -1,4 +1,4 @@
-"""What a finished run shows for itself: curves, attention, and the raw pixels' k-NN to compare with."""
+"""What a run shows for itself: its crops, curves, attention, and the raw pixels' k-NN to compare with."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from typing import Any
 
 from dino_exp.eval.attention import attend, attention_mass
 from dino_exp.eval.knn import spread
-from dino_exp.plots import plot_attention, plot_curves
+from dino_exp.plots.curves import plot_curves
+from dino_exp.plots.sheets import plot_attention, plot_crops
 from dino_exp.run_directory import RunDirectory
 from dino_exp.tracker import Tracker
 from dino_exp.trainer import Trainer, build_networks
@@ -18,6 +19,23 @@ RAW_PIXELS_UP_TO = 64
 """Picture side above which raw pixels are not compared with: they would not fit in memory as features."""
 MASS_PICTURES = 1000
 SHEET_PICTURES = 8
+
+
+def draw_crops(trainer: Trainer, directory: RunDirectory, tracker: Tracker) -> None:
+    """Draw `plots/crops.png`: the first pictures as the networks will see them in the first epoch."""
+    data, source = trainer.cfg.data, trainer.splits.train
+    indices = list(range(min(SHEET_PICTURES, len(source))))
+    batch = trainer.crop_batches[0, indices]
+    by_crop = [crop for view in trainer.augmented(batch) for crop in view.cpu().split(len(indices))]
+    rows = [
+        (source.read(index), [crops[row] for crops in by_crop])
+        for row, index in enumerate(indices)
+        if index not in batch.corrupt
+    ]
+    out = directory.plots / "crops.png"
+    if rows:
+        plot_crops(rows, out, mean=list(data.mean), std=list(data.std))
+        tracker.image("crops", out, 0)
 
 
 def draw(trainer: Trainer, directory: RunDirectory, tracker: Tracker) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from dino_exp.config.targets import build
 from dino_exp.data.source import Splits
 from dino_exp.errors import UserError
 from dino_exp.interrupt import Interrupt
-from dino_exp.pictures import draw
+from dino_exp.pictures import draw, draw_crops
 from dino_exp.progress import RunProgress, console_for_a_run, log_lines_on, table, verdict_text
 from dino_exp.run_directory import RunDirectory, write_atomically
 from dino_exp.tracker import RunInfo, Tracker, new_tracker_id
@@ -140,6 +140,8 @@ def _run(
     state, summary = "failed", {}
     try:
         with Interrupt() as interrupt:
+            if trainer.step == 0:
+                draw_crops(trainer, directory, tracker)
             with RunProgress(console, trainer.plan.stop_step) as progress:
                 state = trainer.fit(directory, tracker, progress, interrupt)
             directory.write_status(step=trainer.step)
@@ -242,6 +244,7 @@ def conclude(
         rows["unreadable pictures"] = str(len(summary["corrupt_pictures"]))
     rows["state"] = Text(state)
     for name, path in (
+        ("crops", directory.plots / "crops.png"),
         ("curves", directory.plots / "curves.png"),
         ("attention", directory.plots / "attention.png"),
         ("directory", directory.path),

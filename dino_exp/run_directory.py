@@ -45,6 +45,17 @@ def _json_value(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The lines of a `metrics.jsonl`, none where there is no file; one that a kill cut short is left out."""
+    lines = []
+    for line in path.read_text().splitlines() if path.exists() else []:
+        try:
+            lines.append(json.loads(line))
+        except json.JSONDecodeError:
+            break
+    return lines
+
+
 class RunDirectory:
     """Reads and writes the files of one run; at most one process holds a run at a time."""
 
@@ -108,21 +119,9 @@ class RunDirectory:
         with self.metrics_file.open("a") as file:
             file.write(json.dumps({key: _json_value(value) for key, value in metrics.items()}) + "\n")
 
-    def read_metrics(self) -> list[dict[str, Any]]:
-        """The lines of `metrics.jsonl`; one that a kill cut short is left out."""
-        if not self.metrics_file.exists():
-            return []
-        lines = []
-        for line in self.metrics_file.read_text().splitlines():
-            try:
-                lines.append(json.loads(line))
-            except json.JSONDecodeError:
-                break
-        return lines
-
     def rewind_metrics(self, step: int) -> None:
         """Drop what was logged after `step`, because a resume logs it again."""
-        kept = [line for line in self.read_metrics() if line["step"] <= step]
+        kept = [line for line in read_metrics(self.metrics_file) if line["step"] <= step]
         text = "".join(json.dumps(line) + "\n" for line in kept)
         write_atomically(self.metrics_file, lambda file: file.write(text.encode()))
 

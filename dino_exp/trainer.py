@@ -59,10 +59,11 @@ class Trainer:
         )
         self.student.to(device)
         self.teacher.to(device)
-        self.crops: MultiCrop = build(cfg.crops)
+        crops: MultiCrop = build(cfg.crops)
         self.augment: Augment = build(
             cfg.augment, channels=cfg.data.channels, mean=list(cfg.data.mean), std=list(cfg.data.std)
         )
+        self.crop_batches = CropBatches(splits.train, crops, self.augment, cfg.trainer.seed)
         self.dino_loss: DINOLoss = build(cfg.loss, out_dim=cfg.head.out_dim).to(device)
         make_optimizer = {"_target_": cfg.optimizer._target_}  # the schedules set the rest at each step
         self.optimizer: torch.optim.Optimizer = build(make_optimizer, params=parameter_groups(self.student))
@@ -163,8 +164,7 @@ class Trainer:
         if self.step == 0:
             self._log_untrained(directory, tracker, progress)
         order = BatchOrder(len(self.splits.train), plan.batch_size, cfg.seed, self.step, plan.stop_step)
-        dataset = CropBatches(self.splits.train, self.crops, self.augment, cfg.seed)
-        loader = batches(dataset, order, self.workers, pin_memory=self.device.type == "cuda")
+        loader = batches(self.crop_batches, order, self.workers, pin_memory=self.device.type == "cuda")
         clock = Clock()
         for batch in clock.waiting_for(loader):
             self._note_corrupt(batch)
@@ -174,7 +174,7 @@ class Trainer:
             save = last or following % cfg.checkpoint_every == 0
             observe = evaluate or save or following == 1 or following % cfg.log_every == 0
 
-            _, observed = self.train_step(self._augmented(batch), observe)
+            _, observed = self.train_step(self.augmented(batch), observe)
             progress.step(self.step)
 
             if observe:
@@ -204,7 +204,7 @@ class Trainer:
         self._keep_time(clock)
         return "finished"
 
-    def _augmented(self, batch: Batch) -> list[torch.Tensor]:
+    def augmented(self, batch: Batch) -> list[torch.Tensor]:
         """Both resolutions on the device, coloured and normalised, crop-major."""
         parameters = batch.parameters
         views, start = [], 0

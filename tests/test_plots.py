@@ -7,16 +7,9 @@ import pytest
 import torch
 from PIL import Image
 
-from dino_exp.plots import (
-    FILE_LIMIT,
-    attention_figure,
-    crops_figure,
-    curves_figure,
-    plot_attention,
-    plot_crops,
-    plot_curves,
-    read_metrics,
-)
+from dino_exp.plots.curves import curves_figure, plot_curves
+from dino_exp.plots.png import FILE_LIMIT
+from dino_exp.plots.sheets import attention_figure, crops_figure, plot_attention, plot_crops
 
 LN_K = math.log(64)
 
@@ -112,16 +105,6 @@ def test_a_single_point_is_visible():
     assert loss.get_marker() == "o"
     low, high = panel(figure, "Loss").get_xlim()
     assert low < 0 < high
-
-
-def test_reading_metrics_skips_a_torn_line_and_joins_lines_of_one_step(tmp_path):
-    path = tmp_path / "metrics.jsonl"
-    path.write_text(
-        '{"step": 2, "loss": NaN}\n{"step": 1, "loss": 3}\n{"step": 2, "knn_top1": 9}\n\n{"step": 3, "lo'
-    )
-    first, second = read_metrics(path)
-    assert first == {"step": 1, "loss": 3}
-    assert (second["step"], second["knn_top1"]) == (2, 9)
 
 
 def test_curves_are_saved_from_any_thread_and_the_same(tmp_path):

@@ -17,7 +17,7 @@ from dino_exp import checkpoint
 from dino_exp.config.register import CONF, register
 from dino_exp.errors import UserError
 from dino_exp.run import train
-from dino_exp.run_directory import RunDirectory
+from dino_exp.run_directory import RunDirectory, read_metrics
 from dino_exp.trainer import Trainer
 
 TRAIN = CONF.parent / "train.py"
@@ -90,6 +90,7 @@ def test_the_command_line_leaves_a_whole_run_directory(undisturbed: tuple[RunDir
         "checkpoints/best.pt",
         "plots/curves.png",
         "plots/attention.png",
+        "plots/crops.png",
     }
     assert {path.name for path in directory.path.parents[2].iterdir()} == {"outputs", "cache"}
 
@@ -105,7 +106,7 @@ def test_the_command_line_leaves_a_whole_run_directory(undisturbed: tuple[RunDir
     assert directory.path.name.startswith("vit_micro_")
 
     assert steps_logged(directory) == list(range(17))
-    lines = directory.read_metrics()
+    lines = read_metrics(directory.metrics_file)
     wanted = {
         "loss",
         "ln_k",
@@ -296,7 +297,7 @@ def test_pictures_without_labels_train_without_k_nn(tmp_path: Path, capsys: pyte
     flat = picture_folder(tmp_path / "pictures", classes=1) / "class0"
     train(folder_configuration(flat), tmp_path / "run")
     directory = RunDirectory(tmp_path / "run")
-    assert not any("knn_top1" in line for line in directory.read_metrics())
+    assert not any("knn_top1" in line for line in read_metrics(directory.metrics_file))
     assert directory.read_summary()["knn_top1"] is None
     assert "k-NN is off" in capsys.readouterr().out
 

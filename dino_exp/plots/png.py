@@ -1,0 +1,35 @@
+"""How a figure becomes a file."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from PIL import Image
+
+from dino_exp.run_directory import write_atomically
+
+DPI = 120
+FILE_LIMIT = 400_000
+"""Bytes that a picture should stay below; it is saved with 256 colours, then smaller, to get there."""
+
+INK, QUIET, GRID = "#222222", "#666666", "#E4E4E4"
+
+
+def save(figure: Figure, out: Path) -> None:
+    """Write a PNG, whole or not at all, if possible below FILE_LIMIT."""
+    canvas = FigureCanvasAgg(figure)
+    for dpi, palette in ((DPI, False), (DPI, True), (90, True), (75, True)):
+        figure.set_dpi(dpi)
+        canvas.draw()
+        image = Image.fromarray(np.ascontiguousarray(np.asarray(canvas.buffer_rgba())[..., :3]))
+        if palette:
+            image = image.quantize(256)
+        buffer = io.BytesIO()
+        image.save(buffer, format="png", optimize=True, dpi=(dpi, dpi))
+        if buffer.tell() <= FILE_LIMIT:
+            break
+    write_atomically(out, lambda file: file.write(buffer.getvalue()))

@@ -1,0 +1,196 @@
+"""Sheets of pictures: attention maps, and crops."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from dino_exp.plots.png import DPI, INK, QUIET, save
+
+
+def plot_attention(
+    pictures: Tensor,
+    maps: Tensor,
+    masks: Tensor | None,
+    untrained_maps: Tensor | None,
+    out: Path,
+    *,
+    caption: str = "",
+    max_heads: int = 6,
+) -> None:
+    """Save `attention_figure` as a PNG."""
+    save(attention_figure(pictures, maps, masks, untrained_maps, caption=caption, max_heads=max_heads), out)
+
+
+def attention_figure(
+    pictures: Tensor,
+    maps: Tensor,
+    masks: Tensor | None,
+    untrained_maps: Tensor | None,
+    *,
+    caption: str = "",
+    max_heads: int = 6,
+) -> Figure:
+    """One row per picture: picture, mask outline, attention untrained and now (mean of the heads), heads.
+
+    pictures uint8 (N, C, H, W); maps (N, heads, h, w), per patch or at the picture's size; masks (N, H, W),
+    bool or shares; untrained_maps like maps. About 8 pictures make a good sheet.
+    """
+    heads = min(maps.shape[1], max_heads) if maps.shape[1] > 1 else 0
+    titles = ["picture"]
+    titles += ["object"] if masks is not None else []
+    titles += ["attention,\nuntrained"] if untrained_maps is not None else []
+    titles += ["attention,\nnow"] + [f"head {head + 1}" for head in range(heads)]
+    scale = "each map from 0 to its own maximum"
+    if untrained_maps is not None:
+        scale = "untrained and now on one scale per picture, from 0; each head from 0 to its own maximum"
+    figure, grid = _sheet(len(pictures), titles, caption, scale + _channel_note(pictures))
+    size = tuple(pictures.shape[-2:])
+    for row, picture in enumerate(pictures):
+        cells = iter(grid[row])
+        _show(next(cells), picture)
+        if masks is not None:
+            _outline(_show(next(cells), picture), masks[row])
+        now = maps[row].mean(dim=0)
+        top = _top(now)
+        if untrained_maps is not None:
+            untrained = untrained_maps[row].mean(dim=0)
+            top = max(top, _top(untrained))
+            _heat(next(cells), untrained, size, top)
+        _heat(next(cells), now, size, top)
+        for head in range(heads):
+            _heat(next(cells), maps[row, head], size, _top(maps[row, head]))
+    return figure
+
+
+def plot_crops(
+    rows: Sequence[tuple[Tensor, Sequence[Tensor]]],
+    out: Path,
+    *,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    caption: str = "",
+) -> None:
+    """Save `crops_figure` as a PNG."""
+    save(crops_figure(rows, mean=mean, std=std, caption=caption), out)
+
+
+def crops_figure(
+    rows: Sequence[tuple[Tensor, Sequence[Tensor]]],
+    *,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    caption: str = "",
+) -> Figure:
+    """One row per picture: the picture uint8 (C, H, W) and its augmented crops (C, h, w).
+
+    Crops are uint8, or float: then normalised by mean and std, or in 0–1 where these are not given.
+    The larger crops are titled global, the smaller local.
+    """
+    crops = rows[0][1]
+    largest = max((crop.shape[-1] for crop in crops), default=0)
+    titles, numbers = ["picture"], {"global": 0, "local": 0}
+    for crop in crops:
+        kind = "global" if crop.shape[-1] == largest else "local"
+        numbers[kind] += 1
+        titles.append(f"{kind} {numbers[kind]}\n{crop.shape[-1]} px")
+    figure, grid = _sheet(len(rows), titles, caption, _channel_note(rows[0][0][None]).lstrip("; "))
+    for cells, (picture, its_crops) in zip(grid, rows, strict=True):
+        _show(cells[0], picture)
+        for cell, crop in zip(cells[1:], its_crops, strict=True):
+            _show(cell, _as_bytes(crop, mean, std))
+    return figure
+
+
+def _as_bytes(crop: Tensor, mean: Sequence[float] | None, std: Sequence[float] | None) -> Tensor:
+    if not crop.is_floating_point():
+        return crop
+    if mean is not None and std is not None:
+        crop = crop.cpu() * torch.tensor(std)[:, None, None] + torch.tensor(mean)[:, None, None]
+    return (crop.cpu() * 255).round().clamp(0, 255).to(torch.uint8)
+
+
+def _sheet(rows: int, titles: Sequence[str], caption: str, note: str) -> tuple[Figure, list[list[Axes]]]:
+    """An empty sheet of square cells; titles over the first row, caption above, note below. In inches."""
+    cell = min(max(1.3, 5.8 / len(titles)), 2.2)
+    width = max(cell * len(titles) + 0.2, 6.0)
+    caption = textwrap.fill(caption, int(width * 11.5))
+    header = 0.5 + 0.21 * (caption.count("\n") + 1 if caption else 0)
+    footer = 0.3 if note else 0.1
+    height = cell * rows + header + footer
+    figure = Figure(figsize=(width, height), dpi=DPI, facecolor="white")
+    grid = figure.add_gridspec(
+        rows,
+        len(titles),
+        left=0.1 / width,
+        right=1 - 0.1 / width,
+        bottom=footer / height,
+        top=1 - header / height,
+        wspace=0.06,
+        hspace=0.06,
+    )
+    axes = [[figure.add_subplot(grid[row, column]) for column in range(len(titles))] for row in range(rows)]
+    for row in axes:
+        for cell_axes in row:
+            cell_axes.set_axis_off()
+    for cell_axes, title in zip(axes[0], titles, strict=True) if rows else ():
+        cell_axes.set_title(title, fontsize=9.5, color=INK, pad=4)
+    if caption:
+        figure.suptitle(caption, fontsize=11, color=INK, y=1 - 0.1 / height, va="top")
+    if note:
+        figure.text(0.1 / width, 0.08 / height, note, fontsize=8.5, color=QUIET, va="bottom")
+    return figure, axes
+
+
+def _show(axes: Axes, picture: Tensor) -> Axes:
+    """Draw a picture uint8 (C, H, W): one channel grey, two as red and cyan, more by the first three."""
+    picture = picture.cpu()
+    if picture.shape[0] == 2:
+        picture = picture[[0, 1, 1]]
+    pixels = picture[0] if picture.shape[0] == 1 else picture[:3].permute(1, 2, 0)
+    # Small pictures stay crisp squares; large ones are reduced without aliasing.
+    interpolation = "nearest" if max(pixels.shape[:2]) <= 96 else "antialiased"
+    axes.imshow(pixels.numpy(), cmap="gray", vmin=0, vmax=255, interpolation=interpolation)
+    return axes
+
+
+def _channel_note(pictures: Tensor) -> str:
+    channels = pictures.shape[1]
+    if channels == 2:
+        return "; channel 1 is red, channel 2 cyan"
+    return f"; channels 1–3 of {channels} are shown as red, green, blue" if channels > 3 else ""
+
+
+def _top(values: Tensor) -> float:
+    """Upper end of a colour scale."""
+    return values.float().nan_to_num().max().item() or 1.0
+
+
+def _heat(axes: Axes, values: Tensor, size: tuple[int, ...], top: float) -> None:
+    """Draw attention (h, w) over the area of a picture of (H, W) pixels, in colours from 0 to top."""
+    extent = (-0.5, size[1] - 0.5, size[0] - 0.5, -0.5)
+    pixels = values.float().cpu().numpy()
+    axes.imshow(pixels, cmap="viridis", vmin=0, vmax=top, interpolation="nearest", extent=extent)
+
+
+def _outline(axes: Axes, mask: Tensor) -> None:
+    """Draw the mask's border along pixel edges, light on dark so that it shows on any picture."""
+    inside = (mask.float().cpu() > 0.5).float()
+    if not inside.any() or inside.all():
+        return
+    height, width = inside.shape
+    fine = inside.repeat_interleave(8, 0).repeat_interleave(8, 1) if max(height, width) <= 96 else inside
+    rows, columns = fine.shape
+    y = (torch.arange(rows) + 0.5) * height / rows - 0.5
+    x = (torch.arange(columns) + 0.5) * width / columns - 0.5
+    for colour, thickness in (("black", 2.6), ("white", 1.2)):
+        axes.contour(x.numpy(), y.numpy(), fine.numpy(), levels=[0.5], colors=[colour], linewidths=thickness)
+
+
+# --- files ----------------------------------------------------------------------------------------------
