@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from dino_exp.initialisation import initialise_linears
+
 
 class HeadOutput(NamedTuple):
     """What the head gives for N features."""
@@ -58,13 +60,7 @@ class DINOHead(nn.Module):
     ) -> None:
         super().__init__()
         self.mlp = mlp([in_dim] + [hidden_dim] * (layers - 1) + [bottleneck_dim], use_bn)
-        for module in self.mlp.modules():
-            if isinstance(module, nn.Linear):
-                if init == "xavier":
-                    nn.init.xavier_uniform_(module.weight)
-                else:
-                    nn.init.trunc_normal_(module.weight, std=0.02)
-                nn.init.zeros_(module.bias)
+        initialise_linears(self.mlp, init)
         self.last_layer = WeightNormLinear(bottleneck_dim, out_dim, train_gain=not norm_last_layer)
 
     def forward(self, features: Tensor) -> HeadOutput:

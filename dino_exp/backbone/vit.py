@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dino_exp.errors import UserError
+from dino_exp.initialisation import initialise_linears
 
 
 def vit(
@@ -234,18 +235,9 @@ class VisionTransformer(nn.Module):
         rates = torch.linspace(0, drop_path_rate, depth, device="cpu").tolist()
         self.blocks = nn.ModuleList(Block(embed_dim, num_heads, mlp_ratio, rate) for rate in rates)
         self.norm = nn.LayerNorm(embed_dim, eps=1e-6)
-        self._initialise(init)
-
-    def _initialise(self, init: str) -> None:
         nn.init.trunc_normal_(self.pos_embed, std=0.02)
         nn.init.trunc_normal_(self.cls_token, std=0.02)
-        for module in self.modules():
-            if isinstance(module, nn.Linear):
-                if init == "xavier":
-                    nn.init.xavier_uniform_(module.weight)
-                else:
-                    nn.init.trunc_normal_(module.weight, std=0.02)
-                nn.init.zeros_(module.bias)
+        initialise_linears(self, init)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, D), the class token after the final norm.
