@@ -16,7 +16,7 @@ from dino_exp.clock import Clock
 from dino_exp.config.targets import build
 from dino_exp.crops import MultiCrop
 from dino_exp.data.loader import Batch, BatchOrder, CropBatches, batches
-from dino_exp.data.source import Splits
+from dino_exp.data.source import CorruptImageError, ImageSource, Splits
 from dino_exp.ema import update_teacher
 from dino_exp.errors import UserError
 from dino_exp.eval.knn import KNN
@@ -286,7 +286,9 @@ class Trainer:
             return
         train, limit = self.splits.train, self.cfg.data.max_corrupt
         if not self.corrupt:
-            log.warning("%s cannot be read and is skipped, as others will be", train.name(min(new)))
+            log.warning(
+                "Skipped: %s. Others are skipped in silence and counted.", _why_corrupt(train, min(new))
+            )
         self.corrupt |= new
         if len(self.corrupt) > limit * len(train):
             names = ", ".join(train.name(index) for index in sorted(self.corrupt)[:5])
@@ -333,6 +335,15 @@ class Trainer:
         self.last_metrics, self.corrupt = state["last_metrics"], set(state["corrupt"])
         self.seconds, self.training_seconds = state["seconds"], state["training_seconds"]
         checkpoint.restore_random_states(state["random"])
+
+
+def _why_corrupt(source: ImageSource, index: int) -> str:
+    """The name of an unreadable picture and the reason, which loader processes keep to themselves."""
+    try:
+        source.read(index)
+    except CorruptImageError as error:
+        return str(error)
+    return source.name(index)
 
 
 def build_networks(cfg: Any) -> tuple[DINONetwork, DINONetwork]:

@@ -167,3 +167,20 @@ def test_pictures_that_are_not_rgb_leave_colour_out(channels: int):
     result = augmentation(crops, torch.from_numpy(augmentation.parameters(uniform)).flatten(0, 1))
     assert result.shape == (16, channels, 8, 8)
     assert result.isfinite().all()
+
+
+def test_the_steps_follow_each_other_in_the_released_order(photo: Image.Image):
+    columns = dict(
+        flip=1, jitter=1, brightness=1.3, contrast=0.7, saturation=1.2, hue=0.05, grey=1, sigma=0.8
+    )
+    table = parameters(order=0, solarize=1, **columns)
+    x = (as_tensor(photo) / 255).flip(-1)
+    x = augment.brightness(x, table[:, augment.BRIGHTNESS])
+    x = augment.contrast(x, table[:, augment.CONTRAST])
+    x = augment.saturation(x, table[:, augment.SATURATION])
+    x = augment.hue(x, table[:, augment.HUE])
+    x = torch.tensor(torchvision_transforms.rgb_to_grayscale(x, 3).numpy())
+    x = augment.solarize(augment.gaussian_blur(x, table[:, augment.SIGMA]))
+    expected = torchvision_transforms.normalize(x, [0.5, 0.4, 0.3], [0.2, 0.3, 0.4])
+    ours = make(mean=[0.5, 0.4, 0.3], std=[0.2, 0.3, 0.4])(as_tensor(photo), table)
+    torch.testing.assert_close(ours, expected, atol=2e-3, rtol=0)
