@@ -32,7 +32,7 @@ def test_every_option_composes_into_its_schema_and_is_valid(option: str, tmp_pat
 
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
 def test_every_experiment_is_valid_and_warns_of_nothing(experiment: str, tmp_path: Path) -> None:
-    root = [f"data.root={tmp_path}"] if experiment.startswith("paper") else []
+    root = [f"data.root={tmp_path}"] if experiment.startswith(("paper", "cifar10_folder")) else []
     checked = check([f"experiment={experiment}", *root])
     assert (checked.errors, checked.warnings) == ([], [])
     assert checked.cfg is not None

@@ -352,7 +352,7 @@ def test_mistakes_in_a_file_of_ones_own_are_named(tmp_path: Path) -> None:
     ]
     assert errors("option") == [
         "head=dinno: no such option; did you mean dino? There are: cifar, dino, dino_bn, "
-        "dino_free_gain, micro. "
+        "dino_free_gain, micro, small. "
         "A configuration file asks for it."
     ]
 
