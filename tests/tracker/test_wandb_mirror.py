@@ -1,0 +1,44 @@
+"""A whole run's W&B file, read back with W&B's own tool, holds what metrics.jsonl holds."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from dino_exp.config.compose import compose
+from dino_exp.run import train
+from dino_exp.run_directory import RunDirectory, read_metrics
+
+
+def test_the_mirror_holds_what_metrics_jsonl_holds(tmp_path: Path, wandb_home: Path) -> None:
+    cfg = compose(
+        [
+            "experiment=debug",
+            "trainer.max_steps=9",
+            "tracker=wandb",
+            "tracker.mode=offline",
+            "trainer.log_every=2",
+        ]
+    )
+    train(cfg, tmp_path / "run", group="a-sweep")
+
+    directory = RunDirectory(tmp_path / "run")
+    (segment,) = (tmp_path / "run" / "wandb").glob("offline-run-*")
+    command = [sys.executable, "-m", "wandb", "leet", "inspect", "--json", str(segment)]
+    output = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout
+    records = [json.loads(line) for line in output.splitlines() if line.startswith("{")]
+
+    (run,) = [record["run"] for record in records if record["type"] == "run"]
+    assert (run["run_id"], run["run_group"]) == (directory.read_status()["tracker_id"], "a-sweep")
+    items = [record["history"]["item"] for record in records if record["type"] == "history"]
+    lines = read_metrics(directory.metrics_file)
+    assert [line["step"] for line in lines] == [0, 1, 2, 4, 5, 6, 8, 9]
+    for line in lines:
+        (mirrored,) = [item for item in items if item["step"] == line["step"] and line.keys() <= item.keys()]
+        assert {key: mirrored[key] for key in line} == pytest.approx(line)
+    pictures = {key.removesuffix(".path") for item in items for key in item if key.endswith(".path")}
+    assert pictures == {"crops", "curves", "attention"}
+    (exit_record,) = [record["exit"] for record in records if record["type"] == "exit"]
+    assert exit_record.get("exit_code", 0) == 0
