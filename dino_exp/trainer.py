@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -220,9 +221,10 @@ class Trainer:
         """The line of metrics.jsonl for the step just made; the one place that waits for the device."""
         values = diagnostics.fetch(observed)
         if values.pop("not_finite") > 0:
-            values["loss"] = float("nan")
+            values["loss"] = math.nan
+        overflowed = self.scaler.is_enabled() and not math.isfinite(values["grad_norm"])
         step, plan = self.step, self.plan
-        ln_k = float(torch.tensor(float(plan.out_dim)).log())
+        ln_k = math.log(plan.out_dim)
         steps, seconds, waited = clock.lap()
         self.training_seconds += seconds
         return {
@@ -230,6 +232,8 @@ class Trainer:
             "epoch": plan.epoch(step - 1),
             "images": step * plan.batch_size,
             **values,
+            # In fp16 the scaler skips such a step and lowers its factor; elsewhere it is the end.
+            "grad_norm": None if overflowed else values["grad_norm"],
             "kl_share": values["kl"] / ln_k,
             "ln_k": ln_k,
             "lr": float(plan.lr[step - 1]),

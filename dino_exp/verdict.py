@@ -65,7 +65,7 @@ class Judge:
     def observe(self, step: int, metrics: dict[str, Any]) -> Verdict:
         """The verdict after a logged step, from its `metrics` by their names in metrics.jsonl."""
         names = ("loss", "grad_norm", "teacher/mutual_information_share", "teacher/entropy_share", "kl_share")
-        values = {name: float(metrics[name]) for name in names}
+        values = {name: float(metrics[name]) for name in names if metrics[name] is not None}
         self.recent.append(values)
         self.verdict = self._judge(step, values)
         return self.verdict
