@@ -9,11 +9,11 @@ import json
 import math
 import os
 import socket
-import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any
+from uuid import uuid4
 
 from filelock import FileLock, Timeout
 
@@ -23,15 +23,16 @@ from dino_exp.errors import UserError
 def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
     """Have `write` fill a temporary file beside `path`, flush it to disk, and rename it into place."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    # Not tempfile, whose files only their owner can read, and others look into run directories too.
+    temporary = path.with_name(f".{path.name}.{uuid4().hex}")
     try:
-        with os.fdopen(handle, "wb") as file:
+        with temporary.open("xb") as file:
             write(file)
             file.flush()
             os.fsync(file.fileno())
-        Path(temporary).replace(path)
+        temporary.replace(path)
     except BaseException:
-        Path(temporary).unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
         raise
     folder = os.open(path.parent, os.O_RDONLY)
     try:

@@ -23,6 +23,8 @@ def test_a_failed_write_leaves_the_old_file_and_no_other(tmp_path: Path):
         write_atomically(file, broken)
     assert file.read_bytes() == b"whole"
     assert list(tmp_path.iterdir()) == [file]
+    (tmp_path / "plain").write_text("")
+    assert file.stat().st_mode == (tmp_path / "plain").stat().st_mode
 
 
 def test_rewind_drops_later_steps_and_a_line_cut_short(tmp_path: Path):
