@@ -41,8 +41,16 @@ def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
         os.close(folder)
 
 
-def _json_value(value: Any) -> Any:
-    """NaN and infinities as null: JSON has no word for them."""
+def to_json(value: Any, indent: int | None = None) -> str:
+    """Strict JSON, with null for NaN and infinities, which it has no word for."""
+    return json.dumps(_finite(value), indent=indent, allow_nan=False) + "\n"
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
@@ -92,6 +100,9 @@ class RunDirectory:
                 f"{self.path}: another process is at this run (process {status.get('pid')} on "
                 f"{status.get('host')}). Wait for it, stop it, or start a fresh run with resume=never."
             ) from None
+        for folder in (self.path, self.checkpoints, self.plots):
+            for half_written in folder.glob(".*.*"):  # by a process that was killed
+                half_written.unlink()
 
     def release(self) -> None:
         """Let other processes take the run."""
@@ -112,23 +123,23 @@ class RunDirectory:
             "pid": os.getpid(),
             "slurm_job_id": os.environ.get("SLURM_JOB_ID"),
         }
-        text = json.dumps(self._status, indent=2) + "\n"
+        text = to_json(self._status, indent=2)
         write_atomically(self.status_file, lambda file: file.write(text.encode()))
 
     def append_metrics(self, metrics: dict[str, Any]) -> None:
         """Add one line to `metrics.jsonl`."""
         with self.metrics_file.open("a") as file:
-            file.write(json.dumps({key: _json_value(value) for key, value in metrics.items()}) + "\n")
+            file.write(to_json(metrics))
 
     def rewind_metrics(self, step: int) -> None:
         """Drop what was logged after `step`, because a resume logs it again."""
         kept = [line for line in read_metrics(self.metrics_file) if line["step"] <= step]
-        text = "".join(json.dumps(line) + "\n" for line in kept)
+        text = "".join(map(to_json, kept))
         write_atomically(self.metrics_file, lambda file: file.write(text.encode()))
 
     def write_summary(self, summary: dict[str, Any]) -> None:
         """Write `summary.json`."""
-        text = json.dumps({key: _json_value(value) for key, value in summary.items()}, indent=2) + "\n"
+        text = to_json(summary, indent=2)
         write_atomically(self.summary_file, lambda file: file.write(text.encode()))
 
     def read_summary(self) -> dict[str, Any]:

@@ -39,6 +39,12 @@ def test_rewind_drops_later_steps_and_a_line_cut_short(tmp_path: Path):
     assert lines[1]["loss"] is None
 
 
+def test_a_summary_is_strict_json(tmp_path: Path):
+    directory = RunDirectory(tmp_path)
+    directory.write_summary({"attention": {"auc": float("nan"), "mass": 0.5}, "values": [float("inf"), 1]})
+    assert directory.read_summary() == {"attention": {"auc": None, "mass": 0.5}, "values": [None, 1]}
+
+
 def test_status_keeps_what_is_not_changed(tmp_path: Path):
     RunDirectory(tmp_path).write_status(state="running", step=3, attempt=1)
     again = RunDirectory(tmp_path)
@@ -66,7 +72,10 @@ def test_a_run_that_another_process_is_at_is_refused_until_that_is_killed(tmp_pa
         RunDirectory(tmp_path).hold()
     process.kill()
     process.join()
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints" / ".last.pt.1a2b").write_text("half")
     RunDirectory(tmp_path).hold()
+    assert list((tmp_path / "checkpoints").iterdir()) == []
 
 
 def test_beside_finds_the_next_free_name(tmp_path: Path):
