@@ -274,6 +274,7 @@ class Trainer:
             mean=list(data.mean),
             std=list(data.std),
             device=self.device,
+            workers=self.workers,
         )
 
     def _log_untrained(self, directory: RunDirectory, tracker: Tracker, progress: RunProgress) -> None:
