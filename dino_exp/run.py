@@ -157,7 +157,8 @@ def _run(
             directory.traceback_file.write_text(summary["evidence"] + "\n")
     except BaseException as error:
         state = "preempted" if isinstance(error, KeyboardInterrupt) else "failed"
-        directory.traceback_file.write_text(traceback.format_exc())
+        if state == "failed":
+            directory.traceback_file.write_text(traceback.format_exc())
         directory.write_status(state=state)
         tracker.finish({"state": state, "error": str(error)}, exit_code=1)
         raise

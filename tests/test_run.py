@@ -211,6 +211,7 @@ def test_a_second_ctrl_c_leaves_at_once_with_the_checkpoint_whole(tmp_path: Path
     directory = RunDirectory(tmp_path / "run")
     assert checkpoint.load(directory.checkpoints / "last.pt")["step"] == 5
     assert directory.read_status()["state"] == "preempted"
+    assert not directory.traceback_file.exists()
     assert train(configuration(), tmp_path / "run").state == "finished"
 
 
