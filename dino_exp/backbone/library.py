@@ -133,6 +133,7 @@ def small_resnet_stem(model: nn.Module, in_channels: int) -> None:
 def replace_first_convolution(model: nn.Module, in_channels: int) -> None:
     """Give the model's first convolution another number of input channels and fresh weights."""
     path, old = next((path, m) for path, m in model.named_modules() if isinstance(m, nn.Conv2d))
+    # torch types what a convolution keeps of its sizes more loosely than what it takes, hence the ignores
     new = nn.Conv2d(
         in_channels,
         old.out_channels,
