@@ -7,12 +7,18 @@ Values stay in floating point between the steps, where PIL rounds to bytes.
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from torch._dynamo.exc import TorchDynamoException
+
+from dino_exp.fused_colour import LUMINANCE, FusedColor, Steps, jitter_steps
+
+log = logging.getLogger(__name__)
 
 FLIP, ROTATION, JITTER, ORDER, BRIGHTNESS, CONTRAST, SATURATION, HUE, GREY, SIGMA, SOLARIZE = range(11)
 """Columns of the parameter table. ORDER is one of the 24 orders of the four jitter steps."""
@@ -57,6 +63,9 @@ class Augment:
         self.rgb = channels == 3
         self.mean = torch.tensor(mean).view(-1, 1, 1)
         self.std = torch.tensor(std).view(-1, 1, 1)
+        # One radius for all, so that a crop does not depend on what else is in its batch.
+        self.blur_radius = max(1, math.ceil(3 * blur_sigma[1]))
+        self._fused: FusedColor | None = None
 
     @property
     def left_out(self) -> list[str]:
@@ -92,6 +101,15 @@ class Augment:
         table[1, :, SOLARIZE] = u[10][1] < self.solarize
         return table
 
+    def fuse(self) -> None:
+        """From now on change RGB crops by the compiled form of the steps: the same values, in fewer passes.
+
+        It pays after some thousand photographs. Where it cannot be compiled (on a CPU that takes a C++
+        compiler), a line says so and the steps go on as they are.
+        """
+        self._fused = FusedColor() if self.rgb else None
+
+    @torch.no_grad()
     def __call__(self, crops: torch.Tensor, parameters: torch.Tensor) -> torch.Tensor:
         """Augment and normalise crops of one size.
 
@@ -102,19 +120,72 @@ class Augment:
         Returns:
             float32 (N, C, S, S) on the device of `crops`.
         """
-        x = crops.float().div_(255)
-        x = self._flip_and_rotate(x, parameters)
+        crops = self._flip_and_rotate(crops, parameters)
+        if self._fused is not None:
+            try:
+                return self._in_two_passes(self._fused, crops, parameters)
+            except TorchDynamoException as error:
+                self._fused = None
+                log.warning("Colour is augmented uncompiled, several times slower: %s", _why(error))
+        return self._step_by_step(crops, parameters)
+
+    def normalize(self, crops: torch.Tensor) -> torch.Tensor:
+        """Only the last step: uint8 or 0–1 (N, C, S, S) to float32."""
+        x = _in_unit_range(crops)
+        return (x - self.mean.to(x.device)) / self.std.to(x.device)
+
+    def _step_by_step(self, crops: torch.Tensor, parameters: torch.Tensor) -> torch.Tensor:
+        """The definition: each step changes the crops that it was drawn for."""
+        x = _in_unit_range(crops)
         if self.jitter > 0:
             x = self._color_jitter(x, parameters)
         if self.rgb:
             _change(x, parameters[:, GREY] > 0, lambda part, _: _grey(part).expand_as(part), parameters)
-        _change(x, parameters[:, SIGMA] > 0, lambda part, p: gaussian_blur(part, p[:, SIGMA]), parameters)
+        _change(x, parameters[:, SIGMA] > 0, lambda part, p: self._blur(part, p[:, SIGMA]), parameters)
         _change(x, parameters[:, SOLARIZE] > 0, lambda part, _: solarize(part), parameters)
         return x.sub_(self.mean.to(x.device)).div_(self.std.to(x.device))
 
-    def _flip_and_rotate(self, x: torch.Tensor, parameters: torch.Tensor) -> torch.Tensor:
+    def _in_two_passes(
+        self, fused: FusedColor, crops: torch.Tensor, parameters: torch.Tensor
+    ) -> torch.Tensor:
+        """The same, compiled. The blur comes last: it commutes with the normalisation.
+
+        It does not commute with the solarisation, which the few crops that have both get after it.
+        """
+        device = crops.device
+        blurred, solarized = parameters[:, SIGMA] > 0, parameters[:, SOLARIZE] > 0
+        order = torch.from_numpy(_ORDERS)[parameters[:, ORDER].long()]
+        later, earlier = jitter_steps(parameters[:, JITTER] > 0, order, parameters[:, BRIGHTNESS : HUE + 1])
+        x = fused.color(
+            crops,
+            Steps(*(numbers.to(device) for numbers in later)),
+            Steps(*(numbers.to(device) for numbers in earlier)),
+            (parameters[:, GREY] > 0).to(device),
+            (solarized & ~blurred).to(device),
+            self.mean.flatten().to(device),
+            self.std.flatten().to(device),
+        )
+        rows = blurred.nonzero().squeeze(1)
+        if len(rows):
+            where = rows.to(device)
+            part = fused.blur(x[where], gaussian_kernel(parameters[rows, SIGMA], self.blur_radius).to(device))
+            _change(part, solarized[rows], lambda both, _: self._solarize_normalized(both), parameters[rows])
+            x[where] = part
+        return x
+
+    def _solarize_normalized(self, x: torch.Tensor) -> torch.Tensor:
+        mean, std = self.mean.to(x.device), self.std.to(x.device)
+        return (solarize(x * std + mean) - mean) / std
+
+    def _blur(self, x: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
+        return gaussian_blur(x, gaussian_kernel(sigma, self.blur_radius))
+
+    def _flip_and_rotate(self, crops: torch.Tensor, parameters: torch.Tensor) -> torch.Tensor:
+        """Flipped bytes, or values in 0–1 where crops are rotated; a copy."""
         if self.rotation == 0:
-            return torch.where((parameters[:, FLIP] > 0).to(x.device).view(-1, 1, 1, 1), x.flip(-1), x)
+            flipped = (parameters[:, FLIP] > 0).nonzero().squeeze(1).to(crops.device)
+            return crops.index_copy(0, flipped, crops[flipped].flip(-1))
+        x = _in_unit_range(crops)
         angle = torch.deg2rad(parameters[:, ROTATION])
         side = 1 - 2 * parameters[:, FLIP]
         zero = torch.zeros_like(angle)
@@ -152,11 +223,20 @@ def _change(
         x[where] = step(x[where], parameters[index].to(x.device))
 
 
+def _in_unit_range(crops: torch.Tensor) -> torch.Tensor:
+    """Bytes as float32 in 0–1; what is floating point already stays."""
+    return crops if crops.is_floating_point() else crops.float().div_(255)
+
+
+def _why(error: Exception) -> str:
+    return next((line for line in reversed(str(error).splitlines()) if "rror" in line), type(error).__name__)
+
+
 def _grey(x: torch.Tensor) -> torch.Tensor:
     """Luminance (N, 1, S, S) as PIL's mode L weighs it; the mean over channels where there are not three."""
     if x.shape[1] != 3:
         return x.mean(1, keepdim=True)
-    weight = torch.tensor([0.299, 0.587, 0.114], device=x.device).view(3, 1, 1)
+    weight = torch.tensor(LUMINANCE, device=x.device).view(3, 1, 1)
     return (x * weight).sum(1, keepdim=True)
 
 
@@ -196,19 +276,23 @@ def hue(x: torch.Tensor, shift: torch.Tensor) -> torch.Tensor:
     return value[:, None] - chroma[:, None] * torch.minimum(place, 4 - place).clamp_(0, 1)
 
 
-def gaussian_blur(x: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
-    """Gaussian blur of σ = sigma (N,) pixels, separable, edges repeated; x (N, C, S, S)."""
-    n, c, height, width = x.shape
-    radius = max(1, math.ceil(3 * float(sigma.max())))
-    at = torch.arange(-radius, radius + 1, device=x.device)
+def gaussian_kernel(sigma: torch.Tensor, radius: int) -> torch.Tensor:
+    """Weights of a Gaussian of σ = sigma (N,) pixels at −radius … radius, (N, 2 · radius + 1)."""
+    at = torch.arange(-radius, radius + 1, device=sigma.device)
     kernel = torch.exp(-0.5 * (at / sigma[:, None]) ** 2)
-    kernel = (kernel / kernel.sum(1, keepdim=True)).repeat_interleave(c, 0)
-    planes = F.pad(x.reshape(1, n * c, height, width), [radius] * 4, mode="replicate")
+    return kernel / kernel.sum(1, keepdim=True)
+
+
+def gaussian_blur(x: torch.Tensor, kernel: torch.Tensor) -> torch.Tensor:
+    """Filter x (N, C, S, S) with kernel (N, 2R + 1) across and down, edges repeated."""
+    n, c, height, width = x.shape
+    kernel = kernel.repeat_interleave(c, 0)
+    planes = F.pad(x.reshape(1, n * c, height, width), [kernel.shape[1] // 2] * 4, mode="replicate")
     planes = F.conv2d(planes, kernel[:, None, None, :], groups=n * c)
     planes = F.conv2d(planes, kernel[:, None, :, None], groups=n * c)
     return planes.view(n, c, height, width)
 
 
 def solarize(x: torch.Tensor) -> torch.Tensor:
-    """Invert the values of 128 / 255 and above."""
-    return torch.where(x >= 128 / 255, 1 - x, x)
+    """Invert the values that round to 128 / 255 and above."""
+    return torch.where(x >= 127.5 / 255, 1 - x, x)

@@ -1,0 +1,93 @@
+"""The compiled form of the colour steps against their definition in `augment`."""
+
+import logging
+
+import numpy as np
+import pytest
+import torch
+
+from dino_exp import augment, fused_colour
+from dino_exp.augment import Augment
+from dino_exp.fused_colour import FusedColor
+
+
+def make(**changes: object) -> Augment:
+    every_step = dict(
+        flip=0.5,
+        rotation=0.0,
+        jitter=0.9,
+        brightness=0.4,
+        contrast=0.4,
+        saturation=0.4,
+        hue=0.5,
+        grey=0.2,
+        blur=[0.7, 0.7, 0.7],
+        blur_sigma=[0.1, 2.0],
+        solarize=0.7,
+        channels=3,
+        mean=[0.485, 0.456, 0.406],
+        std=[0.229, 0.224, 0.225],
+    )
+    return Augment(**(every_step | changes))
+
+
+def crops_and_table(augmentation: Augment, pictures: int, size: int) -> tuple[torch.Tensor, torch.Tensor]:
+    random = np.random.default_rng(size)
+    table = augmentation.parameters(random.random((3, pictures, augmentation.uniforms)))
+    coarse = torch.from_numpy(random.random((3 * pictures, 3, 6, 6), np.float32))
+    smooth = torch.nn.functional.interpolate(coarse, (size, size), mode="bicubic").clamp(0, 1)
+    return (smooth * 255).round().byte(), torch.from_numpy(table).flatten(0, 1)
+
+
+class Uncompiled(FusedColor):
+    def __init__(self) -> None:
+        self._mean_luminance, self._color = fused_colour.mean_luminance, fused_colour.color
+        self._across, self._down = fused_colour.blur_across, fused_colour.blur_down
+
+
+@pytest.mark.parametrize("rotation", [0.0, 180.0])
+def test_the_two_forms_agree(rotation: float):
+    augmentation = make(rotation=rotation)
+    crops, table = crops_and_table(augmentation, pictures=200, size=16)
+    before = crops.clone()
+    expected = augmentation(crops, table)
+    augmentation._fused = Uncompiled()
+    torch.testing.assert_close(augmentation(crops, table), expected, atol=2e-4, rtol=0)
+    assert torch.equal(crops, before)
+    both = (table[:, augment.SIGMA] > 0) & (table[:, augment.SOLARIZE] > 0)
+    assert both.any()
+    assert len(table[:, augment.ORDER].unique()) == 24
+
+
+def test_compiled_for_both_resolutions():
+    augmentation = make()
+    for size, pictures in ((24, 5), (17, 7)):
+        crops, table = crops_and_table(augmentation, pictures, size)
+        augmentation._fused = None
+        expected = augmentation(crops, table)
+        augmentation.fuse()
+        torch.testing.assert_close(augmentation(crops, table), expected, atol=2e-4, rtol=0)
+        assert augmentation._fused is not None
+
+
+def test_without_a_compiler_it_goes_on_step_by_step(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
+    monkeypatch.setenv("CXX", "/no/such/compiler")
+    monkeypatch.setattr(torch._inductor.config.cpp, "cxx", ("/no/such/compiler",))
+    torch._dynamo.reset()
+    augmentation = make()
+    crops, table = crops_and_table(augmentation, 3, 19)
+    expected = augmentation(crops, table)
+    augmentation.fuse()
+    with torch._inductor.config.patch(force_disable_caches=True), caplog.at_level(logging.WARNING):
+        assert torch.equal(augmentation(crops, table), expected)
+    assert "uncompiled" in caplog.text
+    torch._dynamo.reset()
+
+
+def test_pictures_that_are_not_rgb_stay_uncompiled():
+    augmentation = make(channels=1, mean=[0.5], std=[0.25])
+    augmentation.fuse()
+    crops, table = crops_and_table(augmentation, 2, 8)
+    assert augmentation(crops[:, :1], table).shape == (6, 1, 8, 8)
