@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch._dynamo.exc import TorchDynamoException
 
-from dino_exp.fused_colour import LUMINANCE, FusedColor, Steps, jitter_steps
+from dino_exp.fused_colour import LUMINANCE, FusedColor, jitter_steps
 
 log = logging.getLogger(__name__)
 
@@ -155,11 +155,11 @@ class Augment:
         device = crops.device
         blurred, solarized = parameters[:, SIGMA] > 0, parameters[:, SOLARIZE] > 0
         order = torch.from_numpy(_ORDERS)[parameters[:, ORDER].long()]
-        later, earlier = jitter_steps(parameters[:, JITTER] > 0, order, parameters[:, BRIGHTNESS : HUE + 1])
+        steps, earlier = jitter_steps(parameters[:, JITTER] > 0, order, parameters[:, BRIGHTNESS : HUE + 1])
         x = fused.color(
             crops,
-            Steps(*(numbers.to(device) for numbers in later)),
-            Steps(*(numbers.to(device) for numbers in earlier)),
+            steps,
+            earlier,
             (parameters[:, GREY] > 0).to(device),
             (solarized & ~blurred).to(device),
             self.mean.flatten().to(device),

@@ -65,9 +65,7 @@ def mean_luminance(crops: Tensor, steps: Steps) -> Tensor:
     return _luminance(_jitter(_planes(crops), steps)).mean((1, 2))
 
 
-def color(
-    crops: Tensor, steps: Steps, grey: Tensor, solarized: Tensor, mean: Tensor, std: Tensor
-) -> Tensor:
+def color(crops: Tensor, steps: Steps, grey: Tensor, solarized: Tensor, mean: Tensor, std: Tensor) -> Tensor:
     """Jitter, greyscale, solarisation and normalisation in one pass.
 
     Args:
@@ -168,8 +166,17 @@ class FusedColor:
         mean: Tensor,
         std: Tensor,
     ) -> Tensor:
-        """Jitter, greyscale, solarisation and normalisation; see `color` and `jitter_steps`."""
-        luminance = self._mean_luminance(crops, earlier)
+        """Jitter, greyscale, solarisation and normalisation; see `color`.
+
+        `steps` and `earlier` are what `jitter_steps` gives, on the CPU.
+        """
+        rows = steps.offset.any(1).nonzero().squeeze(1)  # with contrast
+        luminance = torch.zeros(len(crops), device=crops.device)
+        if len(rows):
+            there = rows.to(crops.device)
+            earlier = Steps(*(numbers[rows].to(crops.device) for numbers in earlier))
+            luminance[there] = self._mean_luminance(crops.index_select(0, there), earlier)
+        steps = Steps(*(numbers.to(crops.device) for numbers in steps))
         steps = steps._replace(offset=steps.offset * luminance[:, None])
         return self._color(crops, steps, grey, solarized, mean, std)
 

@@ -6,9 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from dino_exp import augment, fused_colour
+from dino_exp import augment
 from dino_exp.augment import Augment
-from dino_exp.fused_colour import FusedColor
 
 
 def make(**changes: object) -> Augment:
@@ -39,19 +38,14 @@ def crops_and_table(augmentation: Augment, pictures: int, size: int) -> tuple[to
     return (smooth * 255).round().byte(), torch.from_numpy(table).flatten(0, 1)
 
 
-class Uncompiled(FusedColor):
-    def __init__(self) -> None:
-        self._mean_luminance, self._color = fused_colour.mean_luminance, fused_colour.color
-        self._across, self._down = fused_colour.blur_across, fused_colour.blur_down
-
-
 @pytest.mark.parametrize("rotation", [0.0, 180.0])
-def test_the_two_forms_agree(rotation: float):
+def test_the_two_forms_agree(rotation: float, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(torch, "compile", lambda function, dynamic: function)
     augmentation = make(rotation=rotation)
     crops, table = crops_and_table(augmentation, pictures=200, size=16)
     before = crops.clone()
     expected = augmentation(crops, table)
-    augmentation._fused = Uncompiled()
+    augmentation.fuse()
     torch.testing.assert_close(augmentation(crops, table), expected, atol=2e-4, rtol=0)
     assert torch.equal(crops, before)
     both = (table[:, augment.SIGMA] > 0) & (table[:, augment.SOLARIZE] > 0)
