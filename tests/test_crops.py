@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from torchvision.transforms import RandomResizedCrop
+from torchvision.transforms import InterpolationMode, RandomResizedCrop
+from torchvision.transforms.v2.functional import resized_crop
 
 from dino_exp.crops import MultiCrop
 
@@ -53,3 +54,45 @@ def test_cut_is_pillow_s_antialiased_bicubic():
         box = (left, top, left + w, top + h)
         theirs = np.asarray(Image.fromarray(smooth).crop(box).resize((size, size), Image.BICUBIC))
         assert np.abs(crop.permute(1, 2, 0).numpy().astype(int) - theirs).max() <= 1
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_cut_is_bit_for_bit_torchvision_s_resized_crop(layout: torch.memory_format):
+    rng = np.random.default_rng(3)
+    picture = torch.from_numpy(rng.integers(0, 256, (1, 3, 90, 130), np.uint8)).contiguous(
+        memory_format=layout
+    )[0]
+    crops = multi_crop()
+    for _ in range(10):
+        boxes = crops.boxes(rng.random((4, crops.uniforms)), 90, 130)
+        for crop, box, size in zip(crops.cut(picture, boxes), boxes.tolist(), crops.sizes, strict=True):
+            theirs = resized_crop(
+                picture, *box, [size, size], interpolation=InterpolationMode.BICUBIC, antialias=True
+            )
+            assert torch.equal(crop, theirs)
+
+
+def test_a_picture_is_shrunk_as_far_as_its_smallest_box_allows():
+    crops = multi_crop()  # of 32 and 16 pixels
+    large, small = [0, 0, 800, 900], [5, 5, 141, 300]
+    assert crops.factor(np.array([large, large, small, small])) == 8
+    assert crops.factor(np.array([large, [0, 0, 300, 281], small, small])) == 4
+    assert crops.factor(np.array([large, large, small, [5, 5, 140, 300]])) == 4
+    assert crops.factor(np.array([large, large, small, [5, 5, 70, 300]])) == 1
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_crops_of_a_shrunk_picture_lie_where_those_of_the_full_one_do(channels: int):
+    """Linear ramps say where a crop was taken: a shift by a quarter of its pixels would change them by 2."""
+    rows, columns = torch.meshgrid(torch.arange(405), torch.arange(610), indexing="ij")
+    full = torch.stack([rows * 0.6, columns * 0.4, 250 - rows * 0.3 - columns * 0.2])[:channels]
+    padded = torch.nn.functional.pad(full[None], [0, 6, 0, 3], mode="replicate")
+    shrunk = torch.nn.functional.avg_pool2d(padded, 8)[0].round().byte()
+    crops, rng = multi_crop(), np.random.default_rng(4)
+    for _ in range(20):
+        boxes = crops.boxes(rng.random((4, crops.uniforms)), 405, 610)
+        ours = crops.cut_shrunk(shrunk, boxes, 8)
+        for crop, reference in zip(ours, crops.cut(full.round().byte(), boxes), strict=True):
+            assert crop.shape == reference.shape
+            inner = (crop.int() - reference.int())[:, 2:-2, 2:-2]
+            assert inner.abs().max() <= 1

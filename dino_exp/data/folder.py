@@ -8,10 +8,12 @@ from array import array
 from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
 import torch
 
-from dino_exp.data.source import PICTURE_SUFFIXES, Splits, read_image
+from dino_exp.data.file_sets import beside, existing
+from dino_exp.data.labelled import Labelled, Names, digest
+from dino_exp.data.packed import packed_splits
+from dino_exp.data.source import PICTURE_SUFFIXES, Shrink, Splits, read_image
 from dino_exp.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -28,6 +30,9 @@ def load(
     mean: list[float],
     std: list[float],
     max_corrupt: float,
+    backend: str,
+    packed: bool,
+    packed_side: int | None,
 ) -> Splits:
     """The pictures below `root`, and those below `val_root` as the held-out ones.
 
@@ -37,109 +42,75 @@ def load(
     val_root: one of the same, with the classes of `root`; "auto" takes `val` or `test` beside a root named
     `train` (`val.txt` or `test.txt` beside `train.txt`); None holds nothing out.
     Files are not opened here, apart from the list; an unreadable one is found out when it is read.
-    name, mean, std and max_corrupt concern the loader.
+    name, mean, std and max_corrupt concern the loader; backend is `decode_image`'s, packed and packed_side
+    are `packed_splits`'s.
     """
     if root is None:
         raise UserError(f"data.root is null: give the place of the pictures: {LAYOUTS}.")
-    train_path = _existing("data.root", root)
-    train = _source("data.root", train_path, channels)
-    val_path = (
-        _beside(train_path) if val_root == "auto" else val_root and _existing("data.val_root", val_root)
-    )
-    if not val_path:
-        return Splits(train, None)
-    if val_path.samefile(train_path):
-        raise UserError(
-            f"data.val_root = {val_root}: these are the training pictures themselves; give held-out ones, "
-            "or null for none."
-        )
-    test = _source("data.val_root", val_path, channels)
-    _use_classes_of(train, test, f"data.val_root = {val_root}")
-    return Splits(train, test)
+    train_path = existing("data.root", root, LAYOUTS)
+    train = _source("data.root", train_path, channels, backend)
+    if val_root == "auto":
+        val_path = beside(train_path)
+    else:
+        val_path = existing("data.val_root", val_root, LAYOUTS) if val_root else None
+    test = None
+    if val_path:
+        if val_path.samefile(train_path):
+            raise UserError(
+                f"data.val_root = {val_root}: these are the training pictures themselves; give held-out "
+                "ones, or null for none."
+            )
+        test = _source("data.val_root", val_path, channels, backend)
+        test.use_classes_of(train, f"data.val_root = {val_root}")
+    return packed_splits(train, test, packed_side) if packed else Splits(train, test)
 
 
-class FolderSource:
-    """Files below one folder, with or without labels.
+class FolderSource(Labelled):
+    """Files below one folder, with or without labels."""
 
-    The paths lie in one buffer, because ten million Python strings would take a gigabyte in each worker.
-    """
-
-    has_masks = False
-
-    def __init__(self, place: Path, base: Path, channels: int) -> None:
-        self.place = place  # what data.root said
-        self.classes: list[str] | None = None
-        self._base = os.fsencode(base)
-        self._channels = channels
-        # Tensors, because DataLoader passes them to workers through shared memory.
-        self._characters = torch.empty(0, dtype=torch.uint8)
-        self._ends = torch.zeros(1, dtype=torch.int64)  # path i is characters[ends[i] : ends[i + 1]]
-        self._labels: torch.Tensor | None = None
-
-    @property
-    def labels(self) -> np.ndarray | None:
-        return None if self._labels is None else self._labels.numpy()
+    def __init__(self, place: Path, base: Path, channels: int, backend: str) -> None:
+        super().__init__(place)
+        self._base = str(base)
+        self._channels, self._backend = channels, backend
+        self._paths = Names(b"", array("q", [0]))  # relative to the base folder, or absolute
 
     def __len__(self) -> int:
-        return len(self._ends) - 1
+        return len(self._paths)
 
-    def read(self, index: int) -> torch.Tensor:
-        return read_image(self.name(index), self._channels)
+    def read(self, index: int, shrink: Shrink | None = None) -> torch.Tensor:
+        return read_image(self.name(index), self._channels, backend=self._backend, shrink=shrink)
 
     def name(self, index: int) -> str:
-        if not 0 <= index < len(self):
-            raise IndexError(f"picture {index} of {len(self)}")
-        path = self._characters[self._ends[index] : self._ends[index + 1]].numpy().tobytes()
-        return os.fsdecode(os.path.join(self._base, path))  # noqa: PTH118 (bytes, and absolute paths stay)
+        return os.path.join(self._base, self._paths[index])  # noqa: PTH118 (10^7 times)
 
-    def mask(self, index: int) -> torch.Tensor:
-        raise ValueError("picture files have no masks")
+    def fingerprint(self) -> str:
+        """Changes when a file does, or how it is read; looks at every file."""
+        sizes, times = array("q"), array("q")
+        for index in range(len(self)):
+            try:
+                status = os.stat(self.name(index))  # noqa: PTH116 (10^7 times)
+            except OSError:
+                status = None  # it will be unreadable
+            sizes.append(status.st_size if status else -1)
+            times.append(status.st_mtime_ns if status else -1)
+        names = self._paths.characters.numpy(), self._paths.ends.numpy()
+        settings = self._base, self._channels, self._backend
+        return digest(*names, sizes.tobytes(), times.tobytes(), settings)
 
     def fill(self, paths: bytearray, ends: array[int], labels: array[int], classes: list[str] | None) -> None:
         """Take the paths (relative to the base folder, or absolute) that a scan found."""
-        if not paths:  # np.frombuffer wants a byte
-            return
-        self._characters = torch.from_numpy(np.frombuffer(paths, dtype=np.uint8))
-        self._ends = torch.from_numpy(np.frombuffer(ends, dtype=np.int64))
-        if classes is not None and len(classes) > 1:
-            self.classes = classes
-            self._labels = torch.from_numpy(np.frombuffer(labels, dtype=np.int64))
-
-    def relabel(self, classes: list[str] | None, number: list[int]) -> None:
-        """Give label i the number number[i] of other classes, or drop all labels (classes = None)."""
-        self.classes = classes
-        if classes is None or self._labels is None:
-            self._labels = None
-        else:
-            self._labels = torch.tensor(number, dtype=torch.int64)[self._labels]
+        self._paths = Names(paths, ends)
+        if classes is not None:
+            self.label(labels, classes)
 
 
-def _existing(key: str, value: str) -> Path:
-    path = Path(os.path.abspath(Path(value).expanduser()))  # noqa: PTH100 (keeps links, whose names matter)
-    if not path.exists():
-        parent = path.parent
-        while not parent.exists():
-            parent = parent.parent
-        raise UserError(
-            f"{key} = {value}: there is no such folder or file ({parent} exists). Give {LAYOUTS}."
-        )
-    return path
-
-
-def _beside(train: Path) -> Path | None:
-    if train.stem != "train":
-        return None
-    for name in ("val", "test"):
-        candidate = train.with_name(name + train.suffix)
-        if candidate.exists():
-            log.info("held-out pictures: %s", candidate)
-            return candidate
-    return None
-
-
-def _source(key: str, path: Path, channels: int) -> FolderSource:
+def _source(key: str, path: Path, channels: int, backend: str) -> FolderSource:
     try:
-        source = _list_file(key, path, channels) if path.is_file() else _folder(key, path, channels)
+        source = (
+            _list_file(key, path, channels, backend)
+            if path.is_file()
+            else _folder(key, path, channels, backend)
+        )
     except OSError as error:
         raise UserError(f"{key} = {path}: cannot be read: {error}.") from error
     if not len(source):
@@ -148,7 +119,7 @@ def _source(key: str, path: Path, channels: int) -> FolderSource:
     return source
 
 
-def _folder(key: str, root: Path, channels: int) -> FolderSource:
+def _folder(key: str, root: Path, channels: int, backend: str) -> FolderSource:
     pictures, folders = _entries(str(root))
     paths, ends, labels, classes = bytearray(), array("q", [0]), array("q"), [Path(f).name for f in folders]
     skip = len(os.fsencode(root)) + (0 if root.name == "" else 1)
@@ -160,7 +131,7 @@ def _folder(key: str, root: Path, channels: int) -> FolderSource:
             labels.append(label)
         if len(labels) == before:
             log.warning("%s: class folder %s has no pictures", key, folder)
-    source = FolderSource(root, root, channels)
+    source = FolderSource(root, root, channels, backend)
     if not labels:
         for picture in pictures:
             paths += os.fsencode(picture)[skip:]
@@ -204,7 +175,7 @@ def _entries(folder: str) -> tuple[list[str], list[str]]:
     return sorted(pictures), sorted(folders)
 
 
-def _list_file(key: str, path: Path, channels: int) -> FolderSource:
+def _list_file(key: str, path: Path, channels: int, backend: str) -> FolderSource:
     paths, ends, labels = bytearray(), array("q", [0]), array("q")
     numbers: dict[bytes, int] = {}
     with path.open("rb") as lines:
@@ -226,7 +197,7 @@ def _list_file(key: str, path: Path, channels: int) -> FolderSource:
                 labels.append(numbers.setdefault(label.strip(), len(numbers)))
             paths += picture
             ends.append(len(paths))
-    source = FolderSource(path, path.parent, channels)
+    source = FolderSource(path, path.parent, channels, backend)
     found = [os.fsdecode(label) for label in numbers]
     source.fill(paths, ends, labels, found or None)
     if source.classes is not None:
@@ -244,26 +215,3 @@ def _check_first(key: str, path: Path, number: int, picture: bytes) -> None:
             f"{key} = {path}, line {number}: there is no file {first}. Each line is a path relative to "
             f"{path.parent}, or an absolute one, optionally followed by a tab and a label."
         )
-
-
-def _use_classes_of(train: FolderSource, test: FolderSource, where: str) -> None:
-    """Number the labels of the held-out pictures as the training pictures' labels are numbered."""
-    if train.classes is None:
-        test.relabel(None, [])
-        return
-    if test.classes is None or test.labels is None:
-        raise UserError(
-            f"{where} ({test.place}): these pictures have fewer than two classes, and those of data.root "
-            f"({train.place}) have {len(train.classes):,}. Sort them into the same class folders, or set "
-            "data.val_root=null."
-        )
-    position = {name: number for number, name in enumerate(train.classes)}
-    present = {test.classes[label] for label in np.unique(test.labels)}
-    unknown = sorted(present - position.keys())
-    if unknown:
-        raise UserError(
-            f"{where} ({test.place}): class {unknown[0]!r} ({len(unknown):,} such) is not among the "
-            f"{len(train.classes):,} classes of data.root ({train.place}). Make the class names agree, or "
-            "set data.val_root=null."
-        )
-    test.relabel(train.classes, [position.get(name, -1) for name in test.classes])

@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from dino_exp.augment import Augment
 from dino_exp.crops import MultiCrop
+from dino_exp.data.released import Released
 from dino_exp.data.source import CorruptImageError, ImageSource
 from dino_exp.errors import UserError
 
@@ -24,7 +25,7 @@ class Batch(NamedTuple):
 
     global_crops: torch.Tensor  # uint8 (2, B, C, S, S)
     local_crops: torch.Tensor  # uint8 (n, B, C, s, s)
-    parameters: torch.Tensor  # float32 (2 + n, B, 11), for `Augment`
+    parameters: torch.Tensor  # float32 (2 + n, B, 11), for `Augment`; (2 + n, B, 0) where all is done
     corrupt: torch.Tensor  # int64, indices that could not be read and were replaced by the next readable one
 
 
@@ -34,65 +35,113 @@ def generator(seed: int, epoch: int, index: int) -> np.random.Generator:
 
 
 class BatchOrder(Sampler[tuple[int, list[int]]]):
-    """Yields (epoch, indices) of each global batch from `start_step` to `stop_step`, without incomplete ones.
+    """Yields (epoch, indices) of each batch from `start_step` to `stop_step`, without incomplete ones.
 
     Args:
         length: pictures in the data set, at least `batch_size`.
         batch_size: global.
+        rank: which of `processes` equal, contiguous parts of every batch is wanted.
     """
 
-    def __init__(self, length: int, batch_size: int, seed: int, start_step: int, stop_step: int) -> None:
+    def __init__(
+        self,
+        length: int,
+        batch_size: int,
+        seed: int,
+        start_step: int,
+        stop_step: int,
+        rank: int = 0,
+        processes: int = 1,
+    ) -> None:
         self.length, self.batch_size, self.seed = length, batch_size, seed
         self.start_step, self.stop_step = start_step, stop_step
+        self.rank, self.processes = rank, processes
 
     def __len__(self) -> int:
         return self.stop_step - self.start_step
 
     def __iter__(self) -> Iterator[tuple[int, list[int]]]:
         steps_per_epoch = self.length // self.batch_size
+        part = self.batch_size // self.processes
         known = -1
         for step in range(self.start_step, self.stop_step):
             epoch, place = divmod(step, steps_per_epoch)
             if epoch != known:
                 order, known = generator(self.seed, epoch, -1).permutation(self.length), epoch
-            yield epoch, order[place * self.batch_size : (place + 1) * self.batch_size].tolist()
+            start = place * self.batch_size + self.rank * part
+            yield epoch, order[start : start + part].tolist()
 
 
 class CropBatches(Dataset[Batch]):
-    """Maps (epoch, indices) to a `Batch`."""
+    """Maps (epoch, indices) to a `Batch`.
 
-    def __init__(self, source: ImageSource, crops: MultiCrop, augment: Augment, seed: int) -> None:
+    Args:
+        backend: `data.backend`. With `pil` the crops come finished but for normalisation.
+    """
+
+    def __init__(
+        self, source: ImageSource, crops: MultiCrop, augment: Augment, seed: int, backend: str
+    ) -> None:
         self.source, self.crops, self.augment, self.seed = source, crops, augment, seed
+        self.released = Released(crops, augment) if backend == "pil" else None
 
     def __getitem__(self, where: tuple[int, list[int]]) -> Batch:
         epoch, indices = where
-        each = self.crops.uniforms + self.augment.uniforms
-        uniform = np.empty((len(self.crops), len(indices), each))
-        cut: list[list[torch.Tensor]] = []
+        crops, each = self.crops, self.crops.uniforms + self.augment.uniforms
+        uniform = np.stack(
+            [generator(self.seed, epoch, index).random((len(crops), each)) for index in indices], axis=1
+        )
+        boxes_from, parameters = np.split(uniform, [crops.uniforms], axis=2)
+        parameters = self.augment.parameters(parameters)
         corrupt: list[int] = []
-        for column, index in enumerate(indices):
-            uniform[:, column] = generator(self.seed, epoch, index).random((len(self.crops), each))
-            picture = self._read(index, corrupt)
-            boxes = self.crops.boxes(uniform[:, column, : self.crops.uniforms], *picture.shape[1:])
-            cut.append(self.crops.cut(picture, boxes))
-        by_crop = list(zip(*cut, strict=True))
+        made = [
+            self._readable(index, boxes_from[:, column], parameters[:, column], corrupt)
+            for column, index in enumerate(indices)
+        ]
+        by_crop = list(zip(*made, strict=True))
         empty = torch.empty(0, len(indices), *by_crop[0][0].shape, dtype=torch.uint8)
         return Batch(
-            global_crops=torch.stack([torch.stack(crop) for crop in by_crop[:2]]),
-            local_crops=torch.stack([torch.stack(crop) for crop in by_crop[2:]]) if by_crop[2:] else empty,
-            parameters=torch.from_numpy(self.augment.parameters(uniform[..., self.crops.uniforms :])),
+            global_crops=_stacked(by_crop[:2]),
+            local_crops=_stacked(by_crop[2:]) if by_crop[2:] else empty,
+            parameters=torch.from_numpy(parameters if self.released is None else parameters[..., :0]),
             corrupt=torch.tensor(sorted(corrupt), dtype=torch.int64),
         )
 
-    def _read(self, index: int, corrupt: list[int]) -> torch.Tensor:
-        """The picture, or the next readable one; unreadable ones are noted in `corrupt`."""
+    def _readable(
+        self, index: int, uniform: np.ndarray, parameters: np.ndarray, corrupt: list[int]
+    ) -> list[torch.Tensor]:
+        """Crops of the picture, or of the next readable one; unreadable ones are noted in `corrupt`."""
         for offset in range(len(self.source)):
             place = (index + offset) % len(self.source)
             try:
-                return self.source.read(place)
+                return self._crops(place, uniform, parameters)
             except CorruptImageError:
                 corrupt.append(place)
         raise UserError("none of the pictures can be read; is data.root the right folder?")
+
+    def _crops(self, index: int, uniform: np.ndarray, parameters: np.ndarray) -> list[torch.Tensor]:
+        if self.released is not None:
+            picture = self.source.read(index)
+            return self.released(picture, self.crops.boxes(uniform, *picture.shape[1:]), parameters)
+        shrunk: list[tuple[np.ndarray, int]] = []
+
+        def shrink(height: int, width: int) -> int:
+            boxes = self.crops.boxes(uniform, height, width)
+            factor = self.crops.factor(boxes)
+            if factor > 1:
+                shrunk.append((boxes, factor))
+            return factor
+
+        picture = self.source.read(index, shrink)
+        if shrunk:
+            return self.crops.cut_shrunk(picture, *shrunk[0])
+        return self.crops.cut(picture, self.crops.boxes(uniform, *picture.shape[1:]))
+
+
+def _stacked(by_crop: list[tuple[torch.Tensor, ...]]) -> torch.Tensor:
+    """One crop of every picture after the other's: uint8 (crops, B, C, S, S)."""
+    stacked = torch.stack([picture for crop in by_crop for picture in crop]).contiguous()
+    return stacked.unflatten(0, (len(by_crop), -1))
 
 
 def batches(dataset: CropBatches, order: BatchOrder, workers: int, pin_memory: bool) -> DataLoader[Batch]:

@@ -15,7 +15,7 @@ import torch
 
 from dino_exp.data import shape_pictures
 from dino_exp.data.shape_pictures import BLOCK, CLASSES
-from dino_exp.data.source import Splits, default_root
+from dino_exp.data.source import Shrink, Splits, default_root
 from dino_exp.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -31,6 +31,7 @@ def load(
     mean: list[float],
     std: list[float],
     max_corrupt: float,
+    backend: str,
     image_size: int,
     train_size: int,
     test_size: int,
@@ -39,7 +40,7 @@ def load(
     """The pictures of one seed, drawn now or taken from the cache in `root` (null: ~/.cache/dino_exp).
 
     A cache that cannot be written costs memory and a few seconds per start, nothing else.
-    name, mean, std and max_corrupt concern the loader.
+    name, mean, std, max_corrupt and backend concern the loader.
     """
     if channels not in (1, 3):
         raise UserError(f"data.channels = {channels}: shapes have 3 channels (RGB) or 1 (luminance).")
@@ -80,7 +81,7 @@ class ShapesSource:
     def __len__(self) -> int:
         return self.shape[0]
 
-    def read(self, index: int) -> torch.Tensor:
+    def read(self, index: int, shrink: Shrink | None = None) -> torch.Tensor:
         return self._planes(index)[:-1].clone()
 
     def mask(self, index: int) -> torch.Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -31,6 +31,11 @@ PICTURE_SUFFIXES = frozenset(
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
 """What Pillow may open; some of its other readers start programs (EPS: Ghostscript)."""
 TOO_LARGE = f"more than {MAX_PIXELS:,} pixels; scale it down first"
+
+
+Shrink = Callable[[int, int], int]
+"""From the full height and width of a picture to the factor by which it is to be scaled down while it is
+decoded: 1, 2, 4 or 8, and no more than its shorter side."""
 
 
 class CorruptImageError(Exception):
@@ -65,8 +70,12 @@ class ImageSource(Protocol):
 
     def __len__(self) -> int: ...
 
-    def read(self, index: int) -> torch.Tensor:
-        """uint8 (C, H, W), a copy. Raises CorruptImageError."""
+    def read(self, index: int, shrink: Shrink | None = None) -> torch.Tensor:
+        """uint8 (C, H, W), a copy. Raises CorruptImageError.
+
+        shrink is asked where the picture can be had at 1/2, 1/4 or 1/8 of its size for less work (JPEG);
+        H and W are then the full ones divided by its answer, rounded up. Other sources never ask it.
+        """
         ...
 
     def name(self, index: int) -> str:
@@ -113,7 +122,7 @@ class ArraySource:
     def __len__(self) -> int:
         return len(self.images)
 
-    def read(self, index: int) -> torch.Tensor:
+    def read(self, index: int, shrink: Shrink | None = None) -> torch.Tensor:
         return self.images[index].expand(self.channels, -1, -1).clone()
 
     def name(self, index: int) -> str:
@@ -129,13 +138,10 @@ def default_root() -> Path:
     return (Path(cache) if cache else Path.home() / ".cache") / "dino_exp"
 
 
-def read_image(path: str | os.PathLike[str], channels: int) -> torch.Tensor:
-    """Decode one file to uint8 (channels, H, W).
-
-    channels = 3 gives RGB and 1 luminance, from greyscale, palette, CMYK and 16-bit files too; an alpha
-    channel is dropped. For any other number the file must hold that many channels: RGBA, grey with alpha,
-    or a .npy array (H, W, channels) of uint8 or uint16. 16-bit values keep their upper 8 bits. The EXIF
-    orientation is not applied, as in the released code. Of an animation the first frame is read.
+def read_image(
+    path: str | os.PathLike[str], channels: int, *, backend: str = "fast", shrink: Shrink | None = None
+) -> torch.Tensor:
+    """Decode one file to uint8 (channels, H, W); arguments and result as `decode_image`'s.
 
     Raises CorruptImageError with the path and the reason.
     """
@@ -144,8 +150,28 @@ def read_image(path: str | os.PathLike[str], channels: int) -> torch.Tensor:
         content = Path(path).read_bytes()
     except OSError as error:
         raise CorruptImageError(name, error.strerror or str(error)) from error
+    return decode_image(content, name, channels, backend=backend, shrink=shrink)
+
+
+def decode_image(
+    content: bytes, name: str, channels: int, *, backend: str, shrink: Shrink | None = None
+) -> torch.Tensor:
+    """Decode the bytes of one file to uint8 (channels, H, W), laid out pixel by pixel.
+
+    channels = 3 gives RGB and 1 luminance, from greyscale, palette, CMYK and 16-bit files too; an alpha
+    channel is dropped. For any other number the file must hold that many channels: RGBA, grey with alpha,
+    or a .npy array (H, W, channels) of uint8 or uint16. 16-bit values keep their upper 8 bits. The EXIF
+    orientation is not applied, as in the released code. Of an animation the first frame is read.
+
+    Args:
+        name: what a person would call the picture, for the error.
+        backend: `data.backend`; `pil` decodes everything with Pillow, as the released code does.
+        shrink: asked where the file is a JPEG, which is then decoded at that part of its size.
+
+    Raises CorruptImageError with the name and the reason.
+    """
     try:
-        return _decode(content, channels)
+        return _decode(content, channels, backend, shrink)
     except _UnreadableError as error:
         raise CorruptImageError(name, str(error)) from error
 
@@ -154,7 +180,7 @@ class _UnreadableError(Exception):
     pass
 
 
-def _decode(content: bytes, channels: int) -> torch.Tensor:
+def _decode(content: bytes, channels: int, backend: str, shrink: Shrink | None) -> torch.Tensor:
     if not content:
         raise _UnreadableError("the file is empty")
     if content.startswith(b"\x93NUMPY"):
@@ -162,13 +188,14 @@ def _decode(content: bytes, channels: int) -> torch.Tensor:
     try:
         image = Image.open(io.BytesIO(content), formats=FORMATS)  # reads the header alone, 0.02 ms
         _check_size(image.width, image.height)
-        if (
-            decode_jpeg is not None
-            and image.format == "JPEG"
-            and image.mode in ("RGB", "L")
-            and channels == 3
-        ):
-            return _decode_jpeg(content)
+        if image.format == "JPEG" and channels in (1, 3):
+            factor = 1 if shrink is None else shrink(image.height, image.width)
+            if factor > 1:
+                image.draft(image.mode, (image.width // factor, image.height // factor))
+            elif backend == "fast" and channels == 3 and image.mode in ("RGB", "L"):
+                decoded = _decode_jpeg(content)
+                if decoded is not None:
+                    return decoded
         return _select_channels(_pixels(image, channels), channels)
     except _UnreadableError:
         raise
@@ -181,14 +208,17 @@ def _decode(content: bytes, channels: int) -> torch.Tensor:
 
 
 def _first_line(error: Exception) -> str:
-    text = (str(error).splitlines() or [""])[0]
-    if ".cpp:" in text:  # torchvision puts the place in its source before the message
-        text = text.split(".cpp:", 1)[1].split(",", 1)[-1].strip()
-    return text or type(error).__name__
+    return (str(error).splitlines() or [""])[0] or type(error).__name__
 
 
-def _decode_jpeg(content: bytes) -> torch.Tensor:
-    return decode_jpeg(torch.frombuffer(bytearray(content), dtype=torch.uint8), mode=ImageReadMode.RGB)
+def _decode_jpeg(content: bytes) -> torch.Tensor | None:
+    """By torchvision, which gives the same values as Pillow; None where Pillow is to try, and to say why."""
+    if decode_jpeg is None:
+        return None
+    try:
+        return decode_jpeg(torch.frombuffer(bytearray(content), dtype=torch.uint8), mode=ImageReadMode.RGB)
+    except Exception:  # damaged bytes, a torchvision without libjpeg, its deprecation made an error
+        return None
 
 
 def _check_size(width: int, height: int) -> None:
@@ -254,4 +284,4 @@ def _select_channels(values: np.ndarray, channels: int) -> torch.Tensor:
         values = np.asarray(Image.fromarray(np.ascontiguousarray(values[:, :, :3])).convert("L"))[:, :, None]
     else:
         raise _UnreadableError(f"has {found} channels, and data.channels is {channels}")
-    return torch.from_numpy(values.transpose(2, 0, 1).copy())
+    return torch.from_numpy(np.array(values, order="C")).permute(2, 0, 1)

@@ -25,11 +25,18 @@ DEBIAN_FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")  # package data
 
 
 def cifar10(
-    *, name: str, root: str | None, channels: int, mean: list[float], std: list[float], max_corrupt: float
+    *,
+    name: str,
+    root: str | None,
+    channels: int,
+    mean: list[float],
+    std: list[float],
+    max_corrupt: float,
+    backend: str,
 ) -> Splits:
     """50,000 and 10,000 pictures of 32 x 32 in ten classes, from `root` (null: ~/.cache/dino_exp).
 
-    name, mean, std and max_corrupt concern the loader. Raises UserError where a download fails.
+    name, mean, std, max_corrupt and backend concern the loader. Raises UserError where a download fails.
     """
     if channels != 3:
         raise UserError(f"data.channels = {channels}: CIFAR-10 has 3.")
@@ -50,12 +57,19 @@ def cifar10(
 
 
 def fashion_mnist(
-    *, name: str, root: str | None, channels: int, mean: list[float], std: list[float], max_corrupt: float
+    *,
+    name: str,
+    root: str | None,
+    channels: int,
+    mean: list[float],
+    std: list[float],
+    max_corrupt: float,
+    backend: str,
 ) -> Splits:
     """60,000 and 10,000 pictures of 28 x 28 in ten classes; with channels = 3 the one channel is repeated.
 
     Looked for in `root` (null: ~/.cache/dino_exp), in Debian's package dataset-fashion-mnist, and then
-    downloaded into `root`. name, mean, std and max_corrupt concern the loader.
+    downloaded into `root`. name, mean, std, max_corrupt and backend concern the loader.
     Raises UserError where the files are damaged or a download fails.
     """
     if channels not in (1, 3):

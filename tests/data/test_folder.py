@@ -12,7 +12,15 @@ from dino_exp.data.folder import load
 from dino_exp.data.source import CorruptImageError
 from dino_exp.errors import UserError
 
-LOADER_ONLY = {"name": "image_folder", "mean": [0.5] * 3, "std": [0.3] * 3, "max_corrupt": 0.01}
+LOADER_ONLY = {
+    "name": "image_folder",
+    "mean": [0.5] * 3,
+    "std": [0.3] * 3,
+    "max_corrupt": 0.01,
+    "backend": "fast",
+    "packed": False,
+    "packed_side": None,
+}
 
 
 def folder(root, val_root="auto", channels=3):

@@ -1,13 +1,16 @@
 """A sample's crops depend on (seed, epoch, index) alone."""
 
+import io
+
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from dino_exp.augment import Augment
 from dino_exp.crops import MultiCrop
 from dino_exp.data.loader import Batch, BatchOrder, CropBatches, batches
-from dino_exp.data.source import CorruptImageError
+from dino_exp.data.source import CorruptImageError, Shrink, decode_image
 from dino_exp.errors import UserError
 
 
@@ -23,7 +26,7 @@ class Numbered:
     def __len__(self) -> int:
         return self.length
 
-    def read(self, index: int) -> torch.Tensor:
+    def read(self, index: int, shrink: Shrink | None = None) -> torch.Tensor:
         if index in self.broken:
             raise CorruptImageError(self.name(index), "broken on purpose")
         return torch.full((3, 20, 24), index, dtype=torch.uint8)
@@ -32,7 +35,7 @@ class Numbered:
         return f"picture {index}"
 
 
-def dataset(source: Numbered, seed: int = 0, local_number: int = 2) -> CropBatches:
+def dataset(source: Numbered, seed: int = 0, local_number: int = 2, backend: str = "fast") -> CropBatches:
     crops = MultiCrop(
         global_size=16,
         global_scale=[0.4, 1.0],
@@ -56,13 +59,12 @@ def dataset(source: Numbered, seed: int = 0, local_number: int = 2) -> CropBatch
         mean=[0.5] * 3,
         std=[0.25] * 3,
     )
-    return CropBatches(source, crops, augment, seed)
+    return CropBatches(source, crops, augment, seed, backend)
 
 
-def all_batches(workers: int, start: int = 0, source: Numbered | None = None, seed: int = 0) -> list[Batch]:
-    source = source or Numbered(50)
-    order = BatchOrder(len(source), 8, seed, start, 15)
-    return list(batches(dataset(source, seed), order, workers, pin_memory=False))
+def all_batches(workers: int, start: int = 0, backend: str = "fast") -> list[Batch]:
+    order = BatchOrder(50, 8, 0, start, 15)
+    return list(batches(dataset(Numbered(50), backend=backend), order, workers, pin_memory=False))
 
 
 def same(first: list[Batch], second: list[Batch]) -> bool:
@@ -70,9 +72,9 @@ def same(first: list[Batch], second: list[Batch]) -> bool:
     return all(torch.equal(a, b) for left, right in pairs for a, b in zip(left, right, strict=True))
 
 
-@pytest.mark.parametrize("workers", [1, 3])
-def test_workers_do_not_change_the_batches(workers: int):
-    assert same(all_batches(0), all_batches(workers))
+@pytest.mark.parametrize(("workers", "backend"), [(1, "fast"), (3, "fast"), (2, "pil")])
+def test_workers_do_not_change_the_batches(workers: int, backend: str):
+    assert same(all_batches(0, backend=backend), all_batches(workers, backend=backend))
 
 
 def test_a_resume_sees_what_it_would_have_seen():
@@ -126,6 +128,37 @@ def test_an_unreadable_picture_is_replaced_by_the_next_and_noted():
     assert batch.corrupt.tolist() == [7, 8, 49]
     kept = dataset(Numbered(50))[0, [7, 3, 49]]
     np.testing.assert_array_equal(batch.parameters, kept.parameters)
+
+
+class Photograph(Numbered):
+    """One large JPEG, whose decoded sizes are noted; the place before it is broken, but asks first."""
+
+    def __init__(self, whole: bool) -> None:
+        super().__init__(2, broken=frozenset({0}))
+        noise = np.random.default_rng(0).integers(0, 256, (5, 6, 3), np.uint8)
+        buffer = io.BytesIO()
+        Image.fromarray(noise).resize((240, 180), Image.Resampling.BICUBIC).save(buffer, "JPEG", quality=90)
+        self.content, self.whole, self.sizes = buffer.getvalue(), whole, []
+
+    def read(self, index: int, shrink: Shrink | None = None) -> torch.Tensor:
+        if shrink and index in self.broken:
+            shrink(8000, 8000)
+        super().read(index)
+        shrink = None if self.whole else shrink
+        picture = decode_image(self.content, "photograph", 3, backend="fast", shrink=shrink)
+        self.sizes.append(tuple(picture.shape[1:]))
+        return picture
+
+
+def test_a_large_photograph_is_decoded_smaller_and_its_crops_stay():
+    small, full = Photograph(whole=False), Photograph(whole=True)
+    ours, reference = ([dataset(source)[epoch, [0]] for epoch in range(20)] for source in (small, full))
+    assert set(full.sizes) == {(180, 240)}
+    assert set(small.sizes) == {(23, 30), (45, 60)}
+    for part in ("global_crops", "local_crops"):
+        a, b = (torch.stack([getattr(batch, part) for batch in each]).int() for each in (ours, reference))
+        assert (a - b).abs().float().mean() < 1
+    assert all(batch.corrupt.tolist() == [0] for batch in ours)
 
 
 def test_no_readable_picture_is_an_error():

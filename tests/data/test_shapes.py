@@ -12,7 +12,7 @@ from dino_exp.data.shape_pictures import CLASSES, block_labels, block_pictures
 from dino_exp.data.shapes import load
 from dino_exp.errors import UserError
 
-LOADER_ONLY = {"name": "shapes", "mean": [0.5], "std": [0.3], "max_corrupt": 0.01}
+LOADER_ONLY = {"name": "shapes", "mean": [0.5], "std": [0.3], "max_corrupt": 0.01, "backend": "fast"}
 
 
 def shapes(root, *, train=40, test=20, size=32, channels=3, seed=0):

@@ -10,7 +10,8 @@ import pytest
 import torch
 from PIL import Image
 
-from dino_exp.data.source import CorruptImageError, read_image
+from dino_exp.data import source
+from dino_exp.data.source import CorruptImageError, decode_image, read_image
 
 RED, GREEN = (200, 40, 10), (20, 180, 60)
 
@@ -135,3 +136,61 @@ def test_unreadable_files_say_which_and_why(name, tmp_path):
 def test_a_missing_file_is_unreadable(tmp_path):
     with pytest.raises(CorruptImageError, match="No such file"):
         read_image(tmp_path / "gone.jpg", 3)
+
+
+SMOOTH = Image.fromarray(np.random.default_rng(1).integers(0, 256, (6, 9, 3), dtype=np.uint8)).resize(
+    (333, 217), Image.Resampling.BICUBIC
+)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("factor", [2, 4, 8])
+def test_a_jpeg_can_be_had_smaller(factor, channels):
+    asked = []
+
+    def shrink(height, width):
+        asked.append((height, width))
+        return factor
+
+    content = encoded(SMOOTH, "JPEG", quality=95)
+    full = decode_image(content, "full", channels, backend="fast")
+    small = decode_image(content, "small", channels, backend="fast", shrink=shrink)
+    assert asked == [(217, 333)]
+    assert small.shape == (channels, -(-217 // factor), -(-333 // factor))
+    rows, columns = 217 // factor, 333 // factor
+    means = torch.nn.functional.avg_pool2d(full[None].float(), factor)[0]
+    assert (small[:, :rows, :columns] - means).abs().mean() < 1
+    half = content[: len(content) // 2]
+    with pytest.raises(CorruptImageError, match="half: damaged or truncated"):
+        decode_image(half, "half", channels, backend="fast", shrink=lambda *_: factor)
+
+
+def test_other_formats_are_not_asked_and_come_in_full():
+    def shrink(height, width):
+        raise AssertionError
+
+    for file_format in ("PNG", "WEBP", "GIF"):
+        content = encoded(SMOOTH, file_format)
+        assert decode_image(content, "picture", 3, backend="fast", shrink=shrink).shape == (3, 217, 333)
+
+
+def test_both_backends_decode_to_the_same_values():
+    for name, (content, _) in GOOD.items():
+        fast, pil = (decode_image(content, name, 3, backend=backend) for backend in ("fast", "pil"))
+        assert torch.equal(fast, pil)
+        if name.startswith("grey16"):  # Pillow cuts 16 bits off at 255
+            continue
+        released = np.asarray(Image.open(io.BytesIO(content)).convert("RGB"))
+        assert np.array_equal(pil.permute(1, 2, 0), released)
+
+
+def refusing(*_, **__):
+    raise RuntimeError("compiled without libjpeg")
+
+
+@pytest.mark.parametrize("torchvision_has", [None, refusing])
+def test_jpeg_is_read_without_torchvision_s_decoder(torchvision_has, monkeypatch):
+    content = encoded(SMOOTH, "JPEG")
+    expected = decode_image(content, "picture", 3, backend="fast")
+    monkeypatch.setattr(source, "decode_jpeg", torchvision_has)
+    assert torch.equal(decode_image(content, "picture", 3, backend="fast"), expected)

@@ -11,7 +11,7 @@ from dino_exp.data import torchvision_sets
 from dino_exp.data.torchvision_sets import DEBIAN_FASHION_MNIST, cifar10, fashion_mnist
 from dino_exp.errors import UserError
 
-LOADER_ONLY = {"name": "set", "mean": [0.5], "std": [0.3], "max_corrupt": 0.01}
+LOADER_ONLY = {"name": "set", "mean": [0.5], "std": [0.3], "max_corrupt": 0.01, "backend": "fast"}
 
 
 @pytest.fixture

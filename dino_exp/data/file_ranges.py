@@ -1,0 +1,68 @@
+"""Parts of large files, read in any order by any number of threads and processes."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+OPEN_FILES = 128
+"""Files that one process keeps open; the usual limit for all its files is 1024."""
+
+
+class Stamp(NamedTuple):
+    """What tells that a file is still the one that it was."""
+
+    path: str
+    size: int
+    mtime_ns: int
+
+
+def stamps(paths: Iterable[Path]) -> list[Stamp]:
+    """The files' stamps; raises OSError."""
+    found = []
+    for path in paths:
+        status = path.stat()
+        found.append(Stamp(str(path), status.st_size, status.st_mtime_ns))
+    return found
+
+
+class FileRanges:
+    """Reads ranges of bytes; a copy in another process opens the files again."""
+
+    def __init__(self, files: Sequence[Stamp]) -> None:
+        self.files = list(files)
+        self._open: dict[int, _Descriptor] = {}
+
+    def read(self, number: int, offset: int, length: int) -> bytes:
+        """`length` bytes of file `number`; raises OSError, also if the file is not what its stamp says."""
+        file = self._descriptor(number)
+        status = os.fstat(file.number)
+        if (status.st_size, status.st_mtime_ns) != self.files[number][1:]:
+            raise OSError("the file was changed after the run began")
+        content = os.pread(file.number, length, offset)
+        if len(content) != length:
+            raise OSError(f"the file ends at {offset + len(content):,} bytes, before {offset + length:,}")
+        return content
+
+    def __getstate__(self) -> dict[str, object]:
+        return self.__dict__ | {"_open": {}}
+
+    def _descriptor(self, number: int) -> _Descriptor:
+        file = self._open.get(number)
+        if file is None:
+            file = _Descriptor(self.files[number].path)
+            if len(self._open) >= OPEN_FILES:
+                self._open.popitem()  # closed when the last thread that reads from it lets go
+            self._open[number] = file
+        return file
+
+
+class _Descriptor:
+    def __init__(self, path: str) -> None:
+        self.number = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+
+    def __del__(self) -> None:
+        if hasattr(self, "number"):
+            os.close(self.number)

@@ -1,0 +1,234 @@
+"""Pictures decoded once, their pixels kept in one file that all processes and runs of a machine share."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import shutil
+import time
+import zipfile
+import zlib
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import IO, NamedTuple, Protocol
+
+import numpy as np
+import torch
+from filelock import FileLock
+from rich.progress import track
+from torchvision.transforms.v2 import InterpolationMode
+from torchvision.transforms.v2 import functional as transforms
+
+from dino_exp import machine
+from dino_exp.data.file_ranges import FileRanges, stamps
+from dino_exp.data.labelled import digest
+from dino_exp.data.source import CorruptImageError, ImageSource, Shrink, Splits, default_root
+from dino_exp.errors import UserError
+from dino_exp.progress import console_for_a_run
+from dino_exp.run_directory import write_atomically
+
+log = logging.getLogger(__name__)
+
+LAYOUT = 1  # of the two files
+LOG_SECONDS = 60
+"""Between two lines about the progress where there is no terminal for a bar."""
+SAMPLE = 256
+"""Pictures whose sizes tell how much room all will take."""
+
+
+class StoredPictures(ImageSource, Protocol):
+    """Pictures in files, which can tell whether they are still the same."""
+
+    place: Path
+
+    def fingerprint(self) -> str:
+        """Changes when a file or the way it is decoded does."""
+        ...
+
+
+def packed_splits(train: StoredPictures, test: StoredPictures | None, side: int | None) -> Splits:
+    """Both parts as `PackedSource`s, which are written now if they are not there yet."""
+    return Splits(PackedSource(train, side), None if test is None else PackedSource(test, side))
+
+
+class PackedSource:
+    """The pictures of a source, from their pixels in `default_root()`.
+
+    side: the shorter side of larger pictures becomes this many pixels, antialiased bicubic; None keeps them.
+
+    Unreadable pictures stay so, with their reason. Each picture has a check sum, because the file may be too
+    large to be read whole at every start; a damaged picture is unreadable too.
+    Raises UserError where the pixels do not fit on the disk.
+    """
+
+    has_masks = False
+
+    def __init__(self, source: StoredPictures, side: int | None) -> None:
+        self._source = source
+        name = f"packed-{source.place.name}-{digest(LAYOUT, source.fingerprint(), side)}"
+        pixels, index = (default_root() / f"{name}{ending}" for ending in (".pixels", ".npz"))
+        try:
+            pixels.parent.mkdir(parents=True, exist_ok=True)
+            with FileLock(pixels.with_suffix(".lock")):  # the first process packs, the others wait
+                found = _read_index(index, pixels)
+                if found is None:
+                    for half_written in pixels.parent.glob(f".{name}.*"):  # by a process that was killed
+                        half_written.unlink()
+                    found = _pack(source, side, pixels)
+                    write_atomically(index, lambda file: np.savez(file, **found._asdict()))
+            self._bytes = FileRanges(stamps([pixels]))
+        except OSError as error:
+            raise UserError(
+                f"data.packed = true: {pixels} cannot be written ({error.strerror or error}). Set "
+                "XDG_CACHE_HOME to a folder that can, or data.packed=false."
+            ) from error
+        # Tensors, because DataLoader passes them to workers through shared memory.
+        self._shapes, self._starts = torch.from_numpy(found.shapes), torch.from_numpy(found.starts)
+        self._checks = torch.from_numpy(found.checks)
+        self._reasons = dict(zip(found.unreadable.tolist(), found.reasons.tolist(), strict=True))
+
+    @property
+    def labels(self) -> np.ndarray | None:
+        return self._source.labels
+
+    @property
+    def classes(self) -> list[str] | None:
+        return self._source.classes
+
+    def __len__(self) -> int:
+        return len(self._shapes)
+
+    def name(self, index: int) -> str:
+        return self._source.name(index)
+
+    def mask(self, index: int) -> torch.Tensor:
+        raise ValueError("stored pictures have no masks")
+
+    def read(self, index: int, shrink: Shrink | None = None) -> torch.Tensor:
+        if index in self._reasons:
+            raise CorruptImageError(self.name(index), self._reasons[index])
+        shape = self._shapes[index].tolist()
+        try:
+            content = self._bytes.read(0, int(self._starts[index]), shape[0] * shape[1] * shape[2])
+        except OSError as error:
+            raise CorruptImageError(self.name(index), error.strerror or str(error)) from error
+        if zlib.crc32(content) != int(self._checks[index]):
+            damaged = self._bytes.files[0].path
+            raise CorruptImageError(
+                self.name(index), f"its pixels in {damaged} are damaged; delete that file"
+            )
+        return torch.frombuffer(bytearray(content), dtype=torch.uint8).view(shape)
+
+
+class _Index(NamedTuple):
+    shapes: np.ndarray  # int32 (N, 3): C, H, W; zeros where unreadable
+    starts: np.ndarray  # int64 (N,): of the picture in the file, which holds C x H x W bytes of each
+    checks: np.ndarray  # int64 (N,): CRC-32
+    unreadable: np.ndarray  # int64 (M,)
+    reasons: np.ndarray  # text (M,)
+
+
+def _read_index(index: Path, pixels: Path) -> _Index | None:
+    """What was packed; None where it is not there, or not whole."""
+    try:
+        with np.load(index, allow_pickle=False) as arrays:
+            found = _Index(**arrays)
+        whole = pixels.stat().st_size == found.shapes.astype(np.int64).prod(axis=1).sum()
+        return found if whole else None
+    except (OSError, ValueError, TypeError, EOFError, zipfile.BadZipFile):
+        return None
+
+
+def _pack(source: StoredPictures, side: int | None, path: Path) -> _Index:
+    count = len(source)
+    shapes, checks = np.zeros((count, 3), dtype=np.int32), np.zeros(count, dtype=np.int64)
+    reasons: dict[int, str] = {}
+
+    def read(index: int) -> torch.Tensor | CorruptImageError:
+        try:
+            return _resized(source.read(index), side)
+        except CorruptImageError as error:
+            return error
+
+    needed = _room(read, count)
+    _check_room(path.parent, needed)
+    log.info("packing %s pictures (about %s) into %s", f"{count:,}", _size(needed), path)
+    began = time.monotonic()
+
+    def write(file: IO[bytes]) -> None:
+        pictures = _in_order(read, count, machine.cores())
+        console, told = console_for_a_run(), began
+        quiet = not console.is_terminal
+        shown = track(pictures, "packing", total=count, console=console, transient=True, disable=quiet)
+        for index, picture in enumerate(shown):
+            if quiet and time.monotonic() - told > LOG_SECONDS:
+                told = time.monotonic()
+                log.info("packed %s of %s pictures", f"{index:,}", f"{count:,}")
+            if isinstance(picture, CorruptImageError):
+                reasons[index] = picture.reason
+                continue
+            content = picture.contiguous().numpy()
+            file.write(content.data)
+            shapes[index], checks[index] = picture.shape, zlib.crc32(content.data)
+
+    try:
+        write_atomically(path, write)
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise _no_room(path.parent, needed) from error
+        raise
+    log.info("packed in %.0f s, %s unreadable", time.monotonic() - began, f"{len(reasons):,}")
+    lengths = shapes.astype(np.int64).prod(axis=1)
+    return _Index(
+        shapes,
+        np.cumsum(lengths) - lengths,
+        checks,
+        np.array(list(reasons), dtype=np.int64),
+        np.array(list(reasons.values()), dtype=str),
+    )
+
+
+def _resized(picture: torch.Tensor, side: int | None) -> torch.Tensor:
+    if side is None or min(picture.shape[1:]) <= side:
+        return picture
+    return transforms.resize(picture, [side], InterpolationMode.BICUBIC, antialias=True)
+
+
+def _in_order(
+    read: Callable[[int], torch.Tensor | CorruptImageError], count: int, workers: int
+) -> Iterator[torch.Tensor | CorruptImageError]:
+    """`read` of 0 to count − 1 in threads (decoders let go of the interpreter), a few ahead."""
+    under_way: deque[Future[torch.Tensor | CorruptImageError]] = deque()
+    with ThreadPoolExecutor(workers) as pool:
+        for index in range(count):
+            under_way.append(pool.submit(read, index))
+            if len(under_way) > 2 * workers:
+                yield under_way.popleft().result()
+        while under_way:
+            yield under_way.popleft().result()
+
+
+def _room(read: Callable[[int], torch.Tensor | CorruptImageError], count: int) -> int:
+    """Bytes of all pixels, from those of some pictures."""
+    some = range(0, count, -(-count // SAMPLE))
+    sizes = [picture.numel() for picture in map(read, some) if isinstance(picture, torch.Tensor)]
+    return sum(sizes) * count // len(some)
+
+
+def _check_room(folder: Path, needed: int) -> None:
+    if shutil.disk_usage(folder).free < needed:
+        raise _no_room(folder, needed)
+
+
+def _no_room(folder: Path, needed: int) -> UserError:
+    return UserError(
+        f"data.packed = true: the pixels take about {_size(needed)}, and {folder} has "
+        f"{_size(shutil.disk_usage(folder).free)} left. Make room, set XDG_CACHE_HOME to a larger disk, or "
+        "choose a smaller data.packed_side."
+    )
+
+
+def _size(count: int) -> str:
+    return f"{count / 1e9:,.1f} GB" if count >= 1e8 else f"{count / 1e6:,.1f} MB"

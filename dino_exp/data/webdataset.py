@@ -1,0 +1,300 @@
+"""Tar shards in the webdataset format, read in any order.
+
+The `webdataset` package streams shards through shuffle buffers, so that the order of pictures depends on
+the number of workers; here the order is the seed's, so the format is theirs and the reading our own.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import re
+import tarfile
+import zipfile
+from array import array
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import IO, NamedTuple
+
+import numpy as np
+import torch
+from filelock import FileLock
+
+from dino_exp.data.file_ranges import FileRanges, Stamp, stamps
+from dino_exp.data.file_sets import files_of, held_out_beside, held_out_part, training_part
+from dino_exp.data.labelled import Labelled, Names, digest
+from dino_exp.data.packed import packed_splits
+from dino_exp.data.source import (
+    PICTURE_SUFFIXES,
+    CorruptImageError,
+    Shrink,
+    Splits,
+    decode_image,
+    default_root,
+)
+from dino_exp.errors import UserError
+from dino_exp.run_directory import write_atomically
+
+log = logging.getLogger(__name__)
+
+ENDINGS = (".tar", ".tar.gz", ".tgz")  # the latter two to be told that they cannot be read in any order
+KINDS = (
+    "a folder of .tar shards, a pattern such as '/data/train-{000000..000146}.tar', or a text file (.txt) "
+    "with one shard per line"
+)
+SCANNERS = 16
+"""Threads that read headers: on a network disk they wait for one another's latency."""
+LAYOUT = 1  # of the cached index
+
+
+def load(
+    *,
+    name: str,
+    root: str | None,
+    val_root: str | None,
+    channels: int,
+    mean: list[float],
+    std: list[float],
+    max_corrupt: float,
+    backend: str,
+    packed: bool,
+    packed_side: int | None,
+) -> Splits:
+    """The pictures in the shards of `root`, and those in the shards of `val_root` as the held-out ones.
+
+    root: a folder of shards, a brace or glob pattern, or a text file with one shard per line. Shards that are
+    named as held out (val, validation, test) are not trained on, unless all are.
+    val_root: one of the same; "auto" takes the shards of `root`'s folder that are named as held out, or the
+    folder or list `val` or `test` beside one named `train`; None holds nothing out.
+
+    A sample is the consecutive members with one base name. Its picture is the first member with the ending of
+    a picture, its label a number in `.cls`, or `label` or `cls` of `.json`. A file `classes.txt` beside the
+    shards names class i in line i; without it the numbers are the names.
+
+    The headers are read once per set of shards; what was found is kept in `default_root()`.
+    name, mean, std and max_corrupt concern the loader; backend is `decode_image`'s, packed and packed_side
+    are `packed_splits`'s.
+
+    Raises UserError where a shard is missing, compressed, half-written or damaged.
+    """
+    if root is None:
+        raise UserError(f"data.root is null: give {KINDS}.")
+    files = training_part(files_of("data.root", root, ENDINGS, KINDS))
+    if val_root == "auto":
+        held_out = held_out_beside(root, files, ENDINGS, _held_out)
+    else:
+        held_out = _held_out(val_root) if val_root else []
+    if set(held_out) & set(files):
+        raise UserError(
+            f"data.val_root = {val_root}: {held_out[0]} is among the training shards; give held-out ones, or "
+            "null for none."
+        )
+    train = ShardSource("data.root", root, files, channels, backend)
+    test = None
+    if held_out:
+        test = ShardSource("data.val_root", str(val_root), held_out, channels, backend)
+        test.use_classes_of(train, f"data.val_root = {val_root}")
+    return packed_splits(train, test, packed_side) if packed else Splits(train, test)
+
+
+def _held_out(val_root: str) -> list[Path]:
+    files = files_of("data.val_root", val_root, ENDINGS, KINDS)
+    return held_out_part(files) or files
+
+
+class ShardSource(Labelled):
+    """The samples of some shards: where each picture lies, and its label."""
+
+    def __init__(self, key: str, value: str, files: list[Path], channels: int, backend: str) -> None:
+        super().__init__(files[0].parent)
+        self._channels, self._backend = channels, backend
+        try:
+            shards = stamps(files)
+        except OSError as error:
+            raise UserError(f"{key} = {value}: shard {error.filename}: {error.strerror}.") from error
+        index = _cached_index(shards)
+        if not len(index.offsets):
+            endings = " ".join(sorted(PICTURE_SUFFIXES))
+            raise UserError(f"{key} = {value}: no pictures in {len(files):,} shards; they end in {endings}.")
+        self._bytes = FileRanges(shards)
+        self._names = Names(index.names, index.ends)
+        # Tensors, because DataLoader passes them to workers through shared memory.
+        self._first, self._offsets, self._lengths = map(
+            torch.from_numpy, (index.first, index.offsets, index.lengths)
+        )
+        self._take_labels(index.labels)
+
+    def __len__(self) -> int:
+        return len(self._offsets)
+
+    def read(self, index: int, shrink: Shrink | None = None) -> torch.Tensor:
+        name = self.name(index)
+        try:
+            content = self._bytes.read(
+                self._shard(index), int(self._offsets[index]), int(self._lengths[index])
+            )
+        except OSError as error:
+            raise CorruptImageError(name, error.strerror or str(error)) from error
+        return decode_image(content, name, self._channels, backend=self._backend, shrink=shrink)
+
+    def name(self, index: int) -> str:
+        member = self._names[index]
+        return f"{self._bytes.files[self._shard(index)].path}: {member}"
+
+    def fingerprint(self) -> str:
+        """Changes when a shard does, or how it is read."""
+        return digest(self._bytes.files, self._channels, self._backend)
+
+    def _shard(self, index: int) -> int:
+        return int(torch.searchsorted(self._first, index, right=True)) - 1
+
+    def _take_labels(self, labels: np.ndarray) -> None:
+        without = np.flatnonzero(labels < 0)
+        if len(without) == len(labels):
+            return
+        if len(without):
+            raise UserError(
+                f"{self.name(int(without[0]))}: no label in .cls or .json, as in {len(without):,} of "
+                f"{len(labels):,} samples; the others have one. Label all samples or none."
+            )
+        numbers, labels = np.unique(labels, return_inverse=True)
+        listing = self.place / "classes.txt"
+        if not listing.exists():
+            self.label(labels, [str(number) for number in numbers])
+            return
+        classes = listing.read_text().splitlines()
+        if numbers[-1] >= len(classes):
+            raise UserError(
+                f"{listing}: {len(classes):,} names, and there is a label {numbers[-1]}. Write one name per "
+                "line, the first for label 0."
+            )
+        self.label(numbers[labels], classes)
+
+
+class _Index(NamedTuple):
+    """What the headers say, in the order of shards and members: N pictures in S shards."""
+
+    names: np.ndarray  # uint8, of the picture members; with `ends` as in `Names`
+    ends: np.ndarray  # int64 (N + 1,)
+    offsets: np.ndarray  # int64 (N,), of the picture's first byte in its shard
+    lengths: np.ndarray  # int64 (N,)
+    labels: np.ndarray  # int64 (N,), -1 where there is none
+    first: np.ndarray  # int64 (S,), the first picture of each shard
+
+
+def _cached_index(shards: list[Stamp]) -> _Index:
+    """The index of the shards; kept between runs unless the folder cannot be written."""
+    cache = default_root() / f"webdataset-{digest(LAYOUT, shards)}.npz"
+    try:
+        cache.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(cache.with_suffix(".lock")):  # the processes of one run all come here
+            index = _read_index(cache)
+            if index is None:
+                index = _scan_all(shards)
+                write_atomically(cache, lambda file: np.savez(file, **index._asdict()))
+            return index
+    except OSError as error:
+        log.warning("%s: the index of the shards cannot be kept there (%s)", cache, error)
+        return _scan_all(shards)
+
+
+def _read_index(cache: Path) -> _Index | None:
+    try:
+        with np.load(cache, allow_pickle=False) as arrays:
+            return _Index(**arrays)
+    except FileNotFoundError:
+        return None
+    except (ValueError, TypeError, EOFError, OSError, zipfile.BadZipFile) as error:  # cut short, or damaged
+        log.warning("%s: damaged (%s), so the headers are read again", cache, error)
+        return None
+
+
+def _scan_all(shards: list[Stamp]) -> _Index:
+    log.info("reading the headers of the shards in %s: %d", Path(shards[0].path).parent, len(shards))
+    with ThreadPoolExecutor(SCANNERS) as pool:
+        parts = list(pool.map(_scan, shards))
+    names, ends, offsets, lengths, labels, _ = map(list, zip(*parts, strict=True))
+    sizes = np.cumsum([0] + [len(part) for part in names])
+    return _Index(
+        np.concatenate(names),
+        np.concatenate([[0], *(part[1:] + size for part, size in zip(ends, sizes, strict=False))]),
+        np.concatenate(offsets),
+        np.concatenate(lengths),
+        np.concatenate(labels),
+        np.cumsum([0] + [len(part) for part in offsets])[:-1],
+    )
+
+
+def _scan(shard: Stamp) -> _Index:
+    names, ends = bytearray(), array("q", [0])
+    offsets, lengths, labels = array("q"), array("q"), array("q")
+    try:
+        with Path(shard.path).open("rb") as file:
+            for picture, label in _samples(file, shard.path):
+                names += os.fsencode(picture.name)
+                ends.append(len(names))
+                offsets.append(picture.offset_data)
+                lengths.append(picture.size)
+                labels.append(label)
+    except tarfile.TarError as error:
+        raise _half_written(shard.path, str(error)) from error
+    except OSError as error:
+        raise UserError(f"shard {shard.path}: cannot be read: {error.strerror or error}.") from error
+    return _Index(
+        np.frombuffer(names, dtype=np.uint8),
+        *(np.array(values, dtype=np.int64) for values in (ends, offsets, lengths, labels, [0])),
+    )
+
+
+def _samples(file: IO[bytes], path: str) -> Iterator[tuple[tarfile.TarInfo, int]]:
+    """The picture and the label (-1: none) of each sample that has a picture."""
+    if file.read(2) == b"\x1f\x8b":
+        raise UserError(
+            f"shard {path}: compressed with gzip, and so cannot be read in any order. Unpack it: gunzip, or "
+            "zcat into a .tar file."
+        )
+    file.seek(0)
+    sample, picture, label = "", None, -1
+    with tarfile.open(fileobj=file, mode="r:") as shard:
+        for member in shard:
+            shard.members.clear()  # type: ignore[attr-defined] # or it keeps an object for each
+            base = re.match(r"((?:.*/)?[^/.]+)\.([^/]+)$", member.name)
+            if base is None or not member.isreg():
+                continue
+            if base[1] != sample:
+                if picture:
+                    yield picture, label
+                sample, picture, label = base[1], None, -1
+            ending = "." + base[2].lower().rpartition(".")[2]
+            if ending in PICTURE_SUFFIXES:
+                picture = picture or member
+            elif ending in (".cls", ".json") and label < 0:
+                file.seek(member.offset_data)
+                label = _label(file.read(member.size), ending, f"{path}: {member.name}")
+        end = shard.offset
+    if picture:
+        yield picture, label
+    # tarfile takes whatever is no header for the end; the format has zeros there.
+    file.seek(end)
+    closing = file.read(tarfile.BLOCKSIZE)
+    if closing != bytes(tarfile.BLOCKSIZE):
+        raise _half_written(path, f"a damaged header at byte {end:,}" if closing else "it has no end marker")
+
+
+def _label(content: bytes, ending: str, name: str) -> int:
+    if ending == ".cls":
+        if not content.strip().isdigit():
+            raise UserError(f"{name}: {content[:20]!r} is no label; a class number from 0 is needed.")
+        return int(content)
+    try:
+        values = json.loads(content)
+    except ValueError as error:
+        raise UserError(f"{name}: not JSON ({error}). Write the shard again.") from error
+    numbers = [values.get(key) for key in ("label", "cls")] if isinstance(values, dict) else []
+    return next((number for number in numbers if type(number) is int and number >= 0), -1)
+
+
+def _half_written(path: str, reason: str) -> UserError:
+    return UserError(f"shard {path}: half-written or damaged ({reason}). Copy or write it again.")

@@ -1,0 +1,68 @@
+"""The same few pictures as files, tar shards, parquet and a folder of save_to_disk."""
+
+import io
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+
+def encoded(count: int, seed: int = 0) -> list[bytes]:
+    """JPEG files of several sizes, of random smooth colours."""
+    rng = np.random.default_rng(seed)
+    files = []
+    for index in range(count):
+        small = Image.fromarray(rng.integers(0, 256, (4, 5, 3), dtype=np.uint8))
+        buffer = io.BytesIO()
+        small.resize((40 + index % 7, 36 + index % 5), Image.Resampling.BICUBIC).save(
+            buffer, "JPEG", quality=92
+        )
+        files.append(buffer.getvalue())
+    return files
+
+
+def as_files(root: Path, pictures: list[bytes], classes: list[str]) -> Path:
+    """Class folders; picture i has class i % len(classes) and a name that sorts by class and number."""
+    for index, content in enumerate(pictures):
+        folder = root / classes[index % len(classes)]
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / f"{index:06d}.jpg").write_bytes(content)
+    return root
+
+
+def by_class(pictures: list[bytes], classes: int) -> list[tuple[bytes, int]]:
+    """Pictures and labels in the order in which class folders hold them."""
+    return sorted(((content, index % classes) for index, content in enumerate(pictures)), key=lambda p: p[1])
+
+
+def write_shard(path: Path, members: list[tuple[str, bytes]]) -> Path:
+    """A tar file as the webdataset package writes it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(path, "w") as shard:
+        for name, content in members:
+            member = tarfile.TarInfo(name)
+            member.size, member.mode = len(content), 0o444
+            shard.addfile(member, io.BytesIO(content))
+    return path
+
+
+def as_shards(folder: Path, pictures: list[tuple[bytes, int]], each: int = 7, stem: str = "train") -> Path:
+    """Shards `train-000000.tar`, ... of `each` samples with .cls and .jpg."""
+    for start in range(0, len(pictures), each):
+        members = []
+        for number, (content, label) in enumerate(pictures[start : start + each], start):
+            members += [(f"{number:06d}.cls", str(label).encode()), (f"{number:06d}.jpg", content)]
+        write_shard(folder / f"{stem}-{start // each:06d}.tar", members)
+    return folder
+
+
+def as_rows(pictures: list[tuple[bytes, int]], classes: list[str]):
+    """A `datasets.Dataset` as the hub's image sets are."""
+    datasets = pytest.importorskip("datasets")
+    features = datasets.Features(image=datasets.Image(), label=datasets.ClassLabel(names=classes))
+    images = [{"bytes": content, "path": f"{i}.jpg"} for i, (content, _) in enumerate(pictures)]
+    return datasets.Dataset.from_dict(
+        {"image": images, "label": [label for _, label in pictures]}, features=features
+    )

@@ -1,0 +1,168 @@
+"""Data sets on the disk as the `datasets` library writes them."""
+
+import builtins
+import pickle
+import socket
+from pathlib import Path
+
+import pytest
+import torch
+from stored import as_rows, by_class, encoded
+
+from dino_exp.data import huggingface
+from dino_exp.data.source import CorruptImageError, decode_image
+from dino_exp.errors import UserError
+
+datasets = pytest.importorskip("datasets")
+pytestmark = pytest.mark.usefixtures("cache", "no_network")
+CLASSES = ["ant", "bee", "cat"]
+PICTURES = by_class(encoded(21), 3)
+
+
+@pytest.fixture
+def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise AssertionError("the network was asked")
+
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+
+
+def load(root, val_root="auto", image_column=None, label_column=None):
+    return huggingface.load(
+        name="huggingface",
+        root=None if root is None else str(root),
+        val_root=None if val_root is None else str(val_root),
+        channels=3,
+        mean=[0.5] * 3,
+        std=[0.3] * 3,
+        max_corrupt=0.01,
+        backend="fast",
+        packed=False,
+        packed_side=None,
+        image_column=image_column,
+        label_column=label_column,
+    )
+
+
+def assert_holds(source, pictures) -> None:
+    assert (len(source), source.classes) == (len(pictures), CLASSES)
+    assert source.labels.tolist() == [label for _, label in pictures]
+    for index in (len(pictures) - 1, 0, 2):
+        assert torch.equal(source.read(index), decode_image(pictures[index][0], "", 3, backend="fast"))
+
+
+def test_saved_data_sets_with_and_without_splits(tmp_path: Path):
+    train, test = as_rows(PICTURES, CLASSES), as_rows(PICTURES[::4], CLASSES)
+    train.save_to_disk(tmp_path / "alone", num_shards=3)
+    datasets.DatasetDict(train=train, test=test).save_to_disk(tmp_path / "both")
+    assert load(tmp_path / "alone").test is None
+    assert_holds(load(tmp_path / "alone").train, PICTURES)
+    for root in (tmp_path / "both", tmp_path / "both" / "train"):
+        splits = load(root)
+        assert_holds(splits.train, PICTURES)
+        assert_holds(splits.test, PICTURES[::4])
+    assert load(tmp_path / "both", val_root=None).test is None
+    assert_holds(load(tmp_path / "alone", tmp_path / "both").test, PICTURES[::4])
+    copy = pickle.loads(pickle.dumps(splits.train))
+    assert_holds(copy, PICTURES)
+    assert copy.name(3) == f"{tmp_path / 'both' / 'train'}: row 3"
+    with pytest.raises(UserError, match=r"is among the training pictures"):
+        load(tmp_path / "alone", tmp_path / "alone")
+
+
+def test_parquet_in_the_hubs_layout(tmp_path: Path, cache: Path):
+    data = tmp_path / "set" / "data"
+    data.mkdir(parents=True)
+    for part in range(2):
+        rows = as_rows(PICTURES[part * 11 : (part + 1) * 11], CLASSES)
+        rows.to_parquet(data / f"train-0000{part}-of-00002.parquet")
+    as_rows(PICTURES[::4], CLASSES).to_parquet(data / "validation-00000-of-00001.parquet")
+    as_rows([(PICTURES[0][0], -1)] * 2, CLASSES).to_parquet(data / "test-00000-of-00001.parquet")
+    for root in (tmp_path / "set", data, data / "train-*.parquet", data / "train-0000{0,1}-of-00002.parquet"):
+        splits = load(root)
+        assert_holds(splits.train, PICTURES)
+        assert_holds(splits.test, PICTURES[::4])
+    unlabelled = load(data / "test-00000-of-00001.parquet", val_root=None).train
+    assert (len(unlabelled), unlabelled.labels, unlabelled.classes) == (2, None, None)
+    made = list(cache.rglob("*.arrow"))
+    assert len(made) == 3
+    as_rows(PICTURES[::5], CLASSES).to_parquet(data / "validation-00000-of-00001.parquet")
+    assert_holds(load(data).test, PICTURES[::5])  # not what was made from the file before
+
+
+def test_columns_are_found_by_type_or_named(tmp_path: Path):
+    rows = as_rows(PICTURES, CLASSES)
+    two = rows.add_column("fine", [i % 5 for i in range(21)]).add_column(
+        "thumbnail", [{"bytes": PICTURES[0][0], "path": None}] * 21
+    )
+    two.save_to_disk(tmp_path / "plain")
+    assert_holds(load(tmp_path / "plain").train, PICTURES)
+    fine = load(tmp_path / "plain", label_column="fine", image_column="thumbnail").train
+    assert (fine.classes, fine.labels.tolist()) == ([*"01234"], [i % 5 for i in range(21)])
+    assert torch.equal(fine.read(20), decode_image(PICTURES[0][0], "", 3, backend="fast"))
+    two.cast_column("thumbnail", datasets.Image()).save_to_disk(tmp_path / "two")
+    rows.remove_columns("image").save_to_disk(tmp_path / "none")
+    mistakes = [
+        (("two", None), r"2 columns of the type Image; choose with data\.image_column from image, thumbnail"),
+        (("none", None), r"no column of the type Image; choose with data\.image_column from label"),
+        (("two", "pixels"), r"data\.image_column = pixels: the columns are image, label, fine, thumbnail"),
+    ]
+    for (name, column), message in mistakes:
+        with pytest.raises(UserError, match=message):
+            load(tmp_path / name, image_column=column)
+    assert load(tmp_path / "two", image_column="image", label_column="label").train.classes == CLASSES
+
+
+def test_rows_without_a_readable_picture_are_named(tmp_path: Path):
+    kind = datasets.Features(image=datasets.Image())
+    images = [{"bytes": b"no picture", "path": None}, None]
+    datasets.Dataset.from_dict({"image": images}, features=kind).to_parquet(tmp_path / "a.parquet")
+    source = load(tmp_path).train
+    for index, reason in enumerate(("not a picture", "the row holds no picture")):
+        with pytest.raises(CorruptImageError, match=rf"row {index}: {reason}"):
+            source.read(index)
+
+
+def test_half_written_files_are_named(tmp_path: Path):
+    rows = as_rows(PICTURES, CLASSES)
+    rows.to_parquet(tmp_path / "a.parquet")
+    rows.to_parquet(tmp_path / "b.parquet")
+    rows.save_to_disk(tmp_path / "saved", num_shards=2)
+    for place, root in (("b.parquet", "."), ("saved/data-00001-of-00002.arrow", "saved")):
+        file = tmp_path / place
+        whole = file.read_bytes()
+        for content in (b"", whole[:-8], whole[: len(whole) // 2], b"<html>" * 100):
+            file.write_bytes(content)
+            with pytest.raises(UserError, match=rf"{file}: half-written"):
+                load(tmp_path / root)
+        file.write_bytes(whole)
+    (tmp_path / "saved" / "data-00000-of-00002.arrow").unlink()
+    with pytest.raises(UserError, match=r"data-00000-of-00002\.arrow"):
+        load(tmp_path / "saved")
+
+
+def test_mistakes_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    (tmp_path / "empty").mkdir()
+    rows = as_rows(PICTURES, CLASSES)
+    datasets.DatasetDict(a=rows, b=rows).save_to_disk(tmp_path / "parts")
+    mistakes = [
+        (None, r"data\.root is null: give a folder written by save_to_disk"),
+        (tmp_path / "nowhere", r"there is no such folder or file"),
+        (tmp_path / "empty", r"no \.parquet files in that folder"),
+        (tmp_path / "parts", r"none of its splits \(a, b\) is named train; .*data\.root=.*parts/a"),
+    ]
+    for root, message in mistakes:
+        with pytest.raises(UserError, match=message):
+            load(root)
+    as_rows(PICTURES[:2], ["ant", "dog"]).save_to_disk(tmp_path / "other")
+    original = builtins.__import__
+
+    def without(name: str, *rest: object):
+        if name == "datasets":
+            raise ImportError(name)
+        return original(name, *rest)
+
+    monkeypatch.setattr(builtins, "__import__", without)
+    with pytest.raises(UserError, match=r"pip install 'dino-exp\[huggingface\]'"):
+        load(tmp_path / "other")

@@ -1,0 +1,152 @@
+"""Packed pictures: the same pixels, packed once, and damage that is found."""
+
+import logging
+import multiprocessing
+import os
+import pickle
+from pathlib import Path
+
+import pytest
+import torch
+from stored import as_files, encoded
+from torchvision.transforms.v2 import InterpolationMode
+from torchvision.transforms.v2 import functional as transforms
+
+from dino_exp.data import folder, packed
+from dino_exp.data.source import CorruptImageError
+from dino_exp.errors import UserError
+
+CLASSES = ["ant", "bee", "cat"]
+SETTINGS = dict(name="x", channels=3, mean=[0.5] * 3, std=[0.3] * 3, max_corrupt=0.01, backend="fast")
+
+
+def load(root: Path, pack: bool = True, side: int | None = None, val_root: str | None = None):
+    return folder.load(root=str(root), val_root=val_root, packed=pack, packed_side=side, **SETTINGS)
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> Path:
+    root = as_files(tmp_path / "train", encoded(30), CLASSES)
+    (root / "bee" / "000013.jpg").write_bytes(b"not a picture")
+    return root
+
+
+@pytest.mark.usefixtures("cache")
+def test_packed_pictures_are_the_pictures(pictures: Path):
+    plain, source = load(pictures, pack=False).train, load(pictures).train
+    assert (len(source), source.classes, source.labels.tolist()) == (30, CLASSES, plain.labels.tolist())
+    for index in reversed(range(30)):
+        assert source.name(index) == plain.name(index)
+        if "000013" in source.name(index):
+            with pytest.raises(CorruptImageError, match=r"000013\.jpg: not a picture"):
+                source.read(index)
+        else:
+            assert torch.equal(source.read(index), plain.read(index))
+    source.read(0)[:] = 0  # a copy
+    assert torch.equal(pickle.loads(pickle.dumps(source)).read(0), plain.read(0))
+
+
+@pytest.mark.usefixtures("cache")
+def test_larger_pictures_are_made_smaller(pictures: Path):
+    plain, source = load(pictures, pack=False).train, load(pictures, side=38).train
+    shorter = [min(plain.read(i).shape[1:]) for i in range(9)]
+    assert min(shorter) < 38 < max(shorter)
+    for index in range(9):
+        expected = plain.read(index)
+        if shorter[index] > 38:
+            expected = transforms.resize(expected, [38], InterpolationMode.BICUBIC, antialias=True)
+        assert torch.equal(source.read(index), expected)
+
+
+def test_packing_happens_once_and_again_when_a_file_changes(
+    pictures: Path, cache: Path, caplog: pytest.LogCaptureFixture
+):
+    with caplog.at_level(logging.INFO):
+        load(pictures)
+        assert "packing 30 pictures" in caplog.text
+        assert "1 unreadable" in caplog.text
+        caplog.clear()
+        load(pictures)
+        assert caplog.text == ""
+        os.utime(pictures / "ant" / "000000.jpg", ns=(0, 0))
+        load(pictures)
+        load(pictures, side=20)
+        assert caplog.text.count("packing 30 pictures") == 2
+    assert len(list(cache.glob("packed-train-*.pixels"))) == 3
+
+
+def test_damage_is_found(pictures: Path, cache: Path):
+    plain = load(pictures, pack=False).train
+    load(pictures)
+    (pixels,), (index,) = cache.glob("*.pixels"), cache.glob("packed-*.npz")
+    whole = pixels.read_bytes(), index.read_bytes()
+    for damaged in ((whole[0][:-1], whole[1]), (whole[0], whole[1][:300]), (whole[0], b""), (b"", whole[1])):
+        pixels.write_bytes(damaged[0])
+        index.write_bytes(damaged[1])
+        assert torch.equal(load(pictures).train.read(29), plain.read(29))
+        assert pixels.read_bytes() == whole[0]
+    half_written = cache / f".{pixels.name}.0123"
+    half_written.write_bytes(b"left by a kill")
+    pixels.write_bytes(whole[0][:50] + bytes(50) + whole[0][100:])
+    source = load(pictures).train
+    with pytest.raises(CorruptImageError, match=rf"its pixels in {pixels} are damaged; delete that file"):
+        source.read(0)
+    assert torch.equal(source.read(1), plain.read(1))
+    pixels.unlink()
+    assert torch.equal(load(pictures).train.read(0), plain.read(0))
+    assert not half_written.exists()
+
+
+def read_all(root: Path, results: multiprocessing.Queue) -> None:
+    torch.set_num_threads(1)
+    source = load(root).train
+    results.put(sum(int(source.read(i).sum()) for i in range(10)))
+
+
+def test_processes_that_start_together_pack_once(pictures: Path, cache: Path):
+    context = multiprocessing.get_context("spawn")
+    results = context.Queue()
+    processes = [context.Process(target=read_all, args=(pictures, results)) for _ in range(3)]
+    for process in processes:
+        process.start()
+    sums = {results.get(timeout=120) for _ in processes}
+    for process in processes:
+        process.join()
+    assert len(sums) == 1
+    (pixels,) = cache.glob("*.pixels")
+    written = pixels.stat().st_mtime_ns
+    load(pictures)
+    assert pixels.stat().st_mtime_ns == written
+
+
+@pytest.mark.usefixtures("cache")
+def test_a_disk_that_is_too_small_is_told_with_what_is_needed(
+    pictures: Path, monkeypatch: pytest.MonkeyPatch
+):
+    plain = load(pictures, pack=False).train
+    needed = sum(plain.read(i).numel() for i in range(30) if "000013" not in plain.name(i))
+    usage = packed.shutil.disk_usage(pictures)
+    monkeypatch.setattr(packed.shutil, "disk_usage", lambda _: usage._replace(free=needed - 1))
+    with pytest.raises(UserError, match=rf"take about {needed / 1e6:.1f} MB, and .* has 0\.1 MB left"):
+        load(pictures)
+    monkeypatch.setattr(packed.shutil, "disk_usage", lambda _: usage._replace(free=needed))
+    assert len(load(pictures).train) == 30
+
+
+def test_a_cache_that_cannot_be_written_is_named(pictures: Path, cache: Path):
+    cache.parent.mkdir()
+    cache.write_text("a file, so that no folder can be made here")
+    with pytest.raises(
+        UserError, match=r"data\.packed = true: .*\.pixels cannot be written .*XDG_CACHE_HOME"
+    ):
+        load(pictures)
+
+
+@pytest.mark.usefixtures("cache")
+def test_the_held_out_pictures_are_packed_too(tmp_path: Path):
+    files = encoded(12)
+    as_files(tmp_path / "train", files, CLASSES)
+    as_files(tmp_path / "val", files[:6], CLASSES)
+    splits = load(tmp_path / "train", val_root="auto")
+    assert isinstance(splits.test, packed.PackedSource)
+    assert splits.test.labels.tolist() == [0, 0, 1, 1, 2, 2]

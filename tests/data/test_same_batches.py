@@ -1,0 +1,72 @@
+"""The same pictures are the same training, whatever they are stored in."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+from omegaconf import DictConfig
+from stored import as_files, as_rows, as_shards, by_class, encoded
+
+from dino_exp import checkpoint
+from dino_exp.config.register import CONF, register
+from dino_exp.run import train
+from dino_exp.run_directory import RunDirectory, read_metrics
+
+CLASSES = ["0", "1", "2"]
+
+
+def configuration(*overrides: str) -> DictConfig:
+    register()
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        short = ("experiment=debug", "trainer.batch_size=8", "trainer.max_steps=4", "tracker=none")
+        return compose("config", [*short, *overrides])
+
+
+def store(folder: Path) -> None:
+    pictures, held_out = encoded(30), encoded(9, seed=1)
+    as_files(folder / "files" / "train", pictures, CLASSES)
+    as_files(folder / "files" / "val", held_out, CLASSES)
+    as_shards(folder / "shards", by_class(pictures, 3))
+    as_shards(folder / "shards", by_class(held_out, 3), stem="val")
+    rows, others = (as_rows(by_class(part, 3), CLASSES) for part in (pictures, held_out))
+    (folder / "parquet" / "data").mkdir(parents=True)
+    rows.to_parquet(folder / "parquet" / "data" / "train-00000-of-00001.parquet")
+    others.to_parquet(folder / "parquet" / "data" / "test-00000-of-00001.parquet")
+    rows.save_to_disk(folder / "saved" / "train")
+    others.save_to_disk(folder / "saved" / "test")
+
+
+def losses_and_weights(directory: Path) -> tuple[list[tuple[float, float]], dict[str, torch.Tensor]]:
+    run = RunDirectory(directory)
+    lines = [(line.get("loss"), line.get("knn_top1")) for line in read_metrics(run.metrics_file)]
+    return lines, checkpoint.load(run.checkpoints / "last.pt")["student"]
+
+
+@pytest.mark.usefixtures("cache")
+def test_every_kind_of_storage_gives_the_same_losses_and_weights(tmp_path: Path):
+    store(tmp_path)
+    kinds = {
+        "files": ["data=image_folder", f"data.root={tmp_path}/files/train"],
+        "shards": ["data=webdataset", f"data.root='{tmp_path}/shards/train-{{000000..000004}}.tar'"],
+        "parquet": ["data=huggingface", f"data.root={tmp_path}/parquet", "trainer.num_workers=2"],
+        "saved": ["data=huggingface", f"data.root={tmp_path}/saved/train"],
+        "packed files": ["data=image_folder", f"data.root={tmp_path}/files/train", "data.packed=true"],
+        "packed shards": [
+            "data=webdataset",
+            f"data.root={tmp_path}/shards",
+            "data.packed=true",
+            "trainer.num_workers=2",
+        ],
+        "packed rows": ["data=huggingface", f"data.root={tmp_path}/saved/train", "data.packed=true"],
+    }
+    results = {}
+    for name, overrides in kinds.items():
+        assert train(configuration(*overrides), tmp_path / "runs" / name).state == "finished"
+        results[name] = losses_and_weights(tmp_path / "runs" / name)
+    expected, weights = results["files"]
+    assert len(expected) == 5
+    assert expected[-1][1] is not None
+    for name, (lines, state) in results.items():
+        assert lines == expected, name
+        assert all(torch.equal(state[key], weights[key]) for key in weights), name

@@ -1,0 +1,233 @@
+"""Tar shards: what a sample is, any order, and shards that are not whole."""
+
+import gzip
+import io
+import logging
+import pickle
+import tarfile
+from pathlib import Path
+
+import pytest
+import torch
+from stored import as_shards, by_class, encoded, write_shard
+
+from dino_exp.data import file_ranges, webdataset
+from dino_exp.data.file_sets import expand_braces
+from dino_exp.data.source import CorruptImageError, decode_image
+from dino_exp.errors import UserError
+
+pytestmark = pytest.mark.usefixtures("cache")
+PICTURES = by_class(encoded(20), 3)
+
+
+def load(root, val_root="auto"):
+    return webdataset.load(
+        name="webdataset",
+        root=None if root is None else str(root),
+        val_root=None if val_root is None else str(val_root),
+        channels=3,
+        mean=[0.5] * 3,
+        std=[0.3] * 3,
+        max_corrupt=0.01,
+        backend="fast",
+        packed=False,
+        packed_side=None,
+    )
+
+
+def decoded(content: bytes) -> torch.Tensor:
+    return decode_image(content, "expected", 3, backend="fast")
+
+
+def test_folder_pattern_and_list_hold_the_same_samples_in_any_order(tmp_path: Path):
+    folder = as_shards(tmp_path / "set", PICTURES)
+    (folder / "list.txt").write_text(
+        "train-000000.tar\n\ntrain-000001.tar\n" + str(folder / "train-000002.tar")
+    )
+    for root in (folder, folder / "train-{000000..000002}.tar", folder / "train-*.tar", folder / "list.txt"):
+        source = load(root).train
+        assert (len(source), source.classes) == (20, ["0", "1", "2"])
+        assert source.labels.tolist() == [label for _, label in PICTURES]
+        for index in (19, 0, 7, 6, 13):
+            assert torch.equal(source.read(index), decoded(PICTURES[index][0]))
+        assert source.name(7) == f"{folder / 'train-000001.tar'}: 000007.jpg"
+        with pytest.raises(IndexError):
+            source.name(20)
+
+
+def test_a_sample_is_the_consecutive_members_of_one_base_name(tmp_path: Path):
+    (one, _), (two, _) = PICTURES[:2]
+    long = "n01440764/" + "x" * 120
+    write_shard(
+        tmp_path / "0.tar",
+        [
+            (f"{long}.json", b'{"label": 7, "caption": "a tench"}'),
+            (f"{long}.JPEG", one),
+            ("b/2.seg.png", two),  # the first picture of its sample
+            ("b/2.cls", b"12\n"),
+            ("b/2.jpg", one),
+            ("b/3.txt", b"no picture in this sample"),
+            ("b/.hidden.jpg", two),
+        ],
+    )
+    source = load(tmp_path).train
+    assert (len(source), source.classes, source.labels.tolist()) == (2, ["7", "12"], [0, 1])
+    assert [source.name(i).split(": ")[1] for i in range(2)] == [f"{long}.JPEG", "b/2.seg.png"]
+    assert torch.equal(source.read(1), decoded(two))
+    (tmp_path / "classes.txt").write_text("\n".join(f"kind {i}" for i in range(13)))
+    named = load(tmp_path).train
+    assert [named.classes[label] for label in named.labels] == ["kind 7", "kind 12"]
+    (tmp_path / "classes.txt").write_text("a\nb")
+    with pytest.raises(UserError, match=r"classes\.txt: 2 names, and there is a label 12"):
+        load(tmp_path)
+
+
+def test_held_out_shards_are_found_and_never_trained_on(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    together = as_shards(tmp_path / "together", PICTURES, stem="imagenet-train")
+    as_shards(together, PICTURES[::4], stem="imagenet-val")
+    as_shards(tmp_path / "apart" / "train", PICTURES)
+    as_shards(tmp_path / "apart" / "val", PICTURES[::4])
+    with caplog.at_level(logging.INFO):
+        for root in (
+            together,
+            together / "imagenet-train-{000000..000002}.tar",
+            tmp_path / "apart" / "train",
+        ):
+            splits = load(root)
+            assert (len(splits.train), len(splits.test)) == (20, 5)
+            assert splits.test.classes == splits.train.classes
+            assert splits.test.labels.tolist() == [label for _, label in PICTURES[::4]]
+    assert len([r for r in caplog.records if "held-out pictures" in r.message]) == 3
+    assert load(together, val_root=None).test is None
+    assert len(load(together, val_root=None).train) == 20
+    assert len(load(together / "imagenet-val-*.tar", val_root=None).train) == 5
+    with pytest.raises(UserError, match=r"is among the training shards"):
+        load(tmp_path / "apart" / "train", tmp_path / "apart" / "train")
+    as_shards(tmp_path / "other", [(PICTURES[0][0], 0), (PICTURES[1][0], 9)])
+    with pytest.raises(UserError, match=r"class '9' \(1 such\) is not among the 3 classes"):
+        load(together, tmp_path / "other")
+
+
+def test_the_headers_are_read_once_and_a_damaged_index_is_mended(
+    tmp_path: Path, cache: Path, caplog: pytest.LogCaptureFixture
+):
+    folder = as_shards(tmp_path / "set", PICTURES)
+    first = load(folder).train
+    (index,) = cache.glob("webdataset-*.npz")
+    whole = index.read_bytes()
+    for damaged in (b"", whole[:100], whole[:-30], whole[:400] + bytes(50) + whole[450:]):
+        index.write_bytes(damaged)
+        again = load(folder).train
+        assert [again.name(i) for i in range(20)] == [first.name(i) for i in range(20)]
+        assert index.read_bytes() == whole
+    caplog.clear()
+    with caplog.at_level(logging.INFO):
+        load(folder)
+        assert caplog.text == ""
+        as_shards(folder, PICTURES[:8])  # other content, so another index
+        assert (len(load(folder).train), "reading the headers of the shards" in caplog.text) == (14, True)
+    assert len(list(cache.glob("webdataset-*.npz"))) == 2
+    cache.rename(tmp_path / "gone")
+    cache.write_text("a file, so that no index can be kept here")
+    assert len(load(folder).train) == 14
+
+
+def test_a_shard_that_cannot_be_read_is_named_before_training(tmp_path: Path):
+    folder = as_shards(tmp_path / "set", PICTURES)
+    shard = folder / "train-000001.tar"
+    whole = shard.read_bytes()
+    with tarfile.open(shard) as tar:
+        members = tar.getmembers()
+    end = members[-1].offset_data + -(-members[-1].size // 512) * 512
+    header = members[4].offset
+    broken = [
+        (whole[: members[-1].offset_data + 50], "half-written .*unexpected end of data"),
+        (whole[:end], "half-written .*no end marker"),
+        (whole[: members[5].offset], "no end marker"),
+        (whole[: members[5].offset + 100], "half-written"),
+        (whole[: header + 100] + b"?" + whole[header + 101 :], rf"a damaged header at byte {header:,}"),
+        (b"", "half-written"),
+        (b"<html>" * 200, "half-written"),
+        (gzip.compress(whole), "compressed with gzip.*gunzip"),
+    ]
+    for content, reason in broken:
+        shard.write_bytes(content)
+        with pytest.raises(UserError, match=rf"shard {shard}: .*{reason}"):
+            load(folder)
+    shard.unlink()
+    for root in (folder / "train-{000000..000002}.tar", folder / "list.txt"):
+        (folder / "list.txt").write_text("train-000000.tar\ntrain-000001.tar\ntrain-000002.tar\n")
+        with pytest.raises(UserError, match=rf"1 of the 3 files are not there, the first is {shard}"):
+            load(root)
+
+
+def test_mistakes_are_named(tmp_path: Path):
+    (one, _), (two, _) = PICTURES[:2]
+    (tmp_path / "empty").mkdir()
+    write_shard(tmp_path / "text" / "0.tar", [("a.txt", b"hello")])
+    write_shard(tmp_path / "word" / "0.tar", [("a.cls", b"dog"), ("a.jpg", one)])
+    write_shard(tmp_path / "json" / "0.tar", [("a.jpg", one), ("a.json", b"{")])
+    write_shard(tmp_path / "half" / "0.tar", [("a.cls", b"1"), ("a.jpg", one), ("b.jpg", two)])
+    mistakes = [
+        (None, r"data\.root is null: give a folder of \.tar shards"),
+        (tmp_path / "nowhere" / "x", r"data\.root = .*nowhere/x: there is no such folder or file"),
+        (tmp_path / "empty", r"data\.root = .*empty: no \.tar files in that folder"),
+        (tmp_path / "empty" / "*.tar", r"no file has such a name"),
+        (tmp_path / "text", r"no pictures in 1 shards; they end in"),
+        (tmp_path / "word", r"word/0\.tar: a\.cls: b'dog' is no label"),
+        (tmp_path / "json", r"json/0\.tar: a\.json: not JSON"),
+        (tmp_path / "half", r"half/0\.tar: b\.jpg: no label .* 1 of 2 samples"),
+    ]
+    for root, message in mistakes:
+        with pytest.raises(UserError, match=message):
+            load(root)
+
+
+def test_a_shard_that_changes_makes_its_pictures_unreadable(tmp_path: Path):
+    folder = as_shards(tmp_path / "set", PICTURES)
+    source = load(folder).train
+    source.read(8)  # its shard is open now
+    shard = folder / "train-000001.tar"
+    content = shard.read_bytes()
+    shard.write_bytes(content[:3000])
+    with pytest.raises(CorruptImageError, match=r"changed after the run began") as caught:
+        source.read(12)
+    assert caught.value.name == f"{shard}: 000012.jpg"
+    assert torch.equal(source.read(0), decoded(PICTURES[0][0]))
+    shard.unlink()
+    with pytest.raises(CorruptImageError, match=r"No such file"):
+        pickle.loads(pickle.dumps(source)).read(12)
+
+
+def test_copies_take_no_open_files_and_few_stay_open(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(file_ranges, "OPEN_FILES", 4)
+    source = load(as_shards(tmp_path / "set", PICTURES, each=2)).train
+    copy = pickle.loads(pickle.dumps(source))
+    for one in (source, copy):
+        for index in (*range(20), *reversed(range(20))):
+            assert torch.equal(one.read(index), decoded(PICTURES[index][0]))
+        assert len(one._bytes._open) == 4
+
+
+def test_corrupt_members_are_named(tmp_path: Path):
+    write_shard(tmp_path / "0.tar", [("a.jpg", b"not a picture"), ("b.jpg", b"")])
+    source = load(tmp_path).train
+    for index, reason in enumerate(("not a picture", "the file is empty")):
+        with pytest.raises(CorruptImageError, match=rf"0\.tar: {'ab'[index]}\.jpg: {reason}"):
+            source.read(index)
+
+
+def test_pax_headers_are_understood(tmp_path: Path):
+    with tarfile.open(tmp_path / "0.tar", "w", format=tarfile.PAX_FORMAT) as shard:
+        member = tarfile.TarInfo("ordner/" + "ü" * 90 + ".jpg")
+        member.size = len(PICTURES[0][0])
+        shard.addfile(member, io.BytesIO(PICTURES[0][0]))
+    source = load(tmp_path).train
+    assert source.name(0).endswith("ordner/" + "ü" * 90 + ".jpg")
+    assert torch.equal(source.read(0), decoded(PICTURES[0][0]))
+
+
+def test_braces_expand_as_in_a_shell():
+    assert expand_braces("a-{08..11}.tar") == ["a-08.tar", "a-09.tar", "a-10.tar", "a-11.tar"]
+    assert expand_braces("{x,y}{0..1}") == ["x0", "x1", "y0", "y1"]
+    assert expand_braces("plain") == ["plain"]
