@@ -7,11 +7,12 @@ import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -23,6 +24,7 @@ from dino_exp.config.loader import CONFIG_NAME, VERSION_BASE, loader, parse_argu
 from dino_exp.config.register import CONF, register
 from dino_exp.config.schema import SCHEMAS
 from dino_exp.errors import UserError
+from dino_exp.processes import Processes
 
 USER_ERROR = 2
 FAILED = 1
@@ -41,6 +43,15 @@ class Outcome:
     message: str
 
 
+class Job(NamedTuple):
+    """What rank 0 tells the other processes to train."""
+
+    config: str
+    """The resolved configuration, as YAML."""
+    directory: Path
+    group: str | None
+
+
 _outcomes: list[Outcome] = []
 """Of the runs in this process, in order; Hydra's launcher keeps what its runs return to itself."""
 
@@ -51,10 +62,46 @@ _planned: dict[str, tuple[str, ...]] = {}
 def main(argv: Sequence[str] | None = None) -> int:
     """Check and run a command line; returns the exit code.
 
+    Of several processes, rank 0 does so, and the others only train what it tells them to.
+
     0: done. 2: the configuration or a file is wrong, and nothing was created. Otherwise the run's own code; a
     sweep's is 1 if any of its runs failed.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
+    try:
+        processes = Processes.of()
+    except UserError as error:
+        return refuse([str(error)])
+    if processes.count == 1:
+        return command_line(argv)
+    from dino_exp import distributed
+
+    with distributed.joined(processes):
+        if not distributed.is_main():
+            return follow()
+        code = FAILED
+        try:
+            code = command_line(argv)
+        finally:
+            distributed.from_main(code)
+        return code
+
+
+def follow() -> int:
+    """Train what rank 0 sends, until it sends the exit code."""
+    from dino_exp import distributed
+
+    order: Job | int = distributed.from_main(FAILED)
+    while isinstance(order, Job):
+        cfg = OmegaConf.create(order.config)
+        assert isinstance(cfg, DictConfig)
+        attempt(cfg, order.directory, order.group)
+        order = distributed.from_main(FAILED)
+    return order
+
+
+def command_line(argv: list[str]) -> int:
+    """`main` where this process alone decides."""
     try:
         arguments = parse_arguments(argv)
     except UserError as error:
@@ -153,7 +200,12 @@ def task(cfg: DictConfig) -> Outcome:
         number = f"[{len(_outcomes) + 1}/{len(_planned)}] " if _planned else ""
         overrides = _planned.get(run_id(cfg), settings.overrides.task)
         Console(soft_wrap=True).print(Text(f"\n{number}{' '.join(overrides)}", style="bold"))
-    outcome = attempt(cfg, directory, Path(settings.sweep.dir).name if multirun else None)
+    group = Path(settings.sweep.dir).name if multirun else None
+    # torch comes last: refusing and helping need not wait for it
+    from dino_exp import distributed
+
+    distributed.from_main(Job(OmegaConf.to_yaml(cfg, resolve=True), directory, group))
+    outcome = attempt(cfg, directory, group)
     _outcomes.append(outcome)
     if outcome.state == "preempted" and multirun:
         raise KeyboardInterrupt
@@ -161,22 +213,32 @@ def task(cfg: DictConfig) -> Outcome:
 
 
 def attempt(cfg: DictConfig, directory: Path, group: str | None) -> Outcome:
-    """Train, and turn whatever happens into an outcome."""
-    name = run_id(cfg)
-    try:
-        from dino_exp.run import train  # imports torch, which refusing and helping need not wait for
+    """Train, and turn whatever happens into an outcome.
 
+    One of several processes leaves at once after an error that the others do not share, because there is no
+    telling what they wait for.
+    """
+    from dino_exp import distributed
+    from dino_exp.run import train
+
+    name, together = run_id(cfg), not distributed.several()
+    try:
         result = train(cfg, directory, group)
+        return Outcome(name, result.state, result.exit_code, result.message)
     except UserError as error:
-        remove_if_empty(directory, Path(cfg.output_root))
-        refuse([str(error)])
-        return Outcome(name, "failed", USER_ERROR, str(error))
+        if distributed.is_main():
+            remove_if_empty(directory, Path(cfg.output_root))
+            refuse([str(error)])
+        together = together or isinstance(error, distributed.AgreedError)
+        outcome = Outcome(name, "failed", USER_ERROR, str(error))
     except KeyboardInterrupt:
-        return Outcome(name, "preempted", INTERRUPTED, "stopped by Ctrl-C")
+        outcome = Outcome(name, "preempted", INTERRUPTED, "stopped by Ctrl-C")
     except Exception as error:
         traceback.print_exc()
-        return Outcome(name, "failed", FAILED, f"{type(error).__name__}: {error}")
-    return Outcome(name, result.state, result.exit_code, result.message)
+        outcome = Outcome(name, "failed", FAILED, f"{type(error).__name__}: {error}")
+    if not together:
+        distributed.leave(outcome.exit_code)
+    return outcome
 
 
 def remove_if_empty(directory: Path, root: Path) -> None:

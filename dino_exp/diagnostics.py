@@ -1,6 +1,7 @@
 """What tells a healthy run from a collapsed one, measured on a logged step's own batch.
 
-Everything is computed on the training device and fetched in one transfer. Entropies are in nats.
+Everything is computed on the training device over the batch of all processes, and fetched in one transfer.
+Entropies are in nats.
 With P_t(x) the teacher's output for a crop x: h is the mean of its entropy over crops, the marginal entropy
 is that of the mean output, and their gap is the mutual information between crop and prototype, which is zero
 in every collapse whatever h is (section 5.3 of the paper looks at h and KL only).
@@ -14,6 +15,7 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
+from dino_exp import distributed
 from dino_exp.model import Output
 
 RANK_ROWS = 512
@@ -28,18 +30,26 @@ def entropy(probabilities: torch.Tensor) -> torch.Tensor:
 def effective_rank(rows: torch.Tensor) -> torch.Tensor:
     """RankMe (Garrido et al. 2023): exp of the entropy of the normalised singular values of rows (N, D).
 
-    NaN where a row is not finite, which the decomposition itself would raise an error for.
+    Of the first `RANK_ROWS`, an equal number from each process. NaN where a row is not finite, which the
+    decomposition itself would raise an error for.
     """
-    rows = rows[:RANK_ROWS].float()
+    rows = distributed.gathered(rows[: max(1, RANK_ROWS // distributed.count())].float())
     values = torch.linalg.svdvals(rows.nan_to_num(0, 0, 0))
     rank = entropy(values / values.sum().clamp_min(1e-12)).exp()
     return torch.where(rows.isfinite().all(), rank, torch.nan)
 
 
+def deviation(rows: torch.Tensor) -> torch.Tensor:
+    """Standard deviation of each column of the rows (N, D) of all processes, (D,)."""
+    mean = distributed.mean(rows.mean(0))
+    squares = distributed.total((rows - mean).square().sum(0))
+    return (squares / (len(rows) * distributed.count() - 1)).sqrt()
+
+
 def spread(rows: torch.Tensor) -> torch.Tensor:
     """Standard deviation over crops of L2-normalised rows (N, D), times √D: 1 when even, 0 when constant."""
     unit = nn.functional.normalize(rows.float(), dim=1)
-    return unit.std(0).mean() * math.sqrt(rows.shape[1])
+    return deviation(unit).mean() * math.sqrt(rows.shape[1])
 
 
 def describe(output: Output, probabilities: torch.Tensor) -> dict[str, torch.Tensor]:
@@ -50,10 +60,9 @@ def describe(output: Output, probabilities: torch.Tensor) -> dict[str, torch.Ten
         probabilities: (2·B, K), its softmax after centring and temperature.
     """
     n, k = probabilities.shape
-    h = entropy(probabilities).mean()
-    mean = probabilities.mean(0)
-    marginal = entropy(mean)
-    used = torch.bincount(probabilities.argmax(1), minlength=k).float() / n
+    h = distributed.mean(entropy(probabilities).mean())
+    marginal = entropy(distributed.mean(probabilities.mean(0)))
+    used = distributed.mean(torch.bincount(probabilities.argmax(1), minlength=k).float() / n)
     return {
         "entropy": h,
         "entropy_share": h / math.log(k),
@@ -62,7 +71,7 @@ def describe(output: Output, probabilities: torch.Tensor) -> dict[str, torch.Ten
         "mutual_information_share": (marginal - h) / math.log(k),
         "prototypes_used": (used > 0).float().mean(),
         "prototypes_perplexity": entropy(used).exp(),
-        "logit_spread": output.logits[:n].float().std(0).mean(),
+        "logit_spread": deviation(output.logits[:n].float()).mean(),
         "feature_std": spread(output.features[:n]),
         "feature_rank": effective_rank(output.features[:n]),
         "bottleneck_rank": effective_rank(output.bottleneck[:n]),

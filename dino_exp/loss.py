@@ -16,9 +16,10 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+
+from dino_exp import distributed
 
 SINKHORN_ITERATIONS = 3
 
@@ -71,9 +72,7 @@ class DINOLoss(nn.Module):
         with torch.autocast(student_logits.device.type, enabled=False):
             probabilities = self.teacher_probabilities(teacher_logits, teacher_temp)
             loss = cross_entropy_over_pairs(student_logits, probabilities, self.student_temp)
-            if self.centering == "mean":
-                batch_mean = self._batch_mean(teacher_logits)
-                self.center.mul_(self.center_momentum).add_(batch_mean, alpha=1 - self.center_momentum)
+            self.move_center(teacher_logits)
         return loss
 
     @torch.no_grad()
@@ -101,13 +100,15 @@ class DINOLoss(nn.Module):
         self.awaits_first_batch = False
 
     @torch.no_grad()
+    def move_center(self, teacher_logits: Tensor) -> None:
+        """centre ← m·centre + (1 − m)·mean of all processes' teacher logits (2·B, K); once per step."""
+        if self.centering == "mean":
+            batch_mean = self._batch_mean(teacher_logits)
+            self.center.mul_(self.center_momentum).add_(batch_mean, alpha=1 - self.center_momentum)
+
     def _batch_mean(self, teacher_logits: Tensor) -> Tensor:
         """Mean over the global crops of all processes, (1, K) in the centre's type."""
-        mean = teacher_logits.mean(dim=0, keepdim=True, dtype=self.center.dtype)
-        if dist.is_available() and dist.is_initialized():
-            dist.all_reduce(mean)
-            mean /= dist.get_world_size()
-        return mean
+        return distributed.mean(teacher_logits.mean(dim=0, keepdim=True, dtype=self.center.dtype))
 
 
 def check_shapes(student_logits: Tensor, teacher_logits: Tensor, out_dim: int) -> None:
@@ -137,13 +138,10 @@ def sinkhorn_knopp(scores: Tensor) -> Tensor:
 def logsumexp_over_batch(scores: Tensor) -> Tensor:
     """logsumexp over the rows of all processes, (R, K) -> (1, K)."""
     local = torch.logsumexp(scores, dim=0, keepdim=True)
-    if not (dist.is_available() and dist.is_initialized()):
+    if not distributed.several():
         return local
-    largest = local.clone()
-    dist.all_reduce(largest, op=dist.ReduceOp.MAX)
-    total = (local - largest).exp_()
-    dist.all_reduce(total)
-    return total.log_() + largest
+    largest = distributed.largest(local.clone())
+    return distributed.total((local - largest).exp_()).log_() + largest
 
 
 def cross_entropy_over_pairs(

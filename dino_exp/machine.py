@@ -13,28 +13,50 @@ from typing import Any
 import torch
 
 from dino_exp.errors import UserError
+from dino_exp.processes import Processes
 
 PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def cores() -> int:
-    """CPU cores that this process may use, as the container, SLURM or OMP_NUM_THREADS allows."""
+    """CPU cores for this process and its loader: its share of what the container or SLURM allows.
+
+    OMP_NUM_THREADS does not count, because torchrun sets it to 1 for several processes, whatever there is.
+    """
     allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    for variable in ("SLURM_CPUS_PER_TASK", "OMP_NUM_THREADS"):
-        given = os.environ.get(variable, "")
-        allowed = min(allowed, int(given)) if given.isdigit() and int(given) else allowed
-    return allowed
+    allowed = min(allowed, _number("SLURM_CPUS_PER_TASK") or allowed)
+    # where SLURM itself started this machine's processes, each has been given cores of its own
+    tasks_here = os.environ.get("SLURM_STEP_TASKS_PER_NODE", "1").split("(")[0].split(",")[0]
+    return allowed if tasks_here != "1" else max(1, allowed // Processes.of().local_count)
+
+
+def _number(variable: str) -> int | None:
+    """The positive whole number in an environment variable, if there is one."""
+    text = os.environ.get(variable, "")
+    return int(text) if text.isdecimal() and int(text) else None
 
 
 def choose_device(wanted: str) -> torch.device:
-    """The device of `trainer.device`; a `UserError` if it is not there."""
+    """The device of `trainer.device`, of several processes this one's own; a `UserError` if not there."""
     there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     if wanted == "auto":
         wanted = next(name for name, present in there.items() if present)
     if not there[wanted]:
         present = ", ".join(name for name, is_there in there.items() if is_there)
         raise UserError(f"trainer.device = {wanted}: this machine has no such device; there are: {present}.")
-    return torch.device(wanted)
+    processes = Processes.of()
+    if processes.count == 1 or wanted == "cpu":
+        return torch.device(wanted)
+    if wanted == "mps":
+        raise UserError("trainer.device = mps: takes one process; start without torchrun, or use cpu.")
+    if processes.local_rank >= torch.cuda.device_count():
+        raise UserError(
+            f"trainer.device = cuda: LOCAL_RANK={processes.local_rank} on a machine with "
+            f"{torch.cuda.device_count()} GPUs; start at most one process per GPU (--nproc-per-node)."
+        )
+    device = torch.device("cuda", processes.local_rank)
+    torch.cuda.set_device(device)
+    return device
 
 
 def choose_precision(wanted: str, device: torch.device) -> torch.dtype | None:
@@ -54,8 +76,12 @@ def choose_workers(wanted: int | None, device: torch.device) -> int:
 
 
 def use_threads(device: torch.device, workers: int) -> None:
-    """Give training the cores that the loader leaves; too many threads cost far more than too few."""
-    torch.set_num_threads(max(1, cores() - workers) if device.type == "cpu" else max(1, cores() // 4))
+    """Give training the cores that the loader leaves; too many threads cost far more than too few.
+
+    OMP_NUM_THREADS says how many at most.
+    """
+    threads = max(1, cores() - workers) if device.type == "cpu" else max(1, cores() // 4)
+    torch.set_num_threads(min(threads, _number("OMP_NUM_THREADS") or threads))
 
 
 def peak_memory_mib(device: torch.device) -> float:

@@ -20,16 +20,25 @@ class Output(NamedTuple):
 class DINONetwork(nn.Module):
     """Backbone and head. Crops of one size share a backbone call; the head sees all crops in one call."""
 
+    memory_format = torch.contiguous_format
+    """Of the pictures that the backbone is given."""
+
     def __init__(self, backbone: nn.Module, head: nn.Module) -> None:
         super().__init__()
         self.backbone, self.head = backbone, head
+
+    def use_memory_format(self, memory_format: torch.memory_format) -> None:
+        """Lay out the backbone's weights and its pictures so; only speed and rounding change."""
+        self.memory_format = memory_format
+        self.backbone.to(memory_format=memory_format)
 
     def forward(self, views: Sequence[torch.Tensor]) -> Output:
         """Views are batches of crops (n·B, C, S, S), crop-major; outputs keep their order."""
         sizes = [view.shape[-1] for view in views]
         if len(set(sizes)) == 1:
             views = [torch.cat(list(views))] if len(views) > 1 else views
-        features = torch.cat([self.backbone(view) for view in views])
+        pictures = [view.contiguous(memory_format=self.memory_format) for view in views]
+        features = torch.cat([self.backbone(picture) for picture in pictures])
         return Output(features, *self.head(features))
 
 

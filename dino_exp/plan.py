@@ -34,9 +34,19 @@ class Plan:
     ema_momentum: np.ndarray
 
     @classmethod
-    def of(cls, cfg: Any, pictures: int) -> Plan:
-        """The plan of a configuration for a training set of `pictures` pictures."""
-        batch_size = cfg.trainer.batch_size
+    def of(cls, cfg: Any, pictures: int, processes: int = 1) -> Plan:
+        """The plan of a configuration for a training set of `pictures` pictures.
+
+        Raises `UserError` for a batch that is larger, or cannot be shared out among the processes.
+        """
+        batch_size, parts = cfg.trainer.batch_size, processes * cfg.trainer.accumulate
+        if batch_size % parts:
+            below = batch_size // parts * parts
+            nearest = f"nearest are {below} and {below + parts}" if below else f"the smallest is {parts}"
+            raise UserError(
+                f"trainer.batch_size = {batch_size}: not a multiple of {processes} processes times "
+                f"trainer.accumulate = {cfg.trainer.accumulate}; {nearest}."
+            )
         if pictures < batch_size:
             raise UserError(
                 f"trainer.batch_size = {batch_size}: the data set has only {pictures} pictures, "

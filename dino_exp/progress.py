@@ -16,6 +16,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
+from dino_exp import distributed
 from dino_exp.verdict import Verdict
 
 LOG_WIDTH = 200
@@ -32,7 +33,9 @@ def verdict_text(verdict: Verdict) -> Text:
 
 
 def console_for_a_run() -> Console:
-    """The terminal, or lines of `LOG_WIDTH` where the output goes to a file."""
+    """The terminal, or lines of `LOG_WIDTH` where the output goes to a file; nothing but on rank 0."""
+    if not distributed.is_main():
+        return Console(quiet=True, force_terminal=False)
     console = Console(highlight=False)
     return console if console.is_terminal else Console(highlight=False, width=LOG_WIDTH)
 

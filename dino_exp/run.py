@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import logging
+import socket
 import traceback
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from rich.text import Text
 
-from dino_exp import checkpoint, machine
+from dino_exp import checkpoint, distributed, machine
 from dino_exp.config.identity import differing_keys
 from dino_exp.config.targets import build
 from dino_exp.data.source import Splits
@@ -22,8 +23,8 @@ from dino_exp.errors import UserError
 from dino_exp.interrupt import Interrupt
 from dino_exp.pictures import draw, draw_crops
 from dino_exp.progress import RunProgress, console_for_a_run, log_lines_on, table, verdict_text
-from dino_exp.run_directory import RunDirectory, write_atomically
-from dino_exp.tracker import RunInfo, Tracker, new_tracker_id
+from dino_exp.run_directory import OthersRunDirectory, RunDirectory, write_atomically
+from dino_exp.tracker import NoTracker, RunInfo, Tracker, new_tracker_id
 from dino_exp.trainer import Trainer
 
 log = logging.getLogger(__name__)
@@ -44,6 +45,8 @@ class RunResult:
 def train(cfg: DictConfig, path: Path, group: str | None = None) -> RunResult:
     """Train, go on with, or show the run of `cfg` in the directory `path`.
 
+    All processes of a run call it with the same arguments; rank 0 decides and writes, the others follow.
+
     Args:
         cfg: a validated configuration.
         path: the run directory; with `resume=never` one beside it if it holds a run already.
@@ -53,18 +56,25 @@ def train(cfg: DictConfig, path: Path, group: str | None = None) -> RunResult:
         UserError: the configuration or a file cannot work; nothing was written.
     """
     console = console_for_a_run()
-    directory = RunDirectory.beside(path) if cfg.resume == "never" else RunDirectory(path)
-    refuse_foreign(directory, cfg)
-    if directory.read_status().get("state") in ("finished", "collapsed"):
+    if cfg.resume == "never":
+        path = distributed.from_main(RunDirectory.beside(path).path)
+    is_main = distributed.is_main()
+    directory = RunDirectory(path) if is_main else OthersRunDirectory(path)
+    with distributed.agreed():
+        refuse_foreign(directory, cfg)
+    ended = distributed.from_main(directory.read_status().get("state"))
+    if ended in ("finished", "collapsed"):
         return show_ended(directory, console)
     with log_lines_on(console):
-        splits: Splits = build(cfg.data)
-        device = machine.choose_device(cfg.trainer.device)
-        machine.use_threads(device, machine.choose_workers(cfg.trainer.num_workers, device))
-        trainer = Trainer(cfg, splits, device)
-        tracker: Tracker = build(cfg.tracker)
-        directory.hold()
         try:
+            with distributed.agreed():
+                splits: Splits = build(cfg.data)
+                device = machine.choose_device(cfg.trainer.device)
+                machine.use_threads(device, machine.choose_workers(cfg.trainer.num_workers, device))
+                trainer = Trainer(cfg, splits, device)
+                tracker: Tracker = build(cfg.tracker) if is_main else NoTracker()
+            with distributed.agreed():
+                directory.hold()
             return _run(cfg, directory, trainer, tracker, console, group)
         finally:
             directory.release()
@@ -104,16 +114,62 @@ def _run(
     console: Console,
     group: str | None,
 ) -> RunResult:
+    is_main, last = distributed.is_main(), directory.checkpoints / "last.pt"
+    resumed = distributed.from_main(last.exists())
+    with distributed.agreed():
+        if resumed:
+            trainer.restore(checkpoint.load(last))
+    if is_main:
+        begin(cfg, directory, trainer, tracker, group, resumed)
+    distributed.from_main(None)  # the directory is as it should be before anyone may fail
+    introduce(trainer, directory, console, resumed)
+    state, summary = "failed", {}
+    try:
+        with Interrupt() as interrupt:
+            if trainer.step == 0 and is_main:
+                draw_crops(trainer, directory, tracker)
+            with RunProgress(console, trainer.plan.stop_step) as progress:
+                state = trainer.fit(directory, tracker, progress, interrupt)
+            directory.write_status(step=trainer.step)
+            summary = summarise(trainer, state)
+            if state in ("finished", "collapsed") and is_main:
+                summary |= draw(trainer, directory, tracker)
+        if state != "preempted":
+            directory.write_summary(summary)
+        exit_code = 1 if state == "failed" else 0
+        if state == "preempted":
+            exit_code = 128 + (interrupt.signal or 0)
+        if state == "failed" and is_main:
+            directory.write_traceback(summary["evidence"] + "\n")
+    except BaseException as error:
+        state = "preempted" if isinstance(error, KeyboardInterrupt) else "failed"
+        if state == "failed":
+            note_failure(directory)
+        directory.write_status(state=state)
+        tracker.finish({"state": state, "error": str(error)}, exit_code=1)
+        raise
+    directory.write_status(state=state)
+    tracker.finish(summary | {"state": state}, exit_code)
+    message = conclude(trainer, directory, console, state, summary)
+    return RunResult(state, exit_code, directory.path, message)
+
+
+def begin(
+    cfg: DictConfig,
+    directory: RunDirectory,
+    trainer: Trainer,
+    tracker: Tracker,
+    group: str | None,
+    resumed: bool,
+) -> None:
+    """Write what the directory holds from the start, and start the tracker."""
     before, code = directory.read_status(), machine.git_revision()
     if before.get("git_revision") not in (None, code["git_revision"]):
         log.warning("The code is not the one that began this run: %s.", before["git_revision"])
     tracker_id = before.get("tracker_id") or new_tracker_id()
     resolved = OmegaConf.to_yaml(cfg, resolve=True)
     write_atomically(directory.config_file, lambda file: file.write(resolved.encode()))
-    last = directory.checkpoints / "last.pt"
-    if last.exists():
-        trainer.restore(checkpoint.load(last))
-    directory.rewind_metrics(trainer.step if last.exists() else -1)
+    directory.rewind_metrics(trainer.step if resumed else -1)
     directory.traceback_file.unlink(missing_ok=True)
     directory.write_status(
         state="running",
@@ -136,36 +192,16 @@ def _run(
             resume_step=trainer.step,
         )
     )
-    introduce(trainer, directory, console, resumed=last.exists())
-    state, summary = "failed", {}
-    try:
-        with Interrupt() as interrupt:
-            if trainer.step == 0:
-                draw_crops(trainer, directory, tracker)
-            with RunProgress(console, trainer.plan.stop_step) as progress:
-                state = trainer.fit(directory, tracker, progress, interrupt)
-            directory.write_status(step=trainer.step)
-            summary = summarise(trainer, state)
-            if state in ("finished", "collapsed"):
-                summary |= draw(trainer, directory, tracker)
-        if state != "preempted":
-            directory.write_summary(summary)
-        exit_code = 1 if state == "failed" else 0
-        if state == "preempted":
-            exit_code = 128 + (interrupt.signal or 0)
-        if state == "failed":
-            directory.traceback_file.write_text(summary["evidence"] + "\n")
-    except BaseException as error:
-        state = "preempted" if isinstance(error, KeyboardInterrupt) else "failed"
-        if state == "failed":
-            directory.traceback_file.write_text(traceback.format_exc())
-        directory.write_status(state=state)
-        tracker.finish({"state": state, "error": str(error)}, exit_code=1)
-        raise
-    directory.write_status(state=state)
-    tracker.finish(summary | {"state": state}, exit_code)
-    message = conclude(trainer, directory, console, state, summary)
-    return RunResult(state, exit_code, directory.path, message)
+
+
+def note_failure(directory: RunDirectory) -> None:
+    """Write the traceback of the process that failed first; the others only lost their connection to it."""
+    text = traceback.format_exc()
+    if distributed.several():
+        who = f"process {distributed.rank()} of {distributed.count()} on {socket.gethostname()}"
+        text = f"{who}:\n{text}"
+    if not directory.write_traceback(text):
+        log.error("Another process of this run failed first: see %s.", directory.traceback_file)
 
 
 def introduce(trainer: Trainer, directory: RunDirectory, console: Console, resumed: bool) -> None:
@@ -179,6 +215,7 @@ def introduce(trainer: Trainer, directory: RunDirectory, console: Console, resum
         "backbone": f"{cfg.backbone.name}: {parameters:,} parameters",
         "machine": f"{trainer.device.type}, {precision}, {torch.get_num_threads()} threads, "
         f"{trainer.workers} loader processes",
+        **shares(trainer),
         **trainer.plan.facts(),
         "directory": str(directory.path),
     }
@@ -192,6 +229,15 @@ def introduce(trainer: Trainer, directory: RunDirectory, console: Console, resum
         console.print("No labelled held-out pictures: k-NN is off (for folders, set data.val_root).")
     if resumed:
         console.print(f"Going on from step {trainer.step:,} of {trainer.plan.stop_step:,}.")
+
+
+def shares(trainer: Trainer) -> dict[str, str]:
+    """How the batch is shared out, where it is."""
+    processes, parts, batch = distributed.count(), trainer.cfg.trainer.accumulate, trainer.plan.batch_size
+    if processes * parts == 1:
+        return {}
+    of_a_process = f"{batch} pictures = {processes} processes x {batch // processes}"
+    return {"batch": f"{of_a_process}, in {parts} parts" if parts > 1 else of_a_process}
 
 
 def summarise(trainer: Trainer, state: str) -> dict[str, Any]:
@@ -213,7 +259,7 @@ def summarise(trainer: Trainer, state: str) -> dict[str, Any]:
         "peak_memory_mib": machine.peak_memory_mib(trainer.device),
         "corrupt_pictures": [trainer.splits.train.name(index) for index in sorted(trainer.corrupt)],
         "ended": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-        "environment": machine.environment(trainer.device),
+        "environment": machine.environment(trainer.device) | {"processes": distributed.count()},
         **final,
     }
 

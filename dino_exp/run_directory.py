@@ -145,3 +145,34 @@ class RunDirectory:
     def read_summary(self) -> dict[str, Any]:
         """The content of `summary.json`; empty where there is none."""
         return json.loads(self.summary_file.read_text()) if self.summary_file.exists() else {}
+
+    def write_traceback(self, text: str) -> bool:
+        """Write `traceback.txt` unless another process of the run has; whether this one was the first."""
+        try:
+            with self.traceback_file.open("x") as file:
+                file.write(text)
+        except FileExistsError:
+            return False
+        return True
+
+
+class OthersRunDirectory(RunDirectory):
+    """The directory as the processes that do not hold the run have it: read, and a traceback at most."""
+
+    def hold(self) -> None:
+        pass
+
+    def release(self) -> None:
+        pass
+
+    def write_status(self, **changes: Any) -> None:
+        pass
+
+    def append_metrics(self, metrics: dict[str, Any]) -> None:
+        pass
+
+    def rewind_metrics(self, step: int) -> None:
+        pass
+
+    def write_summary(self, summary: dict[str, Any]) -> None:
+        pass

@@ -14,7 +14,14 @@ GROUPS = ("backbone", "head", "crops", "augment", "loss", "ema", "optimizer", "d
 """The groups that make the result. Tracker, evaluation, names and folders only watch or place it."""
 
 WITHOUT_EFFECT = frozenset(
-    {"trainer.device", "trainer.num_workers", "trainer.log_every", "trainer.checkpoint_every"}
+    {
+        "trainer.device",
+        "trainer.num_workers",
+        "trainer.log_every",
+        "trainer.checkpoint_every",
+        "trainer.compile",
+        "trainer.checkpoint_blocks",
+    }
 )
 
 

@@ -12,8 +12,8 @@ from dino_exp.config.messages import closest, did_you_mean, show
 from dino_exp.config.schema import (
     Cifar10Config,
     FashionMnistConfig,
-    ImageFolderConfig,
     ShapesConfig,
+    StoredConfig,
     TimmConfig,
     TorchvisionConfig,
     VitConfig,
@@ -111,6 +111,11 @@ def _crops(cfg: Any) -> Iterator[str]:
 
 def _augment(cfg: Any) -> Iterator[str]:
     yield from _ordered("augment.blur_sigma", cfg.augment.blur_sigma)
+    if cfg.data.backend == "pil" and cfg.augment.rotation > 0:
+        yield (
+            f"augment.rotation = {cfg.augment.rotation:g}: the released pipeline, data.backend = pil, does "
+            "not rotate; use augment.rotation=0 or data.backend=fast."
+        )
 
 
 def _ordered(key: str, pair: Any) -> Iterator[str]:
@@ -158,6 +163,11 @@ def _data(cfg: Any) -> Iterator[str]:
                 f"data.{key} = {show(data[key])}: give one number per channel; "
                 f"data.channels = {data.channels}."
             )
+    if data.backend == "pil" and data.channels not in (1, 3):
+        yield (
+            f"data.backend = pil: Pillow's pictures have 1 or 3 channels, and data.channels = "
+            f"{data.channels}; use data.backend=fast."
+        )
     if kind is Cifar10Config and data.channels != 3:
         yield f"data.channels = {data.channels}: CIFAR-10 has 3."
     if kind is ShapesConfig and data.channels not in (1, 3):
@@ -169,22 +179,41 @@ def _data(cfg: Any) -> Iterator[str]:
             f"trainer.batch_size = {batch}: {data.name} has only {pictures} training pictures, less than one "
             f"batch; use at most {pictures}{more}."
         )
-    if kind is ImageFolderConfig and not (data.root or "").strip():
-        yield f"data.root = {show(data.root)}: give the training pictures, e.g. data.root=/path/to/train."
+    if issubclass(kind, StoredConfig):
+        if not (data.root or "").strip():
+            yield f"data.root = {show(data.root)}: give the training pictures, e.g. data.root=/path/to/train."
+        if data.packed_side and not data.packed:
+            yield (
+                f"data.packed_side = {data.packed_side}: only packed pictures are made smaller; add "
+                "data.packed=true."
+            )
 
 
 def _machine(cfg: Any) -> Iterator[str]:
     if cfg.trainer.precision == "fp16" and cfg.trainer.device == "cpu":
         yield "trainer.precision = fp16: not on trainer.device = cpu; use trainer.precision=bf16 or fp32."
+    batch, accumulate = cfg.trainer.batch_size, cfg.trainer.accumulate
+    if batch % accumulate:
+        below = batch // accumulate * accumulate
+        nearest = (
+            f"nearest are {below} and {below + accumulate}" if below else f"the smallest is {accumulate}"
+        )
+        yield f"trainer.batch_size = {batch}: not a multiple of trainer.accumulate = {accumulate}; {nearest}."
 
 
 def folder_problems(cfg: Any) -> Iterator[str]:
     """Folders that are not on this machine; for runs that happen here."""
-    if schema_of(cfg.data) is ImageFolderConfig:
+    if issubclass(schema_of(cfg.data), StoredConfig):
         for key in ("root", "val_root"):
             place = cfg.data[key]
-            if place not in (None, "auto") and not Path(place).expanduser().exists():
+            if place not in (None, "auto") and not _is_there(place):
                 yield f"data.{key} = {show(place)}: there is no such folder or file."
+
+
+def _is_there(place: str) -> bool:
+    """Whether a path exists, or, of a pattern of names, the folder above."""
+    path = Path(place).expanduser()
+    return path.exists() or (bool(re.search(r"[{*?[]", path.name)) and path.parent.exists())
 
 
 def warnings(cfg: Any) -> Iterator[str]:
@@ -219,6 +248,12 @@ def warnings(cfg: Any) -> Iterator[str]:
         )
     if crops.local_number and crops.local_size > crops.global_size:
         yield f"crops.local_size = {crops.local_size}: larger than crops.global_size = {crops.global_size}."
+    side = cfg.data.packed_side if issubclass(schema_of(cfg.data), StoredConfig) else None
+    if side and side < crops.global_size:
+        yield (
+            f"data.packed_side = {side}: less than crops.global_size = {crops.global_size}, so that every "
+            "global crop is enlarged."
+        )
     smallest = min(crops.global_size, crops.local_size if crops.local_number else crops.global_size)
     patch = patch_size(cfg)
     if patch and (smallest // patch) ** 2 < 4:

@@ -214,6 +214,9 @@ class DataConfig:
     """Standard deviation per channel, divided by after augmentation."""
     max_corrupt: float = number(0.01, at_least=0, at_most=1)
     """Share of unreadable pictures above which the run ends with an error."""
+    backend: str = choice("fast", ["fast", "pil"])
+    """`fast` augments whole batches on the training device; `pil` is the released code's pipeline, picture
+    by picture in the loader's processes: the reference, and several times slower."""
 
 
 @dataclass(kw_only=True)
@@ -234,14 +237,46 @@ class ShapesConfig(DataConfig):
 
 
 @dataclass(kw_only=True)
-class ImageFolderConfig(DataConfig):
+class StoredConfig(DataConfig):
+    """What all pictures in files have."""
+
+    val_root: str | None = "auto"
+    """Held-out pictures for k-NN. `auto`: the folder `val` or `test` beside a root named `train`, or the
+    shards, files or split so named in the root; null has none."""
+    packed: bool = False
+    """Decode each picture once, into one file of pixels in ~/.cache/dino_exp (or $XDG_CACHE_HOME) that all
+    processes and runs of the machine share: no decoding, and much disk."""
+    packed_side: int | None = number(None, at_least=1)
+    """With packed, the shorter side of larger pictures becomes this many pixels; null keeps all pixels."""
+
+
+@dataclass(kw_only=True)
+class ImageFolderConfig(StoredConfig):
     """Class folders, one flat folder, or a text file with one path per line; labels are optional."""
 
     _target_: str = "dino_exp.data.folder.load"
     name: str = "image_folder"
-    val_root: str | None = "auto"
-    """Held-out pictures for k-NN. `auto`: the folder `val` or `test` beside a root named `train`; null has
-    none."""
+
+
+@dataclass(kw_only=True)
+class WebdatasetConfig(StoredConfig):
+    """Tar shards in the webdataset format: a folder, a quoted brace pattern, or a list of them."""
+
+    _target_: str = "dino_exp.data.webdataset.load"
+    name: str = "webdataset"
+
+
+@dataclass(kw_only=True)
+class HuggingfaceConfig(StoredConfig):
+    """A Hugging Face data set on the disk: a folder of `save_to_disk`, or parquet files
+    (`pip install 'dino-exp[huggingface]'`)."""
+
+    _target_: str = "dino_exp.data.huggingface.load"
+    name: str = "huggingface"
+    image_column: str | None = None
+    """Column of the pictures; null is the one of the type Image."""
+    label_column: str | None = None
+    """Column of the classes; null is the one of the type ClassLabel, if there is one."""
 
 
 @dataclass(kw_only=True)
@@ -272,6 +307,14 @@ class TrainerConfig:
     """Stop after this many steps; the schedules still span `epochs`, so the run is a prefix of the whole."""
     batch_size: int = number(512, at_least=1)
     """Pictures per step over all processes."""
+    accumulate: int = number(1, at_least=1)
+    """Parts that a process makes its share of the batch in, one after the other, to save memory. Only batch
+    norm and stochastic depth, which see a part at a time, change the result."""
+    checkpoint_blocks: bool = False
+    """Compute the activations of the backbone's blocks again in the backward pass instead of keeping them:
+    much less memory, about a third more time."""
+    compile: bool = False
+    """Translate the backbones with `torch.compile`: minutes at the start, and faster steps."""
     seed: int = number(0, at_least=0, at_most=2**32 - 1)
     """Seed of the weights, the order of the pictures, and their crops."""
     precision: str = choice("auto", ["auto", "fp32", "bf16", "fp16"])
@@ -372,6 +415,8 @@ SCHEMAS: dict[str, dict[str, type]] = {
     "data": {
         "shapes": ShapesConfig,
         "image_folder": ImageFolderConfig,
+        "webdataset": WebdatasetConfig,
+        "huggingface": HuggingfaceConfig,
         "cifar10": Cifar10Config,
         "fashion_mnist": FashionMnistConfig,
     },

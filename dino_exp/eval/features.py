@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as transforms
 
+from dino_exp import distributed
 from dino_exp.data.source import CorruptImageError, ImageSource
 from dino_exp.errors import UserError
 
@@ -153,14 +154,17 @@ def extract(
     """The backbone's features of the pictures at `indices`, (N, D), in their order.
 
     The backbone (already on `device`) runs in eval mode, so batch-norm statistics are used and not moved,
-    and is then put back into its modes. Raises UserError when not one picture can be read.
+    and is then put back into its modes. Several processes share the work, and all of them get all features.
+    Raises UserError when not one picture can be read.
     """
     rows: list[Tensor] = []
     kept: list[int] = []
+    rank, processes = distributed.rank(), distributed.count()
+    start, end = len(indices) * rank // processes, len(indices) * (rank + 1) // processes
     with evaluating(backbone):
         for pictures, readable in still_pictures(
             source,
-            indices,
+            indices[start:end],
             image_size=image_size,
             crop_ratio=crop_ratio,
             batch_size=batch_size,
@@ -168,7 +172,10 @@ def extract(
         ):
             rows.append(backbone(normalize(pictures.to(device), mean, std)).float().cpu())
             kept += readable
-    return _collected(rows, kept, source, indices)
+    width = max(distributed.from_all(rows[0].shape[1] if rows else 0))
+    everything = distributed.gathered(torch.cat(rows) if rows else torch.empty(0, width))
+    kept = [index for part in distributed.from_all(kept) for index in part]
+    return _collected([everything], kept, source, indices)
 
 
 def pixels(
@@ -205,7 +212,7 @@ def pixels(
 
 
 def _collected(rows: list[Tensor], kept: list[int], source: ImageSource, indices: Sequence[int]) -> Features:
-    if not rows:
+    if not kept:
         first = source.name(int(indices[0])) if len(indices) else "no picture was asked for"
         raise UserError(f"None of {len(indices)} pictures could be read (the first: {first}).")
     # cat outside inference_mode copies into ordinary tensors: a probe may train on them.

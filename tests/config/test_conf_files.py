@@ -24,7 +24,8 @@ NEEDED = {
 
 @pytest.mark.parametrize("option", [option for option in OPTIONS if not option.startswith("experiment=")])
 def test_every_option_composes_into_its_schema_and_is_valid(option: str, tmp_path: Path) -> None:
-    root = [f"data.root={tmp_path}"] if option == "data=image_folder" else []
+    stored = option in ("data=image_folder", "data=webdataset", "data=huggingface")
+    root = [f"data.root={tmp_path}"] if stored else []
     cfg = compose([option, "trainer.epochs=100", *root, *NEEDED.get(option, [])])
     group = option.partition("=")[0]
     assert schema_of(cfg[group]) in SCHEMAS[group].values()

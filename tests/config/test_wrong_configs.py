@@ -150,6 +150,15 @@ WRONG = [
         "data.root = null: give the training pictures, e.g. data.root=/path/to/train.",
     ),
     ("data=image_folder data.root=nowhere/x", "data.root = nowhere/x: there is no such folder or file."),
+    (
+        "data=webdataset data.root='nowhere/train-{000..146}.tar'",
+        "data.root = nowhere/train-{000..146}.tar: there is no such folder or file.",
+    ),
+    ("data=huggingface", "data.root: not set; give the training pictures, e.g. data.root=/path/to/train."),
+    (
+        "data=image_folder data.root=. data.packed_side=256",
+        "data.packed_side = 256: only packed pictures are made smaller; add data.packed=true.",
+    ),
     # Interpolations.
     (
         "loss.teacher_temp=${los.student_temp}",
@@ -233,6 +242,16 @@ WRONG = [
         "ema.final_momentum = 0.5: less than ema.momentum = 0.99, and the teacher slows down over a "
         "run; raise "
         "it (the paper ends at 1) or use ema.schedule=constant.",
+    ),
+    (
+        "data.backend=pil augment.rotation=10",
+        "augment.rotation = 10: the released pipeline, data.backend = pil, does not rotate; use "
+        "augment.rotation=0 or data.backend=fast.",
+    ),
+    (
+        "data=image_folder data.root=/ data.backend=pil data.channels=2 data.mean=[0,0] data.std=[1,1]",
+        "data.backend = pil: Pillow's pictures have 1 or 3 channels, and data.channels = 2; use "
+        "data.backend=fast.",
     ),
     ("data.mean=[0.5]", "data.mean = [0.5]: give one number per channel; data.channels = 3."),
     (
@@ -366,6 +385,10 @@ WARNED = [
     ("ema.momentum=0", "ema.momentum = 0: the teacher is the student"),
     ("crops.local_number=0", "crops.local_number = 0: without local crops the released code advises a wider"),
     ("backbone=resnet18", "backbone.name = resnet18: its stem is made for pictures of 224 pixels"),
+    (
+        "data=image_folder data.root=. data.packed=true data.packed_side=20",
+        "data.packed_side = 20: less than crops.global_size = 32",
+    ),
     ("backbone=vit_tiny", "crops: 16 pixels are 1 patch of 16"),
 ]
 

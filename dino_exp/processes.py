@@ -1,0 +1,55 @@
+"""Which of a run's processes this one is, as `torchrun` or a launcher says in the environment."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from dino_exp.errors import UserError
+
+REQUIRED = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+STARTING = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
+"""Those that only a launcher sets; an address alone is often left in a cluster's environment."""
+
+
+@dataclass(frozen=True)
+class Processes:
+    """The place of this process among those that train one run together."""
+
+    rank: int = 0
+    count: int = 1
+    local_rank: int = 0
+    """Among the processes of this machine."""
+    local_count: int = 1
+
+    @classmethod
+    def of(cls, environment: Mapping[str, str] = os.environ) -> Processes:
+        """One process, unless the environment has the variables of `torchrun`.
+
+        Raises:
+            UserError: some of them are missing, or are no numbers that fit together.
+        """
+        if not any(name in environment for name in STARTING):
+            return cls()
+        missing = [name for name in REQUIRED if not environment.get(name)]
+        if missing:
+            there = [name for name in REQUIRED if name not in missing]
+            raise UserError(
+                f"The environment has {', '.join(there)} but not {', '.join(missing)}: several processes "
+                "need all of them. Start with torchrun, or unset them all to train in one process."
+            )
+        names = (*REQUIRED[:3], "LOCAL_WORLD_SIZE")
+        given = [environment.get(name) or environment["WORLD_SIZE"] for name in names]
+        if not all(text.isdecimal() for text in given):
+            shown = ", ".join(f"{name}={text}" for name, text in zip(names, given, strict=True))
+            raise UserError(
+                f"The environment has {shown}: these must be whole numbers, as torchrun sets them."
+            )
+        rank, count, local_rank, local_count = map(int, given)
+        if not (rank < count and local_rank < local_count <= count):
+            raise UserError(
+                f"The environment has RANK={rank}, WORLD_SIZE={count}, LOCAL_RANK={local_rank} and "
+                f"LOCAL_WORLD_SIZE={local_count}: a rank must be below the number of processes."
+            )
+        return cls(rank, count, local_rank, local_count)

@@ -1,0 +1,110 @@
+"""Recomputation and layout change memory and speed, not gradients."""
+
+from typing import Any
+
+import pytest
+import torch
+import torchvision
+from torch import nn
+
+from dino_exp.backbone.execution import checkpoint_blocks, has_unused_parameters, is_convolutional
+from dino_exp.backbone.library import timm_backbone, torchvision_backbone
+from dino_exp.backbone.vit import VisionTransformer
+from dino_exp.errors import UserError
+from dino_exp.head import DINOHead
+from dino_exp.model import DINONetwork
+
+
+def small_vit() -> nn.Module:
+    return VisionTransformer(
+        patch_size=8, embed_dim=32, depth=4, num_heads=2, drop_path_rate=0.4, stem="conv", image_size=32
+    )
+
+
+def library_vit() -> nn.Module:
+    return timm_backbone(name="test_vit", drop_path_rate=0.4, in_channels=3, image_size=160)
+
+
+def saved_bytes_and_gradients(backbone: nn.Module, size: int) -> tuple[int, list[torch.Tensor], dict]:
+    """Bytes that the forward pass keeps besides the parameters; the gradients; the buffers."""
+    pictures = torch.randn(6, 3, size, size, generator=torch.Generator().manual_seed(2))
+    own = {parameter.untyped_storage().data_ptr() for parameter in backbone.parameters()}
+    kept: dict[int, int] = {}
+
+    def note(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in own:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    torch.manual_seed(5)  # the branches that stochastic depth drops
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        features = backbone(pictures)
+    bytes_kept = sum(kept.values())
+    gradients = torch.autograd.grad(features.square().sum(), list(backbone.parameters()))
+    return bytes_kept, list(gradients), {name: value.clone() for name, value in backbone.named_buffers()}
+
+
+@pytest.mark.parametrize(("build", "size", "share"), [(small_vit, 32, 0.6), (library_vit, 160, 0.5)])
+def test_checkpointed_blocks_give_the_same_gradients_from_less_memory(build: Any, size: int, share: float):
+    torch.manual_seed(0)
+    plain = build()
+    torch.manual_seed(0)
+    checkpointed = build()
+    checkpoint_blocks(checkpointed, name="it")
+    whole, gradients, buffers = saved_bytes_and_gradients(plain, size)
+    less, same_gradients, same_buffers = saved_bytes_and_gradients(checkpointed, size)
+    assert less < share * whole
+    torch.testing.assert_close(same_gradients, gradients, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(same_buffers, buffers, rtol=0, atol=0)  # the stem's batch norms moved once
+
+
+@pytest.mark.parametrize(
+    ("backbone", "reason"),
+    [
+        (
+            lambda: timm_backbone(name="resnet10t", drop_path_rate=0, in_channels=3, image_size=64),
+            "batch norm",
+        ),
+        (
+            lambda: torchvision_backbone(name="resnet18", stem="imagenet", in_channels=3, image_size=64),
+            r"batch norm in its blocks \(bn1\)",
+        ),
+        (
+            lambda: timm_backbone(name="vgg11", drop_path_rate=0, in_channels=3, image_size=64),
+            "no blocks that can be computed again",
+        ),
+    ],
+)
+def test_backbones_that_cannot_compute_their_blocks_again_are_refused(backbone: Any, reason: str):
+    with pytest.raises(UserError, match=rf"trainer\.checkpoint_blocks = true: .*{reason}.*; set trainer\."):
+        checkpoint_blocks(backbone(), name="it")
+
+
+def test_convolutional_networks_run_channels_last_with_the_same_result():
+    assert not is_convolutional(small_vit())
+    torch.manual_seed(0)
+    network = DINONetwork(torchvision.models.resnet18(num_classes=16), DINOHead(in_dim=16, out_dim=8))
+    assert is_convolutional(network.backbone)
+    pictures = torch.randn(4, 3, 32, 32)
+    before = network.eval()([pictures]).logits
+    network.use_memory_format(torch.channels_last)
+    strides: list[bool] = []
+    network.backbone.conv1.register_forward_hook(
+        lambda _, inputs, output: strides.append(output.is_contiguous(memory_format=torch.channels_last))
+    )
+    torch.testing.assert_close(network([pictures]).logits, before, rtol=1e-4, atol=1e-5)
+    assert strides == [True]
+
+
+def test_parameters_without_a_gradient_are_found_and_nothing_moves():
+    torch.manual_seed(0)
+    network = DINONetwork(small_vit(), DINOHead(in_dim=32, out_dim=8))
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    views = [torch.randn(2, 3, 32, 32)]
+    assert not has_unused_parameters(network, views)
+    network.backbone.unused = nn.Linear(3, 3)
+    assert has_unused_parameters(network, views)
+    assert all(torch.equal(network.state_dict()[name], value) for name, value in before.items())
+    assert all(module.training for module in network.modules())
+    assert all(parameter.grad is None for parameter in network.parameters())

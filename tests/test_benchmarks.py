@@ -1,0 +1,73 @@
+"""The plain form that the benchmarks measure against is the same training, and the commands work."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from benchmarks.plain import UNDO, undone
+from benchmarks.released_crops import ReleasedCrops
+from benchmarks.step import random_views
+from dino_exp.config.compose import compose
+from dino_exp.config.register import CONF
+from dino_exp.config.targets import build
+from dino_exp.trainer import Trainer
+
+
+@pytest.mark.parametrize("names", [*([name] for name in UNDO), list(UNDO)], ids=lambda names: " ".join(names))
+def test_undoing_an_optimisation_changes_no_weight(names: list[str], tmp_path: Path):
+    results = []
+    for undo in ([], names):
+        words = [
+            "experiment=debug",
+            f"data.root={tmp_path}",
+            "trainer.batch_size=8",
+            "trainer.precision=fp32",
+        ]
+        cfg = compose([*words, "optimizer.clip_grad=0.3", "optimizer.freeze_last_layer_epochs=0"])
+        trainer = Trainer(cfg, build(cfg.data), torch.device("cpu"))
+        trainer.student.double()
+        trainer.teacher.double()
+        trainer.dino_loss.double()
+        torch.manual_seed(1)
+        views = [view.double() for view in random_views(trainer)]
+        with undone(trainer, undo):
+            losses = [trainer.train_step(views)[0].item() for _ in range(4)]
+        results.append((losses, trainer.student.state_dict(), trainer.teacher.state_dict()))
+    ours, plain = results
+    assert ours[0] == pytest.approx(plain[0], abs=1e-9)
+    for one, other in zip(ours[1:], plain[1:], strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=1e-8)
+
+
+def test_the_released_transforms_make_ten_normalised_crops():
+    from PIL import Image
+
+    crops = ReleasedCrops()(Image.new("RGB", (120, 100), (255, 0, 0)))
+    assert [crop.shape[-1] for crop in crops] == [224] * 2 + [96] * 8
+    assert max(crop.max() for crop in crops) == pytest.approx((1 - 0.485) / 0.229, abs=0.02)
+
+
+@pytest.mark.parametrize(
+    ("words", "file", "rows"),
+    [
+        (["benchmarks.loss", "--batch", "2", "--crops", "3", "--repeats", "1"], "loss", 4),
+        (["benchmarks.scale", "index", "--largest", "4"], "scale_index", 2),
+    ],
+)
+def test_a_benchmark_writes_what_it_prints(words: list[str], file: str, rows: int, tmp_path: Path):
+    done = subprocess.run(
+        [sys.executable, "-m", *words],
+        cwd=tmp_path,
+        env={"PYTHONPATH": str(CONF.parent), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    written = json.loads((tmp_path / "outputs" / "benchmarks" / f"{file}.json").read_text())
+    assert len(written["rows"]) == rows
+    assert written["title"] in done.stdout
+    assert torch.__version__.startswith(written["environment"]["torch"])
