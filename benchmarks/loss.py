@@ -1,0 +1,67 @@
+"""The loss, forward and backward: ours against the sum over pairs.
+
+python -m benchmarks.loss [--batch 16] [--crops 10] [--threads 1] [--device cpu]
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from benchmarks.measure import least_seconds, peak_extra_mib, report
+from benchmarks.plain import pairwise_loss
+from dino_exp.loss import cross_entropy_over_pairs
+
+
+def forward_and_backward(loss: Callable[..., Tensor], student: Tensor, teacher: Tensor) -> None:
+    """From the logits to the student's gradient, which is let go again."""
+    loss(student, torch.softmax(teacher / 0.04, dim=1), 0.1).backward()
+    student.grad = None
+
+
+def main() -> None:
+    """Measure at both numbers of prototypes."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--batch", type=int, default=16, help="pictures per step")
+    parser.add_argument("--crops", type=int, default=10, help="crops per picture")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--repeats", type=int, default=15)
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    device = torch.device(arguments.device)
+    rows = []
+    for out_dim in (4096, 65536):
+        torch.manual_seed(0)
+        student = torch.randn(arguments.crops * arguments.batch, out_dim, device=device, requires_grad=True)
+        teacher = torch.randn(2 * arguments.batch, out_dim, device=device)
+
+        variants = {
+            "pairwise": partial(forward_and_backward, pairwise_loss, student, teacher),
+            "ours": partial(forward_and_backward, cross_entropy_over_pairs, student, teacher),
+        }
+        seconds = least_seconds(variants, arguments.repeats, device)
+        memory = {name: peak_extra_mib(variant, device) for name, variant in variants.items()}
+        for name in variants:
+            mine = memory[name]
+            reference = memory["pairwise"]
+            rows.append(
+                {
+                    "K": str(out_dim),
+                    "loss": name,
+                    "ms": 1e3 * seconds[name],
+                    "times as fast": seconds["pairwise"] / seconds[name],
+                    "extra MiB": mine,
+                    "share of memory": mine / reference if mine and reference else None,
+                }
+            )
+    title = f"Loss, forward and backward: {arguments.batch} pictures, {arguments.crops} crops, {device}"
+    report("loss", title, rows, device)
+
+
+if __name__ == "__main__":
+    main()

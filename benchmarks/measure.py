@@ -1,0 +1,119 @@
+"""How the benchmarks measure and report: variants in turn within one process, the least time of each."""
+
+from __future__ import annotations
+
+import ctypes
+import datetime
+import json
+import platform
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from dino_exp import machine
+
+OUTPUTS = Path("outputs/benchmarks")
+
+
+def wait_for(device: torch.device) -> None:
+    """Let the device finish what it was given."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def least_seconds(
+    variants: Mapping[str, Callable[[], object]],
+    repeats: int,
+    device: torch.device | None = None,
+) -> dict[str, float]:
+    """Least seconds of each variant over `repeats` rounds, in each of which every variant runs once.
+
+    Rounds, so that a disturbance meets all of them, and the least, which a shared machine disturbs least.
+    Each runs once before, unmeasured.
+    """
+    device = device or torch.device("cpu")
+    least = dict.fromkeys(variants, float("inf"))
+    for turn in range(repeats + 1):
+        for name, variant in variants.items():
+            wait_for(device)
+            start = time.perf_counter()
+            variant()
+            wait_for(device)
+            if turn:
+                least[name] = min(least[name], time.perf_counter() - start)
+    return least
+
+
+def peak_extra_mib(work: Callable[[], object], device: torch.device) -> float | None:
+    """MiB that `work` needs at its peak beyond what was there before; None where that cannot be told.
+
+    On a CPU: of the process's resident memory, whose peak Linux resets on request.
+    """
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        work()
+        torch.cuda.synchronize(device)
+        return (torch.cuda.max_memory_allocated(device) - before) / 2**20
+    try:
+        ctypes.CDLL("libc.so.6").malloc_trim(0)  # give back what earlier work left in the allocator
+        Path("/proc/self/clear_refs").write_text("5")
+    except OSError:
+        return None
+    before_kib = status_kib("VmRSS")
+    work()
+    return (status_kib("VmHWM") - before_kib) / 2**10
+
+
+def status_kib(field: str) -> int:
+    """A field of this process's status in KiB (Linux): VmRSS resident memory, VmHWM its peak."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(f"{field}:"))
+
+
+def report(name: str, title: str, rows: Sequence[Mapping[str, Any]], device: torch.device) -> None:
+    """Print `rows` as a table, with columns in the order of the first row, and write them as JSON."""
+    table = Table(title=title, title_justify="left", box=None, padding=(0, 2, 0, 0))
+    columns = list(dict.fromkeys(key for row in rows for key in row))
+    for column in columns:
+        table.add_column(column, justify="left" if isinstance(rows[0].get(column), str) else "right")
+    for row in rows:
+        table.add_row(*(shown(row.get(column)) for column in columns))
+    console = Console(width=160, highlight=False)
+    console.print(table)
+    OUTPUTS.mkdir(parents=True, exist_ok=True)
+    path = OUTPUTS / f"{name}.json"
+    content = {
+        "benchmark": name,
+        "title": title,
+        "date": datetime.date.today().isoformat(),
+        "processor": processor(),
+        "environment": machine.environment(device),
+        "rows": list(rows),
+    }
+    path.write_text(json.dumps(content, indent=2) + "\n")
+    console.print(f"{processor()}, torch {torch.__version__}, {torch.get_num_threads()} threads -> {path}\n")
+
+
+def shown(value: Any) -> str:
+    """Three significant digits; a dash for nothing."""
+    if value is None:
+        return "–"
+    if isinstance(value, float):
+        return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
+    return str(value)
+
+
+def processor() -> str:
+    """The processor's name, where the system tells."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.split(":")[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()

@@ -1,0 +1,139 @@
+"""Peak memory and time per epoch of a run, predicted before it is started.
+
+    python -m benchmarks.memory experiment=paper_vits16 data.root=/imagenet/train trainer.device=cuda
+    python -m benchmarks.memory --check ...       # and measured at full size, to see how far off it is
+
+Takes the overrides of `train.py`, and runs a few steps of two small batches on the device that the
+configuration names, each in a process of its own. Memory and time grow linearly with the batch, so two points
+give the rest. Measure on the kind of machine that the run is for.
+"""
+
+from __future__ import annotations
+
+import argparse
+import multiprocessing
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from benchmarks.measure import report, wait_for
+from dino_exp import machine
+from dino_exp.config.compose import compose
+from dino_exp.config.targets import build
+from dino_exp.errors import UserError
+from dino_exp.trainer import Trainer
+
+STEPS = 4
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What some steps of one batch size took."""
+
+    memory_mib: float
+    step_seconds: float
+    loading_seconds: float
+    """Of one picture in one loader process."""
+
+
+def measure(overrides: list[str], batch: int) -> Measured:
+    """A few steps with `batch` pictures, in this process."""
+    cfg = compose([*overrides, f"trainer.batch_size={batch}"])
+    device = machine.choose_device(cfg.trainer.device)
+    machine.use_threads(device, machine.choose_workers(cfg.trainer.num_workers, device))
+    trainer = Trainer(cfg, build(cfg.data), device)
+    seconds = []
+    loading = []
+    for step in range(STEPS):
+        start = time.perf_counter()
+        batch_of_crops = trainer.crop_batches[0, list(range(batch))]
+        loading.append(time.perf_counter() - start)
+        wait_for(device)
+        start = time.perf_counter()
+        # The last is a logged step, whose diagnostics need some memory more.
+        trainer.train_step(trainer.augmented(batch_of_crops), observe=step == STEPS - 1)
+        wait_for(device)
+        seconds.append(time.perf_counter() - start)
+    return Measured(machine.peak_memory_mib(device), min(seconds[1:]), min(loading) / batch)
+
+
+def _work(overrides: list[str], batch: int, answer: Any) -> None:
+    try:
+        answer.put(measure(overrides, batch))
+    except BaseException as error:
+        answer.put(error)
+
+
+def in_a_process(overrides: list[str], batch: int) -> Measured:
+    """`measure` in a fresh process, whose peak nothing else has raised."""
+    context = multiprocessing.get_context("spawn")
+    answer = context.Queue()
+    process = context.Process(target=_work, args=(overrides, batch, answer))
+    process.start()
+    result = answer.get()
+    process.join()
+    if isinstance(result, BaseException):
+        raise result
+    return result
+
+
+def extrapolated(small: float, large: float, sizes: tuple[int, int], batch: int) -> float:
+    """The value at `batch` of the line through the values at the two `sizes`."""
+    slope = (large - small) / (sizes[1] - sizes[0])
+    return small + slope * (batch - sizes[0])
+
+
+def main() -> None:
+    """Predict, and with `--check` compare."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("overrides", nargs="*", help="as for train.py")
+    parser.add_argument(
+        "--processes", type=int, default=1, help="that the run will have; each takes its share"
+    )
+    parser.add_argument("--check", action="store_true", help="measure the full batch too")
+    arguments = parser.parse_args()
+    try:
+        cfg = compose(arguments.overrides)
+        batch = cfg.trainer.batch_size // arguments.processes
+        if batch < 4:
+            raise UserError(f"{batch} pictures per process: too few to predict anything; just try.")
+        sizes = (batch // 4, batch // 2) if batch <= 64 else (8, 24)
+        small, large = (in_a_process(arguments.overrides, size) for size in sizes)
+        checked = in_a_process(arguments.overrides, batch) if arguments.check else None
+    except UserError as error:
+        parser.exit(2, f"{error}\n")
+    device = machine.choose_device(cfg.trainer.device)
+    pictures = len(build(cfg.data).train)
+    workers = machine.choose_workers(cfg.trainer.num_workers, device)
+
+    def epoch_minutes(step_seconds: float, loading_seconds: float) -> float:
+        loading = loading_seconds * batch / max(1, workers)
+        per_step = max(step_seconds, loading) if workers else step_seconds + loading
+        return per_step * (pictures // cfg.trainer.batch_size) / 60
+
+    memory = extrapolated(small.memory_mib, large.memory_mib, sizes, batch)
+    seconds = extrapolated(small.step_seconds, large.step_seconds, sizes, batch)
+    loading = min(small.loading_seconds, large.loading_seconds)
+    rows = [row("predicted", memory, seconds, epoch_minutes(seconds, loading))]
+    if checked:
+        minutes = epoch_minutes(checked.step_seconds, checked.loading_seconds)
+        rows.append(row("measured", checked.memory_mib, checked.step_seconds, minutes))
+        rows.append(
+            {"": "predicted / measured"}
+            | {key: rows[0][key] / rows[1][key] for key in rows[0] if isinstance(rows[0][key], float)}
+        )
+    title = (
+        f"{cfg.backbone.name}, {batch} pictures per process, {device}, from batches of {sizes[0]}, {sizes[1]}"
+    )
+    report("memory", title, rows, torch.device("cpu") if device.type == "cpu" else device)
+
+
+def row(name: str, memory: float, seconds: float, minutes: float) -> dict[str, Any]:
+    """One line of the table."""
+    return {"": name, "peak MiB": memory, "s per step": seconds, "minutes per epoch": minutes}
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,135 @@
+"""The released recipe in its plain form, to measure against: every optimisation of the step can be undone.
+
+`undone(trainer, names)` puts the straightforward code of the released repository in the place of ours, for
+one trainer, while entered. Undoing changes no result beyond rounding; a test holds it to that.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+from unittest import mock
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from dino_exp.backbone.vit import VisionTransformer
+from dino_exp.optimizer import parameter_groups
+from dino_exp.trainer import Trainer
+
+
+def attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    """softmax(q·k / √d)·v with the whole matrix in memory."""
+    weights = (query @ key.transpose(-2, -1)) * query.shape[-1] ** -0.5
+    return weights.softmax(dim=-1) @ value
+
+
+def every_token(network: VisionTransformer, x: Tensor) -> Tensor:
+    """All tokens through the last block and the final norm, though only the class token is used."""
+    x = network.tokens(x)
+    for block in network.blocks:
+        x = block(x)
+    return network.norm(x)[:, 0]
+
+
+def pairwise_loss(student_logits: Tensor, teacher_probabilities: Tensor, student_temp: float) -> Tensor:
+    """Cross-entropy pair by pair, differentiated by autograd."""
+    batch = len(teacher_probabilities) // 2
+    student = (student_logits / student_temp).split(batch)
+    terms = [
+        torch.sum(-target * F.log_softmax(logits, dim=-1), dim=-1).mean()
+        for index, target in enumerate(teacher_probabilities.split(batch))
+        for crop, logits in enumerate(student)
+        if crop != index
+    ]
+    return torch.stack(terms).sum() / len(terms)
+
+
+def clip_gradients(parameters: Iterable[Tensor], max_norm: float) -> Tensor:
+    """One tensor after the other, each norm fetched from the device."""
+    norms = []
+    for parameter in parameters:
+        if parameter.grad is not None:
+            norm = parameter.grad.norm(2)
+            norms.append(norm.item())
+            factor = max_norm / (norm + 1e-6)
+            if max_norm and factor < 1:
+                parameter.grad.mul_(factor)
+    return torch.tensor(norms).norm()
+
+
+@torch.no_grad()
+def update_teacher(teacher: nn.Module, student: nn.Module, momentum: float) -> None:
+    """One parameter after the other."""
+    for target, source in zip(teacher.parameters(), student.parameters(), strict=True):
+        target.mul_(momentum).add_((1 - momentum) * source.detach())
+
+
+def _patch(*places: str, by: Callable[..., Any]) -> Callable[[Trainer], Any]:
+    @contextmanager
+    def patched(trainer: Trainer) -> Iterator[None]:
+        with ExitStack() as stack:
+            for place in places:
+                stack.enter_context(mock.patch(place, by))
+            yield
+
+    return patched
+
+
+@contextmanager
+def _looped_adamw(trainer: Trainer) -> Iterator[None]:
+    ours = trainer.optimizer
+    trainer.optimizer = torch.optim.AdamW(
+        parameter_groups(trainer.student), lr=0.0, weight_decay=0.0, foreach=False
+    )
+    try:
+        yield
+    finally:
+        trainer.optimizer = ours
+
+
+@contextmanager
+def _float32(trainer: Trainer) -> Iterator[None]:
+    ours = trainer.autocast_type
+    trainer.autocast_type = None
+    try:
+        yield
+    finally:
+        trainer.autocast_type = ours
+
+
+@contextmanager
+def _planar(trainer: Trainer) -> Iterator[None]:
+    for network in (trainer.student, trainer.teacher):
+        network.use_memory_format(torch.contiguous_format)
+    try:
+        yield
+    finally:
+        for network in (trainer.student, trainer.teacher):
+            network.use_memory_format(torch.channels_last)
+
+
+UNDO: dict[str, Callable[[Trainer], Any]] = {
+    "autocast": _float32,
+    "channels-last": _planar,
+    "fused attention": _patch("dino_exp.backbone.vit.attend", by=attention),
+    "class token alone in the last block": _patch(
+        "dino_exp.backbone.vit.VisionTransformer.forward", by=every_token
+    ),
+    "factorised loss": _patch("dino_exp.trainer.cross_entropy_over_pairs", by=pairwise_loss),
+    "fused AdamW": _looped_adamw,
+    "grouped clipping": _patch("dino_exp.trainer.clip_gradients", by=clip_gradients),
+    "grouped EMA": _patch("dino_exp.trainer.update_teacher", by=update_teacher),
+}
+"""What can be undone, by name."""
+
+
+@contextmanager
+def undone(trainer: Trainer, names: Iterable[str]) -> Iterator[None]:
+    """The trainer without the named optimisations."""
+    with ExitStack() as stack:
+        for name in names:
+            stack.enter_context(UNDO[name](trainer))
+        yield

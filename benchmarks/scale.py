@@ -1,0 +1,164 @@
+"""What costs how much: processes, crops, prototypes, batch, and the size of the data set.
+
+python -m benchmarks.scale processes          # the default run under 1 and 2 processes, a thread each
+python -m benchmarks.scale step               # a small network's step against crops, K and batch
+python -m benchmarks.scale index              # 10^3 to 10^7 pictures: seconds and memory to start
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.measure import least_seconds, report, status_kib
+from benchmarks.step import make_trainer, random_views
+from dino_exp.data import folder
+from dino_exp.data.loader import BatchOrder
+
+TRAIN = Path(__file__).parents[1] / "train.py"
+CPU = torch.device("cpu")
+
+
+def processes(steps: int) -> list[dict[str, Any]]:
+    """Images/s of the same global batches in one and in two processes with one thread each."""
+    rows: list[dict[str, Any]] = []
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    for count in (1, 2):
+        with tempfile.TemporaryDirectory() as outputs:
+            torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(count)]
+            overrides = [
+                "backbone=vit_tiny",
+                "crops.global_size=64",
+                "crops.local_size=32",
+                "trainer.batch_size=32",
+                "trainer.precision=fp32",
+                f"trainer.max_steps={steps}",
+                "tracker=none",
+                f"output_root={outputs}",
+            ]
+            command = [sys.executable, *torchrun, str(TRAIN), *overrides]
+            subprocess.run(command, check=True, env=environment, stdout=subprocess.DEVNULL)
+            (summary,) = Path(outputs).glob("*/*/summary.json")
+            speed = json.loads(summary.read_text())["images_per_second"]
+        rows.append(
+            {
+                "processes": str(count),
+                "images/s": speed,
+                "against one": speed / rows[0]["images/s"] if rows else 1.0,
+            }
+        )
+    return rows
+
+
+def step() -> list[dict[str, Any]]:
+    """Seconds per step of the default network when one number is changed at a time."""
+    changes = {
+        "the default: 2 + 2 crops, K = 64, batch 32": [],
+        "2 + 0 crops": ["crops.local_number=0"],
+        "2 + 8 crops": ["crops.local_number=8"],
+        "K = 4,096": ["head.out_dim=4096"],
+        "K = 65,536": ["head.out_dim=65536"],
+        "batch 64": ["trainer.batch_size=64"],
+        "batch 128": ["trainer.batch_size=128"],
+    }
+    trainers = {name: make_trainer("demo", None, CPU, "fp32", *more) for name, more in changes.items()}
+    views = {name: random_views(trainer) for name, trainer in trainers.items()}
+
+    def again(name: str) -> None:
+        trainers[name].step = 0
+        trainers[name].train_step(views[name])
+
+    seconds = least_seconds({name: (lambda name=name: again(name)) for name in trainers}, repeats=10)
+    base = seconds[next(iter(changes))]
+    return [
+        {
+            "changed": name,
+            "ms per step": 1e3 * spent,
+            "images/s": trainers[name].cfg.trainer.batch_size / spent,
+            "against the default": spent / base,
+        }
+        for name, spent in seconds.items()
+    ]
+
+
+def _start(listing: str, pictures: int, results: Any) -> None:
+    before = status_kib("VmRSS")
+    start = time.perf_counter()
+    source = folder.load(
+        name="image_folder",
+        root=listing,
+        val_root=None,
+        channels=3,
+        mean=[0.5] * 3,
+        std=[0.5] * 3,
+        max_corrupt=0.01,
+        backend="fast",
+        packed=False,
+        packed_side=None,
+    ).train
+    listed = time.perf_counter() - start
+    indexed = (status_kib("VmRSS") - before) / 2**10
+    start = time.perf_counter()
+    next(iter(BatchOrder(pictures, 512, 0, 0, 1)))
+    ordered = time.perf_counter() - start
+    results.put((len(source), listed, indexed, ordered))
+
+
+def index(largest: int) -> list[dict[str, Any]]:
+    """Reading a list of pictures, and drawing the first batch of an epoch, in a fresh process each."""
+    rows = []
+    context = multiprocessing.get_context("spawn")
+    with tempfile.TemporaryDirectory() as place:
+        (Path(place) / "first.jpg").touch()
+        for exponent in range(3, largest + 1):
+            pictures = 10**exponent
+            listing = Path(place) / f"{exponent}.txt"
+            with listing.open("w") as file:
+                file.write("first.jpg\t0\n")
+                for number in range(1, pictures):
+                    file.write(f"n{number % 1000:08d}/n{number % 1000:08d}_{number}.JPEG\t{number % 1000}\n")
+            results = context.Queue()
+            process = context.Process(target=_start, args=(str(listing), pictures, results))
+            process.start()
+            length, listed, indexed, ordered = results.get()
+            process.join()
+            assert length == pictures
+            rows.append(
+                {
+                    "pictures": f"{pictures:,}",
+                    "list read, s": listed,
+                    "its memory, MiB": indexed,
+                    "bytes per picture": indexed * 2**20 / pictures,
+                    "order of an epoch, s": ordered,
+                }
+            )
+    return rows
+
+
+def main() -> None:
+    """Measure the part that the command line asks for."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("part", choices=["processes", "step", "index"])
+    parser.add_argument("--steps", type=int, default=60, help="steps of each run of `processes`")
+    parser.add_argument("--largest", type=int, default=7, help="greatest power of ten of `index`")
+    arguments = parser.parse_args()
+    if arguments.part == "processes":
+        report("scale_processes", "ViT-T/16, 64-pixel crops, batch 32", processes(arguments.steps), CPU)
+    elif arguments.part == "step":
+        report("scale_step", "The default network's step, random pictures", step(), CPU)
+    else:
+        report("scale_index", "A text file of pictures", index(arguments.largest), CPU)
+
+
+if __name__ == "__main__":
+    main()

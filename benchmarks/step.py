@@ -1,0 +1,121 @@
+"""The training step against the released recipe in its plain form, and what each optimisation is worth.
+
+    python -m benchmarks.step                                   # ViT-S/16 and the demo
+    python -m benchmarks.step --cases vit_small vit_base resnet50 demo --batch 64 --device cuda
+
+The pictures are random numbers, already on the device: data loading has a benchmark of its own.
+"""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+import torch
+
+from benchmarks.measure import least_seconds, peak_extra_mib, report, wait_for
+from benchmarks.plain import UNDO, undone
+from dino_exp import machine
+from dino_exp.config.compose import compose
+from dino_exp.config.targets import build
+from dino_exp.trainer import Trainer
+
+PHOTOGRAPHS = ["head=dino", "crops=multicrop", "data.train_size=1024", "optimizer.warmup_epochs=0"]
+CASES = {
+    "vit_small": ["backbone=vit_small", *PHOTOGRAPHS],
+    "vit_base": ["backbone=vit_base", *PHOTOGRAPHS],
+    "resnet50": ["backbone=resnet50", *PHOTOGRAPHS],
+    "demo": [],
+}
+"""Overrides of the default experiment; all but the demo have 2 x 224 + 8 x 96 pixels and K = 65,536."""
+
+
+def make_trainer(case: str, batch: int | None, device: torch.device, precision: str, *more: str) -> Trainer:
+    """A trainer of the case."""
+    overrides = [*CASES[case], f"trainer.precision={precision}", *more]
+    if case != "demo" or batch:
+        overrides.append(f"trainer.batch_size={batch or 8}")
+    cfg = compose(overrides)
+    return Trainer(cfg, build(cfg.data), device)
+
+
+def random_views(trainer: Trainer) -> list[torch.Tensor]:
+    """One step's crops, normally distributed."""
+    crops, batch = trainer.cfg.crops, trainer.cfg.trainer.batch_size
+    sizes = [(2, crops.global_size), (crops.local_number, crops.local_size)]
+    return [torch.randn(n * batch, 3, size, size, device=trainer.device) for n, size in sizes if n]
+
+
+def applies(name: str, case: str) -> bool:
+    """Whether an optimisation is there to be undone."""
+    if name == "channels-last":
+        return case == "resnet50"
+    return not (case == "resnet50" and name in ("fused attention", "class token alone in the last block"))
+
+
+def measure(
+    case: str, batch: int | None, device: torch.device, precision: str, repeats: int, with_compile: bool
+) -> list[dict[str, Any]]:
+    """Rows of one case in one precision: the plain form, ours, and ours without each optimisation."""
+    trainer = make_trainer(case, batch, device, precision)
+    views = random_views(trainer)
+    names = [name for name in UNDO if applies(name, case) and (name != "autocast" or precision != "fp32")]
+
+    def without(*undo: str) -> Any:
+        def step() -> None:
+            with undone(trainer, undo):
+                trainer.step = 0  # the schedules of the first step, again and again
+                trainer.train_step(views)
+
+        return step
+
+    variants = {"plain": without(*names), "ours": without()}
+    variants |= {f"without {name}": without(name) for name in names}
+    if with_compile:
+        compiled = make_trainer(case, batch, device, precision, "trainer.compile=true")
+
+        def compiled_step() -> None:
+            compiled.step = 0
+            compiled.train_step(views)
+
+        variants["with trainer.compile"] = compiled_step
+    seconds = least_seconds(variants, repeats, device)
+    wait_for(device)
+    size = trainer.cfg.trainer.batch_size
+    rows = []
+    for name, variant in variants.items():
+        rows.append(
+            {
+                "case": f"{case}, batch {size}",
+                "precision": precision if name != "plain" else "fp32",
+                "step": name,
+                "images/s": size / seconds[name],
+                "against plain": seconds["plain"] / seconds[name],
+                "ours is faster by": seconds[name] / seconds["ours"],
+                "step's peak MiB": peak_extra_mib(variant, device),
+            }
+        )
+    return rows
+
+
+def main() -> None:
+    """Measure what the command line asks for."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--cases", nargs="+", choices=list(CASES), default=["vit_small", "demo"])
+    parser.add_argument("--batch", type=int, help="pictures per step; default 8, and the demo's own 32")
+    parser.add_argument("--precisions", nargs="+", choices=list(machine.PRECISIONS), default=["fp32", "bf16"])
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--compile", action="store_true", help="also with trainer.compile")
+    arguments = parser.parse_args()
+    device = machine.choose_device(arguments.device)
+    machine.use_threads(device, 0)
+    rows = []
+    for case in arguments.cases:
+        for precision in arguments.precisions:
+            rows += measure(case, arguments.batch, device, precision, arguments.repeats, arguments.compile)
+    report("step", f"Training step on {device}, random pictures", rows, device)
+
+
+if __name__ == "__main__":
+    main()
