@@ -76,15 +76,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         return command_line(argv)
     from dino_exp import distributed
 
+    code = FAILED
     with distributed.joined(processes):
         if not distributed.is_main():
-            return follow()
-        code = FAILED
-        try:
-            code = command_line(argv)
-        finally:
-            distributed.from_main(code)
-        return code
+            code = follow()
+        else:
+            try:
+                code = command_line(argv)
+            finally:
+                distributed.from_main(code)
+    # all at one time, or torchrun would end with SIGTERM those who are still at their clean-up
+    distributed.leave(code)
 
 
 def follow() -> int:

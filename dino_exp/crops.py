@@ -48,12 +48,16 @@ class MultiCrop:
     ) -> None:
         self.global_size, self.local_size, self.local_number = global_size, local_size, local_number
         self.sizes = [global_size] * 2 + [local_size] * local_number
-        self.pixels = sum(size**2 for size in self.sizes)
         self.scales = np.array([global_scale] * 2 + [local_scale] * local_number)
 
     def __len__(self) -> int:
         """Crops per picture."""
         return len(self.sizes)
+
+    @property
+    def pixels(self) -> int:
+        """Of all crops of a picture."""
+        return sum(size**2 for size in self.sizes)
 
     def boxes(self, uniform: np.ndarray, height: int, width: int) -> np.ndarray:
         """Boxes of one picture's crops, drawn as torchvision's RandomResizedCrop draws them.

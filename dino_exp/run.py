@@ -75,7 +75,9 @@ def train(cfg: DictConfig, path: Path, group: str | None = None) -> RunResult:
                 tracker: Tracker = build(cfg.tracker) if is_main else NoTracker()
             with distributed.agreed():
                 directory.hold()
-            return _run(cfg, directory, trainer, tracker, console, group)
+            # until the very end: torchrun sends the survivors of a failure SIGTERM while they write it down
+            with Interrupt() as interrupt:
+                return _run(cfg, directory, trainer, tracker, console, group, interrupt)
         finally:
             directory.release()
 
@@ -113,6 +115,7 @@ def _run(
     tracker: Tracker,
     console: Console,
     group: str | None,
+    interrupt: Interrupt,
 ) -> RunResult:
     is_main, last = distributed.is_main(), directory.checkpoints / "last.pt"
     resumed = distributed.from_main(last.exists())
@@ -125,15 +128,14 @@ def _run(
     introduce(trainer, directory, console, resumed)
     state, summary = "failed", {}
     try:
-        with Interrupt() as interrupt:
-            if trainer.step == 0 and is_main:
-                draw_crops(trainer, directory, tracker)
-            with RunProgress(console, trainer.plan.stop_step) as progress:
-                state = trainer.fit(directory, tracker, progress, interrupt)
-            directory.write_status(step=trainer.step)
-            summary = summarise(trainer, state)
-            if state in ("finished", "collapsed") and is_main:
-                summary |= draw(trainer, directory, tracker)
+        if trainer.step == 0 and is_main:
+            draw_crops(trainer, directory, tracker)
+        with RunProgress(console, trainer.plan.stop_step) as progress:
+            state = trainer.fit(directory, tracker, progress, interrupt)
+        directory.write_status(step=trainer.step)
+        summary = summarise(trainer, state)
+        if state in ("finished", "collapsed") and is_main:
+            summary |= draw(trainer, directory, tracker)
         if state != "preempted":
             directory.write_summary(summary)
         exit_code = 1 if state == "failed" else 0

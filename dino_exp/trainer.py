@@ -126,9 +126,7 @@ class Trainer:
             return
         data, size = self.cfg.data, self.cfg.crops.global_size
         with self._not_compiled():
-            unused = has_unused_parameters(
-                self.student, [torch.zeros(2, data.channels, size, size, device=self.device)]
-            )
+            unused = has_unused_parameters(self.student, data.channels, size)
         self.student_of_all = DistributedDataParallel(
             self.student,
             device_ids=[self.device] if self.device.type == "cuda" else None,

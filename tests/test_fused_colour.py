@@ -68,13 +68,13 @@ def test_without_a_compiler_it_goes_on_step_by_step(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ):
     monkeypatch.setenv("CXX", "/no/such/compiler")
-    monkeypatch.setattr(torch._inductor.config.cpp, "cxx", ("/no/such/compiler",))
     torch._dynamo.reset()
     augmentation = make()
     crops, table = crops_and_table(augmentation, 3, 19)
     expected = augmentation(crops, table)
     augmentation.fuse()
-    with torch._inductor.config.patch(force_disable_caches=True), caplog.at_level(logging.WARNING):
+    no_compiler = {"cpp.cxx": ("/no/such/compiler",), "force_disable_caches": True}
+    with torch._inductor.config.patch(no_compiler), caplog.at_level(logging.WARNING):
         assert torch.equal(augmentation(crops, table), expected)
     assert "uncompiled" in caplog.text
     torch._dynamo.reset()

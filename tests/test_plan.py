@@ -56,3 +56,14 @@ def test_what_follows_is_said():
 def test_fewer_pictures_than_a_batch_are_refused():
     with pytest.raises(UserError, match=r"trainer\.batch_size = 512: the data set has only 511"):
         plan(pictures=511)
+
+
+def test_a_batch_that_cannot_be_shared_out_is_refused_with_the_nearest_that_can():
+    cfg = compose(["experiment=paper_vits16", "data.root=/", "trainer.accumulate=4"])
+    assert Plan.of(cfg, IMAGENET, processes=8).batch_size == 512
+    with pytest.raises(
+        UserError, match=r"batch_size = 512: not a multiple of 3 processes .*accumulate = 4; .*504 and 516"
+    ):
+        Plan.of(cfg, IMAGENET, processes=3)
+    with pytest.raises(UserError, match=r"batch_size = 6: not a multiple of .*accumulate = 4; .*4 and 8"):
+        compose(["experiment=debug", "trainer.batch_size=6", "trainer.accumulate=4"])

@@ -59,15 +59,15 @@ def compile_in_place(backbone: nn.Module, device: torch.device) -> None:
     backbone.compile(dynamic=False, options={"fallback_random": True})
 
 
-def has_unused_parameters(network: nn.Module, views: list[Tensor]) -> bool:
-    """Whether some trainable parameters get no gradient, as in a few library models.
+def has_unused_parameters(network: nn.Module, channels: int, size: int) -> bool:
+    """Whether some trainable parameters get no gradient from pictures of `size`, as in a few library models.
 
     In eval mode, where a forward pass changes nothing; afterwards the network is in train mode.
     """
     trainable = [parameter for parameter in network.parameters() if parameter.requires_grad]
     network.eval()
     try:
-        logits = network(views).logits
+        logits: Tensor = network([trainable[0].new_zeros(2, channels, size, size)]).logits
         gradients = torch.autograd.grad(logits.float().sum(), trainable, allow_unused=True)
     finally:
         network.train()

@@ -153,6 +153,4 @@ def batches(dataset: CropBatches, order: BatchOrder, workers: int, pin_memory: b
         num_workers=workers,
         pin_memory=pin_memory,
         prefetch_factor=4 if workers else None,
-        # Without one of its own, a loader draws from the generator that stochastic depth draws from.
-        generator=torch.Generator(),
     )

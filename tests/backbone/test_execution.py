@@ -101,10 +101,9 @@ def test_parameters_without_a_gradient_are_found_and_nothing_moves():
     torch.manual_seed(0)
     network = DINONetwork(small_vit(), DINOHead(in_dim=32, out_dim=8))
     before = {name: value.clone() for name, value in network.state_dict().items()}
-    views = [torch.randn(2, 3, 32, 32)]
-    assert not has_unused_parameters(network, views)
+    assert not has_unused_parameters(network, channels=3, size=32)
     network.backbone.unused = nn.Linear(3, 3)
-    assert has_unused_parameters(network, views)
+    assert has_unused_parameters(network, channels=3, size=32)
     assert all(torch.equal(network.state_dict()[name], value) for name, value in before.items())
     assert all(module.training for module in network.modules())
     assert all(parameter.grad is None for parameter in network.parameters())
