@@ -114,7 +114,7 @@ def main() -> None:
     for case in arguments.cases:
         for precision in arguments.precisions:
             rows += measure(case, arguments.batch, device, precision, arguments.repeats, arguments.compile)
-    report("step", f"Training step on {device}, random pictures", rows, device)
+    report("_".join(["step", *arguments.cases]), f"Training step on {device}, random pictures", rows, device)
 
 
 if __name__ == "__main__":
