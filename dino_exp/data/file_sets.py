@@ -30,7 +30,7 @@ def existing(key: str, value: str, kinds: str) -> Path:
 
 def absolute(value: str) -> Path:
     """With ~ expanded and links kept, whose names matter."""
-    return Path(os.path.abspath(Path(value).expanduser()))  # noqa: PTH100
+    return Path(os.path.abspath(Path(value).expanduser()))  # noqa: PTH100 (resolve follows links)
 
 
 def beside(train: Path) -> Path | None:
