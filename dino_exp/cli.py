@@ -41,6 +41,7 @@ class Outcome:
     state: str
     exit_code: int
     message: str
+    knn_top1: float | None = None
 
 
 class Job(NamedTuple):
@@ -57,6 +58,9 @@ _outcomes: list[Outcome] = []
 
 _planned: dict[str, tuple[str, ...]] = {}
 """The swept overrides of the runs in this process, by run id."""
+
+checked_jobs: dict[tuple[str, ...], DictConfig] = {}
+"""The configurations of the sweep at hand, by all overrides of a run, so that nobody composes them again."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -150,8 +154,15 @@ def show_help(argv: Sequence[str], config_dir: str | None) -> int:
         return refuse(checked.errors)
     options = loader(config_dir)
     others = [group for group in options.groups if options.is_group(group) and group not in SCHEMAS]
-    groups = [*SCHEMAS, *others, "hydra/launcher"]
-    print_help(Console(), checked.cfg, checked.choices, {group: options.options(group) for group in groups})
+    groups = [*SCHEMAS, *others, "hydra/launcher", "hydra/sweeper"]
+    print_help(
+        Console(),
+        checked.cfg,
+        checked.choices,
+        {group: options.options(group) for group in groups},
+        None if checked.local else checked.launcher,
+        checked.sweeper,
+    )
     return 0
 
 
@@ -169,24 +180,35 @@ def run(argv: Sequence[str], checked: Checked) -> int:
     _outcomes.clear()
     _planned.clear()
     _planned.update({run.run_id: run.overrides for run in checked.runs})
+    checked_jobs.clear()
+    checked_jobs.update({run.job: run.cfg for run in checked.runs if run.cfg is not None})
     try:
         hand_over([*argv, *checked.extra_overrides])
     except KeyboardInterrupt:
         if not _outcomes or _outcomes[-1].state != "preempted":
             _outcomes.append(Outcome("", "preempted", INTERRUPTED, "stopped between two runs"))
+        if checked.search:
+            return _outcomes[-1].exit_code
     finally:
-        if checked.multirun and checked.local:
+        if checked.multirun and checked.local and not checked.search:
             Console().print(sweep_table(checked, _outcomes))
+    if checked.search:
+        return 0  # one without any result has ended this process
     return exit_code(_outcomes, checked.multirun)
+
+
+def note(outcome: Outcome) -> None:
+    """How a run ended that happened elsewhere."""
+    _outcomes.append(outcome)
 
 
 def exit_code(outcomes: Sequence[Outcome], multirun: bool) -> int:
     """A single run's own; of a sweep, 1 if any run failed, else that of the run that was stopped, else 0."""
     if not multirun:
         return outcomes[-1].exit_code if outcomes else 0
-    if any(outcome.state == "failed" for outcome in outcomes):
+    if any(outcome.state in ("failed", "lost") for outcome in outcomes):
         return FAILED
-    return next((outcome.exit_code for outcome in outcomes if outcome.state == "preempted"), 0)
+    return next((outcome.exit_code for outcome in outcomes if outcome.exit_code), 0)
 
 
 def task(cfg: DictConfig) -> Outcome:
@@ -226,7 +248,7 @@ def attempt(cfg: DictConfig, directory: Path, group: str | None) -> Outcome:
     name, together = run_id(cfg), not distributed.several()
     try:
         result = train(cfg, directory, group)
-        return Outcome(name, result.state, result.exit_code, result.message)
+        return Outcome(name, result.state, result.exit_code, result.message, result.knn_top1)
     except UserError as error:
         if distributed.is_main():
             remove_if_empty(directory, Path(cfg.output_root))

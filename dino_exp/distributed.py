@@ -7,9 +7,12 @@ they never wait for the device. Every function is to be called by all processes,
 from __future__ import annotations
 
 import os
+import socket
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import NoReturn, TypeVar, cast
 
 import torch
@@ -18,8 +21,12 @@ from torch import Tensor
 
 from dino_exp.errors import UserError
 from dino_exp.processes import Processes
+from dino_exp.run_directory import write_atomically
 
 Value = TypeVar("Value")
+
+MEETING_SECONDS = 300
+"""The processes of a job start minutes apart where a shared file system is slow."""
 
 
 class AgreedError(UserError):
@@ -50,9 +57,32 @@ def is_main() -> bool:
 def joined(processes: Processes) -> Iterator[None]:
     """The group while entered. It is not taken down after an error, because others may never answer."""
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
-    dist.init_process_group(backend, rank=processes.rank, world_size=processes.count)
+    store = meet(processes.rendezvous, processes) if processes.rendezvous else None
+    dist.init_process_group(backend, store=store, rank=processes.rank, world_size=processes.count)
     yield
     dist.destroy_process_group()
+
+
+def meet(file: Path, processes: Processes) -> dist.Store:
+    """The store through which the processes find one another, at a port that was free when rank 0 took it.
+
+    Rank 0 writes its address into `file`, which must be new; the others wait for it.
+    """
+    if processes.rank == 0:
+        host = socket.gethostname()
+        store = dist.TCPStore(host, 0, processes.count, is_master=True, wait_for_workers=False)
+        write_atomically(file, lambda out: out.write(f"{host}:{store.port}".encode()))
+        return store
+    patience = time.monotonic() + MEETING_SECONDS
+    while not file.exists():
+        if time.monotonic() > patience:
+            raise UserError(
+                f"{file}: process 0 has not written its address there in {MEETING_SECONDS} s; it has failed, "
+                "or this machine does not see the same files."
+            )
+        time.sleep(0.2)
+    host, _, port = file.read_text().rpartition(":")
+    return dist.TCPStore(host, int(port), processes.count, is_master=False)
 
 
 def leave(code: int) -> NoReturn:

@@ -5,15 +5,14 @@ from __future__ import annotations
 import os
 import platform
 import resource
-import subprocess
 from importlib import metadata
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from dino_exp.errors import UserError
 from dino_exp.processes import Processes
+from dino_exp.revision import git_revision
 
 PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -104,18 +103,3 @@ def environment(device: torch.device) -> dict[str, Any]:
         "device": f"{device.type} ({name}), {cores()} cores, {torch.get_num_threads()} threads",
         **git_revision(),
     }
-
-
-def git_revision() -> dict[str, Any]:
-    """The commit of the code that runs, and whether files differ from it; nulls outside a checkout."""
-
-    def git(*words: str) -> str | None:
-        here = Path(__file__).parent
-        try:
-            done = subprocess.run(["git", *words], cwd=here, capture_output=True, text=True, timeout=10)
-        except (OSError, subprocess.TimeoutExpired):
-            return None
-        return done.stdout.strip() if done.returncode == 0 else None
-
-    revision, changes = git("rev-parse", "HEAD"), git("status", "--porcelain", "--untracked-files=no")
-    return {"git_revision": revision, "git_dirty": bool(changes) if changes is not None else None}

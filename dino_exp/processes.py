@@ -5,9 +5,12 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 from dino_exp.errors import UserError
 
+RENDEZVOUS = "DINO_EXP_RENDEZVOUS"
+"""File in which rank 0 says where it is to be found: our launchers give no address beforehand."""
 REQUIRED = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 STARTING = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
 """Those that only a launcher sets; an address alone is often left in a cluster's environment."""
@@ -22,6 +25,8 @@ class Processes:
     local_rank: int = 0
     """Among the processes of this machine."""
     local_count: int = 1
+    rendezvous: Path | None = None
+    """Where rank 0 writes its address; None where the environment has it."""
 
     @classmethod
     def of(cls, environment: Mapping[str, str] = os.environ) -> Processes:
@@ -32,14 +37,16 @@ class Processes:
         """
         if not any(name in environment for name in STARTING):
             return cls()
-        missing = [name for name in REQUIRED if not environment.get(name)]
+        rendezvous = environment.get(RENDEZVOUS)
+        required = STARTING if rendezvous else REQUIRED
+        missing = [name for name in required if not environment.get(name)]
         if missing:
-            there = [name for name in REQUIRED if name not in missing]
+            there = [name for name in required if name not in missing]
             raise UserError(
                 f"The environment has {', '.join(there)} but not {', '.join(missing)}: several processes "
                 "need all of them. Start with torchrun, or unset them all to train in one process."
             )
-        names = (*REQUIRED[:3], "LOCAL_WORLD_SIZE")
+        names = (*STARTING, "LOCAL_WORLD_SIZE")
         given = [environment.get(name) or environment["WORLD_SIZE"] for name in names]
         if not all(text.isdecimal() for text in given):
             shown = ", ".join(f"{name}={text}" for name, text in zip(names, given, strict=True))
@@ -52,4 +59,4 @@ class Processes:
                 f"The environment has RANK={rank}, WORLD_SIZE={count}, LOCAL_RANK={local_rank} and "
                 f"LOCAL_WORLD_SIZE={local_count}: a rank must be below the number of processes."
             )
-        return cls(rank, count, local_rank, local_count)
+        return cls(rank, count, local_rank, local_count, Path(rendezvous) if rendezvous else None)

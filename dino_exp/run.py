@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import logging
 import socket
+import time
 import traceback
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +24,8 @@ from dino_exp.errors import UserError
 from dino_exp.interrupt import Interrupt
 from dino_exp.pictures import draw, draw_crops
 from dino_exp.progress import RunProgress, console_for_a_run, log_lines_on, table, verdict_text
-from dino_exp.run_directory import OthersRunDirectory, RunDirectory, write_atomically
+from dino_exp.revision import git_revision
+from dino_exp.run_directory import OthersRunDirectory, RunDirectory, job_id, write_atomically
 from dino_exp.tracker import NoTracker, RunInfo, Tracker, new_tracker_id
 from dino_exp.trainer import Trainer
 
@@ -40,6 +42,8 @@ class RunResult:
     directory: Path
     message: str
     """The verdict and its figures, or the error."""
+    knn_top1: float | None = None
+    """Of the final teacher, in percent."""
 
 
 def train(cfg: DictConfig, path: Path, group: str | None = None) -> RunResult:
@@ -105,7 +109,7 @@ def show_ended(directory: RunDirectory, console: Console) -> RunResult:
     rows = {key: summary[key] for key in shown if summary.get(key) is not None}
     console.print(table(f"This run is over already: {state}", rows | {"directory": str(directory.path)}))
     console.print("To train it afresh beside this one, add resume=never.")
-    return RunResult(state, 0, directory.path, f"{state} before; {verdict}")
+    return RunResult(state, 0, directory.path, f"{state} before; {verdict}", summary["knn_top1"])
 
 
 def _run(
@@ -153,7 +157,7 @@ def _run(
     directory.write_status(state=state)
     tracker.finish(summary | {"state": state}, exit_code)
     message = conclude(trainer, directory, console, state, summary)
-    return RunResult(state, exit_code, directory.path, message)
+    return RunResult(state, exit_code, directory.path, message, summary.get("knn_top1"))
 
 
 def begin(
@@ -165,7 +169,7 @@ def begin(
     resumed: bool,
 ) -> None:
     """Write what the directory holds from the start, and start the tracker."""
-    before, code = directory.read_status(), machine.git_revision()
+    before, code = directory.read_status(), git_revision()
     if before.get("git_revision") not in (None, code["git_revision"]):
         log.warning("The code is not the one that began this run: %s.", before["git_revision"])
     tracker_id = before.get("tracker_id") or new_tracker_id()
@@ -178,6 +182,7 @@ def begin(
         step=trainer.step,
         total_steps=trainer.plan.stop_step,
         attempt=before.get("attempt", 0) + 1,
+        attempts=[*attempts_before(before), this_attempt(trainer)],
         tracker_id=tracker_id,
         run_id=directory.path.name,
         **code,
@@ -194,6 +199,26 @@ def begin(
             resume_step=trainer.step,
         )
     )
+
+
+def attempts_before(status: dict[str, Any]) -> list[dict[str, Any]]:
+    """The earlier attempts, the last of which ended at its last heartbeat."""
+    attempts = status.get("attempts", [])
+    if attempts and "until" not in attempts[-1]:
+        attempts[-1] |= {"until": status.get("heartbeat"), "to_step": status.get("step")}
+    return attempts
+
+
+def this_attempt(trainer: Trainer) -> dict[str, Any]:
+    """When, where and from which step the run goes on; times in seconds since 1970."""
+    return {
+        "began": time.time(),
+        "from_step": trainer.step,
+        "host": socket.gethostname(),
+        "job": job_id(),
+        "processes": distributed.count(),
+        "device": trainer.device.type,
+    }
 
 
 def note_failure(directory: RunDirectory) -> None:

@@ -65,6 +65,23 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     return lines
 
 
+def job_id() -> str | None:
+    """SLURM's id of the job that this process belongs to, as users write it: 12, or 12_3 in an array."""
+    array, index = os.environ.get("SLURM_ARRAY_JOB_ID"), os.environ.get("SLURM_ARRAY_TASK_ID")
+    return f"{array}_{index}" if array and index else os.environ.get("SLURM_JOB_ID")
+
+
+def is_locked(lock: Path) -> bool:
+    """Whether a living process holds a lock file."""
+    if not lock.exists():
+        return False
+    try:
+        with FileLock(lock, timeout=0):
+            return False
+    except Timeout:
+        return True
+
+
 class RunDirectory:
     """Reads and writes the files of one run; at most one process holds a run at a time."""
 
@@ -113,7 +130,10 @@ class RunDirectory:
         return json.loads(self.status_file.read_text()) if self.status_file.exists() else {}
 
     def write_status(self, **changes: Any) -> None:
-        """Change fields of `status.json`; the heartbeat is the time of this call in seconds since 1970."""
+        """Change fields of `status.json` as the process that holds the run.
+
+        The heartbeat is the time of this call in seconds since 1970.
+        """
         if not self._status:
             self._status = self.read_status()
         self._status |= changes
@@ -121,10 +141,21 @@ class RunDirectory:
             "heartbeat": time.time(),
             "host": socket.gethostname(),
             "pid": os.getpid(),
-            "slurm_job_id": os.environ.get("SLURM_JOB_ID"),
+            "slurm_job_id": job_id(),
         }
-        text = to_json(self._status, indent=2)
+        self._write_status(self._status)
+
+    def mark(self, **changes: Any) -> None:
+        """Change fields of `status.json` from outside, while nobody holds the run; no sign of life."""
+        self._write_status(self.read_status() | changes)
+
+    def _write_status(self, status: dict[str, Any]) -> None:
+        text = to_json(status, indent=2)
         write_atomically(self.status_file, lambda file: file.write(text.encode()))
+
+    def is_held(self) -> bool:
+        """Whether a living process has the run."""
+        return is_locked(self.path / ".lock")
 
     def append_metrics(self, metrics: dict[str, Any]) -> None:
         """Add one line to `metrics.jsonl`."""

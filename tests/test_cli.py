@@ -102,8 +102,7 @@ def test_a_sweep_goes_on_after_a_failure_and_tells_at_the_end(
     ]
     table = out[out.index("Sweep outputs/demo_sweep_root") :]
     assert table.count("failed") == 2
-    created = sorted(str(path.relative_to(here)) for path in (here / "outputs").rglob("*"))
-    assert created == ["outputs/demo_sweep_root", "outputs/demo_sweep_root/multirun.yaml"]
+    assert list((here / "outputs").rglob("*")) == []
 
 
 def test_a_single_run_with_unusable_files_is_a_user_error(

@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import Field, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from dino_exp.config.loader import (
     CompositionError,
     Loader,
     is_basic,
+    is_grid,
     loader,
     override_text,
     parse_arguments,
@@ -34,8 +35,11 @@ from dino_exp.config.overrides import OverrideReader
 from dino_exp.config.relations import folder_problems
 from dino_exp.config.schema import SCHEMAS, schema_of
 from dino_exp.config.sweep import Findings, Run, same_runs, sweep_name
-from dino_exp.config.validate import field_problems, keys_of, validate, warn
+from dino_exp.config.validate import field_problems, keys_of, node_problems, validate, warn
 from dino_exp.errors import UserError
+from launchers.settings import SETTINGS, OptunaSettings, search_problems
+from launchers.settings import problems as settings_problems
+from launchers.space import Numbers, divide, latest, probes, space_of
 
 
 @dataclass
@@ -49,8 +53,14 @@ class Checked:
     warnings: list[str] = field(default_factory=list)
     runs: list[Run] = field(default_factory=list)
     multirun: bool = False
+    search: bool = False
+    """Whether Optuna proposes the runs, so that none is known beforehand."""
     local: bool = True
     """Whether the runs happen in this process."""
+    launcher: DictConfig | None = None
+    """Hydra's node that says where the runs happen."""
+    sweeper: DictConfig | None = None
+    """Hydra's node that says which runs there are."""
     cfg: DictConfig | None = None
     """The configuration of a single run, without Hydra's node."""
     choices: dict[str, str] = field(default_factory=dict)
@@ -108,15 +118,25 @@ class _Preflight:
             checked.choices = dict(base.hydra.runtime.choices)
             checked.multirun = multirun or base.hydra.mode == RunMode.MULTIRUN
             checked.local = is_basic(base.hydra.launcher)
+            checked.launcher, checked.sweeper = base.hydra.launcher, base.hydra.sweeper
+            self._check_launcher()
+            self._check_search(base, overrides)
             overrides = [override for override in overrides if not override.is_hydra_override()]
             if not checked.multirun:
                 overrides = reader.without_sweeps(overrides)
-            elif is_basic(base.hydra.sweeper):
+            elif checked.search:
+                overrides = latest(reader.read(sweeper_parameters(base)) + overrides)
+                overrides = self._whole(reader.with_spaces(overrides), base)
+            elif is_grid(base.hydra.sweeper):
                 overrides = reader.read(sweeper_parameters(base)) + overrides
+            if not checked.search:
+                overrides = reader.without_intervals(overrides)
             self._check_runs(overrides)
         checked.misread = reader.problems + checked.misread
         if base is not None and checked.multirun and not checked.errors:
             self._check_sweep(overrides, base)
+        if checked.search:
+            checked.runs.clear()
 
     # ---- composing ------------------------------------------------------------------------------
 
@@ -132,6 +152,8 @@ class _Preflight:
         for override in fixed:
             if override.is_hydra_override() and not self._is_choice(override):
                 reason = self.loader.set_in_hydra(base, override)
+                if reason and override.key_or_group.startswith("hydra.launcher.sbatch."):
+                    reason = f"a new key takes a plus; write +{override.input_line}"
                 if reason:
                     near = messages.did_you_mean(_similar_siblings(base, override.key_or_group))
                     self.reader.drop(override.key_or_group, f"{override.input_line}: {reason}{near or '.'}")
@@ -158,6 +180,45 @@ class _Preflight:
         groups = [group for group in self.loader.groups if self.loader.is_group(group)]
         return messages.unknown_key(key, keys_of(cfg), groups, choices)
 
+    def _check_launcher(self) -> None:
+        """The settings of our launchers; others are their own affair."""
+        checked, node = self.checked, self.checked.launcher
+        if node is None or schema_of(node) not in SETTINGS.values():
+            return
+        found = [problem for _, problem in node_problems("hydra.launcher.", node, node)]
+        checked.misread += found or list(settings_problems(node))
+        if not checked.multirun:
+            name = checked.choices.get("hydra/launcher", "")
+            checked.misread.append(f"hydra/launcher = {name}: works with -m, also for one run; add -m.")
+
+    def _check_search(self, base: DictConfig, overrides: Sequence[Override]) -> None:
+        """The settings of a search by Optuna."""
+        checked, node = self.checked, base.hydra.sweeper
+        if schema_of(node) is not OptunaSettings:
+            return
+        checked.search = checked.multirun
+        if checked.search:
+            found = [problem for _, problem in node_problems("hydra.sweeper.", node, node)]
+            checked.misread += found or list(search_problems(base.hydra.launcher))
+        elif any(override.key_or_group == "hydra/sweeper" for override in overrides):
+            checked.misread.append("hydra/sweeper = optuna: works with -m; add -m.")
+
+    def _whole(self, overrides: Sequence[Override], base: DictConfig) -> list[Override]:
+        """Drop the intervals that give fractions to keys that take whole numbers."""
+        accepted = []
+        for override in overrides:
+            key = override.key_or_group
+            space = space_of(override) if override.is_interval_sweep() else None
+            fractions = isinstance(space, Numbers) and not space.whole
+            own = _field(_parent(base, key), key)
+            if fractions and own and str(own.type).startswith("int"):
+                interval = override.get_value_string()
+                fix = f"{key} takes whole numbers; write {key}=int({interval})"
+                self.reader.drop(key, f"{override.input_line}: {fix}.")
+            else:
+                accepted.append(override)
+        return accepted
+
     # ---- each run -------------------------------------------------------------------------------
 
     def _check_runs(self, overrides: Sequence[Override]) -> None:
@@ -181,10 +242,13 @@ class _Preflight:
             problems = validate(cfg)
             if not problems and checked.local:
                 problems = list(folder_problems(cfg))
+            if not problems and checked.search:
+                problems = _knn_problems(cfg)
             invalid.add(problems, shown)
             if not problems:
                 warnings.add(warn(cfg), shown)
-                checked.runs.append(Run(shown, run_id(cfg)))
+                job = tuple(str(each.input_line) for each in run)
+                checked.runs.append(Run(shown, run_id(cfg), job, cfg))
             checked.cfg = None if checked.multirun else cfg
         checked.misread += misread.lines()
         checked.invalid += invalid.lines()
@@ -193,7 +257,8 @@ class _Preflight:
     def _runs(self, overrides: Sequence[Override]) -> list[list[Override]]:
         if not self.checked.multirun:
             return [list(overrides)]
-        return [[self.loader.parse(text) for text in texts] for texts in self.loader.expand(overrides)]
+        expanded = probes(*divide(overrides)) if self.checked.search else self.loader.expand(overrides)
+        return [[self.loader.parse(text) for text in texts] for texts in expanded]
 
     def _apply(self, overrides: Sequence[Override], cfg: DictConfig, choices: Mapping[str, str]) -> list[str]:
         """Set the values; the problems of those that cannot be set, and of typed values out of bounds."""
@@ -229,9 +294,7 @@ class _Preflight:
         except GrammarParseError:
             return f"{key} = {messages.show(value)}: not an interpolation, such as ${{loss.student_temp}}."
         except (OmegaConfBaseException, ValueError, TypeError, AttributeError):
-            own = fields(schema_of(node)) if isinstance(node, DictConfig) else ()
-            name = key.rpartition(".")[2]
-            return messages.wrong_value(key, value, next((each for each in own if each.name == name), None))
+            return messages.wrong_value(key, value, _field(node, key))
         return None
 
     # ---- the sweep as a whole -------------------------------------------------------------------
@@ -254,6 +317,16 @@ class _Preflight:
             checked.sweep_dir = str(Path(cfg.output_root) / name)
 
 
+def _knn_problems(cfg: DictConfig) -> list[str]:
+    """Why a search could not compare its runs."""
+    if cfg.data.get("val_root", "") is not None:
+        return []
+    return [
+        "data.val_root = null: a search compares its runs by k-NN, which needs labelled held-out pictures; "
+        "give their folder."
+    ]
+
+
 def _parent(cfg: DictConfig, key: str) -> DictConfig | ListConfig | None:
     """The node that holds `key`; None where there is no such key."""
     node: Any = cfg
@@ -261,6 +334,12 @@ def _parent(cfg: DictConfig, key: str) -> DictConfig | ListConfig | None:
     for name in path:
         node = node[name] if name in _names(node) else None
     return node if last in _names(node) else None
+
+
+def _field(node: DictConfig | ListConfig | None, key: str) -> Field[Any] | None:
+    """What the schema says of `key` in the node that holds it; None for an item of a list."""
+    own = fields(schema_of(node)) if isinstance(node, DictConfig) else ()
+    return next((each for each in own if each.name == key.rpartition(".")[2]), None)
 
 
 def _names(node: Any) -> list[str]:

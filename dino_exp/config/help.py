@@ -17,6 +17,8 @@ from rich.text import Text
 
 from dino_exp.config import schema
 from dino_exp.config.messages import show
+from launchers import settings
+from launchers.settings import SETTINGS, OptunaSettings
 
 INTRODUCTION = """\
 DINO pretraining (Caron et al. 2021): a student network learns to predict its own moving average, the teacher,
@@ -29,6 +31,15 @@ EXAMPLES = (
     ("train.py backbone=resnet18_cifar loss.teacher_temp=0.04", "other options and values"),
     ("train.py experiment=paper_vits16 data.root=/imagenet/train", "the paper's ViT-S/16"),
     ("train.py -m loss.teacher_temp=0.02,0.04,0.07 trainer.seed=0,1", "a sweep: six runs and a table"),
+    (
+        "train.py -m sweep=temps_momenta hydra/launcher=local",
+        "the same over all GPUs or cores of this machine",
+    ),
+    ("train.py -m hydra/launcher=slurm --help", "a cluster: its keys"),
+    (
+        "train.py -m sweep=temps_momenta hydra/sweeper=optuna",
+        "a search by Optuna; spaces are also written 'loss.teacher_temp=interval(0.02,0.2)'",
+    ),
 )
 
 KEYS = (
@@ -76,9 +87,9 @@ WIDEST = 120
 @cache
 def docstrings() -> dict[str, dict[str, str]]:
     """The first sentence below each field of the schema's classes, by class and field."""
-    tree = ast.parse(Path(str(schema.__file__)).read_text("utf-8"))
+    trees = [ast.parse(Path(str(module.__file__)).read_text("utf-8")) for module in (schema, settings)]
     found: dict[str, dict[str, str]] = {}
-    for node in tree.body:
+    for node in (node for tree in trees for node in tree.body):
         if isinstance(node, ast.ClassDef):
             own = found.setdefault(node.name, {})
             for line, following in zip(node.body, node.body[1:], strict=False):
@@ -99,7 +110,12 @@ def meaning(kind: type, name: str) -> str:
 
 
 def print_help(
-    console: Console, cfg: DictConfig, choices: dict[str, str], options: dict[str, Sequence[str]]
+    console: Console,
+    cfg: DictConfig,
+    choices: dict[str, str],
+    options: dict[str, Sequence[str]],
+    launcher: DictConfig | None = None,
+    sweeper: DictConfig | None = None,
 ) -> None:
     """Print the page.
 
@@ -107,6 +123,8 @@ def print_help(
         cfg: a composed configuration; its values are shown as the current ones.
         choices: the option in force, by group.
         options: all options, by group in the order of `conf/config.yaml`.
+        launcher: the node of the launcher in force, for its own keys.
+        sweeper: the same of the sweeper.
     """
     console = Console(file=console.file, width=min(console.width, WIDEST), highlight=False)
     console.print(Text(INTRODUCTION.replace("\n", " ")))
@@ -133,12 +151,30 @@ def print_help(
             value = "(not set)" if OmegaConf.is_missing(node, name) else show(node[name])
             keys.add_row(key, Text(value), Text(meaning(schema.schema_of(node), name)))
     _section(console, "Keys: key=value (with the value in force)", keys)
+    if launcher is not None and schema.schema_of(launcher) in SETTINGS.values():
+        _section(
+            console, f"Keys of {choices['hydra/launcher']}: hydra.launcher.key=value", _keys_of(launcher)
+        )
+    if sweeper is not None and schema.schema_of(sweeper) is OptunaSettings:
+        _section(console, "Keys of optuna: hydra.sweeper.key=value", _keys_of(sweeper))
     flags = Table.grid(padding=(0, 2, 0, 0))
     flags.add_column(style="bold", no_wrap=True)
     flags.add_column()
     for flag, what in OPTIONS:
         flags.add_row(flag, Text(what))
     _section(console, "Options", flags)
+
+
+def _keys_of(node: DictConfig) -> Table:
+    keys = Table.grid(padding=(0, 2, 0, 0))
+    keys.add_column(style="bold", no_wrap=True)
+    keys.add_column()
+    keys.add_column()
+    kind = schema.schema_of(node)
+    for name in node:
+        if name != "_target_":
+            keys.add_row(str(name), Text(show(node[name])), Text(meaning(kind, str(name))))
+    return keys
 
 
 def _section(console: Console, title: str, content: RenderableType) -> None:

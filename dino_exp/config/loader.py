@@ -205,5 +205,10 @@ def sweeper_parameters(cfg: DictConfig) -> list[str]:
 
 
 def is_basic(node: Any) -> bool:
-    """Whether a launcher or sweeper node is Hydra's own, which works in this process."""
+    """Whether a launcher node is Hydra's own, which works in this process."""
     return str(node.get("_target_", "")).startswith("hydra._internal.core_plugins.basic_")
+
+
+def is_grid(node: Any) -> bool:
+    """Whether a sweeper node goes through all combinations."""
+    return is_basic(node) or str(node.get("_target_", "")).endswith(".GridSweeper")

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from hydra.core.override_parser.types import Override, ValueType
+from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 
 from dino_exp.config.loader import Loader
 from dino_exp.config.messages import closest, did_you_mean, unknown_option
 from dino_exp.config.schema import SCHEMAS
+from dino_exp.errors import UserError
+from launchers.space import divide
 
 
 class OverrideReader:
@@ -52,10 +54,39 @@ class OverrideReader:
             if override.is_sweep_override():
                 key, value = override.key_or_group, override.get_value_string()
                 fix = "add -m to train once for each"
-                if "(" not in value and not self.loader.is_group(key):
+                if override.is_interval_sweep():
+                    fix = "add -m hydra/sweeper=optuna to search it"
+                elif "(" not in value and not self.loader.is_group(key):
                     fix += f", or write the list as {key}=[{value}]"
                 self.drop(key, f"{override.input_line}: several values; {fix}.")
         return [override for override in overrides if not override.is_sweep_override()]
+
+    def without_intervals(self, overrides: Sequence[Override]) -> list[Override]:
+        """Drop what only a search can mean."""
+        for override in overrides:
+            if override.is_interval_sweep():
+                key = override.key_or_group
+                self.drop(
+                    key,
+                    f"{override.input_line}: Hydra's basic sweeper needs single values: {key}=0.1,0.2 or "
+                    f"{key}=range(...).",
+                )
+        return [override for override in overrides if not override.is_interval_sweep()]
+
+    def with_spaces(self, overrides: Sequence[Override]) -> list[Override]:
+        """Drop the spaces of a search that nothing can be taken from; a problem also if there are none."""
+        accepted = []
+        for override in overrides:
+            try:
+                divide([override])
+                accepted.append(override)
+            except UserError as error:
+                self.drop(override.key_or_group, str(error))
+        if not self.dropped and not any(override.is_sweep_override() for override in accepted):
+            self.drop(
+                "", "hydra/sweeper = optuna: nothing to search; give keys an interval or several values."
+            )
+        return accepted
 
     def _malformed(self, text: str) -> str:
         if "=" not in text:
@@ -83,8 +114,6 @@ class OverrideReader:
             return f"{text}: nothing can be removed; choose another option or value, e.g. tracker=none."
         if override.package is not None:
             return f"{text}: an option cannot be moved to another place; write {key}=OPTION."
-        if override.value_type == ValueType.INTERVAL_SWEEP:
-            return f"{text}: Hydra's basic sweeper needs single values: {key}=0.1,0.2 or {key}=range(...)."
         if self.loader.is_group(key):
             return self._option_problem(override, text)
         if "/" in key:
@@ -97,6 +126,8 @@ class OverrideReader:
         options = self.loader.options(key)
         if override.is_add() or override.is_force_add():
             return f"{text}: {key} has an option already; write it without '+'."
+        if override.is_interval_sweep():
+            return f"{text}: {key} takes options; there are: {', '.join(options)}."
         values = list(override.sweep_iterator()) if override.is_sweep_override() else [override.value()]
         for value in values:
             name = getattr(value, "text", value)  # a quoted string

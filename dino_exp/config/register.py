@@ -9,6 +9,7 @@ from omegaconf import OmegaConf
 
 from dino_exp.config.identity import run_id
 from dino_exp.config.schema import SCHEMAS, Config
+from launchers.settings import SETTINGS, OptunaSettings
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
 """The YAML files beside `train.py`."""
@@ -24,4 +25,7 @@ def register() -> None:
                 store.store(group=f"schema/{group}", name=name, node=node)
             else:
                 store.store(group="schema", name=group, node=node)
+    for name, settings in SETTINGS.items():
+        store.store(group="schema/launcher", name=name, node=settings)
+    store.store(group="schema/sweeper", name="optuna", node=OptunaSettings)
     OmegaConf.register_new_resolver("run_id", lambda *, _root_: run_id(_root_), replace=True)

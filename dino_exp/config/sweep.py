@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+
+from omegaconf import DictConfig
 
 
 @dataclass(frozen=True)
@@ -13,6 +15,10 @@ class Run:
     overrides: tuple[str, ...]
     """The swept overrides with this run's values; empty for a single run."""
     run_id: str
+    job: tuple[str, ...] = ()
+    """All overrides, as Hydra's sweeper hands them to a launcher."""
+    cfg: DictConfig | None = field(default=None, compare=False, repr=False)
+    """The checked configuration."""
 
 
 def sweep_name(name: str, swept: Sequence[str]) -> str:

@@ -48,13 +48,18 @@ def keys_of(cfg: DictConfig) -> list[str]:
 def field_problems(cfg: DictConfig) -> Iterator[tuple[str, str]]:
     """Key and problem of each value that is missing, out of bounds, or not among its choices."""
     for prefix, node in [("", cfg), *((f"{group}.", cfg[group]) for group in SCHEMAS)]:
-        schema = schema_of(node)
-        for field in fields(schema):
-            if prefix or field.name not in SCHEMAS:
-                key = f"{prefix}{field.name}"
-                problem = _problem(key, node, field, schema, cfg)
-                if problem:
-                    yield key, problem
+        yield from node_problems(prefix, node, cfg)
+
+
+def node_problems(prefix: str, node: DictConfig, cfg: DictConfig) -> Iterator[tuple[str, str]]:
+    """The same of one typed node, whose keys begin with `prefix`, within the whole configuration."""
+    schema = schema_of(node)
+    for field in fields(schema):
+        if prefix or field.name not in SCHEMAS:
+            key = f"{prefix}{field.name}"
+            problem = _problem(key, node, field, schema, cfg)
+            if problem:
+                yield key, problem
 
 
 def _problem(key: str, node: DictConfig, field: Field[Any], schema: type, cfg: DictConfig) -> str | None:
@@ -78,7 +83,7 @@ def _problem(key: str, node: DictConfig, field: Field[Any], schema: type, cfg: D
     if choices and value not in choices.words:
         near = did_you_mean(closest(str(value), choices.words)[:1])
         return f"{key} = {show(value)}: must be {any_of(choices.words)}{near or '.'}"
-    if str(field.type).startswith("list") and not _is_list_of_numbers(value):
+    if str(field.type) == "list[float]" and not _is_list_of_numbers(value):
         return wrong_value(key, value, field)
     for number in value if isinstance(value, list) else [value]:
         if isinstance(number, float) and not math.isfinite(number):

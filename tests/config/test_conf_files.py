@@ -14,7 +14,10 @@ from dino_exp.config.compose import check, compose
 from dino_exp.config.register import CONF
 from dino_exp.config.schema import SCHEMAS, schema_of
 
-OPTIONS = sorted(f"{path.parent.name}={path.stem}" for path in CONF.glob("*/*.yaml"))
+OPTIONS = sorted(
+    f"{path.parent.name}={path.stem}" for path in CONF.glob("*/*.yaml") if path.parent.name != "sweep"
+)
+SWEEPS = sorted(path.stem for path in CONF.glob("sweep/*.yaml"))
 EXPERIMENTS = sorted(path.stem for path in CONF.glob("experiment/*.yaml"))
 NEEDED = {
     "backbone=timm": ["backbone.name=vit_tiny_patch16_224"],
@@ -38,6 +41,16 @@ def test_every_experiment_is_valid_and_warns_of_nothing(experiment: str, tmp_pat
     assert (checked.errors, checked.warnings) == ([], [])
     assert checked.cfg is not None
     assert checked.cfg.name == experiment
+
+
+@pytest.mark.parametrize("sweep", SWEEPS)
+@pytest.mark.parametrize("experiment", ["demo", "cifar10_resnet18"])
+def test_every_sweep_is_valid_over_experiments(sweep: str, experiment: str) -> None:
+    checked = check(["-m", f"sweep={sweep}", f"experiment={experiment}"])
+    assert checked.errors == []
+    assert len(checked.runs) > 1
+    assert checked.sweep_dir is not None
+    assert checked.sweep_dir.startswith(f"outputs/{experiment}_sweep_")
 
 
 def test_demo_is_the_default() -> None:

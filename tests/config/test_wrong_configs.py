@@ -61,7 +61,10 @@ WRONG = [
         "options of backbone.",
     ),
     ("hydra.run.dri=x", "hydra.run.dri=x: Key 'dri' not in 'RunDir'; did you mean hydra.run.dir?"),
-    ("hydra.launcher=slurm", "hydra.launcher=slurm: a group; write hydra/launcher=OPTION; there are: basic."),
+    (
+        "hydra.launcher=slurm",
+        "hydra.launcher=slurm: a group; write hydra/launcher=OPTION; there are: basic, local, slurm.",
+    ),
     ("hydra.run.dir=${x}", "hydra.run.dir=${x}: Interpolation key 'x' not found."),
     (
         "hydra.searchpath=[x]",
@@ -81,7 +84,10 @@ WRONG = [
     ),
     ("loss=null", "loss=null: loss takes one option; there are: dino, dino_warmup, micro."),
     ("head=dino head=micro", "head=micro: head is chosen twice; keep one."),
-    ("hydra/launcher=slrm", "hydra/launcher=slrm: no such option. There are: basic."),
+    (
+        "hydra/launcher=slrm",
+        "hydra/launcher=slrm: no such option; did you mean slurm? There are: basic, local, slurm.",
+    ),
     # Types.
     ("trainer.epochs=abc", "trainer.epochs = abc: must be a whole number."),
     ("trainer.epochs=1.5", "trainer.epochs = 1.5: must be a whole number."),

@@ -1,0 +1,24 @@
+"""Which state of the code a result comes from."""
+
+from __future__ import annotations
+
+import subprocess
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+
+@cache
+def git_revision() -> dict[str, Any]:
+    """The commit of the code that runs, and whether files differ from it; nulls outside a checkout."""
+
+    def git(*words: str) -> str | None:
+        here = Path(__file__).parent
+        try:
+            done = subprocess.run(["git", *words], cwd=here, capture_output=True, text=True, timeout=10)
+        except (OSError, subprocess.TimeoutExpired):
+            return None
+        return done.stdout.strip() if done.returncode == 0 else None
+
+    revision, changes = git("rev-parse", "HEAD"), git("status", "--porcelain", "--untracked-files=no")
+    return {"git_revision": revision, "git_dirty": bool(changes) if changes is not None else None}

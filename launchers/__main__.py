@@ -1,0 +1,142 @@
+"""Looking after a sweep that was submitted: `python -m launchers COMMAND outputs/SWEEP`."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from omegaconf import DictConfig, OmegaConf
+from rich.console import Console
+from rich.text import Text
+
+from dino_exp.cli import FAILED, INTERRUPTED, refuse
+from dino_exp.errors import UserError
+from launchers import slurm, sweep, table
+from launchers.children import tail
+from launchers.launch import a_console, announce
+from launchers.local import LOCAL
+from launchers.manifest import Manifest, changing
+from launchers.settings import with_changes
+from launchers.states import Observer, RunState
+from launchers.watch import how_to_come_back, show, wait
+
+STOPPED = ("failed", "lost", "preempted", "cancelled")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Do what the command line says; returns the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m launchers", description=(__doc__ or "").splitlines()[0])
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    helps = {
+        "status": "how each run stands; exit code 1 if any failed or is lost",
+        "wait": "the same, live, until none is in anyone's hands",
+        "collect": "write runs.csv and runs.parquet: overrides, verdicts, k-NN, diagnostics, hours",
+        "resume": "submit again what is lost, stopped, or failed; key=value changes hydra.launcher's keys",
+        "cancel": "stop all runs, or those whose name or overrides contain WORDS; they save first",
+        "logs": "the last lines of the logs of all runs that are not finished, or of those named",
+    }
+    for name, text in helps.items():
+        command = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
+        command.add_argument("folder", type=Path, help="a sweep's, e.g. outputs/demo_sweep_teacher_temp")
+        if name == "resume":
+            command.add_argument("changes", nargs="*", metavar="key=value", help="e.g. partition=long")
+        if name in ("cancel", "logs"):
+            command.add_argument("words", nargs="*", help="e.g. teacher_temp=0.04")
+        if name == "logs":
+            command.add_argument("-n", "--lines", type=int, default=20, help="of each log (default 20)")
+    arguments = parser.parse_args(argv)
+    console = a_console()
+    try:
+        manifest = Manifest.load(arguments.folder)
+        if arguments.command == "resume":
+            return resume(manifest, arguments.changes, console)
+        if arguments.command == "wait":
+            return watch(manifest, console)
+        runs = Observer().observe(manifest)
+        if arguments.command == "status":
+            show(manifest, runs, console)
+            return verdict(runs)
+        if arguments.command == "collect":
+            for path in table.collect(manifest, runs):
+                console.print(Text(f"{path}: {len(runs)} runs"), soft_wrap=True)
+            return 0
+        named = chosen(runs, arguments.words)
+        if arguments.command == "cancel":
+            return cancel(manifest, named, runs, console)
+        return logs(manifest, named, arguments.lines, console, everything=bool(arguments.words))
+    except UserError as error:
+        return refuse([str(error)])
+
+
+def verdict(runs: Sequence[RunState]) -> int:
+    """1 if a run failed or is lost."""
+    return FAILED if any(run.state in ("failed", "lost") for run in runs) else 0
+
+
+def watch(manifest: Manifest, console: Console) -> int:
+    """Wait with a table."""
+    try:
+        return verdict(wait(manifest.folder, manifest.runs.keys(), console))
+    except KeyboardInterrupt:
+        console.print(f"Stopped waiting. {how_to_come_back(manifest.folder)}")
+        return INTERRUPTED
+
+
+def chosen(runs: Sequence[RunState], words: Sequence[str]) -> list[RunState]:
+    """The runs whose name or overrides contain all of `words`; a `UserError` if there are none."""
+    found = [run for run in runs if all(word in " ".join([run.name, *run.entry.overrides]) for word in words)]
+    if not found:
+        raise UserError(f"{' '.join(words)}: no run of this sweep has that in its name or overrides.")
+    return found
+
+
+def resume(manifest: Manifest, changes: Sequence[str], console: Console) -> int:
+    """Submit again whatever nobody has in hand and is not finished."""
+    settings = with_changes(manifest.launcher, manifest.settings, changes)
+    runs = []
+    for name, entry in manifest.runs.items():
+        cfg = OmegaConf.load(manifest.directory(name).config_file)
+        assert isinstance(cfg, DictConfig)
+        runs.append(sweep.Wanted(name, tuple(entry.overrides), cfg))
+    submission = sweep.submit(manifest.folder, manifest.launcher, settings, runs)
+    announce(console, submission)
+    if submission.submitted:
+        console.print(how_to_come_back(manifest.folder))
+    return 0
+
+
+def cancel(manifest: Manifest, named: Sequence[RunState], runs: Sequence[RunState], console: Console) -> int:
+    """Take those `named` of all `runs` from whoever has them; they save first, and `resume` takes them up."""
+    names = [run.name for run in named if run.in_hand]
+    with changing(manifest.folder):
+        current = Manifest.load(manifest.folder)
+        for name in names:
+            current.runs[name].cancelled = True
+        current.save()  # before the order, so that no job puts itself back into the queue
+        jobs = {job for name in names if (job := current.runs[name].job) and job != LOCAL}
+        others = {run.entry.job for run in runs if run.in_hand and not current.runs[run.name].cancelled}
+        shared = jobs & others
+        slurm.cancel(sorted(jobs - shared))
+    console.print(f"{manifest.folder}: cancelled {len(names)} runs.")
+    if shared:
+        console.print(
+            f"Job {', '.join(sorted(map(str, shared)))} also has runs that were not named; those named go on "
+            "until it is requeued."
+        )
+    return 0
+
+
+def logs(manifest: Manifest, runs: Sequence[RunState], lines: int, console: Console, everything: bool) -> int:
+    """Print the last lines of the runs' logs."""
+    for run in runs:
+        if everything or run.state != "finished":
+            console.print(Text(f"\n{' '.join(run.entry.overrides) or run.name}: {run.state}", style="bold"))
+            log = manifest.directory(run.name).path / "log.txt"
+            console.print(Text(tail(log, lines) or table.why(manifest, run, lines)), soft_wrap=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

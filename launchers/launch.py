@@ -1,0 +1,147 @@
+"""From Hydra's jobs to their outcomes: compose, submit what is missing, say so, wait."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+from rich.console import Console
+from rich.text import Text
+
+from dino_exp import cli
+from dino_exp.cli import Outcome
+from dino_exp.config.compose import check
+from dino_exp.config.loader import loader
+from dino_exp.errors import UserError
+from launchers import slurm, sweep
+from launchers.manifest import Manifest
+from launchers.settings import minutes
+from launchers.states import Observer, RunState
+from launchers.sweep import Submission, Wanted
+from launchers.table import cost, last_metrics, why
+from launchers.watch import how_to_come_back, wait
+
+LOG_WIDTH = 160
+
+
+def a_console() -> Console:
+    """The terminal, or lines long enough for a log file."""
+    console = Console(highlight=False)
+    return console if console.is_terminal else Console(highlight=False, width=LOG_WIDTH)
+
+
+def launch(
+    launcher: str, settings: Mapping[str, Any], config: DictConfig, job_overrides: Sequence[Sequence[str]]
+) -> list[Outcome]:
+    """Do what `hydra/launcher=...` asks for; how the runs ended, or nothing if nobody waits for them.
+
+    Args:
+        launcher: slurm or local.
+        settings: as the fields of that launcher's settings class.
+        config: Hydra's own of the sweep.
+        job_overrides: all overrides of each run.
+    """
+    console, folder = a_console(), Path(config.hydra.sweep.dir)
+    try:
+        runs = sweep.wanted(compose_all(config, job_overrides), swept(config, job_overrides), folder)
+        if settings["dry_run"]:
+            preview(console, folder, launcher, settings, runs)
+            return []
+        submission = sweep.submit(folder, launcher, settings, runs)
+    except UserError as error:
+        raise SystemExit(cli.refuse([str(error)])) from None
+    announce(console, submission)
+    if settings["detach"]:
+        console.print(how_to_come_back(folder))
+        return []
+    try:
+        states = wait(folder, {run.name for run in runs}, console)
+    except KeyboardInterrupt:
+        console.print(f"Stopped waiting. {how_to_come_back(folder)}")
+        raise SystemExit(cli.INTERRUPTED) from None
+    outcomes = [outcome(submission.manifest, state) for state in states]
+    for each in outcomes:
+        cli.note(each)
+    return outcomes
+
+
+def compose_all(config: DictConfig, job_overrides: Sequence[Sequence[str]]) -> list[DictConfig]:
+    """The checked configuration of each job."""
+    sources = config.hydra.runtime.config_sources
+    folder = next((source.path for source in sources if source.provider == "command-line"), None)
+    flags = [] if folder is None else ["--config-dir", folder]
+    cfgs = []
+    for overrides in job_overrides:
+        if tuple(overrides) in cli.checked_jobs:
+            cfgs.append(cli.checked_jobs[tuple(overrides)])
+            continue
+        checked = check([*flags, *overrides])
+        if checked.errors or checked.cfg is None:
+            raise UserError("\n".join(checked.errors))
+        cfgs.append(checked.cfg)
+    return cfgs
+
+
+def swept(config: DictConfig, job_overrides: Sequence[Sequence[str]]) -> list[tuple[str, ...]]:
+    """Of each job's overrides those that the sweep sets, whether or not they differ among these jobs."""
+    typed = [loader().parse(text) for text in config.hydra.overrides.task]
+    keys = {each.get_key_element() for each in typed if each.is_sweep_override()}
+    keys |= set(config.hydra.sweeper.get("params") or {})
+    return [tuple(word for word in job if word.partition("=")[0] in keys) for job in job_overrides]
+
+
+def announce(console: Console, submission: Submission) -> None:
+    """Say what was submitted, and what was left alone and why."""
+    manifest = submission.manifest
+    jobs = sorted({(manifest.runs[name].job or "").partition("_")[0] for name in submission.submitted})
+    where = f" as job {', '.join(jobs)}" if manifest.launcher == "slurm" and jobs else ""
+    console.print(f"{manifest.folder}: submitted {len(submission.submitted)} runs{where}.", soft_wrap=True)
+    reasons: dict[str, int] = {}
+    for reason in submission.left_alone.values():
+        kind = reason.partition(",")[0]
+        reasons[kind] = reasons.get(kind, 0) + 1
+    for kind, number in reasons.items():
+        console.print(f"Left alone: {number} {kind}.")
+
+
+def outcome(manifest: Manifest, run: RunState) -> Outcome:
+    """How a run ended, in the words of `train.py`."""
+    directory = manifest.directory(run.name)
+    if run.state in ("failed", "lost"):
+        return Outcome(run.name, run.state, cli.FAILED, why(manifest, run, 1))
+    summary = directory.read_summary() or last_metrics(directory)
+    code = 0 if run.state in ("finished", "collapsed") else cli.INTERRUPTED
+    return Outcome(run.name, run.state, code, str(summary.get("verdict", "")), summary.get("knn_top1"))
+
+
+def preview(
+    console: Console, folder: Path, launcher: str, settings: Mapping[str, Any], runs: Sequence[Wanted]
+) -> None:
+    """Print what would be submitted, and what it may cost; creates nothing."""
+    manifest = Manifest.load_or_new(folder)
+    missing, left_alone, _ = sweep.plan(manifest, runs, settings["max_retries"])
+    if launcher == "slurm" and missing:
+        jobs = len(sweep.groups_of(missing, settings["runs_per_gpu"]))
+        console.print(Text(slurm.script(OmegaConf.create(dict(settings)), folder, jobs)), soft_wrap=True)
+    for run in runs:
+        reason = left_alone.get(run.name, "to be submitted")
+        console.print(Text(f"{' '.join(run.overrides) or run.name}: {reason}"), soft_wrap=True)
+    console.print(f"{folder}: {len(missing)} of {len(runs)} runs would be submitted; nothing was.")
+    finished = [cost(run) for run in Observer().observe(manifest) if run.state == "finished"]
+    if launcher == "slurm":
+        jobs = len(sweep.groups_of(missing, settings["runs_per_gpu"]))
+        limit = minutes(settings["time_limit"]) / 60
+        gpus = settings["nodes"] * settings["gpus_per_node"]
+        console.print(
+            f"At most {jobs * gpus * limit:,.1f} GPU-hours per attempt: {jobs} jobs x {gpus} GPUs x "
+            f"{limit:,.1f} h (hydra.launcher.time_limit)."
+        )
+    if finished:
+        hours = sum(each["hours"] for each in finished) / len(finished)
+        gpu_hours = sum(each["gpu_hours"] for each in finished) / len(finished)
+        console.print(
+            f"The {len(finished)} finished runs of this sweep took {hours:.3g} h and {gpu_hours:.3g} "
+            f"GPU-hours each; at that rate the others take {len(missing) * gpu_hours:.3g} GPU-hours."
+        )

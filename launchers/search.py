@@ -1,0 +1,320 @@
+"""A search by Optuna: ask for trials, have them trained, tell how they did, and remember it all.
+
+The studies are in `optuna.journal` in the sweep's folder, one for each training and space, so a command that
+is typed again goes on with its own. Each trial's run is an ordinary run of the sweep.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import optuna
+from filelock import FileLock, Timeout
+from hydra.core.override_parser.types import Override
+from hydra.core.utils import JobReturn, JobStatus
+from omegaconf import DictConfig
+from optuna.samplers import BaseSampler, RandomSampler, TPESampler
+from optuna.storages import JournalStorage
+from optuna.storages.journal import JournalFileBackend
+from optuna.trial import FrozenTrial, Trial, TrialState
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from dino_exp import cli
+from dino_exp.cli import Outcome
+from dino_exp.config.identity import identity, run_id
+from dino_exp.errors import UserError
+from launchers.launch import a_console, compose_all
+from launchers.space import Space, divide, latest, probes, typed
+
+JOURNAL = "optuna.journal"
+LOCK = ".search.lock"
+WAIT_SECONDS = 5
+"""Within which the loader's processes of a killed run let go of the lock."""
+RETRY_OF, REFUSED, RUN, OVERRIDES = "retry_of", "refused", "run", "overrides"
+"""What is noted beside a trial's values."""
+
+
+class Launcher(Protocol):
+    """Any of Hydra's."""
+
+    def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
+        """Train, and return how it went."""
+
+
+def search(
+    settings: Mapping[str, Any], config: DictConfig, overrides: Sequence[Override], launcher: Launcher
+) -> None:
+    """Do what `hydra/sweeper=optuna` asks for.
+
+    Args:
+        settings: as the fields of `OptunaSettings`.
+        config: Hydra's own of the sweep.
+        overrides: all that is not Hydra's, spaces among them.
+        launcher: trains the trials.
+
+    Raises:
+        SystemExit: no trial is complete, or the user has to mend something.
+    """
+    console, folder = a_console(), Path(config.hydra.sweep.dir)
+    try:
+        fixed, spaces = divide(latest(overrides))
+        with alone(folder):
+            first = compose_all(config, probes(fixed, spaces)[:1])[0]
+            study = open_study(folder / JOURNAL, study_name(first, spaces), settings)
+            searching = Search(study, settings, config, fixed, spaces, launcher, console)
+            try:
+                searching.run()
+            except KeyboardInterrupt:
+                console.print("Stopped. The same command goes on with the trials that have not ended.")
+                raise
+            finally:
+                console.print(summary(study, folder))
+    except UserError as error:
+        raise SystemExit(cli.refuse([str(error)])) from None
+    if not of_state(study, TrialState.COMPLETE):
+        raise SystemExit(cli.FAILED)
+
+
+@contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """Keep others from searching in the same folder: to them, this one's trials would seem dead."""
+    lock = FileLock(folder / LOCK)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock.acquire(timeout=WAIT_SECONDS)
+    except Timeout:
+        raise UserError(f"{folder}: another process is searching there; wait for it, or stop it.") from None
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise UserError(f"{folder}: cannot be written ({reason}); choose another output_root.") from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def study_name(first: DictConfig, spaces: Sequence[Space]) -> str:
+    """The keys, and a hash of the spaces and of all that the trials share.
+
+    Args:
+        first: the configuration with the first value of each space.
+    """
+    content = [identity(first), sorted(map(repr, spaces))]
+    digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+    return "-".join([*(space.key.rpartition(".")[2] for space in spaces), digest[:8]])
+
+
+def open_study(journal: Path, name: str, settings: Mapping[str, Any]) -> optuna.Study:
+    """The study of that name, with all that was found out before."""
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    mend(journal)
+    study = optuna.create_study(
+        storage=JournalStorage(JournalFileBackend(str(journal))),
+        study_name=name,
+        direction="maximize",
+        load_if_exists=True,
+    )
+    # the same numbers as at the start would propose the same trials as at the start
+    study.sampler = a_sampler(settings["sampler"], settings["seed"] + len(study.trials))
+    return study
+
+
+def mend(journal: Path) -> None:
+    """Cut off a last line that was never finished, which Optuna cannot read past."""
+    if journal.exists():
+        content = journal.read_bytes()
+        whole = content[: content.rfind(b"\n") + 1]
+        if whole != content:
+            with journal.open("r+b") as file:
+                file.truncate(len(whole))
+
+
+def a_sampler(name: str, seed: int) -> BaseSampler:
+    """What proposes the trials: tpe or random."""
+    if name == "random":
+        return RandomSampler(seed)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)  # in Optuna 4
+        # trials of a batch keep away from one another
+        return TPESampler(seed=seed, constant_liar=True)
+
+
+@dataclass(frozen=True)
+class Told:
+    """What Optuna is told about a trial."""
+
+    state: TrialState
+    knn_top1: float | None = None
+    """In percent; None unless the trial is complete."""
+    message: str = ""
+
+
+@dataclass
+class Search:
+    """The loop of one command."""
+
+    study: optuna.Study
+    settings: Mapping[str, Any]
+    config: DictConfig
+    """Hydra's own of the sweep."""
+    fixed: Sequence[str]
+    """The overrides that all trials share."""
+    spaces: Sequence[Space]
+    launcher: Launcher
+    console: Console
+    known: dict[str, Told] = field(default_factory=dict)
+    """How runs ended, by id; no run is trained twice."""
+    launched: int = 0
+
+    def run(self) -> None:
+        """Go on until `n_trials` have ended."""
+        for trial in self.study.trials:
+            if trial.state in (TrialState.COMPLETE, TrialState.PRUNED):
+                self.known[trial.user_attrs[RUN]] = Told(trial.state, trial.value)
+        self.take_up()
+        while self.remaining > 0:
+            batch = self.ask()
+            if batch:
+                self.train(batch)
+
+    @property
+    def remaining(self) -> int:
+        """Trials that have not ended yet, of all that were asked for."""
+        return int(self.settings["n_trials"]) - len(ended(self.study))
+
+    def take_up(self) -> None:
+        """Queue the trials that did not come to an end before, and those that failed.
+
+        What was running when the process died has a run directory with a checkpoint, so the same values are
+        proposed again instead of being lost; told as failed alone, they would also never be tried again.
+        """
+        for trial in of_state(self.study, TrialState.RUNNING):
+            self.study.tell(trial.number, state=TrialState.FAIL)
+        failed = [trial for trial in ended(self.study) if can_be_tried_again(trial)]
+        for trial in failed[: max(0, self.remaining + len(failed))]:
+            self.study.enqueue_trial(trial.params, user_attrs={RETRY_OF: trial.number})
+
+    def ask(self) -> dict[str, list[Trial]]:
+        """The trials to train next, by run id; those whose end is known are told at once."""
+        distributions = {space.key: space.distribution() for space in self.spaces}
+        batch: dict[str, list[Trial]] = {}
+        for _ in range(self.remaining):
+            if len(batch) == self.settings["n_jobs"]:
+                break
+            trial = self.study.ask(distributions)
+            trial.set_user_attr(OVERRIDES, self.overrides_of(trial))
+            try:
+                cfg = compose_all(self.config, [[*self.fixed, *self.overrides_of(trial)]])[0]
+            except UserError as error:  # values that do not go together
+                trial.set_user_attr(REFUSED, str(error))
+                self.tell(trial, Told(TrialState.FAIL, message=str(error)))
+                continue
+            name = run_id(cfg)
+            trial.set_user_attr(RUN, name)
+            if name in self.known:
+                self.tell(trial, self.known[name])
+            else:
+                batch.setdefault(name, []).append(trial)
+        return batch
+
+    def train(self, batch: Mapping[str, Sequence[Trial]]) -> None:
+        """Have a batch trained, and tell how it went."""
+        jobs = [[*self.fixed, *self.overrides_of(trials[0])] for trials in batch.values()]
+        returns = self.launcher.launch(jobs, self.launched)
+        self.launched += len(jobs)
+        outcomes = [each.return_value for each in returns if each.status == JobStatus.COMPLETED]
+        without_knn = None
+        for name, trials in batch.items():
+            outcome = outcome_of(name, outcomes)
+            self.known[name] = judge(outcome)
+            for trial in trials:
+                self.tell(trial, self.known[name])
+            if outcome.state == "finished" and outcome.knn_top1 is None:
+                without_knn = name
+        if without_knn:
+            raise UserError(
+                f"{without_knn}: has no k-NN accuracy, by which a search compares its runs; that needs "
+                "labelled held-out pictures: for folders, set data.val_root."
+            )
+
+    def overrides_of(self, trial: Trial) -> list[str]:
+        """The values of a trial as they are typed."""
+        return typed({space.key: space.text(trial.params[space.key]) for space in self.spaces})
+
+    def tell(self, trial: Trial, told: Told) -> None:
+        """Tell Optuna, and the user."""
+        trial.set_user_attr("message", told.message)
+        self.study.tell(trial, told.knn_top1, told.state)
+        how = "pruned, collapsed" if told.state == TrialState.PRUNED else told.message
+        if told.knn_top1 is not None:
+            how = f"k-NN {told.knn_top1:.1f} %"
+        line = f"Trial {trial.number}: {' '.join(self.overrides_of(trial))}: {how}"
+        self.console.print(Text(line), soft_wrap=True)
+
+
+def outcome_of(name: str, outcomes: Sequence[Outcome]) -> Outcome:
+    """How the run of that id ended; beside an older run, its folder's name has a number at its end."""
+    for outcome in outcomes:
+        if outcome.run_id == name or outcome.run_id.startswith(f"{name}-"):
+            return outcome
+    return Outcome(name, "lost", cli.FAILED, "the launcher does not know what became of it")
+
+
+def judge(outcome: Outcome) -> Told:
+    """What an outcome means for the search: a collapse is a bad result, a failure is none."""
+    verdict = outcome.message.removeprefix("finished before; ")
+    if outcome.state == "collapsed" or (outcome.state == "finished" and verdict.startswith("collapsed")):
+        return Told(TrialState.PRUNED, message=outcome.message)
+    knn = outcome.knn_top1
+    if outcome.state == "finished" and knn is not None and math.isfinite(knn):
+        return Told(TrialState.COMPLETE, knn, outcome.message)
+    why = (outcome.message.strip().splitlines() or [""])[-1]
+    return Told(TrialState.FAIL, message=f"{outcome.state}: {why}")
+
+
+def of_state(study: optuna.Study, *states: TrialState) -> list[FrozenTrial]:
+    """The trials in these states."""
+    return study.get_trials(states=states)
+
+
+def ended(study: optuna.Study) -> list[FrozenTrial]:
+    """The trials that count: those that have ended, less those that another one has replaced."""
+    replaced = {trial.user_attrs.get(RETRY_OF) for trial in study.trials}
+    over = of_state(study, TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
+    return [trial for trial in over if trial.number not in replaced]
+
+
+def can_be_tried_again(trial: FrozenTrial) -> bool:
+    """Whether a trial failed for a reason that may be gone."""
+    return trial.state == TrialState.FAIL and REFUSED not in trial.user_attrs
+
+
+def summary(study: optuna.Study, folder: Path) -> Table:
+    """The closing table."""
+    over = ended(study)
+    count = {state: sum(trial.state == state for trial in over) for state in TrialState}
+    rows = {"trials": f"{len(over)}, of them {count[TrialState.COMPLETE]} complete"}
+    if count[TrialState.COMPLETE]:
+        best = study.best_trial
+        rows["best k-NN"] = f"{best.value:.1f} % (trial {best.number})"
+        rows["best overrides"] = " ".join(best.user_attrs[OVERRIDES])
+        rows["its directory"] = str(folder / best.user_attrs[RUN])
+    rows["pruned (collapsed)"] = str(count[TrialState.PRUNED])
+    rows["failed"] = str(count[TrialState.FAIL])
+    rows["study"] = f"{study.study_name} in {folder / JOURNAL}"
+    shown = Table(title=f"Search {folder}", title_justify="left", show_header=False, box=None)
+    shown.add_column(style="dim", no_wrap=True)
+    shown.add_column(overflow="fold")
+    for name, value in rows.items():
+        shown.add_row(name, Text(value))
+    return shown

@@ -1,0 +1,242 @@
+"""What can be said about where a sweep's runs happen; the string below each field says what it means."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from importlib.util import find_spec
+from typing import Any
+
+import yaml
+from omegaconf import MISSING, DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from dino_exp.config.fields import choice, number
+from dino_exp.config.messages import closest, did_you_mean
+from dino_exp.config.schema import schema_of
+from dino_exp.config.validate import node_problems
+from dino_exp.errors import UserError
+
+SECRETS = re.compile("KEY|TOKEN|SECRET|PASSWORD")
+OWN_SBATCH = (
+    {"array", "error", "open-mode", "output", "requeue", "signal", "time", "job-name"}
+    | {"partition", "account", "qos", "constraint", "nodes", "ntasks-per-node", "gpus-per-node"}
+    | {"cpus-per-task", "mem"}
+)
+"""Parameters that the launcher sets itself, and relies on."""
+MOST_BARE_MINUTES = 1440
+
+
+@dataclass(kw_only=True)
+class LauncherSettings:
+    """What all launchers have."""
+
+    _target_: str = MISSING
+    runs_per_gpu: int = number(1, at_least=1)
+    """Runs that share one GPU at a time, each in a process of its own with its share of cores and GPU memory;
+    for networks too small to fill a GPU. On SLURM without GPUs: runs in one job."""
+    max_retries: int = number(2, at_least=0)
+    """Times that a failed run is tried again when the same sweep is typed again or resumed."""
+    detach: bool = False
+    """Come back as soon as everything is submitted, instead of waiting with a table."""
+    dry_run: bool = False
+    """Show what would happen, and submit nothing."""
+
+
+@dataclass(kw_only=True)
+class SlurmSettings(LauncherSettings):
+    """A SLURM cluster, one job array per sweep."""
+
+    _target_: str = "hydra_plugins.dino_exp_launchers.SlurmLauncher"
+    partition: str | None = None
+    """Partition; null is the site's default."""
+    account: str | None = None
+    """Account to charge; null is your default."""
+    qos: str | None = None
+    """Quality of service."""
+    constraint: str | None = None
+    """Features that nodes must have, e.g. a100|h100."""
+    time_limit: str = "24:00:00"
+    """Longest time of one attempt, in minutes, H:M:S or D-H:M:S; a run that needs longer saves, is requeued,
+    and goes on."""
+    nodes: int = number(1, at_least=1)
+    """Nodes of one run."""
+    gpus_per_node: int = number(1, at_least=0)
+    """GPUs of one run on each node, one process each; 0 trains on CPUs."""
+    tasks_per_node: int | None = number(None, at_least=1)
+    """Processes of one run on each node; null is one per GPU, or one without GPUs."""
+    cpus_per_task: int = number(8, at_least=1)
+    """Cores of each process; crops are prepared on them."""
+    memory_gb: float | None = number(None, above=0)
+    """Memory of one run on each node; null is the site's default."""
+    array_parallelism: int = number(256, at_least=1)
+    """Jobs of the sweep that run at one time, at most."""
+    grace_seconds: int = number(120, at_least=10)
+    """Seconds before the time limit at which a run is told to save and stop."""
+    max_requeues: int = number(100, at_least=0)
+    """Times that a job is put back into the queue after preemption or at its time limit."""
+    sbatch: dict[str, Any] = field(default_factory=dict)
+    """Further sbatch parameters by their long names: +hydra.launcher.sbatch.exclude=node7, or in a file
+    {reservation: mine, exclude: node7}."""
+    setup: list[str] = field(default_factory=list)
+    """Shell lines before the run starts, e.g. [module load cuda]. Everyone can read them: no passwords."""
+    python: str | None = None
+    """Command that starts Python in a job, where it is not this environment's, e.g. inside a container:
+    apptainer exec --nv /images/dino.sif python."""
+
+
+@dataclass(kw_only=True)
+class LocalSettings(LauncherSettings):
+    """This machine: a queue over its GPUs, or over groups of its cores."""
+
+    _target_: str = "hydra_plugins.dino_exp_launchers.LocalLauncher"
+    runs_at_once: int | None = number(None, at_least=1)
+    """Runs at one time, which share the cores; null is the visible GPUs times runs_per_gpu, or without GPUs
+    one per core."""
+
+
+SETTINGS: dict[str, type[LauncherSettings]] = {"slurm": SlurmSettings, "local": LocalSettings}
+
+
+@dataclass(kw_only=True)
+class OptunaSettings:
+    """A search for the best k-NN accuracy, instead of a grid."""
+
+    _target_: str = "hydra_plugins.dino_exp_launchers.OptunaSweeper"
+    n_trials: int = number(20, at_least=1)
+    """Trials in all, those of earlier times that the same command was typed included. Pruned and failed ones
+    count, but a failed one is tried again the next time."""
+    n_jobs: int = number(1, at_least=1)
+    """Trials at one time; the next ones are proposed when all of them have ended. With fewer, each proposal
+    knows more; with Hydra's basic launcher they run one after another anyway."""
+    sampler: str = choice("tpe", ("tpe", "random"))
+    """What proposes values: tpe is Optuna's tree-structured Parzen estimator, at random for its first 10
+    trials."""
+    seed: int = number(0, at_least=0)
+    """Of the sampler."""
+    params: dict[str, Any] = field(default_factory=dict)
+    """The space, in a file: loss.teacher_temp: interval(0.02,0.2). What is typed wins."""
+
+
+def search_problems(launcher: Mapping[str, Any]) -> Iterator[str]:
+    """What keeps a search from working with a launcher's settings, one line each."""
+    if find_spec("optuna") is None:
+        yield "hydra/sweeper = optuna: Optuna is not installed; pip install 'dino-exp[optuna]'."
+    for name in ("detach", "dry_run"):
+        if launcher.get(name):
+            yield (
+                f"hydra.launcher.{name} = true: not with hydra/sweeper=optuna, which waits for its trials "
+                "because the next ones depend on them; leave it out."
+            )
+
+
+def with_changes(launcher: str, settings: Mapping[str, Any], changes: Sequence[str]) -> dict[str, Any]:
+    """Settings with some of them changed, checked as on the command line.
+
+    Args:
+        launcher: slurm or local.
+        settings: as the fields of its settings class.
+        changes: `key=value`.
+
+    Raises:
+        UserError: an unknown key, or a value that cannot be.
+    """
+    node = OmegaConf.merge(OmegaConf.structured(SETTINGS[launcher]), dict(settings))
+    for change in changes:
+        key, equals, value = change.partition("=")
+        name = key.partition(".")[0]
+        if not equals or name not in node:
+            near = did_you_mean(closest(name, [str(known) for known in node]))
+            raise UserError(f"{change}: must be key=value with a key of hydra.launcher{near or '.'}")
+        is_text = str(type_of(node, name)).startswith("str")  # YAML would make a number of 8:00:00
+        try:
+            content = value if is_text and value != "null" else yaml.safe_load(value)
+            OmegaConf.update(node, key, content, force_add=name == "sbatch")
+        except (OmegaConfBaseException, yaml.YAMLError) as error:
+            raise UserError(f"{change}: {str(error).splitlines()[0]}.") from None
+    assert isinstance(node, DictConfig)
+    found = [problem for _, problem in node_problems("hydra.launcher.", node, node)] or list(problems(node))
+    if found:
+        raise UserError("\n".join(found))
+    content = OmegaConf.to_container(node, resolve=True)
+    assert isinstance(content, dict)
+    return {str(key): value for key, value in content.items()}
+
+
+def type_of(node: Any, name: str) -> Any:
+    """The annotation of a setting."""
+    return next(each.type for each in fields(schema_of(node)) if each.name == name)
+
+
+def minutes(time_limit: str) -> int:
+    """SLURM's ways to write a duration, in minutes: M, M:S, H:M:S, D-H, D-H:M, D-H:M:S.
+
+    Raises:
+        UserError: it is none of them, or no time at all.
+    """
+    text = str(time_limit)
+    if text.isdecimal() and int(text) > MOST_BARE_MINUTES:
+        raise UserError(
+            f"hydra.launcher.time_limit = {text}: minutes? YAML reads 8:00:00 as 28800; write D-H:M:S, e.g. "
+            "0-08:00:00, which cannot be misread."
+        )
+    days, dash, rest = text.rpartition("-")
+    parts = rest.split(":")
+    fits = (not dash or days.isdecimal()) and all(part.isdecimal() for part in parts) and len(parts) <= 3
+    if fits:
+        numbers = [int(part) for part in parts]
+        if dash:
+            hours, minute, second = (*numbers, 0, 0)[:3]
+        elif len(numbers) == 3:
+            hours, minute, second = numbers
+        else:
+            hours, (minute, second) = 0, (*numbers, 0)[:2]
+        total = (int(days or 0) * 24 + hours) * 60 + minute + -(-second // 60)
+        if total:
+            return total
+    raise UserError(
+        f"hydra.launcher.time_limit = {text}: not a duration; write minutes, H:M:S or D-H:M:S, e.g. 4:00:00."
+    )
+
+
+def problems(settings: Any) -> Iterator[str]:
+    """What cannot work, one line each; every value by itself is within its bounds already."""
+    if "partition" not in settings:
+        return
+    try:
+        limit = minutes(settings.time_limit)
+        if settings.grace_seconds >= 60 * limit:
+            yield (
+                f"hydra.launcher.grace_seconds = {settings.grace_seconds}: must be shorter than "
+                f"hydra.launcher.time_limit = {settings.time_limit}."
+            )
+    except UserError as error:
+        yield str(error)
+    processes = settings.nodes * tasks_per_node(settings)
+    if settings.runs_per_gpu > 1 and processes > 1:
+        yield (
+            f"hydra.launcher.runs_per_gpu = {settings.runs_per_gpu}: runs that share a GPU have one process, "
+            f"but nodes, gpus_per_node and tasks_per_node give {processes}; set them to 1."
+        )
+    extra = [f"{key}={value}" for key, value in settings.sbatch.items()]
+    for key, lines in {"setup": settings.setup, "sbatch": extra, "python": [settings.python or ""]}.items():
+        if any(SECRETS.search(line) for line in lines):
+            yield (
+                f"hydra.launcher.{key}: has KEY, TOKEN, SECRET or PASSWORD in it, and others can read job "
+                "scripts; keep such things in your environment or in ~/.netrc, which jobs see too."
+            )
+    for key in settings.sbatch:
+        if str(key).replace("_", "-") in OWN_SBATCH:
+            yield f"hydra.launcher.sbatch.{key}: the launcher sets this itself; see its own keys in --help."
+    if not settings.dry_run and shutil.which("sbatch") is None:
+        yield (
+            "hydra/launcher = slurm: there is no sbatch here; type this on a login node of the cluster, or "
+            "take hydra/launcher=local (hydra.launcher.dry_run=true works anywhere)."
+        )
+
+
+def tasks_per_node(settings: Any) -> int:
+    """Processes of one run on each node."""
+    return int(settings.tasks_per_node or max(1, settings.gpus_per_node))

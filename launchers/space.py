@@ -1,0 +1,153 @@
+"""The space of a search, in Hydra's override grammar: intervals, ranges, and lists of choices.
+
+`interval(0.02,0.2)` is a number between its ends, `tag(log,interval(1e-5,1e-2))` one whose logarithm is,
+`int(interval(1,8))` a whole one; `range(...)` and lists are as in a grid.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from hydra.core.override_parser.types import ChoiceSweep, IntervalSweep, Override, RangeSweep
+
+from dino_exp.errors import UserError
+
+if TYPE_CHECKING:
+    from optuna.distributions import BaseDistribution
+
+DIGITS = 6
+TAGS = {"log", "int"}
+
+
+@dataclass(frozen=True)
+class Choices:
+    """One of a list of values."""
+
+    key: str
+    values: tuple[str, ...]
+    """As they are typed."""
+
+    def probes(self) -> list[str]:
+        """The values that stand for all when a command line is checked."""
+        return list(self.values)
+
+    def text(self, value: Any) -> str:
+        """A proposed value as it is typed."""
+        return str(value)
+
+    def distribution(self) -> BaseDistribution:
+        """The same for Optuna."""
+        from optuna.distributions import CategoricalDistribution
+
+        return CategoricalDistribution(self.values)
+
+
+@dataclass(frozen=True)
+class Numbers:
+    """A number from `low` to `high`, both included."""
+
+    key: str
+    low: float
+    high: float
+    whole: bool = False
+    log: bool = False
+    step: float | None = None
+
+    def probes(self) -> list[str]:
+        """The ends."""
+        return list(dict.fromkeys([self.text(self.low), self.text(self.high)]))
+
+    def text(self, value: Any) -> str:
+        """As many digits as a person wants to read; rounding must not leave the space."""
+        if self.whole:
+            return str(int(value))
+        return str(min(max(float(f"{value:.{DIGITS}g}"), self.low), self.high))
+
+    def distribution(self) -> BaseDistribution:
+        """The same for Optuna."""
+        from optuna.distributions import FloatDistribution, IntDistribution
+
+        if self.whole:
+            return IntDistribution(int(self.low), int(self.high), log=self.log, step=int(self.step or 1))
+        return FloatDistribution(self.low, self.high, log=self.log, step=self.step)
+
+
+Space = Choices | Numbers
+
+
+def latest(overrides: Sequence[Override]) -> list[Override]:
+    """One override per key; what is typed comes after a file's and wins."""
+    return list({override.get_key_element(): override for override in overrides}.values())
+
+
+def divide(overrides: Sequence[Override]) -> tuple[list[str], list[Space]]:
+    """The overrides that all trials share, as they were typed, and the space of the others.
+
+    Raises:
+        UserError: a space that nothing can be taken from.
+    """
+    fixed = [str(override.input_line) for override in overrides if not override.is_sweep_override()]
+    return fixed, [space_of(override) for override in overrides if override.is_sweep_override()]
+
+
+def space_of(override: Override) -> Space:
+    """What a swept override allows; a `UserError` where that is nothing."""
+    key, text, value = override.get_key_element(), override.input_line, override.value()
+    allowed = TAGS if isinstance(value, IntervalSweep) else set()
+    unknown = sorted(getattr(value, "tags", set()) - allowed)
+    if unknown:
+        raise UserError(f"{text}: tag {unknown[0]} means nothing here; intervals have log and int.")
+    if isinstance(value, IntervalSweep):
+        return _interval(key, str(text), value)
+    if isinstance(value, RangeSweep):
+        return _range(key, str(text), override)
+    if isinstance(value, ChoiceSweep):  # a study keeps its choices in one order
+        override = replace(override, _value=replace(value, shuffle=False))
+    values = tuple(dict.fromkeys(override.sweep_string_iterator()))
+    if not values:
+        raise UserError(f"{text}: an empty list; give values to choose from.")
+    return Choices(key, values)
+
+
+def _interval(key: str, text: str, value: IntervalSweep) -> Numbers:
+    low, high = value.start, value.end
+    if low is None or high is None or not (math.isfinite(low) and math.isfinite(high)):
+        raise UserError(f"{text}: an interval needs two finite ends.")
+    whole, log = "int" in value.tags or (isinstance(low, int) and isinstance(high, int)), "log" in value.tags
+    if whole:
+        low, high = math.ceil(low), math.floor(high)
+    if low >= high:
+        raise UserError(f"{text}: the first end of an interval must be below the second.")
+    if log and low <= 0:
+        raise UserError(f"{text}: tag log needs an interval above 0.")
+    return Numbers(key, low, high, whole, log)
+
+
+def _range(key: str, text: str, override: Override) -> Numbers:
+    sweep: Any = override.value()
+    if not sweep.step:
+        raise UserError(f"{text}: the step of a range cannot be 0.")
+    values = list(replace(sweep, shuffle=False).range())
+    if not values:
+        raise UserError(f"{text}: an empty range.")
+    whole = all(isinstance(value, int) for value in values)
+    ends = sorted([values[0], values[-1]])
+    if not whole:
+        ends = [float(f"{end:.{DIGITS}g}") for end in ends]
+    return Numbers(key, ends[0], ends[1], whole, step=abs(sweep.step))
+
+
+def probes(fixed: Sequence[str], spaces: Sequence[Space]) -> list[list[str]]:
+    """Trials that show what is wrong with a space: the first value of each key, and each other value or end
+    of one key at a time."""
+    first = {space.key: space.probes()[0] for space in spaces}
+    others = [first | {space.key: text} for space in spaces for text in space.probes()[1:]]
+    return [[*fixed, *typed(values)] for values in [first, *others]]
+
+
+def typed(values: dict[str, str]) -> list[str]:
+    """Values as overrides."""
+    return [f"{key}={text}" for key, text in values.items()]

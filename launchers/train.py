@@ -1,0 +1,48 @@
+"""One process of one run, from the configuration in its run directory: `python -m launchers.train DIRECTORY`.
+
+Launchers start it; nothing is composed here, so that all processes and attempts train the same.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from omegaconf import DictConfig, OmegaConf
+
+from dino_exp.cli import attempt
+from dino_exp.processes import Processes
+
+
+def main() -> int:
+    """Train; returns the exit code of `train.py`."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("directory", type=Path)
+    parser.add_argument("--share", type=int, default=1, help="runs that share this run's GPU")
+    arguments = parser.parse_args()
+    directory: Path = arguments.directory.resolve()
+    cfg = OmegaConf.load(directory / "config.yaml")
+    assert isinstance(cfg, DictConfig)
+    from dino_exp import distributed  # torch comes last, when all else is in order
+
+    if arguments.share > 1:
+        take_share_of_memory(1 / arguments.share)
+    processes = Processes.of()
+    if processes.count == 1:
+        return attempt(cfg, directory, directory.parent.name).exit_code
+    with distributed.joined(processes):
+        outcome = attempt(cfg, directory, directory.parent.name)
+    distributed.leave(outcome.exit_code)
+
+
+def take_share_of_memory(share: float) -> None:
+    """Fail in this run, and not in its neighbours, when it needs more GPU memory than its share."""
+    import torch
+
+    if torch.cuda.is_available():
+        torch.cuda.set_per_process_memory_fraction(share)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

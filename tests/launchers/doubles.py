@@ -1,0 +1,176 @@
+"""What the launchers' tests put in place of the outside, and how they look at a sweep."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+import time
+from collections.abc import Callable, Iterable, Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig
+
+from dino_exp import cli
+from dino_exp.config.compose import compose
+from dino_exp.config.identity import run_id
+from dino_exp.run_directory import RunDirectory
+from launchers import sweep, worker
+from launchers.__main__ import main as launchers
+from launchers.manifest import Manifest
+from launchers.settings import with_changes
+from launchers.sweep import Submission, Wanted
+
+SWEEP = Path("outputs/debug_sweep_seed")
+HERE = Path(__file__).parent
+PYTHON = sys.executable
+COMMANDS = ("sbatch", "squeue", "sacct", "scontrol", "scancel", "srun")
+ON_SLURM = ("-m", "experiment=debug", "hydra/launcher=slurm", "hydra.launcher.detach=true")
+LOCALLY = ("-m", "experiment=debug", "hydra/launcher=local")
+
+
+def install(script: Path, place: Path) -> None:
+    """A script as a command; it starts quickly, without the environment's packages."""
+    place.write_text(f"#!{PYTHON} -SE\n{script.read_text()}")
+    place.chmod(0o755)
+
+
+class Cluster:
+    """The fake SLURM of one test: what it was asked, and what it answers."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.file = folder / "cluster.json"
+        folder.mkdir()
+        content = {"jobs": {}, "next": 100, "max_array_size": 1001, "room": None, "down": False}
+        self.file.write_text(json.dumps({**content, "calls": [], "scripts": {}}))
+        for command in COMMANDS:
+            install(HERE / "fake_slurm.py", folder / command)
+        git = shutil.which("git")
+        if git:
+            (folder / "git").symlink_to(git)
+
+    def read(self) -> dict[str, Any]:
+        """All of `cluster.json`."""
+        content: dict[str, Any] = json.loads(self.file.read_text())
+        return content
+
+    def set(self, **changes: Any) -> None:
+        """Change parts of `cluster.json`."""
+        self.file.write_text(json.dumps(self.read() | changes))
+
+    def move(self, jobs: Mapping[str, str]) -> None:
+        """Give jobs other states."""
+        self.set(jobs=self.read()["jobs"] | jobs)
+
+    def calls(self, command: str) -> list[list[str]]:
+        """The arguments of each call of a command."""
+        return [words[1:] for words in self.read()["calls"] if words[0] == command]
+
+    def forget_calls(self) -> None:
+        """So that the next ones stand alone."""
+        self.set(calls=[])
+
+    def script(self, job: str) -> str:
+        """What sbatch was given."""
+        return str(self.read()["scripts"][job.partition("_")[0]])
+
+    def without(self, *commands: str) -> None:
+        """Take commands away."""
+        for command in commands:
+            (self.folder / command).unlink()
+
+
+def dino(*argv: str) -> int:
+    """`train.py` with a command line; its exit code."""
+    try:
+        return cli.main(argv)
+    except SystemExit as leaving:
+        return int(leaving.code or 0)
+
+
+class Played:
+    """A folder of runs that do what they are told instead of training."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        folder.mkdir()
+
+    def run(self, name: str, do: str) -> RunDirectory:
+        """A run that has been submitted, and what it does; see `fake_python.py`."""
+        directory = RunDirectory(self.folder / name)
+        directory.mark(state="pending")
+        (directory.path / "do").write_text(do)
+        return directory
+
+
+@cache
+def config(seed: int) -> DictConfig:
+    """Of one run; composing takes longer than all that is tested with it."""
+    return compose(["experiment=debug", f"trainer.seed={seed}"])
+
+
+def submit(seeds: Iterable[int], *changes: str, launcher: str = "slurm") -> Submission:
+    """What `train.py` does with a checked sweep over trainer.seed and changed keys of hydra.launcher."""
+    settings = with_changes(launcher, {}, changes)
+    runs = [Wanted(run_id(config(seed)), (f"trainer.seed={seed}",), config(seed)) for seed in seeds]
+    return sweep.submit(SWEEP, launcher, settings, runs)
+
+
+def resume(*changes: str) -> int:
+    """`python -m launchers resume` for the sweep."""
+    return launchers(["resume", str(SWEEP), *changes])
+
+
+def the_sweep() -> Manifest:
+    """The sweep's manifest as it is now."""
+    return Manifest.load(SWEEP)
+
+
+def directory(seed: int) -> RunDirectory:
+    """That of one run of the sweep."""
+    return RunDirectory(SWEEP / run_id(config(seed)))
+
+
+def mark(seed: int, **status: Any) -> RunDirectory:
+    """Say in a run's own status what has become of it."""
+    directory(seed).mark(**status)
+    return directory(seed)
+
+
+def jobs() -> dict[int, list[str]]:
+    """All jobs that each seed has had."""
+    manifest = the_sweep()
+    return {seed: manifest.runs[name].jobs for seed, name in by_seed(manifest).items()}
+
+
+def by_seed(manifest: Manifest) -> dict[int, str]:
+    """The names of the runs of a sweep over trainer.seed."""
+    return {
+        int(override.partition("=")[2]): name
+        for name, entry in manifest.runs.items()
+        for override in entry.overrides
+        if override.startswith("trainer.seed=")
+    }
+
+
+def trained_by(manifest: Manifest, job: str) -> list[str]:
+    """The runs that a job will train when it starts: what lies in its pickle."""
+    from submitit.core.utils import DelayedSubmission
+
+    call = DelayedSubmission.load(manifest.folder / "jobs" / f"{job}_submitted.pkl")
+    folder, names, _ = call.args
+    assert call.function is worker.work
+    assert Path(folder) == manifest.folder.resolve()
+    return list(names)
+
+
+def wait_until(true: Callable[[], object]) -> None:
+    """Fail if it does not come about in half a minute."""
+    for _ in range(1500):
+        if true():
+            return
+        time.sleep(0.02)
+    raise AssertionError("it did not come about")

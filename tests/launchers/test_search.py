@@ -1,0 +1,455 @@
+"""The search by Optuna: its loop against a launcher that only pretends, its checks, and once for real."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import optuna
+import pytest
+from filelock import FileLock
+from hydra.core.utils import JobReturn, JobStatus
+from omegaconf import OmegaConf
+from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.storages import JournalStorage
+from optuna.storages.journal import JournalFileBackend
+from optuna.trial import FrozenTrial, TrialState
+
+from dino_exp import cli
+from dino_exp.cli import Outcome
+from dino_exp.config.compose import check, compose
+from dino_exp.config.identity import run_id
+from dino_exp.config.loader import loader
+from dino_exp.errors import UserError
+from launchers import search as search_module
+from launchers import settings as settings_module
+from launchers.search import JOURNAL, LOCK, search
+from launchers.space import probes, space_of
+
+ROOT = Path(__file__).resolve().parents[2]
+TEMPERATURE = "loss.teacher_temp=tag(log,interval(0.01,0.09))"
+MOMENTUM = "loss.center_momentum=choice(0,0.9,0.99)"
+FIXED = ["experiment=debug", "trainer.epochs=3"]
+
+COMPLETE, PRUNED, FAIL = TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL
+
+
+class Killed(BaseException):
+    """Stands for SIGKILL: nothing is written down any more."""
+
+
+class FakeLauncher:
+    """Trains nothing, and answers in another order than it was asked, as a sweep's manifest has its own.
+
+    Args:
+        train: state, message and k-NN of a job, from its overrides.
+    """
+
+    def __init__(self, train: Callable[[dict[str, str]], tuple[str, str, float | None]]) -> None:
+        self.train = train
+        self.batches: list[list[list[str]]] = []
+        self.first_jobs: list[int] = []
+
+    @property
+    def jobs(self) -> list[list[str]]:
+        return [job for batch in self.batches for job in batch]
+
+    def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> list[JobReturn]:
+        self.batches.append([list(overrides) for overrides in job_overrides])
+        self.first_jobs.append(initial_job_idx)
+        returns = []
+        for overrides in job_overrides:
+            state, message, knn = self.train(dict(word.split("=", 1) for word in overrides))
+            returned = JobReturn(status=JobStatus.COMPLETED)
+            returned.return_value = Outcome(run_id(compose(overrides)), state, 0, message, knn)
+            returns.append(returned)
+        return returns[::-1]
+
+
+def well(values: dict[str, str]) -> tuple[str, str, float | None]:
+    """Every run is healthy, and better the higher its temperature."""
+    return "finished", "healthy", 1000 * float(values.get("loss.teacher_temp", 0))
+
+
+def run_search(folder: Path, launcher: FakeLauncher, overrides: Sequence[str], **changes: Any) -> None:
+    settings = {"n_trials": 12, "n_jobs": 1, "sampler": "random", "seed": 0} | changes
+    config = OmegaConf.create({"hydra": {"sweep": {"dir": str(folder)}, "runtime": {"config_sources": []}}})
+    search(settings, config, [loader(None).parse(text) for text in overrides], launcher)
+
+
+def studies(folder: Path) -> list[optuna.Study]:
+    storage = JournalStorage(JournalFileBackend(str(folder / JOURNAL)))
+    return [
+        optuna.load_study(study_name=name, storage=storage) for name in optuna.get_all_study_names(storage)
+    ]
+
+
+def trials(folder: Path) -> list[FrozenTrial]:
+    (study,) = studies(folder)
+    return study.trials
+
+
+# ---- the space ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "distribution", "shown"),
+    [
+        ("a.b=interval(0.02,0.2)", FloatDistribution(0.02, 0.2), ["0.02", "0.2"]),
+        ("a.b=tag(log, interval(1e-5,1e-2))", FloatDistribution(1e-5, 1e-2, log=True), ["1e-05", "0.01"]),
+        ("a.b=int(interval(1,8))", IntDistribution(1, 8), ["1", "8"]),
+        ("a.b=tag(int, log, interval(1.5,8))", IntDistribution(2, 8, log=True), ["2", "8"]),
+        ("a.b=choice(0,0.9,0.99)", CategoricalDistribution(("0", "0.9", "0.99")), ["0", "0.9", "0.99"]),
+        ("a.b=shuffle(x,1,y,x)", CategoricalDistribution(("x", "1", "y")), ["x", "1", "y"]),
+        ("a.b=range(10,1,-3)", IntDistribution(4, 10, step=3), ["4", "10"]),
+        ("a.b=range(0.1,0.5,0.1)", FloatDistribution(0.1, 0.4, step=0.1), ["0.1", "0.4"]),
+    ],
+)
+def test_grammar(text: str, distribution: Any, shown: list[str]) -> None:
+    space = space_of(loader(None).parse(text))
+    assert space.distribution() == distribution
+    assert space.probes() == shown
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "a=interval(2,1)",
+        "a=interval(0,inf)",
+        "a=tag(log,interval(0,1))",
+        "a=tag(lgo,interval(1,2))",
+        "a=tag(log,choice(1,2))",
+        "a=range(3,1)",
+        "a=range(0,1,0)",
+    ],
+)
+def test_empty_spaces(text: str) -> None:
+    with pytest.raises(UserError, match="a="):
+        space_of(loader(None).parse(text))
+
+
+def test_rounding_does_not_leave_the_space() -> None:
+    space = space_of(loader(None).parse("a=interval(0.02123456789,0.123456789)"))
+    assert [space.text(value) for value in (0.1234567889, 0.0212345679, 0.05)] == [
+        "0.123456789",
+        "0.0212346",
+        "0.05",
+    ]
+
+
+def test_probes_vary_one_key_at_a_time() -> None:
+    spaces = [space_of(loader(None).parse(text)) for text in ("a=interval(1,2)", "b=x,y,z")]
+    assert probes(["c=1"], spaces) == [
+        ["c=1", "a=1.0", "b=x"],
+        ["c=1", "a=2.0", "b=x"],
+        ["c=1", "a=1.0", "b=y"],
+        ["c=1", "a=1.0", "b=z"],
+    ]
+
+
+# ---- the loop -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("sampler", ["tpe", "random"])
+def test_proposals_stay_within_the_space(tmp_path: Path, sampler: str) -> None:
+    launcher = FakeLauncher(well)
+    spaces = [TEMPERATURE, MOMENTUM, "trainer.seed=range(1,10,4)", "trainer.batch_size=int(interval(8,64))"]
+    run_search(tmp_path, launcher, [*FIXED, *spaces], n_trials=12, n_jobs=5, sampler=sampler)
+    assert [len(batch) for batch in launcher.batches] == [5, 5, 2]
+    assert launcher.first_jobs == [0, 5, 10]
+    temperatures = []
+    for job in launcher.jobs:
+        assert job[:2] == FIXED
+        values = dict(word.split("=") for word in job)
+        temperatures.append(float(values["loss.teacher_temp"]))
+        assert values["loss.center_momentum"] in ("0", "0.9", "0.99")
+        assert values["trainer.seed"] in ("1", "5", "9")
+        assert 8 <= int(values["trainer.batch_size"]) <= 64
+    assert 0.01 <= min(temperatures) < max(temperatures) <= 0.09
+    assert len(set(temperatures)) == 12
+    # each trial has its own result, although the launcher turned them round
+    assert {trial.value for trial in trials(tmp_path)} == {1000 * value for value in temperatures}
+    assert all(
+        f"loss.teacher_temp={trial.value / 1000:.6g}" in trial.user_attrs["overrides"]
+        for trial in trials(tmp_path)
+    )
+
+
+ENDS = {
+    "0": ("finished", "healthy, k-NN 40.0 %", 40.0, COMPLETE),
+    "1": ("finished before", "finished before; slow", 60.0, COMPLETE),
+    "2": ("collapsed", "collapsed-uniform, k-NN 12.0 %", 12.0, PRUNED),
+    "3": ("finished", "collapsed-one-hot, k-NN 90.0 %", 90.0, PRUNED),
+    "4": ("finished", "finished before; collapsed-one-hot", 90.0, PRUNED),
+    "5": ("failed", "Traceback\nRuntimeError: out of memory", None, FAIL),
+    "6": ("lost", "the job is gone", None, FAIL),
+    "7": ("finished", "healthy", float("nan"), FAIL),
+}
+
+
+def test_what_optuna_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def train(values: dict[str, str]) -> tuple[str, str, float | None]:
+        state, message, knn, _ = ENDS[values["trainer.seed"]]
+        return state.removesuffix(" before"), message, knn
+
+    # more trials than there are values, so that each value comes up; none is trained twice
+    launcher = FakeLauncher(train)
+    run_search(tmp_path, launcher, [*FIXED, "trainer.seed=range(0,8)"], n_trials=60, n_jobs=3)
+    assert len(launcher.jobs) == len({tuple(job) for job in launcher.jobs}) == 8
+    told = trials(tmp_path)
+    assert len(told) == 60
+    for trial in told:
+        _, _, knn, state = ENDS[str(trial.params["trainer.seed"])]
+        assert (trial.state, trial.value) == (state, knn if state == COMPLETE else None)
+    (study,) = studies(tmp_path)
+    assert (study.best_value, study.best_params) == (60.0, {"trainer.seed": 1})
+    printed = capsys.readouterr().out
+    count = {state: sum(trial.state == state for trial in told) for state in TrialState}
+    rows = {" ".join(line.split()) for line in printed.splitlines()}
+    assert f"trials 60, of them {count[COMPLETE]} complete" in rows
+    assert {f"pruned (collapsed) {count[PRUNED]}", f"failed {count[FAIL]}"} <= rows
+    assert "best overrides trainer.seed=1" in rows
+    assert "trainer.seed=5: failed: RuntimeError: out of memory" in printed
+
+
+def test_none_complete(tmp_path: Path) -> None:
+    launcher = FakeLauncher(lambda values: ("failed", "no", None))
+    with pytest.raises(SystemExit) as exit_code:
+        run_search(tmp_path, launcher, [*FIXED, TEMPERATURE], n_trials=2)
+    assert exit_code.value.code == 1
+    assert len(launcher.jobs) == 2
+
+
+def test_without_knn(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    launcher = FakeLauncher(
+        lambda values: ("finished", "healthy", None if values["trainer.seed"] == "0" else 5.0)
+    )
+    with pytest.raises(SystemExit) as exit_code:
+        run_search(tmp_path, launcher, [*FIXED, "trainer.seed=0,1"], n_trials=9, n_jobs=2)
+    assert exit_code.value.code == 2
+    assert "has no k-NN accuracy" in capsys.readouterr().err
+    assert len(launcher.batches) == 1
+    assert {trial.state for trial in trials(tmp_path)} == {COMPLETE, FAIL}
+
+
+def test_goes_on_after_a_kill_in_the_middle_of_a_batch(tmp_path: Path) -> None:
+    def kill_in_third_batch(values: dict[str, str]) -> tuple[str, str, float | None]:
+        if len(dying.batches) == 3:
+            raise Killed
+        return well(values)
+
+    dying = FakeLauncher(kill_in_third_batch)
+    command = [*FIXED, TEMPERATURE, MOMENTUM]
+    with pytest.raises(Killed):
+        run_search(tmp_path, dying, command, n_trials=8, n_jobs=2)
+    with (tmp_path / JOURNAL).open("a") as journal:
+        journal.write('{"op_code":5,"worker')  # and another process in the middle of a line
+    again = FakeLauncher(well)
+    run_search(tmp_path, again, command, n_trials=8, n_jobs=2)
+    assert again.batches[0] == dying.batches[2]
+    assert [len(batch) for batch in again.batches] == [2, 2]
+    trained = [tuple(job) for job in [*dying.batches[0], *dying.batches[1], *again.jobs]]
+    assert len(set(trained)) == len(trained) == 8
+    assert sum(trial.state == COMPLETE for trial in trials(tmp_path)) == 8
+    nothing = FakeLauncher(well)
+    run_search(tmp_path, nothing, command, n_trials=8, n_jobs=2)
+    assert nothing.batches == []
+
+
+def test_failed_trials_are_tried_again_next_time_and_more_can_be_asked_for(tmp_path: Path) -> None:
+    def fail_some(values: dict[str, str]) -> tuple[str, str, float | None]:
+        return ("failed", "no", None) if float(values["loss.teacher_temp"]) < 0.05 else well(values)
+
+    command = [*FIXED, "loss.teacher_temp=interval(0.01,0.09)"]
+    first, second, third = FakeLauncher(fail_some), FakeLauncher(well), FakeLauncher(well)
+    run_search(tmp_path, first, command, n_trials=6)
+    failed = [job for job in first.jobs if float(job[-1].partition("=")[2]) < 0.05]
+    assert 0 < len(failed) < len(first.jobs) == 6
+    run_search(tmp_path, second, command, n_trials=6)
+    assert second.jobs == failed
+    run_search(tmp_path, third, command, n_trials=9)
+    assert len(third.jobs) == 3
+    assert not {tuple(job) for job in third.jobs} & {tuple(job) for job in first.jobs}
+    assert sum(trial.state == COMPLETE for trial in trials(tmp_path)) == 9
+
+
+def test_values_that_do_not_go_together_are_not_launched(tmp_path: Path) -> None:
+    launcher, again = FakeLauncher(well), FakeLauncher(well)
+    command = [*FIXED, TEMPERATURE, "trainer.batch_size=30,32", "trainer.accumulate=1,4"]
+    run_search(tmp_path, launcher, command, n_trials=12)
+    refused = [trial for trial in trials(tmp_path) if trial.state == FAIL]
+    assert refused
+    assert {trial.params["trainer.batch_size"] + trial.params["trainer.accumulate"] for trial in refused} == {
+        "304"
+    }
+    assert len(launcher.jobs) == 12 - len(refused)
+    run_search(tmp_path, again, command, n_trials=12)
+    assert again.jobs == []
+    assert len(trials(tmp_path)) == 12
+
+
+def test_another_command_is_another_study(tmp_path: Path) -> None:
+    for command in (
+        [*FIXED, TEMPERATURE],
+        ["experiment=debug", "trainer.epochs=4", TEMPERATURE],
+        [*FIXED, "loss.teacher_temp=interval(0.01,0.09)"],
+    ):
+        launcher = FakeLauncher(well)
+        run_search(tmp_path, launcher, command, n_trials=2)
+        assert len(launcher.jobs) == 2
+    assert [len(study.trials) for study in studies(tmp_path)] == [2, 2, 2]
+
+
+def test_one_search_per_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(search_module, "WAIT_SECONDS", 0)
+    launcher = FakeLauncher(well)
+    with FileLock(tmp_path / LOCK), pytest.raises(SystemExit) as exit_code:
+        run_search(tmp_path, launcher, [*FIXED, TEMPERATURE])
+    assert exit_code.value.code == 2
+    assert "another process is searching there" in capsys.readouterr().err
+    assert launcher.batches == []
+
+
+# ---- the checks ---------------------------------------------------------------------------------
+
+SEARCH = ["-m", "hydra/sweeper=optuna", "experiment=debug"]
+
+
+@pytest.mark.parametrize(
+    ("line", "error"),
+    [
+        ("loss.teacher_tmp=interval(0,1)", "loss.teacher_tmp: no such key; did you mean loss.teacher_temp?"),
+        (
+            "loss.teacher_temp=interval(-0.1,0.2)",
+            "loss.teacher_temp = -0.1: must be at least 0 (the paper uses 0.02–0.07; 0 is a hard argmax). "
+            "(run loss.teacher_temp=-0.1)",
+        ),
+        (
+            "loss.teacher_temp=0.02,0.04 loss.center_momentum=choice(0,0.9,1)",
+            "loss.center_momentum = 1.0: must be at least 0 and below 1 (the paper uses 0.9; 0.999 "
+            "collapses). (run loss.teacher_temp=0.02 loss.center_momentum=1)",
+        ),
+        (
+            "trainer.batch_size=interval(8,64)",
+            "trainer.batch_size=interval(8,64): trainer.batch_size takes whole numbers; write "
+            "trainer.batch_size=int(interval(8,64)).",
+        ),
+        (
+            "loss.teacher_temp=tag(log,interval(0,1))",
+            "loss.teacher_temp=tag(log,interval(0,1)): tag log needs an interval above 0.",
+        ),
+        ("", "hydra/sweeper = optuna: nothing to search; give keys an interval or several values."),
+        ("trainer.seed=0,1 hydra.sweeper.n_trials=0", "hydra.sweeper.n_trials = 0: must be at least 1."),
+        (
+            "trainer.seed=0,1 hydra.sweeper.sampler=tpee",
+            "hydra.sweeper.sampler = tpee: must be tpe or random; did you mean tpe?",
+        ),
+        (
+            "trainer.seed=0,1 hydra/launcher=local hydra.launcher.detach=true",
+            "hydra.launcher.detach = true: not with hydra/sweeper=optuna, which waits for its trials because "
+            "the next ones depend on them; leave it out.",
+        ),
+        (
+            "trainer.seed=0,1 data=image_folder data.root=. data.val_root=null",
+            "data.val_root = null: a search compares its runs by k-NN, which needs labelled held-out "
+            "pictures; give their folder.",
+        ),
+    ],
+)
+def test_errors(line: str, error: str) -> None:
+    assert check([*SEARCH, *line.split()]).errors == [error]
+
+
+def test_wrong_key_of_the_sweeper() -> None:
+    (error,) = check([*SEARCH, "trainer.seed=0,1", "hydra.sweeper.n_trails=3"]).errors
+    assert "did you mean hydra.sweeper.n_trials?" in error
+
+
+def test_needs_m() -> None:
+    assert check(["hydra/sweeper=optuna"]).errors == ["hydra/sweeper = optuna: works with -m; add -m."]
+
+
+def test_optuna_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(settings_module, "find_spec", lambda name: None)
+    assert check([*SEARCH, "trainer.seed=0,1"]).errors == [
+        "hydra/sweeper = optuna: Optuna is not installed; pip install 'dino-exp[optuna]'."
+    ]
+    assert check(["-m", "experiment=debug", "trainer.seed=0,1"]).errors == []
+
+
+def test_a_right_command() -> None:
+    checked = check([*SEARCH, TEMPERATURE, MOMENTUM, "hydra.sweeper.n_jobs=4", "hydra/launcher=local"])
+    assert (checked.errors, checked.search, checked.runs) == ([], True, [])
+    assert checked.sweep_dir == "outputs/debug_sweep_teacher_temp_center_momentum"
+
+
+def test_space_from_a_file(tmp_path: Path) -> None:
+    folder = tmp_path / "sweep"
+    folder.mkdir()
+    (folder / "mine.yaml").write_text(
+        "# @package _global_\nhydra:\n  sweeper:\n    params:\n"
+        "      loss.teacher_temp: interval(-1,0.2)\n      trainer.seed: 0,1\n"
+    )
+    command = ["--config-dir", str(tmp_path), *SEARCH, "sweep=mine"]
+    assert check(command).errors[0].startswith("loss.teacher_temp = -1.0: must be at least 0")
+    narrowed = check([*command, "loss.teacher_temp=interval(0.02,0.2)"])  # what is typed wins
+    assert (narrowed.errors, narrowed.sweep_dir) == ([], "outputs/debug_sweep_teacher_temp_seed")
+    fixed = check([*command, "loss.teacher_temp=0.04"])
+    assert (fixed.errors, fixed.sweep_dir) == ([], "outputs/debug_sweep_seed")
+
+
+def test_errors_leave_nothing_behind(tmp_path: Path) -> None:
+    root = tmp_path / "outputs"
+    assert cli.main([*SEARCH, f"output_root={root}", "loss.teacher_temp=interval(-1,1)"]) == 2
+    assert not root.exists()
+
+
+def test_exit_codes(monkeypatch: pytest.MonkeyPatch) -> None:
+    def one_of_two_failed(argv: Sequence[str]) -> None:
+        cli.note(Outcome("a", "finished", 0, "healthy", 40.0))
+        cli.note(Outcome("b", "failed", 1, "no"))
+
+    def stopped(argv: Sequence[str]) -> None:
+        raise KeyboardInterrupt
+
+    for hand_over, code in ((one_of_two_failed, 0), (stopped, 130)):
+        monkeypatch.setattr(cli, "hand_over", hand_over)
+        assert cli.main([*SEARCH, "trainer.seed=0,1"]) == code
+
+
+# ---- for real -----------------------------------------------------------------------------------
+
+
+def test_train_py(tmp_path: Path) -> None:
+    def train_py() -> tuple[str, dict[str, float]]:
+        words = f"trainer.max_steps=2 output_root={tmp_path} hydra.sweeper.n_trials=3 hydra.sweeper.n_jobs=2"
+        command = [
+            sys.executable,
+            "train.py",
+            *SEARCH,
+            *words.split(),
+            "loss.teacher_temp=interval(0.02,0.06)",
+        ]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        told = trials(tmp_path / "debug_sweep_teacher_temp")
+        return done.stdout, {
+            trial.user_attrs["run"]: trial.value for trial in told if trial.state == COMPLETE
+        }
+
+    _, first = train_py()
+    folder = tmp_path / "debug_sweep_teacher_temp"
+    assert first == {
+        path.parent.name: json.loads(path.read_text())["knn_top1"] for path in folder.glob("*/summary.json")
+    }
+    assert len(first) == 3
+    (folder / JOURNAL).unlink()  # the runs alone know it, too
+    printed, again = train_py()
+    assert again == first
+    assert printed.count("This run is over already") == 3

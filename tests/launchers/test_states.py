@@ -1,0 +1,193 @@
+"""How a run stands, from its own word, the queue's and the accounts'; and how seldom SLURM is asked."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from doubles import Cluster
+from filelock import FileLock
+
+from launchers import slurm
+from launchers.local import LOCAL, QUEUE_LOCK
+from launchers.manifest import Entry, Manifest
+from launchers.states import Observer
+
+GONE = None
+ON_SLURM = {
+    # status, SLURM's word for the job, cancelled: shown state, in hand
+    ("pending", "PENDING", False): ("pending", True),
+    ("pending", "RUNNING", False): ("pending", True),
+    ("running", "RUNNING", False): ("running", True),
+    ("running", "COMPLETING", False): ("running", True),
+    ("preempted", "PENDING", False): ("preempted", True),
+    ("running", "PENDING", False): ("preempted", True),
+    ("running", "RUNNING", True): ("running", True),
+    ("pending", GONE, False): ("lost", False),
+    ("running", GONE, False): ("lost", False),
+    ("preempted", GONE, False): ("preempted", False),
+    ("running", GONE, True): ("cancelled", False),
+    ("preempted", GONE, True): ("cancelled", False),
+    ("cancelled", GONE, False): ("cancelled", False),
+    ("running", "NODE_FAIL", False): ("lost", False),
+    ("running", "COMPLETED", False): ("lost", False),
+    ("pending", "FAILED", False): ("lost", False),
+    ("preempted", "TIMEOUT", False): ("preempted", False),
+    ("running", "OUT_OF_MEMORY", False): ("failed", False),
+    ("pending", "CANCELLED", False): ("cancelled", False),
+    ("finished", "RUNNING", False): ("finished", False),
+    ("finished", GONE, True): ("finished", False),
+    ("collapsed", "COMPLETED", False): ("collapsed", False),
+    ("failed", "FAILED", False): ("failed", False),
+}
+
+
+def a_sweep(folder: Path, cases: dict[tuple[str, str | None, bool], tuple[str, bool]]) -> Manifest:
+    """A run in each of the given states, with a job of its own."""
+    manifest = Manifest(folder, "slurm")
+    for number, (state, _, cancelled) in enumerate(cases):
+        manifest.runs[f"run{number}"] = Entry([], "", f"7_{number}", cancelled=cancelled)
+        manifest.directory(f"run{number}").mark(state=state)
+    return manifest
+
+
+@pytest.mark.parametrize("accounting", [True, False])
+def test_a_run_on_slurm(tmp_path: Path, cluster: Cluster, accounting: bool) -> None:
+    manifest = a_sweep(tmp_path / "sweep", ON_SLURM)
+    words = [word for _, word, _ in ON_SLURM]
+    cluster.set(jobs={f"7_{number}": word for number, word in enumerate(words) if word})
+    if not accounting:
+        cluster.without("sacct")
+    shown = {
+        case: (run.state, run.in_hand)
+        for case, run in zip(ON_SLURM, Observer().observe(manifest), strict=True)
+    }
+    untold = (
+        {}
+        if accounting
+        else dict.fromkeys(
+            [("running", "OUT_OF_MEMORY", False), ("pending", "CANCELLED", False)], ("lost", False)
+        )
+    )
+    assert shown == ON_SLURM | untold
+    assert len(cluster.calls("squeue")) == 1
+    assert len(cluster.calls("sacct")) == accounting
+
+
+def test_nobody_is_lost_while_squeue_does_not_answer(tmp_path: Path, cluster: Cluster) -> None:
+    cases = {(state, GONE, False): (state, True) for state in ("pending", "running", "preempted")}
+    manifest = a_sweep(tmp_path / "sweep", cases)
+    cluster.set(down=True)
+    runs = Observer().observe(manifest)
+    assert [(run.state, run.in_hand) for run in runs] == list(cases.values())
+    assert {run.note for run in runs} == {"squeue does not answer"}
+    assert cluster.calls("sacct") == []
+
+
+def test_a_hundred_runs_are_one_question(tmp_path: Path, cluster: Cluster) -> None:
+    cases = {("running", str(number), False): ("", True) for number in range(100)}
+    manifest = a_sweep(tmp_path / "sweep", cases)
+    cluster.set(jobs={f"7_{number}": "RUNNING" for number in range(99)})
+    observer = Observer(ask_every=3600)
+    for _ in range(2):
+        states = [run.state for run in observer.observe(manifest)]
+        assert states == ["running"] * 99 + ["lost"]
+    assert [len(cluster.calls(command)) for command in ("squeue", "sacct")] == [1, 1]
+
+
+def test_a_run_that_ends_while_slurm_is_asked_is_not_lost(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    manifest = a_sweep(tmp_path, {("running", GONE, False): ("", False)})
+
+    def slow_queue() -> dict[str, str]:
+        manifest.directory("run0").mark(state="finished")
+        return {}
+
+    monkeypatch.setattr(slurm, "queue", slow_queue)
+    monkeypatch.setattr(slurm, "accounting", lambda jobs: {})
+    assert [run.state for run in Observer().observe(manifest)] == ["finished"]
+
+
+def test_a_job_of_a_moment_ago_is_not_lost(tmp_path: Path, cluster: Cluster) -> None:
+    manifest = a_sweep(tmp_path / "sweep", {("pending", GONE, False): ("", False)})
+    observer = Observer(ask_every=3600)
+    assert [run.state for run in observer.observe(manifest)] == ["lost"]
+    manifest.runs["run0"].job = "8"  # somebody has resumed the sweep
+    cluster.set(jobs={"8": "PENDING"})
+    assert [run.in_hand for run in observer.observe(manifest)] == [True]
+
+
+def test_a_run_that_has_begun_since_slurm_was_asked_is_not_preempted(
+    tmp_path: Path, cluster: Cluster
+) -> None:
+    manifest = a_sweep(tmp_path / "sweep", {("pending", "PENDING", False): ("", True)})
+    cluster.set(jobs={"7_0": "PENDING"})
+    observer = Observer(ask_every=3600)
+    assert [run.state for run in observer.observe(manifest)] == ["pending"]
+    manifest.directory("run0").mark(state="running", heartbeat=time.time())
+    assert [run.state for run in observer.observe(manifest)] == ["running"]
+    assert [run.state for run in Observer().observe(manifest)] == ["preempted"]
+
+
+def test_a_sweep_that_is_done_asks_nobody(tmp_path: Path, cluster: Cluster) -> None:
+    manifest = a_sweep(
+        tmp_path / "sweep", {(state, GONE, False): ("", False) for state in ("finished", "failed")}
+    )
+    assert [run.state for run in Observer().observe(manifest)] == ["finished", "failed"]
+    assert cluster.read()["calls"] == []
+
+
+def test_what_was_written_down_and_never_submitted_is_lost(tmp_path: Path, cluster: Cluster) -> None:
+    manifest = Manifest(tmp_path, "slurm", {}, {"a": Entry([], ""), "b": Entry([], "")})
+    manifest.directory("a").mark(state="pending")
+    assert [(run.state, run.in_hand) for run in Observer().observe(manifest)] == [("lost", False)] * 2
+
+
+def test_a_silent_run_shows_for_how_long(tmp_path: Path, cluster: Cluster) -> None:
+    cases = {("running", str(number), False): ("", True) for number in range(2)}
+    manifest = a_sweep(tmp_path / "sweep", cases | {("finished", GONE, False): ("", False)})
+    manifest.directory("run0").mark(heartbeat=time.time() - 600)
+    manifest.directory("run2").mark(heartbeat=time.time() - 600)
+    cluster.set(jobs={"7_0": "RUNNING", "7_1": "RUNNING"})
+    silent, never, finished = (run.silent_seconds for run in Observer().observe(manifest))
+    assert silent == pytest.approx(600, abs=60)
+    assert (never, finished) == (None, None)
+
+
+@contextmanager
+def locked(*locks: Path) -> Iterator[None]:
+    """While entered, somebody has these."""
+    held = [FileLock(lock) for lock in locks]
+    for lock in held:
+        lock.acquire()
+    yield
+    for lock in held:
+        lock.release()
+
+
+def test_a_run_of_this_machine(tmp_path: Path) -> None:
+    # status, cancelled, held by a process: shown state and whether in hand with the queue, and without it
+    cases = {
+        ("pending", False, False): [("pending", True), ("lost", False)],
+        ("pending", True, False): [("cancelled", False), ("cancelled", False)],
+        ("running", False, True): [("running", True), ("running", True)],
+        ("running", True, True): [("running", True), ("running", True)],
+        ("running", False, False): [("running", True), ("lost", False)],
+        ("running", True, False): [("cancelled", False), ("cancelled", False)],
+        ("preempted", False, False): [("preempted", False), ("preempted", False)],
+        ("finished", True, False): [("finished", False), ("finished", False)],
+    }
+    manifest = Manifest(tmp_path, "local")
+    for number, (state, cancelled, _) in enumerate(cases):
+        manifest.runs[f"run{number}"] = Entry([], "", LOCAL, cancelled=cancelled)
+        manifest.directory(f"run{number}").mark(state=state)
+    held = [tmp_path / f"run{number}" / ".lock" for number, case in enumerate(cases) if case[2]]
+    for with_queue, queue in ((0, [tmp_path / QUEUE_LOCK]), (1, [])):
+        with locked(*held, *queue):
+            runs = Observer().observe(manifest)
+        shown = {case: (run.state, run.in_hand) for case, run in zip(cases, runs, strict=True)}
+        assert shown == {case: expected[with_queue] for case, expected in cases.items()}

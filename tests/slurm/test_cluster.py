@@ -1,0 +1,395 @@
+"""Sweeps on a real SLURM, with real training runs of seconds: nothing is lost, whatever happens to a job."""
+
+import csv
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pyarrow.parquet
+import pytest
+import torch
+
+from dino_exp import checkpoint
+from dino_exp.config.register import CONF
+from dino_exp.run_directory import RunDirectory, read_metrics
+from launchers.manifest import Manifest
+
+ROOT = CONF.parent
+SCRIPT = Path(__file__).with_name("cluster.sh")
+SLURM = ["hydra/launcher=slurm", "hydra.launcher.cpus_per_task=1", "hydra.launcher.partition=gpu"]
+DETACHED = [*SLURM, "hydra.launcher.detach=true"]
+SHORT = ["experiment=debug", "trainer.max_steps=3"]
+# Long enough to be interrupted; stochastic depth, so that the state of random numbers matters.
+LONG = ["experiment=debug", "trainer.epochs=25", "eval.every_epochs=1000", "backbone.drop_path_rate=0.2"]
+STEPS = 200
+
+
+def cluster(*words: str) -> None:
+    done = subprocess.run(["bash", str(SCRIPT), *words], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.fixture(scope="module", autouse=True)
+def a_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Installed, started, and stopped again; its commands see it through SLURM_CONF."""
+    if os.environ.get("DINO_EXP_SLURM") == "0":
+        pytest.skip("DINO_EXP_SLURM=0")
+    if not hasattr(os, "geteuid") or os.geteuid() != 0 or not Path("/etc/debian_version").exists():
+        pytest.skip("a throw-away SLURM needs root on Debian")
+    lab = tmp_path_factory.mktemp("slurm", numbered=True)
+    os.environ["SLURM_LAB"], os.environ["SLURM_CONF"] = str(lab), str(lab / "slurm.conf")
+    try:
+        cluster("start")
+    except AssertionError as error:
+        pytest.skip(f"SLURM cannot be installed or started here: {str(error).splitlines()[-1]}")
+    yield
+    cluster("stop")
+    del os.environ["SLURM_LAB"], os.environ["SLURM_CONF"]
+
+
+def environment(folder: Path) -> dict[str, str]:
+    cache = {"XDG_CACHE_HOME": str(folder / "cache"), "PYTHONPATH": str(ROOT)}
+    return os.environ | cache | {"OMP_NUM_THREADS": "1"}
+
+
+def train(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(ROOT / "train.py"), "-m", *words]
+    return subprocess.run(
+        command, cwd=folder, env=environment(folder), capture_output=True, text=True, timeout=400
+    )
+
+
+def submit(folder: Path, name: str, *words: str) -> Path:
+    """A detached sweep's folder."""
+    done = train(folder, f"name={name}", *DETACHED, *words)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return folder / "outputs" / name
+
+
+def launchers(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "launchers", *words],
+        cwd=folder,
+        env=environment(folder),
+        capture_output=True,
+        text=True,
+        timeout=400,
+    )
+
+
+def until(condition: Callable[[], object], what: str, seconds: float = 180) -> None:
+    limit = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < limit, f"never happened: {what}"
+        time.sleep(0.3)
+
+
+def runs(sweep: Path) -> list[RunDirectory]:
+    return [RunDirectory(sweep / name) for name in Manifest.load(sweep).runs]
+
+
+def states(sweep: Path) -> list[str]:
+    return [run.read_status()["state"] for run in runs(sweep)]
+
+
+def job(sweep: Path) -> str:
+    """The job of a sweep's first run."""
+    found = next(iter(Manifest.load(sweep).runs.values())).job
+    assert found
+    return found
+
+
+def steps(run: RunDirectory) -> list[int]:
+    return [line["step"] for line in read_metrics(run.metrics_file)]
+
+
+def in_the_middle(run: RunDirectory) -> None:
+    until(lambda: len(steps(run)) > 12, "the run is in the middle")
+
+
+def requeued(number: str) -> None:
+    """Wait until a job is back in the queue, and spare it SLURM's two minutes there."""
+    until(lambda: squeue(number) == "PENDING", f"job {number} is back in the queue", 90)
+    slurm("scontrol", "update", f"JobId={number}", "StartTime=now")
+
+
+def slurm(*command: str) -> str:
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+
+def squeue(number: str) -> str:
+    return subprocess.run(
+        ["squeue", "-h", "-j", number, "-o", "%T"], capture_output=True, text=True
+    ).stdout.strip()
+
+
+def sacct(number: str) -> list[str]:
+    """How the tasks of a job ended, once accounting knows."""
+
+    def ended() -> list[str]:
+        lines = slurm("sacct", "-n", "-P", "-X", "-j", number, "-o", "State").splitlines()
+        return [line.split()[0] for line in lines]  # CANCELLED by 0
+
+    until(lambda: ended() and not {"RUNNING", "PENDING", "COMPLETING"} & set(ended()), "sacct knows", 30)
+    return ended()
+
+
+def weights(run: RunDirectory) -> dict[str, torch.Tensor]:
+    state = checkpoint.load(run.checkpoints / "last.pt")
+    parts = ("student", "teacher", "loss")
+    return {f"{part}.{name}": tensor for part in parts for name, tensor in state[part].items()}
+
+
+def assert_undisturbed(run: RunDirectory, reference: RunDirectory, attempts: int) -> None:
+    """The same weights and the same steps as a run that nothing happened to."""
+    assert run.read_status()["state"] == "finished"
+    assert run.read_status()["attempt"] == attempts
+    assert steps(run) == [0, *range(1, STEPS + 1)]
+    expected = weights(reference)
+    found = weights(run)
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+
+
+@pytest.fixture(scope="module")
+def reference(tmp_path_factory: pytest.TempPathFactory) -> RunDirectory:
+    folder = tmp_path_factory.mktemp("reference")
+    done = train(folder, "name=reference", *SLURM, *LONG)
+    assert done.returncode == 0, done.stdout + done.stderr
+    (run,) = runs(folder / "outputs" / "reference")
+    return run
+
+
+def test_a_grid_is_an_array_on_two_nodes_and_is_not_trained_twice(tmp_path: Path) -> None:
+    grid = ["loss.teacher_temp=0.02,0.04,0.07", "loss.center_momentum=0,0.5,0.9"]
+    done = train(tmp_path, "name=grid", *SLURM, *SHORT, *grid)
+    assert done.returncode == 0, done.stdout + done.stderr
+    sweep = tmp_path / "outputs" / "grid"
+    assert states(sweep) == ["finished"] * 9
+    jobs = [entry.job for entry in Manifest.load(sweep).runs.values()]
+    array = job(sweep).partition("_")[0]
+    assert jobs == [f"{array}_{index}" for index in range(9)]
+    assert sacct(array) == ["COMPLETED"] * 9
+    assert set(slurm("sacct", "-n", "-P", "-X", "-j", array, "-o", "NodeList").split()) == {"n1", "n2"}
+
+    again = train(tmp_path, "name=grid", *SLURM, *SHORT, *grid)
+    assert again.returncode == 0
+    assert "submitted 0 runs" in again.stdout
+    assert "9 finished" in again.stdout
+    larger = train(
+        tmp_path, "name=grid", *SLURM, *SHORT, *grid, "trainer.seed=0,1", "hydra.launcher.dry_run=true"
+    )
+    assert "9 of 18 runs would be submitted" in larger.stdout
+
+
+def test_two_nodes_times_two_tasks_are_one_run(tmp_path: Path) -> None:
+    config = [
+        "experiment=debug",
+        "trainer.batch_size=64",
+        "trainer.epochs=5",
+        "optimizer=sgd",
+        "optimizer.warmup_epochs=1",
+    ]
+    done = train(
+        tmp_path, "name=four", *SLURM, *config, "hydra.launcher.nodes=2", "hydra.launcher.gpus_per_node=2"
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    one = train(tmp_path, "name=one", *config)
+    assert one.returncode == 0, one.stdout + one.stderr
+    (four,) = runs(tmp_path / "outputs" / "four")
+    single = RunDirectory(tmp_path / "outputs" / "one" / four.path.name)
+    assert four.read_summary()["environment"]["processes"] == 4
+    assert sorted(path.name for path in four.path.glob("log*.txt")) == [
+        "log.1.txt",
+        "log.2.txt",
+        "log.3.txt",
+        "log.txt",
+    ]
+    ours, theirs = (
+        [line["loss"] for line in read_metrics(run.metrics_file) if line["step"]] for run in (four, single)
+    )
+    assert len(ours) == 20
+    assert ours == pytest.approx(theirs, abs=2e-5)
+
+
+def test_a_preempted_run_goes_on_bit_exactly(tmp_path: Path, reference: RunDirectory) -> None:
+    sweep = submit(tmp_path, "preempted", *LONG)
+    (run,) = runs(sweep)
+    in_the_middle(run)
+    slurm(
+        "sbatch",
+        "-p",
+        "urgent",
+        "-N2",
+        "--gpus-per-node=2",
+        "--time=5",
+        "-o",
+        "/dev/null",
+        "--wrap",
+        "sleep 1",
+    )
+    requeued(job(sweep))
+    assert run.read_status()["state"] == "preempted"
+    tracker = run.read_status()["tracker_id"]
+    waited = launchers(tmp_path, "wait", str(sweep))
+    assert waited.returncode == 0, waited.stdout
+    assert_undisturbed(run, reference, attempts=2)
+    assert run.read_status()["tracker_id"] == tracker
+    assert sacct(job(sweep)) == ["COMPLETED"]
+
+
+def test_a_time_limit_is_no_end(tmp_path: Path, reference: RunDirectory) -> None:
+    sweep = submit(tmp_path, "limit", *LONG, "hydra.launcher.time_limit=1", "hydra.launcher.grace_seconds=48")
+    (run,) = runs(sweep)
+    in_the_middle(run)
+    requeued(job(sweep))
+    assert run.read_status()["state"] == "preempted"
+    saved = len(steps(run))
+    while launchers(tmp_path, "wait", str(sweep)) and run.read_status()["state"] != "finished":
+        requeued(job(sweep))
+        assert len(steps(run)) > saved
+        saved = len(steps(run))
+    assert_undisturbed(run, reference, attempts=run.read_status()["attempt"])
+
+
+def test_a_dead_node_costs_no_run(tmp_path: Path, reference: RunDirectory) -> None:
+    sweep = submit(tmp_path, "node", *LONG)
+    (run,) = runs(sweep)
+    in_the_middle(run)
+    node = slurm("squeue", "-h", "-j", job(sweep), "-o", "%N")
+    cluster("node", node, "kill")
+    kill_processes_of(run)
+    try:
+        requeued(job(sweep))
+        waited = launchers(tmp_path, "wait", str(sweep))
+    finally:
+        cluster("node", node, "start")
+    assert waited.returncode == 0, waited.stdout
+    assert_undisturbed(run, reference, attempts=2)
+
+
+def kill_processes_of(run: RunDirectory) -> None:
+    """The run and the worker above it, at once and without a word."""
+    child = run.read_status()["pid"]
+    worker = int(Path(f"/proc/{child}/stat").read_text().rpartition(")")[2].split()[1])
+    for process in (worker, child):
+        os.kill(process, signal.SIGKILL)
+
+
+def test_a_killed_worker_leaves_a_lost_run_that_resume_takes_up(
+    tmp_path: Path, reference: RunDirectory
+) -> None:
+    sweep = submit(tmp_path, "killed", *LONG)
+    (run,) = runs(sweep)
+    in_the_middle(run)
+    kill_processes_of(run)
+    assert sacct(job(sweep)) == ["FAILED"]
+    status = launchers(tmp_path, "status", str(sweep))
+    assert status.returncode == 1
+    assert "lost" in status.stdout
+    resumed = launchers(tmp_path, "resume", str(sweep))
+    assert resumed.returncode == 0, resumed.stderr
+    assert launchers(tmp_path, "wait", str(sweep)).returncode == 0
+    assert_undisturbed(run, reference, attempts=2)
+    assert len(Manifest.load(sweep).runs[run.path.name].jobs) == 2
+
+
+def test_failures_are_failed_jobs_and_leave_the_others_alone(tmp_path: Path) -> None:
+    """One diverges, one cannot read its checkpoint, one is killed as if memory had run out, one collapses."""
+    words = ["experiment=debug", "trainer.epochs=25", "eval.every_epochs=1000", "trainer.on_collapse=stop"]
+    words += ["loss.centering=none", "loss.teacher_temp=0.005", "optimizer.lr=0.01,1e30,0.011,0.012"]
+    sweep = submit(tmp_path, "failing", *words, "hydra.launcher.dry_run=false")
+    collapsing, diverging, unreadable, killed = runs(sweep)
+    unreadable.checkpoints.mkdir()
+    (unreadable.checkpoints / "last.pt").write_bytes(b"not a checkpoint")
+    until(lambda: len(steps(killed)) > 3, "the run has begun")
+    os.kill(killed.read_status()["pid"], signal.SIGKILL)
+    waited = launchers(tmp_path, "wait", str(sweep))
+    assert waited.returncode == 1
+    assert states(sweep) == ["collapsed", "failed", "failed", "failed"]
+    assert sacct(job(sweep).partition("_")[0]) == ["COMPLETED", "FAILED", "FAILED", "FAILED"]
+    assert "loss is nan" in diverging.traceback_file.read_text()
+    assert "last.pt" in unreadable.traceback_file.read_text()
+    assert "memory" in killed.traceback_file.read_text()
+    assert waited.stdout.count("traceback.txt") == 3
+    assert len(steps(collapsing)) < STEPS
+
+
+def test_scancel_is_final_until_resume(tmp_path: Path) -> None:
+    sweep = submit(tmp_path, "cancelled", *LONG, "trainer.seed=3,4")
+    first, second = runs(sweep)
+    in_the_middle(first)
+    in_the_middle(second)
+    slurm("scancel", job(sweep))
+    cancelled = launchers(tmp_path, "cancel", str(sweep), "seed=4")
+    assert "cancelled 1 runs" in cancelled.stdout
+    waited = launchers(tmp_path, "wait", str(sweep))
+    assert "2 cancelled" in waited.stdout, waited.stdout
+    assert set(sacct(job(sweep).partition("_")[0])) <= {"CANCELLED", "FAILED"}
+    assert all((run.checkpoints / "last.pt").exists() for run in (first, second))
+    assert "submitted 2 runs" in launchers(tmp_path, "resume", str(sweep)).stdout
+    assert launchers(tmp_path, "wait", str(sweep)).returncode == 0
+    assert [steps(run) for run in (first, second)] == [[0, *range(1, STEPS + 1)]] * 2
+
+
+def test_whoever_waits_may_go_away(tmp_path: Path) -> None:
+    command = [sys.executable, str(ROOT / "train.py"), "-m", "name=left", *SLURM, *SHORT, "trainer.seed=0,1"]
+    waiting = subprocess.Popen(
+        command, cwd=tmp_path, env=environment(tmp_path), stdout=subprocess.PIPE, text=True
+    )
+    assert waiting.stdout is not None
+    assert any("pending" in line for line in waiting.stdout)
+    waiting.kill()
+    waiting.communicate()
+    sweep = tmp_path / "outputs" / "left"
+    assert launchers(tmp_path, "wait", str(sweep)).returncode == 0
+    collected = launchers(tmp_path, "collect", str(sweep))
+    assert collected.returncode == 0, collected.stderr
+    with (sweep / "runs.csv").open() as file:
+        lines = list(csv.DictReader(file))
+    assert [(line["trainer.seed"], line["state"], line["step"]) for line in lines] == [
+        ("0", "finished", "3"),
+        ("1", "finished", "3"),
+    ]
+    table = pyarrow.parquet.read_table(sweep / "runs.parquet").to_pylist()
+    assert [row["run"] for row in table] == [line["run"] for line in lines]
+    assert all(row["attempts"] == 1 and row["knn_top1"] > 0 for row in table)
+
+    command = [sys.executable, str(ROOT / "train.py"), "-m", "name=left", *SLURM, *SHORT, "trainer.seed=2"]
+    waiting = subprocess.Popen(
+        command, cwd=tmp_path, env=environment(tmp_path), stdout=subprocess.PIPE, text=True
+    )
+    assert waiting.stdout is not None
+    assert any("pending" in line for line in waiting.stdout)
+    waiting.send_signal(signal.SIGINT)
+    said = waiting.communicate()[0]
+    assert waiting.returncode == 130
+    assert "python -m launchers status outputs/left" in " ".join(said.split())
+    assert launchers(tmp_path, "wait", str(sweep)).returncode == 0
+    assert states(sweep) == ["finished"] * 3
+
+
+def test_two_runs_share_a_gpu_and_not_their_fate(tmp_path: Path) -> None:
+    sweep = submit(tmp_path, "shared", *SHORT, "optimizer.lr=0.01,1e30", "hydra.launcher.runs_per_gpu=2")
+    assert launchers(tmp_path, "wait", str(sweep)).returncode == 1
+    assert states(sweep) == ["finished", "failed"]
+    assert {entry.job for entry in Manifest.load(sweep).runs.values()} == {job(sweep)}
+    assert sacct(job(sweep)) == ["FAILED"]
+
+
+def test_without_accounting(tmp_path: Path) -> None:
+    cluster("accounting", "off")
+    try:
+        sweep = submit(tmp_path, "alone", *LONG, "trainer.seed=5,6")
+        kept, killed = runs(sweep)
+        until(lambda: len(steps(kept)) > 3 and len(steps(killed)) > 3, "the runs have begun")
+        kill_processes_of(killed)
+        waited = launchers(tmp_path, "wait", str(sweep))
+        assert waited.returncode == 1
+        assert "1 finished, 1 lost" in waited.stdout
+    finally:
+        cluster("accounting", "on")
