@@ -19,7 +19,8 @@ from dino_exp.config.schema import schema_of
 from dino_exp.config.validate import node_problems
 from dino_exp.errors import UserError
 
-SECRETS = re.compile("KEY|TOKEN|SECRET|PASSWORD")
+SECRETS = re.compile(r"KEY|TOKEN|SECRET|PASSWORD|(?<![a-z])(key|token|secret|password)(?![a-z])")
+"""In capitals anywhere, as variables are written; else as a word, so that `module load keyring` may be."""
 OWN_SBATCH = (
     {"array", "error", "open-mode", "output", "requeue", "signal", "time", "job-name"}
     | {"partition", "account", "qos", "constraint", "nodes", "ntasks-per-node", "gpus-per-node"}

@@ -53,7 +53,9 @@ def parameters(settings: Any, name: str, jobs: int, arrays: int = 1) -> dict[str
             *settings.setup,
             f'export PYTHONPATH={shlex.quote(str(ROOT))}"${{PYTHONPATH:+:$PYTHONPATH}}"',
         ],
-        "additional_parameters": {str(key).replace("_", "-"): value for key, value in extra.items()},
+        "additional_parameters": {
+            str(key).replace("_", "-"): value for key, value in extra.items() if value not in (None, False)
+        },
     }
     # submitit would ask for a WCKey of its own, which a site may not know
     return {key: value for key, value in words.items() if value is not None} | {"wckey": None}

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from dino_exp.processes import RENDEZVOUS
-from dino_exp.run_directory import RunDirectory
+from dino_exp.run_directory import RunDirectory, job_id
 from launchers.children import ENDED, Child, StopSignals, say
 from launchers.manifest import Manifest
 
@@ -48,9 +48,13 @@ def work(folder: str, names: list[str], max_requeues: int) -> None:
 
 
 def still_wanted(folder: Path, names: list[str]) -> list[str]:
-    """The runs that have not ended and are not cancelled."""
-    entries = Manifest.load(folder).runs
-    return [name for name in names if not entries[name].cancelled and state_of(folder, name) not in ENDED]
+    """The runs that have not ended, are not cancelled, and have not been given to another job since."""
+    entries, mine = Manifest.load(folder).runs, (None, job_id())
+    return [
+        name
+        for name in names
+        if not entries[name].cancelled and entries[name].job in mine and state_of(folder, name) not in ENDED
+    ]
 
 
 def any_failed(folder: Path, names: list[str]) -> bool:

@@ -152,8 +152,8 @@ class _Preflight:
         for override in fixed:
             if override.is_hydra_override() and not self._is_choice(override):
                 reason = self.loader.set_in_hydra(base, override)
-                if reason and override.key_or_group.startswith("hydra.launcher.sbatch."):
-                    reason = f"a new key takes a plus; write +{override.input_line}"
+                if reason and override.key_or_group.startswith("hydra.launcher.sbatch"):
+                    reason = "each sbatch parameter is typed by itself: +hydra.launcher.sbatch.NAME=VALUE"
                 if reason:
                     near = messages.did_you_mean(_similar_siblings(base, override.key_or_group))
                     self.reader.drop(override.key_or_group, f"{override.input_line}: {reason}{near or '.'}")

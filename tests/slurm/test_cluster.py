@@ -216,6 +216,28 @@ def test_two_nodes_times_two_tasks_are_one_run(tmp_path: Path) -> None:
     assert ours == pytest.approx(theirs, abs=2e-5)
 
 
+def test_a_rank_that_dies_takes_the_others_along(tmp_path: Path) -> None:
+    sweep = submit(tmp_path, "pair", *LONG, "hydra.launcher.nodes=2")
+    (run,) = runs(sweep)
+    in_the_middle(run)
+    processes = [path.parent for path in Path("/proc").glob("[0-9]*/environ") if is_rank_1(path, run)]
+    (rank_1,) = processes
+    os.kill(int(rank_1.name), signal.SIGKILL)
+    until(lambda: squeue(job(sweep)) == "", "the job ends within a minute", 60)
+    assert sacct(job(sweep)) == ["FAILED"]
+    assert run.read_status()["state"] == "failed"
+    assert "log.1.txt: killed by SIGKILL" in run.traceback_file.read_text()
+
+
+def is_rank_1(environ: Path, run: RunDirectory) -> bool:
+    """Whether a process is the run's second one, and not one of its loader or tracker."""
+    try:
+        words = environ.with_name("cmdline").read_bytes().split(b"\0")
+        return str(run.path).encode() in words and b"RANK=1" in environ.read_bytes().split(b"\0")
+    except OSError:
+        return False
+
+
 def test_a_preempted_run_goes_on_bit_exactly(tmp_path: Path, reference: RunDirectory) -> None:
     sweep = submit(tmp_path, "preempted", *LONG)
     (run,) = runs(sweep)
