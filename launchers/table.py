@@ -27,7 +27,10 @@ STYLES = {
     "cancelled": "magenta",
 }
 """Also the order in which states are counted."""
-MOST_ROWS = 40
+URGENT = ("failed", "lost", "running", "preempted")
+"""States that a person wants to see first."""
+LIVE_WIDTH = 60
+"""Columns of a run's overrides in a live table, so that the other columns have room."""
 
 
 def counts(runs: Sequence[RunState]) -> Text:
@@ -39,28 +42,20 @@ def counts(runs: Sequence[RunState]) -> Text:
 
 
 def sweep_table(manifest: Manifest, runs: Sequence[RunState], most: int | None = None) -> RenderableType:
-    """The runs; where there are too many, those that move or need someone, and the number of the others."""
+    """The runs; where only so many lines fit, those that move or need someone, each on one line."""
     shown = list(runs)
     if most is not None and len(shown) > most:
-        shown.sort(
-            key=lambda run: (
-                ["failed", "lost", "running", "preempted"].index(run.state)
-                if run.state in ("failed", "lost", "running", "preempted")
-                else 9
-            )
-        )
+        shown = sorted(shown, key=lambda run: URGENT.index(run.state) if run.state in URGENT else len(URGENT))
         shown = shown[:most]
     table = Table(title=f"Sweep {manifest.folder}", title_justify="left", box=None, padding=(0, 2, 0, 0))
-    for name, options in (
-        ("run", {"overflow": "fold"}),
-        ("state", {"no_wrap": True}),
-        ("step", {"justify": "right", "no_wrap": True}),
-        ("verdict", {"no_wrap": True}),
-        ("k-NN", {"justify": "right", "no_wrap": True}),
-        ("job", {"no_wrap": True, "style": "dim"}),
-        ("", {"overflow": "fold"}),
-    ):
-        table.add_column(name, **options)
+    free: dict[str, Any] = {"overflow": "fold"} if most is None else {"overflow": "ellipsis", "no_wrap": True}
+    table.add_column("run", max_width=None if most is None else LIVE_WIDTH, **free)
+    table.add_column("state", no_wrap=True)
+    table.add_column("step", no_wrap=True, justify="right")
+    table.add_column("verdict", no_wrap=True)
+    table.add_column("k-NN", no_wrap=True, justify="right")
+    table.add_column("job", no_wrap=True, style="dim")
+    table.add_column("", **free)
     for run in shown:
         table.add_row(*cells(manifest, run))
     rest = len(runs) - len(shown)

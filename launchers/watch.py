@@ -12,9 +12,11 @@ from rich.text import Text
 
 from launchers.manifest import Manifest
 from launchers.states import Observer, RunState
-from launchers.table import MOST_ROWS, failures, sweep_table
+from launchers.table import failures, sweep_table
 
 POLL_SECONDS = 2.0
+OTHER_LINES = 5
+"""Of the live table beside the runs."""
 
 
 def wait(folder: Path, names: Collection[str], console: Console) -> list[RunState]:
@@ -32,7 +34,7 @@ def wait(folder: Path, names: Collection[str], console: Console) -> list[RunStat
             manifest = Manifest.load(folder)
             runs = [run for run in observer.observe(manifest) if run.name in names]
             if live:
-                live.update(sweep_table(manifest, runs, MOST_ROWS), refresh=True)
+                live.update(sweep_table(manifest, runs, max(3, console.height - OTHER_LINES)), refresh=True)
             for run in runs:
                 if not live and before.get(run.name) != run.state:
                     console.print(Text(f"{' '.join(run.entry.overrides) or run.name}: {run.state}"))
