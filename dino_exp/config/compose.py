@@ -313,7 +313,9 @@ class _Preflight:
                 if key in fixed:
                     OmegaConf.update(cfg, key, fixed[key].value())
             swept = [override.key_or_group for override in overrides if override.is_sweep_override()]
-            name = cfg.name if "name" in fixed else sweep_name(cfg.name, swept)
+            in_a_file = [parameter.partition("=")[0] for parameter in sweeper_parameters(base)]
+            derived = sweep_name(cfg.name, swept, checked.choices.get("sweep"), in_a_file)
+            name = cfg.name if "name" in fixed else derived
             checked.sweep_dir = str(Path(cfg.output_root) / name)
 
 

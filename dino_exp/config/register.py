@@ -1,8 +1,9 @@
-"""Makes the typed schema and the `run_id` resolver known to Hydra."""
+"""Makes the typed schema and our resolvers known to Hydra."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from hydra.core.config_store import ConfigStore
 from omegaconf import OmegaConf
@@ -16,7 +17,7 @@ CONF = Path(__file__).resolve().parents[2] / "conf"
 
 
 def register() -> None:
-    """Store schema and resolver; doing it again does no harm."""
+    """Store schema and resolvers; doing it again does no harm."""
     store = ConfigStore.instance()
     store.store(group="schema", name="config", node=Config)
     for group, classes in SCHEMAS.items():
@@ -29,3 +30,9 @@ def register() -> None:
         store.store(group="schema/launcher", name=name, node=settings)
     store.store(group="schema/sweeper", name="optuna", node=OptunaSettings)
     OmegaConf.register_new_resolver("run_id", lambda *, _root_: run_id(_root_), replace=True)
+    OmegaConf.register_new_resolver("epochs", share_of_epochs, replace=True)
+
+
+def share_of_epochs(share: float, *, _root_: Any) -> int:
+    """`${epochs:0.3}`: a share of the run's epochs, at least one, so that a file suits runs of any length."""
+    return max(1, round(float(share) * _root_.trainer.epochs))

@@ -21,11 +21,20 @@ class Run:
     """The checked configuration."""
 
 
-def sweep_name(name: str, swept: Sequence[str]) -> str:
-    """A sweep's folder: what it sweeps, not when; e.g. demo_sweep_teacher_temp_center_momentum."""
-    ends = [key.rpartition(".")[2] for key in swept]
+def sweep_name(
+    name: str, swept: Sequence[str], preset: str | None = None, its_keys: Sequence[str] = ()
+) -> str:
+    """A sweep's folder: what it sweeps, not when; e.g. demo_sweep_teacher_temp_center_momentum.
+
+    Args:
+        name: of the experiment; left out where experiments are swept over.
+        swept: the swept keys.
+        preset: option of the group `sweep`, which takes the place of `its_keys`: demo_collapse_study.
+        its_keys: the keys that the preset sweeps.
+    """
+    ends = [key.rpartition(".")[2] for key in dict.fromkeys(swept) if not preset or key not in its_keys]
     prefix = [] if "experiment" in ends else [name]
-    return "_".join([*prefix, "sweep", *ends])[:120]
+    return "_".join([*prefix, preset or "sweep", *ends])[:120]
 
 
 def same_runs(runs: Sequence[Run]) -> list[str]:

@@ -10,13 +10,22 @@ from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
 from omegaconf import OmegaConf
 
-from dino_exp.config.compose import check, compose
+from dino_exp.config.compose import Checked, check, compose
+from dino_exp.config.identity import run_id
 from dino_exp.config.register import CONF
 from dino_exp.config.schema import SCHEMAS, schema_of
 
 OPTIONS = sorted(
-    f"{path.parent.name}={path.stem}" for path in CONF.glob("*/*.yaml") if path.parent.name != "sweep"
+    f"{path.parent.name}={path.stem}"
+    for path in CONF.glob("*/*.yaml")
+    if path.parent.name in (*SCHEMAS, "experiment")
 )
+CHANGES = sorted(
+    f"{group}={path.stem}"
+    for group in ("temperature", "ablation", "sweep")
+    for path in CONF.glob(f"{group}/*.yaml")
+)
+"""Options that change values in the groups of others."""
 SWEEPS = sorted(path.stem for path in CONF.glob("sweep/*.yaml"))
 EXPERIMENTS = sorted(path.stem for path in CONF.glob("experiment/*.yaml"))
 NEEDED = {
@@ -44,13 +53,69 @@ def test_every_experiment_is_valid_and_warns_of_nothing(experiment: str, tmp_pat
 
 
 @pytest.mark.parametrize("sweep", SWEEPS)
-@pytest.mark.parametrize("experiment", ["demo", "cifar10_resnet18"])
-def test_every_sweep_is_valid_over_experiments(sweep: str, experiment: str) -> None:
-    checked = check(["-m", f"sweep={sweep}", f"experiment={experiment}"])
+@pytest.mark.parametrize("experiment", ["demo", "debug", "cifar10_resnet18", "paper_vits16"])
+def test_every_sweep_is_valid_over_experiments(sweep: str, experiment: str, tmp_path: Path) -> None:
+    root = [f"data.root={tmp_path}"] if experiment == "paper_vits16" else []
+    checked = check(["-m", f"sweep={sweep}", f"experiment={experiment}", *root])
     assert checked.errors == []
     assert len(checked.runs) > 1
-    assert checked.sweep_dir is not None
-    assert checked.sweep_dir.startswith(f"outputs/{experiment}_sweep_")
+    assert checked.sweep_dir == f"outputs/{experiment}_{sweep}"
+
+
+def swept(*overrides: str) -> tuple[list[tuple[str, ...]], str | None]:
+    """The runs of a sweep, and its folder."""
+    checked = check(["-m", *overrides])
+    assert checked.errors == []
+    return [run.overrides for run in checked.runs], checked.sweep_dir
+
+
+def values(checked: Checked, *keys: str) -> list[tuple[Any, ...]]:
+    """What each run of a sweep has in some keys."""
+    return [tuple(OmegaConf.select(run.cfg, key) for key in keys) for run in checked.runs]
+
+
+@pytest.mark.parametrize(("experiment", "epochs"), [("debug", 1), ("demo", 2), ("paper_vits16", 30)])
+def test_the_papers_row_of_temperatures_has_the_warm_up_as_a_cell(
+    experiment: str, epochs: int, tmp_path: Path
+) -> None:
+    checked = check(["-m", "sweep=teacher_temp", f"experiment={experiment}", f"data.root={tmp_path}"])
+    row = values(checked, "loss.teacher_temp", "loss.warmup_teacher_temp_epochs")
+    assert row == [(0, 0), (0.02, 0), (0.04, 0), (0.06, 0), (0.08, 0), (0.07, epochs)]
+    assert values(checked, "loss.warmup_teacher_temp")[-1] == (0.04,)
+    assert checked.runs[-1].overrides == ("temperature=warmup_0.04_0.07",)
+
+
+def test_the_collapse_study_takes_one_part_away_at_a_time() -> None:
+    checked = check(["-m", "sweep=collapse_study", "experiment=cifar10_resnet18"])
+    keys = ("loss.centering", "loss.sharpening", "ema.schedule", "ema.momentum")
+    assert dict(zip([run.overrides[0] for run in checked.runs], values(checked, *keys), strict=True)) == {
+        "ablation=sound": ("mean", True, "constant", 0.99),
+        "ablation=no_centring": ("none", True, "constant", 0.99),
+        "ablation=no_sharpening": ("mean", False, "constant", 0.99),
+        "ablation=neither": ("none", False, "constant", 0.99),
+        "ablation=no_ema": ("mean", True, "constant", 0.0),
+    }
+    sound = checked.runs[0].cfg
+    assert sound is not None
+    assert run_id(sound) == run_id(compose(["experiment=cifar10_resnet18"]))
+
+
+def test_a_preset_is_changed_and_widened_by_typing() -> None:
+    runs, folder = swept("sweep=seeds", "trainer.seed=range(0,5)")
+    assert (runs, folder) == ([(f"trainer.seed={seed}",) for seed in range(5)], "outputs/demo_seeds")
+    runs, folder = swept("sweep=collapse_study", "trainer.seed=0,1")
+    assert (len(runs), folder) == (10, "outputs/demo_collapse_study_seed")
+    runs, folder = swept("sweep=center_momentum", "experiment=demo,debug")
+    assert (len(runs), folder) == (8, "outputs/center_momentum_experiment")
+    assert swept("sweep=seeds", "name=mine")[1] == "outputs/mine"
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_changes_say_what_they_are(change: str) -> None:
+    group, _, name = change.partition("=")
+    first, second, *_ = (CONF / group / f"{name}.yaml").read_text().splitlines()
+    assert first == ("# @package loss" if group == "temperature" else "# @package _global_")
+    assert second.startswith("# ")
 
 
 def test_demo_is_the_default() -> None:
@@ -96,6 +161,7 @@ def test_what_is_typed_wins_over_the_experiment(tmp_path: Path) -> None:
     "overrides",
     [
         [],
+        ["temperature=warmup_0.04_0.07", "ablation=no_ema", "trainer.epochs=7"],
         ["experiment=cifar10_resnet18", "trainer.seed=3", "crops.global_scale=[0.2,1]", "name='a-b'"],
         [
             "backbone=timm",

@@ -399,9 +399,9 @@ def test_space_from_a_file(tmp_path: Path) -> None:
     command = ["--config-dir", str(tmp_path), *SEARCH, "sweep=mine"]
     assert check(command).errors[0].startswith("loss.teacher_temp = -1.0: must be at least 0")
     narrowed = check([*command, "loss.teacher_temp=interval(0.02,0.2)"])  # what is typed wins
-    assert (narrowed.errors, narrowed.sweep_dir) == ([], "outputs/debug_sweep_teacher_temp_seed")
+    assert (narrowed.errors, narrowed.sweep_dir) == ([], "outputs/debug_mine")
     fixed = check([*command, "loss.teacher_temp=0.04"])
-    assert (fixed.errors, fixed.sweep_dir) == ([], "outputs/debug_sweep_seed")
+    assert (fixed.errors, fixed.sweep_dir) == ([], "outputs/debug_mine")
 
 
 def test_errors_leave_nothing_behind(tmp_path: Path) -> None:
