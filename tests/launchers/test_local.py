@@ -61,7 +61,9 @@ def test_two_at_once_have_cores_of_their_own_and_the_third_waits(played: Played)
         do(seed, "gate go")
     submit(range(3), "runs_at_once=2", launcher="local")
     wait_for([0, 1], "running")
-    pids = [json.loads((directory(seed).path / "seen.json").read_text())["pid"] for seed in (0, 1)]
+    seen = [directory(seed).path / "seen.json" for seed in (0, 1)]
+    wait_until(lambda: all(path.exists() and path.stat().st_size for path in seen))
+    pids = [json.loads(path.read_text())["pid"] for path in seen]
     mine = os.sched_getaffinity(0)
     if len(mine) > 1:
         wait_until(lambda: not os.sched_getaffinity(pids[0]) & os.sched_getaffinity(pids[1]))
