@@ -8,10 +8,12 @@ from pathlib import Path
 import pytest
 import torch
 
+from benchmarks import collapse
 from benchmarks.plain import UNDO, undone
 from benchmarks.released_crops import ReleasedCrops
 from benchmarks.step import random_views
 from dino_exp.config.compose import compose
+from dino_exp.config.identity import run_id
 from dino_exp.config.register import CONF
 from dino_exp.config.targets import build
 from dino_exp.trainer import Trainer
@@ -71,3 +73,29 @@ def test_a_benchmark_writes_what_it_prints(words: list[str], file: str, rows: in
     assert len(written["rows"]) == rows
     assert written["title"] in done.stdout
     assert torch.__version__.startswith(written["environment"]["torch"])
+
+
+def test_every_run_of_the_collapse_study_can_be_trained(tmp_path: Path) -> None:
+    (tmp_path / "train" / "a").mkdir(parents=True)
+    runs = [compose(collapse.drawn(number, tmp_path)) for number in range(collapse.RUNS)]
+    assert len({run_id(cfg) for cfg in runs}) == collapse.RUNS
+    assert {cfg.data.name for cfg in runs} == {"shapes", "fashion_mnist", "image_folder"}
+    assert {cfg.backbone.name for cfg in runs} == {"vit_micro", "resnet10t"}
+
+
+@pytest.mark.parametrize(
+    ("word", "first_alarm", "final", "wrong"),
+    [
+        ("learned", None, "healthy", False),
+        ("learned", None, "slow", False),
+        ("learned", 0.2, "healthy", True),
+        ("collapsed", 0.2, "collapsed-one-hot", False),
+        ("collapsed", 0.2, "healthy", True),
+        ("diverged", None, "diverged", False),
+        ("unclear", 0.5, "collapsed-uniform", False),
+    ],
+)
+def test_an_alarm_in_a_run_that_learns_is_an_error_and_so_is_a_missed_collapse(
+    word: str, first_alarm: float | None, final: str, wrong: bool
+) -> None:
+    assert collapse.is_wrong({"word": word, "first_alarm": first_alarm, "final": final}) is wrong

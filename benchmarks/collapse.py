@@ -1,0 +1,307 @@
+"""Is the verdict right? Short runs over data, networks and settings, judged from outside and by the detector.
+
+    python -m benchmarks.collapse train --cifar10 DIRECTORY    # hours on two cores; goes on where it was
+    python -m benchmarks.collapse judge                        # tables, from the runs that are over
+    python -m benchmarks.collapse saves outputs/SWEEP          # what on_collapse=stop would have saved there
+
+`train` draws `RUNS` configurations, healthy ones and others, and gives them to this machine's queue. `judge`
+decides what became of each run without the detector: from k-NN against the untrained network, and from how
+much the teacher's outputs differ between held-out pictures. The detector then reads metrics.jsonl again, line
+by line, as it would have during the run. Even-numbered runs are those that its thresholds may be tuned on;
+the odd-numbered ones say how good it is.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import OmegaConf
+from rich.console import Console
+from rich.table import Table
+
+from dino_exp import checkpoint
+from dino_exp.config.compose import compose
+from dino_exp.config.identity import run_id
+from dino_exp.config.targets import build
+from dino_exp.eval.features import extract
+from dino_exp.eval.knn import spread
+from dino_exp.run_directory import RunDirectory, read_metrics
+from dino_exp.trainer import build_networks
+from dino_exp.verdict import Judge
+from launchers import sweep
+from launchers.manifest import Manifest
+from launchers.settings import LocalSettings
+from launchers.states import Observer
+from launchers.watch import wait
+
+FOLDER = Path("outputs/collapse_runs")
+RUNS = 72
+SEED = 5
+PICTURES = 500
+"""Held-out pictures that a teacher's outputs are compared between."""
+LEARNED_POINTS = 5.0
+"""Percentage points of k-NN above the untrained network from which a run has learned."""
+SAME_OUTPUTS = 0.01
+"""Spread of the outputs, which are cosines, below which they do not depend on the picture."""
+
+DATA = {
+    "shapes": ["experiment=demo", "trainer.epochs=3"],
+    "fashion": ["experiment=fashion_mnist", "trainer.epochs=1", "optimizer.warmup_epochs=0.12"],
+    "cifar10": ["experiment=cifar10_folder", "trainer.epochs=4"],
+}
+VARIED: dict[str, list[str]] = {
+    "backbone": ["backbone=vit_micro", "backbone=timm backbone.name=resnet10t"],
+    "K": [f"head.out_dim={k}" for k in (64, 256, 1024, 4096)],
+    "τ_t": [f"loss.teacher_temp={value}" for value in (0.01, 0.02, 0.03, 0.04, 0.07, 0.1, 0.2)],
+    "m": [f"loss.center_momentum={value}" for value in (0, 0.5, 0.9, 0.99, 0.999)],
+    "λ": [
+        *(f"ema.momentum={value}" for value in (0.9, 0.98, 0.99, 0.996)),
+        "ema=constant ema.momentum=0",
+        "ema=constant ema.momentum=0.99",
+    ],
+    "lr": [f"optimizer.lr={value}" for value in (0.001, 0.004, 0.008, 0.02, 0.08, 0.5, 5.0)],
+    "crops": ["crops.local_number=0", "crops.local_number=2", "crops.local_number=4"],
+    "batch": [f"trainer.batch_size={size}" for size in (16, 32, 64, 128, 256)],
+    "centre": [
+        "loss.centering=none",
+        "loss.sharpening=false",
+        "loss.centering=none loss.sharpening=false",
+        "loss.centering=sinkhorn",
+        "loss.center_init=zeros",
+    ],
+}
+"""What a run may differ in from its data set's experiment; a third of the values are harmless."""
+
+
+def drawn(number: int, cifar10: Path) -> list[str]:
+    """The overrides of one run: a data set, and two to four changes; the same for the same number."""
+    numbers = random.Random(f"{SEED}-{number}")
+    data = list(DATA)[number % 3]
+    words = [*DATA[data], f"trainer.seed={number}"]
+    if data == "cifar10":
+        words.append(f"data.root={cifar10 / 'train'}")
+    for name in numbers.sample(list(VARIED), numbers.randint(2, 4)):
+        words += numbers.choice(VARIED[name]).split()
+    return [*words, "tracker=none", "trainer.log_every=10", "eval.every_epochs=1"]
+
+
+def train(cifar10: Path, count: int) -> None:
+    """Give the runs to this machine's queue, and wait for them."""
+    wanted = []
+    for number in range(count):
+        words = drawn(number, cifar10)
+        cfg = compose(words)
+        own = tuple(word for word in words if word.partition("=")[0] not in ("tracker", "trainer.log_every"))
+        wanted.append(sweep.Wanted(run_id(cfg), (f"number={number}", *own), cfg))
+    settings = OmegaConf.to_container(OmegaConf.structured(LocalSettings))
+    assert isinstance(settings, dict)
+    console = Console(highlight=False, width=None if Console().is_terminal else 200)
+    sweep.submit(FOLDER, "local", {str(key): value for key, value in settings.items()}, wanted)
+    wait(FOLDER, {run.name for run in wanted}, console)
+
+
+@dataclass(frozen=True)
+class Truth:
+    """What became of a run, seen from outside."""
+
+    word: str
+    """learned, collapsed, diverged, or unclear: no gain of k-NN, although the outputs differ."""
+    knn: float | None
+    untrained: float | None
+    spread: float
+    """Standard deviation of the teacher's outputs (cosines) between held-out pictures."""
+
+
+@torch.inference_mode()
+def spread_of_outputs(directory: RunDirectory) -> float:
+    """Mean over prototypes of the standard deviation over held-out pictures of the teacher's logits."""
+    cfg: Any = OmegaConf.load(directory.config_file)
+    _, teacher = build_networks(cfg)
+    teacher.load_state_dict(checkpoint.load(directory.checkpoints / "last.pt")["teacher"])
+    source = build(cfg.data).test
+    found = extract(
+        teacher.backbone,
+        source,
+        spread(len(source), PICTURES),
+        image_size=cfg.crops.global_size,
+        crop_ratio=cfg.eval.crop_ratio,
+        mean=list(cfg.data.mean),
+        std=list(cfg.data.std),
+        batch_size=cfg.eval.batch_size,
+        device=torch.device("cpu"),
+    )
+    teacher.eval()
+    return float(teacher.head(found.values).logits.std(0).mean())
+
+
+def truth_of(directory: RunDirectory) -> Truth:
+    """Judge a run that is over, by nothing that the detector looks at."""
+    summary = directory.read_summary()
+    knn, untrained = summary.get("knn_top1"), summary.get("untrained_knn_top1")
+    if summary["state"] == "failed" or knn is None or untrained is None:
+        return Truth("diverged", knn, untrained, float("nan"))
+    differ = spread_of_outputs(directory)
+    if knn >= untrained + LEARNED_POINTS:
+        word = "learned"
+    else:
+        word = "collapsed" if differ < SAME_OUTPUTS else "unclear"
+    return Truth(word, knn, untrained, differ)
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What the detector said in the course of a run."""
+
+    final: str
+    first_alarm: float | None
+    """Share of the run at which it first said collapsed."""
+    last_alarm_from: float | None
+    """Share from which it said so to the end."""
+
+
+def read_again(directory: RunDirectory) -> Reading:
+    """Have the detector of today read the metrics of a run."""
+    cfg: Any = OmegaConf.load(directory.config_file)
+    lines = [line for line in read_metrics(directory.metrics_file) if "loss" in line]
+    total = directory.read_status()["total_steps"]
+    per_epoch = (lines[0]["images"] and total / cfg.trainer.epochs) if lines else 1
+    judge = Judge(
+        out_dim=cfg.head.out_dim,
+        crops=2 * cfg.trainer.batch_size,
+        warmup_steps=max(50, round(cfg.optimizer.warmup_epochs * per_epoch)),
+    )
+    said = [(line["step"] / total, judge.observe(line["step"], with_nan(line))) for line in lines]
+    alarms = [share for share, verdict in said if verdict.collapsed]
+    lasting = None
+    for share, verdict in reversed(said):
+        if not verdict.collapsed:
+            break
+        lasting = share
+    return Reading(judge.verdict.word, alarms[0] if alarms else None, lasting)
+
+
+def with_nan(line: dict[str, Any]) -> dict[str, Any]:
+    """A line of metrics.jsonl with NaN for what JSON has no word for."""
+    return line | {"loss": float("nan") if line["loss"] is None else line["loss"]}
+
+
+def judge(folder: Path) -> list[dict[str, Any]]:
+    """All runs that are over: what became of them, and what the detector said."""
+    manifest = Manifest.load(folder)
+    rows = []
+    for run in Observer().observe(manifest):
+        if run.state in ("finished", "failed") and manifest.directory(run.name).read_summary():
+            directory = manifest.directory(run.name)
+            number = int(run.entry.overrides[0].partition("=")[2])
+            own = " ".join(run.entry.overrides[1:])
+            rows.append(
+                {"number": number, "half": ("tuning", "report")[number % 2], "overrides": own}
+                | asdict(truth_of(directory))
+                | asdict(read_again(directory))
+            )
+    return rows
+
+
+def show(rows: Sequence[dict[str, Any]], console: Console) -> None:
+    """Both halves: truth against verdict, when it was right, and every run that it was wrong about."""
+    for half in ("tuning", "report"):
+        own = [row for row in rows if row["half"] == half]
+        verdicts = sorted({kind(row["final"]) for row in own})
+        table = Table(title=f"{half}: {len(own)} runs, truth by verdict at the end", title_justify="left")
+        for column in ("truth", *verdicts, "first alarm, share of the run"):
+            table.add_column(column)
+        for truth in ("learned", "unclear", "collapsed", "diverged"):
+            those = [row for row in own if row["word"] == truth]
+            count = Counter(kind(row["final"]) for row in those)
+            alarms = sorted(row["last_alarm_from"] for row in those if row["last_alarm_from"] is not None)
+            median = f"median {alarms[len(alarms) // 2]:.2f}, last {alarms[-1]:.2f}" if alarms else "–"
+            table.add_row(truth, *(str(count[verdict]) for verdict in verdicts), median)
+        console.print(table)
+    wrong = [row for row in rows if is_wrong(row)]
+    for row in wrong:
+        knn = "–" if row["knn"] is None else f"{row['untrained']:.1f} → {row['knn']:.1f}"
+        console.print(
+            f"{row['half']} {row['number']}: {row['word']} (k-NN {knn}, spread {row['spread']:.4f}), said "
+            f"{row['final']}, first alarm {row['first_alarm']}: {row['overrides']}",
+            soft_wrap=True,
+        )
+    console.print(f"{len(wrong)} of {len(rows)} wrong at the end, or alarmed at a run that learned.")
+
+
+def kind(verdict: str) -> str:
+    """Collapses of every kind are one."""
+    return "collapsed" if verdict.startswith("collapsed") else verdict
+
+
+def is_wrong(row: dict[str, Any]) -> bool:
+    """A collapse or divergence that was not called, or an alarm at any time in a run that learned."""
+    if row["word"] == "learned":
+        return row["first_alarm"] is not None or row["final"] == "diverged"
+    return row["word"] in ("collapsed", "diverged") and kind(row["final"]) != row["word"]
+
+
+def saves(folder: Path, console: Console) -> list[dict[str, Any]]:
+    """What `trainer.on_collapse=stop` would have saved in a sweep whose runs were left to finish."""
+    manifest, rows = Manifest.load(folder), []
+    table = Table(title=str(folder), title_justify="left")
+    for column in ("run", "k-NN, untrained → now", "verdict", "would stop at"):
+        table.add_column(column)
+    for name, entry in manifest.runs.items():
+        directory = manifest.directory(name)
+        summary = directory.read_summary()
+        if summary.get("state") != "finished":
+            continue
+        reading = read_again(directory)
+        row = {"run": " ".join(entry.overrides), "knn": summary["knn_top1"]} | asdict(reading)
+        rows.append(row | {"untrained": summary["untrained_knn_top1"]})
+        stop = "–" if reading.first_alarm is None else f"{reading.first_alarm:.0%}"
+        knn = f"{summary['untrained_knn_top1']:.1f} → {summary['knn_top1']:.1f}"
+        table.add_row(row["run"], knn, reading.final, stop)
+    console.print(table)
+    spared = sum(1 - row["first_alarm"] for row in rows if row["first_alarm"] is not None)
+    if rows:
+        console.print(f"{spared / len(rows):.0%} of the steps of {len(rows)} runs would not have been made.")
+    return rows
+
+
+def main() -> None:
+    """Do what the command line says; figures go to outputs/benchmarks/collapse*.json."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("part", choices=["train", "judge", "saves"])
+    parser.add_argument("sweep", type=Path, nargs="?", help="for saves: the folder of a launched sweep")
+    parser.add_argument(
+        "--cifar10", type=Path, help="for train: folder with train/<class>/ and test/<class>/"
+    )
+    parser.add_argument("--runs", type=int, default=RUNS)
+    arguments = parser.parse_args()
+    console = Console(highlight=False, width=160)
+    if arguments.part == "train":
+        if arguments.cifar10 is None:
+            parser.error("train: give --cifar10 DIRECTORY")
+        train(arguments.cifar10, arguments.runs)
+        return
+    if arguments.part == "saves":
+        if arguments.sweep is None:
+            parser.error("saves: give the folder of a sweep")
+        rows = saves(arguments.sweep, console)
+    else:
+        rows = judge(FOLDER)
+        show(rows, console)
+    out = Path("outputs/benchmarks") / (
+        "collapse.json" if arguments.part == "judge" else "collapse_saves.json"
+    )
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text(json.dumps(rows, indent=2) + "\n")
+    console.print(f"all figures: {out}")
+
+
+if __name__ == "__main__":
+    main()

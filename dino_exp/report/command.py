@@ -1,0 +1,189 @@
+"""The command line of `report.py`."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import ModuleType
+
+from rich.console import Console
+
+from dino_exp.errors import UserError
+from dino_exp.report.load import RUN_FILES, RunData, SweepData, load, run_folders
+
+USER_ERROR = 2
+INTERRUPTED = 130
+LIBRARIES = ("altair", "vl_convert", "jinja2")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Do what the command line says; returns the exit code: 2 for a folder that is neither run nor sweep.
+
+    The doctor's is 1 for a collapse or divergence.
+    """
+    argv = list(sys.argv[1:] if argv is None else argv)
+    try:
+        if argv[:1] == ["doctor"]:
+            return consult(argv[1:])
+        arguments = parser().parse_args(argv)
+        if arguments.compare:
+            first, second = arguments.compare
+            return side_by_side(first, second, arguments.out)
+        if arguments.folder is None:
+            parser().error("give the FOLDER of a run or a sweep, --compare A B, or doctor LOG")
+        if arguments.watch is not None:
+            return watch(arguments.folder, arguments.out, arguments.watch)
+        page()
+        write(load(arguments.folder), arguments.out)
+    except UserError as error:
+        print(error, file=sys.stderr)
+        return USER_ERROR
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    return 0
+
+
+def parser() -> argparse.ArgumentParser:
+    """What can be typed."""
+    result = argparse.ArgumentParser(
+        prog="python report.py",
+        description="Write FOLDER/report/index.html, one page about a run or a sweep, and its figures as PNG "
+        "and SVG.",
+        epilog="python report.py doctor LOG [--out-dim K] says what is wrong with a run, and what to try "
+        "first; LOG is a run directory, or another code's log of JSON lines.",
+    )
+    result.add_argument(
+        "folder",
+        type=Path,
+        nargs="?",
+        metavar="FOLDER",
+        help="of a run or a sweep, e.g. outputs/demo_sweep_lr",
+    )
+    result.add_argument(
+        "--compare",
+        type=Path,
+        nargs=2,
+        metavar=("A", "B"),
+        help="two runs or two sweeps side by side: curves, configuration, k-NN with its spread over seeds",
+    )
+    result.add_argument("--out", type=Path, metavar="DIR", help="where to write (default: FOLDER/report)")
+    result.add_argument(
+        "--watch",
+        type=_seconds,
+        nargs="?",
+        const=15.0,
+        metavar="SECONDS",
+        help="write again whenever something changed, looking every SECONDS (default 15), until no run goes "
+        "on; the open page loads itself again",
+    )
+    return result
+
+
+def _seconds(text: str) -> float:
+    seconds = float(text)
+    if not 1 <= seconds <= 86400:
+        raise argparse.ArgumentTypeError("from 1 to 86400")
+    return seconds
+
+
+def page() -> ModuleType:
+    """The module that writes pages; its library begins to load while the caller reads the folder.
+
+    Raises:
+        UserError: if a library is missing.
+    """
+    try:
+        from dino_exp.report import drawing, page
+    except ModuleNotFoundError as error:
+        if error.name and error.name.partition(".")[0] in LIBRARIES:
+            raise UserError(
+                f"{error.name} is missing; reports need pip install 'dino-exp[report]'."
+            ) from None
+        raise
+    drawing.library_ahead()
+    return page
+
+
+def write(data: RunData | SweepData, out: Path | None, refresh: float | None = None) -> None:
+    """Write the report of what was loaded, and print a line per file.
+
+    Raises:
+        UserError: if a library is missing, or the folder cannot be written.
+    """
+    pages = page()
+    say(lambda: pages.write_report(data, out or data.path / "report", refresh))
+
+
+def say(written: Callable[[], list[Path]]) -> None:
+    """Have files written, and print their paths, one a line."""
+    try:
+        paths = written()
+    except OSError as error:
+        raise UserError(f"{error}: give another folder with --out DIR.") from None
+    for path in paths:
+        print(path, flush=True)
+
+
+def side_by_side(first: Path, second: Path, out: Path | None) -> int:
+    """Print how two runs or sweeps differ, and write the page about it; returns the exit code."""
+    from dino_exp.report.compare import compare, print_comparison
+
+    page()
+    comparison = compare(first, second)
+    print_comparison(comparison, Console())
+    from dino_exp.report.compare_figures import write_comparison
+
+    name = f"{first.resolve().name[:80]}_and_{second.resolve().name[:80]}"
+    say(lambda: write_comparison(comparison, out or first / "report" / name))
+    return 0
+
+
+def consult(argv: Sequence[str]) -> int:
+    """`report.py doctor`: 1 for a collapse or divergence, else 0."""
+    from dino_exp.report.doctor import doctor
+
+    words = argparse.ArgumentParser(
+        prog="python report.py doctor", description="Say what is wrong with a run, and what to try first."
+    )
+    words.add_argument("log", type=Path, metavar="LOG", help="a run directory, or a log of JSON lines")
+    words.add_argument("--out-dim", type=int, metavar="K", help="prototypes, where the log does not tell")
+    arguments = words.parse_args(argv)
+    return doctor(arguments.log, arguments.out_dim, Console())
+
+
+def watch(folder: Path, out: Path | None, seconds: float) -> int:
+    """Write the report again and again until no run goes on; Ctrl-C ends it."""
+    page()
+    before = None
+    while True:
+        now = fingerprint(folder)
+        data = load(folder)
+        over = (
+            data.over
+            if isinstance(data, SweepData)
+            else data.state not in ("running", "pending", "preempted")
+        )
+        state = (now, over, [run.state for run in data.runs] if isinstance(data, SweepData) else data.state)
+        if state != before:
+            write(data, out, None if over else seconds)
+            before = state
+        if over:
+            return 0
+        time.sleep(seconds)
+
+
+def fingerprint(folder: Path) -> list[tuple[str, int, int]]:
+    """What tells whether anything was written: name, size and time of each file that a report reads."""
+    folders = [folder, *run_folders(folder)] if folder.is_dir() else []
+    found = []
+    for each in folders:
+        for name in (*RUN_FILES, "manifest.json"):
+            try:
+                known = (each / name).stat()
+            except OSError:
+                continue
+            found.append((f"{each.name}/{name}", known.st_size, known.st_mtime_ns))
+    return found

@@ -1,0 +1,31 @@
+"""What sets a run apart from the experiment that it was made from."""
+
+from __future__ import annotations
+
+from dino_exp.config.compose import check
+from dino_exp.config.identity import differing_keys
+from dino_exp.config.register import CONF
+from dino_exp.report.load import RunData, as_value, value_text
+
+
+def differences(run: RunData) -> tuple[str, list[tuple[str, str, str]]]:
+    """What was compared with what, and key, default and own value of each key that differs.
+
+    The sentence says why where nothing could be compared, as with a configuration of another version.
+    """
+    if not run.config:
+        return "There is no readable config.yaml to compare.", []
+    name = run.config.get("name")
+    known = isinstance(name, str) and (CONF / "experiment" / f"{name}.yaml").is_file()
+    base = f"experiment={name}" if known else "the defaults of conf/config.yaml"
+    try:
+        checked = check([f"experiment={name}"] if known else [])
+        if checked.cfg is None:
+            return f"{base} does not compose any more: {' '.join(checked.errors)}", []
+        found = differing_keys(checked.cfg, run.config)
+    except Exception as error:  # whatever stands in an old configuration, the page must come
+        return f"Not comparable with {base}: {type(error).__name__}: {error}", []
+    rows = [
+        (key, value_text(as_value(theirs)), value_text(as_value(own))) for key, (theirs, own) in found.items()
+    ]
+    return f"Compared with {base}.", rows

@@ -1,0 +1,331 @@
+"""The page of a run or a sweep, and the figures beside it."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jinja2
+
+from dino_exp.report import run_figures, sweep_figures
+from dino_exp.report.cells import averaged_over
+from dino_exp.report.cells import heads as short_heads
+from dino_exp.report.defaults import differences
+from dino_exp.report.drawing import Figure, library, show, theme, write_files
+from dino_exp.report.files import number
+from dino_exp.report.load import RunData, SweepData, utc, value_text
+from dino_exp.report.pictures import as_data_url
+from dino_exp.report.verdicts import describe
+from dino_exp.run_directory import write_atomically
+
+HERE = Path(__file__).parent
+PAGE = "index.html"
+PICTURES = {"attention.png": "Attention of the teacher", "crops.png": "Crops"}
+SCHEDULES = ("learning_rate", "weight_decay", "ema_momentum", "teacher_temp")
+
+
+def write_report(data: RunData | SweepData, folder: Path, refresh: float | None = None) -> list[Path]:
+    """Write the page and its figures into `folder`; returns all paths, the page's first.
+
+    Args:
+        data: a run or a sweep.
+        folder: made where there is none.
+        refresh: seconds after which an open page loads itself again; None is never.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    figures, text = (
+        _run(data, folder, refresh) if isinstance(data, RunData) else _sweep(data, folder, refresh)
+    )
+    paths = [path for figure in figures for path in write_files(figure, folder)]
+    page = folder / PAGE
+    write_atomically(page, lambda file: file.write(text.encode()))
+    return [page, *paths]
+
+
+def _run(run: RunData, folder: Path, refresh: float | None) -> tuple[list[Figure], str]:
+    curves, absent = run_figures.run_figures(run)
+    timeline = run_figures.timeline(run)
+    figures = [*curves, timeline] if timeline else curves
+    compared, differing = differences(run)
+    pictures = [
+        (title, name, as_data_url(run.path / "plots" / name), _link(run.path / "plots" / name, folder))
+        for name, title in PICTURES.items()
+        if (run.path / "plots" / name).is_file()
+    ]
+    problems = list(run.problems)
+    problems += [f"Not logged: {', '.join(absent)}."] if absent else []
+    problems += [
+        f"There is no plots/{name}." for name in PICTURES if name not in {each[1] for each in pictures}
+    ]
+    text = render(
+        "run.html",
+        figures,
+        refresh,
+        run=run,
+        outcome=describe(run.outcome),
+        facts=_facts(run),
+        curves=[figure for figure in curves if figure.name not in SCHEDULES],
+        schedules=[figure for figure in curves if figure.name in SCHEDULES],
+        timeline=timeline,
+        pictures=[each for each in pictures if each[2]],
+        compared=compared,
+        differing=differing,
+        environment=_environment(run),
+        problems=problems,
+    )
+    return figures, text
+
+
+def _facts(run: RunData) -> list[tuple[str, str]]:
+    step = "–" if run.step is None else f"{run.step:,}"
+    total = "" if run.total_steps is None else f" of {run.total_steps:,}"
+    wait, memory = run.last("data_wait_share"), run.last("peak_memory_mib")
+    seconds = number(run.summary.get("wall_seconds"))
+    facts = [
+        ("State", run.state + (f" ({run.note})" if run.note else "")),
+        ("Step", step + total),
+        ("k-NN, untrained → now", f"{show(run.untrained_knn, '.1f', ' %')} → {show(run.knn, '.1f', ' %')}"),
+        ("k-NN of the student", show(run.last("student_knn_top1"), ".1f", " %")),
+        ("Best k-NN", show(run.last("best_knn_top1"), ".1f", " %")),
+        ("k-NN of raw pixels", show(number(run.summary.get("raw_pixels_knn_top1")), ".1f", " %")),
+        ("Speed", show(run.last("images_per_second"), ",.0f", " images/s")),
+        ("Waiting for data", "–" if wait is None else f"{wait:.0%} of the time"),
+        ("Training time", "–" if seconds is None else _duration(seconds)),
+        ("Peak memory", show(memory, ",.0f", " MiB")),
+    ]
+    return [(name, value) for name, value in facts if value != "–"]
+
+
+def _duration(seconds: float) -> str:
+    hours, minutes = divmod(round(seconds / 60), 60)
+    if hours:
+        return f"{hours} h {minutes} min"
+    return f"{minutes} min" if seconds >= 120 else f"{seconds:.0f} s"
+
+
+def _environment(run: RunData) -> list[tuple[str, str]]:
+    known = run.summary.get("environment")
+    rows = {str(key): str(value) for key, value in known.items()} if isinstance(known, dict) else {}
+    for key in ("git_revision", "git_dirty", "host", "tracker_id"):
+        if run.status.get(key) is not None:
+            rows.setdefault(key, str(run.status[key]))
+    heartbeat = number(run.status.get("heartbeat"))
+    if heartbeat is not None:
+        rows["last sign of life"] = utc(heartbeat)
+    return list(rows.items())
+
+
+# ---- sweeps ------------------------------------------------------------------------------------------------
+
+
+def _sweep(sweep: SweepData, folder: Path, refresh: float | None) -> tuple[list[Figure], str]:
+    data = sweep_figures.map_data(sweep)
+    maps = sweep_figures.maps(sweep, data)
+    curves = sweep_figures.small_multiples(sweep)
+    seeds = sweep_figures.seeds(sweep)
+    effects = sweep_figures.effects(sweep)
+    paper = dict(sweep_figures.paper_rows(sweep))
+    figures = [*maps, *(figure for figure in (curves, seeds) if figure), *effects, *paper.values()]
+    links = [_run_link(run, folder) for run in sweep.runs]
+    heads, rows = table(sweep, links)
+    problems = list(sweep.problems)
+    problems += [f"{axis} also sets {', '.join(keys)}." for axis, keys in sweep.alike.items()]
+    text = render(
+        "sweep.html",
+        figures,
+        refresh,
+        data={
+            "maps": [
+                {
+                    "x": each.x,
+                    "y": each.y,
+                    "rows": _columns(each.rows),
+                    "averaged": averaged(sweep, each.x, each.y),
+                }
+                for each in data
+            ],
+            "runs": [
+                {"label": run.label, "outcome": run.outcome, "href": link}
+                for run, link in zip(sweep.runs, links, strict=True)
+            ],
+        },
+        sweep=sweep,
+        counts=Counter(run.outcome for run in sweep.runs).most_common(),
+        states=Counter(run.state for run in sweep.runs).most_common(),
+        describe=describe,
+        best=best(sweep),
+        pairs=data,
+        averaged=averaged(sweep, data[0].x, data[0].y) if data else "",
+        maps=maps,
+        curves=curves,
+        metrics={name: text for name, text in sweep_figures.CURVES.items() if _has(curves, text)},
+        seeds=seeds,
+        effects=[(figure, paper.get(axis)) for axis, figure in zip(sweep.axes, effects, strict=True)],
+        heads=heads,
+        rows=rows,
+        outcomes=sorted({run.outcome for run in sweep.runs}),
+        failures=[
+            (run, link)
+            for run, link in zip(sweep.runs, links, strict=True)
+            if run.state in ("failed", "lost", "cancelled", "unknown") or run.outcome == "diverged"
+        ],
+        partial=[run for run in sweep.runs if run.problems],
+        problems=problems,
+    )
+    return figures, text
+
+
+def _has(curves: Figure | None, title: str) -> bool:
+    return curves is not None and title in curves.columns
+
+
+def averaged(sweep: SweepData, x: str, y: str | None) -> str:
+    """What a cell of a map over x and y is the mean of."""
+    others = [f"{axis} ({len(sweep.axes[axis])} values)" for axis in averaged_over(sweep, x, y)]
+    return f"A cell is the mean over {', '.join(others)}." if others else "A cell is one setting."
+
+
+def best(sweep: SweepData) -> str:
+    """The run with the highest k-NN, in words; empty where there is none."""
+    known = [run for run in sweep.runs if run.knn is not None]
+    if not known:
+        return ""
+    run = max(known, key=lambda run: run.knn or 0.0)
+    untrained = f" (untrained {run.untrained_knn:.1f} %)" if run.untrained_knn is not None else ""
+    return f"Best k-NN: {run.knn:.1f} %{untrained} with {run.label}."
+
+
+Cell = tuple[str, Any]
+"""Text, and what it is sorted by."""
+
+
+def table(sweep: SweepData, links: Sequence[str]) -> tuple[list[str], list[tuple[RunData, str, list[Cell]]]]:
+    """Heads and rows of the table of all runs."""
+    heads = [
+        *short_heads(list(sweep.axes)),
+        "state",
+        "verdict",
+        "k-NN %",
+        "student %",
+        "untrained %",
+        "gain",
+        "h / ln K",
+        "KL / ln K",
+    ]
+    heads += ["MI / ln K", "loss", "step", "images/s"]
+    return heads, [(run, link, _cells(sweep, run)) for run, link in zip(sweep.runs, links, strict=True)]
+
+
+def _cells(sweep: SweepData, run: RunData) -> list[Cell]:
+    gain = None if run.knn is None or run.untrained_knn is None else run.knn - run.untrained_knn
+    student = run.last("student_knn_top1") if run.knn is not None else None
+    numbers = [
+        (run.knn, ".1f"),
+        (student, ".1f"),
+        (run.untrained_knn, ".1f"),
+        (gain, "+.1f"),
+        (run.last("teacher/entropy_share"), ".3f"),
+        (run.last("kl_share"), ".3f"),
+        (run.last("teacher/mutual_information_share"), ".3f"),
+        (run.last("loss"), ".3f"),
+        (None if run.step is None else float(run.step), ",.0f"),
+        (run.last("images_per_second"), ",.0f"),
+    ]
+    swept = [(value_text(run.values[axis]), run.values[axis]) for axis in sweep.axes]
+    words = [(run.state, run.state), (run.verdict or "–", run.verdict)]
+    return [*swept, *words, *((show(value, form), "" if value is None else value) for value, form in numbers)]
+
+
+def _run_link(run: RunData, folder: Path) -> str:
+    report = run.path / "report" / PAGE
+    return _link(report if report.exists() else run.path, folder) + ("" if report.exists() else "/")
+
+
+def _link(target: Path, folder: Path) -> str:
+    return os.path.relpath(target.resolve(), folder.resolve()).replace(os.sep, "/")
+
+
+# ---- assembly ----------------------------------------------------------------------------------------------
+
+
+def render(
+    template: str,
+    figures: Sequence[Figure],
+    refresh: float | None,
+    data: dict[str, Any] | None = None,
+    **values: Any,
+) -> str:
+    """A page that needs nothing beside itself.
+
+    Args:
+        template: a file in `templates`, made of base.html and parts.html.
+        figures: those that the template draws.
+        refresh: seconds after which an open page loads itself again; None is never.
+        data: what page.js needs beside the figures.
+        values: what the template needs.
+    """
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(HERE / "templates"),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
+    )
+    content = {
+        "figures": {
+            figure.name: {"renderer": figure.renderer, "spec": _packed(figure)} for figure in figures
+        },
+        "themes": {"light": theme(dark=False), "dark": theme(dark=True)},
+        **(data or {}),
+    }
+    return environment.get_template(template).render(
+        content=_json(content),
+        library=library() if figures else "",
+        script=(HERE / "templates" / "page.js").read_text(),
+        style=(HERE / "templates" / "page.css").read_text(),
+        refresh=refresh,
+        **values,
+    )
+
+
+def _packed(figure: Figure) -> dict[str, Any]:
+    """The spec with its rows as columns, whose words are numbered: a fifth of the size.
+
+    Without the cells of maps, which the page has once for all maps.
+    """
+    datasets = figure.spec["datasets"]
+    rows = {name: [] if name == sweep_figures.CELLS else datasets[name] for name in datasets}
+    packed = {name: _columns(each) for name, each in rows.items()}
+    return {**figure.spec, "description": figure.description, "datasets": packed}
+
+
+def _columns(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    columns: dict[str, Any] = {}
+    for key in dict.fromkeys(key for row in rows for key in row):
+        values = [row.get(key) for row in rows]
+        if all(isinstance(value, str) for value in values):
+            numbers: dict[Any, int] = {}
+            places = [numbers.setdefault(value, len(numbers)) for value in values]
+            columns[key] = {"of": places, "words": list(numbers)}
+        else:
+            columns[key] = values
+    return columns
+
+
+def _json(content: Any) -> str:
+    """JSON for a script element: strict, and without anything that could end it."""
+    text = json.dumps(_finite(content), allow_nan=False, separators=(",", ":"))
+    return text.replace("<", "\\u003c").replace("\u2028", "\\u2028").replace("\u2029", "\\u2029")
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

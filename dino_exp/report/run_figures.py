@@ -1,0 +1,264 @@
+"""The figures of one run's page."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import altair as alt
+
+from dino_exp.report.curves import thinned
+from dino_exp.report.drawing import Figure, Row, show, to_spec
+from dino_exp.report.files import number
+from dino_exp.report.load import RunData, utc
+
+WIDTH, HEIGHT = 420, 210
+STEPS = alt.Axis(labelExpr="format(datum.value, '~s')", tickCount=5)
+LINES = alt.Legend(orient="top", symbolType="stroke", symbolStrokeWidth=2, symbolSize=200)
+
+
+class Curves(NamedTuple):
+    """One figure of curves over the steps."""
+
+    name: str
+    title: str
+    unit: str
+    keys: dict[str, str]
+    """Metric by the word for it in the legend."""
+    zero: bool = False
+    """Whether the scale begins at zero."""
+    points: bool = False
+    form: str = ".4g"
+
+
+FIGURES = (
+    Curves("loss", "Loss", "nats", {"loss": "loss"}),
+    Curves(
+        "entropy",
+        "Entropy of the outputs, h / ln K",
+        "share of ln K",
+        {"teacher": "teacher/entropy_share", "student": "student/entropy_share"},
+        zero=True,
+    ),
+    Curves("kl", "KL(teacher ‖ student) / ln K", "share of ln K", {"KL": "kl_share"}, zero=True),
+    Curves(
+        "mutual_information",
+        "Mutual information of picture and prototype",
+        "share of ln K",
+        {"teacher": "teacher/mutual_information_share", "student": "student/mutual_information_share"},
+        zero=True,
+    ),
+    Curves(
+        "knn",
+        "k-NN top-1",
+        "percent",
+        {"teacher": "knn_top1", "student": "student_knn_top1"},
+        points=True,
+        form=".1f",
+    ),
+    Curves("center_norm", "Norm of the centre", "", {"centre": "center_norm"}, zero=True),
+    Curves(
+        "ranks",
+        "Effective rank of the teacher",
+        "dimensions",
+        {"features": "teacher/feature_rank", "bottleneck": "teacher/bottleneck_rank"},
+        zero=True,
+    ),
+    Curves("speed", "Speed", "images/s", {"images/s": "images_per_second"}, zero=True, form=",.0f"),
+    Curves("learning_rate", "Learning rate, as applied", "", {"lr": "lr"}, zero=True),
+    Curves("weight_decay", "Weight decay, as applied", "", {"weight decay": "weight_decay"}, zero=True),
+    Curves("ema_momentum", "EMA momentum λ, as applied", "", {"λ": "ema_momentum"}, form=".5g"),
+    Curves("teacher_temp", "Teacher temperature τₜ, as applied", "", {"τₜ": "teacher_temp"}, zero=True),
+)
+
+
+def run_figures(run: RunData) -> tuple[list[Figure], list[str]]:
+    """The figures of what was logged, and the titles of those that have nothing to show."""
+    figures, absent = [], []
+    for curves in FIGURES:
+        figure = curves_figure(run, curves)
+        if figure is None:
+            absent.append(curves.title)
+        else:
+            figures.append(figure)
+    return figures, absent
+
+
+def curves_figure(run: RunData, curves: Curves) -> Figure | None:
+    """One figure; None where no value of it was logged."""
+    series = {word: run.series(key) for word, key in curves.keys.items()}
+    series = {
+        word: points for word, points in series.items() if any(value is not None for _, value in points)
+    }
+    if not series:
+        return None
+    words = list(series)
+    rows = [
+        {"step": step, "value": value, "of": word} for word in words for step, value in thinned(series[word])
+    ]
+    level = _level(run, curves)
+    base = alt.Chart(alt.NamedData("points")).encode(
+        x=alt.X("step:Q", title="step", scale=alt.Scale(nice=False), axis=STEPS),
+        y=alt.Y("value:Q", title=curves.unit or None, scale=alt.Scale(zero=curves.zero)),
+        color=alt.Color(
+            "of:N",
+            title=None,
+            scale=alt.Scale(domain=words),
+            legend=LINES if len(words) > 1 else None,
+        ),
+        tooltip=[
+            alt.Tooltip("of:N", title="curve"),
+            alt.Tooltip("step:Q", format=","),
+            alt.Tooltip("value:Q", title=curves.title, format=curves.form),
+        ],
+    )
+    # A second way than colour to tell two curves apart.
+    dashes = alt.StrokeDash(
+        "of:N",
+        title=None,
+        scale=alt.Scale(domain=words, range=[[1, 0], [6, 3]]),
+        legend=LINES if len(words) > 1 else None,
+    )
+    layers: list[alt.Chart] = [
+        base.mark_line(strokeWidth=2, tooltip=False, aria=False).encode(strokeDash=dashes),
+        base.mark_point(
+            filled=True, size=45 if curves.points else 90, opacity=1 if curves.points else 0, aria=False
+        ),
+    ]
+    datasets: dict[str, list[Row]] = {"points": rows}
+    if level is not None:
+        datasets["level"] = [{"value": level[0], "text": level[1]}]
+        line = alt.Chart(alt.NamedData("level")).encode(y="value:Q")
+        layers.append(line.mark_rule(strokeDash=[3, 3], aria=False))
+        layers.append(
+            line.mark_text(align="right", dx=-4, dy=-6, fontSize=11, aria=False).encode(
+                text="text:N", x=alt.value("width")
+            )
+        )
+    chart = alt.layer(*layers).properties(width=WIDTH, height=HEIGHT)
+    return Figure(
+        curves.name,
+        curves.title,
+        to_spec(chart, datasets),
+        _in_words(series, curves, level),
+        ("step", *words),
+        _table(series, curves.form),
+    )
+
+
+def _level(run: RunData, curves: Curves) -> tuple[float, str] | None:
+    """The line that a figure is read against."""
+    if curves.name == "loss" and run.ln_k is not None:
+        return run.ln_k, f"ln K = {run.ln_k:.3f}: the loss of a uniform collapse"
+    if curves.name == "knn" and run.untrained_knn is not None:
+        return run.untrained_knn, f"untrained: {run.untrained_knn:.1f} %"
+    if curves.name == "entropy":
+        return 1.0, "1: uniform"
+    return None
+
+
+def _in_words(
+    series: dict[str, list[tuple[int, float | None]]], curves: Curves, level: tuple[float, str] | None
+) -> str:
+    sentences = []
+    for word, points in series.items():
+        known = [(step, value) for step, value in points if value is not None]
+        (first, begin), (last, end) = known[0], known[-1]
+        low, high = min(value for _, value in known), max(value for _, value in known)
+        form = curves.form
+        sentences.append(
+            f"{word} from {begin:{form}} at step {first:,} to {end:{form}} at step {last:,}, "
+            f"between {low:{form}} and {high:{form}}"
+        )
+    return f"{curves.title}: {'; '.join(sentences)}." + (f" Line at {level[1]}." if level else "")
+
+
+def _table(
+    series: dict[str, list[tuple[int, float | None]]], form: str, most: int = 14
+) -> list[Sequence[str]]:
+    """A few evenly spaced steps."""
+    values: dict[int, dict[str, float | None]] = {}
+    for word, points in series.items():
+        for step, value in points:
+            values.setdefault(step, {})[word] = value
+    steps = sorted(values)
+    if len(steps) > most:
+        steps = sorted({steps[round(index * (len(steps) - 1) / (most - 1))] for index in range(most)})
+    return [(f"{step:,}", *(show(values[step].get(word), form) for word in series)) for step in steps]
+
+
+def timeline(run: RunData) -> Figure | None:
+    """The attempts on a time line; None where none is recorded."""
+    rows = attempts(run)
+    drawn = [row for row in rows if row["began"] is not None]
+    if not drawn:
+        return None
+    points = [
+        {**row, "began": row["began"] * 1000, "until": (row["until"] or row["began"]) * 1000} for row in drawn
+    ]
+    base = alt.Chart(alt.NamedData("attempts")).encode(
+        x=alt.X("began:T", title="UTC", scale=alt.Scale(type="utc"), axis=alt.Axis(tickCount=5)),
+        y=alt.Y("attempt:O", title="attempt"),
+        tooltip=[
+            alt.Tooltip("attempt:O"),
+            alt.Tooltip("began_text:N", title="began"),
+            alt.Tooltip("until_text:N", title="until"),
+            alt.Tooltip("from_step:N", title="from step"),
+            alt.Tooltip("to_step:N", title="to step"),
+            alt.Tooltip("job:N"),
+            alt.Tooltip("host:N"),
+        ],
+    )
+    chart = alt.layer(
+        base.mark_bar(height=16, color="#7f8a99").encode(x2="until:T"),
+        base.mark_point(shape="stroke", size=200, angle=90, strokeWidth=2, color="#7f8a99"),
+    )
+    table: list[Sequence[str]] = [
+        (
+            str(row["attempt"]),
+            row["began_text"],
+            row["until_text"],
+            row["from_step"],
+            row["to_step"],
+            row["job"],
+            row["host"],
+        )
+        for row in rows
+    ]
+    return Figure(
+        "attempts",
+        "Attempts",
+        to_spec(chart.properties(width=WIDTH * 2, height=26 * len(points)), {"attempts": points}),
+        f"{len(rows)} attempts, from {rows[0]['began_text']} to {rows[-1]['until_text']}.",
+        ("attempt", "began", "until", "from step", "to step", "job", "host"),
+        table,
+    )
+
+
+def attempts(run: RunData) -> list[dict[str, Any]]:
+    """The attempts of a run as its status has them; the last goes on until the last sign of life."""
+    recorded = run.status.get("attempts")
+    recorded = [each for each in recorded if isinstance(each, dict)] if isinstance(recorded, list) else []
+    rows = []
+    for index, attempt in enumerate(recorded):
+        last = index == len(recorded) - 1
+        until = number(attempt.get("until")) or (number(run.status.get("heartbeat")) if last else None)
+        to_step = attempt.get("to_step", run.step if last else None)
+        rows.append(
+            {
+                "attempt": index + 1,
+                "began": number(attempt.get("began")),
+                "until": until,
+                "began_text": utc(number(attempt.get("began"))) or "–",
+                "until_text": utc(until) or "–",
+                "from_step": _text(attempt.get("from_step")),
+                "to_step": _text(to_step),
+                "job": _text(attempt.get("job")),
+                "host": _text(attempt.get("host")),
+            }
+        )
+    return rows
+
+
+def _text(value: Any) -> str:
+    return "–" if value is None else str(value)

@@ -1,0 +1,315 @@
+"use strict";
+(() => {
+  const content = JSON.parse(document.getElementById("content").textContent);
+  const dark = window.matchMedia("(prefers-color-scheme: dark)");
+  const views = {};
+  const chosen = { pair: 0, swapped: false, metric: null };
+  const FACET = 128;
+
+  // Rows were packed as columns, and their words as numbers.
+  const rowsOf = (columns) => {
+    const keys = Object.keys(columns);
+    if (!keys.length) return [];
+    const lists = keys.map((key) => {
+      const column = columns[key];
+      return Array.isArray(column) ? column : column.of.map((index) => column.words[index]);
+    });
+    return lists[0].map((_, row) => Object.fromEntries(keys.map((key, index) => [key, lists[index][row]])));
+  };
+  for (const figure of Object.values(content.figures)) {
+    for (const name of Object.keys(figure.spec.datasets)) {
+      figure.spec.datasets[name] = rowsOf(figure.spec.datasets[name]);
+    }
+  }
+
+  for (const map of content.maps || []) map.rows = rowsOf(map.rows);
+
+  // ---- what stays when the page loads itself again -----------------------------------------------------
+  const memory = {
+    key: "report:" + location.pathname,
+    read() {
+      try { return JSON.parse(sessionStorage.getItem(this.key)) || {}; } catch { return {}; }
+    },
+    keep(values) {
+      try { sessionStorage.setItem(this.key, JSON.stringify({ ...this.read(), ...values })); } catch { /* no storage */ }
+    },
+  };
+
+  // ---- figures -----------------------------------------------------------------------------------------
+  const isMap = (name) => name.startsWith("map_");
+
+  function fitted(name, element) {
+    const spec = structuredClone(content.figures[name].spec);
+    const width = element.clientWidth;
+    if (spec.facet) {
+      const inner = spec.spec;
+      const columns = Math.max(1, Math.min(spec.columns, Math.floor((width - 45) / (FACET * 0.7))));
+      spec.columns = columns;
+      inner.width = Math.max(70, Math.min(240, Math.floor((width - 50) / columns) - 16));
+      if (chosen.metric) spec.params.find((param) => param.name === "metric").value = chosen.metric;
+      return spec;
+    }
+    if (isMap(name)) {
+      const rows = mapRows();
+      const columns = new Set(rows.map((row) => row.x)).size;
+      spec.datasets.cells = rows;
+      const [x, y] = axes();
+      for (const layer of spec.layer) {
+        layer.encoding.x.title = x;
+        layer.encoding.y.title = y;
+        for (const each of [].concat(layer.encoding.tooltip || [])) {
+          if (each.field === "x") each.title = x;
+          if (each.field === "y") each.title = y;
+        }
+      }
+      spec.width = Math.max(120, Math.min(width - 90, 84 * columns));
+      const cell = spec.width / columns;
+      for (const layer of spec.layer) {
+        if (layer.mark.type === "text") layer.mark.fontSize = cell < 34 ? 9 : 12;
+      }
+      for (const layer of spec.layer) {
+        const legend = layer.encoding.shape && layer.encoding.shape.legend;
+        if (legend) legend.columns = width < 420 ? 2 : 3;
+      }
+      return spec;
+    }
+    spec.width = width;
+    spec.autosize = { type: "fit-x", contains: "padding" };
+    return spec;
+  }
+
+  async function embed(name) {
+    const element = document.querySelector(`[data-figure="${name}"]`);
+    if (views[name]) views[name].finalize();
+    views[name] = await vegaEmbed(element, fitted(name, element), {
+      mode: "vega-lite",
+      actions: false,
+      renderer: content.figures[name].renderer,
+      config: content.themes[dark.matches ? "dark" : "light"],
+      tooltip: { theme: dark.matches ? "dark" : "light" },
+    });
+    if (isMap(name)) equip(name, element);
+  }
+
+  async function embedAll(names = Object.keys(content.figures)) {
+    document.body.dataset.ready = "false";
+    for (const name of names) await embed(name);
+    document.body.dataset.ready = "true";
+  }
+
+  // ---- phase diagram -----------------------------------------------------------------------------------
+  const axes = () => {
+    const { x, y } = content.maps[chosen.pair];
+    return chosen.swapped ? [y, x] : [x, y];
+  };
+  const mapRows = () => content.maps[chosen.pair].rows.map((row) => chosen.swapped
+    ? { ...row, x: row.y, y: row.x, xi: row.yi, yi: row.xi } : row);
+
+  function equip(name, element) {
+    const panel = element.parentElement.querySelector(".cell-numbers");
+    panel.hidden = false;
+    panel.replaceChildren("Point at a cell, or reach it with the Tab and arrow keys, for its numbers.");
+    const cells = [...element.querySelectorAll(".cells_marks path")];
+    const at = (cell) => cell.__data__.datum;
+    cells.forEach((cell, index) => {
+      cell.setAttribute("tabindex", index === 0 ? "0" : "-1");
+      cell.setAttribute("role", "button");
+      cell.setAttribute("aria-label", at(cell).label);
+      cell.addEventListener("focus", () => describe(panel, at(cell)));
+      cell.addEventListener("keydown", (event) => {
+        if (event.key === "Enter" || event.key === " ") {
+          event.preventDefault();
+          open(panel, at(cell));
+        }
+        const step = { ArrowRight: [1, 0], ArrowLeft: [-1, 0], ArrowUp: [0, 1], ArrowDown: [0, -1] }[event.key];
+        if (step) {
+          event.preventDefault();
+          const next = nearest(cells, at(cell), step);
+          if (next) {
+            cells.forEach((each) => each.setAttribute("tabindex", "-1"));
+            next.setAttribute("tabindex", "0");
+            next.focus();
+          }
+        }
+      });
+    });
+    const view = views[name].view;
+    view.addEventListener("pointerover", (event, item) => item && item.datum && item.datum.runs && describe(panel, item.datum));
+    view.addEventListener("click", (event, item) => {
+      if (item && item.datum && item.datum.runs) open(panel, item.datum, event.pointerType === "touch");
+    });
+  }
+
+  function nearest(cells, from, [dx, dy]) {
+    let best = null, least = Infinity;
+    for (const cell of cells) {
+      const to = cell.__data__.datum;
+      const along = dx ? (to.xi - from.xi) * dx : (to.yi - from.yi) * dy;
+      const across = dx ? Math.abs(to.yi - from.yi) : Math.abs(to.xi - from.xi);
+      const distance = along + 100 * across;
+      if (along > 0 && distance < least) [best, least] = [cell, distance];
+    }
+    return best;
+  }
+
+  function describe(panel, cell) {
+    const [x, y] = axes();
+    const place = y ? `${x} ${cell.x}, ${y} ${cell.y}` : `${x} ${cell.x}`;
+    const text = document.createElement("p");
+    text.style.margin = "0";
+    text.textContent = `${place}: ${cell.outcomes}; k-NN ${cell.knn_text} %, h / ln K ${cell.entropy_text}, ` +
+      `KL / ln K ${cell.kl_text}.`;
+    const list = document.createElement("ul");
+    for (const index of cell.runs.slice(0, 50)) {
+      const run = content.runs[index];
+      const item = document.createElement("li");
+      const link = document.createElement("a");
+      link.href = run.href;
+      link.textContent = run.label;
+      item.append(link, `: ${run.outcome}`);
+      list.append(item);
+    }
+    panel.replaceChildren(text, list);
+    if (cell.runs.length > 50) panel.append(`and ${cell.runs.length - 50} more; see the table of all runs.`);
+  }
+
+  function open(panel, cell, ask = false) {
+    describe(panel, cell);
+    if (cell.runs.length === 1 && !ask) location.href = content.runs[cell.runs[0]].href;
+    else panel.querySelector("a").focus();
+  }
+
+  async function showPair() {
+    const pair = content.maps[chosen.pair];
+    document.getElementById("averaged").textContent = pair.averaged;
+    const [x, y] = axes();
+    for (const name of Object.keys(content.figures).filter(isMap)) {
+      const figure = document.getElementById(`figure-${name}`);
+      const table = figure.querySelector("table");
+      const title = figure.querySelector("h3").textContent;
+      content.figures[name].spec.description = `${title} over ${x} and ${y}; the numbers are in the table below.`;
+      table.tHead.rows[0].cells[0].textContent = x;
+      table.tHead.rows[0].cells[1].textContent = y;
+      table.tBodies[0].replaceChildren(...mapRows().map((row) => {
+        const line = document.createElement("tr");
+        for (const key of ["x", "y", "outcomes", "knn_text", "entropy_text", "kl_text", "n"]) {
+          line.insertCell().textContent = row[key];
+        }
+        return line;
+      }));
+    }
+    memory.keep({ pair: chosen.pair, swapped: chosen.swapped });
+    await embedAll(Object.keys(content.figures).filter(isMap));
+  }
+
+  // ---- table -------------------------------------------------------------------------------------------
+  function equipTable() {
+    const table = document.getElementById("runs");
+    if (!table) return;
+    const body = table.tBodies[0];
+    const rows = [...body.rows].map((row) => ({ row, text: `${row.dataset.words} ${row.textContent}`.toLowerCase() }));
+    const filter = document.getElementById("filter"), outcome = document.getElementById("outcome");
+    const heads = [...table.tHead.rows[0].cells];
+    const key = (row, column) => {
+      const cell = row.cells[column], text = cell.dataset.key ?? cell.textContent;
+      const value = text === "" ? NaN : Number(text);
+      return Number.isNaN(value) ? text : value;
+    };
+    const compare = (a, b, direction) => {
+      if (a === "" || b === "") return (a === "") - (b === "");  // what is missing stays at the end
+      if (typeof a === "number" && typeof b === "number") return (a - b) * direction;
+      if (typeof a !== typeof b) return (typeof a === "number" ? -1 : 1) * direction;
+      return a.localeCompare(b, undefined, { numeric: true }) * direction;
+    };
+    const show = () => {
+      const words = filter.value.toLowerCase().split(/\s+/).filter(Boolean);
+      let shown = 0;
+      for (const { row, text } of rows) {
+        const fits = (!outcome.value || row.dataset.outcome === outcome.value) && words.every((word) => text.includes(word));
+        row.hidden = !fits;
+        shown += fits;
+      }
+      document.getElementById("shown").textContent = `${shown} of ${rows.length} runs`;
+      memory.keep({ filter: filter.value, outcome: outcome.value });
+    };
+    const sort = (column, direction) => {
+      heads.forEach((head, index) => {
+        if (index === column) head.setAttribute("aria-sort", direction > 0 ? "ascending" : "descending");
+        else head.removeAttribute("aria-sort");
+      });
+      const keyed = rows.map(({ row }) => [key(row, column), row]);
+      keyed.sort((a, b) => compare(a[0], b[0], direction));
+      body.append(...keyed.map(([, row]) => row));
+      memory.keep({ column, direction });
+    };
+    heads.forEach((head, column) => head.querySelector("button").addEventListener("click", () => {
+      sort(column, head.getAttribute("aria-sort") === "descending" ? 1 : head.getAttribute("aria-sort") === "ascending" ? -1 : startWith(column));
+    }));
+    const startWith = (column) => (/k-NN|gain|student/.test(heads[column].textContent) ? -1 : 1);
+    filter.addEventListener("input", show);
+    outcome.addEventListener("change", show);
+    const before = memory.read();
+    if (before.filter || before.outcome) {
+      filter.value = before.filter || "";
+      outcome.value = before.outcome || "";
+      show();
+    }
+    if (before.column !== undefined && heads[before.column]) sort(before.column, before.direction);
+  }
+
+  // ---- controls ----------------------------------------------------------------------------------------
+  function equipControls() {
+    const before = memory.read();
+    const pairs = document.getElementById("axes"), metric = document.getElementById("metric");
+    if (pairs) {
+      pairs.addEventListener("change", () => { chosen.pair = Number(pairs.value); chosen.swapped = false; showPair(); });
+      document.getElementById("swap").addEventListener("click", () => { chosen.swapped = !chosen.swapped; showPair(); });
+    }
+    if (metric) {
+      if ([...metric.options].some((option) => option.value === before.metric)) metric.value = before.metric;
+      chosen.metric = metric.value;
+      metric.addEventListener("change", () => {
+        chosen.metric = metric.value;
+        memory.keep({ metric: metric.value });
+        views.curves.view.signal("metric", metric.value).runAsync();
+      });
+    }
+    if (pairs && before.pair !== undefined && content.maps[before.pair]) {
+      chosen.pair = before.pair;
+      chosen.swapped = before.swapped;
+      pairs.value = String(before.pair);
+      return true;
+    }
+    return false;
+  }
+
+  function equipRefresh() {
+    const seconds = Number(document.body.dataset.refresh);
+    if (!seconds) return;
+    const button = document.getElementById("refresh-button"), text = document.getElementById("refresh-text");
+    let timer = setTimeout(() => location.reload(), seconds * 1000);
+    button.addEventListener("click", () => {
+      const paused = timer !== null;
+      if (paused) { clearTimeout(timer); timer = null; } else location.reload();
+      button.textContent = "Go on";
+      text.textContent = "Still running: loading again is paused.";
+    });
+  }
+
+  equipTable();
+  const another = equipControls();
+  equipRefresh();
+  if (window.vegaEmbed) {
+    embedAll().then(() => another && showPair());
+    dark.addEventListener("change", () => embedAll());
+    let width = window.innerWidth, later = 0;
+    window.addEventListener("resize", () => {
+      if (window.innerWidth === width) return;
+      width = window.innerWidth;
+      clearTimeout(later);
+      later = setTimeout(() => embedAll(), 200);
+    });
+  } else {
+    document.body.dataset.ready = "true";
+  }
+})();

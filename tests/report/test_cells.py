@@ -1,0 +1,78 @@
+"""Gathering runs into the cells of a map, and curves into few points."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from synthetic import temps_momenta, write_sweep
+
+from dino_exp.report.cells import Ticks, gather, pairs, seed_groups, spread
+from dino_exp.report.curves import thinned
+from dino_exp.report.load import load_sweep
+from dino_exp.report.sweep_figures import KNN, map_data, paper_rows
+
+
+def test_a_cell_is_the_mean_over_the_other_axes(tmp_path: Path) -> None:
+    sweep = load_sweep(write_sweep(tmp_path, temps_momenta(seeds=3)))
+    assert pairs(sweep)[0] == ("loss.teacher_temp", "loss.center_momentum")
+    cells = gather(sweep, "loss.teacher_temp", "loss.center_momentum")
+    assert sum(len(cell.runs) for cell in cells) == len(sweep.runs) == 60
+    sound = next(cell for cell in cells if (cell.x, cell.y) == ("0.02", "0.9"))
+    assert sound.mean(KNN.of) == (pytest.approx(75 - 3 - 2.7 + 1), pytest.approx(1.0), 3)
+    assert sound.outcome == "healthy"
+    name, runs = seed_groups(sweep)[0]
+    assert name == "0.02 · 0"
+    assert [run.values["trainer.seed"] for run in runs] == [0.0, 1.0, 2.0]
+
+
+def test_a_cell_of_different_ends_is_mixed(tmp_path: Path) -> None:
+    runs = temps_momenta(seeds=2)
+    runs[0]["verdict"] = "slow"
+    sweep = load_sweep(write_sweep(tmp_path, runs))
+    cell = gather(sweep, "loss.teacher_temp", "loss.center_momentum")[0]
+    assert cell.outcome == "mixed"
+    assert sorted(cell.outcomes.split(", ")) == ["1 healthy", "1 slow"]
+
+
+def test_many_values_become_ranges_that_hold_all() -> None:
+    values = [1e-5 * 1.1**index for index in range(100)]
+    ticks = Ticks([*values, "null"])
+    places = [ticks.of(value) for value in values]
+    assert len(ticks.labels) == 13
+    assert places == sorted(places)
+    assert set(places) == set(range(12))
+    assert ticks.labels[ticks.of("null")] == "null"
+    words = Ticks([f"w{index}" for index in range(40)])
+    assert len(words.labels) == 24
+    assert words.labels[words.of("w39")] == "others"
+
+
+def test_spread() -> None:
+    assert spread([None]) == (None, None, 0)
+    assert spread([3.0, None]) == (3.0, None, 1)
+    assert spread([1.0, 3.0]) == (2.0, pytest.approx(2**0.5), 2)
+
+
+def test_thinned_curves_keep_spikes_ends_and_gaps() -> None:
+    points: list[tuple[int, float | None]] = [(step, float(step % 7)) for step in range(20_000)]
+    points[777] = (777, 1e6)
+    points[9999] = (9999, None)
+    thin = thinned(points, 150)
+    assert len(thin) <= 152
+    assert thin[0] == points[0]
+    assert thin[-1] == points[-1]
+    assert (777, 1e6) in thin
+    assert (9999, None) in thin
+    assert [step for step, _ in thin] == sorted(step for step, _ in thin)
+
+
+def test_the_papers_figures_stay_apart(tmp_path: Path) -> None:
+    sweep = load_sweep(write_sweep(tmp_path, temps_momenta()))
+    axes = dict(paper_rows(sweep))
+    assert set(axes) == {"loss.teacher_temp", "loss.center_momentum"}
+    figure = axes["loss.center_momentum"]
+    assert "ImageNet, ViT-S/16, from the paper" in figure.title
+    assert [row["knn"] for row in figure.spec["datasets"]["paper"]] == [69.1, 69.7, 69.4, 0.1]
+    ours = {row["knn"] for data in map_data(sweep) for row in data.rows}
+    assert not ours & {69.1, 69.4, 0.1}
