@@ -26,6 +26,7 @@ SHORT = ["experiment=debug", "trainer.max_steps=3"]
 # Long enough to be interrupted; stochastic depth, so that the state of random numbers matters.
 LONG = ["experiment=debug", "trainer.epochs=25", "eval.every_epochs=1000", "backbone.drop_path_rate=0.2"]
 STEPS = 200
+LONGER_STEPS = 480
 
 
 def cluster(*words: str) -> None:
@@ -144,11 +145,11 @@ def weights(run: RunDirectory) -> dict[str, torch.Tensor]:
     return {f"{part}.{name}": tensor for part in parts for name, tensor in state[part].items()}
 
 
-def assert_undisturbed(run: RunDirectory, reference: RunDirectory, attempts: int) -> None:
+def assert_undisturbed(run: RunDirectory, reference: RunDirectory, attempts: int, total: int = STEPS) -> None:
     """The same weights and the same steps as a run that nothing happened to."""
     assert run.read_status()["state"] == "finished"
     assert run.read_status()["attempt"] == attempts
-    assert steps(run) == [0, *range(1, STEPS + 1)]
+    assert steps(run) == list(range(total + 1))
     expected = weights(reference)
     found = weights(run)
     assert found.keys() == expected.keys()
@@ -264,8 +265,12 @@ def test_a_preempted_run_goes_on_bit_exactly(tmp_path: Path, reference: RunDirec
     assert sacct(job(sweep)) == ["COMPLETED"]
 
 
-def test_a_time_limit_is_no_end(tmp_path: Path, reference: RunDirectory) -> None:
-    sweep = submit(tmp_path, "limit", *LONG, "hydra.launcher.time_limit=1", "hydra.launcher.grace_seconds=48")
+def test_a_time_limit_is_no_end(tmp_path: Path) -> None:
+    """SLURM looks at the limits twice a minute, so the run has to be longer than the others."""
+    longer = [*LONG, f"trainer.epochs={LONGER_STEPS // 8}"]
+    undisturbed = submit(tmp_path, "undisturbed", *longer)
+    limits = ["hydra.launcher.time_limit=1", "hydra.launcher.grace_seconds=48"]
+    sweep = submit(tmp_path, "limit", *longer, *limits)
     (run,) = runs(sweep)
     in_the_middle(run)
     requeued(job(sweep))
@@ -275,7 +280,10 @@ def test_a_time_limit_is_no_end(tmp_path: Path, reference: RunDirectory) -> None
         requeued(job(sweep))
         assert len(steps(run)) > saved
         saved = len(steps(run))
-    assert_undisturbed(run, reference, attempts=run.read_status()["attempt"])
+    assert launchers(tmp_path, "wait", str(undisturbed)).returncode == 0
+    (reference,) = runs(undisturbed)
+    assert_undisturbed(run, reference, run.read_status()["attempt"], LONGER_STEPS)
+    assert run.read_status()["attempt"] > 1
 
 
 def test_a_dead_node_costs_no_run(tmp_path: Path, reference: RunDirectory) -> None:
@@ -383,7 +391,13 @@ def test_whoever_waits_may_go_away(tmp_path: Path) -> None:
 
     command = [sys.executable, str(ROOT / "train.py"), "-m", "name=left", *SLURM, *LONG, "trainer.seed=2"]
     waiting = subprocess.Popen(
-        command, cwd=tmp_path, env=environment(tmp_path), stdout=subprocess.PIPE, text=True
+        command,
+        cwd=tmp_path,
+        env=environment(tmp_path),
+        stdout=subprocess.PIPE,
+        text=True,
+        # tests that run in the background of a shell have it ignored, and what they start too
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     assert waiting.stdout is not None
     assert any("pending" in line for line in waiting.stdout)
