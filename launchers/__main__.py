@@ -22,8 +22,6 @@ from launchers.settings import with_changes
 from launchers.states import Observer, RunState
 from launchers.watch import how_to_come_back, show, wait
 
-STOPPED = ("failed", "lost", "preempted", "cancelled")
-
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Do what the command line says; returns the exit code."""

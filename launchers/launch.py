@@ -122,8 +122,8 @@ def preview(
     """Print what would be submitted, and what it may cost; creates nothing."""
     manifest = Manifest.load_or_new(folder)
     missing, left_alone, _ = sweep.plan(manifest, runs, settings["max_retries"])
+    jobs = len(sweep.groups_of(missing, settings["runs_per_gpu"]))
     if launcher == "slurm" and missing:
-        jobs = len(sweep.groups_of(missing, settings["runs_per_gpu"]))
         console.print(Text(slurm.script(OmegaConf.create(dict(settings)), folder, jobs)), soft_wrap=True)
     for run in runs:
         reason = left_alone.get(run.name, "to be submitted")
@@ -131,7 +131,6 @@ def preview(
     console.print(f"{folder}: {len(missing)} of {len(runs)} runs would be submitted; nothing was.")
     finished = [cost(run) for run in Observer().observe(manifest) if run.state == "finished"]
     if launcher == "slurm":
-        jobs = len(sweep.groups_of(missing, settings["runs_per_gpu"]))
         limit = minutes(settings["time_limit"]) / 60
         gpus = settings["nodes"] * settings["gpus_per_node"]
         console.print(

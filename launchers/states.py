@@ -9,10 +9,10 @@ from typing import Any
 
 from dino_exp.run_directory import is_locked
 from launchers import slurm
+from launchers.children import ENDED
 from launchers.local import LOCAL, QUEUE_LOCK
 from launchers.manifest import Entry, Manifest
 
-DONE = ("finished", "collapsed", "failed")
 SILENT_SECONDS = 120.0
 """Without a heartbeat for so long, a run may be dead; evaluations and slow file systems are shorter."""
 
@@ -64,8 +64,8 @@ class Observer:
         for name, entry in manifest.runs.items():
             status = manifest.directory(name).read_status()
             runs.append(RunState(name, entry, status.get("state", "pending"), status))
-        local = [run for run in runs if run.state not in DONE and run.entry.job == LOCAL]
-        submitted = [run for run in runs if run.state not in DONE and run.entry.job not in (None, LOCAL)]
+        local = [run for run in runs if run.state not in ENDED and run.entry.job == LOCAL]
+        submitted = [run for run in runs if run.state not in ENDED and run.entry.job not in (None, LOCAL)]
         if local:
             queue_lives = is_locked(manifest.folder / QUEUE_LOCK)
             for run in local:
@@ -78,7 +78,7 @@ class Observer:
                 if _not_done(run, manifest):
                     self._judge_submitted(run)
         for run in runs:
-            if run.entry.job is None and run.state not in DONE:
+            if run.entry.job is None and run.state not in ENDED:
                 run.state, run.note = "lost", "was never submitted"
         return runs
 
@@ -115,7 +115,7 @@ def _not_done(run: RunState, manifest: Manifest) -> bool:
     """
     run.status = manifest.directory(run.name).read_status()
     run.state = run.status.get("state", "pending")
-    return run.state not in DONE
+    return run.state not in ENDED
 
 
 def _judge_local(run: RunState, queue_lives: bool, held: bool) -> None:

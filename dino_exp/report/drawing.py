@@ -96,7 +96,7 @@ def write_files(figure: Figure, folder: Path) -> list[Path]:
     png = vl_convert.svg_to_png(svg, scale=2 if figure.renderer == "svg" else 1)
     paths = [folder / f"{figure.name}.svg", folder / f"{figure.name}.png"]
     for path, content in zip(paths, (svg.encode(), png), strict=True):
-        write_atomically(path, lambda file, content=content: file.write(content))  # type: ignore[misc]
+        write_atomically(path, lambda file, content=content: file.write(content))  # type: ignore[misc]  # of a default
     return paths
 
 

@@ -16,7 +16,7 @@ WHOLE_BYTES = 200_000
 """Files up to this size are read whole, of larger ones only as many lines as are drawn."""
 
 
-class ConfigLoader(yaml.CSafeLoader if hasattr(yaml, "CSafeLoader") else yaml.SafeLoader):  # type: ignore[misc]
+class ConfigLoader(yaml.CSafeLoader if hasattr(yaml, "CSafeLoader") else yaml.SafeLoader):  # type: ignore[misc]  # a base chosen at run time
     """OmegaConf's reading of YAML (1e-5 is a number) at the speed of libyaml."""
 
     yaml_implicit_resolvers = get_yaml_loader().yaml_implicit_resolvers
