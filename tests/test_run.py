@@ -30,7 +30,7 @@ def configuration(*overrides: str) -> DictConfig:
         return compose("config", ["experiment=debug", *overrides])
 
 
-def command(folder: Path, *overrides: str) -> subprocess.Popen:
+def command(folder: Path, *overrides: str, own_group: bool = False) -> subprocess.Popen:
     environment = os.environ | {"OMP_NUM_THREADS": "1", "XDG_CACHE_HOME": str(folder / "cache")}
     return subprocess.Popen(
         [sys.executable, str(TRAIN), "experiment=debug", *overrides],
@@ -39,6 +39,7 @@ def command(folder: Path, *overrides: str) -> subprocess.Popen:
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
+        start_new_session=own_group,
     )
 
 
@@ -188,6 +189,21 @@ def test_a_signal_saves_at_the_next_step_and_the_run_goes_on(
     assert steps_logged(directory) == list(range(17))
     if torch.get_num_threads() == 1:
         assert_same_weights(directory, undisturbed[0])
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR2])
+def test_a_signal_to_the_loader_processes_too_saves_all_the_same(tmp_path: Path, number: signal.Signals):
+    """Ctrl-C and SLURM's preemption reach every process of a run."""
+    long = ("trainer.num_workers=2", "trainer.epochs=40", "trainer.checkpoint_every=320")
+    process = command(tmp_path, *long, own_group=True)
+    read_until(process, "/320")
+    os.killpg(process.pid, number)
+    output = process.communicate(timeout=60)[0]
+    assert process.returncode == 128 + number, output
+    directory = only_run(tmp_path)
+    assert directory.read_status()["state"] == "preempted"
+    assert checkpoint.load(directory.checkpoints / "last.pt")["step"] == directory.read_status()["step"] > 0
+    assert not directory.traceback_file.exists()
 
 
 def send_at(step: int, *signals: signal.Signals, patch: Callable | None = None) -> None:

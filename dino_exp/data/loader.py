@@ -6,6 +6,9 @@ place, so neither worker count, nor process count, nor a resume changes them.
 
 from __future__ import annotations
 
+import os
+import signal
+import threading
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -18,6 +21,7 @@ from dino_exp.crops import MultiCrop
 from dino_exp.data.released import Released
 from dino_exp.data.source import CorruptImageError, ImageSource
 from dino_exp.errors import UserError
+from dino_exp.interrupt import STOPPING
 
 
 class Batch(NamedTuple):
@@ -144,6 +148,27 @@ def _stacked(by_crop: list[tuple[torch.Tensor, ...]]) -> torch.Tensor:
     return stacked.unflatten(0, (len(by_crop), -1))
 
 
+def outlive_stop_signals(worker: int) -> None:
+    """Keep a loader process at work until the run lets it go.
+
+    Ctrl-C and SLURM signal every process of a run, which then saves at the end of its step, and cannot if its
+    loader died meanwhile. The parent's own SIGTERM, by which it ends a loader that hangs, still counts where
+    the system tells who sent it.
+    """
+    others = [number for number in STOPPING if number != signal.SIGTERM]
+    for number in others:
+        signal.signal(number, signal.SIG_IGN)
+    if hasattr(signal, "sigwaitinfo"):
+        signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
+        threading.Thread(target=_leave_at_the_parents_signal, daemon=True).start()
+
+
+def _leave_at_the_parents_signal() -> None:
+    while signal.sigwaitinfo([signal.SIGTERM]).si_pid != os.getppid():
+        pass
+    os._exit(0)
+
+
 def batches(dataset: CropBatches, order: BatchOrder, workers: int, pin_memory: bool) -> DataLoader[Batch]:
     """A loader over `order`; `workers` processes with one thread each, or this process when 0."""
     return DataLoader(
@@ -153,4 +178,5 @@ def batches(dataset: CropBatches, order: BatchOrder, workers: int, pin_memory: b
         num_workers=workers,
         pin_memory=pin_memory,
         prefetch_factor=4 if workers else None,
+        worker_init_fn=outlive_stop_signals,
     )
