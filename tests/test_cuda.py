@@ -1,0 +1,92 @@
+"""What only a GPU can show; skipped where there is none.
+
+The whole trainings of `test_oracle_training` run there too.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from dino_exp import checkpoint
+from dino_exp.config.compose import compose
+from dino_exp.config.register import CONF
+from dino_exp.config.targets import build
+from dino_exp.trainer import Trainer
+from tests.test_fused_colour import crops_and_table, make
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+
+GPU = torch.device("cuda")
+OF_A_BYTE = 2 / 255
+SGD = ("optimizer=sgd", "optimizer.warmup_epochs=0")
+
+
+@pytest.mark.parametrize("size", [32, 224])
+@pytest.mark.parametrize("fused", [False, True])
+def test_the_colours_of_the_cpu_within_two_grey_levels(fused: bool, size: int) -> None:
+    augmentation = make()
+    crops, table = crops_and_table(augmentation, pictures=16, size=size)
+    expected = augmentation(crops, table)
+    if fused:
+        augmentation.fuse()
+    found = augmentation(crops.to(GPU), table).cpu()
+    assert fused == (augmentation._fused is not None)
+    std = torch.tensor([0.229, 0.224, 0.225]).view(3, 1, 1)
+    assert ((found - expected).abs() * std).max() < OF_A_BYTE
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd", "lars"])
+def test_a_step_waits_for_nothing(precision: str, optimizer: str, tmp_path: Path) -> None:
+    words = ["experiment=debug", f"optimizer={optimizer}", "optimizer.warmup_epochs=0"]
+    cfg = compose([*words, f"data.root={tmp_path}", f"trainer.precision={precision}"])
+    trainer = Trainer(cfg, build(cfg.data), GPU)
+    crops, batch = cfg.crops, cfg.trainer.batch_size
+    sizes = ((2, crops.global_size), (crops.local_number, crops.local_size))
+    views = [torch.randn(n * batch, 3, size, size, device=GPU) for n, size in sizes]
+    trainer.train_step(views)  # some kernels are prepared at their first use
+    before = torch.cuda.get_sync_debug_mode()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        losses = torch.stack([trainer.train_step(views)[0] for _ in range(3)])
+    finally:
+        torch.cuda.set_sync_debug_mode(before)
+    assert losses.isfinite().all()
+
+
+def run(folder: Path, *words: str) -> Path:
+    """The directory of a short run by the front door."""
+    command = [sys.executable, str(CONF.parent / "train.py"), "experiment=debug", "tracker=none", *words]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    (directory,) = (folder / "outputs").glob("debug/*")
+    return directory
+
+
+@pytest.mark.parametrize("precision", ["auto", "fp16"])
+def test_a_run_on_the_gpu_finishes_with_a_verdict(precision: str, tmp_path: Path) -> None:
+    directory = run(tmp_path, f"trainer.precision={precision}")
+    summary = json.loads((directory / "summary.json").read_text())
+    assert summary["state"] == "finished"
+    assert summary["environment"]["device"].startswith("cuda")
+    assert summary["final"]["loss"] > 0
+    state = checkpoint.load(directory / "checkpoints" / "last.pt")
+    assert all(value.isfinite().all() for value in state["teacher"].values() if value.is_floating_point())
+
+
+def test_the_gpu_sees_the_losses_of_the_cpu(tmp_path: Path) -> None:
+    losses = {}
+    for device in ("cpu", "cuda"):
+        (folder := tmp_path / device).mkdir()
+        words = ("trainer.log_every=1", "trainer.max_steps=10", "trainer.precision=fp32", *SGD)
+        directory = run(folder, f"trainer.device={device}", *words)
+        lines = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
+        losses[device] = [line["loss"] for line in lines if "loss" in line]
+    assert len(losses["cpu"]) == 10
+    assert losses["cuda"] == pytest.approx(losses["cpu"], abs=2e-3)
