@@ -4,7 +4,8 @@
     python -m benchmarks.collapse judge                        # tables, from the runs that are over
     python -m benchmarks.collapse saves outputs/SWEEP          # what on_collapse=stop would have saved there
 
-`train` draws `RUNS` configurations, healthy ones and others, and gives them to this machine's queue. `judge`
+`train` draws `RUNS` configurations, healthy ones and others, and gives them to this machine's queue; with
+`--numbers 0-35` a part of them, so that several machines can share the work (`judge FOLDER ...`). `judge`
 decides what became of each run without the detector: from k-NN against the untrained network, and from how
 much the teacher's outputs differ between held-out pictures. The detector then reads metrics.jsonl again, line
 by line, as it would have during the run. Even-numbered runs are those that its thresholds may be tuned on;
@@ -33,7 +34,7 @@ from dino_exp.config.identity import run_id
 from dino_exp.config.targets import build
 from dino_exp.eval.features import extract
 from dino_exp.eval.knn import spread
-from dino_exp.run_directory import RunDirectory, read_metrics
+from dino_exp.run_directory import RunDirectory, read_metrics, to_json
 from dino_exp.trainer import build_networks
 from dino_exp.verdict import Judge
 from launchers import sweep
@@ -53,10 +54,13 @@ SAME_OUTPUTS = 0.01
 """Spread of the outputs, which are cosines, below which they do not depend on the picture."""
 
 DATA = {
-    "shapes": ["experiment=demo", "trainer.epochs=3"],
-    "fashion": ["experiment=fashion_mnist", "trainer.epochs=1", "optimizer.warmup_epochs=0.12"],
-    "cifar10": ["experiment=cifar10_folder", "trainer.epochs=4"],
+    "shapes": (["experiment=demo"], 3),
+    "fashion": (["experiment=fashion_mnist", "optimizer.warmup_epochs=0.12"], 1),
+    "cifar10": (["experiment=cifar10_folder"], 4),
 }
+"""Overrides, and epochs: two minutes and more on one core, some 1,100 to 1,900 steps at batch 32."""
+LONGER = {128: 2, 256: 3}
+"""Times as many epochs for a large batch, or it would be left with 150 steps."""
 VARIED: dict[str, list[str]] = {
     "backbone": ["backbone=vit_micro", "backbone=timm backbone.name=resnet10t"],
     "K": [f"head.out_dim={k}" for k in (64, 256, 1024, 4096)],
@@ -85,18 +89,21 @@ def drawn(number: int, cifar10: Path) -> list[str]:
     """The overrides of one run: a data set, and two to four changes; the same for the same number."""
     numbers = random.Random(f"{SEED}-{number}")
     data = list(DATA)[number % 3]
-    words = [*DATA[data], f"trainer.seed={number}"]
+    experiment, epochs = DATA[data]
+    words = [*experiment, f"trainer.seed={number}"]
     if data == "cifar10":
         words.append(f"data.root={cifar10 / 'train'}")
     for name in numbers.sample(list(VARIED), numbers.randint(2, 4)):
         words += numbers.choice(VARIED[name]).split()
+    longer = next((times for size, times in LONGER.items() if f"trainer.batch_size={size}" in words), 1)
+    words.append(f"trainer.epochs={longer * epochs}")
     return [*words, "tracker=none", "trainer.log_every=10", "eval.every_epochs=1"]
 
 
-def train(cifar10: Path, count: int) -> None:
+def train(cifar10: Path, numbers: Sequence[int]) -> None:
     """Give the runs to this machine's queue, and wait for them."""
     wanted = []
-    for number in range(count):
+    for number in numbers:
         words = drawn(number, cifar10)
         cfg = compose(words)
         own = tuple(word for word in words if word.partition("=")[0] not in ("tracker", "trainer.log_every"))
@@ -116,7 +123,7 @@ class Truth:
     """learned, collapsed, diverged, or unclear: no gain of k-NN, although the outputs differ."""
     knn: float | None
     untrained: float | None
-    spread: float
+    spread: float | None
     """Standard deviation of the teacher's outputs (cosines) between held-out pictures."""
 
 
@@ -143,11 +150,19 @@ def spread_of_outputs(directory: RunDirectory) -> float:
 
 
 def truth_of(directory: RunDirectory) -> Truth:
+    """What `judged` says of a run that is over; it is kept in truth.json, beside the rest."""
+    kept = directory.path / "truth.json"
+    if not kept.exists():
+        kept.write_text(to_json(asdict(judged(directory))))
+    return Truth(**json.loads(kept.read_text()))
+
+
+def judged(directory: RunDirectory) -> Truth:
     """Judge a run that is over, by nothing that the detector looks at."""
     summary = directory.read_summary()
     knn, untrained = summary.get("knn_top1"), summary.get("untrained_knn_top1")
     if summary["state"] == "failed" or knn is None or untrained is None:
-        return Truth("diverged", knn, untrained, float("nan"))
+        return Truth("diverged", knn, untrained, None)
     differ = spread_of_outputs(directory)
     if knn >= untrained + LEARNED_POINTS:
         word = "learned"
@@ -194,7 +209,7 @@ def with_nan(line: dict[str, Any]) -> dict[str, Any]:
 
 
 def judge(folder: Path) -> list[dict[str, Any]]:
-    """All runs that are over: what became of them, and what the detector said."""
+    """All runs of a folder that are over: what became of them, and what the detector said."""
     manifest = Manifest.load(folder)
     rows = []
     for run in Observer().observe(manifest):
@@ -272,28 +287,36 @@ def saves(folder: Path, console: Console) -> list[dict[str, Any]]:
     return rows
 
 
+def span(text: str) -> range:
+    """`first-last` as numbers, both included."""
+    first, _, last = text.partition("-")
+    return range(int(first), int(last or first) + 1)
+
+
 def main() -> None:
     """Do what the command line says; figures go to outputs/benchmarks/collapse*.json."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("part", choices=["train", "judge", "saves"])
-    parser.add_argument("sweep", type=Path, nargs="?", help="for saves: the folder of a launched sweep")
+    parser.add_argument("folders", type=Path, nargs="*", help="of launched sweeps, for judge and saves")
     parser.add_argument(
         "--cifar10", type=Path, help="for train: folder with train/<class>/ and test/<class>/"
     )
-    parser.add_argument("--runs", type=int, default=RUNS)
+    parser.add_argument(
+        "--numbers", type=span, default=range(RUNS), help="for train: first-last of the runs"
+    )
     arguments = parser.parse_args()
     console = Console(highlight=False, width=160)
     if arguments.part == "train":
         if arguments.cifar10 is None:
             parser.error("train: give --cifar10 DIRECTORY")
-        train(arguments.cifar10, arguments.runs)
+        train(arguments.cifar10, arguments.numbers)
         return
     if arguments.part == "saves":
-        if arguments.sweep is None:
+        if not arguments.folders:
             parser.error("saves: give the folder of a sweep")
-        rows = saves(arguments.sweep, console)
+        rows = [row for folder in arguments.folders for row in saves(folder, console)]
     else:
-        rows = judge(FOLDER)
+        rows = [row for folder in arguments.folders or [FOLDER] for row in judge(folder)]
         show(rows, console)
     out = Path("outputs/benchmarks") / (
         "collapse.json" if arguments.part == "judge" else "collapse_saves.json"
