@@ -301,9 +301,7 @@ def main() -> None:
     parser.add_argument(
         "--cifar10", type=Path, help="for train: folder with train/<class>/ and test/<class>/"
     )
-    parser.add_argument(
-        "--numbers", type=span, default=range(RUNS), help="for train: first-last of the runs"
-    )
+    parser.add_argument("--numbers", type=span, default=range(RUNS), help="for train: first-last of the runs")
     arguments = parser.parse_args()
     console = Console(highlight=False, width=160)
     if arguments.part == "train":
