@@ -21,10 +21,12 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import torch
 from omegaconf import OmegaConf
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
@@ -46,6 +48,8 @@ from launchers.watch import wait
 FOLDER = Path("outputs/collapse_runs")
 RUNS = 72
 SEED = 5
+TRUTHS = ("learned", "unclear", "hollow", "collapsed", "diverged")
+KINDS = ("healthy", "slow", "collapsed", "diverged", "warming-up")
 PICTURES = 500
 """Held-out pictures that a teacher's outputs are compared between."""
 LEARNED_POINTS = 5.0
@@ -120,7 +124,8 @@ class Truth:
     """What became of a run, seen from outside."""
 
     word: str
-    """learned, collapsed, diverged, or unclear: no gain of k-NN, although the outputs differ."""
+    """learned; collapsed; hollow: collapsed, although k-NN has gained; unclear: no gain of k-NN, although the
+    outputs differ; diverged."""
     knn: float | None
     untrained: float | None
     spread: float | None
@@ -149,6 +154,12 @@ def spread_of_outputs(directory: RunDirectory) -> float:
     return float(teacher.head(found.values).logits.std(0).mean())
 
 
+def spread_of_last_crops(directory: RunDirectory) -> float:
+    """The same over training crops, as logged in the last five steps; for runs without a checkpoint."""
+    last = [line for line in read_metrics(directory.metrics_file) if "loss" in line][-5:]
+    return median(line["teacher/logit_spread"] for line in last)
+
+
 def truth_of(directory: RunDirectory) -> Truth:
     """What `judged` says of a run that is over; it is kept in truth.json, beside the rest."""
     kept = directory.path / "truth.json"
@@ -163,11 +174,10 @@ def judged(directory: RunDirectory) -> Truth:
     knn, untrained = summary.get("knn_top1"), summary.get("untrained_knn_top1")
     if summary["state"] == "failed" or knn is None or untrained is None:
         return Truth("diverged", knn, untrained, None)
-    differ = spread_of_outputs(directory)
-    if knn >= untrained + LEARNED_POINTS:
-        word = "learned"
-    else:
-        word = "collapsed" if differ < SAME_OUTPUTS else "unclear"
+    whole = (directory.checkpoints / "last.pt").exists()
+    differ = spread_of_outputs(directory) if whole else spread_of_last_crops(directory)
+    gained, alike = knn >= untrained + LEARNED_POINTS, differ < SAME_OUTPUTS
+    word = ("hollow" if gained else "collapsed") if alike else ("learned" if gained else "unclear")
     return Truth(word, knn, untrained, differ)
 
 
@@ -188,11 +198,8 @@ def read_again(directory: RunDirectory) -> Reading:
     lines = [line for line in read_metrics(directory.metrics_file) if "loss" in line]
     total = directory.read_status()["total_steps"]
     per_epoch = (lines[0]["images"] and total / cfg.trainer.epochs) if lines else 1
-    judge = Judge(
-        out_dim=cfg.head.out_dim,
-        crops=2 * cfg.trainer.batch_size,
-        warmup_steps=max(50, round(cfg.optimizer.warmup_epochs * per_epoch)),
-    )
+    warmup = round(cfg.optimizer.warmup_epochs * per_epoch)
+    judge = Judge.of(cfg, warmup_steps=warmup, total_steps=total)
     said = [(line["step"] / total, judge.observe(line["step"], with_nan(line))) for line in lines]
     alarms = [share for share, verdict in said if verdict.collapsed]
     lasting = None
@@ -204,8 +211,10 @@ def read_again(directory: RunDirectory) -> Reading:
 
 
 def with_nan(line: dict[str, Any]) -> dict[str, Any]:
-    """A line of metrics.jsonl with NaN for what JSON has no word for."""
-    return line | {"loss": float("nan") if line["loss"] is None else line["loss"]}
+    """A line of metrics.jsonl with NaN for what JSON has no word for; no gradient norm is an fp16 step."""
+    return {
+        key: float("nan") if value is None and key != "grad_norm" else value for key, value in line.items()
+    }
 
 
 def judge(folder: Path) -> list[dict[str, Any]]:
@@ -226,19 +235,21 @@ def judge(folder: Path) -> list[dict[str, Any]]:
 
 
 def show(rows: Sequence[dict[str, Any]], console: Console) -> None:
-    """Both halves: truth against verdict, when it was right, and every run that it was wrong about."""
+    """Both halves: truth by verdict, when it was right, and every run that it was wrong about."""
     for half in ("tuning", "report"):
         own = [row for row in rows if row["half"] == half]
-        verdicts = sorted({kind(row["final"]) for row in own})
-        table = Table(title=f"{half}: {len(own)} runs, truth by verdict at the end", title_justify="left")
-        for column in ("truth", *verdicts, "first alarm, share of the run"):
+        verdicts = [word for word in KINDS if any(kind(row["final"]) == word for row in own)]
+        table = Table(title=f"{half}: {len(own)} runs", title_justify="left", box=box.MARKDOWN)
+        for column in ("what became of it", "runs", *verdicts, "ever called collapsed", "right from"):
             table.add_column(column)
-        for truth in ("learned", "unclear", "collapsed", "diverged"):
+        for truth in TRUTHS:
             those = [row for row in own if row["word"] == truth]
             count = Counter(kind(row["final"]) for row in those)
-            alarms = sorted(row["last_alarm_from"] for row in those if row["last_alarm_from"] is not None)
-            median = f"median {alarms[len(alarms) // 2]:.2f}, last {alarms[-1]:.2f}" if alarms else "–"
-            table.add_row(truth, *(str(count[verdict]) for verdict in verdicts), median)
+            alarmed = sum(row["first_alarm"] is not None for row in those)
+            from_then = sorted(share for row in those if (share := row["last_alarm_from"]) is not None)
+            right_from = f"median {median(from_then):.0%}, last {from_then[-1]:.0%}" if from_then else "–"
+            shown = [str(count[verdict] or "–") for verdict in verdicts]
+            table.add_row(truth, str(len(those)), *shown, str(alarmed), right_from)
         console.print(table)
     wrong = [row for row in rows if is_wrong(row)]
     for row in wrong:
@@ -314,7 +325,9 @@ def main() -> None:
             parser.error("saves: give the folder of a sweep")
         rows = [row for folder in arguments.folders for row in saves(folder, console)]
     else:
-        rows = [row for folder in arguments.folders or [FOLDER] for row in judge(folder)]
+        found = [row for folder in arguments.folders or [FOLDER] for row in judge(folder)]
+        rows = list({row["number"]: row for row in reversed(found)}.values())  # the first folder's of twins
+        rows.sort(key=lambda row: row["number"])
         show(rows, console)
     out = Path("outputs/benchmarks") / (
         "collapse.json" if arguments.part == "judge" else "collapse_saves.json"

@@ -87,11 +87,7 @@ class Trainer:
         self.optimizer: torch.optim.Optimizer = build(make_optimizer, params=parameter_groups(self.student))
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.autocast_type is torch.float16)
         self.knn: KNN = build(cfg.eval)
-        self.judge = Judge(
-            out_dim=cfg.head.out_dim,
-            crops=2 * cfg.trainer.batch_size,
-            warmup_steps=max(50, self.plan.warmup_steps),
-        )
+        self.judge = Judge.of(cfg, warmup_steps=self.plan.warmup_steps, total_steps=self.plan.stop_step)
         self.step = 0
         self.last_metrics: dict[str, Any] = {}
         """Of the last logged step."""

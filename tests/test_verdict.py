@@ -4,28 +4,35 @@ import math
 
 import pytest
 
+from dino_exp.config.compose import compose
 from dino_exp.verdict import WORDS, Judge, Verdict
 
 HEALTHY = {
     "loss": 2.0,
     "grad_norm": 1.0,
     "teacher/mutual_information_share": 0.3,
+    "student/mutual_information_share": 0.1,
     "teacher/entropy_share": 0.5,
     "kl_share": 0.1,
 }
+DEAD = {"teacher/mutual_information_share": 0.0, "student/mutual_information_share": 0.0}
+TOTAL = 5000
 
 
-def judge(out_dim: int = 64, crops: int = 64) -> Judge:
-    return Judge(out_dim=out_dim, crops=crops, warmup_steps=100)
+def judge(out_dim: int = 64, crops: int = 64, center_momentum: float = 0.9) -> Judge:
+    return Judge(
+        out_dim=out_dim,
+        crops=crops,
+        warmup_steps=100,
+        total_steps=TOTAL,
+        center_momentum=center_momentum,
+    )
 
 
 def after(*seen: dict[str, float], judge: Judge | None = None, step: int = 1000) -> Verdict:
     judge = judge or globals()["judge"]()
     verdicts = [judge.observe(step + 50 * place, HEALTHY | values) for place, values in enumerate(seen)]
     return verdicts[-1]
-
-
-DEAD = {"teacher/mutual_information_share": 0.0}
 
 
 @pytest.mark.parametrize(
@@ -36,6 +43,8 @@ DEAD = {"teacher/mutual_information_share": 0.0}
         (DEAD | {"teacher/entropy_share": 0.999}, "collapsed-uniform", "lower loss.teacher_temp"),
         (DEAD | {"teacher/entropy_share": 0.01}, "collapsed-one-hot", "loss.center_momentum"),
         (DEAD | {"teacher/entropy_share": 0.84}, "collapsed-constant", "loss.centering"),
+        # a teacher so sharp that its last differences look like knowledge
+        ({"student/mutual_information_share": 0.0005}, "collapsed-constant", "0.0005 in the student"),
         ({"loss": math.nan}, "diverged", "optimizer.lr"),
         ({"grad_norm": math.inf}, "diverged", "grad_norm"),
         ({"grad_norm": None}, "healthy", "entropy is 0.500"),  # fp16 skipped the step
@@ -56,16 +65,56 @@ def test_nothing_is_called_before_the_warmup_is_over_but_divergence():
 
 
 def test_one_odd_batch_decides_nothing_and_a_collapse_can_be_recovered_from():
-    assert after(DEAD, DEAD, {}).word != "collapsed-constant"
+    assert not after(DEAD, DEAD, {}).collapsed
     recovering = judge()
     assert after(DEAD, DEAD, DEAD, judge=recovering).collapsed
-    assert after({}, {}, {}, judge=recovering, step=2000).word == "healthy"
+    verdict = after({}, {}, {}, judge=recovering, step=2000)
+    assert verdict.word == "healthy"
+    assert "until step 2000 the run was collapsed" in verdict.evidence
+
+
+@pytest.mark.parametrize(
+    ("center_momentum", "begins", "called"),
+    [
+        (0.0, 1000, 1100),  # the third logged step in a row
+        (0.9, 1000, 1100),
+        (0.99, 1000, 1300),  # the centre is 95 % there
+        (0.99, 4800, 4900),  # too late for that
+        (0.999, 1000, 4000),
+        (0.9999, 1000, 1100),  # 30,000 steps, more than the run has
+    ],
+)
+def test_a_slow_centre_is_waited_for_where_it_can_still_catch_up(
+    center_momentum: float, begins: int, called: int
+):
+    waiting = judge(center_momentum=center_momentum)
+    said = {
+        step: waiting.observe(step, HEALTHY | (DEAD if step >= begins else {}))
+        for step in range(500, TOTAL, 50)
+    }
+    assert min(step for step, verdict in said.items() if verdict.collapsed) == called
+    assert said[begins - 50].word == "healthy"
+    if called > begins + 100:
+        assert said[called - 50].word == "slow"
+        assert f"until step {called}" in said[called - 50].evidence
 
 
 def test_few_crops_limit_what_can_be_known():
-    share = {"teacher/mutual_information_share": 0.018}
+    share = {"teacher/mutual_information_share": 0.018, "student/mutual_information_share": 0.018}
     assert after(share, share, share).word == "slow"
     assert after(share, share, share, judge=judge(out_dim=65536, crops=16)).word == "healthy"
+
+
+def test_the_judge_of_a_run_takes_what_it_needs_from_its_configuration():
+    words = ["loss.center_momentum=0.99", "head.out_dim=256", "trainer.batch_size=8"]
+    with_centre, without = (
+        Judge.of(compose([*words, f"loss.centering={centring}"]), warmup_steps=10, total_steps=TOTAL)
+        for centring in ("mean", "none")
+    )
+    assert with_centre.ceiling == pytest.approx(0.5)
+    assert with_centre.warmup_steps == 50
+    assert with_centre.catching_up == pytest.approx(300)
+    assert without.catching_up == 3
 
 
 def test_state_goes_through_a_checkpoint():
@@ -74,4 +123,4 @@ def test_state_goes_through_a_checkpoint():
     second = judge()
     second.load_state_dict(first.state_dict())
     assert second.verdict == first.verdict
-    assert second.observe(1200, HEALTHY | DEAD).collapsed
+    assert second.observe(1100, HEALTHY | DEAD).collapsed
