@@ -38,7 +38,7 @@ from dino_exp.eval.features import extract
 from dino_exp.eval.knn import spread
 from dino_exp.run_directory import RunDirectory, read_metrics, to_json
 from dino_exp.trainer import build_networks
-from dino_exp.verdict import Judge
+from dino_exp.verdict import Judge, Verdict
 from launchers import sweep
 from launchers.manifest import Manifest
 from launchers.settings import LocalSettings
@@ -192,22 +192,31 @@ class Reading:
     """Share from which it said so to the end."""
 
 
+def logged(directory: RunDirectory) -> list[dict[str, Any]]:
+    """The logged steps of a run."""
+    return [with_nan(line) for line in read_metrics(directory.metrics_file) if "loss" in line]
+
+
+def verdicts(directory: RunDirectory) -> list[tuple[int, Verdict]]:
+    """What the detector of today says at each logged step of a run."""
+    cfg: Any = OmegaConf.load(directory.config_file)
+    total = directory.read_status()["total_steps"]
+    warmup = round(cfg.optimizer.warmup_epochs * total / cfg.trainer.epochs)
+    judge = Judge.of(cfg, warmup_steps=warmup, total_steps=total)
+    return [(line["step"], judge.observe(line["step"], line)) for line in logged(directory)]
+
+
 def read_again(directory: RunDirectory) -> Reading:
     """Have the detector of today read the metrics of a run."""
-    cfg: Any = OmegaConf.load(directory.config_file)
-    lines = [line for line in read_metrics(directory.metrics_file) if "loss" in line]
     total = directory.read_status()["total_steps"]
-    per_epoch = (lines[0]["images"] and total / cfg.trainer.epochs) if lines else 1
-    warmup = round(cfg.optimizer.warmup_epochs * per_epoch)
-    judge = Judge.of(cfg, warmup_steps=warmup, total_steps=total)
-    said = [(line["step"] / total, judge.observe(line["step"], with_nan(line))) for line in lines]
+    said = [(step / total, verdict) for step, verdict in verdicts(directory)]
     alarms = [share for share, verdict in said if verdict.collapsed]
     lasting = None
     for share, verdict in reversed(said):
         if not verdict.collapsed:
             break
         lasting = share
-    return Reading(judge.verdict.word, alarms[0] if alarms else None, lasting)
+    return Reading(said[-1][1].word, alarms[0] if alarms else None, lasting)
 
 
 def with_nan(line: dict[str, Any]) -> dict[str, Any]:

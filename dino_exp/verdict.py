@@ -44,6 +44,11 @@ WORDS = (
 )
 
 
+def most_information(out_dim: int, crops: int) -> float:
+    """The largest mutual information that so many crops can show, as a share of ln K."""
+    return min(1.0, math.log(crops) / math.log(out_dim))
+
+
 @dataclass(frozen=True)
 class Verdict:
     """One of `WORDS`, and why."""
@@ -71,7 +76,7 @@ class Judge:
     def __init__(
         self, *, out_dim: int, crops: int, warmup_steps: int, total_steps: int, center_momentum: float
     ) -> None:
-        self.ceiling = min(1.0, math.log(crops) / math.log(out_dim))
+        self.ceiling = most_information(out_dim, crops)
         self.warmup_steps, self.total_steps = warmup_steps, total_steps
         self.catching_up = CATCHING_UP / (1 - center_momentum)
         self.recent: deque[dict[str, float]] = deque(maxlen=WINDOW)

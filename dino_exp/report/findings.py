@@ -20,7 +20,7 @@ from dino_exp.config.relations import warnings
 from dino_exp.report import remedies
 from dino_exp.report.training_log import AT_LN_K, Record, TrainingLog
 from dino_exp.schedule import constant_schedule, cosine_schedule, linear_schedule
-from dino_exp.verdict import WINDOW
+from dino_exp.verdict import ALIKE, STUDENTS, TEACHERS, WINDOW, most_information
 
 FATAL, DOUBTFUL, REMARK, GOOD = "fatal", "doubtful", "remark", "good"
 
@@ -80,7 +80,8 @@ def collapsed(log: TrainingLog) -> Iterator[Finding]:
     if not word.startswith("collapsed"):
         return
     words = dict(zip((record.at for record in log.records), log.words, strict=True))
-    since = _since(log, lambda record: words[record.at].startswith("collapsed")) or log.last
+    called = _since(log, lambda record: words[record.at].startswith("collapsed")) or log.last
+    since = _since(log, lambda record: record.at >= called.at or _says_the_same(log, record)) or called
     titles = {
         "collapsed-uniform": "Stuck at ln K: uniform collapse, every prototype is as likely as any other",
         "collapsed-one-hot": "One-hot collapse: one prototype takes every picture, and the loss looks fine",
@@ -93,6 +94,14 @@ def collapsed(log: TrainingLog) -> Iterator[Finding]:
         f"Since {_at(log, since)}. {_shares(log)}",
         advice.get(word, remedies.against_constant)(log),
     )
+
+
+def _says_the_same(log: TrainingLog, record: Record) -> bool:
+    """Whether the outputs were those of a collapse, though it was too early to call it one."""
+    shares = [share for name in (TEACHERS, STUDENTS) if (share := record.get(name)) is not None]
+    if not shares or not log.out_dim or not log.batch_size:
+        return False
+    return min(shares) / most_information(log.out_dim, 2 * log.batch_size) < ALIKE
 
 
 def loss_at_ln_k(log: TrainingLog) -> Iterator[Finding]:

@@ -77,21 +77,23 @@ def ours(
 
 
 @pytest.mark.parametrize(
-    ("run", "title", "first"),
+    ("run", "title", "since", "first"),
     [
-        ("no_centring", "One-hot collapse", "loss.centering=mean"),
-        ("slow_centre", "One-hot collapse", "loss.center_momentum=0.9 (now 0.999)"),
-        ("hot_teacher", "Stuck at ln K", "loss.teacher_temp=0.04 (now 0.2)"),
-        ("no_ema", "Stuck at ln K", "ema.momentum=0.99"),
-        ("neither", "Constant output", "loss.centering=mean"),
+        ("no_centring", "One-hot collapse", 50, "loss.centering=mean"),
+        ("slow_centre", "One-hot collapse", 125, "loss.center_momentum=0.9 (now 0.999)"),
+        ("hot_teacher", "Stuck at ln K", 50, "loss.teacher_temp=0.04 (now 0.2)"),
+        ("no_ema", "Stuck at ln K", 225, "ema.momentum=0.99"),
+        ("neither", "Constant output", 125, "loss.centering=mean"),
     ],
 )
-def test_known_failures_are_named_with_what_to_try(run: str, title: str, first: str) -> None:
+def test_known_failures_are_named_with_when_and_what_to_try(
+    run: str, title: str, since: int, first: str
+) -> None:
     code, text = seen(DATA / run)
     assert code == 1
     lines = text.splitlines()
     assert lines[2].startswith(title)
-    assert "  Since step " in lines[3]
+    assert lines[3].startswith(f"  Since step {since}.")  # though the verdict came later
     assert lines[4].strip().startswith(f"Try first: {first}")
     assert "Healthy" not in text
     assert seen(DATA / run / "metrics.jsonl") == (code, text)

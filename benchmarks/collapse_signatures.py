@@ -1,0 +1,91 @@
+"""The picture of docs/collapse.md: what each failure looks like in a run's metrics.
+
+    python -m benchmarks.collapse_signatures FOLDER ... --out docs/collapse.png
+
+from the folders that `benchmarks.collapse train` made. The verdicts are today's, read again from the metrics.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from omegaconf import OmegaConf
+
+from benchmarks.collapse import logged, verdicts
+from dino_exp.plots.curves import BLUE, GREEN, ORANGE, PINK
+from dino_exp.plots.png import DPI, INK, save
+from dino_exp.run_directory import RunDirectory
+from dino_exp.verdict import STUDENTS, TEACHERS, most_information
+from launchers.manifest import Manifest
+
+RUNS = {
+    36: "Healthy",
+    46: "Slow: near ln K, and learning",
+    47: "Uniform collapse",
+    41: "One-hot collapse",
+    60: "Constant output",
+    25: "One-hot for a while, then not",
+}
+"""Runs of the study, by number, and what they are examples of."""
+CURVES = {
+    "teacher/entropy_share": ("h / ln K", BLUE, "-"),
+    "kl_share": ("KL / ln K", PINK, "-"),
+    TEACHERS: ("mutual information, teacher", GREEN, "-"),
+    STUDENTS: ("mutual information, student", ORANGE, "--"),
+}
+COLOURS = {"healthy": "#7fbf7b", "slow": "#f6d87a", "collapsed": "#d6604d", "warming-up": "#d9d9d9"}
+
+
+def draw(axes: Axes, directory: RunDirectory, title: str) -> None:
+    """One run: four curves by step, and its verdicts as a band below them."""
+    cfg: Any = OmegaConf.load(directory.config_file)
+    lines = logged(directory)
+    ceiling = most_information(cfg.head.out_dim, 2 * cfg.trainer.batch_size)
+    steps = [line["step"] for line in lines]
+    for key, (label, colour, style) in CURVES.items():
+        scale = ceiling if key in (TEACHERS, STUDENTS) else 1.0
+        values = [line[key] / scale for line in lines]
+        axes.plot(steps, values, style, color=colour, label=label, linewidth=1.6)
+    for (step, verdict), following in zip(verdicts(directory), [*steps[1:], steps[-1]], strict=True):
+        word = "collapsed" if verdict.collapsed else verdict.word
+        axes.axvspan(step, following, ymin=0, ymax=0.05, color=COLOURS[word], linewidth=0)
+    summary = directory.read_summary()
+    axes.set_title(title, loc="left", color=INK, fontweight="bold")
+    gain = f"k-NN {summary['untrained_knn_top1']:.0f} → {summary['knn_top1']:.0f} %"
+    axes.text(0.99, 1.03, gain, transform=axes.transAxes, ha="right", color=INK)
+    axes.set_ylim(-0.08, 1.05)
+    axes.set_xlim(0, steps[-1])
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def main() -> None:
+    """Draw the picture."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("folders", type=Path, nargs="+")
+    parser.add_argument("--out", type=Path, default=Path("docs/collapse.png"))
+    arguments = parser.parse_args()
+    found = {
+        int(entry.overrides[0].partition("=")[2]): manifest.directory(name)
+        for manifest in map(Manifest.load, reversed(arguments.folders))
+        for name, entry in manifest.runs.items()
+        if manifest.directory(name).read_summary()
+    }
+    figure = Figure(figsize=(15, 7.5), dpi=DPI, facecolor="white", layout="constrained")
+    panels = figure.subplots(2, 3).flat
+    for axes, (run, title) in zip(panels, RUNS.items(), strict=True):
+        draw(axes, found[run], title)
+        axes.set_xlabel("step")
+    handles, labels = figure.axes[0].get_legend_handles_labels()
+    bands = [figure.axes[0].fill_between([], [], [], color=colour) for colour in COLOURS.values()]
+    labels += [f"verdict: {word}" for word in COLOURS]
+    figure.legend(handles + bands, labels, loc="outside lower center", ncols=4, frameon=False)
+    save(figure, arguments.out)
+    print(arguments.out)
+
+
+if __name__ == "__main__":
+    main()
