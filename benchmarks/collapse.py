@@ -286,7 +286,7 @@ def is_wrong(row: dict[str, Any]) -> bool:
 def saves(folder: Path, console: Console) -> list[dict[str, Any]]:
     """What `trainer.on_collapse=stop` would have saved in a sweep whose runs were left to finish."""
     manifest, rows = Manifest.load(folder), []
-    table = Table(title=str(folder), title_justify="left")
+    table = Table(title=str(folder), title_justify="left", box=box.MARKDOWN)
     for column in ("run", "k-NN, untrained → now", "verdict", "would stop at"):
         table.add_column(column)
     for name, entry in manifest.runs.items():

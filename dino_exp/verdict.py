@@ -22,8 +22,8 @@ WINDOW = 3
 """Logged steps that must agree, so that one odd batch decides nothing."""
 ALIKE = 0.002
 """Share of the possible mutual information below which the outputs do not depend on the picture."""
-SLOW = 0.02
-"""Share below which the teacher's hardly do."""
+SLOW = 0.012
+"""Share below which they hardly do."""
 LASTING_STEPS = 50
 """Steps that this must last at least before it is a collapse."""
 CATCHING_UP = 3.0
@@ -132,7 +132,7 @@ class Judge:
                 return self._collapse(h, facts)
             until = max(due, self.warmup_steps)
             return Verdict("slow", f"{facts}, which is a collapse if it lasts until step {until}")
-        if teacher < SLOW:
+        if median(self._information(seen) for seen in self.recent) < SLOW:
             return Verdict("slow", f"{facts}: the outputs hardly depend on the picture yet")
         return Verdict("healthy", facts)
 
@@ -144,8 +144,12 @@ class Judge:
         elif self.alike_since is None:
             self.alike_since = step
 
+    def _information(self, seen: dict[str, float]) -> float:
+        """What both networks know of the picture, as a share of the most that can be seen."""
+        return min(seen[name] for name in (TEACHERS, STUDENTS)) / self.ceiling
+
     def _alike(self, seen: dict[str, float]) -> bool:
-        return min(seen[name] for name in (TEACHERS, STUDENTS)) / self.ceiling < ALIKE
+        return self._information(seen) < ALIKE
 
     def _due(self, since: int) -> int:
         """Step from which outputs that are alike since a step are a collapse.
