@@ -19,7 +19,7 @@ from benchmarks.collapse import logged, verdicts
 from dino_exp.plots.curves import BLUE, GREEN, ORANGE, PINK
 from dino_exp.plots.png import DPI, INK, save
 from dino_exp.run_directory import RunDirectory
-from dino_exp.verdict import STUDENTS, TEACHERS, most_information
+from dino_exp.verdict import ALIKE, STUDENTS, TEACHERS, most_information
 from launchers.manifest import Manifest
 
 RUNS = {
@@ -52,12 +52,16 @@ def draw(axes: Axes, directory: RunDirectory, title: str) -> None:
         axes.plot(steps, values, style, color=colour, label=label, linewidth=1.6)
     for (step, verdict), following in zip(verdicts(directory), [*steps[1:], steps[-1]], strict=True):
         word = "collapsed" if verdict.collapsed else verdict.word
-        axes.axvspan(step, following, ymin=0, ymax=0.05, color=COLOURS[word], linewidth=0)
+        axes.axvspan(step, following, ymin=0, ymax=0.04, color=COLOURS[word], linewidth=0)
     summary = directory.read_summary()
     axes.set_title(title, loc="left", color=INK, fontweight="bold")
     gain = f"k-NN {summary['untrained_knn_top1']:.0f} → {summary['knn_top1']:.0f} %"
     axes.text(0.99, 1.03, gain, transform=axes.transAxes, ha="right", color=INK)
-    axes.set_ylim(-0.08, 1.05)
+    # as much room below 0.01, where slow and collapsed part, as for each tenfold above
+    axes.set_yscale("symlog", linthresh=0.01)
+    axes.set_yticks([0, ALIKE, 0.01, 0.1, 1], ["0", f"{ALIKE:g}", "0.01", "0.1", "1"], minor=False)
+    axes.axhline(ALIKE, color=INK, linewidth=0.8, linestyle=":")
+    axes.set_ylim(-0.002, 1.3)
     axes.set_xlim(0, steps[-1])
     axes.spines[["top", "right"]].set_visible(False)
 
@@ -79,6 +83,7 @@ def main() -> None:
     for axes, (run, title) in zip(panels, RUNS.items(), strict=True):
         draw(axes, found[run], title)
         axes.set_xlabel("step")
+    figure.supylabel("share of the most it can be")
     handles, labels = figure.axes[0].get_legend_handles_labels()
     bands = [figure.axes[0].fill_between([], [], [], color=colour) for colour in COLOURS.values()]
     labels += [f"verdict: {word}" for word in COLOURS]

@@ -14,6 +14,8 @@ from dino_exp.report.load import SEED, RunData, SweepData, Value, value_text
 MOST_TICKS = 24
 """Values that an axis shows one by one; of more, numbers are gathered into ranges."""
 RANGES = 12
+MOST_CELLS = 8_000
+"""Of the maps over all pairs of axes together."""
 MIXED = "mixed"
 """Of a cell whose runs came to different ends."""
 
@@ -93,12 +95,17 @@ def map_axes(sweep: SweepData) -> list[str]:
     return [key for key in sweep.axes if key != SEED] + [key for key in sweep.axes if key == SEED]
 
 
-def pairs(sweep: SweepData, most: int = 15) -> Sequence[tuple[str, str | None]]:
-    """Pairs of axes for maps, the first the one to begin with; with one axis, that axis alone."""
+def pairs(sweep: SweepData) -> Sequence[tuple[str, str | None]]:
+    """Pairs of axes for maps, the first the one to begin with; with one axis, that axis alone.
+
+    As many as a page can hold; the first axes have all their pairs.
+    """
     axes = map_axes(sweep)
     if len(axes) < 2:
         return [(axis, None) for axis in axes]
-    return list(combinations(axes, 2))[:most]
+    at_once = sorted(combinations(range(len(axes)), 2), key=lambda pair: pair[::-1])
+    most = max(1, MOST_CELLS // len(sweep.runs))
+    return [(axes[first], axes[second]) for first, second in at_once[:most]]
 
 
 def gather(
@@ -122,13 +129,18 @@ def averaged_over(sweep: SweepData, x: str, y: str | None) -> list[str]:
 
 
 def seed_groups(sweep: SweepData) -> list[tuple[str, list[RunData]]]:
-    """Runs that differ in nothing but the seed, by their other values; empty without several seeds."""
+    """Runs that differ in nothing but the seed, by the values that tell groups apart.
+
+    Empty where no group has two.
+    """
     if SEED not in sweep.axes:
         return []
     groups: dict[tuple[Value, ...], list[RunData]] = {}
     others = [key for key in sweep.axes if key != SEED]
     for run in sweep.runs:
         groups.setdefault(tuple(run.values[key] for key in others), []).append(run)
+    if all(len(runs) < 2 for runs in groups.values()):
+        return []
     return [(" · ".join(map(value_text, values)), runs) for values, runs in groups.items()]
 
 

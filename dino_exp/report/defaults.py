@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+from omegaconf import OmegaConf
+
 from dino_exp.config.compose import check
 from dino_exp.config.identity import differing_keys
 from dino_exp.config.register import CONF
@@ -19,13 +23,18 @@ def differences(run: RunData) -> tuple[str, list[tuple[str, str, str]]]:
     known = isinstance(name, str) and (CONF / "experiment" / f"{name}.yaml").is_file()
     base = f"experiment={name}" if known else "the defaults of conf/config.yaml"
     try:
-        checked = check([f"experiment={name}"] if known else [])
+        words = [f"experiment={name}"] if known else []
+        checked = check(words)
+        if checked.cfg is not None and OmegaConf.is_missing(checked.cfg.data, "root"):
+            checked = check([*words, "data.root=null"])  # which everybody gives for themselves
         if checked.cfg is None:
             return f"{base} does not compose any more: {' '.join(checked.errors)}", []
         found = differing_keys(checked.cfg, run.config)
     except Exception as error:  # whatever stands in an old configuration, the page must come
         return f"Not comparable with {base}: {type(error).__name__}: {error}", []
-    rows = [
-        (key, value_text(as_value(theirs)), value_text(as_value(own))) for key, (theirs, own) in found.items()
-    ]
+    rows = [(key, _text(theirs), _text(own)) for key, (theirs, own) in found.items()]
     return f"Compared with {base}.", rows
+
+
+def _text(value: Any) -> str:
+    return "–" if value is None else value_text(as_value(value))

@@ -49,6 +49,13 @@ def palette(dark: bool) -> list[str]:
     return ["#0072B2", "#D55E00", "#00805C", "#B0568A", "#7A6A00"]
 
 
+def kinds_palette(dark: bool) -> list[str]:
+    """Of healthy, slow, collapsed and failed, from the same colours."""
+    return (
+        ["#56B4E9", "#E8DC50", "#FF9050", "#E0A0C4"] if dark else ["#0072B2", "#8A7A00", "#D55E00", "#B0568A"]
+    )
+
+
 def theme(dark: bool) -> dict[str, Any]:
     """Vega-Lite's configuration for a light or a dark page."""
     ink, quiet, grid = ("#e8e8e6", "#a9abad", "#3a3d41") if dark else ("#1d2126", "#5a6068", "#dfe2e5")
@@ -75,7 +82,12 @@ def theme(dark: bool) -> dict[str, Any]:
         "text": {"color": ink},
         "rule": {"color": quiet},
         "view": {"stroke": grid},
-        "range": {"category": palette(dark), "heatmap": {"scheme": "viridis"}, "ramp": {"scheme": "viridis"}},
+        "range": {
+            "category": palette(dark),
+            "ordinal": kinds_palette(dark),
+            "heatmap": {"scheme": "viridis"},
+            "ramp": {"scheme": "viridis"},
+        },
     }
 
 
@@ -93,7 +105,7 @@ def write_files(figure: Figure, folder: Path) -> list[Path]:
     if "title" not in spec:
         spec["title"] = {"text": figure.title, "anchor": "start", "fontSize": 14}
     svg = vl_convert.vegalite_to_svg(spec, vl_version=VEGA_LITE)
-    png = vl_convert.svg_to_png(svg, scale=2 if figure.renderer == "svg" else 1)
+    png = vl_convert.svg_to_png(svg, scale=2)
     paths = [folder / f"{figure.name}.svg", folder / f"{figure.name}.png"]
     for path, content in zip(paths, (svg.encode(), png), strict=True):
         write_atomically(path, lambda file, content=content: file.write(content))  # type: ignore[misc]  # of a default

@@ -28,6 +28,7 @@ MOST_POINTS = 150
 SWEEP_POINTS = 24_000
 """Of the curves of all runs of a sweep together."""
 SEED = "trainer.seed"
+UNFINISHED = ("running", "pending", "preempted")
 
 Value = float | str
 """Of a swept key; lists and words as text."""
@@ -64,7 +65,7 @@ class RunData:
     @property
     def label(self) -> str:
         """What sets it apart, or its name where nothing does."""
-        swept = self.overrides or [f"{key}={value_text(value)}" for key, value in self.values.items()]
+        swept = [f"{key}={value_text(value)}" for key, value in self.values.items()] or self.overrides
         return " ".join(swept) or self.name
 
     @property
@@ -76,9 +77,11 @@ class RunData:
 
     @property
     def outcome(self) -> str:
-        """The verdict of a run that came to one, else its state."""
+        """The verdict of a run that came to one, else its state; of a run that goes on both."""
         ended_badly = self.state in ("failed", "lost", "cancelled") and self.verdict != "diverged"
-        return self.state if ended_badly or not self.verdict else self.verdict
+        if ended_badly or not self.verdict:
+            return self.state
+        return f"{self.state}: {self.verdict}" if self.state in UNFINISHED else self.verdict
 
     @property
     def evidence(self) -> str:
@@ -91,7 +94,7 @@ class RunData:
             "mutual information": self.last("teacher/mutual_information_share"),
         }
         known = [f"{name} is {share:.3f} of ln K" for name, share in shares.items() if share is not None]
-        return f"at step {self.step:,}, {', '.join(known)}" if known and self.step is not None else ""
+        return f"at step {self.metrics[-1]['step']:,}, {', '.join(known)}" if known and self.metrics else ""
 
     @property
     def step(self) -> int | None:
@@ -164,7 +167,7 @@ class SweepData:
     @property
     def over(self) -> bool:
         """Whether no run will change any more by itself."""
-        return not any(run.state in ("running", "pending", "preempted") for run in self.runs)
+        return not any(run.state in UNFINISHED for run in self.runs)
 
 
 def load(path: Path) -> RunData | SweepData:
@@ -250,8 +253,11 @@ def _held(path: Path) -> bool:
 
 
 def utc(seconds: float | None) -> str:
-    """A time in seconds since 1970 as people read it."""
-    return "" if seconds is None else time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(seconds))
+    """A time in seconds since 1970 as people read it; nothing for what is no time."""
+    try:
+        return "" if seconds is None else time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(seconds))
+    except (OverflowError, ValueError, OSError):
+        return ""
 
 
 def last_words(path: Path, job_logs: Iterable[Path], lines: int = 6) -> str:
@@ -280,6 +286,10 @@ def load_sweep(path: Path) -> SweepData:
     if manifest.runs:
         _states_from(manifest, sweep)
     _find_axes(sweep)
+    data = sweep.axes.get("data.name") or sweep.axes.get("experiment") or []
+    if len(data) > 1:
+        some = ", ".join(map(value_text, data[:6]))
+        sweep.problems.append(f"k-NN is of several data sets ({some}), and does not compare between them.")
     if not sweep.runs:
         sweep.problems.append("There are no runs in this folder.")
     return sweep
@@ -295,7 +305,9 @@ def _manifest(path: Path, problems: list[str]) -> Manifest:
         values = (
             {key: value for key, value in entry.items() if key in known} if isinstance(entry, dict) else {}
         )
-        manifest.runs[name] = Entry(**{"overrides": [], "config_hash": "", **values})
+        if not isinstance(values.get("overrides"), list):
+            values["overrides"] = []
+        manifest.runs[name] = Entry(**{"config_hash": "", **values})
     return manifest
 
 
@@ -383,13 +395,16 @@ UNKNOWN = "unknown"
 
 def _configured(run: RunData, key: str) -> Value:
     """The value that a run has where it was not overridden."""
-    config = run.config or read_config(run.path / "config.yaml", [])
-    node: Any = config
+    node: Any = run.config or read_config(run.path / "config.yaml", [])
+    if key == "experiment":
+        key = "name"
     for name in key.split("."):
         if not isinstance(node, dict) or name not in node:
             return UNKNOWN
         node = node[name]
-    return UNKNOWN if isinstance(node, dict) else as_value(node)
+    if isinstance(node, dict):  # a group, whose option is called after what it makes
+        node = node.get("name") or node.get("schedule") or UNKNOWN
+    return as_value(node)
 
 
 def _compare_configs(sweep: SweepData) -> list[str]:
@@ -441,7 +456,7 @@ LEADERS = (
     "data.name",
     "backbone.name",
 )
-"""Of keys that change together, the one that people think of."""
+"""What people think of first: of keys that change together, and of axes for a map."""
 
 
 def _leading(sweep: SweepData, keys: Sequence[str]) -> list[str]:
@@ -454,4 +469,7 @@ def _leading(sweep: SweepData, keys: Sequence[str]) -> list[str]:
             sweep.alike.setdefault(first[pattern], []).append(key)
         else:
             first[pattern] = key
-    return [key for key in keys if key in first.values()]
+    return sorted(
+        (key for key in keys if key in first.values()),
+        key=lambda key: LEADERS.index(key) if key in LEADERS else len(LEADERS),
+    )

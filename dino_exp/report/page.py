@@ -13,12 +13,12 @@ from typing import Any
 import jinja2
 
 from dino_exp.report import run_figures, sweep_figures
-from dino_exp.report.cells import averaged_over
+from dino_exp.report.cells import averaged_over, map_axes
 from dino_exp.report.cells import heads as short_heads
 from dino_exp.report.defaults import differences
 from dino_exp.report.drawing import Figure, library, show, theme, write_files
 from dino_exp.report.files import number
-from dino_exp.report.load import RunData, SweepData, utc, value_text
+from dino_exp.report.load import RunData, SweepData, load_run, utc, value_text
 from dino_exp.report.pictures import as_data_url
 from dino_exp.report.verdicts import describe
 from dino_exp.run_directory import write_atomically
@@ -26,6 +26,10 @@ from dino_exp.run_directory import write_atomically
 HERE = Path(__file__).parent
 PAGE = "index.html"
 PICTURES = {"attention.png": "Attention of the teacher", "crops.png": "Crops"}
+MOST_ROWS_IN_FILES = 10_000
+"""Of the curves of all runs, up to which each metric has a file of its own; each takes seconds beyond."""
+RUN_PAGES = 60
+"""Runs of a sweep up to which each that is over has a page of its own written, to be opened from a map."""
 SCHEDULES = ("learning_rate", "weight_decay", "ema_momentum", "teacher_temp")
 
 
@@ -38,16 +42,47 @@ def write_report(data: RunData | SweepData, folder: Path, refresh: float | None 
         refresh: seconds after which an open page loads itself again; None is never.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    figures, text = (
-        _run(data, folder, refresh) if isinstance(data, RunData) else _sweep(data, folder, refresh)
-    )
-    paths = [path for figure in figures for path in write_files(figure, folder)]
+    if isinstance(data, SweepData):
+        _write_run_pages(data)
+        figures, text = _sweep(data, folder, refresh)
+    else:
+        figures, text = _run(data, folder, refresh)
+    paths = [path for figure in in_files(figures) for path in write_files(figure, folder)]
+    return [_write_page(folder, text), *paths]
+
+
+def in_files(figures: Sequence[Figure]) -> list[Figure]:
+    """The figures as they are written beside the page, where nobody can choose a metric."""
+    files: list[Figure] = []
+    for figure in figures:
+        few = figure.name == "curves" and len(figure.spec["datasets"]["curves"]) <= MOST_ROWS_IN_FILES
+        files += sweep_figures.of_each_metric(figure) if few else [figure]
+    return files
+
+
+def _write_page(folder: Path, text: str) -> Path:
     page = folder / PAGE
     write_atomically(page, lambda file: file.write(text.encode()))
-    return [page, *paths]
+    return page
 
 
-def _run(run: RunData, folder: Path, refresh: float | None) -> tuple[list[Figure], str]:
+def _write_run_pages(sweep: SweepData) -> None:
+    """The pages of runs that are over and have none yet, without figures beside them."""
+    if len(sweep.runs) > RUN_PAGES:
+        return
+    for run in sweep.runs:
+        folder = run.path / "report"
+        if run.state in ("finished", "collapsed", "failed") and not (folder / PAGE).exists():
+            try:
+                folder.mkdir(exist_ok=True)
+            except OSError as error:  # another person's runs can be looked at all the same
+                sweep.problems.append(f"Pages of the runs were not written: {error}.")
+                return
+            _write_page(folder, _run(load_run(run.path), folder, None, beside=False)[1])
+
+
+def _run(run: RunData, folder: Path, refresh: float | None, beside: bool = True) -> tuple[list[Figure], str]:
+    """Figures and page; `beside` is whether PNG and SVG are to be linked to."""
     curves, absent = run_figures.run_figures(run)
     timeline = run_figures.timeline(run)
     figures = [*curves, timeline] if timeline else curves
@@ -58,7 +93,7 @@ def _run(run: RunData, folder: Path, refresh: float | None) -> tuple[list[Figure
         if (run.path / "plots" / name).is_file()
     ]
     problems = list(run.problems)
-    problems += [f"Not logged: {', '.join(absent)}."] if absent else []
+    problems += [f"Not logged: {'; '.join(absent)}."] if absent else []
     problems += [
         f"There is no plots/{name}." for name in PICTURES if name not in {each[1] for each in pictures}
     ]
@@ -77,6 +112,7 @@ def _run(run: RunData, folder: Path, refresh: float | None) -> tuple[list[Figure
         differing=differing,
         environment=_environment(run),
         problems=problems,
+        beside=beside,
     )
     return figures, text
 
@@ -134,7 +170,17 @@ def _sweep(sweep: SweepData, folder: Path, refresh: float | None) -> tuple[list[
     links = [_run_link(run, folder) for run in sweep.runs]
     heads, rows = table(sweep, links)
     problems = list(sweep.problems)
-    problems += [f"{axis} also sets {', '.join(keys)}." for axis, keys in sweep.alike.items()]
+    problems += [
+        f"{', '.join((axis, *keys))} change together; {axis} stands for them."
+        for axis, keys in sweep.alike.items()
+    ]
+    every = math.comb(len(map_axes(sweep)), 2)
+    if len(data) < every:
+        problems.append(
+            f"Maps over {len(data)} of {every} pairs of axes; more would make the page too large."
+        )
+    if sweep.runs and all(run.knn is None for run in sweep.runs):
+        problems.append("No run has a k-NN; the mutual information of picture and prototype stands for it.")
     text = render(
         "sweep.html",
         figures,
@@ -149,8 +195,9 @@ def _sweep(sweep: SweepData, folder: Path, refresh: float | None) -> tuple[list[
                 }
                 for each in data
             ],
+            "measures": {name: text for name, text in sweep_figures.BRIEF.items() if _drawn(maps, name)},
             "runs": [
-                {"label": run.label, "outcome": run.outcome, "href": link}
+                {"label": run.label, "outcome": run.outcome, "href": link, "evidence": run.evidence}
                 for run, link in zip(sweep.runs, links, strict=True)
             ],
         },
@@ -165,9 +212,13 @@ def _sweep(sweep: SweepData, folder: Path, refresh: float | None) -> tuple[list[
         curves=curves,
         metrics={name: text for name, text in sweep_figures.CURVES.items() if _has(curves, text)},
         seeds=seeds,
-        effects=[(figure, paper.get(axis)) for axis, figure in zip(sweep.axes, effects, strict=True)],
+        effects=[
+            (figure, paper.get(axis))
+            for axis, figure in zip(sweep_figures.effect_axes(sweep), effects, strict=True)
+        ],
         heads=heads,
         rows=rows,
+        first=map_axes(sweep),
         outcomes=sorted({run.outcome for run in sweep.runs}),
         failures=[
             (run, link)
@@ -180,14 +231,18 @@ def _sweep(sweep: SweepData, folder: Path, refresh: float | None) -> tuple[list[
     return figures, text
 
 
+def _drawn(maps: Sequence[Figure], name: str) -> bool:
+    return any(figure.name == f"map_{name}" for figure in maps)
+
+
 def _has(curves: Figure | None, title: str) -> bool:
     return curves is not None and title in curves.columns
 
 
 def averaged(sweep: SweepData, x: str, y: str | None) -> str:
     """What a cell of a map over x and y is the mean of."""
-    others = [f"{axis} ({len(sweep.axes[axis])} values)" for axis in averaged_over(sweep, x, y)]
-    return f"A cell is the mean over {', '.join(others)}." if others else "A cell is one setting."
+    others = averaged_over(sweep, x, y)
+    return f"A cell is the mean of its runs, which differ in {', '.join(others)}." if others else ""
 
 
 def best(sweep: SweepData) -> str:
@@ -204,20 +259,27 @@ Cell = tuple[str, Any]
 """Text, and what it is sorted by."""
 
 
-def table(sweep: SweepData, links: Sequence[str]) -> tuple[list[str], list[tuple[RunData, str, list[Cell]]]]:
+Head = tuple[str, str]
+"""Text, and what it is short for."""
+
+
+def table(sweep: SweepData, links: Sequence[str]) -> tuple[list[Head], list[tuple[RunData, str, list[Cell]]]]:
     """Heads and rows of the table of all runs."""
-    heads = [
-        *short_heads(list(sweep.axes)),
-        "state",
-        "verdict",
-        "k-NN %",
+    axes = list(sweep.axes)
+    words = [
         "student %",
         "untrained %",
         "gain",
         "h / ln K",
         "KL / ln K",
+        "MI / ln K",
+        "loss",
+        "step",
+        "images/s",
     ]
-    heads += ["MI / ln K", "loss", "step", "images/s"]
+    heads = [(word, "") for word in ("state", "verdict", "k-NN %")]
+    heads += zip(short_heads(axes), axes, strict=True)
+    heads += [(word, "") for word in words]
     return heads, [(run, link, _cells(sweep, run)) for run, link in zip(sweep.runs, links, strict=True)]
 
 
@@ -225,7 +287,6 @@ def _cells(sweep: SweepData, run: RunData) -> list[Cell]:
     gain = None if run.knn is None or run.untrained_knn is None else run.knn - run.untrained_knn
     student = run.last("student_knn_top1") if run.knn is not None else None
     numbers = [
-        (run.knn, ".1f"),
         (student, ".1f"),
         (run.untrained_knn, ".1f"),
         (gain, "+.1f"),
@@ -237,8 +298,12 @@ def _cells(sweep: SweepData, run: RunData) -> list[Cell]:
         (run.last("images_per_second"), ",.0f"),
     ]
     swept = [(value_text(run.values[axis]), run.values[axis]) for axis in sweep.axes]
-    words = [(run.state, run.state), (run.verdict or "–", run.verdict)]
-    return [*swept, *words, *((show(value, form), "" if value is None else value) for value, form in numbers)]
+    first = [(run.state, run.state), (run.verdict or "–", run.verdict), _number_cell(run.knn, ".1f")]
+    return [*first, *swept, *(_number_cell(value, form) for value, form in numbers)]
+
+
+def _number_cell(value: float | None, form: str) -> Cell:
+    return show(value, form), "" if value is None else value
 
 
 def _run_link(run: RunData, folder: Path) -> str:

@@ -197,7 +197,12 @@ def timeline(run: RunData) -> Figure | None:
         {**row, "began": row["began"] * 1000, "until": (row["until"] or row["began"]) * 1000} for row in drawn
     ]
     base = alt.Chart(alt.NamedData("attempts")).encode(
-        x=alt.X("began:T", title="UTC", scale=alt.Scale(type="utc"), axis=alt.Axis(tickCount=5)),
+        x=alt.X(
+            "began:T",
+            title="UTC",
+            scale=alt.Scale(type="utc"),
+            axis=alt.Axis(tickCount=4, format="%d %b %H:%M", labelOverlap=True),
+        ),
         y=alt.Y("attempt:O", title="attempt"),
         tooltip=[
             alt.Tooltip("attempt:O"),
@@ -205,13 +210,16 @@ def timeline(run: RunData) -> Figure | None:
             alt.Tooltip("until_text:N", title="until"),
             alt.Tooltip("from_step:N", title="from step"),
             alt.Tooltip("to_step:N", title="to step"),
+            alt.Tooltip("ended:N"),
             alt.Tooltip("job:N"),
             alt.Tooltip("host:N"),
         ],
     )
     chart = alt.layer(
         base.mark_bar(height=16, color="#7f8a99").encode(x2="until:T"),
+        # an attempt of minutes among hours is a hairline
         base.mark_point(shape="stroke", size=200, angle=90, strokeWidth=2, color="#7f8a99"),
+        base.mark_text(align="left", dx=6, dy=0, aria=False).encode(x="until:T", text="ended:N"),
     )
     table: list[Sequence[str]] = [
         (
@@ -220,6 +228,7 @@ def timeline(run: RunData) -> Figure | None:
             row["until_text"],
             row["from_step"],
             row["to_step"],
+            row["ended"],
             row["job"],
             row["host"],
         )
@@ -230,7 +239,7 @@ def timeline(run: RunData) -> Figure | None:
         "Attempts",
         to_spec(chart.properties(width=WIDTH * 2, height=26 * len(points)), {"attempts": points}),
         f"{len(rows)} attempts, from {rows[0]['began_text']} to {rows[-1]['until_text']}.",
-        ("attempt", "began", "until", "from step", "to step", "job", "host"),
+        ("attempt", "began", "until", "from step", "to step", "ended", "job", "host"),
         table,
     )
 
@@ -244,6 +253,7 @@ def attempts(run: RunData) -> list[dict[str, Any]]:
         last = index == len(recorded) - 1
         until = number(attempt.get("until")) or (number(run.status.get("heartbeat")) if last else None)
         to_step = attempt.get("to_step", run.step if last else None)
+        following = None if last else recorded[index + 1].get("from_step")
         rows.append(
             {
                 "attempt": index + 1,
@@ -253,11 +263,19 @@ def attempts(run: RunData) -> list[dict[str, Any]]:
                 "until_text": utc(until) or "–",
                 "from_step": _text(attempt.get("from_step")),
                 "to_step": _text(to_step),
+                "ended": run.state if last else _how_ended(to_step, following),
                 "job": _text(attempt.get("job")),
                 "host": _text(attempt.get("host")),
             }
         )
     return rows
+
+
+def _how_ended(to_step: Any, following: Any) -> str:
+    """Of an attempt that another one followed: whether anything had to be done again."""
+    if to_step is None or following is None:
+        return "–"
+    return "saved" if following == to_step else f"broken off; went on from step {following}"
 
 
 def _text(value: Any) -> str:

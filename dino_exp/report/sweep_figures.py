@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import altair as alt
@@ -39,7 +40,9 @@ INFORMATION = Measure(
     lambda run: run.last("teacher/mutual_information_share"),
     ".2f",
 )
-MAPS = (KNN, ENTROPY, DIVERGENCE)
+MAPS = (KNN, INFORMATION, ENTROPY, DIVERGENCE)
+BRIEF = {"knn": "k-NN, %", "mutual_information": "MI / ln K", "entropy": "h / ln K", "kl": "KL / ln K"}
+KIND_COLOURS = alt.Scale(domain=list(KINDS), range="ordinal")
 CELLS = "cells"
 """The rows of a map."""
 
@@ -58,6 +61,11 @@ class MapData(NamedTuple):
     x: str
     y: str | None
     rows: list[Row]
+
+
+def measures_of(sweep: SweepData) -> list[Measure]:
+    """What there are maps of: all that some run has, k-NN first."""
+    return [each for each in MAPS if any(each.of(run) is not None for run in sweep.runs)]
 
 
 def map_data(sweep: SweepData) -> list[MapData]:
@@ -87,8 +95,8 @@ def _cell_row(cell: Cell, x: str, y: str | None, places: dict[int, int]) -> Row:
 
 
 def maps(sweep: SweepData, data: Sequence[MapData]) -> list[Figure]:
-    """The phase diagram and the maps of h / ln K and KL / ln K, over the first pair of axes."""
-    return [_map(sweep, data[0], measure) for measure in MAPS] if data else []
+    """The phase diagram of k-NN, and the same maps of what the verdict goes by, over the first axes."""
+    return [_map(sweep, data[0], measure) for measure in measures_of(sweep)] if data else []
 
 
 def _map(sweep: SweepData, data: MapData, measure: Measure) -> Figure:
@@ -102,7 +110,7 @@ def _map(sweep: SweepData, data: MapData, measure: Measure) -> Figure:
             "x:N",
             title=data.x,
             sort=alt.EncodingSortField("xi", op="min"),
-            axis=alt.Axis(labelAngle=0, labelOverlap=True, grid=False),
+            axis=alt.Axis(labelAngle=0, labelOverlap=False, labelLimit=60, grid=False),
         ),
         y=alt.Y(
             "y:N",
@@ -123,7 +131,7 @@ def _map(sweep: SweepData, data: MapData, measure: Measure) -> Figure:
         alt.Tooltip("x:N", title=data.x),
         *([alt.Tooltip("y:N", title=data.y)] if data.y else []),
         alt.Tooltip("outcomes:N", title="verdict"),
-        *(alt.Tooltip(f"{each.name}_text:N", title=_brief(each)) for each in MAPS),
+        *(alt.Tooltip(f"{each.name}_text:N", title=BRIEF[each.name]) for each in MAPS),
         alt.Tooltip("n:Q", title="runs"),
     ]
     legend = alt.Legend(
@@ -141,7 +149,7 @@ def _map(sweep: SweepData, data: MapData, measure: Measure) -> Figure:
                 f"{name}:Q",
                 title=None,
                 scale=alt.Scale(scheme="viridis", domain=[low, high], clamp=True),
-                legend=alt.Legend(orient="top", gradientLength=220, format=".2~f"),
+                legend=alt.Legend(orient="top", gradientLength=220, format=".2~f", values=_ends(low, high)),
             ),
         ),
         # White with a dark rim: seen on every colour, and in the legend on light and dark pages.
@@ -170,13 +178,14 @@ def _map(sweep: SweepData, data: MapData, measure: Measure) -> Figure:
     return figure
 
 
-def _brief(measure: Measure) -> str:
-    return {"knn": "k-NN, %", "entropy": "h / ln K", "kl": "KL / ln K"}[measure.name]
+def _ends(low: float, high: float) -> list[float]:
+    """The ends of a colour scale and what is between, for its legend."""
+    return [low + (high - low) * index / 4 for index in range(5)]
 
 
 def map_table(data: MapData) -> tuple[Sequence[str], list[Sequence[str]]]:
     """The numbers of the maps, a row per cell."""
-    heads = [data.x, *([data.y] if data.y else []), "verdict", *map(_brief, MAPS), "runs"]
+    heads = [data.x, *([data.y] if data.y else []), "verdict", *BRIEF.values(), "runs"]
     rows: list[Sequence[str]] = [
         (
             row["x"],
@@ -209,8 +218,21 @@ CURVES = {
     "mi": "mutual information / ln K",
     "knn": "k-NN of the teacher, percent",
 }
+PANEL = 128
+"""Width of one, in pixels."""
 MOST_TICKS, RANGES = 10, 8
 """Of an axis in the small multiples, so that there are at most a hundred."""
+
+
+def of_each_metric(curves: Figure) -> list[Figure]:
+    """The small multiples once for each metric that the page lets one choose, for the files beside it."""
+    (chosen,) = curves.spec["params"]
+    figures = []
+    for metric in (name for name, title in CURVES.items() if title in curves.columns):
+        name = curves.name if metric == chosen["value"] else f"{curves.name}_{metric}"
+        spec = {**curves.spec, "params": [chosen | {"value": metric}]}
+        figures.append(replace(curves, name=name, title=f"{curves.title}: {CURVES[metric]}", spec=spec))
+    return figures
 
 
 def small_multiples(sweep: SweepData) -> Figure | None:
@@ -223,26 +245,22 @@ def small_multiples(sweep: SweepData) -> Figure | None:
         cells, titles = [Cell("", "", 0, 0, sweep.runs)], ["all runs"]
     order = sorted(range(len(cells)), key=lambda index: (-cells[index].yi, cells[index].xi))
     places = {id(run): index for index, run in enumerate(sweep.runs)}
-    rows: list[Row] = []
-    for position, index in enumerate(order):
-        for run in cells[index].runs:
-            rows += _curve_rows(run, places[id(run)], position, titles[index])
-    if not rows:
-        return None
+    rows = [row for cell in cells for run in cell.runs for row in _curve_rows(run, places[id(run)], cell)]
     shown = [name for name in CURVES if any(row[name] is not None for row in rows)]
     if not shown:
         return None
+    if named and named[0][1]:
+        rows += _empty_panels(cells)
     metric = alt.param(name="metric", value="entropy" if "entropy" in shown else shown[0])
-    kinds = alt.Scale(domain=list(KINDS))
+    curves = alt.Chart(alt.NamedData("curves"))
     lines = (
-        alt.Chart(alt.NamedData("curves"))
-        .transform_calculate(value="datum[metric]")
+        curves.transform_calculate(value="datum[metric]")
         .transform_filter("isValid(datum.value)")
         .mark_line(strokeWidth=1.6, aria=False, clip=True)
         .encode(
             x=alt.X("step:Q", title=None, axis=STEPS),
             y=alt.Y("value:Q", title=None, axis=alt.Axis(tickCount=3)),
-            color=alt.Color("kind:N", title=None, scale=kinds, legend=alt.Legend(orient="top")),
+            color=alt.Color("kind:N", title=None, scale=KIND_COLOURS, legend=_kinds_legend(sweep)),
             strokeDash=alt.StrokeDash(
                 "kind:N",
                 title=None,
@@ -252,21 +270,29 @@ def small_multiples(sweep: SweepData) -> Figure | None:
             tooltip=[alt.Tooltip("label:N", title="run"), alt.Tooltip("outcome:N", title="verdict")],
         )
     )
-    per_row = len({cell.xi for cell in cells}) if named and named[0][1] else min(5, len(cells))
-    chart = (
-        lines.properties(width=128, height=84)
-        .facet(
-            facet=alt.Facet(
-                "cell:N",
-                title=None,
-                sort=alt.EncodingSortField("place", op="min"),
-                header=alt.Header(labelLimit=150),
-            ),
-            columns=per_row,
-            spacing=14,
-        )
-        .add_params(metric)
+    # a panel for what has no curve, or it would be missing
+    words = (
+        curves.transform_filter("datum.nothing")
+        .mark_text(fontSize=10, color=QUIET, aria=False)
+        .encode(x=alt.value(PANEL / 2), y=alt.value(40), text="outcome:N", detail="run:N")
     )
+    panels = alt.layer(lines, words).properties(width=PANEL, height=84)
+    header = alt.Header(labelLimit=PANEL)
+    column = alt.EncodingSortField("xi", op="min")
+    if named and named[0][1]:
+        x, y = named[0]
+        downwards = alt.EncodingSortField("yi", op="min", order="descending")
+        chart = panels.facet(
+            row=alt.Row("y:N", title=y, sort=downwards, header=header),
+            column=alt.Column("x:N", title=x, sort=column, header=header),
+            spacing=14,
+        ).add_params(metric)
+    else:
+        chart = panels.facet(
+            facet=alt.Facet("x:N", title=named[0][0] if named else None, sort=column, header=header),
+            columns=min(5, len(cells)),
+            spacing=14,
+        ).add_params(metric)
     figure = Figure(
         "curves",
         "Curves of all runs",
@@ -305,20 +331,39 @@ def _loss_share(record: dict[str, Any]) -> float | None:
     return loss / ln_k if loss is not None and ln_k else None
 
 
-def _curve_rows(run: RunData, place: int, cell: int, title: str) -> list[Row]:
+def _curve_rows(run: RunData, place: int, cell: Cell) -> list[Row]:
     kind = describe(run.outcome).kind
-    rows = []
+    of = {"run": place, "x": cell.x or "all runs", "y": cell.y, "xi": cell.xi, "yi": cell.yi}
+    of |= {"kind": kind, "label": run.label, "outcome": run.outcome}
+    rows: list[Row] = []
     for record in run.metrics:
         values = {name: _rounded(number(record.get(key))) for name, key in _KEYS.items()}
-        row = {
-            "run": place,
-            "place": cell,
-            "cell": title,
-            "step": record["step"],
-            "loss": _rounded(_loss_share(record)),
-        }
-        rows.append({**row, **values, "kind": kind, "label": run.label, "outcome": run.outcome})
+        rows.append({**of, "step": record["step"], "loss": _rounded(_loss_share(record)), **values})
+    nothing = all(row[name] is None for row in rows for name in CURVES)
+    for row in rows:
+        row["nothing"] = False
+    if nothing:
+        rows.append({**of, **dict.fromkeys(("step", *CURVES)), "nothing": True})
     return rows
+
+
+def _empty_panels(cells: Sequence[Cell]) -> list[Row]:
+    """A row for each place of the grid that has no runs, without which Vega moves the others up."""
+    columns, lines = {cell.xi: cell.x for cell in cells}, {cell.yi: cell.y for cell in cells}
+    taken = {(cell.xi, cell.yi) for cell in cells}
+    blank = dict.fromkeys(("step", *CURVES, "run")) | {"kind": KINDS[0], "label": "", "outcome": ""}
+    return [
+        {"x": x, "y": y, "xi": xi, "yi": yi, **blank, "nothing": False}
+        for xi, x in columns.items()
+        for yi, y in lines.items()
+        if (xi, yi) not in taken
+    ]
+
+
+def _kinds_legend(sweep: SweepData) -> alt.Legend:
+    """A legend of the kinds that there are."""
+    there = {describe(run.outcome).kind for run in sweep.runs}
+    return alt.Legend(orient="top", values=[kind for kind in KINDS if kind in there])
 
 
 def _rounded(value: float | None) -> float | None:
@@ -339,8 +384,13 @@ def _last_mean(cell: Cell, name: str) -> str:
 
 
 def effects(sweep: SweepData) -> list[Figure]:
-    """For each axis, all runs and their mean at each of its values."""
-    return [_effect(sweep, axis, measure_of(sweep)) for axis in sweep.axes]
+    """For each axis but seeds, all runs and their mean at each of its values."""
+    return [_effect(sweep, axis, measure_of(sweep)) for axis in effect_axes(sweep)]
+
+
+def effect_axes(sweep: SweepData) -> list[str]:
+    """The axes whose effect is shown; seeds have a figure of their own."""
+    return [axis for axis in sweep.axes if axis != SEED]
 
 
 def _effect(sweep: SweepData, axis: str, measure: Measure) -> Figure:
@@ -360,7 +410,6 @@ def _effect(sweep: SweepData, axis: str, measure: Measure) -> Figure:
         table.append(
             (cell.x, show(mean, measure.form), show(deviation, measure.form), f"{count} of {len(cell.runs)}")
         )
-    kinds = alt.Scale(domain=list(KINDS))
     marks = alt.Scale(domain=list(KINDS), range=["circle", "diamond", "square", "cross"])
     for point in points:
         point["kind"] = describe(str(point["outcome"])).kind
@@ -368,7 +417,7 @@ def _effect(sweep: SweepData, axis: str, measure: Measure) -> Figure:
         "x:N",
         title=axis,
         sort=alt.EncodingSortField("xi", op="min"),
-        axis=alt.Axis(labelAngle=0, labelOverlap=True),
+        axis=alt.Axis(labelAngle=0, labelOverlap=True, labelLimit=120),
     )
     dots = (
         alt.Chart(alt.NamedData("points"))
@@ -376,7 +425,7 @@ def _effect(sweep: SweepData, axis: str, measure: Measure) -> Figure:
         .encode(
             x=x,
             y=alt.Y("value:Q", title=_axis_title(measure), scale=alt.Scale(zero=False)),
-            color=alt.Color("kind:N", title=None, scale=kinds, legend=alt.Legend(orient="top")),
+            color=alt.Color("kind:N", title=None, scale=KIND_COLOURS, legend=_kinds_legend(sweep)),
             shape=alt.Shape("kind:N", title=None, scale=marks),
             tooltip=[
                 alt.Tooltip("run:N"),
@@ -445,8 +494,7 @@ def seeds(sweep: SweepData) -> Figure | None:
     names = {row["of"] for row in drawn}
     points = [point for point in points if point["of"] in names]
     order = [row["of"] for row in drawn]
-    others = " · ".join(short(key) for key in sweep.axes if key != SEED)
-    y = alt.Y("of:N", title=others or None, sort=order, axis=alt.Axis(labelLimit=260))
+    y = alt.Y("of:N", title=None, sort=order, axis=alt.Axis(labelLimit=260))
     base = alt.Chart(alt.NamedData("groups")).encode(y=y)
     tooltip = [
         alt.Tooltip("of:N", title="runs"),
@@ -469,7 +517,10 @@ def seeds(sweep: SweepData) -> Figure | None:
             y=y, x="value:Q", tooltip=[alt.Tooltip("seed:N"), alt.Tooltip("value:Q", format=measure.form)]
         ),
     ).properties(width=520, height=24 * max(1, len(drawn)))
-    note = f"The best {MOST_GROUPS} of {len(rows)}; all are in the table." if len(rows) > MOST_GROUPS else ""
+    others = " · ".join(short(key) for key in sweep.axes if key != SEED)
+    note = f"By {others}." if others else ""
+    if len(rows) > MOST_GROUPS:
+        note += f" The best {MOST_GROUPS} of {len(rows)}; all are in the table."
     return Figure(
         "seeds",
         "Seeds: mean ± standard deviation",

@@ -50,7 +50,14 @@ OUTCOMES = {
 
 
 def describe(word: str) -> Outcome:
-    """How an outcome is shown, also one that this version does not know."""
+    """How an outcome is shown, also one that this version does not know.
+
+    `running: healthy` and the like, of runs that go on, have the mark of their state and the verdict's colour.
+    """
+    state, colon, verdict = word.partition(": ")
+    if colon and state in OUTCOMES:
+        so_far = describe(verdict)
+        return Outcome(BAR, so_far.kind, f"{state.capitalize()}, so far: {so_far.meaning}")
     if word in OUTCOMES:
         return OUTCOMES[word]
     kind = "collapsed" if word.startswith("collapsed") else "slow"

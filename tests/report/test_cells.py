@@ -10,7 +10,7 @@ from synthetic import temps_momenta, write_sweep
 from dino_exp.report.cells import Ticks, gather, pairs, seed_groups, spread
 from dino_exp.report.curves import thinned
 from dino_exp.report.load import load_sweep
-from dino_exp.report.sweep_figures import KNN, map_data, paper_rows
+from dino_exp.report.sweep_figures import KNN, map_data, of_each_metric, paper_rows, small_multiples
 
 
 def test_a_cell_is_the_mean_over_the_other_axes(tmp_path: Path) -> None:
@@ -24,6 +24,47 @@ def test_a_cell_is_the_mean_over_the_other_axes(tmp_path: Path) -> None:
     name, runs = seed_groups(sweep)[0]
     assert name == "0.02 · 0"
     assert [run.values["trainer.seed"] for run in runs] == [0.0, 1.0, 2.0]
+
+
+def test_every_pair_of_many_axes_has_a_map(tmp_path: Path) -> None:
+    keys = ["optimizer.lr", "loss.teacher_temp", "trainer.seed", *(f"augment.a{index}" for index in range(7))]
+    runs = [
+        {"values": {key: (index * 7 + place) % 5 for place, key in enumerate(keys)} | {"trainer.seed": index}}
+        for index in range(12)
+    ]
+    for run, place in zip(runs, range(12), strict=True):
+        run["values"] |= {
+            key: (place * (n + 2) // 3) % 4 for n, key in enumerate(keys) if key != "trainer.seed"
+        }
+    sweep = load_sweep(write_sweep(tmp_path, runs))
+    axes = list(sweep.axes)
+    assert len(axes) > 6
+    found = pairs(sweep)
+    assert len(found) == len(axes) * (len(axes) - 1) // 2
+    assert found[0] == ("loss.teacher_temp", "optimizer.lr")
+    assert all("trainer.seed" not in pair for pair in found[: -len(axes) + 1])
+
+
+def test_seeds_that_are_all_different_are_no_groups(tmp_path: Path) -> None:
+    runs = temps_momenta()
+    for index, run in enumerate(runs):
+        run["values"]["trainer.seed"] = index
+    sweep = load_sweep(write_sweep(tmp_path, runs))
+    assert "trainer.seed" in sweep.axes
+    assert seed_groups(sweep) == []
+
+
+def test_a_run_without_curves_keeps_its_panel(tmp_path: Path) -> None:
+    folder = write_sweep(tmp_path, temps_momenta())
+    (folder / "vit_micro_run4_00000004" / "metrics.jsonl").unlink()
+    figure = small_multiples(load_sweep(folder))
+    assert figure is not None
+    rows = figure.spec["datasets"]["curves"]
+    assert len({(row["x"], row["y"]) for row in rows}) == 20
+    assert [(row["x"], row["y"]) for row in rows if row["nothing"]] == [("0.04", "0")]
+    files = of_each_metric(figure)
+    assert [each.name for each in files] == ["curves_loss", "curves", "curves_kl", "curves_mi", "curves_knn"]
+    assert "h / ln K" in files[1].title
 
 
 def test_a_cell_of_different_ends_is_mixed(tmp_path: Path) -> None:

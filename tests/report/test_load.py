@@ -9,11 +9,15 @@ from pathlib import Path
 
 import pytest
 from filelock import FileLock
+from omegaconf import OmegaConf
 from synthetic import CONFIG, changed, record, temps_momenta, write_json, write_lines, write_run, write_sweep
 
+from dino_exp.config.compose import compose
 from dino_exp.errors import UserError
+from dino_exp.report.defaults import differences
 from dino_exp.report.files import read_lines
 from dino_exp.report.load import RunData, SweepData, load, load_run, load_sweep
+from dino_exp.report.verdicts import describe
 
 
 def test_a_run(tmp_path: Path) -> None:
@@ -48,6 +52,65 @@ def test_values_that_are_no_numbers(tmp_path: Path) -> None:
     assert run.knn is None
     assert "loss is not a number at step 2." in run.problems
     assert "No k-NN of the trained network was measured." in run.problems
+
+
+def test_a_run_that_goes_on_is_not_shown_as_one_that_is_over(tmp_path: Path) -> None:
+    path = write_run(tmp_path / "run", state="running", verdict="collapsed-uniform")
+    write_json(path / "status.json", {"state": "running", "step": 300, "heartbeat": time.time()})
+    run = load_run(path)
+    assert run.outcome == "running: collapsed-uniform"
+    shown, final = describe(run.outcome), describe("collapsed-uniform")
+    assert shown.kind == final.kind == "collapsed"
+    assert shown.shape != final.shape
+    assert "so far: Collapsed" in shown.meaning
+
+
+@pytest.mark.parametrize("heartbeat", [1e30, -5e20, 1e15])
+def test_a_time_that_is_none_costs_no_page(tmp_path: Path, heartbeat: float) -> None:
+    path = write_run(tmp_path / "run", state="running")
+    write_json(path / "status.json", {"state": "running", "step": 3, "heartbeat": heartbeat})
+    assert load_run(path).state in ("lost", "running")
+
+
+@pytest.mark.parametrize("overrides", [None, 5, "loss.teacher_temp=0.02"])
+def test_overrides_that_are_no_list_are_left_out(tmp_path: Path, overrides: object) -> None:
+    folder = write_sweep(tmp_path / "sweep", temps_momenta()[:3])
+    manifest = json.loads((folder / "manifest.json").read_text())
+    first = next(iter(manifest["runs"].values()))
+    first["overrides"] = overrides
+    write_json(folder / "manifest.json", manifest)
+    sweep = load_sweep(folder)
+    assert len(sweep.runs) == 3
+    assert sweep.runs[0].overrides == []
+
+
+def test_an_option_of_a_group_is_compared_with_what_the_others_have(tmp_path: Path) -> None:
+    folder = write_sweep(tmp_path / "sweep", temps_momenta()[:3])
+    manifest = json.loads((folder / "manifest.json").read_text())
+    first, second, third = manifest["runs"].values()
+    first["overrides"], second["overrides"] = ["backbone=timm", "experiment=x"], ["backbone=vit_micro"]
+    third["overrides"] = ["experiment=x"]
+    write_json(folder / "manifest.json", manifest)
+    sweep = load_sweep(folder)
+    assert sweep.axes["backbone"] == ["timm", "vit_micro"]
+    assert [run.values["experiment"] for run in sweep.runs] == ["x", "demo", "x"]
+
+
+def test_runs_of_several_data_sets_are_not_compared_in_silence(tmp_path: Path) -> None:
+    runs = [{"values": {"data.name": name}} for name in ("shapes", "fashion_mnist")]
+    sweep = load_sweep(write_sweep(tmp_path, runs))
+    assert any("fashion_mnist, shapes" in problem for problem in sweep.problems)
+
+
+@pytest.mark.parametrize("experiment", ["demo", "cifar10_folder", "paper_vits16"])
+def test_what_differs_from_an_experiment_that_wants_a_folder(tmp_path: Path, experiment: str) -> None:
+    path = write_run(tmp_path / "run")
+    own = [] if experiment == "demo" else [f"data.root={tmp_path}"]
+    cfg = OmegaConf.to_container(compose([f"experiment={experiment}", *own, "loss.student_temp=0.2"]))
+    write_json(path / "config.yaml", cfg)
+    said, rows = differences(load_run(path))
+    assert said == f"Compared with experiment={experiment}."
+    assert {key for key, _, _ in rows} - {"data.root"} == {"loss.student_temp"}
 
 
 def test_the_untrained_networks_knn_is_not_a_failed_runs_result(tmp_path: Path) -> None:

@@ -65,7 +65,8 @@ def test_hovering_and_opening_a_cell(browser: Any, sweep: Path) -> None:
     links = panel.find_elements(By.TAG_NAME, "a")
     assert len(links) == 2
     target = links[0].get_attribute("href")
-    assert target.endswith("/temps_momenta/vit_micro_run0_00000000/")
+    assert target.endswith("/temps_momenta/vit_micro_run0_00000000/report/index.html")
+    assert "entropy is 0.3" in panel.text
 
 
 def test_a_cell_of_one_run_opens_its_report_by_enter(browser: Any, tmp_path: Path) -> None:
@@ -73,7 +74,6 @@ def test_a_cell_of_one_run_opens_its_report_by_enter(browser: Any, tmp_path: Pat
 
     folder = write_sweep(tmp_path / "sweep", temps_momenta())
     name = "vit_micro_run4_00000004"
-    write_report(load(folder / name), folder / name / "report")
     write_report(load(folder), folder / "report")
     browser.open(folder / "report" / "index.html")
     browser.js("document.querySelector('#figure-map_knn .cells_marks path[tabindex=\"0\"]').focus()")
@@ -91,18 +91,22 @@ def test_a_cell_of_one_run_opens_its_report_by_enter(browser: Any, tmp_path: Pat
 def test_other_axes_can_be_chosen(browser: Any, sweep: Path) -> None:
     browser.js("sessionStorage.clear()")
     browser.open(sweep / "report" / "index.html")
-    browser.js(
-        "const s = document.getElementById('axes'); s.value = '2'; s.dispatchEvent(new Event('change'));"
-    )
+    choose = "const s = document.getElementById('%s'); s.value = '%s'; s.dispatchEvent(new Event('change'));"
+    chosen = "return [document.getElementById('across').value, document.getElementById('up').value]"
+    browser.js(choose % ("across", "trainer.seed"))
     browser.wait("document.querySelectorAll('#figure-map_kl .cells_marks path').length === 8")
     browser.wait("document.body.dataset.ready === 'true'")
     said = browser.js("return document.getElementById('averaged').textContent")
-    assert said == "A cell is the mean over loss.teacher_temp (5 values)."
-    head = browser.js("return document.querySelector('#figure-map_kl th').textContent")
-    assert head == "loss.center_momentum"
+    assert said == "A cell is the mean of its runs, which differ in loss.teacher_temp."
+    assert browser.js(chosen) == ["trainer.seed", "loss.center_momentum"]
+    head = "document.querySelector('#figure-map_kl th').textContent"
+    assert browser.js(f"return {head}") == "trainer.seed"
     browser.js("document.getElementById('swap').click()")
-    browser.wait("document.querySelector('#figure-map_kl th').textContent === 'trainer.seed'")
+    browser.wait(f"{head} === 'loss.center_momentum'")
     browser.wait("document.body.dataset.ready === 'true'")
+    browser.js(choose % ("up", "loss.center_momentum"))  # the same twice: the other one gives way
+    browser.wait("document.body.dataset.ready === 'true'")
+    assert browser.js(chosen) == ["loss.teacher_temp", "loss.center_momentum"]
     browser.js(
         "const m = document.getElementById('metric'); m.value = 'knn'; m.dispatchEvent(new Event('change'));"
     )
@@ -119,9 +123,16 @@ def test_the_table_filters_sorts_and_is_reached_by_keyboard(browser: Any, sweep:
     field = browser.driver.find_element(By.ID, "filter")
     field.send_keys("teacher_temp=0.04 healthy")
     assert browser.driver.find_element(By.ID, "shown").text == "6 of 40 runs"
+    shown = "return document.getElementById('shown').textContent"
+    filtering = (
+        "const f = document.getElementById('filter'); f.value = '%s'; f.dispatchEvent(new Event('input'))"
+    )
+    browser.js(filtering % "teacher_temp=0.0")
+    assert browser.js(shown) == "0 of 40 runs"  # a value is meant whole
+    browser.js(filtering % "teacher_temp=0.04 healthy")
     rows = "[...document.querySelectorAll('#runs tbody tr:not([hidden])')]"
     visible = f"return {rows}.map(r => r.cells[%d].textContent)"
-    assert set(browser.js(visible % 1)) == {"0.04"}
+    assert set(browser.js(visible % 4)) == {"0.04"}
     field.clear()
     field.send_keys(" ")
     focus = browser.driver.switch_to.active_element

@@ -36,16 +36,21 @@
   };
 
   // ---- figures -----------------------------------------------------------------------------------------
+  const TEXTS = ["knn_text", "mutual_information_text", "entropy_text", "kl_text"];
   const isMap = (name) => name.startsWith("map_");
 
   function fitted(name, element) {
     const spec = structuredClone(content.figures[name].spec);
     const width = element.clientWidth;
     if (spec.facet) {
-      const inner = spec.spec;
-      const columns = Math.max(1, Math.min(spec.columns, Math.floor((width - 45) / (FACET * 0.7))));
-      spec.columns = columns;
-      inner.width = Math.max(70, Math.min(240, Math.floor((width - 50) / columns) - 16));
+      const inner = spec.spec, grid = spec.facet.column;
+      const places = grid ? new Set(spec.datasets.curves.map((row) => row.x)).size : 0;
+      const columns = grid ? places : Math.max(1, Math.min(spec.columns, Math.floor((width - 45) / (FACET * 0.7))));
+      if (!grid) spec.columns = columns;
+      inner.width = Math.max(grid ? 44 : 70, Math.min(240, Math.floor((width - (grid ? 110 : 50)) / columns) - 16));
+      const side = grid || spec.facet;
+      side.header = { ...side.header, labelLimit: inner.width };
+      for (const layer of inner.layer || []) if (layer.mark.type === "text") layer.encoding.x.value = inner.width / 2;
       if (chosen.metric) spec.params.find((param) => param.name === "metric").value = chosen.metric;
       return spec;
     }
@@ -66,6 +71,7 @@
       const cell = spec.width / columns;
       for (const layer of spec.layer) {
         if (layer.mark.type === "text") layer.mark.fontSize = cell < 34 ? 9 : 12;
+        if (layer.encoding.x.axis) layer.encoding.x.axis.labelLimit = cell - 4;
       }
       for (const layer of spec.layer) {
         const legend = layer.encoding.shape && layer.encoding.shape.legend;
@@ -157,8 +163,8 @@
     const place = y ? `${x} ${cell.x}, ${y} ${cell.y}` : `${x} ${cell.x}`;
     const text = document.createElement("p");
     text.style.margin = "0";
-    text.textContent = `${place}: ${cell.outcomes}; k-NN ${cell.knn_text} %, h / ln K ${cell.entropy_text}, ` +
-      `KL / ln K ${cell.kl_text}.`;
+    const numbers = Object.entries(content.measures).map(([name, brief]) => `${brief} ${cell[name + "_text"]}`);
+    text.textContent = `${place}: ${cell.outcomes}; ${numbers.join("; ")}.`;
     const list = document.createElement("ul");
     for (const index of cell.runs.slice(0, 50)) {
       const run = content.runs[index];
@@ -166,7 +172,7 @@
       const link = document.createElement("a");
       link.href = run.href;
       link.textContent = run.label;
-      item.append(link, `: ${run.outcome}`);
+      item.append(link, `: ${run.outcome}`, run.evidence ? `; ${run.evidence}` : "");
       list.append(item);
     }
     panel.replaceChildren(text, list);
@@ -175,7 +181,8 @@
 
   function open(panel, cell, ask = false) {
     describe(panel, cell);
-    if (cell.runs.length === 1 && !ask) location.href = content.runs[cell.runs[0]].href;
+    const only = content.runs[cell.runs[0]].href;
+    if (cell.runs.length === 1 && !ask && only.endsWith(".html")) location.href = only;
     else panel.querySelector("a").focus();
   }
 
@@ -192,7 +199,7 @@
       table.tHead.rows[0].cells[1].textContent = y;
       table.tBodies[0].replaceChildren(...mapRows().map((row) => {
         const line = document.createElement("tr");
-        for (const key of ["x", "y", "outcomes", "knn_text", "entropy_text", "kl_text", "n"]) {
+        for (const key of ["x", "y", "outcomes", ...TEXTS, "n"]) {
           line.insertCell().textContent = row[key];
         }
         return line;
@@ -223,9 +230,12 @@
     };
     const show = () => {
       const words = filter.value.toLowerCase().split(/\s+/).filter(Boolean);
+      // key=value is the whole value; anything else may be part of a word
+      const has = (text, word) => word.includes("=")
+        ? text.split(/\s+/).some((each) => each === word || each.endsWith(`.${word}`)) : text.includes(word);
       let shown = 0;
       for (const { row, text } of rows) {
-        const fits = (!outcome.value || row.dataset.outcome === outcome.value) && words.every((word) => text.includes(word));
+        const fits = (!outcome.value || row.dataset.outcome === outcome.value) && words.every((word) => has(text, word));
         row.hidden = !fits;
         shown += fits;
       }
@@ -260,10 +270,31 @@
   // ---- controls ----------------------------------------------------------------------------------------
   function equipControls() {
     const before = memory.read();
-    const pairs = document.getElementById("axes"), metric = document.getElementById("metric");
-    if (pairs) {
-      pairs.addEventListener("change", () => { chosen.pair = Number(pairs.value); chosen.swapped = false; showPair(); });
-      document.getElementById("swap").addEventListener("click", () => { chosen.swapped = !chosen.swapped; showPair(); });
+    const across = document.getElementById("across"), up = document.getElementById("up");
+    const metric = document.getElementById("metric");
+    const choose = (changed, other) => {
+      const find = (x, y) => content.maps.findIndex((map) => map.x === x && map.y === y);
+      if (changed.value === other.value) {  // the same twice: the other one gives way
+        const free = [...other.options].map((option) => option.value).filter((value) => value !== changed.value);
+        other.value = free.find((value) => find(value, changed.value) >= 0 || find(changed.value, value) >= 0) || free[0];
+      }
+      const there = find(across.value, up.value), turned = find(up.value, across.value);
+      if (there >= 0 || turned >= 0) {
+        chosen.pair = there >= 0 ? there : turned;
+        chosen.swapped = there < 0;
+        showPair();
+      }
+      [across.value, up.value] = axes();
+    };
+    if (across) {
+      across.addEventListener("change", () => choose(across, up));
+      up.addEventListener("change", () => choose(up, across));
+      document.getElementById("swap").addEventListener("click", () => {
+        chosen.swapped = !chosen.swapped;
+        [across.value, up.value] = axes();
+        showPair();
+      });
+      [across.value, up.value] = axes();
     }
     if (metric) {
       if ([...metric.options].some((option) => option.value === before.metric)) metric.value = before.metric;
@@ -274,10 +305,10 @@
         views.curves.view.signal("metric", metric.value).runAsync();
       });
     }
-    if (pairs && before.pair !== undefined && content.maps[before.pair]) {
+    if (across && before.pair !== undefined && content.maps[before.pair]) {
       chosen.pair = before.pair;
       chosen.swapped = before.swapped;
-      pairs.value = String(before.pair);
+      [across.value, up.value] = axes();
       return true;
     }
     return false;
