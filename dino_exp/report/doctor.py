@@ -8,9 +8,8 @@ from rich.console import Console
 from rich.padding import Padding
 from rich.text import Text
 
-from dino_exp.report.findings import FATAL, GOOD, RULES, Finding, nothing_wrong
+from dino_exp.report.findings import DOUBTFUL, FATAL, RULES, Finding, nothing_wrong
 from dino_exp.report.training_log import TrainingLog, read_log
-from dino_exp.verdict import WINDOW
 
 STYLES = {"fatal": "bold red", "doubtful": "yellow", "remark": "cyan", "good": "green"}
 """By severity, most severe first."""
@@ -41,11 +40,11 @@ def _indented(text: str) -> Padding:
 def diagnose(log: TrainingLog) -> list[Finding]:
     """All findings, most severe first."""
     found = [finding for rule in RULES for finding in rule(log)]
-    order = list(STYLES)
-    found.sort(key=lambda finding: order.index(finding.severity))
-    if all(finding.severity not in (FATAL, GOOD) for finding in found) and len(log.records) >= WINDOW:
+    speaks_against = (FATAL,) if log.ours else (FATAL, DOUBTFUL)
+    if all(finding.severity not in speaks_against for finding in found):
         found += nothing_wrong(log)
-    return found
+    order = list(STYLES)
+    return sorted(found, key=lambda finding: order.index(finding.severity))
 
 
 def heading(log: TrainingLog) -> str:

@@ -222,7 +222,7 @@ def load_run(path: Path, most: int | None = None) -> RunData:
         run.problems.append("No k-NN of the trained network was measured.")
     lost = [name for name in ("loss", "teacher/entropy_share") if _not_finite(run, name)]
     run.problems += [f"{name} is not a number at step {_not_finite(run, name):,}." for name in lost]
-    run.state, run.note = _state_of(run)
+    run.state, run.note = state_of(run)
     if run.state in ("failed", "lost"):
         run.last_words = last_words(path, [])
     return run
@@ -232,7 +232,7 @@ def _not_finite(run: RunData, key: str) -> int | None:
     return next((step for step, value in run.series(key) if value is None), None)
 
 
-def _state_of(run: RunData) -> tuple[str, str]:
+def state_of(run: RunData) -> tuple[str, str]:
     """The state of a run without a manifest: a silent one that nobody holds is lost."""
     known = run.status.get("state") or run.summary.get("state")
     if not known:

@@ -15,6 +15,7 @@ from typing import Any
 
 from dino_exp.errors import UserError
 from dino_exp.report.files import number, read_config, read_json
+from dino_exp.report.load import RunData, state_of
 from launchers.children import tail
 from launchers.manifest import Manifest
 
@@ -22,6 +23,7 @@ POSITIONS = {"step": ("step", "global_step", "iteration", "iter", "it"), "epoch"
 LOSS_KEYS = ("loss", "train_loss", "train/loss", "loss/train", "dino_loss", "train_dino_loss")
 GRAD_NORM_KEYS = ("grad_norm", "train_grad_norm", "train/grad_norm")
 OUT_DIM_KEYS = ("out_dim", "head.out_dim", "num_prototypes", "n_prototypes", "K")
+"""Names are matched in any case, but K as it stands: a small k may be that of k-NN."""
 LIKELY_OUT_DIMS = tuple(2**power for power in range(6, 19))
 """Where K is not known and the loss stands still at its logarithm."""
 
@@ -59,6 +61,10 @@ class TrainingLog:
     """Where K comes from, if nobody gave it."""
     config: dict[str, Any] = field(default_factory=dict)
     """Of a run of ours."""
+    state: str = ""
+    """That of a run of ours, as its report has it: running, finished, lost, ..."""
+    state_note: str = ""
+    """What a person should know beside the state."""
     status: dict[str, Any] = field(default_factory=dict)
     summary: dict[str, Any] = field(default_factory=dict)
     knn: list[tuple[int, float]] = field(default_factory=list)
@@ -106,11 +112,6 @@ class TrainingLog:
         return None if total is None else int(total)
 
     @property
-    def state(self) -> str:
-        """That of a run of ours: running, finished, failed, ..."""
-        return str(self.status.get("state") or self.summary.get("state") or "")
-
-    @property
     def steps_per_epoch(self) -> float | None:
         """Of a run of ours: from its data or length, else from the epoch that each step was logged in."""
         epochs, size = number(self.setting("trainer.epochs")), number(self.setting("data.train_size"))
@@ -145,8 +146,10 @@ def read_log(path: Path, out_dim: int | None = None) -> TrainingLog:
     """The log in a run directory or file; `out_dim` is K for logs that do not say it.
 
     Raises:
-        UserError: nothing there can be read as a training's log.
+        UserError: nothing there can be read as a training's log, or K is none.
     """
+    if out_dim is not None and out_dim < 2:
+        raise UserError(f"--out-dim {out_dim}: K is the number of prototypes, 2 or more.")
     file = _log_file(path)
     lines, broken = _objects(file)
     folder = file.parent if file.name == "metrics.jsonl" else None
@@ -156,6 +159,8 @@ def read_log(path: Path, out_dim: int | None = None) -> TrainingLog:
         log.config = read_config(folder / "config.yaml", problems)
         log.status = read_json(folder / "status.json", problems)
         log.summary = read_json(folder / "summary.json", problems)
+        if log.status or log.summary:
+            log.state, log.state_note = state_of(RunData(folder, status=log.status, summary=log.summary))
     log.unit = _unit(lines)
     log.records = _records(lines, log.unit)
     log.knn = sorted(
@@ -218,7 +223,7 @@ def _objects(file: Path) -> tuple[list[dict[str, Any]], int]:
 
 def _unit(lines: list[dict[str, Any]]) -> str:
     for unit, keys in POSITIONS.items():
-        if any(number(_first(line, keys)) is not None for line in lines):
+        if any(number(value) is not None for line in lines for value in _named(line, keys)[:1]):
             return unit
     return "line"
 
@@ -227,18 +232,21 @@ def _records(lines: list[dict[str, Any]], unit: str) -> list[Record]:
     """The lines with a loss, in order; of a position logged twice, as after a restart, the later one."""
     records: dict[int, Record] = {}
     for count, line in enumerate(lines):
-        if not any(key in line for key in LOSS_KEYS):
+        losses, gradients = _named(line, LOSS_KEYS), _named(line, GRAD_NORM_KEYS)
+        if not losses:
             continue
-        at = number(_first(line, POSITIONS.get(unit, ())))
-        values = dict(line) | {"loss": _value(_first(line, LOSS_KEYS))}
-        if any(key in line for key in GRAD_NORM_KEYS):
-            values["grad_norm"] = _value(_first(line, GRAD_NORM_KEYS))
+        at = next(map(number, _named(line, POSITIONS.get(unit, ()))), None)
+        values = dict(line) | {"loss": _value(losses[0])}
+        if gradients:
+            values["grad_norm"] = _value(gradients[0])
         records[count if at is None else int(at)] = Record(count if at is None else int(at), values)
     return [records[at] for at in sorted(records)]
 
 
-def _first(line: dict[str, Any], keys: tuple[str, ...]) -> Any:
-    return next((line[key] for key in keys if key in line), None)
+def _named(line: dict[str, Any], keys: tuple[str, ...]) -> list[Any]:
+    """The values that a line has by these names, in their order; names are matched in any case."""
+    known = {name.lower(): value for name, value in line.items()} | line
+    return [known[key] for key in keys if key in known]
 
 
 def _value(value: Any) -> float | None:
@@ -252,7 +260,7 @@ def _value(value: Any) -> float | None:
 def _find_out_dim(log: TrainingLog, lines: list[dict[str, Any]], given: int | None) -> None:
     """Set K: as given, configured, logged, or from a loss that stands still at the logarithm of one."""
     configured, logged = number(log.setting("head.out_dim")), _logged_out_dim(lines)
-    log.out_dim = given or (int(configured) if configured else None) or logged
+    log.out_dim = given or (int(configured) if configured and configured >= 2 else None) or logged
     losses = [loss for record in log.records[-5:] if (loss := record.get("loss")) is not None]
     if log.out_dim or len(losses) < 3:
         return
@@ -265,10 +273,10 @@ def _find_out_dim(log: TrainingLog, lines: list[dict[str, Any]], given: int | No
 def _logged_out_dim(lines: list[dict[str, Any]]) -> int | None:
     for line in lines:
         ln_k = number(line.get("ln_k"))
-        if ln_k:
+        if ln_k and math.log(2) <= ln_k < 50:
             return round(math.exp(ln_k))
         for node in (line, *(value for value in line.values() if isinstance(value, dict))):
-            out_dim = number(_first(node, OUT_DIM_KEYS))
+            out_dim = next(map(number, _named(node, OUT_DIM_KEYS)), None)
             if out_dim and out_dim >= 2:
                 return int(out_dim)
     return None

@@ -52,7 +52,7 @@ OUTCOMES = {
 def describe(word: str) -> Outcome:
     """How an outcome is shown, also one that this version does not know.
 
-    `running: healthy` and the like, of runs that go on, have the mark of their state and the verdict's colour.
+    `running: healthy` and the like, of runs that go on, have their state's mark and the verdict's colour.
     """
     state, colon, verdict = word.partition(": ")
     if colon and state in OUTCOMES:
