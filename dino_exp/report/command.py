@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -12,7 +13,7 @@ from types import ModuleType
 from rich.console import Console
 
 from dino_exp.errors import UserError
-from dino_exp.report.load import RUN_FILES, RunData, SweepData, load, run_folders
+from dino_exp.report.load import RUN_FILES, UNFINISHED, RunData, SweepData, load, run_folders
 
 USER_ERROR = 2
 INTERRUPTED = 130
@@ -29,7 +30,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         if argv[:1] == ["doctor"]:
             return consult(argv[1:])
         arguments = parser().parse_args(argv)
+        for path in (arguments.folder, *(arguments.compare or ())):
+            if path is not None and path.is_file():
+                raise UserError(
+                    f"{path}: a file; give the folder of a run or of a sweep, e.g. {path.parent}. "
+                    f"For a log there is python report.py doctor {path}."
+                )
         if arguments.compare:
+            if arguments.folder is not None or arguments.watch is not None:
+                parser().error("--compare A B goes with neither another FOLDER nor --watch")
             first, second = arguments.compare
             return side_by_side(first, second, arguments.out)
         if arguments.folder is None:
@@ -77,15 +86,20 @@ def parser() -> argparse.ArgumentParser:
         const=15.0,
         metavar="SECONDS",
         help="write again whenever something changed, looking every SECONDS (default 15), until no run goes "
-        "on; the open page loads itself again",
+        "on; the open page loads itself again. Waits where there is no run yet",
     )
     return result
 
 
 def _seconds(text: str) -> float:
-    seconds = float(text)
+    try:
+        seconds = float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(
+            f"{text} is no number of seconds; type python report.py {text} --watch, or --watch 15"
+        ) from None
     if not 1 <= seconds <= 86400:
-        raise argparse.ArgumentTypeError("from 1 to 86400")
+        raise argparse.ArgumentTypeError(f"{text} is not from 1 to 86400 seconds")
     return seconds
 
 
@@ -114,15 +128,18 @@ def write(data: RunData | SweepData, out: Path | None, refresh: float | None = N
         UserError: if a library is missing, or the folder cannot be written.
     """
     pages = page()
-    say(lambda: pages.write_report(data, out or data.path / "report", refresh))
+    folder = out or data.path / "report"
+    say(folder, lambda: pages.write_report(data, folder, refresh))
 
 
-def say(written: Callable[[], list[Path]]) -> None:
-    """Have files written, and print their paths, one a line."""
+def say(folder: Path, written: Callable[[], list[Path]]) -> None:
+    """Have files written into `folder`, and print their paths, one a line."""
     try:
         paths = written()
     except OSError as error:
-        raise UserError(f"{error}: give another folder with --out DIR.") from None
+        where = error.filename2 or folder  # where a file was to be renamed to
+        reason = "it is a file" if folder.is_file() else error.strerror or str(error)
+        raise UserError(f"{where} cannot be written: {reason}. Give another folder with --out DIR.") from None
     for path in paths:
         print(path, flush=True)
 
@@ -136,8 +153,9 @@ def side_by_side(first: Path, second: Path, out: Path | None) -> int:
     print_comparison(comparison, Console())
     from dino_exp.report.compare_figures import write_comparison
 
-    name = f"{first.resolve().name[:80]}_and_{second.resolve().name[:80]}"
-    say(lambda: write_comparison(comparison, out or first / "report" / name))
+    name = "_and_".join(each.replace(os.sep, "_")[-80:] for each in comparison.names)
+    folder = out or first / "report" / name
+    say(folder, lambda: write_comparison(comparison, folder))
     return 0
 
 
@@ -155,23 +173,22 @@ def consult(argv: Sequence[str]) -> int:
 
 
 def watch(folder: Path, out: Path | None, seconds: float) -> int:
-    """Write the report again and again until no run goes on; Ctrl-C ends it."""
+    """Write the report again and again from the first run until no run goes on; Ctrl-C ends it."""
     page()
     before = None
     while True:
         now = fingerprint(folder)
-        data = load(folder)
-        over = (
-            data.over
-            if isinstance(data, SweepData)
-            else data.state not in ("running", "pending", "preempted")
-        )
-        state = (now, over, [run.state for run in data.runs] if isinstance(data, SweepData) else data.state)
-        if state != before:
+        data = load(folder) if folder.exists() else SweepData(folder)
+        runs = data.runs if isinstance(data, SweepData) else [data]
+        over = bool(runs) and not any(run.state in UNFINISHED for run in runs)
+        state = (now, [run.state for run in runs])
+        if state != before and runs:
             write(data, out, None if over else seconds)
-            before = state
+        elif state != before:
+            print(f"{folder}: no run yet; waiting for the first one.", flush=True)
         if over:
             return 0
+        before = state
         time.sleep(seconds)
 
 

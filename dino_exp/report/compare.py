@@ -17,26 +17,31 @@ from dino_exp.config.identity import differing_keys
 from dino_exp.errors import UserError
 from dino_exp.report.cells import short, spread
 from dino_exp.report.files import read_config
-from dino_exp.report.load import SEED, RunData, Value, as_value, load, value_text
+from dino_exp.report.load import SEED, RunData, Value, as_value, configured, load, value_text
 
 MOST_ROWS = 40
 """Of a table in the terminal."""
 
 
 Settings = tuple[tuple[str, Value], ...]
-"""What a run was swept with, but for the seed: keys in alphabetical order, each with its value."""
+"""A run's place on the axes of both sides, but for the seed: keys in alphabetical order, with values."""
 
 
 @dataclass
 class Pair:
-    """Runs of A and of B with the same overrides, of any seed; one side may have none."""
+    """Runs of A and of B in the same place, of any seed; one side may have none."""
 
     settings: Settings
-    """The overrides, seeds aside; none for two single runs."""
+    """None for two single runs."""
     a: list[RunData] = field(default_factory=list)
     b: list[RunData] = field(default_factory=list)
     differing: dict[str, tuple[Any, Any]] = field(default_factory=dict)
     """Keys of the configuration that differ, with both values; but for the seeds, where there are several."""
+
+    @property
+    def of_two_data_sets(self) -> bool:
+        """Whether A and B were trained and measured on different pictures."""
+        return "data.name" in self.differing
 
     @property
     def label(self) -> str:
@@ -50,9 +55,9 @@ class Pair:
 
     @property
     def difference(self) -> float | None:
-        """Mean k-NN of B less that of A, in points."""
+        """Mean k-NN of B less that of A, in points; None where they are of two data sets."""
         a, b = knn(self.a)[0], knn(self.b)[0]
-        return None if a is None or b is None else b - a
+        return None if a is None or b is None or self.of_two_data_sets else b - a
 
     @property
     def standard_error(self) -> float | None:
@@ -70,6 +75,13 @@ class Comparison:
     pairs: list[Pair]
     """Those with runs on both sides first."""
     problems: list[str] = field(default_factory=list)
+
+    @property
+    def names(self) -> tuple[str, str]:
+        """What to call the folders: the last parts of their paths, as many as tell them apart."""
+        a, b = self.a.resolve().parts, self.b.resolve().parts
+        count = next(count for count in range(1, len(a) + len(b)) if a[-count:] != b[-count:])
+        return str(Path(*a[-count:])), str(Path(*b[-count:]))
 
     @property
     def both(self) -> list[Pair]:
@@ -91,39 +103,39 @@ def compare(a: Path, b: Path) -> Comparison:
     if a.resolve() == b.resolve():
         raise UserError(f"{a}: given twice; name two folders.")
     comparison = Comparison(a, b, [])
-    sides = [_grouped(path, comparison.problems) for path in (a, b)]
-    if all(len(side) == 1 for side in sides):
-        # one setting each: they belong together whatever they are called
-        (set_a, runs_a), (set_b, runs_b) = (next(iter(side.items())) for side in sides)
-        comparison.pairs = [Pair(set_a if set_a == set_b else (), runs_a, runs_b)]
-    else:
-        first, second = sides
-        pairs = [Pair(each, first.get(each, []), second.get(each, [])) for each in {**first, **second}]
-        comparison.pairs = sorted(pairs, key=lambda pair: not (pair.a and pair.b))
+    sides = [
+        _runs(path, name, comparison.problems) for path, name in zip((a, b), comparison.names, strict=True)
+    ]
+    keys = sorted({key for runs in sides for run in runs for key in run.values} - {SEED})
+    first, second = (_grouped(runs, keys) for runs in sides)
+    pairs = [Pair(each, first.get(each, []), second.get(each, [])) for each in {**first, **second}]
+    comparison.pairs = sorted(pairs, key=lambda pair: not (pair.a and pair.b))
     for pair in comparison.both:
         _find_differences(pair, comparison.problems)
     if not comparison.both:
-        comparison.problems.append("No run of A has the same overrides as one of B, so there are no pairs.")
+        why = (
+            f"no run of A has the same {', '.join(keys)} as one of B" if all(sides) else "a side has no runs"
+        )
+        comparison.problems.append(f"There are no pairs: {why}.")
     return comparison
 
 
-def _grouped(path: Path, problems: list[str]) -> dict[Settings, list[RunData]]:
-    """The runs of a folder by what they were swept with."""
+def _runs(path: Path, name: str, problems: list[str]) -> list[RunData]:
     data = load(path)
-    problems += [f"{path.name}: {problem}" for problem in data.problems]
+    problems += [f"{name}: {problem}" for problem in data.problems]
     if isinstance(data, RunData):
-        return {(): [data]}
+        return [data]
+    problems += [f"{name}: {run.label}: {problem}" for run in data.runs for problem in run.problems]
+    return data.runs
+
+
+def _grouped(runs: Sequence[RunData], keys: Sequence[str]) -> dict[Settings, list[RunData]]:
+    """Runs by their values of `keys`; an axis of the other side alone is a constant here."""
     groups: dict[Settings, list[RunData]] = {}
-    for run in data.runs:
-        groups.setdefault(_settings(run), []).append(run)
-        problems += [f"{run.label}: {problem}" for problem in run.problems]
+    for run in runs:
+        place = tuple((key, run.values[key] if key in run.values else configured(run, key)) for key in keys)
+        groups.setdefault(place, []).append(run)
     return groups
-
-
-def _settings(run: RunData) -> Settings:
-    pairs = [override.lstrip("+~").partition("=")[::2] for override in run.overrides]
-    values = {key: as_value(text) for key, text in pairs} or run.values
-    return tuple((key, values[key]) for key in sorted(values) if key != SEED)
 
 
 def _find_differences(pair: Pair, problems: list[str]) -> None:
@@ -132,7 +144,10 @@ def _find_differences(pair: Pair, problems: list[str]) -> None:
         runs[0].config or read_config(runs[0].path / "config.yaml", []) for runs in (pair.a, pair.b)
     )
     try:
+        one, other = (config.get("eval") or {} for config in (first, second))
+        of_eval = {key: (one.get(key), other.get(key)) for key in sorted({*one, *other})}
         pair.differing = differing_keys(first, second)
+        pair.differing |= {f"eval.{key}": each for key, each in of_eval.items() if each[0] != each[1]}
     except Exception as error:  # whatever stands in an old configuration, the rest must come
         where = f" of {pair.label}" if pair.label else ""
         problems.append(f"The configurations{where} cannot be compared: {type(error).__name__}: {error}.")
@@ -166,10 +181,20 @@ def _text(value: Any) -> str:
 
 def with_spread(runs: Sequence[RunData]) -> str:
     """72.4 ± 1.3 (n=3)"""
-    mean, deviation, count = knn(runs)
+    return _spread_text([run.knn for run in runs], ".1f")
+
+
+def gain(runs: Sequence[RunData]) -> str:
+    """+52.4 ± 1.3 (n=3), k-NN over that of the untrained network"""
+    known = [(run.knn, run.untrained_knn) for run in runs]
+    return _spread_text([None if a is None or b is None else a - b for a, b in known], "+.1f")
+
+
+def _spread_text(values: Sequence[float | None], form: str) -> str:
+    mean, deviation, count = spread(values)
     if mean is None:
         return "–"
-    return f"{mean:.1f}" + ("" if deviation is None else f" ± {deviation:.1f}") + f" (n={count})"
+    return f"{mean:{form}}" + ("" if deviation is None else f" ± {deviation:.1f}") + f" (n={count})"
 
 
 def difference_text(pair: Pair) -> str:
@@ -183,13 +208,15 @@ def difference_text(pair: Pair) -> str:
 
 def answer(comparison: Comparison) -> list[str]:
     """The k-NN difference and what can be said about its spread, in sentences."""
+    sentences = about_data([pair for pair in comparison.both if pair.of_two_data_sets])
     pairs = [pair for pair in comparison.both if pair.difference is not None]
     if not pairs:
-        return ["k-NN cannot be compared: no pair has it on both sides."] if comparison.both else []
+        unknown = ["k-NN cannot be compared: no pair has it on both sides."] if comparison.both else []
+        return sentences or unknown
     if len(pairs) == 1:
         pair = pairs[0]
         of = f" with {pair.label}" if pair.label else ""
-        sentences = [
+        sentences += [
             f"k-NN top-1 in percent{of}: A {with_spread(pair.a)}, B {with_spread(pair.b)}: "
             f"B − A = {pair.difference:+.1f} points."
         ]
@@ -197,11 +224,26 @@ def answer(comparison: Comparison) -> list[str]:
         mean, deviation, count = spread([pair.difference for pair in pairs])
         assert mean is not None
         better = sum((pair.difference or 0.0) > 0 for pair in pairs)
-        sentences = [
+        sentences += [
             f"k-NN top-1, B − A: {mean:+.1f} points on average over {count} pairs, with a standard deviation "
             f"between pairs of {deviation:.1f}; B is better in {better}."
         ]
     return [*sentences, about_seeds(pairs)]
+
+
+def about_data(pairs: Sequence[Pair]) -> list[str]:
+    """That k-NN of two data sets says nothing, and what does, for pairs that have two."""
+    if not pairs:
+        return []
+    of_a, of_b = (
+        ", ".join(sorted({str(pair.differing["data.name"][side]) for pair in pairs})) for side in (0, 1)
+    )
+    a, b = [run for pair in pairs for run in pair.a], [run for pair in pairs for run in pair.b]
+    return [
+        f"k-NN of different data sets is not comparable: A is of {of_a}, B of {of_b}.",
+        f"k-NN top-1 in percent: A {with_spread(a)}, B {with_spread(b)}; gain over the untrained network, "
+        f"in points: A {gain(a)}, B {gain(b)}.",
+    ]
 
 
 def about_seeds(pairs: Sequence[Pair]) -> str:
@@ -220,8 +262,9 @@ def about_seeds(pairs: Sequence[Pair]) -> str:
             f"± is the standard deviation over seeds. The difference {verb} its standard error, {error:.1f}."
         )
     single = len(pairs) - len(known)
+    number = "1 pair" if len(known) == 1 else f"{len(known)} pairs"
     return (
-        f"± is the standard deviation over seeds. Of {len(known)} pairs with several seeds on both sides, "
+        f"± is the standard deviation over seeds. Of {number} with several seeds on both sides, "
         f"the difference is more than twice its standard error in {len(clear)}."
         + (f" In {single}, a side with one run (n=1) says nothing about the spread." if single else "")
     )
@@ -273,7 +316,11 @@ def _pairs_table(comparison: Comparison) -> Table:
 def pair_row(pair: Pair) -> tuple[str, ...]:
     """Runs, k-NN of A, of B, difference, verdicts of A, of B."""
     a, b = (outcomes(runs) or "no such run" for runs in (pair.a, pair.b))
-    return (pair.label or "all", with_spread(pair.a), with_spread(pair.b), difference_text(pair), a, b)
+    knn_a, knn_b = (
+        with_spread(runs) + (f",\ngain {gain(runs)}" if pair.of_two_data_sets else "")
+        for runs in (pair.a, pair.b)
+    )
+    return (pair.label or "all", knn_a, knn_b, difference_text(pair), a, b)
 
 
 def _keys_table(title: str, differing: dict[str, tuple[str, str]]) -> Table:

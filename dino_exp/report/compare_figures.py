@@ -21,8 +21,8 @@ from dino_exp.report.compare import (
 from dino_exp.report.curves import thinned
 from dino_exp.report.drawing import Figure, Row, show, to_spec, write_files
 from dino_exp.report.files import number
-from dino_exp.report.load import RunData, value_text
-from dino_exp.report.page import PAGE, render
+from dino_exp.report.load import SEED, RunData, value_text
+from dino_exp.report.page import PAGE, page_link, render
 from dino_exp.report.run_figures import FIGURES, LINES, Curves
 from dino_exp.run_directory import write_atomically
 
@@ -50,13 +50,15 @@ def write_comparison(comparison: Comparison, folder: Path) -> list[Path]:
     curves = curve_figures(comparison)
     figures = [*([differences] if differences else []), *curves]
     common, rest = common_differences(comparison)
+    links = [page_link(path, folder) for path in (comparison.a, comparison.b)]
     text = render(
         "compare.html",
         figures,
         None,
         comparison=comparison,
+        sides=list(zip(SIDES, comparison.names, links, strict=True)),
         sentences=answer(comparison),
-        rows=[pair_row(pair) for pair in comparison.pairs],
+        rows=[(pair_row(pair), _links(pair.a, folder), _links(pair.b, folder)) for pair in comparison.pairs],
         differences=differences,
         curves=curves,
         common=common,
@@ -66,6 +68,12 @@ def write_comparison(comparison: Comparison, folder: Path) -> list[Path]:
     page = folder / PAGE
     write_atomically(page, lambda file: file.write(text.encode()))
     return [page, *paths]
+
+
+def _links(runs: Sequence[RunData], folder: Path) -> list[tuple[str, str, str]]:
+    """Of each run: what to call it beside the others, its name, and where it is."""
+    words = [f"seed {value_text(run.values[SEED])}" if SEED in run.values else "run" for run in runs]
+    return [(word, run.name, page_link(run.path, folder)) for word, run in zip(words, runs, strict=True)]
 
 
 def curve_figures(comparison: Comparison) -> list[Figure]:
@@ -206,6 +214,11 @@ def _panel(pair: Pair) -> str:
     return " · ".join(value_text(value) for _, value in pair.settings)
 
 
+def _keys(pairs: Sequence[Pair]) -> str:
+    """What the values are of."""
+    return " · ".join(short(key) for key, _ in pairs[0].settings)
+
+
 def _panels(pairs: list[Pair], name: str, by_step: bool) -> Figure | None:
     """A small panel per pair."""
     title, key = SHARES[name]
@@ -231,14 +244,13 @@ def _panels(pairs: list[Pair], name: str, by_step: bool) -> Figure | None:
         spacing=14,
     )
     left = f" The first {MOST_PANELS} of {len(pairs)}." if len(pairs) > MOST_PANELS else ""
-    keys = " · ".join(short(key) for key, _ in pairs[0].settings)
     return Figure(
         f"compare_{name}",
         title,
         to_spec(chart, {"points": rows}),
         f"{title} of A and B, a panel for each of {min(len(pairs), MOST_PANELS)} pairs.",
         renderer="canvas",
-        note=f"A panel for each {keys}, over the {'steps' if by_step else 'pictures seen'}.{left}",
+        note=f"A panel for each {_keys(pairs)}, over the {'steps' if by_step else 'pictures seen'}.{left}",
     )
 
 
@@ -253,11 +265,19 @@ def knn_differences(comparison: Comparison) -> Figure | None:
         reach = 2 * (pair.standard_error or 0.0)
         middle = pair.difference or 0.0
         n = f"{knn(pair.a)[2]} and {knn(pair.b)[2]}"
-        rows.append({"of": pair.brief, "mean": middle, "low": middle - reach, "high": middle + reach, "n": n})
-    names = [pair.brief for pair in pairs[:MOST_PANELS]]
-    y = alt.Y("of:N", title=None, sort=names, axis=alt.Axis(labelLimit=260))
+        rows.append(
+            {"of": _panel(pair), "mean": middle, "low": middle - reach, "high": middle + reach, "n": n}
+        )
+    names = [_panel(pair) for pair in pairs[:MOST_PANELS]]
+    y = alt.Y("of:N", title=None, sort=names, axis=alt.Axis(labelLimit=110))
+    x = alt.X(
+        "low:Q",
+        title="k-NN of B − k-NN of A, points",
+        scale=alt.Scale(padding=8),  # of half a point, which would be cut off at the edge
+        axis=alt.Axis(tickCount=6),
+    )
     tooltip = [
-        alt.Tooltip("of:N", title="runs"),
+        alt.Tooltip("of:N", title=_keys(pairs)),
         alt.Tooltip("mean:Q", title="B − A", format="+.1f"),
         alt.Tooltip("low:Q", title="less twice its standard error", format="+.1f"),
         alt.Tooltip("high:Q", title="and more", format="+.1f"),
@@ -266,9 +286,7 @@ def knn_differences(comparison: Comparison) -> Figure | None:
     base = alt.Chart(alt.NamedData("pairs")).encode(y=y, tooltip=tooltip)
     chart = alt.layer(
         alt.Chart(alt.NamedData("zero")).mark_rule(strokeDash=[3, 3], aria=False).encode(x="value:Q"),
-        base.mark_rule(strokeWidth=3, aria=False).encode(
-            x=alt.X("low:Q", title="k-NN of B − k-NN of A, points"), x2="high:Q"
-        ),
+        base.mark_rule(strokeWidth=3, aria=False).encode(x=x, x2="high:Q"),
         base.mark_point(filled=True, size=80, aria=False, color="#0072B2").encode(x="mean:Q"),
     ).properties(width=520, height=24 * len(names))
     table: list[Sequence[str]] = [(pair.label, difference_text(pair)) for pair in pairs]
@@ -283,5 +301,6 @@ def knn_differences(comparison: Comparison) -> Figure | None:
         + "; ".join(f"{label}: {text}" for label, text in table[:MOST_PANELS]),
         ("runs", "B − A, points"),
         table,
-        note=f"Bars: twice the standard error, where both sides have several seeds.{left}",
+        note=f"A row for each {_keys(pairs)}. Bars: twice the standard error, where both sides have several "
+        f"seeds.{left}",
     )

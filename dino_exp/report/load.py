@@ -344,7 +344,7 @@ def _find_axes(sweep: SweepData) -> None:
     keys = [key for key in keys if len({values.get(key) for values in swept}) > 1]
     if keys:
         for run, values in zip(sweep.runs, swept, strict=True):
-            run.values = {key: values[key] if key in values else _configured(run, key) for key in keys}
+            run.values = {key: values[key] if key in values else configured(run, key) for key in keys}
     elif len(sweep.runs) > 1:
         keys = _compare_configs(sweep)
     for key in _leading(sweep, keys):
@@ -393,7 +393,7 @@ UNKNOWN = "unknown"
 """The place of a run whose configuration cannot be read, or does not know the key."""
 
 
-def _configured(run: RunData, key: str) -> Value:
+def configured(run: RunData, key: str) -> Value:
     """The value that a run has where it was not overridden."""
     node: Any = run.config or read_config(run.path / "config.yaml", [])
     if key == "experiment":

@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import jinja2
 
@@ -88,7 +89,7 @@ def _run(run: RunData, folder: Path, refresh: float | None, beside: bool = True)
     figures = [*curves, timeline] if timeline else curves
     compared, differing = differences(run)
     pictures = [
-        (title, name, as_data_url(run.path / "plots" / name), _link(run.path / "plots" / name, folder))
+        (title, name, as_data_url(run.path / "plots" / name), link(run.path / "plots" / name, folder))
         for name, title in PICTURES.items()
         if (run.path / "plots" / name).is_file()
     ]
@@ -167,7 +168,7 @@ def _sweep(sweep: SweepData, folder: Path, refresh: float | None) -> tuple[list[
     effects = sweep_figures.effects(sweep)
     paper = dict(sweep_figures.paper_rows(sweep))
     figures = [*maps, *(figure for figure in (curves, seeds) if figure), *effects, *paper.values()]
-    links = [_run_link(run, folder) for run in sweep.runs]
+    links = [page_link(run.path, folder) for run in sweep.runs]
     heads, rows = table(sweep, links)
     problems = list(sweep.problems)
     problems += [
@@ -306,13 +307,15 @@ def _number_cell(value: float | None, form: str) -> Cell:
     return show(value, form), "" if value is None else value
 
 
-def _run_link(run: RunData, folder: Path) -> str:
-    report = run.path / "report" / PAGE
-    return _link(report if report.exists() else run.path, folder) + ("" if report.exists() else "/")
+def page_link(path: Path, folder: Path) -> str:
+    """From a page in `folder` to the page of a run or a sweep, or to its files where it has none."""
+    page = path / "report" / PAGE
+    return link(page, folder) if page.exists() else link(path, folder) + "/"
 
 
-def _link(target: Path, folder: Path) -> str:
-    return os.path.relpath(target.resolve(), folder.resolve()).replace(os.sep, "/")
+def link(target: Path, folder: Path) -> str:
+    """From a page in `folder` to a file or folder."""
+    return quote(os.path.relpath(target.resolve(), folder.resolve()).replace(os.sep, "/"))
 
 
 # ---- assembly ----------------------------------------------------------------------------------------------

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import stdev
 from typing import Any
+from urllib.parse import unquote
 
 import pytest
 import yaml
@@ -82,6 +83,92 @@ def test_without_manifests_and_with_numbers_written_otherwise(tmp_path: Path) ->
     assert "nothing about the spread" in answer(comparison)[1]
 
 
+def grid(path: Path, momenta: Sequence[float], **constant: float) -> Path:
+    """A sweep over two axes, with the same overrides of other keys in all runs."""
+    swept = [{"loss.teacher_temp": temp, "loss.center_momentum": m} for temp in (0.02, 0.04) for m in momenta]
+    return write_sweep(
+        path, [{"values": each | constant, "knn": 60.0 + 9 * i} for i, each in enumerate(swept)]
+    )
+
+
+def test_constants_of_one_side_do_not_keep_pairs_apart(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(CONFIG, "eval", {"every_epochs": 10})
+    a = grid(tmp_path / "a", (0.5, 0.9))
+    for name, value, other in (("optimizer.lr", 0.004, "0.008"), ("eval.every_epochs", 1, "10")):
+        comparison = compare(a, grid(tmp_path / name, (0.5, 0.9), **{name: value}))
+        assert [pair.brief for pair in comparison.both] == [
+            f"center_momentum={momentum} teacher_temp={temp}"
+            for temp in (0.02, 0.04)
+            for momentum in (0.5, 0.9)
+        ]
+        assert comparison.pairs == comparison.both
+        assert common_differences(comparison) == ({name: (other, str(value))}, {})
+    # what is constant in B alone has its place on A's axis; and so has a run without a sweep
+    comparison = compare(a, grid(tmp_path / "line", (0.9,)))
+    assert [pair.brief for pair in comparison.both] == [
+        "center_momentum=0.9 teacher_temp=0.02",
+        "center_momentum=0.9 teacher_temp=0.04",
+    ]
+    (pair,) = compare(a, write_run(tmp_path / "run")).both
+    assert pair.brief == "center_momentum=0.5 teacher_temp=0.02"
+
+
+def test_knn_of_two_data_sets_has_no_difference_but_gains(tmp_path: Path) -> None:
+    a = sweep(tmp_path / "a", {0.02: [70.0, 72.0]})
+    b = sweep(tmp_path / "b", {0.02: [75.0, 79.0]}, data__name="fashion_mnist")
+    comparison = compare(a, b)
+    sentences = answer(comparison)
+    assert sentences == [
+        "k-NN of different data sets is not comparable: A is of shapes, B of fashion_mnist.",
+        "k-NN top-1 in percent: A 71.0 ± 1.4 (n=2), B 77.0 ± 2.8 (n=2); gain over the untrained network, in "
+        "points: A +51.0 ± 1.4 (n=2), B +57.0 ± 2.8 (n=2).",
+    ]
+    assert comparison.both[0].difference is None
+    text = write_comparison(comparison, tmp_path / "out")[0].read_text()
+    assert all(sentence in text for sentence in sentences)
+    assert "<td>71.0 ± 1.4 (n=2),\ngain +51.0 ± 1.4 (n=2)</td>" in text
+
+
+def test_folders_of_one_name_are_told_apart_and_linked_to(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    a = sweep(tmp_path / "jan" / "50%", {0.02: [70.0, 71.0], 0.04: [60.0]})
+    b = sweep(tmp_path / "feb" / "50%", {0.02: [75.0, 76.0], 0.04: [66.0]})
+    assert main([str(b), "--out", str(b / "report")]) == 0
+    (next(iter(a.iterdir())) / "metrics.jsonl").unlink()
+    assert main(["--compare", str(a), str(b)]) == 0
+    assert "jan/50%: loss.teacher_temp" in capsys.readouterr().out
+    page = a / "report" / "jan_50%_and_feb_50%" / "index.html"
+    text = page.read_text()
+    assert "<title>jan/50% and feb/50%</title>" in text
+    assert 'A: <a href="../../">jan/50%</a>' in text
+    links = re.findall(r'<a href="(\.\.[^"]+)"(?: title="([^"]+)")?>([^<]+)</a>', text)
+    assert [word for _, _, word in links[2:]] == ["seed 0", "seed 1", "seed 0", "seed 1", "seed 0", "seed 0"]
+    assert all((page.parent / unquote(link)).exists() for link, _, _ in links)
+    assert links[1][0] == "../../../../feb/50%25/report/index.html"
+    assert links[2][0].startswith(f"../../{links[2][1]}/")
+
+
+def test_the_differences_can_be_read_on_a_phone(tmp_path: Path, browser: Any) -> None:
+    a = grid(tmp_path / "a", (0.9, 0.999))
+    b = grid(tmp_path / "b", (0.9, 0.99, 0.999))  # so that the differences differ
+    browser.open(write_comparison(compare(a, b), tmp_path / "out")[0], width=390)
+    found = browser.js("""
+      const box = (each) => each.getBoundingClientRect();
+      const svg = document.querySelector("#figure-compare_differences svg"), all = box(svg);
+      return {
+        share: box(svg.querySelector(".background")).width / all.width,
+        over: [...svg.querySelectorAll("text, .mark-symbol path")].filter((each) =>
+          box(each).left < all.left || box(each).right > all.right || box(each).bottom > all.bottom).length,
+        texts: [...svg.querySelectorAll("text")].map((each) => each.textContent),
+      };""")
+    assert found["share"] > 0.6
+    assert found["over"] == 0
+    assert {"0.9 · 0.02", "0.999 · 0.04", "k-NN of B − k-NN of A, points"} <= set(found["texts"])
+
+
 def test_a_run_beside_seeds_of_another_and_one_pair_with_seeds(tmp_path: Path) -> None:
     run = write_run(tmp_path / "run", knn=70.0, config=changed(CONFIG, {"head.out_dim": 256}))
     seeds = sweep(tmp_path / "seeds", {0.02: [71.0, 73.0]})
@@ -119,8 +206,9 @@ def test_a_page_of_two_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     assert str(page) in out.splitlines()
     assert "B − A = -52.0 points" in out
     text = page.read_text()
-    assert "A: &lt;a&gt;" in text
-    assert "A: <a>" not in text
+    assert 'A: <a href="../../">&lt;a&gt;</a>' in text  # it has no page
+    assert 'healthy <a href="../../" title="&lt;a&gt;">run</a>' in text
+    assert "<a>" not in text
     assert "collapsed-uniform" in text
     assert not re.search(r"""(?:src|href)=["']?https?://""", text)
     assert (page.parent / "compare_loss.svg").read_text().startswith("<svg")
@@ -154,7 +242,7 @@ def test_what_cannot_be_compared(tmp_path: Path, capsys: pytest.CaptureFixture[s
         sweep(tmp_path / "a", {0.02: [7.0], 0.04: [6.0]}), sweep(tmp_path / "b", {0.1: [3.0], 0.2: [2.0]})
     )
     assert apart.both == []
-    assert "No run of A has the same overrides as one of B" in apart.problems[-1]
+    assert apart.problems[-1] == "There are no pairs: no run of A has the same loss.teacher_temp as one of B."
     assert write_comparison(apart, tmp_path / "out")[0].exists()
 
 

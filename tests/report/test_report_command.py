@@ -105,6 +105,65 @@ def test_watching_goes_on_until_the_run_ends(
     assert capsys.readouterr().out.count("index.html") == 2  # nothing had changed at the second look
 
 
+def test_watching_waits_for_the_first_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path, seen = tmp_path / "later", []
+
+    def wait(seconds: float) -> None:
+        seen.append(path.exists())
+        if len(seen) == 2:
+            path.mkdir()
+        if len(seen) == 4:
+            write_run(path / "vit_micro_00000001")
+
+    monkeypatch.setattr(command.time, "sleep", wait)
+    assert main([str(path), "--watch"]) == 0
+    assert seen == [False, False, True, True]
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == f"{path}: no run yet; waiting for the first one."
+    assert lines[1] == str(path / "report" / "index.html")
+    assert not any("waiting" in line for line in lines[1:])
+
+    def interrupt(seconds: float) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(command.time, "sleep", interrupt)
+    assert main([str(tmp_path / "never"), "--watch"]) == 130
+
+
+def test_what_is_typed_wrongly_is_put_right(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def said(*words: str | Path) -> str:
+        try:
+            code = main([str(word) for word in words])
+        except SystemExit as end:
+            code = end.code
+        assert code == 2
+        return capsys.readouterr().err.splitlines()[-1]
+
+    a, b = write_run(tmp_path / "a"), write_run(tmp_path / "b")
+    assert said("--watch", "outputs/x").endswith(
+        "outputs/x is no number of seconds; type python report.py outputs/x --watch, or --watch 15"
+    )
+    assert said(a, "--watch", "0").endswith("0 is not from 1 to 86400 seconds")
+    for words in (("--compare", a, b, "--watch", "5"), (a, "--compare", a, b)):
+        assert said(*words).endswith("--compare A B goes with neither another FOLDER nor --watch")
+    log = a / "metrics.jsonl"
+    for words in ((log,), (log, "--watch"), ("--compare", a, log)):
+        assert said(*words) == (
+            f"{log}: a file; give the folder of a run or of a sweep, e.g. {a}. "
+            f"For a log there is python report.py doctor {log}."
+        )
+    advice = "Give another folder with --out DIR."
+    assert said(a, "--out", log) == f"{log} cannot be written: it is a file. {advice}"
+    below = log / "deeper"
+    assert said(a, "--out", below) == f"{below} cannot be written: Not a directory. {advice}"
+    page = tmp_path / "out" / "index.html"
+    page.mkdir(parents=True)
+    for words in ((a,), ("--compare", a, b)):
+        assert said(*words, "--out", page.parent) == f"{page} cannot be written: Is a directory. {advice}"
+
+
 def test_a_missing_library_is_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
