@@ -69,6 +69,7 @@ def train(cfg: DictConfig, path: Path, group: str | None = None) -> RunResult:
     ended = distributed.from_main(directory.read_status().get("state"))
     if ended in ("finished", "collapsed"):
         return show_ended(directory, console)
+    begun = distributed.from_main((directory.checkpoints / "last.pt").exists())
     with log_lines_on(console):
         try:
             with distributed.agreed():
@@ -76,6 +77,8 @@ def train(cfg: DictConfig, path: Path, group: str | None = None) -> RunResult:
                 device = machine.choose_device(cfg.trainer.device)
                 machine.use_threads(device, machine.choose_workers(cfg.trainer.num_workers, device))
                 trainer = Trainer(cfg, splits, device)
+                if cfg.get("init_from") and not begun:
+                    trainer.begin_with_weights()
                 tracker: Tracker = build(cfg.tracker) if is_main else NoTracker()
             with distributed.agreed():
                 directory.hold()
@@ -105,7 +108,7 @@ def show_ended(directory: RunDirectory, console: Console) -> RunResult:
     """Print the summary of a run that is over already."""
     summary = directory.read_summary()
     state, verdict = summary["state"], summary["verdict"]
-    shown = ("verdict", "evidence", "knn_top1", "untrained_knn_top1", "steps")
+    shown = ("verdict", "evidence", "knn_top1", "untrained_knn_top1", "initial_knn_top1", "steps")
     rows = {key: summary[key] for key in shown if summary.get(key) is not None}
     console.print(table(f"This run is over already: {state}", rows | {"directory": str(directory.path)}))
     console.print("To train it afresh beside this one, add resume=never.")
@@ -246,6 +249,8 @@ def introduce(trainer: Trainer, directory: RunDirectory, console: Console, resum
         **trainer.plan.facts(),
         "directory": str(directory.path),
     }
+    if trainer.taken:
+        console.print(table("Weights to begin with", trainer.taken))
     console.print(table(f"DINO: {directory.path.name}", rows))
     if trainer.augment.left_out:
         console.print(
@@ -279,7 +284,7 @@ def summarise(trainer: Trainer, state: str) -> dict[str, Any]:
         "knn_top1": trainer.last_metrics.get("knn_top1"),
         "student_knn_top1": trainer.last_metrics.get("student_knn_top1"),
         "best_knn_top1": trainer.best_knn if trainer.best_knn >= 0 else None,
-        "untrained_knn_top1": trainer.untrained_knn,
+        ("initial_knn_top1" if trainer.cfg.get("init_from") else "untrained_knn_top1"): trainer.untrained_knn,
         "steps": trainer.step,
         "images_per_second": trainer.step * trainer.plan.batch_size / trained,
         "wall_seconds": trainer.seconds,
@@ -304,7 +309,8 @@ def conclude(
         return f"stopped at step {trainer.step}"
     rows: dict[str, Any] = {"verdict": verdict_text(verdict), "because": verdict.evidence}
     if summary["knn_top1"] is not None:
-        rows["k-NN, untrained → now"] = f"{summary['untrained_knn_top1']:.1f} % → {summary['knn_top1']:.1f} %"
+        before = "initial" if "initial_knn_top1" in summary else "untrained"
+        rows[f"k-NN, {before} → now"] = f"{summary[f'{before}_knn_top1']:.1f} % → {summary['knn_top1']:.1f} %"
     if summary.get("raw_pixels_knn_top1") is not None:
         rows["k-NN of raw pixels"] = f"{summary['raw_pixels_knn_top1']:.1f} %"
     if summary.get("attention"):

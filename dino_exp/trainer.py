@@ -42,6 +42,7 @@ from dino_exp.progress import RunProgress
 from dino_exp.run_directory import RunDirectory
 from dino_exp.tracker import Tracker
 from dino_exp.verdict import Judge, Verdict
+from dino_exp.weights.start import begin_with_weights
 
 log = logging.getLogger(__name__)
 
@@ -93,6 +94,9 @@ class Trainer:
         """Of the last logged step."""
         self.best_knn = -1.0
         self.untrained_knn: float | None = None
+        """Before the first step; not of an untrained network where the run began with others' weights."""
+        self.taken: dict[str, str] = {}
+        """What `begin_with_weights` took from the file, in words."""
         self.corrupt: set[int] = set()
         """Pictures that could not be read, of all processes, as of the last logged step."""
         self._corrupt_here: set[int] = set()
@@ -133,6 +137,10 @@ class Trainer:
         self.student_of_all.broadcast_buffers = False
         # said of 1x1 convolutions, whose two layouts differ in name only
         warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")
+
+    def begin_with_weights(self) -> None:
+        """Take networks and centre from `init_from`; a `UserError` if the file does not fit."""
+        self.taken = begin_with_weights(self.cfg, self.student, self.teacher, self.dino_loss)
 
     # ---- one step -------------------------------------------------------------------------------
 
@@ -375,10 +383,13 @@ class Trainer:
     def _log_untrained(self, directory: RunDirectory, tracker: Tracker, progress: RunProgress) -> None:
         self.untrained_knn = self._knn_top1(self.teacher)
         if self.untrained_knn is not None:
-            metrics = {"step": 0, "epoch": 0, "images": 0, "knn_top1": self.untrained_knn}
+            metrics: dict[str, Any] = {"step": 0, "epoch": 0, "images": 0, "knn_top1": self.untrained_knn}
+            whose = "of the untrained network"
+            if self.taken:
+                metrics["init_from"], whose = self.cfg.init_from, "before the first step"
             directory.append_metrics(metrics)
             tracker.log(metrics, 0)
-            progress.console.print(f"k-NN of the untrained network: {self.untrained_knn:.1f}%")
+            progress.console.print(f"k-NN {whose}: {self.untrained_knn:.1f}%")
 
     def _count_corrupt(self) -> None:
         new = set().union(*distributed.from_all(self._corrupt_here)) - self.corrupt

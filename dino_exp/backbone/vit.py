@@ -5,6 +5,7 @@ Caron et al. 2021, `vision_transformer.py` of facebookresearch/dino; Dosovitskiy
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import cast
 
@@ -309,21 +310,24 @@ class VisionTransformer(nn.Module):
         return torch.cat((cls, patches + self.patch_positions(height, width)), dim=1)
 
     def patch_positions(self, height: int, width: int) -> Tensor:
-        """Position embedding of the patches for a grid of `height` x `width`, (1, height*width, D).
-
-        Bicubic with the scale factor (n + 0.1) / N per side and no antialiasing. The 0.1 once guarded a
-        rounding error, and is now part of what trained weights expect: resizing to the target size instead
-        gives another network.
-        """
+        """Position embedding of the patches for a grid of `height` x `width`, (1, height*width, D)."""
         stored = self.pos_embed[:, 1:]
-        if height == width == self.grid:
-            return stored
-        picture = stored.unflatten(1, (self.grid, self.grid)).permute(0, 3, 1, 2)
-        scale = ((height + 0.1) / self.grid, (width + 0.1) / self.grid)
-        resized = F.interpolate(picture, scale_factor=scale, mode="bicubic", antialias=False)
-        if resized.shape[-2:] != (height, width):
-            raise ValueError(
-                f"position embedding of {self.grid}x{self.grid} became {tuple(resized.shape[-2:])}, "
-                f"not {height}x{width}"
-            )
-        return resized.flatten(2).transpose(1, 2)
+        return stored if height == width == self.grid else resize_positions(stored, height, width)
+
+
+def resize_positions(stored: Tensor, height: int, width: int) -> Tensor:
+    """Position embedding of a grid of N x N patches for another, (1, N², D) -> (1, height*width, D).
+
+    Bicubic with the scale factor (n + 0.1) / N per side and no antialiasing. The 0.1 once guarded a rounding
+    error, and is now part of what trained weights expect: resizing to the target size instead gives another
+    network.
+    """
+    grid = math.isqrt(stored.shape[1])
+    picture = stored.unflatten(1, (grid, grid)).permute(0, 3, 1, 2)
+    scale = ((height + 0.1) / grid, (width + 0.1) / grid)
+    resized = F.interpolate(picture, scale_factor=scale, mode="bicubic", antialias=False)
+    if resized.shape[-2:] != (height, width):
+        raise ValueError(
+            f"position embedding of {grid}x{grid} became {tuple(resized.shape[-2:])}, not {height}x{width}"
+        )
+    return resized.flatten(2).transpose(1, 2)

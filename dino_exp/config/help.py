@@ -45,6 +45,7 @@ EXAMPLES = (
 KEYS = (
     "name",
     "resume",
+    "init_from",
     "backbone.name",
     "backbone.patch_size",
     "head.out_dim",

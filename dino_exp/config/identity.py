@@ -37,6 +37,8 @@ def identity(cfg: Any) -> dict[str, Any]:
         if OmegaConf.is_config(node):
             node = OmegaConf.to_container(node, resolve=True, throw_on_missing=True)
         _flatten(node, group, values)
+    if cfg.get("init_sha256"):  # the weights themselves, wherever they lie
+        values |= {key: cfg[key] for key in ("init_sha256", "init_parts")}
     return {key: values[key] for key in sorted(values) if key not in WITHOUT_EFFECT}
 
 

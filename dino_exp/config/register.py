@@ -10,6 +10,7 @@ from omegaconf import OmegaConf
 
 from dino_exp.config.identity import run_id
 from dino_exp.config.schema import SCHEMAS, Config
+from dino_exp.weights.place import digest
 from launchers.settings import SETTINGS, OptunaSettings
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
@@ -30,6 +31,7 @@ def register() -> None:
         store.store(group="schema/launcher", name=name, node=settings)
     store.store(group="schema/sweeper", name="optuna", node=OptunaSettings)
     OmegaConf.register_new_resolver("run_id", lambda *, _root_: run_id(_root_), replace=True)
+    OmegaConf.register_new_resolver("weights_digest", digest, replace=True)
     OmegaConf.register_new_resolver("epochs", share_of_epochs, replace=True)
 
 

@@ -19,6 +19,8 @@ from dino_exp.config.schema import (
     VitConfig,
     schema_of,
 )
+from dino_exp.errors import UserError
+from dino_exp.weights.place import weights_file
 
 TRAINING_PICTURES: dict[type, int] = {Cifar10Config: 50_000, FashionMnistConfig: 60_000}
 
@@ -26,6 +28,7 @@ TRAINING_PICTURES: dict[type, int] = {Cifar10Config: 50_000, FashionMnistConfig:
 def problems(cfg: Any) -> Iterator[str]:
     """What cannot work, one line each; every single value is within its own bounds already."""
     yield from _names(cfg)
+    yield from _weights(cfg)
     yield from _backbone(cfg)
     yield from _crops(cfg)
     yield from _augment(cfg)
@@ -43,6 +46,19 @@ def _names(cfg: Any) -> Iterator[str]:
         )
     if not cfg.output_root.strip() or cfg.output_root.startswith("~"):
         yield f"output_root = {show(cfg.output_root)}: give a folder, e.g. outputs or $HOME/outputs."
+
+
+def _weights(cfg: Any) -> Iterator[str]:
+    digest = cfg.init_sha256
+    if digest is not None and not re.fullmatch("[0-9a-f]{64}", digest):
+        yield f"init_sha256 = {show(digest)}: not a SHA-256; leave it alone, it is computed from init_from."
+    elif cfg.init_from is None and digest is not None:
+        yield "init_sha256: belongs to weights; give init_from as well, or leave it alone."
+    elif cfg.init_from is not None and digest is None:
+        try:
+            weights_file(cfg.init_from)
+        except UserError as error:
+            yield f"init_from = {error}"
 
 
 def _backbone(cfg: Any) -> Iterator[str]:

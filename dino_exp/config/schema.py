@@ -391,6 +391,12 @@ class Config:
     """Folder that holds all runs."""
     resume: str = choice("auto", ["auto", "never"])
     """`auto` goes on from the run's checkpoint and shows a finished run; `never` starts afresh beside it."""
+    init_from: str | None = None
+    """Weights to begin with: a file (.pth, .pt, .safetensors), or a run's folder, for its last checkpoint."""
+    init_parts: str = choice("all", ["all", "backbone"])
+    """`all` takes backbone, head and centre, as far as the file has them; `backbone` takes nothing else."""
+    init_sha256: str | None = "${weights_digest:${init_from}}"
+    """SHA-256 of the content of init_from, which makes it a run of its own; computed, not typed."""
     backbone: BackboneConfig = MISSING
     head: HeadConfig = field(default_factory=HeadConfig)
     crops: CropsConfig = field(default_factory=CropsConfig)

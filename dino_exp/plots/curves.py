@@ -110,7 +110,8 @@ def _knn(axes: Axes, metrics: Sequence[Mapping[str, Any]]) -> None:
     if any(drawn):
         steps, values = _series(metrics, "knn_top1")
         if steps:
-            first = "untrained" if steps[0] == 0 else f"at step {steps[0]:,}"
+            is_untrained = steps[0] == 0 and "init_from" not in metrics[0]
+            first = "untrained" if is_untrained else f"at step {steps[0]:,}"
             _level(axes, values[0], f"{first}: {values[0]:.1f}")
         low, high = _padded(axes)
         axes.set_ylim(max(low, -2.0), min(high, 102.0))

@@ -125,7 +125,9 @@ class RunData:
 
     @property
     def untrained_knn(self) -> float | None:
-        """k-NN of the untrained network, percent."""
+        """k-NN of the untrained network, percent; None where the run began with others' weights."""
+        if self.config.get("init_from"):
+            return None
         known = number(self.summary.get("untrained_knn_top1"))
         if known is None:
             known = next((value for step, value in self.series("knn_top1") if step == 0), None)

@@ -1,0 +1,102 @@
+"""The model card that lies beside exported weights."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from dino_exp.export.trained import Trained
+
+CARD = """\
+---
+license: {licence}
+tags: [dino, self-supervised, image-feature-extraction]
+---
+# {title}
+
+{article} network of the run `{run}`, pretrained with DINO ([Caron et al. 2021](https://arxiv.org/abs/2104.14294))
+without labels, after step {step:,}.
+
+## Use
+
+{use}
+
+Pictures: {size} x {size} pixels, {channels} channels, values from 0 to 1, less the mean {mean}, divided by
+the standard deviation {std}.
+
+## Training
+
+| | |
+|---|---|
+{training}
+
+## Result
+
+| | |
+|---|---|
+{result}
+
+Licence: {licence_words}.
+"""
+
+
+def card(trained: Trained, network: str, use: str, licence: str | None) -> str:
+    """The text of README.md.
+
+    Args:
+        trained: the run.
+        network: teacher or student.
+        use: how to load the files, as Markdown.
+        licence: an identifier such as apache-2.0; None where nobody has decided.
+    """
+    data = trained.cfg.data
+    return CARD.format(
+        title=trained.cfg.backbone.name,
+        article=f"The {network}",
+        run=trained.path.resolve().name,
+        step=trained.step,
+        use=use,
+        size=trained.picture_size,
+        channels=data.channels,
+        mean=list(data.mean),
+        std=list(data.std),
+        training=rows(training(trained.cfg)),
+        result=rows(result(trained)),
+        licence=licence or "unknown",
+        licence_words=licence or "not stated; whoever publishes the weights decides, and the data counts too",
+    )
+
+
+def training(cfg: Any) -> dict[str, str]:
+    """What made the weights, as far as a reader will ask; the rest is in the run's config.yaml."""
+    crops, loss, ema, optimizer = cfg.crops, cfg.loss, cfg.ema, cfg.optimizer
+    local = f", {crops.local_number} local of {crops.local_size}" if crops.local_number else ""
+    facts = {
+        "data": cfg.data.name,
+        "crops": f"2 global of {crops.global_size} pixels{local}",
+        "prototypes": f"{cfg.head.out_dim:,}",
+        "temperatures": f"student {loss.student_temp:g}, teacher {loss.teacher_temp:g}",
+        "centring": f"{loss.centering}, momentum {loss.center_momentum:g}",
+        "teacher's momentum": f"{ema.momentum:g}, {ema.schedule}",
+        "optimiser": f"{optimizer._target_.rpartition('.')[2]}, lr {optimizer.lr:g} for a batch of 256",
+        "length": f"{cfg.trainer.epochs} epochs of batches of {cfg.trainer.batch_size}",
+        "seed": str(cfg.trainer.seed),
+    }
+    if cfg.get("init_from"):
+        facts["began with"] = f"{cfg.init_from} (SHA-256 {cfg.init_sha256})"
+    return facts
+
+
+def result(trained: Trained) -> dict[str, str]:
+    """What came of it."""
+    because = f": {trained.evidence}" if trained.evidence else ""
+    knn = "not measured" if trained.knn_top1 is None else f"{trained.knn_top1:.1f} %"
+    return {
+        "verdict": f"{trained.verdict}{because}",
+        "k-NN top-1 of the teacher on held-out pictures": knn,
+        "code": f"dino-exp, revision {trained.revision}",
+    }
+
+
+def rows(facts: dict[str, str]) -> str:
+    """The lines of a Markdown table."""
+    return "\n".join(f"| {name} | {fact} |" for name, fact in facts.items())

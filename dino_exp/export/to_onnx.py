@@ -1,0 +1,82 @@
+"""`format=onnx`: one file for ONNX Runtime and others, for any number of pictures of one size."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import warnings
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from dino_exp.errors import UserError
+from dino_exp.export.trained import Trained
+
+TOLERANCE = 1e-4
+LIBRARIES = ("onnx", "onnxscript", "onnxruntime")
+FILE = "model.onnx"
+
+
+def write(trained: Trained, network: str, folder: Path) -> str:
+    """Write `model.onnx`, run it with ONNX Runtime, and compare; returns how to use it.
+
+    Raises:
+        UserError: a library is missing, or the features differ.
+    """
+    backbone, pictures = trained.backbone(network), trained.pictures()
+    try:
+        import onnx  # noqa: F401
+        import onnxruntime
+        import onnxscript  # noqa: F401
+    except ModuleNotFoundError as error:
+        if error.name not in LIBRARIES:
+            raise
+        raise UserError(
+            f"{error.name} is missing; format=onnx needs pip install 'dino-exp[export]'."
+        ) from None
+    export(backbone, pictures, folder / FILE)
+    session = onnxruntime.InferenceSession(str(folder / FILE), providers=["CPUExecutionProvider"])
+    difference = max(
+        (torch.from_numpy(session.run(None, {"pictures": some.numpy()})[0]) - features_of(backbone, some))
+        .abs()
+        .max()
+        .item()
+        for some in (pictures, pictures[:1])
+    )
+    if not difference <= TOLERANCE:
+        raise UserError(
+            f"format = onnx: ONNX Runtime's features differ by {difference:.1e}; use format=torchhub."
+        )
+    return (
+        "```python\n"
+        "import onnxruntime\n\n"
+        f'session = onnxruntime.InferenceSession("{FILE}")\n'
+        f'(features,) = session.run(None, {{"pictures": pictures}})  # {trained.shapes()}\n'
+        "```\n\n"
+        f"On noise, ONNX Runtime's features (CPU) differ from the trained network's by {difference:.1e} at most."
+    )
+
+
+def export(backbone: nn.Module, pictures: Tensor, file: Path) -> None:
+    """Write the graph with its weights, in float32, for any number of pictures of this size."""
+    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+        warnings.simplefilter("ignore")
+        logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+        torch.onnx.export(
+            backbone,
+            (pictures,),
+            str(file),
+            input_names=["pictures"],
+            output_names=["features"],
+            dynamic_shapes=({0: torch.export.Dim("pictures")},),
+            dynamo=True,
+            external_data=False,
+        )
+
+
+@torch.no_grad()
+def features_of(backbone: nn.Module, pictures: Tensor) -> Tensor:
+    """(B, C, H, W) -> (B, D)."""
+    return backbone(pictures)

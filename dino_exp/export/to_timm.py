@@ -1,0 +1,98 @@
+"""`format=timm`: safetensors that `timm.create_model(name, checkpoint_path=...)` loads."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from dino_exp.errors import UserError
+from dino_exp.export.trained import TIMM, VIT, Trained
+
+TOLERANCE = 1e-5
+"""Of features, as a share of the largest where that is above 1."""
+SIZES = {(192, 12, 3): "tiny", (384, 12, 6): "small", (768, 12, 12): "base"}
+"""timm's words for width, blocks and heads."""
+
+
+def write(trained: Trained, network: str, folder: Path) -> str:
+    """Write `model.safetensors`, load it with timm, and compare; returns how to use it.
+
+    Raises:
+        UserError: timm has no such network, or its features differ.
+    """
+    backbone, file = trained.backbone(network), folder / "model.safetensors"
+    name, options = timm_model(trained, backbone)
+    save_file(
+        {key: value.contiguous() for key, value in backbone.state_dict().items()}, file, {"format": "pt"}
+    )
+    model = timm.create_model(name, checkpoint_path=str(file), **options).eval()
+    difference = relative_difference(model, backbone, trained.pictures())
+    if not difference <= TOLERANCE:
+        raise UserError(
+            f"format = timm: timm's {name} with these weights gives features that differ by {difference:.1e} "
+            "of the largest; use format=torchhub or format=onnx."
+        )
+    arguments = ", ".join(f"{key}={value!r}" for key, value in options.items())
+    return (
+        "```python\n"
+        "import timm\n\n"
+        f'model = timm.create_model("{name}", checkpoint_path="{file.name}", {arguments}).eval()\n'
+        f"features = model(pictures)  # {trained.shapes()}\n"
+        "```\n\n"
+        f"Features differ from the trained network's by {difference:.1e} of the largest, on noise of this "
+        "size. At another size timm resizes a position embedding by a rule of its own, and so gives other "
+        "features than the trained network."
+    )
+
+
+def timm_model(trained: Trained, backbone: nn.Module) -> tuple[str, dict[str, Any]]:
+    """timm's name and arguments for a backbone; a `UserError` where it has no such network."""
+    node, channels, size = trained.cfg.backbone, trained.cfg.data.channels, trained.picture_size
+    common = {"num_classes": 0} | ({"in_chans": channels} if channels != 3 else {})
+    if node._target_ == VIT:
+        if node.stem != "patch":
+            raise no_such(f"backbone.stem = {node.stem}: timm has no transformer with this stem")
+        name, options = timm_vit(node)
+        return name, common | options | ({"img_size": size} if size != 224 else {})
+    if node._target_ != TIMM and not timm.is_model(node.name):
+        raise no_such(f"backbone.name = {node.name}: timm has no model of this name")
+    for options in ({}, {"img_size": size}):
+        try:
+            model = timm.create_model(node.name, pretrained=False, **common, **options)
+        except TypeError:  # it takes no picture size
+            continue
+        if shapes(model) == shapes(backbone):
+            return node.name, common | options
+    raise no_such(f"backbone.name = {node.name}: timm's model of this name has other weights")
+
+
+def timm_vit(node: Any) -> tuple[str, dict[str, Any]]:
+    """The timm transformer of a patch size and geometry; arguments where no name stands for it."""
+    size = SIZES.get((node.embed_dim, node.depth, node.num_heads))
+    name = f"vit_{size}_patch{node.patch_size}_224"
+    if size and node.mlp_ratio == 4 and timm.is_model(name):
+        return name, {}
+    keys = ("patch_size", "embed_dim", "depth", "num_heads", "mlp_ratio")
+    return "vit_small_patch16_224", {key: node[key] for key in keys}
+
+
+def no_such(reason: str) -> UserError:
+    """The error that names the formats which take any network."""
+    return UserError(f"{reason}; use format=torchhub or format=onnx.")
+
+
+def shapes(network: nn.Module) -> dict[str, torch.Size]:
+    """Of all tensors of a network, by name."""
+    return {key: value.shape for key, value in network.state_dict().items()}
+
+
+@torch.no_grad()
+def relative_difference(one: nn.Module, other: nn.Module, pictures: Tensor) -> float:
+    """Largest difference of two networks' features, as a share of the largest feature if that is above 1."""
+    first, second = one(pictures), other(pictures)
+    return ((first - second).abs().max() / second.abs().max().clamp(min=1)).item()

@@ -1,0 +1,105 @@
+"""`format=torchhub`: a folder that `torch.hub.load(folder, name, source="local")` loads, without this project.
+
+The code of the backbone is copied into the folder, so that it stays what it was when the weights were
+trained.
+"""
+
+from __future__ import annotations
+
+import inspect
+import re
+import types
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import OmegaConf
+
+from dino_exp.backbone import library, picture_size, vit
+from dino_exp.errors import UserError
+from dino_exp.export.to_timm import relative_difference
+from dino_exp.export.trained import VIT, Trained
+from dino_exp.initialisation import initialise_linears
+
+HUBCONF = '''\
+"""A backbone that was pretrained with DINO; README.md says on what. See `torch.hub.load`."""
+
+from pathlib import Path
+
+import torch
+from dino_backbone import {function} as _build
+
+dependencies = {dependencies!r}
+
+
+def {name}(pretrained=True):
+    """{shapes}"""
+    backbone = _build(**{fields!r})
+    if pretrained:
+        weights = torch.load(Path(__file__).parent / "backbone.pth", map_location="cpu", weights_only=True)
+        backbone.load_state_dict(weights)
+    return backbone.eval()
+'''
+
+
+def write(trained: Trained, network: str, folder: Path) -> str:
+    """Write `hubconf.py`, the backbone's code and its weights, load them, and compare; returns how to use it.
+
+    Raises:
+        UserError: the copy gives other features.
+    """
+    backbone, node = trained.backbone(network), trained.cfg.backbone
+    name, function = entry_point(node.name), node._target_.rpartition(".")[2]
+    module = vit if node._target_ == VIT else library
+    torch.save(backbone.state_dict(), folder / "backbone.pth")
+    (folder / "dino_backbone.py").write_text(standalone(module), encoding="utf-8")
+    hubconf = HUBCONF.format(
+        function=function,
+        dependencies=["torch"] if module is vit else ["torch", "torchvision", "timm"],
+        name=name,
+        shapes=trained.shapes(),
+        fields=fields_of(trained),
+    )
+    (folder / "hubconf.py").write_text(hubconf, encoding="utf-8")
+    copy = torch.hub.load(str(folder), name, source="local")
+    difference = relative_difference(copy, backbone, trained.pictures())
+    if difference != 0:
+        raise UserError(
+            f"format = torchhub: the copy's features differ by {difference:.1e}; use format=onnx."
+        )
+    return (
+        "```python\n"
+        "import torch\n\n"
+        f'model = torch.hub.load("path/to/this/folder", "{name}", source="local")\n'
+        f"features = model(pictures)  # {trained.shapes()}\n"
+        "```\n\n"
+        "The code in the folder is that of the trained backbone, and its features are the same to the last bit."
+    )
+
+
+def entry_point(name: str) -> str:
+    """The name of a backbone as that of a function."""
+    return "dino_" + re.sub(r"\W", "_", name)
+
+
+def fields_of(trained: Trained) -> dict[str, Any]:
+    """The arguments that build a teacher's backbone."""
+    fields = OmegaConf.to_container(trained.cfg.backbone)
+    assert isinstance(fields, dict)
+    fields = {str(key): value for key, value in fields.items() if key != "_target_"}
+    if "drop_path_rate" in fields:
+        fields["drop_path_rate"] = 0.0
+    return fields | {"in_channels": trained.cfg.data.channels, "image_size": trained.picture_size}
+
+
+def standalone(module: types.ModuleType) -> str:
+    """The source of a module with what it imports of this project written out in it."""
+    source = re.sub(r"^from dino_exp\..*\n", "", inspect.getsource(module), flags=re.MULTILINE)
+    imported = [UserError, initialise_linears] if module is vit else [UserError, picture_size.output_dim]
+    written_out = "\n\n".join(inspect.getsource(thing) for thing in imported)
+    head, first, rest = source.partition("\n\n\ndef ")
+    return (
+        f"{head}\nfrom torch import Tensor\n\n\n{written_out}{first}{rest}"
+        if module is library
+        else (f"{head}\n\n\n{written_out}{first}{rest}")
+    )
