@@ -13,8 +13,8 @@ tags: [dino, self-supervised, image-feature-extraction]
 ---
 # {title}
 
-{article} network of the run `{run}`, pretrained with DINO ([Caron et al. 2021](https://arxiv.org/abs/2104.14294))
-without labels, after step {step:,}.
+{networks} of the run `{run}`, pretrained without labels by DINO
+([Caron et al. 2021](https://arxiv.org/abs/2104.14294)), after step {step:,}.
 
 ## Use
 
@@ -39,19 +39,19 @@ Licence: {licence_words}.
 """
 
 
-def card(trained: Trained, network: str, use: str, licence: str | None) -> str:
+def card(trained: Trained, networks: str, use: str, licence: str | None) -> str:
     """The text of README.md.
 
     Args:
         trained: the run.
-        network: teacher or student.
+        networks: which are in the files.
         use: how to load the files, as Markdown.
         licence: an identifier such as apache-2.0; None where nobody has decided.
     """
     data = trained.cfg.data
     return CARD.format(
         title=trained.cfg.backbone.name,
-        article=f"The {network}",
+        networks=networks,
         run=trained.path.resolve().name,
         step=trained.step,
         use=use,

@@ -76,7 +76,8 @@ def export(given: dict[str, str]) -> Path:
     trained = read_run(run, checkpoint)
     with whole_folder(out) as folder:
         use = formats[given["format"]].write(trained, network, folder)
-        text = card(trained, network, use, given["licence"] or None)
+        networks = "Student and teacher" if given["format"] == "dino" else f"The {network}'s backbone"
+        text = card(trained, networks, use, given["licence"] or None)
         (folder / "README.md").write_text(text, encoding="utf-8")
     return out
 

@@ -55,7 +55,7 @@ def write(trained: Trained, network: str, folder: Path) -> str:
         f'session = onnxruntime.InferenceSession("{FILE}")\n'
         f'(features,) = session.run(None, {{"pictures": pictures}})  # {trained.shapes()}\n'
         "```\n\n"
-        f"On noise, ONNX Runtime's features (CPU) differ from the trained network's by {difference:.1e} at most."
+        f"On noise, ONNX Runtime's features on a CPU differ from the trained network's by {difference:.1e}."
     )
 
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from dino_exp.errors import UserError
-from dino_exp.export.trained import TIMM, VIT, Trained
+from dino_exp.export.to_timm import SIZES
+from dino_exp.export.trained import TIMM, VIT, Trained, no_such
 from dino_exp.weights.files import read
 from dino_exp.weights.released import released_layout
 
@@ -21,7 +22,7 @@ def write(trained: Trained, network: str, folder: Path) -> str:
     Raises:
         UserError: the released code has no such network.
     """
-    arch = released_arch(trained.cfg.backbone)
+    arch = released_arch(trained)
     student, teacher = trained.student.state_dict(), trained.teacher.state_dict()
     args = released_args(trained.cfg, arch)
     content = released_layout(student, teacher, trained.center, epoch=trained.epochs, args=args)
@@ -31,49 +32,57 @@ def write(trained: Trained, network: str, folder: Path) -> str:
         assert theirs is not None
         assert ours.keys() == theirs.keys()
         assert all(torch.equal(ours[key], theirs[key]) for key in ours)
-    patch = f" --patch_size {args['patch_size']}" if "patch_size" in args else ""
     return (
-        "```\n"
-        f"python eval_knn.py --arch {arch}{patch} --pretrained_weights {FILE} --checkpoint_key {network} "
-        "--data_path ...\n"
-        "```\n\n"
-        f"{geometry(trained)}From PyTorch 2.6 on, those scripts first need "
+        f"{how_to_load(trained, network, arch)}\n\n"
+        "From PyTorch 2.6 on, those scripts first need "
         "`torch.serialization.add_safe_globals([argparse.Namespace])`, because the file holds the arguments "
         "of the training, as theirs does. The optimiser's state is not in it."
     )
 
 
-def released_arch(node: Any) -> str:
-    """The released code's `--arch` for a backbone.
+def released_arch(trained: Trained) -> str:
+    """The released code's `--arch` for a backbone, or ours for a transformer of another geometry.
 
     Raises:
-        UserError: it has none: a stem that it does not know, or a timm model other than its XCiT.
+        UserError: it cannot build the network: another stem, a torchvision model whose classifier is not
+            called `fc`, other channels than RGB, or a timm model other than its XCiT.
     """
-    if node._target_ == VIT and node.stem != "patch":
-        raise UserError(
-            f"backbone.stem = {node.stem}: the released code has no transformer with this stem; use "
-            "format=torchhub or format=onnx."
-        )
-    is_theirs = node._target_ != TIMM or node.name.startswith("xcit_")
-    if not is_theirs or node.get("stem") == "small":
-        raise UserError(
-            f"backbone.name = {node.name}{' with backbone.stem = small' if is_theirs else ''}: the released "
-            "code has no such network; use format=timm, format=torchhub or format=onnx."
-        )
-    # the name that the original authors of XCiT gave it ends before the size of the pictures
-    return node.name.removesuffix("_224") if node._target_ == TIMM else node.name
+    node, channels = trained.cfg.backbone, trained.cfg.data.channels
+    if node._target_ == VIT:
+        if node.stem != "patch":
+            raise no_such(f"backbone.stem = {node.stem}: the released code has no transformer with this stem")
+        return node.name
+    if channels != 3:
+        raise no_such(f"data.channels = {channels}: the released scripts build {node.name} for 3")
+    if node._target_ == TIMM and node.name.startswith("xcit_"):
+        return re.sub(r"_(224|384)$", "", node.name)  # its authors' name leaves out the size of the pictures
+    if node._target_ == TIMM or node.stem == "small" or not hasattr(trained.teacher.backbone, "fc"):
+        raise no_such(f"backbone.name = {node.name}: the released scripts cannot build this network")
+    return node.name
 
 
-def geometry(trained: Trained) -> str:
-    """What the scripts must be told of a transformer that is none of theirs; empty for one that is."""
-    node, size = trained.cfg.backbone, trained.picture_size
-    if node._target_ != VIT or (node.name in ("vit_tiny", "vit_small", "vit_base") and size == 224):
-        return ""
+def how_to_load(trained: Trained, network: str, arch: str) -> str:
+    """The released code's words for it, as Markdown."""
+    node, size, channels = trained.cfg.backbone, trained.picture_size, trained.cfg.data.channels
+    patch = node.get("patch_size", 16)
+    widths = (node.get("embed_dim"), node.get("depth"), node.get("num_heads"))
+    if node._target_ != VIT or (arch, widths, node.mlp_ratio, size, channels) in (
+        (f"vit_{name}", widths, 4, 224, 3) for widths, name in SIZES.items()
+    ):
+        return (
+            f"```\npython eval_knn.py --arch {arch} --patch_size {patch} --pretrained_weights {FILE} "
+            f"--checkpoint_key {network} --data_path ...\n```"
+        )
     return (
-        f"The network is `VisionTransformer(img_size=[{size}], patch_size={node.patch_size}, "
-        f"in_chans={trained.cfg.data.channels}, embed_dim={node.embed_dim}, depth={node.depth}, "
-        f"num_heads={node.num_heads}, mlp_ratio={node.mlp_ratio}, qkv_bias=True, "
-        "norm_layer=partial(nn.LayerNorm, eps=1e-6))` of their `vision_transformer.py`. "
+        "```python\n"
+        "# in a checkout of facebookresearch/dino\n"
+        "from vision_transformer import VisionTransformer\n"
+        "from utils import load_pretrained_weights\n\n"
+        f"model = VisionTransformer(img_size=[{size}], patch_size={patch}, in_chans={channels}, "
+        f"num_classes=0, embed_dim={node.embed_dim}, depth={node.depth}, num_heads={node.num_heads}, "
+        f"mlp_ratio={node.mlp_ratio}, qkv_bias=True, norm_layer=partial(nn.LayerNorm, eps=1e-6))\n"
+        f'load_pretrained_weights(model, "{FILE}", "{network}", "{arch}", {patch})\n'
+        "```"
     )
 
 

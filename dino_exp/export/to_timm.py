@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from dino_exp.errors import UserError
-from dino_exp.export.trained import TIMM, VIT, Trained
+from dino_exp.export.trained import TIMM, VIT, Trained, no_such
 
 TOLERANCE = 1e-5
 """Of features, as a share of the largest where that is above 1."""
@@ -27,15 +27,20 @@ def write(trained: Trained, network: str, folder: Path) -> str:
     """
     backbone, file = trained.backbone(network), folder / "model.safetensors"
     name, options = timm_model(trained, backbone)
-    save_file(
-        {key: value.contiguous() for key, value in backbone.state_dict().items()}, file, {"format": "pt"}
-    )
+    tensors = {key: value.contiguous() for key, value in backbone.state_dict().items()}
+    save_file(tensors, file, {"format": "pt"})
     model = timm.create_model(name, checkpoint_path=str(file), **options).eval()
     difference = relative_difference(model, backbone, trained.pictures())
     if not difference <= TOLERANCE:
         raise UserError(
             f"format = timm: timm's {name} with these weights gives features that differ by {difference:.1e} "
             "of the largest; use format=torchhub or format=onnx."
+        )
+    other_size = ""
+    if "pos_embed" in tensors and trained.cfg.backbone._target_ == VIT:
+        other_size = (
+            " At another size timm resizes the position embedding by a rule of its own, and so gives other "
+            "features than the trained network."
         )
     arguments = ", ".join(f"{key}={value!r}" for key, value in options.items())
     return (
@@ -44,16 +49,15 @@ def write(trained: Trained, network: str, folder: Path) -> str:
         f'model = timm.create_model("{name}", checkpoint_path="{file.name}", {arguments}).eval()\n'
         f"features = model(pictures)  # {trained.shapes()}\n"
         "```\n\n"
-        f"Features differ from the trained network's by {difference:.1e} of the largest, on noise of this "
-        "size. At another size timm resizes a position embedding by a rule of its own, and so gives other "
-        "features than the trained network."
+        f"On noise, features differ from the trained network's by {difference:.1e} of the largest."
+        f"{other_size}"
     )
 
 
 def timm_model(trained: Trained, backbone: nn.Module) -> tuple[str, dict[str, Any]]:
     """timm's name and arguments for a backbone; a `UserError` where it has no such network."""
     node, channels, size = trained.cfg.backbone, trained.cfg.data.channels, trained.picture_size
-    common = {"num_classes": 0} | ({"in_chans": channels} if channels != 3 else {})
+    common: dict[str, Any] = {"num_classes": 0} | ({"in_chans": channels} if channels != 3 else {})
     if node._target_ == VIT:
         if node.stem != "patch":
             raise no_such(f"backbone.stem = {node.stem}: timm has no transformer with this stem")
@@ -61,7 +65,8 @@ def timm_model(trained: Trained, backbone: nn.Module) -> tuple[str, dict[str, An
         return name, common | options | ({"img_size": size} if size != 224 else {})
     if node._target_ != TIMM and not timm.is_model(node.name):
         raise no_such(f"backbone.name = {node.name}: timm has no model of this name")
-    for options in ({}, {"img_size": size}):
+    choices: list[dict[str, Any]] = [{}, {"img_size": size}]
+    for options in choices:
         try:
             model = timm.create_model(node.name, pretrained=False, **common, **options)
         except TypeError:  # it takes no picture size
@@ -79,11 +84,6 @@ def timm_vit(node: Any) -> tuple[str, dict[str, Any]]:
         return name, {}
     keys = ("patch_size", "embed_dim", "depth", "num_heads", "mlp_ratio")
     return "vit_small_patch16_224", {key: node[key] for key in keys}
-
-
-def no_such(reason: str) -> UserError:
-    """The error that names the formats which take any network."""
-    return UserError(f"{reason}; use format=torchhub or format=onnx.")
 
 
 def shapes(network: nn.Module) -> dict[str, torch.Size]:

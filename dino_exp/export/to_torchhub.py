@@ -1,19 +1,19 @@
-"""`format=torchhub`: a folder that `torch.hub.load(folder, name, source="local")` loads, without this project.
+"""`format=torchhub`: a folder that `torch.hub.load(folder, name, source="local")` loads.
 
-The code of the backbone is copied into the folder, so that it stays what it was when the weights were
-trained.
+It needs nothing of this project: the code of the backbone is copied into the folder, and so stays what it is.
 """
 
 from __future__ import annotations
 
+import hashlib
 import inspect
 import re
+import shutil
 import types
 from pathlib import Path
 from typing import Any
 
 import torch
-from omegaconf import OmegaConf
 
 from dino_exp.backbone import library, picture_size, vit
 from dino_exp.errors import UserError
@@ -24,10 +24,10 @@ from dino_exp.initialisation import initialise_linears
 HUBCONF = '''\
 """A backbone that was pretrained with DINO; README.md says on what. See `torch.hub.load`."""
 
-from pathlib import Path
+from pathlib import Path as _Path
 
 import torch
-from dino_backbone import {function} as _build
+from {code} import {function} as _build
 
 dependencies = {dependencies!r}
 
@@ -36,7 +36,7 @@ def {name}(pretrained=True):
     """{shapes}"""
     backbone = _build(**{fields!r})
     if pretrained:
-        weights = torch.load(Path(__file__).parent / "backbone.pth", map_location="cpu", weights_only=True)
+        weights = torch.load(_Path(__file__).parent / "backbone.pth", map_location="cpu", weights_only=True)
         backbone.load_state_dict(weights)
     return backbone.eval()
 '''
@@ -52,8 +52,12 @@ def write(trained: Trained, network: str, folder: Path) -> str:
     name, function = entry_point(node.name), node._target_.rpartition(".")[2]
     module = vit if node._target_ == VIT else library
     torch.save(backbone.state_dict(), folder / "backbone.pth")
-    (folder / "dino_backbone.py").write_text(standalone(module), encoding="utf-8")
+    source = standalone(module)
+    # Python keeps one module of a name, and a program may load several folders
+    code = f"dino_backbone_{hashlib.sha256(source.encode()).hexdigest()[:8]}"
+    (folder / f"{code}.py").write_text(source, encoding="utf-8")
     hubconf = HUBCONF.format(
+        code=code,
         function=function,
         dependencies=["torch"] if module is vit else ["torch", "torchvision", "timm"],
         name=name,
@@ -62,6 +66,7 @@ def write(trained: Trained, network: str, folder: Path) -> str:
     )
     (folder / "hubconf.py").write_text(hubconf, encoding="utf-8")
     copy = torch.hub.load(str(folder), name, source="local")
+    shutil.rmtree(folder / "__pycache__", ignore_errors=True)
     difference = relative_difference(copy, backbone, trained.pictures())
     if difference != 0:
         raise UserError(
@@ -73,7 +78,8 @@ def write(trained: Trained, network: str, folder: Path) -> str:
         f'model = torch.hub.load("path/to/this/folder", "{name}", source="local")\n'
         f"features = model(pictures)  # {trained.shapes()}\n"
         "```\n\n"
-        "The code in the folder is that of the trained backbone, and its features are the same to the last bit."
+        "The code in the folder is that of the trained backbone; on noise its features were the same to the "
+        "last bit."
     )
 
 
@@ -84,9 +90,7 @@ def entry_point(name: str) -> str:
 
 def fields_of(trained: Trained) -> dict[str, Any]:
     """The arguments that build a teacher's backbone."""
-    fields = OmegaConf.to_container(trained.cfg.backbone)
-    assert isinstance(fields, dict)
-    fields = {str(key): value for key, value in fields.items() if key != "_target_"}
+    fields = {str(key): value for key, value in trained.cfg.backbone.items() if key != "_target_"}
     if "drop_path_rate" in fields:
         fields["drop_path_rate"] = 0.0
     return fields | {"in_channels": trained.cfg.data.channels, "image_size": trained.picture_size}
@@ -95,11 +99,7 @@ def fields_of(trained: Trained) -> dict[str, Any]:
 def standalone(module: types.ModuleType) -> str:
     """The source of a module with what it imports of this project written out in it."""
     source = re.sub(r"^from dino_exp\..*\n", "", inspect.getsource(module), flags=re.MULTILINE)
-    imported = [UserError, initialise_linears] if module is vit else [UserError, picture_size.output_dim]
+    imported: list[Any] = [UserError, initialise_linears if module is vit else picture_size.output_dim]
     written_out = "\n\n".join(inspect.getsource(thing) for thing in imported)
-    head, first, rest = source.partition("\n\n\ndef ")
-    return (
-        f"{head}\nfrom torch import Tensor\n\n\n{written_out}{first}{rest}"
-        if module is library
-        else (f"{head}\n\n\n{written_out}{first}{rest}")
-    )
+    imports, function, rest = source.partition("\n\n\ndef ")
+    return f"{imports}\nimport torch\nfrom torch import Tensor, nn\n\n\n{written_out}{function}{rest}"

@@ -82,7 +82,7 @@ def read_run(path: Path, checkpoint: str) -> Trained:
         has = f"there are checkpoint={' and checkpoint='.join(there)}" if there else "nothing was saved yet"
         raise UserError(f"run = {path}: no checkpoints/{file.name}; {has}.")
     state = load_safely(file)
-    if not isinstance(state, dict) or not PARTS <= state.keys():
+    if not isinstance(state, dict) or not state.keys() >= PARTS:
         raise UserError(f"{file}: no checkpoint of this project; run= takes the folder of a run.")
     try:
         cfg = OmegaConf.load(directory.config_file)
@@ -119,3 +119,8 @@ def said_of(directory: RunDirectory, state: dict[str, Any], knn: float | None) -
         "knn_top1": metrics.get("knn_top1") if knn is None else knn,
         "revision": f"{revision}{' with uncommitted changes' if changed else ''}" if revision else "unknown",
     }
+
+
+def no_such(reason: str) -> UserError:
+    """The error that names the formats which take any network."""
+    return UserError(f"{reason}; use format=torchhub or format=onnx.")

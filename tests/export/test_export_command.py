@@ -1,0 +1,126 @@
+"""`python -m dino_exp.export` as a person meets it: the card, the defaults, and errors that leave nothing."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from dino_exp.export import to_onnx
+from dino_exp.export.command import main
+from dino_exp.run_directory import RunDirectory
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_the_card_has_what_a_stranger_asks(patch_run: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "dino_exp.export", f"run={patch_run}", "format=timm", "licence=apache-2.0"],
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+    )
+    out = patch_run / "export" / "timm_teacher_last"
+    assert (done.returncode, done.stdout, done.stderr) == (0, f"{out}\n", "")
+    assert sorted(path.name for path in out.iterdir()) == ["README.md", "model.safetensors"]
+    card = (out / "README.md").read_text()
+    summary, status = RunDirectory(patch_run).read_summary(), RunDirectory(patch_run).read_status()
+    for line in (
+        "license: apache-2.0",
+        "The teacher's backbone of the run `run`",
+        "after step 2.",
+        "Pictures: 32 x 32 pixels, 3 channels",
+        "less the mean [0.5, 0.5, 0.5]",
+        "| data | shapes |",
+        "| prototypes | 64 |",
+        f"| verdict | {summary['verdict']}: {summary['evidence']} |",
+        f"| k-NN top-1 of the teacher on held-out pictures | {summary['knn_top1']:.1f} % |",
+        f"revision {status['git_revision'] or 'unknown'}",
+        "Licence: apache-2.0.",
+    ):
+        assert line in card
+    assert list(out.parent.iterdir()) == [out]
+    before = card, (out / "model.safetensors").read_bytes()
+    assert main([f"run={patch_run}", "format=timm"]) == 2
+    assert ((out / "README.md").read_text(), (out / "model.safetensors").read_bytes()) == before
+
+
+def test_the_best_checkpoint_is_another_choice(patch_run: Path, tmp_path: Path) -> None:
+    out = tmp_path / "best"
+    assert main([f"run={patch_run}", "format=dino", "checkpoint=best", f"out={out}"]) == 0
+    best = torch.load(patch_run / "checkpoints" / "best.pt", weights_only=True)
+    card = (out / "README.md").read_text()
+    assert f"after step {best['step']}." in card
+    assert f"| {best['best_knn']:.1f} % |" in card
+    assert "license: unknown" in card
+    assert "Student and teacher of the run" in card
+
+
+@pytest.mark.parametrize(
+    ("words", "error"),
+    [
+        (["run=nowhere", "format=timm"], "run = nowhere: no run, because it has no config.yaml"),
+        (["run=folder", "format=timm"], "run = folder: no run, because it has no config.yaml"),
+        (["run=begun", "format=timm"], "run = begun: no checkpoints/last.pt; nothing was saved yet."),
+        (["run=cut", "format=timm"], "cut/checkpoints/last.pt: not a whole file of weights"),
+        (["run=foreign", "format=timm"], "foreign/checkpoints/last.pt: no checkpoint of this project"),
+        (["run=PATCH", "format=gguf"], "format = gguf: must be timm, dino, torchhub or onnx."),
+        (["run=PATCH", "fromat=timm"], "fromat=timm: no such key; did you mean format=...?"),
+        (["run=PATCH"], "format: not set; give e.g. format=timm."),
+        (["format=timm"], "run: not set"),
+        (["run=PATCH", "format=timm", "out=folder"], "out = folder: is there already"),
+        (["run=CONV", "format=timm", "out=new/folder"], "backbone.stem = conv: timm has no transformer"),
+    ],
+)
+def test_what_cannot_be_exported_is_one_line_and_leaves_nothing(
+    patch_run: Path,
+    conv_run: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    words: list[str],
+    error: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "notes.txt").write_text("mine")
+    whole = (patch_run / "checkpoints" / "last.pt").read_bytes()
+    for name in ("begun", "cut", "foreign"):
+        (tmp_path / name / "checkpoints").mkdir(parents=True)
+        (tmp_path / name / "config.yaml").write_bytes((patch_run / "config.yaml").read_bytes())
+    (tmp_path / "cut" / "checkpoints" / "last.pt").write_bytes(whole[: len(whole) // 2])
+    torch.save({"state_dict": {"x": torch.ones(1)}}, tmp_path / "foreign" / "checkpoints" / "last.pt")
+    before = sorted(tmp_path.rglob("*"))
+    places = {"PATCH": str(patch_run), "CONV": str(conv_run)}
+    for name, place in places.items():
+        words = [word.replace(name, place) for word in words]
+    assert main(words) == 2
+    said = capsys.readouterr()
+    assert said.err.startswith(error)
+    assert (said.err.count("\n"), said.out) == (1, "")
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_another_networks_checkpoint_is_found_out(
+    patch_run: Path, conv_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "config.yaml").write_bytes((conv_run / "config.yaml").read_bytes())
+    (tmp_path / "checkpoints" / "last.pt").write_bytes((patch_run / "checkpoints" / "last.pt").read_bytes())
+    assert main([f"run={tmp_path}", "format=torchhub"]) == 2
+    assert "backbone.patch_embed.proj.weight is (64, 3, 4, 4) there" in capsys.readouterr().err
+
+
+def test_a_missing_library_is_named(
+    conv_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, to_onnx.LIBRARIES[-1], None)
+    assert main([f"run={conv_run}", "format=onnx", f"out={tmp_path / 'out'}"]) == 2
+    assert (
+        "onnxruntime is missing; format=onnx needs pip install 'dino-exp[export]'." in capsys.readouterr().err
+    )
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,216 @@
+"""`train.py init_from=...`: what a run begins with, what makes it another run, and what stops it."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from omegaconf import DictConfig, OmegaConf
+
+from dino_exp import checkpoint, cli
+from dino_exp.config.compose import compose
+from dino_exp.config.identity import run_id
+from dino_exp.config.targets import build
+from dino_exp.errors import UserError
+from dino_exp.run import train
+from dino_exp.run_directory import RunDirectory, read_metrics
+from dino_exp.trainer import Trainer
+from dino_exp.weights.released import released_layout
+
+STILL = (
+    "optimizer.lr=0",
+    "optimizer.min_lr=0",
+    "ema.schedule=constant",
+    "ema.momentum=1",
+    "loss.center_momentum=0.75",
+)
+"""Nothing moves but the centre."""
+
+
+def configuration(*overrides: str) -> DictConfig:
+    return compose(["experiment=debug", "trainer.max_steps=2", "backbone.stem=patch", *overrides])
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("source") / "run"
+    train(configuration(), path)
+    return path
+
+
+def saved(run: Path) -> dict[str, Any]:
+    return checkpoint.load(run / "checkpoints" / "last.pt")
+
+
+def same(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor], part: str = "") -> bool:
+    keys = [key for key in theirs if key.startswith(part)]
+    assert keys
+    return all(torch.equal(ours[key], theirs[key]) for key in keys)
+
+
+def trainer_of(cfg: DictConfig) -> Trainer:
+    trainer = Trainer(cfg, build(cfg.data), torch.device("cpu"))
+    trainer.begin_with_weights()
+    return trainer
+
+
+def test_a_run_begins_with_both_networks_and_the_centre_of_another(
+    source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cfg = configuration(f"init_from={source}", *STILL, "trainer.seed=1")
+    train(cfg, tmp_path / "run")
+    before, after = saved(source), saved(tmp_path / "run")
+    assert same(after["student"], before["student"])
+    assert same(after["teacher"], before["teacher"])
+    assert not same(after["teacher"], before["student"])
+    moved = after["loss"]["center"] - 0.75**2 * before["loss"]["center"]
+    logits_share = moved.norm() / before["loss"]["center"].norm()
+    assert 0.2 < logits_share < 0.8, "two batch means with weight 0.44 are left"
+
+    said = " ".join(capsys.readouterr().out.split())
+    assert "last.pt: a checkpoint of this project, step 2" in said
+    assert f"teacher its teacher's backbone and head: {len(before['teacher'])} tensors" in said
+    assert f"student its student's backbone and head: {len(before['student'])} tensors" in said
+    assert "centre the file's, of norm " in said
+    assert "lr, weight decay, λ and τ_t by this run's schedules from step 0" in said
+    summary = RunDirectory(tmp_path / "run").read_summary()
+    assert summary["initial_knn_top1"] == read_metrics(source / "metrics.jsonl")[-1]["knn_top1"]
+    assert "untrained_knn_top1" not in summary
+
+
+def test_a_released_checkpoint_brings_its_centre_and_a_backbone_nothing_else(
+    source: Path, tmp_path: Path
+) -> None:
+    ours = saved(source)
+    center = torch.full((1, 64), 0.5)
+    released = released_layout(ours["student"], ours["teacher"], center, epoch=3, args={"arch": "vit"})
+    torch.save(released, tmp_path / "released.pth")
+    full = trainer_of(configuration(f"init_from={tmp_path}/released.pth"))
+    assert same(dict(full.student.state_dict()), ours["student"])
+    assert same(dict(full.teacher.state_dict()), ours["teacher"])
+    assert torch.equal(full.dino_loss.center, center)
+    assert full.dino_loss.center_initialized
+    assert full.taken["from"] == f"{tmp_path}/released.pth: a released DINO checkpoint, epoch 3"
+
+    only = trainer_of(configuration(f"init_from={tmp_path}/released.pth", "init_parts=backbone"))
+    fresh = Trainer(only.cfg, only.splits, only.device)
+    bare = {key[9:]: value for key, value in ours["teacher"].items() if key.startswith("backbone.")}
+    torch.save(bare, tmp_path / "bare.pth")
+    alone = trainer_of(configuration(f"init_from={tmp_path}/bare.pth", "head.out_dim=32"))
+    assert same(dict(only.student.state_dict()), ours["student"], "backbone.")
+    assert same(dict(only.student.state_dict()), dict(fresh.student.state_dict()), "head.")
+    assert same(dict(alone.student.state_dict()), ours["teacher"], "backbone.")
+    assert same(dict(alone.teacher.state_dict()), ours["teacher"], "backbone.")
+    for trainer in (only, alone):
+        assert not trainer.dino_loss.center.any()
+        assert not trainer.dino_loss.center_initialized
+        assert trainer.taken["centre"].startswith("starts as configured (loss.center_init = first_batch)")
+        assert trainer.taken["student"].endswith("the head starts from the seed")
+
+
+def test_the_centre_must_be_one_for_this_loss(source: Path, tmp_path: Path) -> None:
+    sinkhorn = trainer_of(configuration(f"init_from={source}", "loss.centering=sinkhorn"))
+    assert sinkhorn.taken["centre"] == "not used (loss.centering = sinkhorn)"
+    assert not sinkhorn.dino_loss.center.any()
+    ours = saved(source)
+    torch.save({"teacher": ours["teacher"], "dino_loss": {"center": torch.ones(1, 9)}}, tmp_path / "odd.pth")
+    odd = trainer_of(configuration(f"init_from={tmp_path}/odd.pth"))
+    assert odd.taken["centre"].endswith("the file's is (1, 9), and this run's (1, 64)")
+    assert not odd.dino_loss.center.any()
+
+
+def test_the_content_makes_the_run_and_not_the_place(source: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "copy.pt"
+    shutil.copy(source / "checkpoints" / "last.pt", copy)
+    ids = [
+        run_id(configuration(*overrides))
+        for overrides in (
+            [],
+            ["init_parts=backbone"],
+            [f"init_from={source}"],
+            [f"init_from={copy}"],
+            [f"init_from={copy}", "init_parts=backbone"],
+        )
+    ]
+    assert ids[0] == ids[1]
+    assert ids[2] == ids[3]
+    assert len(set(ids)) == 3
+    torch.save(saved(source) | {"seconds": 0.5}, copy)
+    assert run_id(configuration(f"init_from={copy}")) != ids[2]
+
+
+def test_a_resume_needs_the_weights_no_more(source: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "copy.pt"
+    shutil.copy(source / "checkpoints" / "last.pt", copy)
+    cfg = OmegaConf.create(OmegaConf.to_yaml(configuration(f"init_from={copy}"), resolve=True))
+    assert isinstance(cfg, DictConfig)  # as a launcher hands it over
+    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
+    train(cfg, whole)
+    longer = OmegaConf.merge(cfg, {"trainer": {"max_steps": 4}})
+    assert isinstance(longer, DictConfig)
+    train(longer, tmp_path / "longer")
+    shutil.copytree(whole, stopped)
+    OmegaConf.save(longer, stopped / "config.yaml")
+    RunDirectory(stopped).mark(state="preempted")
+    copy.unlink()
+    train(longer, stopped)
+    for part in ("student", "teacher", "loss"):
+        assert same(saved(stopped)[part], saved(tmp_path / "longer")[part])
+    with pytest.raises(UserError, match="there is no such file"):
+        train(longer, tmp_path / "another")
+    copy.write_bytes(b"something else")
+    with pytest.raises(UserError, match=r"copy.pt: not the weights that the run was configured with"):
+        train(longer, tmp_path / "another")
+    assert not (tmp_path / "another").exists()
+
+
+@pytest.mark.parametrize(
+    ("overrides", "error"),
+    [
+        (["init_from=lost.pth"], "init_from = lost.pth: there is no such file"),
+        (["init_from=empty.pth"], "init_from = empty.pth: an empty file"),
+        (["init_from=folder"], "init_from = folder: a folder without checkpoints/last.pt"),
+        (["init_from=text.pth"], "text.pth: not a whole file of weights"),
+        (["init_from=tensors.pth"], "tensors.pth: no tensor has the name of one of this run's backbone"),
+        (["init_sha256=abc"], "init_sha256 = abc: not a SHA-256"),
+        (["init_sha256=" + 64 * "0"], "init_sha256: belongs to weights"),
+        (["init_parts=head"], "init_parts = head: must be all or backbone"),
+    ],
+)
+def test_weights_that_cannot_work_stop_the_run_before_anything_is_created(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    overrides: list[str],
+    error: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["train.py"])
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "empty.pth").touch()
+    (tmp_path / "text.pth").write_text("no weights\n")
+    torch.save({"conv1.weight": torch.ones(4, 3, 2, 2)}, tmp_path / "tensors.pth")
+    before = sorted(tmp_path.iterdir())
+    assert cli.main(["experiment=debug", *overrides]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith(error)
+    assert said.count("\n") == 1
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def test_a_wrong_k_names_the_key_both_shapes_and_the_way_out(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["train.py"])
+    words = ["experiment=debug", "backbone.stem=patch", f"init_from={source}", "head.out_dim=32"]
+    assert cli.main(words) == 2
+    said = capsys.readouterr().err
+    assert "head.last_layer.weight_g is (64, 1) there and (32, 1) here" in said
+    assert "set head.out_dim=64 head.bottleneck_dim=64" in said
+    assert "init_parts=backbone" in said
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,100 @@
+"""All that a network needs comes from the file, or nothing does and the error says what does not fit."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+import torchvision
+from tiny_networks import network, tiny_vit
+from torch import nn
+
+from dino_exp.backbone.library import torchvision_backbone
+from dino_exp.errors import UserError
+from dino_exp.weights.load import load_into
+from dino_exp.weights.released import our_names
+
+FILE = Path("weights.pth")
+PICTURES = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+
+
+def test_positions_are_resized_by_the_rule_that_trained_weights_expect() -> None:
+    """So the network at its own size is the file's network at that size, to the last bit."""
+    source = tiny_vit(image_size=56, seed=1)
+    loaded = network(tiny_vit(image_size=32))
+    report = load_into(loaded, our_names(source.state_dict()), FILE, head=False)
+    with torch.no_grad():
+        assert torch.equal(loaded.backbone(PICTURES), source(PICTURES))
+    assert report.resized == "position embedding resized from 14x14 to 8x8 patches"
+    assert report.resized in report.sentence()
+    assert report.missing == report.unexpected == []
+    assert len(report.matched) == len(source.state_dict())
+
+
+def test_a_classifier_is_left_over_and_reported() -> None:
+    torch.manual_seed(1)
+    source = torchvision.models.resnet18()
+    backbone = torchvision_backbone(name="resnet18", stem="imagenet", in_channels=3, image_size=32)
+    state = our_names(source.state_dict())
+    del state["backbone.bn1.num_batches_tracked"]  # as in files of old versions
+    report = load_into(network(backbone, width=512), state, FILE, head=False)
+    assert report.unexpected == ["backbone.fc.weight", "backbone.fc.bias"]
+    assert report.missing == ["backbone.bn1.num_batches_tracked"]
+    assert "2 unused (backbone.fc.weight, backbone.fc.bias)" in report.sentence()
+    source.fc = nn.Identity()
+    with torch.no_grad():
+        assert torch.equal(backbone.eval()(PICTURES), source.eval()(PICTURES))
+
+
+def without(state: dict[str, torch.Tensor], name: str) -> dict[str, torch.Tensor]:
+    return {key: value for key, value in state.items() if key != name}
+
+
+VIT = {f"backbone.{key}": value for key, value in tiny_vit().state_dict().items()}
+WIDE = {f"backbone.{key}": value for key, value in tiny_vit().state_dict().items()} | {
+    "backbone.pos_embed": torch.zeros(1, 197, 384),
+    "backbone.patch_embed.proj.weight": torch.zeros(384, 3, 8, 8),
+    **{f"backbone.blocks.{number}.norm1.weight": torch.zeros(384) for number in range(12)},
+}
+HEAD = {key: value for key, value in network(tiny_vit(), out_dim=9).state_dict().items() if "head" in key}
+
+
+@pytest.mark.parametrize(
+    ("state", "error"),
+    [
+        (
+            WIDE,
+            r"backbone.pos_embed is \(1, 197, 384\) there and \(1, 65, 16\) here, and 13 more do not fit; "
+            "the file holds a vision transformer of width 384 with 12 blocks and patches of 8: set "
+            "backbone=vit_small backbone.patch_size=8.",
+        ),
+        (
+            without(VIT, "backbone.norm.weight"),
+            "backbone.norm.weight is not in it; the file holds a vision transformer of width 16 with 2 ",
+        ),
+        (
+            VIT | {"backbone.blocks.2.norm1.weight": torch.ones(16)},
+            "backbone.blocks.2.norm1.weight has no place here",
+        ),
+        (
+            our_names(torchvision.models.resnet18().state_dict()),
+            r"no tensor has the name of one of this run's backbone \(cls_token, pos_embed, ...\); the file "
+            r"holds 122 tensors, the first conv1.weight \(64, 3, 7, 7\)",
+        ),
+        (
+            VIT | HEAD,
+            r"head.last_layer.weight_g is \(9, 1\) there and \(12, 1\) here, and 1 more do not fit; set "
+            "head.out_dim=9 head.bottleneck_dim=6 head.layers=3 head.hidden_dim=8, or leave the head out "
+            "with init_parts=backbone.",
+        ),
+    ],
+)
+def test_what_does_not_fit_is_an_error_and_changes_nothing(
+    state: dict[str, torch.Tensor], error: str
+) -> None:
+    target = network(tiny_vit())
+    before = {key: value.clone() for key, value in target.state_dict().items()}
+    with pytest.raises(UserError, match=rf"^weights.pth: {error}"):
+        load_into(target, state, FILE, head="head.last_layer.weight_v" in state)
+    assert all(torch.equal(value, before[key]) for key, value in target.state_dict().items())

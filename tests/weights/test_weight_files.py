@@ -1,0 +1,123 @@
+"""A file of weights is read with nothing in it executed, and what it holds is recognised."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from dino_exp.errors import UserError
+from dino_exp.weights.files import read
+from dino_exp.weights.place import digest, weights_file
+
+STATE = {"cls_token": torch.ones(1, 1, 3000)}
+
+
+class Runs:
+    """Executes a command when it is unpickled."""
+
+    def __init__(self, function: Callable[..., Any], *arguments: str) -> None:
+        self.call = function, arguments
+
+    def __reduce__(self) -> tuple[Callable[..., Any], tuple[str, ...]]:
+        return self.call
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+@pytest.mark.parametrize(("function", "name"), [(os.system, "posix.system"), (exec, "exec")])
+def test_code_in_a_pickle_is_refused_and_never_runs(
+    tmp_path: Path, function: Callable[..., Any], name: str, zipped: bool
+) -> None:
+    witness = tmp_path / "executed"
+    command = f"touch {witness}" if function is os.system else f"open({str(witness)!r}, 'w')"
+    hostile = {"teacher": STATE, "args": Runs(function, command)}
+    file = tmp_path / "hostile.pth"
+    torch.save(hostile, file, _use_new_zipfile_serialization=zipped)
+    with pytest.raises(UserError, match=rf"hostile.pth: holds {name}, which loading would have to execute"):
+        read(file)
+    assert not witness.exists()
+    pickle.loads(pickle.dumps(hostile))
+    assert witness.exists(), "the file would not have done any harm"
+
+
+def test_a_namespace_is_let_in_and_a_class_that_is_one_is_not(tmp_path: Path) -> None:
+    content = {"teacher": {"module.backbone.x": torch.ones(2)}, "epoch": 3}
+    torch.save(content | {"args": argparse.Namespace(arch="vit_small", lr=0.1)}, tmp_path / "released.pth")
+    assert read(tmp_path / "released.pth").kind == "a released DINO checkpoint, epoch 3"
+    torch.save(content | {"args": argparse.ArgumentTypeError("x")}, tmp_path / "other.pth")
+    with pytest.raises(UserError, match=r"holds argparse\.ArgumentTypeError"):
+        read(tmp_path / "other.pth")
+
+
+def cut(file: Path) -> None:
+    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+def test_a_truncated_file_is_told_from_a_whole_one(tmp_path: Path, suffix: str) -> None:
+    file = tmp_path / f"weights{suffix}"
+    if suffix == ".pth":
+        torch.save(STATE, file)
+    else:
+        save_file(STATE, file)
+    assert read(file).teacher.keys() == {"backbone.cls_token"}
+    cut(file)
+    with pytest.raises(UserError, match=r"weights\S+: not a whole file of weights \(.+\); it was cut short"):
+        read(file)
+
+
+@pytest.mark.parametrize(
+    ("content", "error"),
+    [
+        ([torch.ones(1)], "holds a list, not weights by name"),
+        ({}, "neither a network's tensors nor a DINO checkpoint; it holds nothing"),
+        ({"epoch": 3, "lr": 0.1}, "it holds epoch, lr"),
+        ({"teacher": {"x": 1}, "student": {}}, "it holds teacher, student"),
+    ],
+)
+def test_what_is_no_weights_is_named(tmp_path: Path, content: Any, error: str) -> None:
+    torch.save(content, tmp_path / "other.pth")
+    with pytest.raises(UserError, match=error):
+        read(tmp_path / "other.pth")
+
+
+@pytest.mark.parametrize("content", [b"hello\n" * 100, b"\x80", b"\x80\x04K\x01."])
+def test_files_of_another_kind_are_refused_in_one_line(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "other.pth").write_bytes(content)
+    with pytest.raises(UserError, match=r"other.pth: (not a whole file|holds a int)") as refusal:
+        read(tmp_path / "other.pth")
+    assert "\n" not in str(refusal.value)
+
+
+def test_wrappers_of_training_scripts_are_looked_into(tmp_path: Path) -> None:
+    for key in ("state_dict", "model"):
+        torch.save({key: STATE, "epoch": 1, "optimizer": {"lr": 0.1}}, tmp_path / "wrapped.pth")
+        assert read(tmp_path / "wrapped.pth").teacher.keys() == {"backbone.cls_token"}
+
+
+def test_the_place_is_a_file_or_the_last_checkpoint_of_a_run(tmp_path: Path) -> None:
+    last = tmp_path / "run" / "checkpoints" / "last.pt"
+    last.parent.mkdir(parents=True)
+    for nothing, error in (
+        (tmp_path / "run", "a folder without checkpoints/last.pt"),
+        (tmp_path / "lost.pth", "there is no such file"),
+    ):
+        with pytest.raises(UserError, match=error):
+            weights_file(str(nothing))
+        assert digest(str(nothing)) is None
+    last.touch()
+    with pytest.raises(UserError, match="an empty file"):
+        weights_file(str(tmp_path / "run"))
+    last.write_bytes(b"abc")
+    assert weights_file(str(tmp_path / "run")) == last
+    known = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"  # FIPS 180-2, example B.1
+    assert digest(str(tmp_path / "run")) == known
+    last.write_bytes(b"abcd")
+    assert digest(str(last)) != known

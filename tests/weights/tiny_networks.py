@@ -1,0 +1,62 @@
+"""Tiny networks, and the released code's way to build and wrap them."""
+
+from __future__ import annotations
+
+import warnings
+
+import torch
+from torch import Tensor, nn
+
+from dino_exp.backbone.vit import VisionTransformer
+from dino_exp.head import DINOHead
+from dino_exp.model import DINONetwork
+
+
+def tiny_vit(image_size: int = 32, seed: int = 0) -> VisionTransformer:
+    """16 dimensions, two blocks, patches of 4."""
+    torch.manual_seed(seed)
+    return VisionTransformer(patch_size=4, embed_dim=16, depth=2, num_heads=2, image_size=image_size)
+
+
+def network(backbone: nn.Module, *, width: int = 16, use_bn: bool = False, out_dim: int = 12) -> DINONetwork:
+    """A backbone of `width` features with a small head."""
+    head = DINOHead(in_dim=width, out_dim=out_dim, hidden_dim=8, bottleneck_dim=6, use_bn=use_bn)
+    return DINONetwork(backbone, head)
+
+
+class ReleasedHead(nn.Module):
+    """`DINOHead` of the released `vision_transformer.py`, its deprecated weight norm included."""
+
+    def __init__(self, width: int, out_dim: int, use_bn: bool) -> None:
+        super().__init__()
+        norm = [nn.BatchNorm1d(8)] if use_bn else []
+        self.mlp = nn.Sequential(
+            nn.Linear(width, 8), *norm, nn.GELU(), nn.Linear(8, 8), *norm, nn.GELU(), nn.Linear(8, 6)
+        )
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            self.last_layer = nn.utils.weight_norm(nn.Linear(6, out_dim, bias=False))
+
+
+class Wrapper(nn.Module):
+    """Puts a network where the released code's `MultiCropWrapper` and its wrapper for several GPUs do."""
+
+    def __init__(self, **modules: nn.Module) -> None:
+        super().__init__()
+        for name, module in modules.items():
+            self.add_module(name, module)
+
+
+def released_checkpoint(*, use_bn: bool, out_dim: int = 12) -> dict[str, object]:
+    """A full checkpoint as the released code's modules name their tensors."""
+
+    def state(seed: int, wrapped: bool) -> dict[str, Tensor]:
+        whole = Wrapper(backbone=tiny_vit(seed=seed), head=ReleasedHead(16, out_dim, use_bn))
+        return dict((Wrapper(module=whole) if wrapped else whole).state_dict())
+
+    return {
+        "student": state(1, wrapped=True),
+        "teacher": state(2, wrapped=use_bn),
+        "epoch": 7,
+        "dino_loss": {"center": torch.arange(float(out_dim))[None] + 1},
+    }
