@@ -36,7 +36,14 @@ def write(trained: Trained, network: str, folder: Path) -> str:
         raise UserError(
             f"{error.name} is missing; format=onnx needs pip install 'dino-exp[export]'."
         ) from None
-    export(backbone, pictures, folder / FILE)
+    try:
+        export(backbone, pictures, folder / FILE)
+    except torch.onnx.OnnxExporterError as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise UserError(
+            f"format = onnx: torch.onnx cannot express {trained.cfg.backbone.name} ({reason}); use "
+            "format=torchhub."
+        ) from None
     session = onnxruntime.InferenceSession(str(folder / FILE), providers=["CPUExecutionProvider"])
     difference = max(
         (torch.from_numpy(session.run(None, {"pictures": some.numpy()})[0]) - features_of(backbone, some))

@@ -91,8 +91,9 @@ def _with_our_positions(state: Mapping[str, Tensor], wanted: Tensor | None) -> t
     tokens = stored.shape[1] - before**2  # of the class, and in some models of more
     if tokens != wanted.shape[1] - after**2:
         return result, ""
-    patches = resize_positions(stored[:, tokens:].float(), after, after)
-    result[POSITIONS] = torch.cat([stored[:, :tokens].float(), patches], dim=1)
+    stored = stored.to(torch.promote_types(stored.dtype, torch.float32))
+    patches = resize_positions(stored[:, tokens:], after, after)
+    result[POSITIONS] = torch.cat([stored[:, :tokens], patches], dim=1)
     return result, f"position embedding resized from {before}x{before} to {after}x{after} patches"
 
 
@@ -109,7 +110,7 @@ def _misfit(part: str, given: Mapping[str, Tensor], wanted: Mapping[str, Tensor]
         fix = f"{f'set {options}, or ' if options else ''}leave the head out with init_parts=backbone"
     else:
         found, options = describe_backbone(given)
-        right = f"set {options}" if options else "choose the backbone that they belong to"
+        right = f"set {options}" if options else "choose that backbone"
         fix = f"the file holds {found}: {right}"
     key = wrong[0]
     if not any(key in given for key in wanted):

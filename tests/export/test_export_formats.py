@@ -179,3 +179,19 @@ def test_a_network_that_nobody_else_has_is_sent_to_a_format_that_takes_it(
     with pytest.raises(UserError, match=f"{error}.*; use format=torchhub or format=onnx"):
         write(untrained(*overrides), "teacher", tmp_path)
     assert list(tmp_path.iterdir()) == []
+
+
+class Branching(torch.nn.Module):
+    """Decides by its input, which no graph can."""
+
+    feature_dim = 3
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x.mean(dim=(2, 3)) if x.sum() > 0 else x.amax(dim=(2, 3))
+
+
+def test_a_network_without_a_graph_is_said_to_have_none(tmp_path: Path) -> None:
+    run = untrained()
+    run.teacher.backbone = Branching()
+    with pytest.raises(UserError, match=r"torch.onnx cannot express vit_micro \(.+\); use format=torchhub"):
+        to_onnx.write(run, "teacher", tmp_path)
