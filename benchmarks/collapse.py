@@ -7,9 +7,9 @@
 `train` draws `RUNS` configurations, healthy ones and others, and gives them to this machine's queue; with
 `--numbers 0-35` a part of them, so that several machines can share the work (`judge FOLDER ...`). `judge`
 decides what became of each run without the detector: from k-NN against the untrained network, and from how
-much the teacher's outputs differ between held-out pictures. The detector then reads metrics.jsonl again, line
-by line, as it would have during the run. Even-numbered runs are those that its thresholds may be tuned on;
-the odd-numbered ones say how good it is.
+far the teacher's outputs for held-out pictures are from their mean. The detector then reads metrics.jsonl
+again, line by line, as it would have during the run. Even-numbered runs are those that its thresholds may be
+tuned on; the odd-numbered ones say how good it is.
 """
 
 from __future__ import annotations
@@ -54,8 +54,8 @@ PICTURES = 500
 """Held-out pictures that a teacher's outputs are compared between."""
 LEARNED_POINTS = 5.0
 """Percentage points of k-NN above the untrained network from which a run has learned."""
-SAME_OUTPUTS = 0.01
-"""Spread of the outputs, which are cosines, below which they do not depend on the picture."""
+SAME_OUTPUTS = 0.02
+"""Spread of the outputs below which they do not depend on the picture; at most 1."""
 
 DATA = {
     "shapes": (["experiment=demo"], 3),
@@ -125,19 +125,23 @@ class Truth:
 
     word: str
     """learned; collapsed; hollow: collapsed, although k-NN has gained; unclear: no gain of k-NN, although the
-    outputs differ; diverged."""
+    outputs differ; diverged. unknown, and left out: no gain, and no checkpoint to look at."""
     knn: float | None
     untrained: float | None
     spread: float | None
-    """Standard deviation of the teacher's outputs (cosines) between held-out pictures."""
+    """Of the teacher's outputs over held-out pictures; None where they were not looked at."""
 
 
 @torch.inference_mode()
 def spread_of_outputs(directory: RunDirectory) -> float:
-    """Mean over prototypes of the standard deviation over held-out pictures of the teacher's logits."""
+    """How far the teacher's distributions for held-out pictures are from their mean, half of Σ|p − p̄|."""
     cfg: Any = OmegaConf.load(directory.config_file)
     _, teacher = build_networks(cfg)
-    teacher.load_state_dict(checkpoint.load(directory.checkpoints / "last.pt")["teacher"])
+    state = checkpoint.load(directory.checkpoints / "last.pt")
+    teacher.load_state_dict(state["teacher"])
+    dino_loss = build(cfg.loss, out_dim=cfg.head.out_dim)
+    dino_loss.load_state_dict(state["loss"])
+    dino_loss.awaits_first_batch = False
     source = build(cfg.data).test
     found = extract(
         teacher.backbone,
@@ -151,13 +155,9 @@ def spread_of_outputs(directory: RunDirectory) -> float:
         device=torch.device("cpu"),
     )
     teacher.eval()
-    return float(teacher.head(found.values).logits.std(0).mean())
-
-
-def spread_of_last_crops(directory: RunDirectory) -> float:
-    """The same over training crops, as logged in the last five steps; for runs without a checkpoint."""
-    last = [line for line in read_metrics(directory.metrics_file) if "loss" in line][-5:]
-    return median(line["teacher/logit_spread"] for line in last)
+    logits = teacher.head(found.values).logits
+    outputs = dino_loss.teacher_probabilities(logits, dino_loss.teacher_temp_at(cfg.trainer.epochs - 1))
+    return float((outputs - outputs.mean(0)).abs().sum(1).mean() / 2)
 
 
 def truth_of(directory: RunDirectory) -> Truth:
@@ -174,9 +174,11 @@ def judged(directory: RunDirectory) -> Truth:
     knn, untrained = summary.get("knn_top1"), summary.get("untrained_knn_top1")
     if summary["state"] == "failed" or knn is None or untrained is None:
         return Truth("diverged", knn, untrained, None)
-    whole = (directory.checkpoints / "last.pt").exists()
-    differ = spread_of_outputs(directory) if whole else spread_of_last_crops(directory)
-    gained, alike = knn >= untrained + LEARNED_POINTS, differ < SAME_OUTPUTS
+    gained = knn >= untrained + LEARNED_POINTS
+    if not (directory.checkpoints / "last.pt").exists():
+        return Truth("learned" if gained else "unknown", knn, untrained, None)
+    differ = spread_of_outputs(directory)
+    alike = differ < SAME_OUTPUTS
     word = ("hollow" if gained else "collapsed") if alike else ("learned" if gained else "unclear")
     return Truth(word, knn, untrained, differ)
 
@@ -264,7 +266,7 @@ def show(rows: Sequence[dict[str, Any]], console: Console) -> None:
     for row in wrong:
         knn = "–" if row["knn"] is None else f"{row['untrained']:.1f} → {row['knn']:.1f}"
         console.print(
-            f"{row['half']} {row['number']}: {row['word']} (k-NN {knn}, spread {row['spread']:.4f}), said "
+            f"{row['half']} {row['number']}: {row['word']} (k-NN {knn}, spread {row['spread']}), said "
             f"{row['final']}, first alarm {row['first_alarm']}: {row['overrides']}",
             soft_wrap=True,
         )
@@ -335,6 +337,7 @@ def main() -> None:
         rows = [row for folder in arguments.folders for row in saves(folder, console)]
     else:
         found = [row for folder in arguments.folders or [FOLDER] for row in judge(folder)]
+        found = [row for row in found if row["word"] != "unknown"]
         rows = list({row["number"]: row for row in reversed(found)}.values())  # the first folder's of twins
         rows.sort(key=lambda row: row["number"])
         show(rows, console)

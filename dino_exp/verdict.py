@@ -2,9 +2,10 @@
 
 The signal is the mutual information between crop and prototype (see `diagnostics`) as a share of the most it
 can be, ln of the smaller of K and the number of crops it is measured on. It is zero when a network says the
-same of every picture, at whatever entropy; the entropy then names the kind of collapse. Teacher and student
-must both carry it: a very low τ_t turns the teacher's last differences, mere noise, into information of its
-own, and the student's temperature does not. `docs/collapse.md` has how often this was right.
+same of every picture, at whatever entropy; the entropy then names the kind of collapse. Zero is meant: runs
+have come back from a thousandth of the maximum and learned. For a healthy run the student must know the
+picture too, because a very low τ_t turns a teacher's last differences, mere noise, into information.
+`docs/collapse.md` has how often this was right.
 
 Outputs that are the same now may differ again. A slow centre lags behind the logits, which one prototype then
 wins for every picture until the centre has caught up. So a collapse is called when that has lasted.
@@ -20,10 +21,10 @@ from typing import Any
 
 WINDOW = 3
 """Logged steps that must agree, so that one odd batch decides nothing."""
-ALIKE = 0.002
-"""Share of the possible mutual information below which the outputs do not depend on the picture."""
+ALIKE = 3e-4
+"""Share of the possible mutual information below which the teacher's outputs do not depend on the picture."""
 SLOW = 0.012
-"""Share below which they hardly do."""
+"""Share below which the teacher's or the student's hardly do."""
 LASTING_STEPS = 50
 """Steps that this must last at least before it is a collapse."""
 CATCHING_UP = 3.0
@@ -120,8 +121,8 @@ class Judge:
         h = self._typical("teacher/entropy_share")
         facts = (
             f"teacher entropy is {h:.3f} of ln K, KL is {self._typical('kl_share'):.4f} of ln K, and the "
-            f"mutual information of picture and prototype is {teacher:.4f} of its maximum in the teacher and "
-            f"{student:.4f} in the student"
+            f"mutual information of picture and prototype is {teacher:.2g} of its maximum in the teacher and "
+            f"{student:.2g} in the student"
         )
         if self.recovered_at:
             facts += f" (until step {self.recovered_at} the run was collapsed)"
@@ -132,7 +133,7 @@ class Judge:
                 return self._collapse(h, facts)
             until = max(due, self.warmup_steps)
             return Verdict("slow", f"{facts}, which is a collapse if it lasts until step {until}")
-        if median(self._information(seen) for seen in self.recent) < SLOW:
+        if min(teacher, student) < SLOW:
             return Verdict("slow", f"{facts}: the outputs hardly depend on the picture yet")
         return Verdict("healthy", facts)
 
@@ -144,12 +145,8 @@ class Judge:
         elif self.alike_since is None:
             self.alike_since = step
 
-    def _information(self, seen: dict[str, float]) -> float:
-        """What both networks know of the picture, as a share of the most that can be seen."""
-        return min(seen[name] for name in (TEACHERS, STUDENTS)) / self.ceiling
-
     def _alike(self, seen: dict[str, float]) -> bool:
-        return self._information(seen) < ALIKE
+        return seen[TEACHERS] / self.ceiling < ALIKE
 
     def _due(self, since: int) -> int:
         """Step from which outputs that are alike since a step are a collapse.

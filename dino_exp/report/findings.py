@@ -20,7 +20,7 @@ from dino_exp.config.relations import warnings
 from dino_exp.report import remedies
 from dino_exp.report.training_log import AT_LN_K, Record, TrainingLog
 from dino_exp.schedule import constant_schedule, cosine_schedule, linear_schedule
-from dino_exp.verdict import ALIKE, STUDENTS, TEACHERS, WINDOW, most_information
+from dino_exp.verdict import ALIKE, TEACHERS, WINDOW, most_information
 
 FATAL, DOUBTFUL, REMARK, GOOD = "fatal", "doubtful", "remark", "good"
 
@@ -104,10 +104,10 @@ def collapsed(log: TrainingLog) -> Iterator[Finding]:
 
 def _says_the_same(log: TrainingLog, record: Record) -> bool:
     """Whether the outputs were those of a collapse, though it was too early to call it one."""
-    shares = [share for name in (TEACHERS, STUDENTS) if (share := record.get(name)) is not None]
-    if not shares or not log.out_dim or not log.batch_size:
+    share = record.get(TEACHERS)
+    if share is None or not log.out_dim or not log.batch_size:
         return False
-    return min(shares) / most_information(log.out_dim, 2 * log.batch_size) < ALIKE
+    return share / most_information(log.out_dim, 2 * log.batch_size) < ALIKE
 
 
 def loss_at_ln_k(log: TrainingLog) -> Iterator[Finding]:
