@@ -57,11 +57,11 @@ def draw(axes: Axes, directory: RunDirectory, title: str) -> None:
     axes.set_title(title, loc="left", color=INK, fontweight="bold")
     gain = f"k-NN {summary['untrained_knn_top1']:.0f} → {summary['knn_top1']:.0f} %"
     axes.text(0.99, 1.03, gain, transform=axes.transAxes, ha="right", color=INK)
-    # as much room below 0.01, where slow and collapsed part, as for each tenfold above
-    axes.set_yscale("symlog", linthresh=0.01)
+    # as much room below 0.001, where slow and collapsed part, as for each tenfold above
+    axes.set_yscale("symlog", linthresh=0.001)
     axes.set_yticks([0, ALIKE, 0.01, 0.1, 1], ["0", f"{ALIKE:g}", "0.01", "0.1", "1"], minor=False)
     axes.axhline(ALIKE, color=INK, linewidth=0.8, linestyle=":")
-    axes.set_ylim(-0.002, 1.3)
+    axes.set_ylim(-0.0003, 1.3)
     axes.set_xlim(0, steps[-1])
     axes.spines[["top", "right"]].set_visible(False)
 
