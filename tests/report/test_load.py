@@ -106,7 +106,8 @@ def test_runs_of_several_data_sets_are_not_compared_in_silence(tmp_path: Path) -
 def test_what_differs_from_an_experiment_that_wants_a_folder(tmp_path: Path, experiment: str) -> None:
     path = write_run(tmp_path / "run")
     own = [] if experiment == "demo" else [f"data.root={tmp_path}"]
-    cfg = OmegaConf.to_container(compose([f"experiment={experiment}", *own, "loss.student_temp=0.2"]))
+    words = [f"experiment={experiment}", *own, "loss.student_temp=0.2"]
+    cfg = OmegaConf.to_container(compose(words), resolve=True)
     write_json(path / "config.yaml", cfg)
     said, rows = differences(load_run(path))
     assert said == f"Compared with experiment={experiment}."
