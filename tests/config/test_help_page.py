@@ -1,6 +1,7 @@
 """`train.py --help` names what exists, with the values in force."""
 
 from dataclasses import fields
+from pathlib import Path
 
 import pytest
 
@@ -41,7 +42,9 @@ def test_values_are_those_of_the_command_line(capsys: pytest.CaptureFixture[str]
     assert "paper_vits16*" in words
 
 
-def test_examples_are_valid() -> None:
+def test_examples_are_valid(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "sbatch").touch(mode=0o755)  # which a launcher for SLURM looks for
+    monkeypatch.setenv("PATH", str(tmp_path))
     for line, _ in EXAMPLES:
         argv = [word for word in line.split()[1:] if not word.startswith("data.root=")]
         unmet = [error for error in check(argv).errors if not error.startswith("data.root: not set")]
