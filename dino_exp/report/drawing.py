@@ -18,6 +18,9 @@ VEGA_LITE = ".".join(alt.SCHEMA_VERSION.lstrip("v").split(".")[:2])
 
 Row = dict[str, Any]
 
+MANY_ROWS = 10_000
+"""From which a PNG of double size takes seconds."""
+
 FONT = "system-ui, 'Segoe UI', 'DejaVu Sans', sans-serif"
 
 
@@ -105,7 +108,8 @@ def write_files(figure: Figure, folder: Path) -> list[Path]:
     if "title" not in spec:
         spec["title"] = {"text": figure.title, "anchor": "start", "fontSize": 14}
     svg = vl_convert.vegalite_to_svg(spec, vl_version=VEGA_LITE)
-    png = vl_convert.svg_to_png(svg, scale=2)
+    many = sum(map(len, figure.spec["datasets"].values())) > MANY_ROWS
+    png = vl_convert.svg_to_png(svg, scale=1 if many else 2)
     paths = [folder / f"{figure.name}.svg", folder / f"{figure.name}.png"]
     for path, content in zip(paths, (svg.encode(), png), strict=True):
         write_atomically(path, lambda file, content=content: file.write(content))  # type: ignore[misc]  # of a default
