@@ -21,6 +21,8 @@ Row = dict[str, Any]
 MANY_ROWS = 10_000
 """From which a PNG of double size takes seconds."""
 
+QUIET = "#8a9099"
+"""Readable on light and dark ground."""
 FONT = "system-ui, 'Segoe UI', 'DejaVu Sans', sans-serif"
 
 

@@ -13,7 +13,7 @@ from urllib.parse import quote
 
 import jinja2
 
-from dino_exp.report import run_figures, sweep_figures
+from dino_exp.report import run_figures, sweep_curves, sweep_figures
 from dino_exp.report.cells import averaged_over, map_axes
 from dino_exp.report.cells import heads as short_heads
 from dino_exp.report.defaults import differences
@@ -57,7 +57,7 @@ def in_files(figures: Sequence[Figure]) -> list[Figure]:
     files: list[Figure] = []
     for figure in figures:
         few = figure.name == "curves" and len(figure.spec["datasets"]["curves"]) <= MOST_ROWS_IN_FILES
-        files += sweep_figures.of_each_metric(figure) if few else [figure]
+        files += sweep_curves.of_each_metric(figure) if few else [figure]
     return files
 
 
@@ -163,7 +163,7 @@ def _environment(run: RunData) -> list[tuple[str, str]]:
 def _sweep(sweep: SweepData, folder: Path, refresh: float | None) -> tuple[list[Figure], str]:
     data = sweep_figures.map_data(sweep)
     maps = sweep_figures.maps(sweep, data)
-    curves = sweep_figures.small_multiples(sweep)
+    curves = sweep_curves.small_multiples(sweep)
     seeds = sweep_figures.seeds(sweep)
     effects = sweep_figures.effects(sweep)
     paper = dict(sweep_figures.paper_rows(sweep))
@@ -211,7 +211,7 @@ def _sweep(sweep: SweepData, folder: Path, refresh: float | None) -> tuple[list[
         averaged=averaged(sweep, data[0].x, data[0].y) if data else "",
         maps=maps,
         curves=curves,
-        metrics={name: text for name, text in sweep_figures.CURVES.items() if _has(curves, text)},
+        metrics={name: text for name, text in sweep_curves.CURVES.items() if _has(curves, text)},
         seeds=seeds,
         effects=[
             (figure, paper.get(axis))
