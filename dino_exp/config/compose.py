@@ -283,19 +283,9 @@ class _Preflight:
         return known and any(self.loader.is_group(dropped) for dropped in self.reader.dropped)
 
     def _set(self, cfg: DictConfig, override: Override, choices: Mapping[str, str]) -> str | None:
-        key, value = override.key_or_group, override.value()
-        node = _parent(cfg, key)
-        if node is None:
-            return self._unknown_key(key, cfg, choices)
-        if override.is_add() or override.is_force_add():
-            return f"{override.input_line}: the key exists already; write it without '+'."
-        try:
-            OmegaConf.update(cfg, key, value, merge=True)
-        except GrammarParseError:
-            return f"{key} = {messages.show(value)}: not an interpolation, such as ${{loss.student_temp}}."
-        except (OmegaConfBaseException, ValueError, TypeError, AttributeError):
-            return messages.wrong_value(key, value, _field(node, key))
-        return None
+        if _parent(cfg, override.key_or_group) is None:
+            return self._unknown_key(override.key_or_group, cfg, choices)
+        return set_value(cfg, override)
 
     # ---- the sweep as a whole -------------------------------------------------------------------
 
@@ -327,6 +317,25 @@ def _knn_problems(cfg: DictConfig) -> list[str]:
         "data.val_root = null: a search compares its runs by k-NN, which needs labelled held-out pictures; "
         "give their folder."
     ]
+
+
+def set_value(cfg: DictConfig, override: Override) -> str | None:
+    """Set an existing key to what was typed; says what is wrong with it."""
+    key, value = override.key_or_group, override.value()
+    if override.is_add() or override.is_force_add():
+        return f"{override.input_line}: the key exists already; write it without '+'."
+    try:
+        OmegaConf.update(cfg, key, value, merge=True)
+    except GrammarParseError:
+        return f"{key} = {messages.show(value)}: not an interpolation, such as ${{loss.student_temp}}."
+    except (OmegaConfBaseException, ValueError, TypeError, AttributeError):
+        return messages.wrong_value(key, value, _field(_parent(cfg, key), key))
+    return None
+
+
+def has_key(cfg: DictConfig, key: str) -> bool:
+    """Whether a dotted key exists, set or not."""
+    return _parent(cfg, key) is not None
 
 
 def _parent(cfg: DictConfig, key: str) -> DictConfig | ListConfig | None:

@@ -15,7 +15,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from dino_exp.config import schema
+from dino_exp.config import evaluations, schema
 from dino_exp.config.messages import show
 from launchers import settings
 from launchers.settings import SETTINGS, OptunaSettings
@@ -87,8 +87,9 @@ WIDEST = 120
 
 @cache
 def docstrings() -> dict[str, dict[str, str]]:
-    """The first sentence below each field of the schema's classes, by class and field."""
-    trees = [ast.parse(Path(str(module.__file__)).read_text("utf-8")) for module in (schema, settings)]
+    """The first sentence below each field of the configuration's classes, by class and field."""
+    modules = (schema, evaluations, settings)
+    trees = [ast.parse(Path(str(module.__file__)).read_text("utf-8")) for module in modules]
     found: dict[str, dict[str, str]] = {}
     for node in (node for tree in trees for node in tree.body):
         if isinstance(node, ast.ClassDef):
@@ -133,14 +134,14 @@ def print_help(
     for line, what in EXAMPLES:
         examples.append(f"# {what}\n", style="dim").append(f"python {line}\n")
     examples.rstrip()
-    _section(console, "Examples", examples)
+    section(console, "Examples", examples)
     groups = Table.grid(padding=(0, 2, 0, 0))
     groups.add_column(style="bold", no_wrap=True)
     groups.add_column()
     for group, names in options.items():
         words = [(f"{name}*" if name == choices.get(group) else name) for name in names]
         groups.add_row(group, Text("  ".join(words)))
-    _section(console, "Groups: group=option (* is in force)", groups)
+    section(console, "Groups: group=option (* is in force)", groups)
     keys = Table.grid(padding=(0, 2, 0, 0))
     keys.add_column(style="bold", no_wrap=True)
     keys.add_column(no_wrap=True)
@@ -151,22 +152,21 @@ def print_help(
         if name in list(node):  # `in node` alone is false for a value that is not set
             value = "(not set)" if OmegaConf.is_missing(node, name) else show(node[name])
             keys.add_row(key, Text(value), Text(meaning(schema.schema_of(node), name)))
-    _section(console, "Keys: key=value (with the value in force)", keys)
+    section(console, "Keys: key=value (with the value in force)", keys)
     if launcher is not None and schema.schema_of(launcher) in SETTINGS.values():
-        _section(
-            console, f"Keys of {choices['hydra/launcher']}: hydra.launcher.key=value", _keys_of(launcher)
-        )
+        section(console, f"Keys of {choices['hydra/launcher']}: hydra.launcher.key=value", keys_of(launcher))
     if sweeper is not None and schema.schema_of(sweeper) is OptunaSettings:
-        _section(console, "Keys of optuna: hydra.sweeper.key=value", _keys_of(sweeper))
+        section(console, "Keys of optuna: hydra.sweeper.key=value", keys_of(sweeper))
     flags = Table.grid(padding=(0, 2, 0, 0))
     flags.add_column(style="bold", no_wrap=True)
     flags.add_column()
     for flag, what in OPTIONS:
         flags.add_row(flag, Text(what))
-    _section(console, "Options", flags)
+    section(console, "Options", flags)
 
 
-def _keys_of(node: DictConfig) -> Table:
+def keys_of(node: DictConfig) -> Table:
+    """The keys of a typed node with their values and meanings."""
     keys = Table.grid(padding=(0, 2, 0, 0))
     keys.add_column(style="bold", no_wrap=True)
     keys.add_column()
@@ -178,7 +178,8 @@ def _keys_of(node: DictConfig) -> Table:
     return keys
 
 
-def _section(console: Console, title: str, content: RenderableType) -> None:
+def section(console: Console, title: str, content: RenderableType) -> None:
+    """Print a title and what belongs to it."""
     console.print()
     console.print(Text(title, style="bold underline"))
     console.print(Padding(content, (0, 0, 0, 2)))

@@ -9,6 +9,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
+import yaml
 from hydra import version
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
@@ -35,7 +36,8 @@ from dino_exp.errors import UserError
 
 VERSION_BASE = "1.3"
 CONFIG_NAME = "config"
-INTERNAL_GROUPS = {"hydra", "schema"}
+EVALUATE = "evaluate"
+"""The other table of contents, that of `evaluate.py`."""
 
 
 class CompositionError(Exception):
@@ -65,11 +67,13 @@ class Loader:
 
     Args:
         config_dir: what `--config-dir` names, or None.
+        config_name: the table of contents, a file of `conf/`.
     """
 
-    def __init__(self, config_dir: str | None = None) -> None:
+    def __init__(self, config_dir: str | None = None, config_name: str = CONFIG_NAME) -> None:
         if not CONF.is_dir():
-            raise UserError(f"{CONF}: there is no such folder; run train.py from a checkout of the project.")
+            raise UserError(f"{CONF}: there is no such folder; run this from a checkout of the project.")
+        self.config_name = config_name
         version.setbase(VERSION_BASE)
         setup_globals()
         register()
@@ -83,13 +87,15 @@ class Loader:
         self._parser = OverridesParser.create(config_loader=self._hydra)
         self._parsed: dict[str, Override] = {}  # a sweep repeats the same texts many times
         self._composed: dict[tuple[str, ...], Composition] = {}
-        self.groups: list[str] = self._hydra.get_group_options("", ObjectType.GROUP)
+        defaults = yaml.safe_load((CONF / f"{config_name}.yaml").read_text("utf-8"))["defaults"]
+        contents = {group for entry in defaults if isinstance(entry, dict) for group in entry}
+        self.groups: list[str] = sorted(contents & set(self._hydra.get_group_options("", ObjectType.GROUP)))
 
     def is_group(self, key: str) -> bool:
         """Whether `key` chooses among files (`backbone`, `hydra/launcher`) and does not set a value."""
         if "/" in key:
             return not key.startswith("schema/") and bool(self.options(key))
-        return key in self.groups and key not in INTERNAL_GROUPS
+        return key in self.groups
 
     def options(self, group: str) -> list[str]:
         """The files of a group."""
@@ -109,7 +115,7 @@ class Loader:
         """
         if choices not in self._composed:
             try:
-                cfg = self._hydra.load_configuration(CONFIG_NAME, list(choices), RunMode.RUN)
+                cfg = self._hydra.load_configuration(self.config_name, list(choices), RunMode.RUN)
             except (HydraException, OmegaConfBaseException) as error:
                 raise _composition_error(error) from error
             self._composed[choices] = Composition(cfg, without_hydra(cfg))
@@ -148,9 +154,9 @@ def without_hydra(whole: DictConfig) -> DictConfig:
 
 
 @cache
-def loader(config_dir: str | None = None) -> Loader:
-    """One loader per process and folder: opening it takes longer than composing."""
-    return Loader(config_dir)
+def loader(config_dir: str | None = None, config_name: str = CONFIG_NAME) -> Loader:
+    """One loader per process, folder and table of contents: opening it takes longer than composing."""
+    return Loader(config_dir, config_name)
 
 
 def _composition_error(error: BaseException) -> CompositionError:

@@ -18,6 +18,9 @@ EXPECTED = {
     "bool": "true or false",
     "str": "text",
     "list[float]": "a list of numbers",
+    "list[int]": "a list of whole numbers",
+    "list[bool]": "a list of true and false",
+    "list[str]": "a list of words",
 }
 
 RELEASED_NAMES = {
@@ -64,7 +67,13 @@ def closest(word: str, words: Iterable[str], cutoff: float = 0.6) -> list[str]:
     return difflib.get_close_matches(word, list(words), n=3, cutoff=cutoff)
 
 
-def unknown_key(key: str, keys: Sequence[str], groups: Sequence[str], choices: Mapping[str, str]) -> str:
+def unknown_key(
+    key: str,
+    keys: Sequence[str],
+    groups: Sequence[str],
+    choices: Mapping[str, str],
+    program: str = "train.py",
+) -> str:
     """The error for a key that the composed configuration does not have.
 
     Args:
@@ -72,9 +81,11 @@ def unknown_key(key: str, keys: Sequence[str], groups: Sequence[str], choices: M
         keys: all dotted keys of the configuration.
         groups: names of the groups.
         choices: the option in force, by group.
+        program: whose command line it is.
     """
     group, _, last = key.rpartition(".")
-    elsewhere = [name for name, schema in SCHEMAS.get(group, {}).items() if last in _names(schema)]
+    options = SCHEMAS.get(group, {}) if group in choices else {}
+    elsewhere = [name for name, schema in options.items() if last in _names(schema)]
     if elsewhere:
         own = [other.rpartition(".")[2] for other in keys if other.startswith(f"{group}.")]
         own = [name for name in own if not name.startswith("_")]
@@ -83,7 +94,7 @@ def unknown_key(key: str, keys: Sequence[str], groups: Sequence[str], choices: M
             f"it belongs to the {any_of(elsewhere)} options of {group}."
         )
     near = did_you_mean(_similar_keys(key, last, keys, groups))
-    return f"{key}: no such key{near or '; see train.py --help.'}"
+    return f"{key}: no such key{near or f'; see {program} --help.'}"
 
 
 def _similar_keys(key: str, last: str, keys: Sequence[str], groups: Sequence[str]) -> list[str]:
@@ -111,9 +122,13 @@ def wrong_value(key: str, value: Any, field: Field[Any] | None) -> str:
     """The error for a value that its key's type cannot take; without a field, it is an item of a list."""
     kind, *optional = str(field.type).split(" | ") if field else ["float"]
     expected = EXPECTED[kind]
-    if field and kind == "list[float]" and callable(field.default_factory):
+    if field and kind in ("list[float]", "list[int]") and callable(field.default_factory):
         bounds = field.metadata.get("bounds")
-        count = f"{bounds.length} numbers" if bounds and bounds.length else "numbers"
+        count = (
+            f"{bounds.length} numbers"
+            if bounds and bounds.length
+            else EXPECTED[kind].removeprefix("a list of ")
+        )
         expected = f"a list of {count}, like {show(field.default_factory())}"
     if optional:
         expected += " or null"

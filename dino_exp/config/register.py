@@ -8,6 +8,7 @@ from typing import Any
 from hydra.core.config_store import ConfigStore
 from omegaconf import OmegaConf
 
+from dino_exp.config.evaluations import EvaluateConfig, LinearConfig
 from dino_exp.config.identity import run_id
 from dino_exp.config.schema import SCHEMAS, Config
 from dino_exp.weights.place import digest
@@ -21,6 +22,8 @@ def register() -> None:
     """Store schema and resolvers; doing it again does no harm."""
     store = ConfigStore.instance()
     store.store(group="schema", name="config", node=Config)
+    store.store(group="schema", name="evaluate", node=EvaluateConfig)
+    store.store(group="schema", name="linear", node=LinearConfig)
     for group, classes in SCHEMAS.items():
         for name, node in classes.items():
             if name:

@@ -29,12 +29,13 @@ def problems(cfg: Any) -> Iterator[str]:
     """What cannot work, one line each; every single value is within its own bounds already."""
     yield from _names(cfg)
     yield from _weights(cfg)
-    yield from _backbone(cfg)
+    yield from backbone(cfg)
     yield from _crops(cfg)
     yield from _augment(cfg)
     yield from _loss(cfg)
     yield from _schedules(cfg)
-    yield from _data(cfg)
+    yield from data(cfg)
+    yield from _batch(cfg)
     yield from _machine(cfg)
 
 
@@ -61,7 +62,8 @@ def _weights(cfg: Any) -> Iterator[str]:
             yield f"init_from = {error}"
 
 
-def _backbone(cfg: Any) -> Iterator[str]:
+def backbone(cfg: Any) -> Iterator[str]:
+    """What no network can be made of."""
     node, kind = cfg.backbone, schema_of(cfg.backbone)
     if kind is VitConfig:
         if node.embed_dim % node.num_heads:
@@ -171,23 +173,36 @@ def _schedules(cfg: Any) -> Iterator[str]:
         )
 
 
-def _data(cfg: Any) -> Iterator[str]:
-    data, kind, batch = cfg.data, schema_of(cfg.data), cfg.trainer.batch_size
+def data(cfg: Any) -> Iterator[str]:
+    """What no pictures can be read with."""
+    node, kind = cfg.data, schema_of(cfg.data)
     for key in ("mean", "std"):
-        if len(data[key]) != data.channels:
+        if len(node[key]) != node.channels:
             yield (
-                f"data.{key} = {show(data[key])}: give one number per channel; "
-                f"data.channels = {data.channels}."
+                f"data.{key} = {show(node[key])}: give one number per channel; "
+                f"data.channels = {node.channels}."
             )
-    if data.backend == "pil" and data.channels not in (1, 3):
+    if node.backend == "pil" and node.channels not in (1, 3):
         yield (
             f"data.backend = pil: Pillow's pictures have 1 or 3 channels, and data.channels = "
-            f"{data.channels}; use data.backend=fast."
+            f"{node.channels}; use data.backend=fast."
         )
-    if kind is Cifar10Config and data.channels != 3:
-        yield f"data.channels = {data.channels}: CIFAR-10 has 3."
-    if kind is ShapesConfig and data.channels not in (1, 3):
-        yield f"data.channels = {data.channels}: shapes have 3 (RGB) or 1 (luminance)."
+    if kind is Cifar10Config and node.channels != 3:
+        yield f"data.channels = {node.channels}: CIFAR-10 has 3."
+    if kind is ShapesConfig and node.channels not in (1, 3):
+        yield f"data.channels = {node.channels}: shapes have 3 (RGB) or 1 (luminance)."
+    if issubclass(kind, StoredConfig):
+        if not (node.root or "").strip():
+            yield f"data.root = {show(node.root)}: give the training pictures, e.g. data.root=/path/to/train."
+        if node.packed_side and not node.packed:
+            yield (
+                f"data.packed_side = {node.packed_side}: only packed pictures are made smaller; add "
+                "data.packed=true."
+            )
+
+
+def _batch(cfg: Any) -> Iterator[str]:
+    data, kind, batch = cfg.data, schema_of(cfg.data), cfg.trainer.batch_size
     pictures = data.train_size if kind is ShapesConfig else TRAINING_PICTURES.get(kind)
     if pictures and batch > pictures:
         more = ", or raise data.train_size" if kind is ShapesConfig else ""
@@ -195,14 +210,6 @@ def _data(cfg: Any) -> Iterator[str]:
             f"trainer.batch_size = {batch}: {data.name} has only {pictures} training pictures, less than one "
             f"batch; use at most {pictures}{more}."
         )
-    if issubclass(kind, StoredConfig):
-        if not (data.root or "").strip():
-            yield f"data.root = {show(data.root)}: give the training pictures, e.g. data.root=/path/to/train."
-        if data.packed_side and not data.packed:
-            yield (
-                f"data.packed_side = {data.packed_side}: only packed pictures are made smaller; add "
-                "data.packed=true."
-            )
 
 
 def _machine(cfg: Any) -> Iterator[str]:

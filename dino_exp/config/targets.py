@@ -10,6 +10,7 @@ from typing import Any
 from omegaconf import MISSING as NOT_SET
 from omegaconf import DictConfig
 
+from dino_exp.config.evaluations import EVALUATIONS
 from dino_exp.config.schema import SCHEMAS
 from dino_exp.errors import UserError
 
@@ -24,7 +25,10 @@ def targets_of(schema: type) -> tuple[str, ...]:
 
 
 KNOWN = frozenset(
-    target for classes in SCHEMAS.values() for schema in classes.values() for target in targets_of(schema)
+    target
+    for classes in (*SCHEMAS.values(), EVALUATIONS)
+    for schema in classes.values()
+    for target in targets_of(schema)
 )
 
 

@@ -39,13 +39,9 @@ SAMPLE = 256
 
 
 class StoredPictures(ImageSource, Protocol):
-    """Pictures in files, which can tell whether they are still the same."""
+    """Pictures in files."""
 
     place: Path
-
-    def fingerprint(self) -> str:
-        """Changes when a file or the way it is decoded does."""
-        ...
 
 
 def packed_splits(train: StoredPictures, test: StoredPictures | None, side: int | None) -> Splits:
@@ -68,6 +64,7 @@ class PackedSource:
     def __init__(self, source: StoredPictures, side: int | None) -> None:
         self._source = source
         name = f"packed-{source.place.name}-{digest(LAYOUT, source.fingerprint(), side)}"
+        self._name = name
         pixels, index = (default_root() / f"{name}{ending}" for ending in (".pixels", ".npz"))
         try:
             pixels.parent.mkdir(parents=True, exist_ok=True)
@@ -102,6 +99,9 @@ class PackedSource:
 
     def name(self, index: int) -> str:
         return self._source.name(index)
+
+    def fingerprint(self) -> str:
+        return self._name
 
     def mask(self, index: int) -> torch.Tensor:
         raise ValueError("stored pictures have no masks")

@@ -90,6 +90,9 @@ class ShapesSource:
     def name(self, index: int) -> str:
         return f"shapes {self.split} {index}"
 
+    def fingerprint(self) -> str:
+        return self._path.name
+
     def __getstate__(self) -> dict[str, object]:
         state = self.__dict__.copy()
         if isinstance(self._pictures, np.ndarray):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import os
 from collections.abc import Callable, Sequence
@@ -86,6 +87,10 @@ class ImageSource(Protocol):
         """bool (H, W), true on the object; only where has_masks."""
         ...
 
+    def fingerprint(self) -> str:
+        """Changes when a picture does, or the way it is decoded; the name of what is made of them all."""
+        ...
+
 
 @dataclass
 class Splits:
@@ -130,6 +135,10 @@ class ArraySource:
 
     def mask(self, index: int) -> torch.Tensor:
         raise ValueError(f"{self.title} has no masks")
+
+    def fingerprint(self) -> str:
+        pixels = self.images.numpy().tobytes()
+        return f"{hashlib.sha256(pixels).hexdigest()[:16]}x{self.channels}"
 
 
 def default_root() -> Path:

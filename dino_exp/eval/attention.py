@@ -127,7 +127,7 @@ def attention_mass(attention: Tensor, masks: Tensor) -> AttentionMass:
     patches = attention.double().mean(dim=1)
     height, width = patches.shape[-2:]
     coverage = F.adaptive_avg_pool2d(masks.double().unsqueeze(1), (height, width)).squeeze(1)
-    gaussian = _centred_gaussian(height, width).expand_as(patches)
+    gaussian = centred_gaussian(height, width).expand_as(patches)
     return AttentionMass(
         mass=_mass(patches, coverage),
         area=coverage.mean().item(),
@@ -138,7 +138,7 @@ def attention_mass(attention: Tensor, masks: Tensor) -> AttentionMass:
     )
 
 
-def _centred_gaussian(height: int, width: int) -> Tensor:
+def centred_gaussian(height: int, width: int) -> Tensor:
     """exp(−(x² + y²) / 2σ²) at the patch centres, σ = a quarter of the side."""
     y, x = (torch.arange(n, dtype=torch.float64).add(0.5).div(n).sub(0.5).div(0.25) for n in (height, width))
     return torch.exp(-(y[:, None] ** 2 + x[None, :] ** 2) / 2)

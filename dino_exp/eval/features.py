@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import NamedTuple, TypeAlias
 
@@ -16,6 +14,7 @@ from torchvision.transforms.v2 import functional as transforms
 from dino_exp import distributed
 from dino_exp.data.source import CorruptImageError, ImageSource
 from dino_exp.errors import UserError
+from dino_exp.read_ahead import ahead
 
 # Pictures of one shape are resized together up to this many bytes, so that small ones need no Python each
 # and a batch of large photographs never lies in memory at full size.
@@ -98,21 +97,9 @@ def still_pictures(
     def load(chunk: Chunk) -> Batch:
         return _load(source, chunk, image_size, crop_ratio)
 
-    for batch in map(load, chunks) if workers == 0 else _ahead(load, chunks, workers):
+    for batch in ahead(load, chunks, workers):
         if batch is not None:
             yield batch
-
-
-def _ahead(load: Callable[[Chunk], Batch], chunks: Sequence[Chunk], workers: int) -> Iterator[Batch]:
-    """`map(load, chunks)` with a bounded number of chunks under way in threads."""
-    with ThreadPoolExecutor(workers) as pool:
-        under_way: deque[Future[Batch]] = deque()
-        for chunk in chunks:
-            under_way.append(pool.submit(load, chunk))
-            if len(under_way) > workers:
-                yield under_way.popleft().result()
-        while under_way:
-            yield under_way.popleft().result()
 
 
 def _load(source: ImageSource, chunk: Chunk, image_size: int, crop_ratio: float) -> Batch:

@@ -14,10 +14,65 @@ from dino_exp.data.source import ImageSource, Splits
 from dino_exp.errors import UserError
 from dino_exp.eval.features import Features, extract, pixels
 
-# Similarities held at once when no block is given: 2^25 floats are 128 MiB.
-SIMILARITIES_AT_ONCE = 2**25
+BANK_BLOCK, QUERY_BLOCK = 16384, 1024
+"""Similarities of a block, 64 MiB, stay near the cores; with the neighbours so far that is all the memory."""
 
 GOLDEN = 0.6180339887498949
+
+
+@torch.no_grad()
+def nearest(
+    bank: Tensor, queries: Tensor, k: int, *, query_block: int = QUERY_BLOCK, bank_block: int = BANK_BLOCK
+) -> tuple[Tensor, Tensor]:
+    """Cosines and bank rows of the k nearest to each query, nearest first: two tensors (M, min(k, N)).
+
+    bank (N, D), perhaps of a memory-mapped file, which is read once and in order; queries (M, D), on whose
+    device the work is done. Features need not be normalised.
+
+    The bank passes block by block. Of each block only those that are nearer than a query's k-th so far join
+    its list: soon few, so that the matrix product is most of the work.
+    """
+    k = min(k, len(bank))
+    queries = F.normalize(queries.float(), dim=1)
+    near = torch.full((len(queries), k), -torch.inf, device=queries.device)
+    where = torch.zeros(len(queries), k, dtype=torch.int64, device=queries.device)
+    for bank_start in range(0, len(bank), bank_block):
+        keys = F.normalize(bank[bank_start : bank_start + bank_block].to(queries.device).float(), dim=1).t()
+        for start in range(0, len(queries), query_block):
+            rows = slice(start, start + query_block)
+            near[rows], where[rows] = _joined(near[rows], where[rows], queries[rows] @ keys, bank_start)
+    return near, where
+
+
+def _joined(near: Tensor, where: Tensor, cosines: Tensor, bank_start: int) -> tuple[Tensor, Tensor]:
+    """The k best of those so far (Q, k) and of a block's (Q, B), whose first is bank row `bank_start`."""
+    (rows, k), block = near.shape, cosines.shape[1]
+    if bank_start == 0 and block >= k:
+        best, numbers = cosines.topk(k, dim=1)
+        return best, numbers
+    found = (cosines > near[:, -1:]).flatten().nonzero().squeeze(1)
+    row = found // block
+    counts = torch.bincount(row, minlength=rows)
+    place = k + torch.arange(len(found), device=found.device) - (counts.cumsum(0) - counts)[row]
+    width = k + (int(counts.max()) if len(found) else 0)
+    candidates = near.new_full((rows, width), -torch.inf)
+    numbers = where.new_zeros((rows, width))
+    candidates[:, :k], numbers[:, :k] = near, where
+    candidates[row, place] = cosines.flatten()[found]
+    numbers[row, place] = found - row * block + bank_start
+    best, chosen = candidates.topk(k, dim=1)
+    return best, numbers.gather(1, chosen)
+
+
+@torch.no_grad()
+def votes(cosines: Tensor, labels: Tensor, *, temperature: float, classes: int) -> Tensor:
+    """Votes for each class (M, classes) of neighbours' labels (M, k), each of weight exp(cosine / T).
+
+    A query's weights are divided by its largest, which changes no comparison and cannot overflow at small T;
+    the nearest neighbour comes first.
+    """
+    weights = ((cosines - cosines[:, :1]) / temperature).exp()
+    return torch.zeros(len(cosines), classes, device=cosines.device).scatter_add_(1, labels, weights)
 
 
 @torch.no_grad()
@@ -29,7 +84,7 @@ def knn_predict(
     k: int | Sequence[int],
     temperature: float,
     classes: int,
-    block: int | None = None,
+    block: int = QUERY_BLOCK,
 ) -> Tensor:
     """Class of each query by the votes of its k nearest bank features, each with weight exp(cosine / T).
 
@@ -40,20 +95,14 @@ def knn_predict(
     if len(bank) == 0:
         raise ValueError("k-NN needs at least one bank feature.")
     several = [k] if isinstance(k, int) else list(k)
-    neighbours = [min(each, len(bank)) for each in several]
-    block = block or max(1, SIMILARITIES_AT_ONCE // len(bank))
-    bank_t = F.normalize(bank.float(), dim=1).t()
+    cosines, where = nearest(bank, queries, max(several), query_block=block)
     predicted = torch.empty(len(several), len(queries), dtype=torch.int64, device=queries.device)
     for start in range(0, len(queries), block):
-        similarity = F.normalize(queries[start : start + block].float(), dim=1) @ bank_t
-        nearest, where = similarity.topk(max(neighbours), dim=1)
-        # Dividing all of a query's weights by its largest changes no vote and cannot overflow at small T.
-        weights = ((nearest - nearest[:, :1]) / temperature).exp()
-        labels = bank_labels[where]
-        for row, count in enumerate(neighbours):
-            votes = torch.zeros(len(similarity), classes, device=weights.device)
-            votes.scatter_add_(1, labels[:, :count], weights[:, :count])
-            predicted[row, start : start + block] = votes.argmax(dim=1)
+        rows = slice(start, start + block)
+        near, labels = cosines[rows], bank_labels[where[rows]]
+        for row, count in enumerate(several):
+            of_classes = votes(near[:, :count], labels[:, :count], temperature=temperature, classes=classes)
+            predicted[row, rows] = of_classes.argmax(dim=1)
     return predicted[0] if isinstance(k, int) else predicted
 
 

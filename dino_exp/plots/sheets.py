@@ -50,22 +50,22 @@ def attention_figure(
     scale = "each map from 0 to its own maximum"
     if untrained_maps is not None:
         scale = "untrained and now on one scale per picture, from 0; each head from 0 to its own maximum"
-    figure, grid = _sheet(len(pictures), titles, caption, scale + _channel_note(pictures))
+    figure, grid = _sheet(len(pictures), titles, caption, scale + channel_note(pictures))
     size = tuple(pictures.shape[-2:])
     for row, picture in enumerate(pictures):
         cells = iter(grid[row])
-        _show(next(cells), picture)
+        show(next(cells), picture)
         if masks is not None:
-            _outline(_show(next(cells), picture), masks[row])
+            outline(show(next(cells), picture), masks[row])
         now = maps[row].mean(dim=0)
-        top = _top(now)
+        top = top_of(now)
         if untrained_maps is not None:
             untrained = untrained_maps[row].mean(dim=0)
-            top = max(top, _top(untrained))
-            _heat(next(cells), untrained, size, top)
-        _heat(next(cells), now, size, top)
+            top = max(top, top_of(untrained))
+            heat(next(cells), untrained, size, top)
+        heat(next(cells), now, size, top)
         for head in range(heads):
-            _heat(next(cells), maps[row, head], size, _top(maps[row, head]))
+            heat(next(cells), maps[row, head], size, top_of(maps[row, head]))
     return figure
 
 
@@ -100,11 +100,11 @@ def crops_figure(
         kind = "global" if crop.shape[-1] == largest else "local"
         numbers[kind] += 1
         titles.append(f"{kind} {numbers[kind]}\n{crop.shape[-1]} px")
-    figure, grid = _sheet(len(rows), titles, caption, _channel_note(rows[0][0][None]).lstrip("; "))
+    figure, grid = _sheet(len(rows), titles, caption, channel_note(rows[0][0][None]).lstrip("; "))
     for cells, (picture, its_crops) in zip(grid, rows, strict=True):
-        _show(cells[0], picture)
+        show(cells[0], picture)
         for cell, crop in zip(cells[1:], its_crops, strict=True):
-            _show(cell, _as_bytes(crop, mean, std))
+            show(cell, _as_bytes(crop, mean, std))
     return figure
 
 
@@ -148,7 +148,7 @@ def _sheet(rows: int, titles: Sequence[str], caption: str, note: str) -> tuple[F
     return figure, axes
 
 
-def _show(axes: Axes, picture: Tensor) -> Axes:
+def show(axes: Axes, picture: Tensor) -> Axes:
     """Draw a picture uint8 (C, H, W): one channel grey, two as red and cyan, more by the first three."""
     picture = picture.cpu()
     if picture.shape[0] == 2:
@@ -160,26 +160,27 @@ def _show(axes: Axes, picture: Tensor) -> Axes:
     return axes
 
 
-def _channel_note(pictures: Tensor) -> str:
+def channel_note(pictures: Tensor) -> str:
+    """How channels other than RGB and grey are shown, for a caption; empty for these."""
     channels = pictures.shape[1]
     if channels == 2:
         return "; channel 1 is red, channel 2 cyan"
     return f"; channels 1–3 of {channels} are shown as red, green, blue" if channels > 3 else ""
 
 
-def _top(values: Tensor) -> float:
+def top_of(values: Tensor) -> float:
     """Upper end of a colour scale."""
     return values.float().nan_to_num().max().item() or 1.0
 
 
-def _heat(axes: Axes, values: Tensor, size: tuple[int, ...], top: float) -> None:
+def heat(axes: Axes, values: Tensor, size: tuple[int, ...], top: float) -> None:
     """Draw attention (h, w) over the area of a picture of (H, W) pixels, in colours from 0 to top."""
     extent = (-0.5, size[1] - 0.5, size[0] - 0.5, -0.5)
     pixels = values.float().cpu().numpy()
     axes.imshow(pixels, cmap="viridis", vmin=0, vmax=top, interpolation="nearest", extent=extent)
 
 
-def _outline(axes: Axes, mask: Tensor) -> None:
+def outline(axes: Axes, mask: Tensor) -> None:
     """Draw the mask's border along pixel edges, light on dark so that it shows on any picture."""
     inside = (mask.float().cpu() > 0.5).float()
     if not inside.any() or inside.all():

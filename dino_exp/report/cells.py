@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 from itertools import combinations
 from statistics import fmean, stdev
 
-from dino_exp.report.load import SEED, RunData, SweepData, Value, value_text
+from dino_exp.report.axes import Value, value_text
+from dino_exp.report.load import SEED, RunData, SweepData
 
 MOST_TICKS = 24
 """Values that an axis shows one by one; of more, numbers are gathered into ranges."""

@@ -13,6 +13,7 @@ from types import ModuleType
 from rich.console import Console
 
 from dino_exp.errors import UserError
+from dino_exp.report import evaluations
 from dino_exp.report.load import RUN_FILES, UNFINISHED, RunData, SweepData, load, run_folders
 
 USER_ERROR = 2
@@ -197,7 +198,7 @@ def fingerprint(folder: Path) -> list[tuple[str, int, int]]:
     folders = [folder, *run_folders(folder)] if folder.is_dir() else []
     found = []
     for each in folders:
-        for name in (*RUN_FILES, "manifest.json"):
+        for name in (*RUN_FILES, evaluations.FILE, "manifest.json"):
             try:
                 known = (each / name).stat()
             except OSError:

@@ -15,9 +15,10 @@ from rich.text import Text
 
 from dino_exp.config.identity import differing_keys
 from dino_exp.errors import UserError
+from dino_exp.report.axes import Value, as_value, configured, value_text
 from dino_exp.report.cells import short, spread
 from dino_exp.report.files import read_config
-from dino_exp.report.load import SEED, RunData, Value, as_value, configured, load, value_text
+from dino_exp.report.load import SEED, RunData, load
 
 MOST_ROWS = 40
 """Of a table in the terminal."""
@@ -181,16 +182,17 @@ def _text(value: Any) -> str:
 
 def with_spread(runs: Sequence[RunData]) -> str:
     """72.4 ± 1.3 (n=3)"""
-    return _spread_text([run.knn for run in runs], ".1f")
+    return spread_text([run.knn for run in runs], ".1f")
 
 
 def gain(runs: Sequence[RunData]) -> str:
     """+52.4 ± 1.3 (n=3), k-NN over that of the untrained network"""
     known = [(run.knn, run.untrained_knn) for run in runs]
-    return _spread_text([None if a is None or b is None else a - b for a, b in known], "+.1f")
+    return spread_text([None if a is None or b is None else a - b for a, b in known], "+.1f")
 
 
-def _spread_text(values: Sequence[float | None], form: str) -> str:
+def spread_text(values: Sequence[float | None], form: str) -> str:
+    """72.4 ± 1.3 (n=3) of the values that are known"""
     mean, deviation, count = spread(values)
     if mean is None:
         return "–"

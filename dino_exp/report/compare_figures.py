@@ -8,6 +8,7 @@ from pathlib import Path
 
 import altair as alt
 
+from dino_exp.report.axes import value_text
 from dino_exp.report.cells import short
 from dino_exp.report.compare import (
     Comparison,
@@ -18,10 +19,11 @@ from dino_exp.report.compare import (
     knn,
     pair_row,
 )
+from dino_exp.report.compare_evaluations import evaluation_rows
 from dino_exp.report.curves import thinned
 from dino_exp.report.drawing import Figure, Row, show, to_spec, write_files
 from dino_exp.report.files import number
-from dino_exp.report.load import SEED, RunData, value_text
+from dino_exp.report.load import SEED, RunData
 from dino_exp.report.page import PAGE, page_link, render
 from dino_exp.report.run_figures import FIGURES, LINES, Curves
 from dino_exp.run_directory import write_atomically
@@ -59,6 +61,7 @@ def write_comparison(comparison: Comparison, folder: Path) -> list[Path]:
         sides=list(zip(SIDES, comparison.names, links, strict=True)),
         sentences=answer(comparison),
         rows=[(pair_row(pair), _links(pair.a, folder), _links(pair.b, folder)) for pair in comparison.pairs],
+        worth=evaluation_rows(comparison),
         differences=differences,
         curves=curves,
         common=common,
@@ -66,7 +69,7 @@ def write_comparison(comparison: Comparison, folder: Path) -> list[Path]:
     )
     paths = [path for figure in figures for path in write_files(figure, folder)]
     page = folder / PAGE
-    write_atomically(page, lambda file: file.write(text.encode()))
+    write_atomically(page, lambda file: file.write(text.encode(errors="replace")))
     return [page, *paths]
 
 

@@ -26,7 +26,10 @@ def number(value: Any) -> float | None:
     """A finite number, or None for all else: null, NaN, text."""
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         return None
-    return float(value) if math.isfinite(value) else None
+    try:
+        return float(value) if math.isfinite(value) else None
+    except OverflowError:  # a whole number of hundreds of digits
+        return None
 
 
 def read_json(path: Path, problems: list[str]) -> dict[str, Any]:

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from dino_exp.config.identity import GROUPS, WITHOUT_EFFECT, identity
 from dino_exp.errors import UserError
+from dino_exp.report.axes import Value, find_axes, value_text
+from dino_exp.report.evaluations import Result, read_evaluations
 from dino_exp.report.files import number, read_config, read_json, read_lines
 from dino_exp.run_directory import RunDirectory
 from launchers.children import tail
@@ -29,9 +30,6 @@ SWEEP_POINTS = 24_000
 """Of the curves of all runs of a sweep together."""
 SEED = "trainer.seed"
 UNFINISHED = ("running", "pending", "preempted")
-
-Value = float | str
-"""Of a swept key; lists and words as text."""
 
 
 @dataclass
@@ -52,6 +50,8 @@ class RunData:
     summary: dict[str, Any] = field(default_factory=dict)
     metrics: list[dict[str, Any]] = field(default_factory=list)
     """Records of metrics.jsonl by step; in a sweep only some of them."""
+    evaluations: list[Result] = field(default_factory=list)
+    """What `evaluate.py` found, oldest first."""
     problems: list[str] = field(default_factory=list)
     """What is missing or broken, a sentence each."""
     last_words: str = ""
@@ -216,6 +216,7 @@ def load_run(path: Path, most: int | None = None) -> RunData:
     run.status = read_json(path / "status.json", run.problems)
     run.summary = read_json(path / "summary.json", run.problems)
     run.metrics = read_lines(path / "metrics.jsonl", run.problems, most)
+    run.evaluations = read_evaluations(path, run.problems)
     if most is None:
         run.config = read_config(path / "config.yaml", run.problems)
     if not run.metrics:
@@ -287,7 +288,7 @@ def load_sweep(path: Path) -> SweepData:
     sweep.runs = [load_run(path / name, most) for name in names]
     if manifest.runs:
         _states_from(manifest, sweep)
-    _find_axes(sweep)
+    find_axes(sweep)
     data = sweep.axes.get("data.name") or sweep.axes.get("experiment") or []
     if len(data) > 1:
         some = ", ".join(map(value_text, data[:6]))
@@ -337,141 +338,3 @@ def _states_from(manifest: Manifest, sweep: SweepData) -> None:
         if run.state in ("failed", "lost", "cancelled"):
             logs = sorted((manifest.folder / "jobs").glob(f"{state.entry.job}_*_log.out"))
             run.last_words = last_words(run.path, logs)
-
-
-def _find_axes(sweep: SweepData) -> None:
-    """Set the sweep's axes, from what was swept or else from the configurations."""
-    swept = [_assignments(run.overrides) for run in sweep.runs]
-    keys = list(dict.fromkeys(key for values in swept for key in values))
-    keys = [key for key in keys if len({values.get(key) for values in swept}) > 1]
-    if keys:
-        for run, values in zip(sweep.runs, swept, strict=True):
-            run.values = {key: values[key] if key in values else configured(run, key) for key in keys}
-    elif len(sweep.runs) > 1:
-        keys = _compare_configs(sweep)
-    for key in _leading(sweep, keys):
-        sweep.axes[key] = in_order({run.values[key] for run in sweep.runs})
-    for run in sweep.runs:
-        run.values = {key: run.values[key] for key in sweep.axes}
-
-
-def _assignments(overrides: Sequence[str]) -> dict[str, Value]:
-    pairs = (override.lstrip("+~").partition("=") for override in overrides)
-    return {key: as_value(text) for key, _, text in pairs}
-
-
-def as_value(value: Any) -> Value:
-    """A configuration's value as a place on an axis: a number, or text."""
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    if isinstance(value, (int, float)):
-        return float(value) if number(value) is not None else str(value)
-    if isinstance(value, (list, tuple)):
-        return "[" + ", ".join(value_text(as_value(item)) for item in value) + "]"
-    if value is None:
-        return "null"
-    text = str(value)
-    if text.startswith("["):
-        return re.sub(r"\s*,\s*", ", ", text)
-    try:
-        return as_value(float(text))
-    except ValueError:
-        return text
-
-
-def value_text(value: Value) -> str:
-    """0.04 and not 0.04000000001; words as they are."""
-    return f"{value:.10g}" if isinstance(value, float) else value
-
-
-def in_order(values: Iterable[Value]) -> list[Value]:
-    """Numbers by size, then words."""
-    values = list(values)
-    numbers = [value for value in values if isinstance(value, float)]
-    return [*sorted(numbers), *sorted(str(value) for value in values if not isinstance(value, float))]
-
-
-UNKNOWN = "unknown"
-"""The place of a run whose configuration cannot be read, or does not know the key."""
-
-
-def configured(run: RunData, key: str) -> Value:
-    """The value that a run has where it was not overridden."""
-    node: Any = run.config or read_config(run.path / "config.yaml", [])
-    if key == "experiment":
-        key = "name"
-    for name in key.split("."):
-        if not isinstance(node, dict) or name not in node:
-            return UNKNOWN
-        node = node[name]
-    if isinstance(node, dict):  # a group, whose option is called after what it makes
-        node = node.get("name") or node.get("schedule") or UNKNOWN
-    return as_value(node)
-
-
-def _compare_configs(sweep: SweepData) -> list[str]:
-    """Find what differs between the runs; sets their values."""
-    flat = []
-    for run in sweep.runs:
-        run.config = read_config(run.path / "config.yaml", run.problems)
-        flat.append(_identity(run.config))
-    everywhere = list(dict.fromkeys(key for values in flat for key in values))
-    keys, partly = [], []
-    for key in everywhere:
-        seen = {value_text(as_value(values[key])) for values in flat if key in values}
-        if len(seen) > 1:
-            keys.append(key)
-        elif any(values and key not in values for values in flat):
-            partly.append(key)
-    if partly:
-        some = ", ".join(partly[:6])
-        sweep.problems.append(f"Runs of different versions: not all know {some}.")
-    for run, values in zip(sweep.runs, flat, strict=True):
-        run.values = {key: as_value(values[key]) if key in values else UNKNOWN for key in keys}
-    return keys
-
-
-def _identity(config: dict[str, Any]) -> dict[str, Any]:
-    try:
-        return identity(config)
-    except (KeyError, TypeError, ValueError):  # of another version, or not whole
-        groups = {group: config[group] for group in GROUPS if isinstance(config.get(group), dict)}
-        return {key: value for key, value in _flat(groups, "") if key not in WITHOUT_EFFECT}
-
-
-def _flat(node: dict[str, Any], prefix: str) -> Iterable[tuple[str, Any]]:
-    for key, value in node.items():
-        if isinstance(value, dict):
-            yield from _flat(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
-
-
-LEADERS = (
-    "loss.teacher_temp",
-    "loss.center_momentum",
-    "ema.momentum",
-    "head.out_dim",
-    "optimizer.lr",
-    "trainer.batch_size",
-    "trainer.seed",
-    "data.name",
-    "backbone.name",
-)
-"""What people think of first: of keys that change together, and of axes for a map."""
-
-
-def _leading(sweep: SweepData, keys: Sequence[str]) -> list[str]:
-    """One key of each set of keys that always change together; the others go to `alike`."""
-    first: dict[tuple[int, ...], str] = {}
-    for key in sorted(keys, key=lambda key: LEADERS.index(key) if key in LEADERS else len(LEADERS)):
-        numbers: dict[Value, int] = {}
-        pattern = tuple(numbers.setdefault(run.values[key], len(numbers)) for run in sweep.runs)
-        if pattern in first:
-            sweep.alike.setdefault(first[pattern], []).append(key)
-        else:
-            first[pattern] = key
-    return sorted(
-        (key for key in keys if key in first.values()),
-        key=lambda key: LEADERS.index(key) if key in LEADERS else len(LEADERS),
-    )

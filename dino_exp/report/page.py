@@ -13,13 +13,12 @@ from urllib.parse import quote
 
 import jinja2
 
-from dino_exp.report import run_figures, sweep_curves, sweep_figures
+from dino_exp.report import evaluations, run_figures, sweep_curves, sweep_figures, sweep_table
 from dino_exp.report.cells import averaged_over, map_axes
-from dino_exp.report.cells import heads as short_heads
 from dino_exp.report.defaults import differences
 from dino_exp.report.drawing import Figure, library, show, theme, write_files
 from dino_exp.report.files import number
-from dino_exp.report.load import RunData, SweepData, load_run, utc, value_text
+from dino_exp.report.load import RunData, SweepData, load_run, utc
 from dino_exp.report.pictures import as_data_url
 from dino_exp.report.verdicts import describe
 from dino_exp.run_directory import write_atomically
@@ -63,23 +62,36 @@ def in_files(figures: Sequence[Figure]) -> list[Figure]:
 
 def _write_page(folder: Path, text: str) -> Path:
     page = folder / PAGE
-    write_atomically(page, lambda file: file.write(text.encode()))
+    write_atomically(page, lambda file: file.write(text.encode(errors="replace")))  # whatever a name holds
     return page
 
 
 def _write_run_pages(sweep: SweepData) -> None:
-    """The pages of runs that are over and have none yet, without figures beside them."""
+    """The pages of runs that are over and have none yet, or none with their newest evaluations.
+
+    New ones are without figures beside them.
+    """
     if len(sweep.runs) > RUN_PAGES:
         return
     for run in sweep.runs:
         folder = run.path / "report"
-        if run.state in ("finished", "collapsed", "failed") and not (folder / PAGE).exists():
+        if run.state in ("finished", "collapsed", "failed") and _is_old(folder / PAGE, run):
             try:
                 folder.mkdir(exist_ok=True)
+                whole = load_run(run.path)
+                _write_page(folder, _run(whole, folder, None, beside=any(folder.glob("*.svg")))[1])
             except OSError as error:  # another person's runs can be looked at all the same
                 sweep.problems.append(f"Pages of the runs were not written: {error}.")
                 return
-            _write_page(folder, _run(load_run(run.path), folder, None, beside=False)[1])
+
+
+def _is_old(page: Path, run: RunData) -> bool:
+    """Whether there is no page, or one from before the run was evaluated."""
+    try:
+        written = page.stat().st_mtime_ns
+        return bool(run.evaluations) and (run.path / evaluations.FILE).stat().st_mtime_ns > written
+    except OSError:
+        return not page.exists()
 
 
 def _run(run: RunData, folder: Path, refresh: float | None, beside: bool = True) -> tuple[list[Figure], str]:
@@ -94,6 +106,10 @@ def _run(run: RunData, folder: Path, refresh: float | None, beside: bool = True)
         if (run.path / "plots" / name).is_file()
     ]
     problems = list(run.problems)
+    found, others = evaluations.files(run, problems)
+    shown = [(each.title, each.name, as_data_url(each.path), link(each.path, folder)) for each in found]
+    linked = [(each.name, link(each.path, folder)) for each in others]
+    linked += [(name, target) for _, name, url, target in shown if not url]
     problems += [f"Not logged: {'; '.join(absent)}."] if absent else []
     problems += [
         f"There is no plots/{name}." for name in PICTURES if name not in {each[1] for each in pictures}
@@ -106,6 +122,11 @@ def _run(run: RunData, folder: Path, refresh: float | None, beside: bool = True)
         outcome=describe(run.outcome),
         facts=_facts(run),
         curves=[figure for figure in curves if figure.name not in SCHEDULES],
+        worth=evaluations.lines(run),
+        evaluations=link(run.path / evaluations.FILE, folder),
+        notes=evaluations.remarks(run),
+        shown=[each for each in shown if each[2]],
+        linked=linked,
         schedules=[figure for figure in curves if figure.name in SCHEDULES],
         timeline=timeline,
         pictures=[each for each in pictures if each[2]],
@@ -169,8 +190,8 @@ def _sweep(sweep: SweepData, folder: Path, refresh: float | None) -> tuple[list[
     paper = dict(sweep_figures.paper_rows(sweep))
     figures = [*maps, *(figure for figure in (curves, seeds) if figure), *effects, *paper.values()]
     links = [page_link(run.path, folder) for run in sweep.runs]
-    heads, rows = table(sweep, links)
     problems = list(sweep.problems)
+    heads, rows = sweep_table.table(sweep, links, problems)
     problems += [
         f"{', '.join((axis, *keys))} change together; {axis} stands for them."
         for axis, keys in sweep.alike.items()
@@ -256,57 +277,6 @@ def best(sweep: SweepData) -> str:
     return f"Best k-NN: {run.knn:.1f} %{untrained} with {run.label}."
 
 
-Cell = tuple[str, Any]
-"""Text, and what it is sorted by."""
-
-
-Head = tuple[str, str]
-"""Text, and what it is short for."""
-
-
-def table(sweep: SweepData, links: Sequence[str]) -> tuple[list[Head], list[tuple[RunData, str, list[Cell]]]]:
-    """Heads and rows of the table of all runs."""
-    axes = list(sweep.axes)
-    words = [
-        "student %",
-        "untrained %",
-        "gain",
-        "h / ln K",
-        "KL / ln K",
-        "MI / ln K",
-        "loss",
-        "step",
-        "images/s",
-    ]
-    heads = [(word, "") for word in ("state", "verdict", "k-NN %")]
-    heads += zip(short_heads(axes), axes, strict=True)
-    heads += [(word, "") for word in words]
-    return heads, [(run, link, _cells(sweep, run)) for run, link in zip(sweep.runs, links, strict=True)]
-
-
-def _cells(sweep: SweepData, run: RunData) -> list[Cell]:
-    gain = None if run.knn is None or run.untrained_knn is None else run.knn - run.untrained_knn
-    student = run.last("student_knn_top1") if run.knn is not None else None
-    numbers = [
-        (student, ".1f"),
-        (run.untrained_knn, ".1f"),
-        (gain, "+.1f"),
-        (run.last("teacher/entropy_share"), ".3f"),
-        (run.last("kl_share"), ".3f"),
-        (run.last("teacher/mutual_information_share"), ".3f"),
-        (run.last("loss"), ".3f"),
-        (None if run.step is None else float(run.step), ",.0f"),
-        (run.last("images_per_second"), ",.0f"),
-    ]
-    swept = [(value_text(run.values[axis]), run.values[axis]) for axis in sweep.axes]
-    first = [(run.state, run.state), (run.verdict or "–", run.verdict), _number_cell(run.knn, ".1f")]
-    return [*first, *swept, *(_number_cell(value, form) for value, form in numbers)]
-
-
-def _number_cell(value: float | None, form: str) -> Cell:
-    return show(value, form), "" if value is None else value
-
-
 def page_link(path: Path, folder: Path) -> str:
     """From a page in `folder` to the page of a run or a sweep, or to its files where it has none."""
     page = path / "report" / PAGE
@@ -315,7 +285,8 @@ def page_link(path: Path, folder: Path) -> str:
 
 def link(target: Path, folder: Path) -> str:
     """From a page in `folder` to a file or folder."""
-    return quote(os.path.relpath(target.resolve(), folder.resolve()).replace(os.sep, "/"))
+    relative = os.path.relpath(target.resolve(), folder.resolve()).replace(os.sep, "/")
+    return quote(os.fsencode(relative))  # as bytes, because a name need not be Unicode
 
 
 # ---- assembly ----------------------------------------------------------------------------------------------

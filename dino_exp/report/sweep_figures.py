@@ -8,9 +8,10 @@ from typing import NamedTuple
 import altair as alt
 
 from dino_exp.report import paper
+from dino_exp.report.axes import value_text
 from dino_exp.report.cells import Cell, gather, pairs, seed_groups, short, spread
 from dino_exp.report.drawing import QUIET, Figure, Row, show, to_spec
-from dino_exp.report.load import SEED, RunData, SweepData, value_text
+from dino_exp.report.load import SEED, RunData, SweepData
 from dino_exp.report.sweep_curves import KIND_COLOURS, kinds_legend
 from dino_exp.report.verdicts import KINDS, OUTCOMES, describe
 

@@ -34,6 +34,8 @@ class Weights:
     student: State | None = None
     center: Tensor | None = None
     """(1, K)."""
+    step: int | None = None
+    """Of the optimiser, in a checkpoint of this project."""
 
 
 def read(file: Path) -> Weights:
@@ -56,6 +58,7 @@ def read(file: Path) -> Weights:
             teacher=networks["teacher"] or networks["student"],
             student=networks["student"] if all(networks.values()) else None,
             center=center if isinstance(center, Tensor) else None,
+            step=content["step"] if ours else None,
         )
     wrapped = next((content[key] for key in WRAPPERS if _tensors(content.get(key))), content)
     state = _tensors(wrapped)

@@ -11,6 +11,8 @@ from hydra import initialize_config_dir
 from omegaconf import OmegaConf
 
 from dino_exp.config.compose import Checked, check, compose
+from dino_exp.config.evaluation import check as check_evaluation
+from dino_exp.config.evaluations import LinearConfig
 from dino_exp.config.identity import run_id
 from dino_exp.config.register import CONF
 from dino_exp.config.schema import SCHEMAS, schema_of
@@ -41,6 +43,18 @@ def test_every_option_composes_into_its_schema_and_is_valid(option: str, tmp_pat
     cfg = compose([option, "trainer.epochs=100", *root, *NEEDED.get(option, [])])
     group = option.partition("=")[0]
     assert schema_of(cfg[group]) in SCHEMAS[group].values()
+
+
+@pytest.mark.parametrize("option", sorted(path.stem for path in CONF.glob("linear/*.yaml")))
+def test_every_way_to_train_linear_classifiers_is_valid(option: str, tmp_path: Path) -> None:
+    weights = tmp_path / "weights.pth"
+    weights.write_bytes(b"any")
+    checked = check_evaluation(
+        [f"weights={weights}", "eval=linear", f"linear={option}", f"data.root={tmp_path}"]
+    )
+    assert checked.problems == []
+    assert checked.cfg is not None
+    assert schema_of(checked.cfg.linear) is LinearConfig
 
 
 @pytest.mark.parametrize("experiment", EXPERIMENTS)

@@ -255,7 +255,7 @@
     heads.forEach((head, column) => head.querySelector("button").addEventListener("click", () => {
       sort(column, head.getAttribute("aria-sort") === "descending" ? 1 : head.getAttribute("aria-sort") === "ascending" ? -1 : startWith(column));
     }));
-    const startWith = (column) => (/k-NN|gain|student/.test(heads[column].textContent) ? -1 : 1);
+    const startWith = (column) => (/%|gain/.test(heads[column].textContent) ? -1 : 1);
     filter.addEventListener("input", show);
     outcome.addEventListener("change", show);
     const before = memory.read();

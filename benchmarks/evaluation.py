@@ -1,0 +1,263 @@
+"""What evaluating costs beyond what it must: extraction, k-NN, and the sweep of linear classifiers.
+
+python -m benchmarks.evaluation extraction [--photos FOLDER] [--threads 2] [--device cpu]
+python -m benchmarks.evaluation knn [--queries 50000] [--keys 1281167] [--dim 384] [--threads 2]
+python -m benchmarks.evaluation linear [--pictures 12000] [--dim 384] [--classes 10] [--threads 2]
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import tempfile
+import time
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from benchmarks.measure import least_seconds, report, status_kib
+from dino_exp.backbone.vit import VisionTransformer
+from dino_exp.config.evaluations import LinearConfig
+from dino_exp.data.folder import load as load_folder
+from dino_exp.data.shapes import load as load_shapes
+from dino_exp.data.source import ImageSource, Splits
+from dino_exp.eval.extraction import Extracted
+from dino_exp.eval.features import evaluating, still_pictures
+from dino_exp.eval.knn import nearest
+from dino_exp.eval.linear_data import Choice, LabelledRows, choices
+from dino_exp.eval.linear_sweep import Classifiers, train
+from dino_exp.eval.subject import Subject
+
+BATCH = 64
+MICRO = {"patch_size": 4, "embed_dim": 64, "depth": 4, "num_heads": 4, "mlp_ratio": 2.0, "stem": "conv"}
+SMALL = {"patch_size": 16, "embed_dim": 384, "depth": 12, "num_heads": 6}
+
+
+def main() -> None:
+    """Measure what the command line names."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("what", choices=["extraction", "knn", "linear"])
+    parser.add_argument("--photos", type=Path, help="folder of photographs for ViT-S/16 at 224")
+    parser.add_argument("--queries", type=int, default=50_000)
+    parser.add_argument("--keys", type=int, default=1_281_167)
+    parser.add_argument("--dim", type=int, default=384)
+    parser.add_argument("--pictures", type=int, default=12_000)
+    parser.add_argument("--classes", type=int, default=10)
+    parser.add_argument("--epochs", type=int, default=10)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--device", default="cpu")
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    {"extraction": extraction, "knn": knn, "linear": linear}[arguments.what](arguments)
+
+
+def subject(backbone: nn.Module, size: int, device: torch.device) -> Subject:
+    """The network as evaluations have it."""
+    return Subject(
+        name="benchmark",
+        digest="benchmark",
+        backbone=backbone.to(device).eval().requires_grad_(False),
+        device=device,
+        autocast_type=None,
+        image_size=size,
+        crop_ratio=0.875 if size == 224 else 1.0,
+        channels=3,
+        mean=(0.5,) * 3,
+        std=(0.25,) * 3,
+        batch_size=BATCH,
+        workers=0 if device.type == "cpu" else max(1, min(16, (os.cpu_count() or 2) - 1)),
+        seed=0,
+    )
+
+
+class Given(Extracted):
+    """Extraction from pictures that are at hand."""
+
+    def __init__(self, subject: Subject, source: ImageSource, blocks: int) -> None:
+        super().__init__(subject, None, blocks=blocks)
+        self.__dict__["splits"] = Splits(source, None)
+
+
+def extraction(arguments: argparse.Namespace) -> None:
+    """From pictures to the file of features, against the bare forward pass of the same batches."""
+    device = torch.device(arguments.device)
+    rest: dict[str, Any] = {"name": "", "channels": 3, "mean": [], "std": [], "max_corrupt": 0.0}
+    rest["backend"] = "fast"
+    shapes = load_shapes(root=None, image_size=32, train_size=12_000, test_size=3_000, seed=0, **rest)
+    assert shapes.test is not None
+    cases: list[tuple[str, VisionTransformer, int, ImageSource]] = [
+        ("demo's ViT, 3,000 shapes of 32", VisionTransformer(image_size=32, **MICRO), 32, shapes.test)
+    ]
+    if arguments.photos:
+        rest |= {"val_root": None, "packed": False, "packed_side": None}
+        photos = load_folder(root=str(arguments.photos), **rest).train
+        title = f"ViT-S/16, {len(photos)} photographs at 224"
+        cases.append((title, VisionTransformer(**SMALL), 224, photos))
+    rows = []
+    for title, backbone, size, source in cases:
+        it = subject(backbone, size, device)
+        batches = [
+            it.normalised(pictures)
+            for pictures, _ in still_pictures(
+                source, range(len(source)), image_size=size, crop_ratio=it.crop_ratio, batch_size=BATCH
+            )
+        ]
+        with tempfile.TemporaryDirectory() as cache:
+            os.environ["XDG_CACHE_HOME"] = cache  # so that nothing is found from before
+            variants = {
+                "bare forward": partial(forward, it, batches),
+                "extraction": partial(anew, it, source, 0, cache),
+                "extraction, 4 blocks": partial(anew, it, source, 4, cache),
+            }
+            seconds = least_seconds(variants, arguments.repeats, device)
+        for name in variants:
+            rows.append(
+                {
+                    "network and pictures": title,
+                    "variant": name,
+                    "pictures/s": len(source) / seconds[name],
+                    "times the bare forward": seconds[name] / seconds["bare forward"],
+                }
+            )
+    report("evaluation_extraction", f"Features, batches of {BATCH}", rows, device)
+
+
+def forward(it: Subject, batches: list[Tensor]) -> None:
+    """The network on pictures that are ready."""
+    with evaluating(it.backbone):
+        for batch in batches:
+            it.backbone(batch).cpu()
+
+
+def anew(it: Subject, source: ImageSource, blocks: int, cache: str) -> None:
+    """Extraction into an empty cache."""
+    for file in Path(cache).rglob("about.json"):
+        file.unlink()
+    Given(it, source, blocks).features("train")
+
+
+def knn(arguments: argparse.Namespace) -> None:
+    """The k-NN search with 200 neighbours over a memory-mapped bank, against the plain matrix product."""
+    device = torch.device(arguments.device)
+    generator = torch.Generator().manual_seed(0)
+    queries = torch.randn(arguments.queries, arguments.dim, generator=generator)
+    shape = (arguments.keys, arguments.dim)
+    with tempfile.NamedTemporaryFile() as file:
+        for start in range(0, arguments.keys, 65536):
+            rows = torch.randn(min(65536, arguments.keys - start), arguments.dim, generator=generator)
+            file.write(rows.numpy().tobytes())
+        file.flush()
+        bank = torch.from_numpy(np.memmap(file.name, np.float32, "c", shape=shape))
+        before = resident_mib("RssAnon")
+        watch = Peak()
+        began = time.perf_counter()
+        nearest(bank, queries.to(device), 200)
+        ours = time.perf_counter() - began
+        memory = watch.stop() - before
+        began = time.perf_counter()
+        product(bank, queries.to(device))
+        plain = time.perf_counter() - began
+    work = 2 * arguments.queries * arguments.keys * arguments.dim
+    rows = [
+        {"what": "plain matrix product", "seconds": plain, "GFLOP/s": work / plain / 1e9, "share": 1.0},
+        {
+            "what": "200 nearest neighbours",
+            "seconds": ours,
+            "GFLOP/s": work / ours / 1e9,
+            "share": plain / ours,
+            "extra MiB": memory,
+        },
+    ]
+    title = f"{arguments.queries:,} queries against {arguments.keys:,} keys of {arguments.dim}"
+    report("evaluation_knn", title, rows, device)
+
+
+def linear(arguments: argparse.Namespace) -> None:
+    """All settings of the sweep against one of them, on features that are there, by epochs."""
+    device = torch.device(arguments.device)
+    generator = torch.Generator().manual_seed(0)
+    values = torch.randn(arguments.pictures, 5 * arguments.dim, generator=generator)
+    labels = torch.randint(arguments.classes, (arguments.pictures,), generator=generator)
+    rows = LabelledRows(values, labels, np.arange(len(labels)), arguments.dim, device)
+    lrs, every = LinearConfig().lrs, choices([1, 4], [False, True], 4)
+    variants = {
+        "one": partial(trained, rows, every[-1:], lrs[6:7], arguments),
+        f"{len(lrs)} learning rates": partial(trained, rows, every[-1:], lrs, arguments),
+        f"{len(lrs)} learning rates x {len(every)} features": partial(trained, rows, every, lrs, arguments),
+    }
+    seconds = least_seconds(variants, arguments.repeats, device)
+    table = [
+        {
+            "classifiers": name,
+            "ms per epoch": 1e3 * seconds[name] / arguments.epochs,
+            "times one": seconds[name] / seconds["one"],
+        }
+        for name in variants
+    ]
+    title = f"Linear classifiers: {arguments.pictures:,} pictures, 4 blocks + mean of {arguments.dim}"
+    report("evaluation_linear", f"{title}, {arguments.classes} classes", table, device)
+
+
+def trained(
+    rows: LabelledRows, chosen: Sequence[Choice], lrs: Sequence[float], arguments: argparse.Namespace
+) -> None:
+    """Classifiers for each feature and learning rate."""
+    classifiers = [
+        Classifiers(
+            rows.columns(choice),
+            lrs,
+            classes=arguments.classes,
+            momentum=0.9,
+            weight_decay=0.0,
+            seed=0,
+            device=rows.device,
+        )
+        for choice in chosen
+    ]
+    train(classifiers, lambda epoch: rows.epoch(epoch, 0, 1024), epochs=arguments.epochs, batch_size=1024)
+
+
+def product(bank: Tensor, queries: Tensor, block: int = 16384) -> None:
+    """All similarities, block by block, of which none is looked at."""
+    for start in range(0, len(bank), block):
+        keys = bank[start : start + block].to(queries.device).t()
+        for first in range(0, len(queries), 1024):
+            queries[first : first + 1024] @ keys
+    if queries.device.type == "cuda":
+        torch.cuda.synchronize()
+
+
+class Peak:
+    """The most anonymous memory of this process until `stop`, in MiB; pages of mapped files do not count."""
+
+    def __init__(self) -> None:
+        import threading
+
+        self._most, self._over = 0.0, threading.Event()
+        self._thread = threading.Thread(target=self._look)
+        self._thread.start()
+
+    def _look(self) -> None:
+        while not self._over.wait(0.02):
+            self._most = max(self._most, resident_mib("RssAnon"))
+
+    def stop(self) -> float:
+        """End, and say."""
+        self._over.set()
+        self._thread.join()
+        return self._most
+
+
+def resident_mib(field: str) -> float:
+    """A field of this process's status in MiB."""
+    return status_kib(field) / 2**10
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,222 @@
+"""The command line of `evaluate.py`: check everything, do one after the other, write down what is found."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+import time
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from omegaconf import DictConfig, OmegaConf
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from dino_exp.cli import FAILED, INTERRUPTED, USER_ERROR, refuse
+from dino_exp.config.evaluation import check
+from dino_exp.errors import UserError
+from dino_exp.processes import Processes
+
+if TYPE_CHECKING:  # torch comes last: refusing and helping need not wait for it
+    from dino_exp.eval.opening import Origin
+    from dino_exp.eval.subject import Evaluation, LabelledData, Subject
+
+
+SHOWN_FILES = 8
+
+
+class Order(NamedTuple):
+    """What rank 0 tells the other processes to evaluate."""
+
+    config: str
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Check and run a command line; returns the exit code.
+
+    0: done. 2: the configuration, a file or a data set is wrong, and nothing was written of that evaluation.
+    """
+    argv = list(sys.argv[1:] if argv is None else argv)
+    try:
+        processes = Processes.of()
+    except UserError as error:
+        return refuse([str(error)])
+    if processes.count == 1:
+        return command_line(argv)
+    from dino_exp import distributed
+
+    code = FAILED
+    with distributed.joined(processes):
+        if distributed.is_main():
+            try:
+                code = command_line(argv)
+            finally:
+                distributed.from_main(code)
+        else:
+            order: Order | int = distributed.from_main(FAILED)
+            while isinstance(order, Order):
+                cfg = OmegaConf.create(order.config)
+                assert isinstance(cfg, DictConfig)
+                attempt(cfg)
+                order = distributed.from_main(FAILED)
+            code = order
+    distributed.leave(code)
+
+
+def command_line(argv: list[str]) -> int:
+    """`main` where this process alone decides."""
+    wants_help = not argv or any(word in ("--help", "-h") for word in argv)
+    checked = check([word for word in argv if word not in ("--help", "-h")])
+    if wants_help:
+        from dino_exp.eval.help import print_help
+
+        print_help(Console(), checked)
+        return 0 if argv else USER_ERROR
+    if "--cfg" in argv and checked.cfg is not None:
+        print(OmegaConf.to_yaml(checked.cfg), end="")
+        return refuse(checked.problems) if checked.problems else 0
+    if checked.problems or checked.cfg is None:
+        return refuse(checked.problems)
+    from dino_exp import distributed
+
+    distributed.from_main(Order(OmegaConf.to_yaml(checked.cfg)))
+    return attempt(checked.cfg)
+
+
+def attempt(cfg: DictConfig) -> int:
+    """Evaluate, and turn whatever happens into an exit code."""
+    from dino_exp import distributed
+
+    try:
+        return evaluate(cfg)
+    except UserError as error:
+        if distributed.is_main():
+            refuse([str(error)])
+        if distributed.several() and not isinstance(error, distributed.AgreedError):
+            distributed.leave(USER_ERROR)
+        return USER_ERROR
+    except KeyboardInterrupt:
+        code = INTERRUPTED
+    except Exception:
+        traceback.print_exc()
+        code = FAILED
+    if distributed.several():
+        distributed.leave(code)
+    return code
+
+
+def evaluate(cfg: DictConfig) -> int:
+    """Open the network, check all evaluations, then do them; all processes call it.
+
+    Raises:
+        UserError: before anything is written, for what can be known beforehand.
+    """
+    from dino_exp import distributed
+    from dino_exp.config.targets import build
+    from dino_exp.eval import records
+    from dino_exp.eval.extraction import Extracted
+    from dino_exp.eval.mirror import mirror
+    from dino_exp.eval.opening import open_subject
+
+    console = Console(highlight=False, soft_wrap=True, quiet=not distributed.is_main())
+    with distributed.agreed():
+        subject, origin = open_subject(cfg)
+        evaluations: dict[str, Evaluation] = {name: build(cfg[name]) for name in cfg.eval}
+        blocks = max(cfg.linear.blocks) if "linear" in cfg.eval else 0
+        data = Extracted(subject, cfg.data, blocks=blocks, progress=console.is_terminal)
+        for evaluation in evaluations.values():
+            evaluation.check(subject, data)
+        folder = results_folder(cfg, origin)
+        records.read(folder)
+    console.print(introduction(cfg, subject, origin))
+    failed, done = False, []
+    for name, evaluation in evaluations.items():
+        about = records.about(name, cfg, subject, origin)
+        try:
+            record = one(name, evaluation, subject, data, folder, about)
+        except UserError as error:
+            if distributed.several() and not isinstance(error, distributed.AgreedError):
+                raise
+            console.print(Text(f"{name}: {error}", style="red"))
+            failed = True
+            continue
+        if distributed.is_main():
+            records.add(folder, record)
+            done.append(record)
+            console.print(results_table(record))
+    if distributed.is_main() and done:
+        console.print(f"Written to {folder / records.FILE}.")
+        mirror(cfg, folder, done, console)
+    return USER_ERROR if failed else 0
+
+
+def one(
+    name: str,
+    evaluation: Evaluation,
+    subject: Subject,
+    data: LabelledData,
+    folder: Path,
+    about: dict[str, Any],
+) -> dict[str, Any]:
+    """Do one evaluation; its files appear together, in the place of those of the same evaluation before."""
+    from dino_exp import distributed
+    from dino_exp.eval import records
+
+    target = folder / "evaluations" / f"{name}_{records.key(about)}"
+    temporary = target.with_name(f".{target.name}")
+    if distributed.is_main():
+        shutil.rmtree(temporary, ignore_errors=True)  # of one that was killed
+    distributed.from_main(None)
+    began = time.monotonic()
+    try:
+        findings = evaluation.evaluate(subject, data, temporary)
+        if distributed.is_main() and temporary.exists():
+            shutil.rmtree(target, ignore_errors=True)
+            temporary.rename(target)
+            findings.files = [
+                (target / path.relative_to(temporary)).relative_to(folder) for path in findings.files
+            ]
+    finally:
+        if distributed.is_main():
+            shutil.rmtree(temporary, ignore_errors=True)
+    return records.completed(about, findings, time.monotonic() - began, subject)
+
+
+def results_folder(cfg: DictConfig, origin: Origin) -> Path:
+    """The run's own folder, or one for these weights."""
+    if cfg.run is not None:
+        return Path(cfg.run).expanduser()
+    return Path(cfg.output_root).expanduser() / "evaluations" / f"{origin.file.stem[:60]}_{origin.sha256[:8]}"
+
+
+def introduction(cfg: DictConfig, subject: Subject, origin: Origin) -> Table:
+    """What is about to be evaluated."""
+    from dino_exp.progress import table
+
+    precision = str(subject.autocast_type or "float32").removeprefix("torch.")
+    size = subject.image_size
+    return table(
+        f"Evaluating {', '.join(cfg.eval)}",
+        {
+            "network": origin.name,
+            "backbone": f"{cfg.backbone.name}: {origin.report}",
+            "pictures": f"{size} x {size} pixels, the central {subject.crop_ratio:.0%} of the shorter side",
+            "machine": f"{subject.device.type}, {precision}",
+        },
+    )
+
+
+def results_table(record: dict[str, Any]) -> Table:
+    """Figures, notes and files of one evaluation."""
+    from dino_exp.eval.words import in_words
+    from dino_exp.progress import table
+
+    rows: dict[str, Any] = {in_words(name): f"{value:.1f} %" for name, value in record["figures"].items()}
+    names = record["files"]
+    more = [f"and {len(names) - SHOWN_FILES} more"] if len(names) > SHOWN_FILES else []
+    for word, lines in (("note", record["notes"]), ("files", [*names[:SHOWN_FILES], *more])):
+        rows |= {word: "\n".join(lines)} if lines else {}
+    return table(f"{record['evaluation']} ({record['seconds']:,.1f} s)", rows)

@@ -1,0 +1,230 @@
+"""Features of a data set, extracted once and kept in a file that is mapped into memory."""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+from collections.abc import Iterator
+from functools import cached_property
+from pathlib import Path
+from typing import Any, cast
+from uuid import uuid4
+
+import torch
+from filelock import FileLock
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from torch import Tensor, nn
+
+from dino_exp import distributed
+from dino_exp.backbone.tokens import block_tokens, has_block_tokens
+from dino_exp.config.targets import build
+from dino_exp.data.labelled import digest
+from dino_exp.data.source import ImageSource, Splits, default_root
+from dino_exp.errors import UserError
+from dino_exp.eval.features import evaluating, still_pictures
+from dino_exp.eval.subject import BlockFeatures, Subject
+from dino_exp.run_directory import to_json
+
+log = logging.getLogger(__name__)
+
+FORMAT = 1
+"""Of the files; a part of their names."""
+FLOAT = 4
+"""Bytes of a float32."""
+
+
+def block_rows(backbone: nn.Module, pictures: Tensor, blocks: int) -> Tensor:
+    """Rows of `BlockFeatures` (B, rows, D) for normalised pictures (B, C, H, W); one row for blocks = 0."""
+    tokens = block_tokens(backbone, pictures, blocks) if blocks else None
+    if tokens is None:
+        return backbone(pictures).unsqueeze(1)
+    return torch.stack([*(each.class_token for each in tokens), tokens[-1].patches.mean(dim=1)], dim=1)
+
+
+class Extracted:
+    """`LabelledData`: the pictures of a `data` node, and the subject's features of them.
+
+    The features lie in `default_root()`, under a name made of the weights, the pictures and all that is
+    between them, so that they are found again by whoever asks for the same. They may be deleted at any time.
+
+    Args:
+        subject: whose features.
+        node: the `data` group of the configuration.
+        blocks: how many last blocks are wanted; 0 is the backbone's feature alone.
+        progress: whether to show how far it is.
+        title: what the pictures are called there; the split by default.
+    """
+
+    def __init__(
+        self, subject: Subject, node: Any, *, blocks: int = 0, progress: bool = False, title: str = ""
+    ) -> None:
+        self.subject, self.node, self.progress, self.title = subject, node, progress, title
+        there = len(cast(Any, subject.backbone).blocks) if has_block_tokens(subject.backbone) else 0
+        self.blocks = min(blocks, there)
+        self._known: dict[str, BlockFeatures] = {}
+
+    @cached_property
+    def splits(self) -> Splits:
+        """The pictures, looked up at the first use."""
+        splits: Splits = build(self.node)
+        return splits
+
+    def features(self, split: str) -> BlockFeatures:
+        """Of the pictures of `train` or `test`; all processes call it, and all get all of them."""
+        if split not in self._known:
+            source = self.splits.train if split == "train" else self.splits.test
+            if source is None:
+                raise UserError("There are no held-out pictures; give them with data.val_root.")
+            self._known[split] = self._found(source) or self._extracted(source, split)
+        return self._known[split]
+
+    # ---- files ----------------------------------------------------------------------------------
+
+    def _folder(self, source: ImageSource) -> Path:
+        """Ends in the number of blocks, so that more than are wanted are found too."""
+        subject = self.subject
+        between = (subject.image_size, subject.crop_ratio, subject.mean, subject.std, subject.autocast_type)
+        name = digest(FORMAT, subject.digest, source.fingerprint(), between)
+        return default_root() / "features" / f"{name}-{self.blocks}"
+
+    def _found(self, source: ImageSource) -> BlockFeatures | None:
+        """Those of an earlier time; more blocks than are wanted will do."""
+        found = None
+        if distributed.is_main():
+            wanted = self._folder(source)
+            others = wanted.parent.glob(f"{wanted.name.partition('-')[0]}-*")
+            known = {int(other.name.partition("-")[2]): other for other in others if other.suffix != ".lock"}
+            for blocks in sorted(known):
+                if blocks >= self.blocks and read(known[blocks]) is not None:
+                    found = str(known[blocks])
+                    break
+        found = distributed.from_main(found)
+        if found is None:
+            return None
+        features = read(Path(found))
+        everyone = all(distributed.from_all(features is not None))
+        return features if everyone else None
+
+    def _extracted(self, source: ImageSource, split: str) -> BlockFeatures:
+        """Each process its part of the pictures into a file of its own, which rank 0 joins.
+
+        Where not all of them see a common place to write, the features stay in memory.
+        """
+        folder = self._folder(source)
+        temporary = Path(distributed.from_main(str(folder.with_name(f".{folder.name}.{uuid4().hex[:8]}"))))
+        if distributed.is_main():
+            try:
+                temporary.mkdir(parents=True)
+            except OSError as error:
+                log.warning(
+                    "No features are kept: %s cannot be written (%s).", temporary.parent, error.strerror
+                )
+        distributed.from_main(None)
+        common = all(distributed.from_all(temporary.is_dir()))
+        try:
+            return self._into(folder, temporary, source, split) if common else self._in_memory(source, split)
+        finally:
+            distributed.from_all(None)  # nobody takes away what another still reads
+            if distributed.is_main():
+                shutil.rmtree(temporary, ignore_errors=True)
+
+    def _into(self, folder: Path, temporary: Path, source: ImageSource, split: str) -> BlockFeatures:
+        kept: list[int] = []
+        shape: tuple[int, ...] = (0, 0)
+        part = temporary / f"values.{distributed.rank()}"
+        problem = None
+        try:
+            with part.open("wb") as file:
+                for rows, readable in self._parts(source, split):
+                    shape = tuple(rows.shape[1:])
+                    file.write(rows.contiguous().numpy().tobytes())
+                    kept += readable
+        except OSError as error:
+            problem = error.strerror or str(error)
+        problem = next((each for each in distributed.from_all(problem) if each), None)
+        if problem:
+            log.warning("No features are kept: %s cannot be written (%s).", temporary.parent, problem)
+            return self._in_memory(source, split)
+        kept = [index for each in distributed.from_all(kept) for index in each]
+        shape = max(distributed.from_all(shape))
+        _not_empty(kept, source)
+        if distributed.is_main():
+            with (temporary / "values.0").open("ab") as whole:
+                for number in range(1, distributed.count()):
+                    with (temporary / f"values.{number}").open("rb") as file:
+                        shutil.copyfileobj(file, whole, 2**24)
+                    (temporary / f"values.{number}").unlink()
+            torch.save(torch.tensor(kept, dtype=torch.int64), temporary / "indices.pt")
+            about = {
+                "shape": [len(kept), *shape],
+                "weights": self.subject.name,
+                "pictures": source.name(kept[0]),
+            }
+            (temporary / "about.json").write_text(to_json(about))
+            with FileLock(folder.with_suffix(".lock")):
+                shutil.rmtree(folder, ignore_errors=True)  # another process made the same
+                temporary.rename(folder)
+            folder.with_suffix(".lock").unlink(missing_ok=True)
+        distributed.from_main(None)
+        found = read(folder)
+        assert found is not None
+        return found
+
+    def _in_memory(self, source: ImageSource, split: str) -> BlockFeatures:
+        parts = list(self._parts(source, split))
+        kept = [index for _, readable in parts for index in readable]
+        shape = max(distributed.from_all(tuple(parts[0][0].shape[1:]) if parts else (0, 0)))
+        rows = torch.cat([rows for rows, _ in parts]) if parts else torch.empty(0, *shape)
+        kept = [index for each in distributed.from_all(kept) for index in each]
+        _not_empty(kept, source)
+        return BlockFeatures(distributed.gathered(rows), torch.tensor(kept, dtype=torch.int64))
+
+    # ---- the work -------------------------------------------------------------------------------
+
+    def _parts(self, source: ImageSource, split: str) -> Iterator[tuple[Tensor, list[int]]]:
+        """This process's part of the pictures, batch by batch: rows (B, rows, D) and indices of pictures."""
+        subject, rank, processes = self.subject, distributed.rank(), distributed.count()
+        mine = range(len(source) * rank // processes, len(source) * (rank + 1) // processes)
+        batches = still_pictures(
+            source,
+            mine,
+            image_size=subject.image_size,
+            crop_ratio=subject.crop_ratio,
+            batch_size=subject.batch_size,
+            workers=subject.workers,
+        )
+        columns = (
+            TextColumn(f"features of {self.title or split}"),
+            BarColumn(),
+            TextColumn("{task.completed:,.0f} of {task.total:,.0f}"),
+            TimeRemainingColumn(),
+        )
+        with (
+            evaluating(subject.backbone),
+            Progress(*columns, transient=True, disable=not (self.progress and rank == 0)) as progress,
+        ):
+            task = progress.add_task("", total=len(mine))
+            for pictures, readable in batches:
+                with subject.autocast():
+                    rows = block_rows(subject.backbone, subject.normalised(pictures), self.blocks)
+                yield rows.float().cpu(), readable
+                progress.advance(task, len(readable))
+
+
+def read(folder: Path) -> BlockFeatures | None:
+    """The features in a folder; None where they are not, or not whole."""
+    try:
+        shape = json.loads((folder / "about.json").read_text())["shape"]
+        indices = torch.load(folder / "indices.pt", weights_only=True)
+        values, count = folder / "values.0", shape[0] * shape[1] * shape[2]
+        if values.stat().st_size != count * FLOAT or len(indices) != shape[0]:
+            return None
+        return BlockFeatures(torch.from_file(str(values), size=count).view(shape), indices)
+    except (OSError, ValueError, KeyError, TypeError, IndexError, RuntimeError):
+        return None
+
+
+def _not_empty(kept: list[int], source: ImageSource) -> None:
+    if not kept:
+        raise UserError(f"None of {len(source):,} pictures could be read (the first: {source.name(0)}).")

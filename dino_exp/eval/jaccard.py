@@ -1,0 +1,129 @@
+"""Attention as a mask: what holds most of it, and how well that overlaps an object (DINO, figure 4)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor
+
+from dino_exp.data.source import FORMATS
+from dino_exp.errors import UserError
+from dino_exp.eval.attention import AttentionMass, attention_mass, centred_gaussian
+
+OBJECT, VOID = 1, 255
+"""Values of a mask; 0 is background. Void counts for nothing, as the outlines of VOC."""
+
+
+def keep_mass(attention: Tensor, mass: float) -> Tensor:
+    """The fewest patches that hold at least the share `mass` of the attention: (..., h, w), bool.
+
+    Each map is sorted upwards and summed, and the patches stay from where the sum exceeds 1 - mass, as in the
+    released `visualize_attention.py`. Of equal patches the later ones stay. NaN keeps nothing.
+    """
+    values, order = attention.double().flatten(-2).sort(dim=-1, stable=True)
+    share = values.cumsum(dim=-1) / values.sum(dim=-1, keepdim=True)
+    kept = torch.zeros_like(order, dtype=torch.bool).scatter(-1, order, share > 1 - mass)
+    return kept.unflatten(-1, attention.shape[-2:])
+
+
+def jaccard(predicted: Tensor, mask: Tensor) -> Tensor:
+    """|A ∩ B| / |A ∪ B| of patches (..., h, w) bool and the objects of a mask (H, W), in 0–1.
+
+    Patches are brought to the mask's size, each a flat square (nearest). Void pixels are left out of both.
+    """
+    flat = predicted.reshape(1, -1, *predicted.shape[-2:]).float()
+    sized = F.interpolate(flat, size=mask.shape, mode="nearest-exact")[0] > 0.5
+    inside, known = mask == OBJECT, mask != VOID
+    both = (sized & inside).sum(dim=(-2, -1))
+    either = ((sized | inside) & known).sum(dim=(-2, -1))
+    return (both / either).reshape(predicted.shape[:-2])
+
+
+class Overlap:
+    """Collects how well attention finds the objects, one picture after the other."""
+
+    def __init__(self, mass: float) -> None:
+        self.mass = mass
+        self.empty = 0
+        """Pictures whose mask has no object; they count in no figure."""
+        self._heads: list[Tensor] = []
+        self._others: dict[str, list[float]] = {"mean": [], "even": [], "centre": []}
+        self._masses: list[AttentionMass] = []
+
+    def __len__(self) -> int:
+        return len(self._masses)
+
+    def add(self, attention: Tensor, mask: Tensor) -> None:
+        """Of one picture: attention (heads, h, w) and its mask (H, W), uint8 of 0, OBJECT and VOID."""
+        inside = mask == OBJECT
+        if not inside.any():
+            self.empty += 1
+            return
+        mean = attention.double().mean(dim=0)
+        nothing = torch.nan if not attention.isfinite().all() else 0.0
+        centre = centred_gaussian(*mean.shape)
+        self._heads.append(jaccard(keep_mass(attention, self.mass), mask) + nothing)
+        self._others["mean"].append(jaccard(keep_mass(mean, self.mass), mask).item() + nothing)
+        self._others["even"].append(jaccard(torch.ones_like(mean, dtype=torch.bool), mask).item())
+        self._others["centre"].append(jaccard(keep_mass(centre, self.mass), mask).item())
+        self._masses.append(attention_mass(attention[None], inside[None]))
+
+    def figures(self) -> dict[str, float]:
+        """Means over the pictures, in percent.
+
+        jaccard_mean is that of the mean over heads. jaccard_best_head takes of each picture the head with the
+        greatest overlap, an upper bound because the mask chooses. What needs no network: jaccard_even, the
+        whole picture, and jaccard_centre, the same share of a centred Gaussian. `AttentionMass` has the rest,
+        in which void counts as background.
+        """
+        heads = torch.stack(self._heads)
+        shares = {f"jaccard_{name}": values for name, values in self._others.items()}
+        shares["jaccard_best_head"] = heads.amax(dim=1).tolist()
+        for name in _MASSES:
+            shares[name] = [getattr(each, name) for each in self._masses]
+        figures = {name: _percent(values, name) for name, values in shares.items()}
+        return {name: figures[name] for name in sorted(figures, key=_ORDER.index)}
+
+    def by_head(self) -> list[float]:
+        """Jaccard of each head, mean over the pictures, in percent."""
+        return (100 * torch.stack(self._heads).mean(dim=0)).tolist()
+
+
+_MASSES = ["mass", "area", "gaussian_mass", "auc", "gaussian_auc"]
+_ORDER = [f"jaccard_{name}" for name in ("mean", "best_head", "even", "centre")] + _MASSES
+
+
+def _percent(values: Sequence[float], name: str) -> float:
+    """The AUC is not defined for a picture without a patch inside or beside the object."""
+    numbers = np.asarray(values)
+    if name.endswith("auc"):
+        numbers = numbers[~np.isnan(numbers)]
+    return 100 * float(numbers.mean()) if len(numbers) else float("nan")
+
+
+def read_mask(path: Path) -> Tensor:
+    """A mask file as uint8 (H, W): 0, OBJECT or VOID.
+
+    Palette pictures are read by index. Every value but 0 and 255 is an object, and 255 is void, as in VOC; in
+    a greyscale picture of nothing but 0 and 255 white is the object. Raises UserError.
+    """
+    try:
+        with Image.open(path, formats=FORMATS) as image:
+            mode, values = image.mode, np.asarray(image)
+    except Exception as error:  # decoders raise every kind of error on damaged bytes
+        raise UserError(f"{path}: the mask cannot be read ({type(error).__name__}: {error}).") from error
+    if values.ndim != 2:
+        raise UserError(
+            f"{path}: a mask with {values.shape[2]} channels; give greyscale or palette pictures, 0 where no "
+            "object is."
+        )
+    void = values == VOID
+    if mode != "P" and not ((values != 0) & ~void).any():
+        void = np.zeros_like(void)
+    mask = np.where(void, VOID, np.where(values != 0, OBJECT, 0))
+    return torch.from_numpy(mask.astype(np.uint8))

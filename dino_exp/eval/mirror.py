@@ -1,0 +1,53 @@
+"""Figures of evaluations to the tracker, where they join those of the run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+from rich.console import Console
+
+from dino_exp.config.targets import build
+from dino_exp.progress import log_lines_on
+from dino_exp.run_directory import RunDirectory
+from dino_exp.tracker import RunInfo, Tracker
+
+PICTURES = (".png", ".gif")
+
+
+def mirror(cfg: Any, folder: Path, records: list[dict[str, Any]], console: Console) -> None:
+    """Send figures as eval/<evaluation>/<figure> and pictures; of weights, as a run of their own."""
+    directory, step = RunDirectory(folder), 0
+    status = directory.read_status() if cfg.run is not None else {}
+    if cfg.run is not None:
+        if directory.is_held():
+            console.print("The run goes on in another process, so its tracker gets nothing of this.")
+            return
+        config = OmegaConf.to_container(OmegaConf.load(directory.config_file), resolve=True)
+        step = records[0]["weights"]["step"] or 0
+    else:
+        config = OmegaConf.to_container(cfg, resolve=True)
+    assert isinstance(config, dict)
+    with log_lines_on(console):
+        tracker: Tracker = build(cfg.tracker)
+        tracker.start(
+            RunInfo(
+                directory=folder,
+                name=folder.name,
+                group=None,
+                config={str(key): value for key, value in config.items()},
+                # of weights always the same, so that a second evaluation joins the first
+                tracker_id=status.get("tracker_id") or f"eval{records[0]['weights']['sha256'][:12]}",
+                resume_step=step,
+            )
+        )
+        for record in records:
+            figures = {
+                f"eval/{record['evaluation']}/{name}": value for name, value in record["figures"].items()
+            }
+            tracker.log(figures, step)
+            for file in record["files"]:
+                if file.endswith(PICTURES):
+                    tracker.image(f"eval/{record['evaluation']}/{Path(file).stem}", folder / file, step)
+        tracker.finish({}, exit_code=1 if status.get("state") == "failed" else 0)

@@ -1,0 +1,74 @@
+"""The evaluation `knn`: top-1 and top-5 of weighted k-NN for several k at once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from dino_exp import distributed
+from dino_exp.errors import UserError
+from dino_exp.eval.knn import nearest, votes
+from dino_exp.eval.subject import Findings, LabelledData, Subject, labelled
+
+MOST_VOTES = 2**24
+"""Votes (queries x classes) counted at once."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class NearestNeighbours:
+    """k-NN on all held-out pictures with all training pictures as bank; fields as in `KnnConfig`."""
+
+    k: list[int]
+    temperature: float
+
+    def check(self, subject: Subject, data: LabelledData) -> None:
+        """Raise UserError without labels on both sides."""
+        labelled(data.splits)
+
+    def evaluate(self, subject: Subject, data: LabelledData, folder: Path) -> Findings:
+        """Figures top1_k20 and, of more than five classes, top5_k20, per k; processes share the queries."""
+        train, test = labelled(data.splits)
+        bank, queries = data.features("train"), data.features("test")
+        if not (_finite(bank.final) and _finite(queries.final)):
+            raise UserError(f"{subject.name}: its features are not finite numbers; the network has diverged.")
+        bank_labels = torch.as_tensor(train.labels)[bank.indices].to(subject.device)
+        answers = torch.as_tensor(test.labels)[queries.indices]
+        classes, total = int(bank_labels.max()) + 1, len(answers)
+        start, end = (
+            total * number // distributed.count() for number in (distributed.rank(), distributed.rank() + 1)
+        )
+        cosines, where = nearest(bank.final, queries.final[start:end].to(subject.device), max(self.k))
+        mine, ranks = answers[start:end].to(subject.device), []
+        for k in self.k:
+            block = max(1, MOST_VOTES // classes)
+            for rows in torch.arange(end - start).split(block):
+                of_classes = votes(
+                    cosines[rows, :k],
+                    bank_labels[where[rows, :k]],
+                    temperature=self.temperature,
+                    classes=classes,
+                )
+                best = of_classes.topk(min(5, classes), dim=1).indices
+                ranks.append((best == mine[rows, None]).cpu())
+        # (k, queries, 5): whether the right class comes first, second, ...
+        right = distributed.gathered(
+            torch.cat(ranks).unflatten(0, (len(self.k), -1)).transpose(0, 1)
+        ).transpose(0, 1)
+        figures = {}
+        for k, hits in zip(self.k, right.double(), strict=True):
+            figures[f"top1_k{k}"] = 100 * hits[:, 0].mean().item()
+            if classes > 5:
+                figures[f"top5_k{k}"] = 100 * hits.sum(dim=1).mean().item()
+        notes = [
+            f"k = {k} is more than the {len(bank.indices):,} pictures in the bank; all of them vote."
+            for k in self.k
+            if k > len(bank.indices)
+        ]
+        details = {"bank": len(bank.indices), "queries": total, "classes": classes}
+        return Findings(figures, details, notes)
+
+
+def _finite(features: torch.Tensor) -> bool:
+    return all(bool(part.isfinite().all()) for part in features.split(65536))

@@ -1,0 +1,132 @@
+"""The network that a configuration of `evaluate.py` means, loaded and ready."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import OmegaConf
+from torch import Tensor, nn
+
+from dino_exp import machine
+from dino_exp.config.schema import VitConfig
+from dino_exp.config.targets import build
+from dino_exp.data.labelled import digest as short_digest
+from dino_exp.errors import UserError
+from dino_exp.eval.subject import Subject
+from dino_exp.model import DINONetwork
+from dino_exp.weights.describe import describe_backbone
+from dino_exp.weights.files import Weights, read
+from dino_exp.weights.load import load_into
+from dino_exp.weights.place import digest, weights_file
+
+IMAGE_SIZE, CROP_RATIO = 224, 0.875
+"""The released code's, where neither run nor command line says otherwise."""
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where a network's weights come from, for people and for evaluations.json."""
+
+    file: Path
+    sha256: str
+    network: str
+    checkpoint: str | None
+    """last or best; None for a file that is no run's."""
+    step: int | None
+    report: str
+    """What was taken of the file, and what was not."""
+
+    @property
+    def name(self) -> str:
+        """For people."""
+        at = f", step {self.step:,}" if self.step is not None else ""
+        return f"{self.network} of {self.file}{at}"
+
+
+def open_subject(cfg: Any) -> tuple[Subject, Origin]:
+    """Load the network of a validated configuration.
+
+    Raises:
+        UserError: the file is damaged, holds what would have to be executed, or another network.
+    """
+    if cfg.run is not None:
+        file = Path(cfg.run).expanduser() / "checkpoints" / f"{cfg.checkpoint}.pt"
+        if not file.is_file():
+            there = sorted(each.stem for each in file.parent.glob("*.pt"))
+            has = (
+                f"there are checkpoint={' and checkpoint='.join(there)}" if there else "nothing was saved yet"
+            )
+            raise UserError(f"run = {cfg.run}: no checkpoints/{file.name}; {has}.")
+    else:
+        file = weights_file(cfg.weights)
+    weights = read(file)
+    state, network = _network(weights, cfg.network)
+    backbone, report = load_backbone(cfg, state, file)
+    device = machine.choose_device(cfg.device)
+    workers = machine.choose_workers(cfg.num_workers, device)
+    machine.use_threads(device, 0)
+    sha256 = digest(str(file)) or ""
+    architecture = OmegaConf.to_container(cfg.backbone, resolve=True)
+    origin = Origin(
+        file=file,
+        sha256=sha256,
+        network=network,
+        checkpoint=cfg.checkpoint if cfg.run is not None else None,
+        step=weights.step,
+        report=report,
+    )
+    subject = Subject(
+        name=origin.name,
+        digest=short_digest(
+            sha256, network, sorted(architecture.items()) if isinstance(architecture, dict) else ""
+        ),
+        backbone=backbone.to(device).eval().requires_grad_(False),
+        device=device,
+        autocast_type=machine.choose_precision(cfg.precision, device),
+        image_size=cfg.image_size or IMAGE_SIZE,
+        crop_ratio=cfg.crop_ratio or CROP_RATIO,
+        channels=cfg.data.channels,
+        mean=tuple(cfg.data.mean),
+        std=tuple(cfg.data.std),
+        batch_size=cfg.batch_size,
+        workers=workers,
+        seed=cfg.seed,
+    )
+    return subject, origin
+
+
+def load_backbone(cfg: Any, state: Mapping[str, Tensor], file: Path) -> tuple[nn.Module, str]:
+    """The backbone of the configuration with a file's tensors, and what was taken, in words.
+
+    Our transformer is built for the position embedding that the file has, so that pictures of every size meet
+    the trained one, and not one that was resized before.
+    """
+    size = cfg.image_size or IMAGE_SIZE
+    positions = state.get("backbone.pos_embed")
+    if cfg.backbone["_target_"] == VitConfig._target_ and positions is not None and positions.ndim == 3:
+        size = math.isqrt(positions.shape[1] - 1) * cfg.backbone.patch_size
+    no_depth = {"drop_path_rate": 0.0} if "drop_path_rate" in cfg.backbone else {}
+    with torch.random.fork_rng(devices=[]):
+        backbone: nn.Module = build(cfg.backbone, in_channels=cfg.data.channels, image_size=size, **no_depth)
+    report = load_into(DINONetwork(backbone, nn.Identity()), state, file, head=False)
+    unused = [key for key in report.unexpected if not key.startswith("head.")]
+    words = f"{len(report.matched)} tensors matched, {len(report.missing)} missing, {len(unused)} unused"
+    words += f" ({', '.join(unused[:3])}{', ...' if len(unused) > 3 else ''})" if unused else ""
+    return backbone, f"{words}; {report.resized}" if report.resized else words
+
+
+def _network(weights: Weights, wanted: str) -> tuple[Mapping[str, Tensor], str]:
+    """The tensors of the wanted network, and what it is called; a file of one network has only that."""
+    if wanted == "student" and weights.student is None:
+        found, _ = describe_backbone(weights.teacher)
+        raise UserError(
+            f"network = student: {weights.file} holds one network alone ({found}); leave out network=student."
+        )
+    if weights.student is None:
+        return weights.teacher, "network"
+    return (weights.student, "student") if wanted == "student" else (weights.teacher, "teacher")

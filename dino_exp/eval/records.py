@@ -1,0 +1,96 @@
+"""`evaluations.json`: what was evaluated on what, and what came out."""
+
+from __future__ import annotations
+
+import datetime
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock
+from omegaconf import OmegaConf
+
+from dino_exp import machine
+from dino_exp.config.evaluation import needs_data
+from dino_exp.errors import UserError
+from dino_exp.eval.opening import Origin
+from dino_exp.eval.subject import Findings, Subject
+from dino_exp.run_directory import to_json, write_atomically
+
+FILE = "evaluations.json"
+IDENTITY = ("evaluation", "weights", "data", "settings", "pictures")
+"""Keys that make a record another one; of the same, the last stays."""
+
+
+def about(name: str, cfg: Any, subject: Subject, origin: Origin) -> dict[str, Any]:
+    """The part of a record that is known beforehand."""
+    return {
+        "evaluation": name,
+        "weights": {
+            "name": origin.name,
+            "file": str(origin.file),
+            "sha256": origin.sha256,
+            "network": origin.network,
+            "checkpoint": origin.checkpoint,
+            "step": origin.step,
+        },
+        "data": OmegaConf.to_container(cfg.data, resolve=True) if needs_data(name, cfg) else None,
+        "settings": OmegaConf.to_container(cfg[name], resolve=True),
+        "pictures": {
+            "image_size": subject.image_size,
+            "crop_ratio": subject.crop_ratio,
+            "precision": str(subject.autocast_type or "float32").removeprefix("torch."),
+            "seed": subject.seed,
+        },
+    }
+
+
+def key(record: dict[str, Any]) -> str:
+    """Eight digits that differ where records do; the place of a file does not count, its content does."""
+    identity = {name: record.get(name) for name in IDENTITY}
+    weights = record.get("weights")
+    if isinstance(weights, dict):
+        identity["weights"] = {name: weights.get(name) for name in ("sha256", "network")}
+    text = json.dumps(identity, sort_keys=True, ensure_ascii=False)
+    return hashlib.sha256(text.encode()).hexdigest()[:8]
+
+
+def completed(record: dict[str, Any], findings: Findings, seconds: float, subject: Subject) -> dict[str, Any]:
+    """The record with what was found."""
+    return record | {
+        "when": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        "figures": findings.figures,
+        "details": findings.details,
+        "notes": findings.notes,
+        "files": [str(path) for path in findings.files],
+        "seconds": round(seconds, 2),
+        "environment": machine.environment(subject.device),
+    }
+
+
+def read(folder: Path) -> list[dict[str, Any]]:
+    """The records in a folder, the newest last.
+
+    Raises:
+        UserError: the file is damaged; it is not overwritten.
+    """
+    file = folder / FILE
+    if not file.exists():
+        return []
+    try:
+        records = json.loads(file.read_text("utf-8"))
+        if not isinstance(records, list) or not all(isinstance(each, dict) for each in records):
+            raise ValueError("no list of records")
+    except (OSError, ValueError) as error:
+        raise UserError(f"{file}: cannot be read ({error}); mend it, or move it away.") from None
+    return records
+
+
+def add(folder: Path, record: dict[str, Any]) -> None:
+    """Write a record in the place of an earlier one of the same."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder / ".evaluations.lock"):
+        others = [each for each in read(folder) if key(each) != key(record)]
+        text = to_json([*others, record], indent=2)
+        write_atomically(folder / FILE, lambda file: file.write(text.encode()))

@@ -1,0 +1,67 @@
+"""Tiny data sets laid out as they are published, mostly of one colour, and a network that sees the colour."""
+
+from __future__ import annotations
+
+import math
+import pickle
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from torch import Tensor, nn
+
+
+class MeanColour(nn.Module):
+    """The feature is the mean of each channel. `pooled` gives features by place."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.pooled = nn.AvgPool2d(2)
+
+    def forward(self, pictures: Tensor) -> Tensor:
+        return self.pooled(pictures).mean(dim=(2, 3))
+
+
+def colour(degrees: float) -> tuple[int, int, int]:
+    """Of which the mean colour, normalised to -1 ... 1, has the cosine of a difference of angles."""
+    angle = math.radians(degrees)
+    return round(127.5 + 90 * math.cos(angle)), round(127.5 + 90 * math.sin(angle)), 128
+
+
+def flat(degrees: float, size: tuple[int, int] = (24, 16)) -> Image.Image:
+    return Image.new("RGB", size, colour(degrees))
+
+
+def noise(seed: int, size: tuple[int, int]) -> Image.Image:
+    """Width and height in pixels."""
+    values = np.random.default_rng(seed).integers(0, 256, (size[1] // 4, size[0] // 4, 3), dtype=np.uint8)
+    return Image.fromarray(values).resize(size)
+
+
+def save(picture: Image.Image, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    picture.save(path, quality=95, subsampling=0)
+
+
+def revisited(
+    root: Path, name: str, database: Sequence[Image.Image], queries: Sequence[Image.Image], gnd: list[Any]
+) -> Path:
+    """root/<name> with its pictures; gives the path of gnd_<name>.pkl."""
+    folder = root / name
+    lists: dict[str, Any] = {"gnd": gnd}
+    for key, prefix, pictures in (("imlist", "all_souls", database), ("qimlist", "query", queries)):
+        lists[key] = [f"{prefix}_{number:06d}" for number in range(len(pictures))]
+        for each, picture in zip(lists[key], pictures, strict=True):
+            save(picture, folder / "jpg" / f"{each}.jpg")
+    path = folder / f"gnd_{name}.pkl"
+    path.write_bytes(pickle.dumps(lists, protocol=2))
+    return path
+
+
+def entry(
+    easy: Sequence[int], hard: Sequence[int], junk: Sequence[int], bbx: Sequence[float] = (0, 0, 24, 16)
+) -> dict[str, Any]:
+    """What the ground truth says of a query; the types are as mixed as in real files."""
+    return {"bbx": list(bbx), "easy": np.array(easy), "hard": list(hard), "junk": np.array(junk)}

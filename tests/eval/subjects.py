@@ -1,0 +1,67 @@
+"""A small network as evaluations are given it, and pictures and features from memory."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from dino_exp.backbone.vit import VisionTransformer
+from dino_exp.data.source import ArraySource, Splits
+from dino_exp.eval.subject import BlockFeatures, Subject
+
+
+def tiny_vit(seed: int = 0, image_size: int = 32) -> VisionTransformer:
+    """16 dimensions, three blocks, two heads, patches of 4."""
+    torch.manual_seed(seed)
+    return VisionTransformer(patch_size=4, embed_dim=16, depth=3, num_heads=2, image_size=image_size)
+
+
+def subject(backbone: nn.Module | None = None, *, image_size: int = 32, channels: int = 3) -> Subject:
+    """On the CPU in float32; pictures are normalised to -1 ... 1 and seen whole."""
+    backbone = (backbone or tiny_vit(image_size=image_size)).eval().requires_grad_(False)
+    return Subject(
+        name="tiny",
+        digest="0" * 64,
+        backbone=backbone,
+        device=torch.device("cpu"),
+        autocast_type=None,
+        image_size=image_size,
+        crop_ratio=1.0,
+        channels=channels,
+        mean=(0.5,) * channels,
+        std=(0.5,) * channels,
+        batch_size=16,
+        workers=0,
+        seed=0,
+    )
+
+
+@dataclass
+class GivenData:
+    """`LabelledData` whose features are what the test says."""
+
+    splits: Splits
+    given: dict[str, BlockFeatures] = field(default_factory=dict)
+
+    def features(self, split: str) -> BlockFeatures:
+        return self.given[split]
+
+
+def pictures(
+    labels: list[int] | np.ndarray, *, classes: list[str] | None = None, size: int = 32
+) -> ArraySource:
+    """Noise pictures (N, 3, size, size) with these labels."""
+    labels = np.asarray(labels, dtype=np.int64)
+    generator = torch.Generator().manual_seed(len(labels))
+    images = torch.randint(0, 256, (len(labels), 3, size, size), generator=generator, dtype=torch.uint8)
+    classes = classes or [str(number) for number in range(int(labels.max()) + 1)]
+    return ArraySource("noise", images, labels, classes, 3)
+
+
+def block_features(values: Tensor) -> BlockFeatures:
+    """(N, rows, D), or (N, D) for a single row, of pictures 0 ... N-1."""
+    values = values if values.ndim == 3 else values.unsqueeze(1)
+    return BlockFeatures(values.float(), torch.arange(len(values)))

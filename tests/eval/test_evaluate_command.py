@@ -1,0 +1,271 @@
+"""`evaluate.py` from its command line: what it writes, prints, finds again, and refuses."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from dino_exp.config.compose import compose
+from dino_exp.config.register import CONF
+from dino_exp.eval.command import main
+from dino_exp.run import train
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("trained") / "run"
+    train(compose(["experiment=debug", "trainer.max_steps=2", "tracker=none"]), path)
+    return path
+
+
+@pytest.fixture
+def run(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A run of its own, and a cache that holds its pictures but no features."""
+    path = tmp_path / "run"
+    shutil.copytree(trained, path)
+    monkeypatch.chdir(tmp_path)
+    return path
+
+
+def features_of_cache(tmp_path: Path) -> list[Path]:
+    return sorted((tmp_path / "cache" / "dino_exp" / "features").glob("[0-9a-f]*"))
+
+
+def records(folder: Path) -> list[dict]:
+    return json.loads((folder / "evaluations.json").read_text())
+
+
+def test_knn_of_a_run_is_that_of_its_training(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([f"run={run}", "eval=knn", "knn.k=5,20", "tracker=none"]) == 0
+    (record,) = records(run)
+    config = (run / "config.yaml").read_text()
+    assert "k: 20" in config
+    assert record["figures"]["top1_k20"] == json.loads((run / "summary.json").read_text())["knn_top1"]
+    assert set(record["figures"]) == {"top1_k5", "top5_k5", "top1_k20", "top5_k20"}
+    assert record["weights"]["step"] == 2
+    assert record["weights"]["network"] == "teacher"
+    printed = capsys.readouterr().out
+    assert f"top-1, k = 20  {record['figures']['top1_k20']:.1f} %" in printed
+    assert "60 tensors matched, 0 missing, 0 unused" in printed
+
+
+def test_several_evaluations_share_features_that_a_second_command_finds(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    command = [f"run={run}", "eval=[knn,linear]", "linear.epochs=2", "linear.blocks=1,2", "tracker=none"]
+    assert main(command) == 0
+    folders = features_of_cache(tmp_path)
+    assert len(folders) == 2  # of training and held-out pictures
+    before = [(folder / "values.0").stat().st_mtime_ns for folder in folders]
+    first = records(run)
+    assert main([f"run={run}", "eval=knn", "tracker=none"]) == 0
+    assert [(folder / "values.0").stat().st_mtime_ns for folder in features_of_cache(tmp_path)] == before
+    second = records(run)
+    assert [record["evaluation"] for record in second] == ["linear", "knn"]  # the newest last, none twice
+    assert second[1]["figures"] == first[0]["figures"]
+    assert main([f"run={run}", "network=student", "eval=knn", "tracker=none"]) == 0
+    assert len(features_of_cache(tmp_path)) == 4
+    assert len(records(run)) == 3
+
+
+def test_half_written_features_are_made_again(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    assert main([f"run={run}", "eval=knn", "tracker=none"]) == 0
+    figures = records(run)[0]["figures"]
+    values = features_of_cache(tmp_path)[0] / "values.0"
+    values.write_bytes(values.read_bytes()[:-4])
+    assert main([f"run={run}", "eval=knn", "tracker=none"]) == 0
+    assert records(run)[0]["figures"] == figures
+    assert values.stat().st_size % 4 == 0
+    assert [each for each in values.parent.parent.iterdir() if each.name.startswith(".")] == []
+
+
+def test_without_a_place_for_a_cache_features_stay_in_memory(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert main([f"run={run}", "eval=knn", "tracker=none"]) == 0
+    figures = records(run)[0]["figures"]
+    blocked = tmp_path / "blocked"
+    blocked.mkdir()
+    (blocked / "dino_exp").write_text("a file where the folder should be")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(blocked))
+    assert main([f"run={run}", "eval=knn", "tracker=none"]) == 0
+    assert records(run)[0]["figures"] == figures
+
+
+def class_folders(root: Path, classes: int = 2, pictures: int = 6) -> Path:
+    for split in ("train", "val"):
+        for label in range(classes):
+            folder = root / split / f"class{label}"
+            folder.mkdir(parents=True)
+            for number in range(pictures):
+                noise = np.random.default_rng(100 * label + number).integers(
+                    0, 100, (40, 48, 3), dtype=np.uint8
+                )
+                Image.fromarray(noise + np.uint8(150 * label)).save(folder / f"{number}.png")
+    return root / "train"
+
+
+def test_weights_from_elsewhere_on_class_folders(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import timm
+
+    monkeypatch.chdir(tmp_path)
+    root = class_folders(tmp_path / "pictures")
+    torch.save({"state_dict": timm.create_model("resnet18", num_classes=7).state_dict()}, tmp_path / "w.pth")
+    words = ["weights=w.pth", "backbone=timm", "backbone.name=resnet18", f"data.root={root}", "image_size=32"]
+    assert main([*words, "eval=knn", "knn.k=3", "tracker=none"]) == 0
+    (folder,) = (tmp_path / "outputs" / "evaluations").iterdir()
+    (record,) = records(folder)
+    assert record["figures"] == {"top1_k3": 100.0}
+    assert record["weights"]["network"] == "network"
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "0 missing, 2 unused (backbone.fc.weight, backbone.fc.bias)" in printed
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["eval=knn"], "run=outputs/EXPERIMENT/RUN, or weights=FILE"),
+        (["run=nowhere"], "run = nowhere: no run"),
+        (["run=RUN", "weights=w.pth"], "both are given"),
+        (["run=RUN", "backbone=vit_small"], "backbone: a run has its own"),
+        (["run=RUN", "eval=knnn"], "did you mean knn?"),
+        (["run=RUN", "knn.kk=3"], "did you mean knn.k?"),
+        (["run=RUN", "knn.k=0"], "at least 1"),
+        (["run=RUN", "checkpoint=first"], "last or best"),
+        (["run=RUN", "trainer.device=cpu"], "did you mean device?"),
+        (["run=RUN", "image_size=30"], "nearest are 28 and 32"),
+        (["run=RUN", "-m"], "evaluates one network"),
+        (["run=RUN", "loss.teacher_temp=1"], "loss.teacher_temp: no such key"),
+        (["run=RUN", "network=a,b"], "network takes one"),
+        (["run=RUN", "data=image_folder"], "data.root: not set"),
+        (["run=RUN", "data=image_folder", "data.root=/nowhere"], "no such folder"),
+        (["weights=nowhere.pth", "data.root=."], "no such file"),
+        (["weights=w.pth", "data.root=.", "checkpoint=best"], "checkpoint = best"),
+    ],
+)
+def test_what_cannot_be_evaluated_is_refused_and_nothing_is_made(
+    run: Path, words: list[str], expected: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (run.parent / "w.pth").write_bytes(b"x")
+    before = sorted(run.parent.rglob("*"))
+    assert main([word.replace("RUN", str(run)) for word in words]) == 2
+    assert expected in capsys.readouterr().err
+    assert sorted(run.parent.rglob("*")) == before
+
+
+class Attack:
+    """Writes a file when it is loaded."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> object:
+        return Path.write_text, (self.path, "executed")
+
+
+@pytest.mark.parametrize(
+    "problem", ["other network", "truncated", "attack", "one class", "one picture", "no labels"]
+)
+def test_bad_files_are_named_and_nothing_is_written(
+    problem: str, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    checkpoint = run / "checkpoints" / "last.pt"
+    root = class_folders(tmp_path / "pictures", classes=1 if problem == "one class" else 2)
+    words = [f"weights={checkpoint}", "backbone=vit_micro", f"data.root={root}", "image_size=32"]
+    if problem == "other network":
+        words[1] = "backbone=vit_tiny"
+        expected = "backbone.cls_token"
+    elif problem == "truncated":
+        checkpoint.write_bytes(checkpoint.read_bytes()[:5000])
+        expected = "cut short"
+    elif problem == "attack":
+        torch.save({"state_dict": Attack(tmp_path / "executed")}, checkpoint)
+        expected = "refused"
+    elif problem == "one class":
+        expected = "no labels, or all the same"
+    elif problem == "one picture":
+        flat = tmp_path / "flat"
+        flat.mkdir()
+        shutil.copy(root / "class0" / "0.png", flat)
+        words[2] = f"data.root={flat}"
+        expected = "no held-out pictures"
+    else:
+        flat = tmp_path / "flat"
+        flat.mkdir()
+        for picture in (root / "class0").iterdir():
+            shutil.copy(picture, flat)
+        words[2:3] = [f"data.root={flat}", f"data.val_root={root.parent / 'val'}"]
+        expected = "labels"
+    before = sorted(path for path in tmp_path.rglob("*"))
+    assert main(words) == 2
+    assert expected in capsys.readouterr().err
+    assert sorted(path for path in tmp_path.rglob("*")) == before
+    assert not (tmp_path / "executed").exists()
+
+
+def test_an_evaluation_that_fails_leaves_the_others(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from dino_exp.errors import UserError
+    from dino_exp.eval.nearest import NearestNeighbours
+
+    def fail(self: NearestNeighbours, subject: object, data: object, folder: Path) -> None:
+        folder.mkdir(parents=True)
+        (folder / "half.txt").write_text("half")
+        raise UserError("the disk is full.")
+
+    monkeypatch.setattr(NearestNeighbours, "evaluate", fail)
+    assert (
+        main([f"run={run}", "eval=[knn,linear]", "linear.epochs=1", "linear.blocks=1", "tracker=none"]) == 2
+    )
+    assert [record["evaluation"] for record in records(run)] == ["linear"]
+    assert "knn: the disk is full." in capsys.readouterr().out
+    assert list(run.rglob("half.txt")) == []
+
+
+def test_help_names_every_evaluation(capsys: pytest.CaptureFixture[str]) -> None:
+    from dino_exp.config.evaluations import EVALUATIONS
+
+    assert main(["--help"]) == 0
+    page = capsys.readouterr().out
+    assert all(f"Keys of {name}" in page for name in EVALUATIONS)
+
+
+def test_two_processes_find_what_one_does(run: Path, tmp_path: Path) -> None:
+    words = [
+        str(CONF.parent / "evaluate.py"),
+        f"run={run}",
+        "eval=[knn,linear]",
+        "linear.epochs=2",
+        "tracker=none",
+    ]
+    found = {}
+    for processes in (1, 2):
+        launcher = (
+            ["-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone"] if processes == 2 else []
+        )
+        cache = {"XDG_CACHE_HOME": str(tmp_path / f"cache{processes}"), "PYTHONPATH": str(CONF.parent)}
+        subprocess.run(
+            [sys.executable, *launcher, *words],
+            env=os.environ | {"OMP_NUM_THREADS": "1"} | cache,
+            check=True,
+            capture_output=True,
+        )
+        found[processes] = {record["evaluation"]: record["figures"] for record in records(run)}
+    assert found[1]["knn"] == found[2]["knn"]
+    assert found[1]["linear"] == found[2]["linear"]

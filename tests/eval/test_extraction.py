@@ -1,0 +1,83 @@
+"""Features of a data set are the network's, whatever batch, file or process they come from."""
+
+from __future__ import annotations
+
+import torch
+from subjects import pictures, subject, tiny_vit
+
+from dino_exp.backbone.library import timm_backbone
+from dino_exp.backbone.tokens import block_tokens
+from dino_exp.data.source import CorruptImageError, Splits
+from dino_exp.eval.extraction import Extracted
+
+
+def extracted(source, backbone=None, *, blocks=0, digest="a", image_size=32):
+    it = subject(backbone, image_size=image_size)
+    object.__setattr__(it, "digest", digest)
+    data = Extracted(it, None, blocks=blocks)
+    data.__dict__["splits"] = Splits(source, None)
+    return data
+
+
+def test_rows_are_class_tokens_of_the_last_blocks_and_the_mean_patch(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    source, backbone = pictures([0, 1] * 20), tiny_vit()
+    data = extracted(source, backbone, blocks=2)
+    features = data.features("train")
+    whole = data.subject.normalised(source.images)
+    last_two = backbone.intermediate_tokens(whole, 2)
+    expected = torch.stack([last_two[0][:, 0], last_two[1][:, 0], last_two[1][:, 1:].mean(dim=1)], dim=1)
+    torch.testing.assert_close(features.values, expected, rtol=0, atol=1e-5)
+    torch.testing.assert_close(features.final, backbone(whole), rtol=0, atol=1e-5)
+    assert features.blocks == 2
+    assert features.indices.tolist() == list(range(40))
+    alone = extracted(source, backbone, blocks=0).features("train")
+    assert torch.equal(alone.values, features.values)  # more than was wanted is at hand
+    too_many = extracted(source, backbone, blocks=9, digest="b").features("train")
+    assert too_many.blocks == 3  # all that there are
+
+
+def test_files_are_found_again_by_weights_pictures_and_size_alone(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    source = pictures([0, 1] * 4)
+    first = extracted(source, tiny_vit(seed=0)).features("train")
+    other = tiny_vit(seed=1)
+    assert torch.equal(extracted(source, other).features("train").values, first.values)  # by their name
+    assert not torch.equal(extracted(source, other, digest="b").features("train").values, first.values)
+    changed = pictures([0, 1] * 4)
+    changed.images[0, 0, 0, 0] ^= 255
+    assert not torch.equal(extracted(changed, tiny_vit(seed=0)).features("train").values, first.values)
+    assert len(list((tmp_path / "dino_exp" / "features").iterdir())) == 3
+
+
+def test_unreadable_pictures_have_no_row(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    source = pictures([0, 1] * 10)
+    whole = extracted(source, tiny_vit(), digest="whole").features("train")
+    read = source.read
+
+    def broken(index, shrink=None):
+        if index in (0, 7):
+            raise CorruptImageError(f"{index}.png", "cut off")
+        return read(index)
+
+    source.read = broken
+    kept = [index for index in range(20) if index not in (0, 7)]
+    for _ in range(2):  # made, then found
+        features = extracted(source, tiny_vit()).features("train")
+        assert features.indices.tolist() == kept
+        torch.testing.assert_close(features.values, whole.values[kept], rtol=0, atol=1e-5)
+
+
+def test_timms_transformers_have_blocks_and_convnets_their_own_feature(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    options = {"drop_path_rate": 0.0, "in_channels": 3, "image_size": 32}
+    transformer = timm_backbone(name="vit_tiny_patch16_224", **options).eval()
+    tokens = block_tokens(transformer, torch.randn(2, 3, 32, 32), 2)
+    assert [tuple(each.patches.shape) for each in tokens] == [(2, 4, 192)] * 2
+    picture = torch.randn(1, 3, 32, 32)
+    torch.testing.assert_close(block_tokens(transformer, picture, 1)[0].class_token, transformer(picture))
+    convnet = timm_backbone(name="resnet10t", **options).eval()
+    features = extracted(pictures([0, 1]), convnet, blocks=4).features("train")
+    assert features.blocks == 0
+    assert features.final.shape == (2, 512)

@@ -1,0 +1,90 @@
+"""The evaluation `knn` against scikit-learn, and the search block by block against the whole at once."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from sklearn.neighbors import KNeighborsClassifier
+from subjects import GivenData, block_features, pictures, subject
+
+from dino_exp.data.source import Splits
+from dino_exp.errors import UserError
+from dino_exp.eval.knn import nearest
+from dino_exp.eval.nearest import NearestNeighbours
+
+
+def noisy_classes(count: int, classes: int, seed: int) -> tuple[torch.Tensor, np.ndarray]:
+    """Features (count, 12) that are right about as often as wrong."""
+    centres = torch.randn(classes, 12, generator=torch.Generator().manual_seed(0))
+    labels = torch.arange(count) % classes
+    noise = torch.randn(count, 12, generator=torch.Generator().manual_seed(seed))
+    return centres[labels] + 1.5 * noise, labels.numpy()
+
+
+def knn(**changes: object) -> NearestNeighbours:
+    return NearestNeighbours(**({"k": [1, 10, 150], "temperature": 0.07} | changes))  # type: ignore[arg-type]
+
+
+def given(classes: int = 8) -> GivenData:
+    train, train_labels = noisy_classes(300, classes, seed=1)
+    test, test_labels = noisy_classes(97, classes, seed=2)
+    splits = Splits(pictures(train_labels), pictures(test_labels))
+    return GivenData(splits, {"train": block_features(train), "test": block_features(test)})
+
+
+def test_agrees_with_scikit_learns_weighted_neighbours(tmp_path):
+    data = given()
+    found = knn().evaluate(subject(), data, tmp_path)
+    bank, queries = data.given["train"].final.numpy(), data.given["test"].final.numpy()
+    for k in (1, 10, 150):
+        theirs = KNeighborsClassifier(k, weights=lambda d: np.exp((1 - d) / 0.07), metric="cosine")
+        theirs.fit(bank, data.splits.train.labels)
+        right = theirs.predict(queries) == data.splits.test.labels
+        assert found.figures[f"top1_k{k}"] == pytest.approx(100 * right.mean())
+        order = np.argsort(-theirs.predict_proba(queries), axis=1, kind="stable")[:, :5]
+        five = (order == data.splits.test.labels[:, None]).any(axis=1)
+        if k == 150:  # of fewer neighbours many classes have no vote, and their order is anyone's
+            assert found.figures["top5_k150"] == pytest.approx(100 * five.mean())
+    assert 30 < found.figures["top1_k10"] < 95  # neither trivial nor chance
+    assert found.details == {"bank": 300, "queries": 97, "classes": 8}
+
+
+@pytest.mark.parametrize("in_order", [False, True])
+def test_block_by_block_finds_the_same_neighbours(in_order):
+    generator = torch.Generator().manual_seed(3)
+    bank, queries = torch.randn(500, 6, generator=generator), torch.randn(41, 6, generator=generator)
+    if in_order:  # each block is nearer to the first query than all before it
+        bank = bank[(torch.nn.functional.normalize(bank) @ queries[0]).argsort()]
+    whole = nearest(bank, queries, 33, bank_block=500)
+    assert torch.equal(whole[1][0].unique(), whole[1][0].sort().values)
+    for bank_block, query_block in ((7, 10), (50, 41), (499, 3)):
+        cosines, where = nearest(bank, queries, 33, bank_block=bank_block, query_block=query_block)
+        torch.testing.assert_close(cosines, whole[0], rtol=0, atol=1e-6)
+        assert torch.equal(where, whole[1])
+    cosines, where = nearest(bank[:5], queries, 33, bank_block=2)
+    assert cosines.shape == (41, 5)
+    assert where.sort(dim=1).values.tolist() == [[0, 1, 2, 3, 4]] * 41
+
+
+def test_more_neighbours_than_pictures_are_noted_and_few_classes_have_no_top5(tmp_path):
+    data = given(classes=2)
+    found = knn(k=[5, 400]).evaluate(subject(), data, tmp_path)
+    assert list(found.figures) == ["top1_k5", "top1_k400"]
+    assert found.notes == ["k = 400 is more than the 300 pictures in the bank; all of them vote."]
+
+
+def test_what_cannot_be_compared_is_refused(tmp_path):
+    data = given()
+    data.given["test"].values[3, 0, 1] = float("nan")
+    with pytest.raises(UserError, match="not finite"):
+        knn().evaluate(subject(), data, tmp_path)
+    without = GivenData(Splits(pictures([0, 1]), None))
+    with pytest.raises(UserError, match=r"data\.val_root"):
+        knn().check(subject(), without)
+    train, test = pictures([0, 1], classes=["cat", "dog"]), pictures([0, 1], classes=["cat", "cow"])
+    with pytest.raises(UserError, match="cow, dog"):
+        knn().check(subject(), GivenData(Splits(train, test)))
+    train.labels = None
+    with pytest.raises(UserError, match="training pictures have no labels"):
+        knn().check(subject(), GivenData(Splits(train, test)))
