@@ -200,8 +200,8 @@ def linear(arguments: argparse.Namespace) -> None:
         }
         for name in variants
     ]
-    title = f"Linear classifiers: {arguments.pictures:,} pictures, 4 blocks + mean of {arguments.dim}"
-    report("evaluation_linear", f"{title}, {arguments.classes} classes", table, device)
+    title = f"{arguments.pictures:,} x 5 x {arguments.dim}, {arguments.classes} classes"
+    report("evaluation_linear", title, table, device)
 
 
 def trained(

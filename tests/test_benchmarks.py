@@ -58,6 +58,16 @@ def test_the_released_transforms_make_ten_normalised_crops():
     [
         (["benchmarks.loss", "--batch", "2", "--crops", "3", "--repeats", "1"], "loss", 4),
         (["benchmarks.scale", "index", "--largest", "4"], "scale_index", 2),
+        (
+            ["benchmarks.evaluation", "knn", "--queries", "9", "--keys", "300", "--dim", "4"],
+            "evaluation_knn",
+            2,
+        ),
+        (
+            ["benchmarks.evaluation", "linear", "--pictures", "99", "--dim", "4", "--epochs", "1"],
+            "evaluation_linear",
+            3,
+        ),
     ],
 )
 def test_a_benchmark_writes_what_it_prints(words: list[str], file: str, rows: int, tmp_path: Path):

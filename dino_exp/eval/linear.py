@@ -240,7 +240,7 @@ class Linear:
         elif max(self.blocks) > max(each.choice.blocks or 0 for each in settings):
             there = max(each.choice.blocks or 0 for each in settings)
             notes.append(
-                f"linear.blocks = {self.blocks}: the backbone has {there} blocks, so that more is all of them."
+                f"linear.blocks = {self.blocks}: the backbone has {there} blocks; more is all of them."
             )
         if math.isnan(outcome.figures[0]):
             notes.append("The classifier is not finite: features are not, or learning rates are too large.")
