@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -71,13 +71,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     0: done. 2: the configuration or a file is wrong, and nothing was created. Otherwise the run's own code; a
     sweep's is 1 if any of its runs failed.
     """
-    argv = list(sys.argv[1:] if argv is None else argv)
+    words = list(sys.argv[1:] if argv is None else argv)
+    return in_all_processes(lambda: command_line(words), follow)
+
+
+def in_all_processes(decide: Callable[[], int], follow: Callable[[], int]) -> int:
+    """Have rank 0 decide and all others follow what it tells them, its exit code last; returns that code."""
     try:
         processes = Processes.of()
     except UserError as error:
         return refuse([str(error)])
     if processes.count == 1:
-        return command_line(argv)
+        return decide()
     from dino_exp import distributed
 
     code = FAILED
@@ -86,7 +91,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             code = follow()
         else:
             try:
-                code = command_line(argv)
+                code = decide()
             finally:
                 distributed.from_main(code)
     # all at one time, or torchrun would end with SIGTERM those who are still at their clean-up

@@ -15,10 +15,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from dino_exp.cli import FAILED, INTERRUPTED, USER_ERROR, refuse
+from dino_exp.cli import FAILED, INTERRUPTED, USER_ERROR, in_all_processes, refuse
 from dino_exp.config.evaluation import check
 from dino_exp.errors import UserError
-from dino_exp.processes import Processes
 
 if TYPE_CHECKING:  # torch comes last: refusing and helping need not wait for it
     from dino_exp.eval.opening import Origin
@@ -39,31 +38,21 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     0: done. 2: the configuration, a file or a data set is wrong, and nothing was written of that evaluation.
     """
-    argv = list(sys.argv[1:] if argv is None else argv)
-    try:
-        processes = Processes.of()
-    except UserError as error:
-        return refuse([str(error)])
-    if processes.count == 1:
-        return command_line(argv)
+    words = list(sys.argv[1:] if argv is None else argv)
+    return in_all_processes(lambda: command_line(words), follow)
+
+
+def follow() -> int:
+    """Evaluate what rank 0 sends, until it sends the exit code."""
     from dino_exp import distributed
 
-    code = FAILED
-    with distributed.joined(processes):
-        if distributed.is_main():
-            try:
-                code = command_line(argv)
-            finally:
-                distributed.from_main(code)
-        else:
-            order: Order | int = distributed.from_main(FAILED)
-            while isinstance(order, Order):
-                cfg = OmegaConf.create(order.config)
-                assert isinstance(cfg, DictConfig)
-                attempt(cfg)
-                order = distributed.from_main(FAILED)
-            code = order
-    distributed.leave(code)
+    order: Order | int = distributed.from_main(FAILED)
+    while isinstance(order, Order):
+        cfg = OmegaConf.create(order.config)
+        assert isinstance(cfg, DictConfig)
+        attempt(cfg)
+        order = distributed.from_main(FAILED)
+    return order
 
 
 def command_line(argv: list[str]) -> int:

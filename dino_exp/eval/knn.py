@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dino_exp.data.source import ImageSource, Splits
-from dino_exp.errors import UserError
 from dino_exp.eval.features import Features, extract, pixels
+from dino_exp.eval.subject import labelled
 
 BANK_BLOCK, QUERY_BLOCK = 16384, 1024
 """Similarities of a block, 64 MiB, stay near the cores; with the neighbours so far that is all the memory."""
@@ -166,7 +166,7 @@ class KNN:
 
         Raises UserError where `applies` is false, or where train and test have different classes.
         """
-        train, test = self._labelled(splits)
+        train, test = labelled(splits)
 
         def features(source: ImageSource, size: int | None) -> Features:
             return extract(
@@ -189,7 +189,7 @@ class KNN:
         self, splits: Splits, *, image_size: int, device: torch.device | str = "cpu"
     ) -> float:
         """The baseline: the same k-NN on raw pixels, mean-centred, for the same pictures; in percent."""
-        train, test = self._labelled(splits)
+        train, test = labelled(splits)
         bank, queries = pixels(
             train,
             spread(len(train), self.bank_size),
@@ -213,18 +213,3 @@ class KNN:
         query_labels = torch.as_tensor(test.labels)[queries.indices]
         tensors = (bank.values, bank_labels, queries.values, query_labels)
         return self.accuracy(*(tensor.to(device) for tensor in tensors))
-
-    def _labelled(self, splits: Splits) -> tuple[ImageSource, ImageSource]:
-        train, test = splits.train, splits.test
-        if test is None:
-            raise UserError("k-NN needs held-out pictures; this data set has none (data.val_root).")
-        if train.labels is None or test.labels is None:
-            side = "training" if train.labels is None else "held-out"
-            raise UserError(f"k-NN needs labels; the {side} pictures have none.")
-        if train.classes is not None and test.classes is not None and train.classes != test.classes:
-            missing = sorted(set(train.classes) ^ set(test.classes))
-            raise UserError(
-                f"k-NN: training and held-out pictures have different classes, so their labels do not "
-                f"match; only on one side: {', '.join(missing[:5]) or 'none, but the order differs'}."
-            )
-        return train, test

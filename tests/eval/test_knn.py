@@ -139,7 +139,7 @@ def test_what_cannot_be_evaluated_is_said(problem):
         splits.test.classes = ["dark", "dim"]
     expected = {
         "no test": "held-out",
-        "no labels": "training pictures have none",
+        "no labels": "training pictures have no labels",
         "other classes": "bright, dim",
     }
     assert knn().applies(splits) == (problem == "other classes")
