@@ -6,6 +6,7 @@ The whole trainings of `test_oracle_training` run there too.
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -17,6 +18,7 @@ from dino_exp import checkpoint
 from dino_exp.config.compose import compose
 from dino_exp.config.register import CONF
 from dino_exp.config.targets import build
+from dino_exp.run import train
 from dino_exp.trainer import Trainer
 from tests.test_fused_colour import crops_and_table, make
 
@@ -90,3 +92,18 @@ def test_the_gpu_sees_the_losses_of_the_cpu(tmp_path: Path) -> None:
         losses[device] = [line["loss"] for line in lines if "loss" in line]
     assert len(losses["cpu"]) == 10
     assert losses["cuda"] == pytest.approx(losses["cpu"], abs=2e-3)
+
+
+def test_evaluations_find_what_they_find_on_the_cpu(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    train(compose(["experiment=debug", "tracker=none", "trainer.device=cpu"]), run)
+    found = []
+    for device in ("cpu", "cuda"):
+        words = [f"run={run}", f"device={device}", "eval=[knn,linear,attention]", "linear.epochs=5"]
+        cache = {"XDG_CACHE_HOME": str(tmp_path / device), "PYTHONPATH": str(CONF.parent)}
+        command = [sys.executable, str(CONF.parent / "evaluate.py"), *words, "tracker=none"]
+        subprocess.run(command, env=os.environ | cache, check=True, capture_output=True)
+        records = json.loads((run / "evaluations.json").read_text())
+        found.append({record["evaluation"]: record["figures"] for record in records})
+    for evaluation, figures in found[0].items():
+        assert found[1][evaluation] == pytest.approx(figures, abs=2)  # of 128 pictures, one is 0.8
