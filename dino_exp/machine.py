@@ -35,22 +35,22 @@ def _number(variable: str) -> int | None:
     return int(text) if text.isdecimal() and int(text) else None
 
 
-def choose_device(wanted: str) -> torch.device:
-    """The device of `trainer.device`, of several processes this one's own; a `UserError` if not there."""
+def choose_device(wanted: str, key: str = "trainer.device") -> torch.device:
+    """The device that `key` wants, of several processes this one's own; a `UserError` if not there."""
     there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     if wanted == "auto":
         wanted = next(name for name, present in there.items() if present)
     if not there[wanted]:
         present = ", ".join(name for name, is_there in there.items() if is_there)
-        raise UserError(f"trainer.device = {wanted}: this machine has no such device; there are: {present}.")
+        raise UserError(f"{key} = {wanted}: this machine has no such device; there are: {present}.")
     processes = Processes.of()
     if processes.count == 1 or wanted == "cpu":
         return torch.device(wanted)
     if wanted == "mps":
-        raise UserError("trainer.device = mps: takes one process; start without torchrun, or use cpu.")
+        raise UserError(f"{key} = mps: takes one process; start without torchrun, or use cpu.")
     if processes.local_rank >= torch.cuda.device_count():
         raise UserError(
-            f"trainer.device = cuda: LOCAL_RANK={processes.local_rank} on a machine with "
+            f"{key} = cuda: LOCAL_RANK={processes.local_rank} on a machine with "
             f"{torch.cuda.device_count()} GPUs; start at most one process per GPU (--nproc-per-node)."
         )
     device = torch.device("cuda", processes.local_rank)
@@ -58,12 +58,12 @@ def choose_device(wanted: str) -> torch.device:
     return device
 
 
-def choose_precision(wanted: str, device: torch.device) -> torch.dtype | None:
-    """The autocast type of `trainer.precision`; None is plain float32."""
+def choose_precision(wanted: str, device: torch.device, key: str = "trainer.precision") -> torch.dtype | None:
+    """The autocast type that `key` wants; None is plain float32."""
     if wanted == "auto":
         wanted = "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "fp32"
     if wanted == "fp16" and device.type == "cpu":
-        raise UserError("trainer.precision = fp16: the CPU has no fp16 training; use bf16 or fp32.")
+        raise UserError(f"{key} = fp16: the CPU has no fp16; use bf16 or fp32.")
     return PRECISIONS[wanted]
 
 

@@ -9,19 +9,26 @@ from torch import Tensor, nn
 
 from dino_exp.errors import UserError
 
+CROP_KEYS = "crops.global_size and crops.local_size"
 
-def check_picture_sizes(backbone: nn.Module, *, name: str, in_channels: int, sizes: Iterable[int]) -> None:
+
+def check_picture_sizes(
+    backbone: nn.Module, *, name: str, in_channels: int, sizes: Iterable[int], keys: str = CROP_KEYS
+) -> None:
     """Raise `UserError` unless the backbone takes square pictures of each of these sides, in pixels.
 
     Some library models work at one size only; better said before the training than at its first local crop.
     Costs one forward pass of two pictures per size; neither weights nor buffers nor random numbers change.
     """
     for size in sizes:
-        output_dim(backbone, name=name, in_channels=in_channels, size=size)
+        output_dim(backbone, name=name, in_channels=in_channels, size=size, keys=keys)
 
 
-def output_dim(backbone: nn.Module, *, name: str, in_channels: int, size: int) -> int:
-    """Length of the vector that the backbone gives for a picture of `size` x `size` pixels."""
+def output_dim(backbone: nn.Module, *, name: str, in_channels: int, size: int, keys: str = CROP_KEYS) -> int:
+    """Length of the vector that the backbone gives for a picture of `size` x `size` pixels.
+
+    keys: what the user can set to have another size.
+    """
     weight = next(backbone.parameters())
     pictures = torch.zeros(2, in_channels, size, size, device=weight.device, dtype=weight.dtype)
     was_training = backbone.training
@@ -32,9 +39,9 @@ def output_dim(backbone: nn.Module, *, name: str, in_channels: int, size: int) -
     except (AssertionError, RuntimeError, ValueError, IndexError, ZeroDivisionError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
         raise UserError(
-            f"backbone.name = {name}: cannot take pictures of {size}x{size} pixels ({reason}). Set "
-            "crops.global_size and crops.local_size to sizes that it takes, or choose a backbone for any "
-            "size: a vit_*, a ResNet, or one of timm's vit, xcit, swin and convnext models."
+            f"backbone.name = {name}: cannot take pictures of {size}x{size} pixels ({reason}). Set {keys} to "
+            "what it takes, or choose a backbone for any size: a vit_*, a ResNet, or one of timm's vit, "
+            "xcit, swin and convnext models."
         ) from error
     finally:
         backbone.train(was_training)

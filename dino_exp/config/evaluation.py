@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from hydra.core.override_parser.types import Override
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
@@ -63,6 +63,13 @@ def check(argv: Sequence[str]) -> CheckedEvaluation:
 def needs_data(name: str, cfg: Any) -> bool:
     """Whether an evaluation looks at the pictures of `data`."""
     return name in FROM_DATA or (name in ("attention", "embed") and cfg[name].source is None)
+
+
+def own_size(name: str, cfg: Any) -> bool:
+    """Whether an evaluation sees squares of the general `image_size`; the others have sizes of their own."""
+    if name == "attention":
+        return cfg.attention.source is None and cfg.attention.image_size is None
+    return name not in ("retrieval", "copy_detection", "video_segmentation")
 
 
 def _fill(checked: CheckedEvaluation, options: Loader, texts: Sequence[str]) -> None:
@@ -138,6 +145,9 @@ def _place(cfg: DictConfig, values: Sequence[Override], groups: set[str]) -> Ite
             *(() if "tracker" in groups else ("tracker",)),
         ):
             cfg[group] = _typed(group, own[group])
+        if "data" in groups:  # other pictures, but the network wants them as it is used to
+            for key in ("channels", "mean", "std"):
+                cfg.data[key] = own.data[key]
         cfg.image_size, cfg.crop_ratio = int(own.crops.global_size), float(own.eval.crop_ratio)
     except (OmegaConfBaseException, YAMLError, OSError, KeyError, TypeError, ValueError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
@@ -161,6 +171,9 @@ def problems(cfg: DictConfig) -> list[str]:
     nodes += [("data.", cfg.data)] if from_data else []
     for prefix, node in nodes:
         found += [problem for _, problem in node_problems(prefix, node, cfg)]
+        found += [
+            f"{prefix}{key} = []: give one value at least." for key in node if _is_empty(node, str(key))
+        ]
     if found:
         return found
     found += relations.backbone(cfg)
@@ -168,6 +181,12 @@ def problems(cfg: DictConfig) -> list[str]:
         found += relations.data(cfg)
         found = found or list(relations.folder_problems(cfg))
     return found + list(_relations(cfg))
+
+
+def _is_empty(node: DictConfig, key: str) -> bool:
+    """Whether a list has nothing in it; `eval` is looked at by itself."""
+    value = None if OmegaConf.is_missing(node, key) else node[key]
+    return key != "eval" and isinstance(value, ListConfig) and not len(value)
 
 
 def _words(cfg: DictConfig) -> Iterator[str]:

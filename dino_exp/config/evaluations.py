@@ -104,10 +104,10 @@ class AttentionConfig:
     """A picture, a folder of pictures, or a video (GIF, WebP); null is the held-out pictures of `data`."""
     masks: str | None = None
     """Folder of PNG masks named as the pictures of `source`, of the same size; null takes those of `data`.
-    0 is background, 255 void, all else the object; in black and white the object is white."""
+    0 is background, 255 void, all else the object; in pictures from black to white the object is white."""
     mass: float = number(0.6, above=0, below=1)
     """Share of the attention that the thresholded map keeps."""
-    image_size: int | None = number(None, at_least=1)
+    image_size: int | None = number(None, at_least=1, at_most=4096)
     """Shorter side of the pictures of `source`, whose shape is kept (the paper's figures: 480), or side of
     the squares of `data`; null is the general `image_size`."""
     pictures: int = number(8, at_least=1)
@@ -123,7 +123,7 @@ class RetrievalConfig:
     """Folder with roxford5k/ and rparis6k/, each with jpg/ and gnd_<name>.pkl."""
     datasets: list[str] = field(default_factory=lambda: ["roxford5k", "rparis6k"])
     """Which of them."""
-    image_size: int = number(224, at_least=1)
+    image_size: int = number(224, at_least=1, at_most=4096)
     """Longer side of the pictures in pixels; they keep their shape, and smaller ones are not enlarged."""
     multiscale: bool = False
     """Mean over the scales 1, 1/sqrt(2) and 1/2."""
@@ -138,7 +138,7 @@ class CopyDetectionConfig:
     _target_: str = "dino_exp.eval.copy_detection.CopyDetection"
     root: str | None = None
     """Folder with original/ and strong/."""
-    image_size: int = number(320, at_least=1)
+    image_size: int = number(320, at_least=1, at_most=4096)
     """Side of the square pictures."""
     whitening: str | None = None
     """Folder of other pictures whose features whiten these (the paper: 20,000 of YFCC100M); null does not."""
@@ -155,7 +155,7 @@ class VideoSegmentationConfig:
     """Folder of DAVIS 2017 with JPEGImages/480p, Annotations/480p and ImageSets/2017."""
     split: str = "val"
     """File in ImageSets/2017 that lists the videos."""
-    image_size: int = number(480, at_least=64)
+    image_size: int = number(480, at_least=64, at_most=4096)
     """Shorter side of the frames, a multiple of the patch; the longer one is cut to a multiple of 64."""
     frames: int = number(7, at_least=1)
     """Frames before the present one that masks are carried from, beside the first."""
@@ -175,9 +175,9 @@ class EmbedConfig:
     source: str | None = None
     """Folder of pictures, with or without classes, or a list of paths; null is those held out of `data`."""
     format: str = choice("parquet", ["parquet", "npz"])
-    """Of the file of names and features."""
+    """Of the file of names and features: parquet or npz."""
     map: str = choice("tsne", ["tsne", "umap", "none"])
-    """Method of the two-dimensional map (`umap` needs umap-learn)."""
+    """Method of the two-dimensional map: tsne, umap (which needs umap-learn), or none."""
     map_size: int = number(2000, at_least=4)
     """Pictures on the map, whose neighbours among all pictures are compared; of more, evenly spread ones."""
 
@@ -207,17 +207,17 @@ class EvaluateConfig:
     eval: list[str] = field(default_factory=lambda: ["knn"])
     """One evaluation or several, e.g. knn or [knn,linear]."""
     network: str = choice("teacher", ["teacher", "student"])
-    """Which network of the run or of a full checkpoint."""
+    """Which network of the run or of a full checkpoint: teacher or student."""
     checkpoint: str = choice("last", ["last", "best"])
-    """Which checkpoint of the run; `best` by k-NN."""
-    image_size: int | None = number(None, at_least=1)
+    """Which checkpoint of the run: last, or best by k-NN."""
+    image_size: int | None = number(None, at_least=1, at_most=4096)
     """Side of the pictures; null is the run's crops.global_size, and 224 for weights."""
-    crop_ratio: float | None = number(None, above=0, at_most=1)
+    crop_ratio: float | None = number(None, at_least=0.1, at_most=1)
     """Central share of the resized picture's side that is seen; null is the run's, and 0.875 for weights."""
     batch_size: int = number(256, at_least=1)
     """Pictures per forward pass."""
     precision: str = choice("fp32", ["fp32", "bf16", "fp16", "auto"])
-    """Autocast type of the forward pass; `auto` is bf16 on a GPU that has it."""
+    """Autocast type of the forward pass: fp32, bf16, fp16, or auto, which is bf16 on a GPU that has it."""
     device: str = choice("auto", ["auto", "cpu", "cuda", "mps"])
     """Where to compute; `auto` takes the first of cuda, mps, cpu that is there."""
     num_workers: int | None = number(None, at_least=0)

@@ -87,7 +87,7 @@ WIDEST = 120
 
 @cache
 def docstrings() -> dict[str, dict[str, str]]:
-    """The first sentence below each field of the configuration's classes, by class and field."""
+    """The text below each field of the configuration's classes, by class and field."""
     modules = (schema, evaluations, settings)
     trees = [ast.parse(Path(str(module.__file__)).read_text("utf-8")) for module in modules]
     found: dict[str, dict[str, str]] = {}
@@ -96,7 +96,7 @@ def docstrings() -> dict[str, dict[str, str]]:
             own = found.setdefault(node.name, {})
             for line, following in zip(node.body, node.body[1:], strict=False):
                 if isinstance(line, ast.AnnAssign) and isinstance(following, ast.Expr):
-                    own[ast.unparse(line.target)] = first_sentence(ast.literal_eval(following.value))
+                    own[ast.unparse(line.target)] = " ".join(ast.literal_eval(following.value).split())
     return found
 
 
@@ -105,10 +105,11 @@ def first_sentence(text: str) -> str:
     return re.split(r"(?<=\.)\s+(?=[A-Z`0-9])", " ".join(text.split()))[0]
 
 
-def meaning(kind: type, name: str) -> str:
-    """The first sentence about a field, its own or inherited."""
+def meaning(kind: type, name: str, whole: bool = False) -> str:
+    """The first sentence about a field, its own or inherited, or all of them."""
     owners = (docstrings().get(base.__name__, {}) for base in kind.__mro__)
-    return next((own[name] for own in owners if name in own), "")
+    text = next((own[name] for own in owners if name in own), "")
+    return text if whole else first_sentence(text)
 
 
 def print_help(
@@ -165,8 +166,8 @@ def print_help(
     section(console, "Options", flags)
 
 
-def keys_of(node: DictConfig) -> Table:
-    """The keys of a typed node with their values and meanings."""
+def keys_of(node: DictConfig, whole: bool = False) -> Table:
+    """The keys of a typed node with their values and meanings, of these the first sentence or all."""
     keys = Table.grid(padding=(0, 2, 0, 0))
     keys.add_column(style="bold", no_wrap=True)
     keys.add_column()
@@ -174,7 +175,7 @@ def keys_of(node: DictConfig) -> Table:
     kind = schema.schema_of(node)
     for name in node:
         if name != "_target_":
-            keys.add_row(str(name), Text(show(node[name])), Text(meaning(kind, str(name))))
+            keys.add_row(str(name), Text(show(node[name])), Text(meaning(kind, str(name), whole)))
     return keys
 
 

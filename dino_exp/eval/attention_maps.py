@@ -115,6 +115,9 @@ class AttentionMaps:
                 maps = torch.cat([attention.mean(dim=0, keepdim=True), attention])
                 features.append(class_maps.place_features(subject, picture))
                 seen.append((picture, attention, keep_mass(maps, self.mass), mask))
+        asked = min(self.pictures, len(pictures))
+        if len(seen) < asked:
+            findings.notes.append(f"{asked - len(seen)} of the {asked} pictures to draw could not be read.")
         if not seen:
             raise UserError(
                 f"None of {len(pictures)} pictures could be read (the first: {pictures.name(0)})."

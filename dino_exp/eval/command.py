@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import shutil
+import signal
 import sys
+import tempfile
 import time
 import traceback
 from collections.abc import Sequence
@@ -12,16 +14,16 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
 from dino_exp.cli import FAILED, INTERRUPTED, USER_ERROR, in_all_processes, refuse
-from dino_exp.config.evaluation import check
+from dino_exp.config.evaluation import check, own_size
 from dino_exp.errors import UserError
 
 if TYPE_CHECKING:  # torch comes last: refusing and helping need not wait for it
+    from dino_exp.eval.extraction import Extracted
     from dino_exp.eval.opening import Origin
-    from dino_exp.eval.subject import Evaluation, LabelledData, Subject
+    from dino_exp.eval.subject import Evaluation, Subject
 
 
 SHOWN_FILES = 8
@@ -72,6 +74,8 @@ def command_line(argv: list[str]) -> int:
     from dino_exp import distributed
 
     distributed.from_main(Order(OmegaConf.to_yaml(checked.cfg)))
+    # as Ctrl-C, so that nothing half-written stays; a preempted job is told so
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     return attempt(checked.cfg)
 
 
@@ -113,14 +117,17 @@ def evaluate(cfg: DictConfig) -> int:
     console = Console(highlight=False, soft_wrap=True, quiet=not distributed.is_main())
     with distributed.agreed():
         subject, origin = open_subject(cfg)
+        folder = results_folder(cfg, origin)
+        records.read(folder)
+        if distributed.is_main():
+            refuse_unwritable(folder, "run" if cfg.run is not None else "output_root")
+    introduce(console, cfg, subject, origin)
+    with distributed.agreed():
         evaluations: dict[str, Evaluation] = {name: build(cfg[name]) for name in cfg.eval}
         blocks = max(cfg.linear.blocks) if "linear" in cfg.eval else 0
         data = Extracted(subject, cfg.data, blocks=blocks, progress=console.is_terminal)
         for evaluation in evaluations.values():
             evaluation.check(subject, data)
-        folder = results_folder(cfg, origin)
-        records.read(folder)
-    console.print(introduction(cfg, subject, origin))
     failed, done = False, []
     for name, evaluation in evaluations.items():
         about = records.about(name, cfg, subject, origin)
@@ -129,13 +136,14 @@ def evaluate(cfg: DictConfig) -> int:
         except UserError as error:
             if distributed.several() and not isinstance(error, distributed.AgreedError):
                 raise
-            console.print(Text(f"{name}: {error}", style="red"))
+            if distributed.is_main():
+                refuse([f"{name}: {error}"])
             failed = True
             continue
         if distributed.is_main():
+            show(console, record, folder)
             records.add(folder, record)
             done.append(record)
-            console.print(results_table(record))
     if distributed.is_main() and done:
         console.print(f"Written to {folder / records.FILE}.")
         mirror(cfg, folder, done, console)
@@ -146,32 +154,52 @@ def one(
     name: str,
     evaluation: Evaluation,
     subject: Subject,
-    data: LabelledData,
+    data: Extracted,
     folder: Path,
     about: dict[str, Any],
 ) -> dict[str, Any]:
-    """Do one evaluation; its files appear together, in the place of those of the same evaluation before."""
+    """Do one evaluation; its files appear together, in the place of those of the same evaluation before.
+
+    Another process that does the very same waits, because both would write the same files.
+    """
     from dino_exp import distributed
     from dino_exp.eval import records
+    from dino_exp.eval.extraction import lock_of
 
     target = folder / "evaluations" / f"{name}_{records.key(about)}"
     temporary = target.with_name(f".{target.name}")
-    if distributed.is_main():
-        shutil.rmtree(temporary, ignore_errors=True)  # of one that was killed
-    distributed.from_main(None)
-    began = time.monotonic()
-    try:
-        findings = evaluation.evaluate(subject, data, temporary)
-        if distributed.is_main() and temporary.exists():
-            shutil.rmtree(target, ignore_errors=True)
-            temporary.rename(target)
-            findings.files = [
-                (target / path.relative_to(temporary)).relative_to(folder) for path in findings.files
-            ]
-    finally:
+    with lock_of(target):
         if distributed.is_main():
-            shutil.rmtree(temporary, ignore_errors=True)
+            shutil.rmtree(temporary, ignore_errors=True)  # of one that was killed
+        distributed.from_main(None)
+        began = time.monotonic()
+        try:
+            findings = evaluation.evaluate(subject, data, temporary)
+            if distributed.is_main() and temporary.exists():
+                shutil.rmtree(target, ignore_errors=True)
+                temporary.rename(target)
+                findings.files = [
+                    (target / path.relative_to(temporary)).relative_to(folder) for path in findings.files
+                ]
+        finally:
+            if distributed.is_main():
+                shutil.rmtree(temporary, ignore_errors=True)
+                if target.parent.is_dir() and not any(target.parent.iterdir()):
+                    target.parent.rmdir()
+    if about["data"] is not None:
+        findings.notes += data.left_out()
     return records.completed(about, findings, time.monotonic() - began, subject)
+
+
+def refuse_unwritable(folder: Path, key: str) -> None:
+    """Raise UserError where nothing can be written; better known before hours of work than after."""
+    there = next(each for each in (folder, *folder.parents) if each.exists())
+    try:
+        with tempfile.TemporaryFile(dir=there):
+            pass
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise UserError(f"{key}: {there} cannot be written ({reason}); results belong there.") from None
 
 
 def results_folder(cfg: DictConfig, origin: Origin) -> Path:
@@ -181,31 +209,31 @@ def results_folder(cfg: DictConfig, origin: Origin) -> Path:
     return Path(cfg.output_root).expanduser() / "evaluations" / f"{origin.file.stem[:60]}_{origin.sha256[:8]}"
 
 
-def introduction(cfg: DictConfig, subject: Subject, origin: Origin) -> Table:
-    """What is about to be evaluated."""
-    from dino_exp.progress import table
-
+def introduce(console: Console, cfg: DictConfig, subject: Subject, origin: Origin) -> None:
+    """Say what is about to be evaluated."""
     precision = str(subject.autocast_type or "float32").removeprefix("torch.")
     size = subject.image_size
-    return table(
-        f"Evaluating {', '.join(cfg.eval)}",
-        {
-            "network": origin.name,
-            "backbone": f"{cfg.backbone.name}: {origin.report}",
-            "pictures": f"{size} x {size} pixels, the central {subject.crop_ratio:.0%} of the shorter side",
-            "machine": f"{subject.device.type}, {precision}",
-        },
-    )
+    console.print(f"[bold]Evaluating {', '.join(cfg.eval)}[/]")
+    console.print(Text(f"network   {origin.name}"))
+    console.print(Text(f"backbone  {cfg.backbone.name}: {origin.report}"))
+    if any(own_size(name, cfg) for name in cfg.eval):
+        console.print(f"pictures  {size} x {size}, the central {subject.crop_ratio:.0%} of the shorter side")
+    console.print(f"machine   {subject.device.type}, {precision}\n")
 
 
-def results_table(record: dict[str, Any]) -> Table:
-    """Figures, notes and files of one evaluation."""
+def show(console: Console, record: dict[str, Any], folder: Path) -> None:
+    """Print figures, notes and files of one evaluation."""
     from dino_exp.eval.words import in_words
-    from dino_exp.progress import table
 
-    rows: dict[str, Any] = {in_words(name): f"{value:.1f} %" for name, value in record["figures"].items()}
-    names = record["files"]
-    more = [f"and {len(names) - SHOWN_FILES} more"] if len(names) > SHOWN_FILES else []
-    for word, lines in (("note", record["notes"]), ("files", [*names[:SHOWN_FILES], *more])):
-        rows |= {word: "\n".join(lines)} if lines else {}
-    return table(f"{record['evaluation']} ({record['seconds']:,.1f} s)", rows)
+    console.print(f"[bold]{record['evaluation']}[/] ({record['seconds']:,.1f} s)")
+    words = {in_words(name): value for name, value in record["figures"].items()}
+    width = max(map(len, words), default=0)
+    for word, value in words.items():
+        console.print(f"  {word:{width}}  {value:.1f} %")
+    for note in record["notes"]:
+        console.print(Text(f"  {note}", style="dim"))
+    for name in record["files"][:SHOWN_FILES]:  # whole, so that they can be copied
+        console.print(Text(f"  {folder / name}"))
+    if len(record["files"]) > SHOWN_FILES:
+        console.print(f"  and {len(record['files']) - SHOWN_FILES} more files")
+    console.print()

@@ -76,6 +76,11 @@ class Embed:
         file = folder / f"features.{suffix}"
         write(found, file, subject)
         findings = Findings(files=[file], details=_counts(found))
+        unreadable = findings.details["unreadable"]
+        if unreadable:
+            findings.notes.append(
+                f"{unreadable:,} of {len(source):,} pictures could not be read and are left out."
+            )
         if len(found.values) == 1:
             findings.notes.append("A single picture has no neighbours, so there is neither sheet nor map.")
             return findings

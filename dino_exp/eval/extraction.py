@@ -6,10 +6,10 @@ import json
 import logging
 import shutil
 from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
-from uuid import uuid4
 
 import torch
 from filelock import FileLock
@@ -63,6 +63,7 @@ class Extracted:
         there = len(cast(Any, subject.backbone).blocks) if has_block_tokens(subject.backbone) else 0
         self.blocks = min(blocks, there)
         self._known: dict[str, BlockFeatures] = {}
+        self._unreadable: dict[str, tuple[int, int]] = {}
 
     @cached_property
     def splits(self) -> Splits:
@@ -76,8 +77,31 @@ class Extracted:
             source = self.splits.train if split == "train" else self.splits.test
             if source is None:
                 raise UserError("There are no held-out pictures; give them with data.val_root.")
-            self._known[split] = self._found(source) or self._extracted(source, split)
+            with lock_of(self._folder(source)):  # who waits finds the features afterwards
+                self._known[split] = self._found(source) or self._extracted(source, split)
+            self._count_unreadable(split, source)
         return self._known[split]
+
+    def left_out(self) -> list[str]:
+        """What was unreadable of the pictures that were looked at, a sentence each."""
+        return [
+            f"{number:,} of {total:,} pictures of {split} could not be read and are left out."
+            for split, (number, total) in self._unreadable.items()
+        ]
+
+    def _count_unreadable(self, split: str, source: ImageSource) -> None:
+        number, total = len(source) - len(self._known[split].indices), len(source)
+        limit = self.node["max_corrupt"] if self.node is not None else 1.0
+        if number > limit * total:
+            read = set(self._known[split].indices.tolist())
+            names = ", ".join(source.name(index) for index in range(total) if index not in read)
+            names = names if len(names) < 200 else f"{names[:200]}..."
+            raise UserError(
+                f"data.max_corrupt = {limit:g}: {number:,} of {total:,} pictures of {split} cannot be read "
+                f"({names}); mend or remove them, or raise data.max_corrupt."
+            )
+        if number:
+            self._unreadable[split] = number, total
 
     # ---- files ----------------------------------------------------------------------------------
 
@@ -94,7 +118,8 @@ class Extracted:
         if distributed.is_main():
             wanted = self._folder(source)
             others = wanted.parent.glob(f"{wanted.name.partition('-')[0]}-*")
-            known = {int(other.name.partition("-")[2]): other for other in others if other.suffix != ".lock"}
+            numbered = [(other.name.partition("-")[2], other) for other in others]
+            known = {int(number): other for number, other in numbered if number.isdecimal()}
             for blocks in sorted(known):
                 if blocks >= self.blocks and read(known[blocks]) is not None:
                     found = str(known[blocks])
@@ -112,8 +137,9 @@ class Extracted:
         Where not all of them see a common place to write, the features stay in memory.
         """
         folder = self._folder(source)
-        temporary = Path(distributed.from_main(str(folder.with_name(f".{folder.name}.{uuid4().hex[:8]}"))))
+        temporary = folder.with_name(f".{folder.name}")
         if distributed.is_main():
+            shutil.rmtree(temporary, ignore_errors=True)  # of a process that was killed
             try:
                 temporary.mkdir(parents=True)
             except OSError as error:
@@ -162,10 +188,8 @@ class Extracted:
                 "pictures": source.name(kept[0]),
             }
             (temporary / "about.json").write_text(to_json(about))
-            with FileLock(folder.with_suffix(".lock")):
-                shutil.rmtree(folder, ignore_errors=True)  # another process made the same
-                temporary.rename(folder)
-            folder.with_suffix(".lock").unlink(missing_ok=True)
+            shutil.rmtree(folder, ignore_errors=True)  # a damaged one
+            temporary.rename(folder)
         distributed.from_main(None)
         found = read(folder)
         assert found is not None
@@ -210,6 +234,22 @@ class Extracted:
                     rows = block_rows(subject.backbone, subject.normalised(pictures), self.blocks)
                 yield rows.float().cpu(), readable
                 progress.advance(task, len(readable))
+
+
+@contextmanager
+def lock_of(folder: Path) -> Iterator[None]:
+    """Rank 0 alone writes what will be at `folder`, and no other program does so at the same time."""
+    lock = FileLock(default_root() / "locks" / f"{digest(str(folder.absolute()))}.lock")
+    if distributed.is_main():
+        try:
+            Path(lock.lock_file).parent.mkdir(parents=True, exist_ok=True)
+            lock.acquire()
+        except OSError:
+            pass  # where nothing can be written, nobody else writes either
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def read(folder: Path) -> BlockFeatures | None:

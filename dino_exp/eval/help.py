@@ -68,10 +68,12 @@ def print_help(console: Console, checked: CheckedEvaluation) -> None:
     keys.add_column()
     for name in cfg:
         if name not in (*GROUPS, *EVALUATIONS):
-            keys.add_row(str(name), Text(show(cfg[name])), Text(meaning(EvaluateConfig, str(name))))
+            keys.add_row(
+                str(name), Text(show(cfg[name])), Text(meaning(EvaluateConfig, str(name), whole=True))
+            )
     section(console, "Keys: key=value (with the value in force)", keys)
     for name in [each for each in cfg.eval if each in EVALUATIONS] if checked.cfg else EVALUATIONS:
-        section(console, f"Keys of {name}: {name}.key=value", keys_of(cfg[name]))
+        section(console, f"Keys of {name}: {name}.key=value", keys_of(cfg[name], whole=True))
 
 
 def _table() -> Table:

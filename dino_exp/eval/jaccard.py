@@ -16,6 +16,8 @@ from dino_exp.errors import UserError
 from dino_exp.eval.attention import AttentionMass, attention_mass, centred_gaussian
 
 OBJECT, VOID = 1, 255
+MOST_INDEX = 100
+"""Above this a greyscale value is a brightness and no number of an object; VOC has 20 classes, COCO 90."""
 """Values of a mask; 0 is background. Void counts for nothing, as the outlines of VOC."""
 
 
@@ -109,8 +111,9 @@ def _percent(values: Sequence[float], name: str) -> float:
 def read_mask(path: Path) -> Tensor:
     """A mask file as uint8 (H, W): 0, OBJECT or VOID.
 
-    Palette pictures are read by index. Every value but 0 and 255 is an object, and 255 is void, as in VOC; in
-    a greyscale picture of nothing but 0 and 255 white is the object. Raises UserError.
+    Palette pictures are read by index, and greyscale ones with a few low values too: every value but 0 and
+    255 is an object, and 255 is void, as in VOC. In other greyscale pictures what is brighter than half is
+    the object, so that white on black works, with soft edges too. Raises UserError.
     """
     try:
         with Image.open(path, formats=FORMATS) as image:
@@ -122,8 +125,9 @@ def read_mask(path: Path) -> Tensor:
             f"{path}: a mask with {values.shape[2]} channels; give greyscale or palette pictures, 0 where no "
             "object is."
         )
-    void = values == VOID
-    if mode != "P" and not ((values != 0) & ~void).any():
-        void = np.zeros_like(void)
-    mask = np.where(void, VOID, np.where(values != 0, OBJECT, 0))
+    between = values[(values != 0) & (values != VOID)]
+    if mode != "P" and (not len(between) or between.max() > MOST_INDEX):
+        half = 32768 if values.max() > 255 else 128
+        return torch.from_numpy((values >= half).astype(np.uint8) * OBJECT)
+    mask = np.where(values == VOID, VOID, np.where(values != 0, OBJECT, 0))
     return torch.from_numpy(mask.astype(np.uint8))

@@ -67,6 +67,11 @@ class LowShot:
                     "c": cs,
                 }
             )
+            if len(rows) > 1.2 * share * len(labels):
+                findings.notes.append(
+                    f"A share of {share:g} is {len(rows)} pictures, {len(rows) / len(labels):.1%} of them: "
+                    "one of each class at least."
+                )
             if len(self.cs) > 1 and _smallest(labels[rows]) < 2:
                 findings.notes.append(
                     f"A share of {share:g} leaves a class a single picture, so C is {C_WITHOUT_CHOICE:g} "

@@ -28,7 +28,7 @@ class NearestNeighbours:
         labelled(data.splits)
 
     def evaluate(self, subject: Subject, data: LabelledData, folder: Path) -> Findings:
-        """Figures top1_k20 and, of more than five classes, top5_k20, per k; processes share the queries."""
+        """Figures top1_k20 and, where k and the classes are enough, top5_k20; processes share the queries."""
         train, test = labelled(data.splits)
         bank, queries = data.features("train"), data.features("test")
         if not (_finite(bank.final) and _finite(queries.final)):
@@ -50,8 +50,9 @@ class NearestNeighbours:
                     temperature=self.temperature,
                     classes=classes,
                 )
-                best = of_classes.topk(min(5, classes), dim=1).indices
-                ranks.append((best == mine[rows, None]).cpu())
+                best = of_classes.topk(min(5, classes), dim=1)
+                hits = (best.indices == mine[rows, None]) & (best.values > 0)  # without a vote it is no guess
+                ranks.append(hits.cpu())
         # (k, queries, 5): whether the right class comes first, second, ...
         right = distributed.gathered(
             torch.cat(ranks).unflatten(0, (len(self.k), -1)).transpose(0, 1)
@@ -59,7 +60,7 @@ class NearestNeighbours:
         figures = {}
         for k, hits in zip(self.k, right.double(), strict=True):
             figures[f"top1_k{k}"] = 100 * hits[:, 0].mean().item()
-            if classes > 5:
+            if classes > 5 <= k:
                 figures[f"top5_k{k}"] = 100 * hits.sum(dim=1).mean().item()
         notes = [
             f"k = {k} is more than the {len(bank.indices):,} pictures in the bank; all of them vote."

@@ -13,7 +13,7 @@ from omegaconf import OmegaConf
 from torch import Tensor, nn
 
 from dino_exp import machine
-from dino_exp.config.schema import VitConfig
+from dino_exp.backbone.picture_size import check_picture_sizes
 from dino_exp.config.targets import build
 from dino_exp.data.labelled import digest as short_digest
 from dino_exp.errors import UserError
@@ -67,7 +67,11 @@ def open_subject(cfg: Any) -> tuple[Subject, Origin]:
     weights = read(file)
     state, network = _network(weights, cfg.network)
     backbone, report = load_backbone(cfg, state, file)
-    device = machine.choose_device(cfg.device)
+    size = cfg.image_size or IMAGE_SIZE
+    check_picture_sizes(
+        backbone, name=cfg.backbone.name, in_channels=cfg.data.channels, sizes=[size], keys="image_size"
+    )
+    device = machine.choose_device(cfg.device, "device")
     workers = machine.choose_workers(cfg.num_workers, device)
     machine.use_threads(device, 0)
     sha256 = digest(str(file)) or ""
@@ -87,8 +91,8 @@ def open_subject(cfg: Any) -> tuple[Subject, Origin]:
         ),
         backbone=backbone.to(device).eval().requires_grad_(False),
         device=device,
-        autocast_type=machine.choose_precision(cfg.precision, device),
-        image_size=cfg.image_size or IMAGE_SIZE,
+        autocast_type=machine.choose_precision(cfg.precision, device, "precision"),
+        image_size=size,
         crop_ratio=cfg.crop_ratio or CROP_RATIO,
         channels=cfg.data.channels,
         mean=tuple(cfg.data.mean),
@@ -103,21 +107,37 @@ def open_subject(cfg: Any) -> tuple[Subject, Origin]:
 def load_backbone(cfg: Any, state: Mapping[str, Tensor], file: Path) -> tuple[nn.Module, str]:
     """The backbone of the configuration with a file's tensors, and what was taken, in words.
 
-    Our transformer is built for the position embedding that the file has, so that pictures of every size meet
-    the trained one, and not one that was resized before.
+    It is built for the grid of positions that the file has, so that pictures of every size meet the trained
+    embedding, and not one that was resized before.
     """
     size = cfg.image_size or IMAGE_SIZE
-    positions = state.get("backbone.pos_embed")
-    if cfg.backbone["_target_"] == VitConfig._target_ and positions is not None and positions.ndim == 3:
-        size = math.isqrt(positions.shape[1] - 1) * cfg.backbone.patch_size
     no_depth = {"drop_path_rate": 0.0} if "drop_path_rate" in cfg.backbone else {}
-    with torch.random.fork_rng(devices=[]):
-        backbone: nn.Module = build(cfg.backbone, in_channels=cfg.data.channels, image_size=size, **no_depth)
+
+    def built(size: int) -> nn.Module:
+        with torch.random.fork_rng(devices=[]):
+            return build(cfg.backbone, in_channels=cfg.data.channels, image_size=size, **no_depth)
+
+    backbone = built(size)
+    grids = [
+        grid_of(each) for each in (state.get("backbone.pos_embed"), getattr(backbone, "pos_embed", None))
+    ]
+    if grids[0] and grids[1] and grids[0] != grids[1]:
+        backbone = built(grids[0] * (size // grids[1]))
     report = load_into(DINONetwork(backbone, nn.Identity()), state, file, head=False)
+    if not all(bool(parameter.isfinite().all()) for parameter in backbone.parameters()):
+        raise UserError(f"{file}: its weights are not all finite numbers; the network has diverged.")
     unused = [key for key in report.unexpected if not key.startswith("head.")]
     words = f"{len(report.matched)} tensors matched, {len(report.missing)} missing, {len(unused)} unused"
     words += f" ({', '.join(unused[:3])}{', ...' if len(unused) > 3 else ''})" if unused else ""
     return backbone, f"{words}; {report.resized}" if report.resized else words
+
+
+def grid_of(positions: Any) -> int:
+    """Patches per side of a position embedding (1, tokens, D) with a few other tokens; 0 is none."""
+    if not isinstance(positions, Tensor) or positions.ndim != 3:
+        return 0
+    grid = math.isqrt(positions.shape[1])
+    return grid if positions.shape[1] - grid**2 <= 8 else 0
 
 
 def _network(weights: Weights, wanted: str) -> tuple[Mapping[str, Tensor], str]:

@@ -12,14 +12,14 @@ from filelock import FileLock
 from omegaconf import OmegaConf
 
 from dino_exp import machine
-from dino_exp.config.evaluation import needs_data
+from dino_exp.config.evaluation import needs_data, own_size
 from dino_exp.errors import UserError
 from dino_exp.eval.opening import Origin
 from dino_exp.eval.subject import Findings, Subject
 from dino_exp.run_directory import to_json, write_atomically
 
 FILE = "evaluations.json"
-IDENTITY = ("evaluation", "weights", "data", "settings", "pictures")
+IDENTITY = ("evaluation", "weights", "backbone", "data", "settings", "pictures")
 """Keys that make a record another one; of the same, the last stays."""
 
 
@@ -37,9 +37,15 @@ def about(name: str, cfg: Any, subject: Subject, origin: Origin) -> dict[str, An
         },
         "data": OmegaConf.to_container(cfg.data, resolve=True) if needs_data(name, cfg) else None,
         "settings": OmegaConf.to_container(cfg[name], resolve=True),
+        "backbone": OmegaConf.to_container(cfg.backbone, resolve=True),
         "pictures": {
-            "image_size": subject.image_size,
-            "crop_ratio": subject.crop_ratio,
+            **(
+                {"image_size": subject.image_size, "crop_ratio": subject.crop_ratio}
+                if own_size(name, cfg)
+                else {}
+            ),
+            "mean": list(subject.mean),
+            "std": list(subject.std),
             "precision": str(subject.autocast_type or "float32").removeprefix("torch."),
             "seed": subject.seed,
         },

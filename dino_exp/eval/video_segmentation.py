@@ -151,7 +151,7 @@ class VideoSegmentation:
         if not names.is_file():
             raise UserError(f"{names}: there is no such file, which lists the videos, one a line. {LAYOUT}.")
         videos = []
-        for name in filter(None, map(str.strip, names.read_text().splitlines())):
+        for name in filter(None, map(str.strip, names.read_text("utf-8", "replace").splitlines())):
             frames = sorted((root / FRAMES / name).glob("*.jpg"))
             if not frames:
                 raise UserError(

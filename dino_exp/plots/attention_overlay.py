@@ -165,6 +165,6 @@ def _save(
             each.draw(axes)
             if titled or row == 0:
                 axes.set_title(each.title, fontsize=9.5, color=INK, pad=4)
-    figure.suptitle(caption, fontsize=11, color=INK, y=1 - 0.1 / height, va="top")
-    figure.text(0.1 / width, 0.08 / height, note, fontsize=8.5, color=QUIET, va="bottom")
+    figure.suptitle(caption, fontsize=11, color=INK, y=1 - 0.1 / height, va="top", parse_math=False)
+    figure.text(0.1 / width, 0.08 / height, note, fontsize=8.5, color=QUIET, va="bottom", parse_math=False)
     save(figure, out)

@@ -142,7 +142,7 @@ def _sheet(rows: int, titles: Sequence[str], caption: str, note: str) -> tuple[F
     for cell_axes, title in zip(axes[0], titles, strict=True) if rows else ():
         cell_axes.set_title(title, fontsize=9.5, color=INK, pad=4)
     if caption:
-        figure.suptitle(caption, fontsize=11, color=INK, y=1 - 0.1 / height, va="top")
+        figure.suptitle(caption, fontsize=11, color=INK, y=1 - 0.1 / height, va="top", parse_math=False)
     if note:
         figure.text(0.1 / width, 0.08 / height, note, fontsize=8.5, color=QUIET, va="bottom")
     return figure, axes

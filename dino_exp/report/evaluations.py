@@ -285,7 +285,7 @@ def _whose(result: Result, among: Sequence[Result]) -> str:
 
 def _is_inside(path: Path, folder: Path) -> bool:
     try:
-        # is_file first: it answers for every text, with NUL in it too.
-        return path.is_file() and path.resolve().is_relative_to(folder.resolve())
+        # first, because it answers for every text, with NUL in it too
+        return path.exists() and path.resolve().is_relative_to(folder.resolve())
     except OSError:  # too long for a name, or nothing that may be looked at
         return False

@@ -198,6 +198,7 @@ def test_pictures_in_files_keep_their_shape(tmp_path):
     assert findings.notes[1:] == [
         f"Left out of the overlap: 1 of 4 pictures without a mask in {tmp_path / 'masks'}.",
         "Left out of the overlap: 1 of 4 pictures that cannot be read.",
+        "1 of the 2 pictures to draw could not be read.",
     ]
     assert [path.name for path in findings.files] == ["attention.png"]
 

@@ -12,9 +12,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from omegaconf import OmegaConf
 from PIL import Image
 
 from dino_exp.config.compose import compose
+from dino_exp.config.evaluation import check
 from dino_exp.config.register import CONF
 from dino_exp.eval.command import main
 from dino_exp.run import train
@@ -146,6 +148,10 @@ def test_weights_from_elsewhere_on_class_folders(
         (["run=RUN", "eval=knnn"], "did you mean knn?"),
         (["run=RUN", "knn.kk=3"], "did you mean knn.k?"),
         (["run=RUN", "knn.k=0"], "at least 1"),
+        (["run=RUN", "knn.k=[]"], "knn.k = []: give one value at least"),
+        (["run=RUN", "eval=linear", "linear.blocks=[]"], "linear.blocks = []"),
+        (["run=RUN", "crop_ratio=1e-9"], "at least 0.1"),
+        (["run=RUN", "device=cuda"], "device = cuda: this machine has no such device"),
         (["run=RUN", "checkpoint=first"], "last or best"),
         (["run=RUN", "trainer.device=cpu"], "did you mean device?"),
         (["run=RUN", "image_size=30"], "nearest are 28 and 32"),
@@ -218,6 +224,64 @@ def test_bad_files_are_named_and_nothing_is_written(
     assert not (tmp_path / "executed").exists()
 
 
+def test_unreadable_pictures_are_said_and_too_many_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = class_folders(tmp_path / "pictures", pictures=10)
+    (root / "class0" / "3.png").write_bytes(b"cut off")
+    words = [f"run={run}", "data=image_folder", f"data.root={root}", "knn.k=3", "tracker=none"]
+    assert main(words) == 2
+    assert "knn: data.max_corrupt = 0.01: 1 of 20 pictures of train cannot be read" in capsys.readouterr().err
+    assert main([*words, "data.max_corrupt=0.1"]) == 0
+    assert records(run)[0]["notes"] == ["1 of 20 pictures of train could not be read and are left out."]
+
+
+def test_other_pictures_are_normalised_as_the_network_is_used_to(run: Path, tmp_path: Path) -> None:
+    words = [f"run={run}", "data=image_folder", f"data.root={tmp_path}"]
+    cfg = check(words).cfg
+    assert cfg is not None
+    assert list(cfg.data.mean) == list(OmegaConf.load(run / "config.yaml").data.mean)
+    cfg = check([*words, "data.mean=[0.1,0.2,0.3]"]).cfg
+    assert cfg is not None
+    assert list(cfg.data.mean) == [0.1, 0.2, 0.3]
+
+
+def test_another_architecture_for_the_same_weights_is_another_record(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = class_folders(tmp_path / "pictures")
+    weights = run / "checkpoints" / "last.pt"
+    words = [f"weights={weights}", "backbone=vit_micro", f"data.root={root}", "image_size=32", "knn.k=3"]
+    for heads in (2, 4):
+        assert main([*words, f"backbone.num_heads={heads}", "tracker=none"]) == 0
+    (folder,) = (tmp_path / "outputs" / "evaluations").iterdir()
+    assert [record["backbone"]["num_heads"] for record in records(folder)] == [2, 4]
+
+
+def test_a_place_that_cannot_be_written_is_found_before_the_work(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_text("no folder")
+    root = class_folders(tmp_path / "pictures")
+    words = [f"weights={run / 'checkpoints' / 'last.pt'}", "backbone=vit_micro", f"data.root={root}"]
+    assert main([*words, "image_size=32", "output_root=file", "tracker=none"]) == 2
+    assert "output_root: " in capsys.readouterr().err
+
+
+def test_the_same_twice_at_once_leaves_whole_files(run: Path, tmp_path: Path) -> None:
+    words = [str(CONF.parent / "evaluate.py"), f"run={run}", "eval=embed", "embed.map=none", "tracker=none"]
+    environment = {
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": str(CONF.parent),
+        "XDG_CACHE_HOME": str(tmp_path / "c"),
+    }
+    both = [subprocess.Popen([sys.executable, *words], env=os.environ | environment) for _ in range(2)]
+    assert [process.wait() for process in both] == [0, 0]
+    (record,) = records(run)
+    assert len(record["files"]) == 2
+    assert all((run / name).is_file() for name in record["files"])
+
+
 def test_an_evaluation_that_fails_leaves_the_others(
     run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -234,7 +298,7 @@ def test_an_evaluation_that_fails_leaves_the_others(
         main([f"run={run}", "eval=[knn,linear]", "linear.epochs=1", "linear.blocks=1", "tracker=none"]) == 2
     )
     assert [record["evaluation"] for record in records(run)] == ["linear"]
-    assert "knn: the disk is full." in capsys.readouterr().out
+    assert "knn: the disk is full." in capsys.readouterr().err
     assert list(run.rglob("half.txt")) == []
 
 
