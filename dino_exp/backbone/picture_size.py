@@ -9,11 +9,14 @@ from torch import Tensor, nn
 
 from dino_exp.errors import UserError
 
-CROP_KEYS = "crops.global_size and crops.local_size"
-
 
 def check_picture_sizes(
-    backbone: nn.Module, *, name: str, in_channels: int, sizes: Iterable[int], keys: str = CROP_KEYS
+    backbone: nn.Module,
+    *,
+    name: str,
+    in_channels: int,
+    sizes: Iterable[int],
+    keys: str = "crops.global_size and crops.local_size",
 ) -> None:
     """Raise `UserError` unless the backbone takes square pictures of each of these sides, in pixels.
 
@@ -24,7 +27,14 @@ def check_picture_sizes(
         output_dim(backbone, name=name, in_channels=in_channels, size=size, keys=keys)
 
 
-def output_dim(backbone: nn.Module, *, name: str, in_channels: int, size: int, keys: str = CROP_KEYS) -> int:
+def output_dim(
+    backbone: nn.Module,
+    *,
+    name: str,
+    in_channels: int,
+    size: int,
+    keys: str = "crops.global_size and crops.local_size",
+) -> int:
     """Length of the vector that the backbone gives for a picture of `size` x `size` pixels.
 
     keys: what the user can set to have another size.

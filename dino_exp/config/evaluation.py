@@ -46,7 +46,7 @@ def check(argv: Sequence[str]) -> CheckedEvaluation:
     """Compose and validate; creates nothing."""
     checked = CheckedEvaluation()
     try:
-        arguments = parse_arguments(argv)
+        arguments = parse_arguments(argv, "evaluate.py", "eval=knn")
         if arguments.multirun:
             raise UserError(
                 "-m: evaluate.py evaluates one network; give eval=[knn,linear] for several evaluations."

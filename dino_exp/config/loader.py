@@ -172,8 +172,10 @@ def _composition_error(error: BaseException) -> CompositionError:
     return CompositionError(reason, source, cause.full_key, unknown)
 
 
-def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
-    """The command line as Hydra reads it.
+def parse_arguments(
+    argv: Sequence[str], program: str = "train.py", example: str = "trainer.epochs=5"
+) -> argparse.Namespace:
+    """The command line as Hydra reads it; program and example are for the error.
 
     Raises:
         UserError: an option that does not exist, or that would leave the checked configuration.
@@ -181,9 +183,7 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
     parser = get_args_parser()
 
     def refuse(message: str) -> NoReturn:
-        raise UserError(
-            f"{message}. Values are written key=value, e.g. trainer.epochs=5; see train.py --help."
-        )
+        raise UserError(f"{message}. Values are written key=value, e.g. {example}; see {program} --help.")
 
     parser.error = refuse  # type: ignore[method-assign]  # argparse would print its usage and exit
     arguments = parser.parse_intermixed_args(list(argv))

@@ -116,7 +116,7 @@ def _out_of_bounds(key: str, value: Any, bounds: Bounds) -> str | None:
         "at most": bounds.at_most,
         "below": bounds.below,
     }
-    must = " and ".join(f"{words} {limit:g}" for words, limit in limits.items() if limit is not None)
+    must = " and ".join(f"{words} {limit:.10g}" for words, limit in limits.items() if limit is not None)
     each = "every number must be" if isinstance(value, list) else "must be"
     return f"{key} = {show(value)}: {each} {must}{f' ({bounds.hint})' if bounds.hint else ''}."
 

@@ -200,6 +200,7 @@ class AttentionMaps:
     def _check_files(self, pictures: FilePictures) -> None:
         if len(pictures) == 1:
             next(pictures.batches([0]))
+        pictures.check_masks()
         if self.masks is not None and not pictures.with_masks():
             raise UserError(
                 f"attention.masks = {self.masks}: no mask of any picture of attention.source = "

@@ -7,14 +7,15 @@ from pathlib import Path
 from typing import NamedTuple, Protocol
 
 import torch
+from PIL import Image
 from torch import Tensor
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as transforms
 
-from dino_exp.data.source import PICTURE_SUFFIXES, CorruptImageError, ImageSource, read_image
+from dino_exp.data.source import FORMATS, PICTURE_SUFFIXES, CorruptImageError, ImageSource, read_image
 from dino_exp.errors import UserError
 from dino_exp.eval.features import resize_and_crop, still_pictures
-from dino_exp.eval.jaccard import OBJECT, read_mask
+from dino_exp.eval.jaccard import OBJECT, mask_size, read_mask
 from dino_exp.eval.knn import spread
 from dino_exp.eval.subject import Subject
 
@@ -109,6 +110,18 @@ class FilePictures:
     def with_masks(self) -> list[int]:
         return [index for index in range(len(self)) if self.mask_path(index) is not None]
 
+    def check_masks(self) -> None:
+        """Raise UserError for a mask whose header says another size than its picture's."""
+        for index in self.with_masks():
+            place = self.mask_path(index)
+            assert place is not None
+            try:
+                with Image.open(self._paths[index], formats=FORMATS) as picture:
+                    size = picture.size
+            except Exception:  # unreadable pictures are left out later
+                continue
+            _same_size(place, mask_size(place), self._paths[index], size)
+
     def batches(self, indices: Sequence[int]) -> Iterator[Batch]:
         for index in indices:
             try:
@@ -126,12 +139,16 @@ class FilePictures:
             return None
         mask = read_mask(place)
         (height, width), (tall, wide) = mask.shape, picture.shape[-2:]
-        if (height, width) != (tall, wide):
-            raise UserError(
-                f"{place} has {width}x{height} pixels and {self._paths[index]} has {wide}x{tall}; a mask "
-                "needs the size of its picture."
-            )
+        _same_size(place, (width, height), self._paths[index], (wide, tall))
         return mask[: round(height * shares[0]), : round(width * shares[1])]
+
+
+def _same_size(mask: Path, size: tuple[int, int], picture: Path, wanted: tuple[int, int]) -> None:
+    if size != wanted:
+        raise UserError(
+            f"{mask} has {size[0]}x{size[1]} pixels and {picture} has {wanted[0]}x{wanted[1]}; a mask "
+            "needs the size of its picture."
+        )
 
 
 def fit(pictures: Tensor, side: int, unit: int) -> tuple[Tensor, tuple[float, float]]:

@@ -131,7 +131,7 @@ def _refuse_not_finite(found: NamedFeatures) -> None:
     bad = not_finite(found.values)
     if len(bad):
         raise UserError(
-            f"embed: {len(bad):,} of {len(found.values):,} features are not finite, the first that of "
+            f"{len(bad):,} of {len(found.values):,} features are not finite, the first that of "
             f"{found.name(int(bad[0]))}. The network has diverged, or try precision=fp32."
         )
 

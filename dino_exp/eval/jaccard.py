@@ -108,6 +108,28 @@ def _percent(values: Sequence[float], name: str) -> float:
     return 100 * float(numbers.mean()) if len(numbers) else float("nan")
 
 
+def mask_size(path: Path) -> tuple[int, int]:
+    """Width and height of a mask file, from its header. Raises UserError where it is no mask."""
+    try:
+        with Image.open(path, formats=FORMATS) as image:
+            channels, size = len(image.getbands()), image.size
+    except Exception as error:
+        raise _unreadable(path, error) from error
+    if channels > 1:
+        raise _coloured(path, channels)
+    return size
+
+
+def _unreadable(path: Path, error: Exception) -> UserError:
+    return UserError(f"{path}: the mask cannot be read ({type(error).__name__}: {error}).")
+
+
+def _coloured(path: Path, channels: int) -> UserError:
+    return UserError(
+        f"{path}: a mask with {channels} channels; give greyscale or palette pictures, 0 where no object is."
+    )
+
+
 def read_mask(path: Path) -> Tensor:
     """A mask file as uint8 (H, W): 0, OBJECT or VOID.
 
@@ -119,12 +141,9 @@ def read_mask(path: Path) -> Tensor:
         with Image.open(path, formats=FORMATS) as image:
             mode, values = image.mode, np.asarray(image)
     except Exception as error:  # decoders raise every kind of error on damaged bytes
-        raise UserError(f"{path}: the mask cannot be read ({type(error).__name__}: {error}).") from error
+        raise _unreadable(path, error) from error
     if values.ndim != 2:
-        raise UserError(
-            f"{path}: a mask with {values.shape[2]} channels; give greyscale or palette pictures, 0 where no "
-            "object is."
-        )
+        raise _coloured(path, values.shape[2])
     between = values[(values != 0) & (values != VOID)]
     if mode != "P" and (not len(between) or between.max() > MOST_INDEX):
         half = 32768 if values.max() > 255 else 128

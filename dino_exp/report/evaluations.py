@@ -213,8 +213,16 @@ def differs(result: Result, among: Sequence[Result]) -> str:
         if (each.evaluation, each.of, each.data) == (result.evaluation, result.of, result.data)
     ]
     return ", ".join(
-        f"{key} = {result.circumstances.get(key, '–')}" for key in differing_circumstances(alike)
+        f"{key} = {_short(result.circumstances[key])}"
+        for key in differing_circumstances(alike)
+        if key in result.circumstances
     )
+
+
+def _short(text: str) -> str:
+    """Of a long list the ends."""
+    first, _, rest = text.partition(", ")
+    return f"{first}, …, {rest.rpartition(', ')[2]}" if text.startswith("[") and len(text) > 30 else text
 
 
 def differing_circumstances(results: Sequence[Result]) -> list[str]:
@@ -280,7 +288,7 @@ def _whose(result: Result, among: Sequence[Result]) -> str:
     if sum(each.evaluation == result.evaluation for each in among) < 2:
         return result.title
     parts = (result.of, result.data, differs(result, among))
-    return f"{result.title} ({', '.join(part for part in parts if part)})"
+    return f"{result.title} ({', '.join(part for part in parts if part and part != '–')})"
 
 
 def _is_inside(path: Path, folder: Path) -> bool:

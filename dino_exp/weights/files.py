@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import pickle
 import re
+import textwrap
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -90,7 +91,8 @@ def load_safely(file: Path) -> Any:
             ) from None
         raise UserError(_damaged(file, "no file of torch.save")) from None
     except Exception as error:  # there is no end to what a broken file makes a reader raise
-        raise UserError(_damaged(file, str(error).strip() or type(error).__name__)) from None
+        said = str(error).strip()  # of a KeyError the key alone
+        raise UserError(_damaged(file, said if " " in said else type(error).__name__)) from None
 
 
 def released(content: Mapping[str, Any]) -> str:
@@ -109,7 +111,7 @@ def _tensors(value: Any) -> State:
 
 
 def _damaged(file: Path, reason: str) -> str:
-    first = reason.splitlines()[0][:120].rstrip(".")
+    first = textwrap.shorten(reason.splitlines()[0], 120, placeholder=" ...").rstrip(".")
     return (
         f"{file}: not a whole file of weights ({first}); it was cut short, or is another kind of file. Fetch "
         "or save it again."

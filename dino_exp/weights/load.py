@@ -115,7 +115,7 @@ def _misfit(part: str, given: Mapping[str, Tensor], wanted: Mapping[str, Tensor]
     key = wrong[0]
     if not any(key in given for key in wanted):
         names = ", ".join(key.removeprefix(part) for key in list(wanted)[:2])
-        what = f"no tensor has the name of one of this {part[:-1]} ({names}, ...)"
+        what = f"no tensor is named as one of the {part[:-1]}'s ({names}, ...)"
     elif differing:
         what = f"{key} is {tuple(given[key].shape)} there and {tuple(wanted[key].shape)} here"
     else:

@@ -175,7 +175,7 @@ def test_a_resume_needs_the_weights_no_more(source: Path, tmp_path: Path) -> Non
         (["init_from=empty.pth"], "init_from = empty.pth: an empty file"),
         (["init_from=folder"], "init_from = folder: a folder without checkpoints/last.pt"),
         (["init_from=text.pth"], "text.pth: not a whole file of weights"),
-        (["init_from=tensors.pth"], "tensors.pth: no tensor has the name of one of this run's backbone"),
+        (["init_from=tensors.pth"], "tensors.pth: no tensor is named as one of the backbone's"),
         (["init_sha256=abc"], "init_sha256 = abc: not a SHA-256"),
         (["init_sha256=" + 64 * "0"], "init_sha256: belongs to weights"),
         (["init_parts=head"], "init_parts = head: must be all or backbone"),

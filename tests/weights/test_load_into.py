@@ -79,7 +79,7 @@ HEAD = {key: value for key, value in network(tiny_vit(), out_dim=9).state_dict()
         ),
         (
             our_names(torchvision.models.resnet18().state_dict()),
-            r"no tensor has the name of one of this run's backbone \(cls_token, pos_embed, ...\); the file "
+            r"no tensor is named as one of the backbone's \(cls_token, pos_embed, ...\); the file "
             r"holds 122 tensors, the first conv1.weight \(64, 3, 7, 7\)",
         ),
         (
