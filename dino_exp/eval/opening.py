@@ -26,6 +26,8 @@ from dino_exp.weights.place import digest, weights_file
 
 IMAGE_SIZE, CROP_RATIO = 224, 0.875
 """The released code's, where neither run nor command line says otherwise."""
+ONLY = "network"
+"""What the network is called of a file that has no other."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +47,8 @@ class Origin:
     def name(self) -> str:
         """For people."""
         at = f", step {self.step:,}" if self.step is not None else ""
-        return f"{self.network} of {self.file}{at}"
+        whose = "" if self.network == ONLY else f"{self.network} of "
+        return f"{whose}{self.file}{at}"
 
 
 def open_subject(cfg: Any) -> tuple[Subject, Origin]:
@@ -148,5 +151,5 @@ def _network(weights: Weights, wanted: str) -> tuple[Mapping[str, Tensor], str]:
             f"network = student: {weights.file} holds one network alone ({found}); leave out network=student."
         )
     if weights.student is None:
-        return weights.teacher, "network"
+        return weights.teacher, ONLY
     return (weights.student, "student") if wanted == "student" else (weights.teacher, "teacher")
