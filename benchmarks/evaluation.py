@@ -34,7 +34,7 @@ from dino_exp.eval.linear_sweep import Classifiers, train
 from dino_exp.eval.subject import Subject
 
 BATCH = 64
-MICRO = {"patch_size": 4, "embed_dim": 64, "depth": 4, "num_heads": 4, "mlp_ratio": 2.0, "stem": "conv"}
+MICRO = {"patch_size": 4, "embed_dim": 64, "depth": 3, "num_heads": 2, "mlp_ratio": 2.0, "stem": "conv"}
 SMALL = {"patch_size": 16, "embed_dim": 384, "depth": 12, "num_heads": 6}
 
 
