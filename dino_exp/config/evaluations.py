@@ -36,7 +36,7 @@ class LinearConfig:
     patch_mean: list[bool] = field(default_factory=lambda: [False, True])
     """Whether the mean patch token of the last block joins them; each is a choice of its own."""
     lrs: list[float] = number(
-        [1e-5, 2e-5, 5e-5, 1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 1e-2, 2e-2, 5e-2, 1e-1], above=0
+        [1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 1e-2, 2e-2, 5e-2, 1e-1, 2e-1, 5e-1, 1.0], above=0
     )
     """Learning rates for a batch of 256, scaled linearly with `batch_size`."""
     cs: list[float] = number([0.01, 0.1, 1.0, 10.0, 100.0], above=0)
