@@ -1,1 +1,1 @@
-"""What the features are worth: weighted k-NN, and where the class token looks."""
+"""What the features are worth: k-NN and attention while training, and the evaluations of `evaluate.py`."""

@@ -78,8 +78,9 @@ class Extracted:
             if source is None:
                 raise UserError("There are no held-out pictures; give them with data.val_root.")
             with lock_of(self._folder(source)):  # who waits finds the features afterwards
-                self._known[split] = self._found(source) or self._extracted(source, split)
-            self._count_unreadable(split, source)
+                features = self._found(source) or self._extracted(source, split)
+            self._count_unreadable(split, source, features)
+            self._known[split] = features  # only now, or a second evaluation would take what was refused
         return self._known[split]
 
     def left_out(self) -> list[str]:
@@ -89,12 +90,12 @@ class Extracted:
             for split, (number, total) in self._unreadable.items()
         ]
 
-    def _count_unreadable(self, split: str, source: ImageSource) -> None:
-        number, total = len(source) - len(self._known[split].indices), len(source)
+    def _count_unreadable(self, split: str, source: ImageSource, features: BlockFeatures) -> None:
+        number, total = len(source) - len(features.indices), len(source)
         limit = self.node["max_corrupt"] if self.node is not None else 1.0
         if number > limit * total:
-            read = set(self._known[split].indices.tolist())
-            names = ", ".join(source.name(index) for index in range(total) if index not in read)
+            readable = set(features.indices.tolist())
+            names = ", ".join(source.name(index) for index in range(total) if index not in readable)
             names = names if len(names) < 200 else f"{names[:200]}..."
             raise UserError(
                 f"data.max_corrupt = {limit:g}: {number:,} of {total:,} pictures of {split} cannot be read "

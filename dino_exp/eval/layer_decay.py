@@ -37,7 +37,7 @@ def layered_groups(
     Biases and one-dimensional tensors have no weight decay.
     """
     layers = has_layers(backbone)
-    blocks = len(backbone.get_submodule("blocks")) if layers else 0  # type: ignore[arg-type]
+    blocks = len(backbone.get_submodule("blocks")) if layers else 0  # type: ignore[arg-type]  # a Sequential
     grouped: dict[tuple[float, float], list[nn.Parameter]] = defaultdict(list)
     for module in (backbone, head):
         for name, parameter in module.named_parameters():

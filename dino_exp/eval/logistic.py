@@ -25,7 +25,7 @@ Labelled: TypeAlias = "tuple[np.ndarray, np.ndarray]"
 def need_scikit_learn() -> None:
     """Raise UserError where it is missing."""
     try:
-        import sklearn.linear_model  # noqa: F401
+        import sklearn.linear_model  # noqa: F401 (only whether it is there)
     except ImportError as error:
         raise UserError("scikit-learn is missing; install it with: pip install 'dino-exp[eval]'") from error
 

@@ -71,7 +71,7 @@ def contour(mask: Mask) -> Mask:
 def check_scipy() -> None:
     """Raise UserError where scipy, which finds the nearest points, is not installed."""
     try:
-        import scipy.spatial  # noqa: F401
+        import scipy.spatial  # noqa: F401 (only whether it is there)
     except ImportError as error:
         raise UserError("scipy is missing; install it with: pip install 'dino-exp[eval]'.") from error
 

@@ -65,7 +65,7 @@ class _Array(np.ndarray):
         version, shape, kind, fortran, raw = state
         if not isinstance(kind, _Type) or not isinstance(raw, bytes | str):
             raise _RefusedError("a numpy array of objects")
-        super().__setstate__((version, shape, kind.dtype, fortran, raw))  # type: ignore[arg-type]
+        super().__setstate__((version, shape, kind.dtype, fortran, raw))  # type: ignore[arg-type]  # numpy takes str too
 
 
 def _reconstruct(*_: object) -> _Array:

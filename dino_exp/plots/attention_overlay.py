@@ -107,7 +107,7 @@ def _head_cells(seen: Seen) -> list[Cell]:
         kept = seen.kept[1 + head]
         cells += [
             _map(f"head {head + 1}", seen, head),
-            Cell("", lambda axes, kept=kept: _kept(axes, seen.picture, kept)),  # type: ignore[misc]
+            Cell("", lambda axes, kept=kept: _kept(axes, seen.picture, kept)),  # type: ignore[misc]  # of a default
         ]
     return cells
 

@@ -230,7 +230,8 @@ def test_unreadable_pictures_are_said_and_too_many_refused(
     root = class_folders(tmp_path / "pictures", pictures=10)
     (root / "class0" / "3.png").write_bytes(b"cut off")
     words = [f"run={run}", "data=image_folder", f"data.root={root}", "knn.k=3", "tracker=none"]
-    assert main(words) == 2
+    assert main([*words, "eval=knn,linear"]) == 2
+    assert not (run / "evaluations.json").exists()  # refused to the second evaluation too
     assert "knn: data.max_corrupt = 0.01: 1 of 20 pictures of train cannot be read" in capsys.readouterr().err
     assert main([*words, "data.max_corrupt=0.1"]) == 0
     assert records(run)[0]["notes"] == ["1 of 20 pictures of train could not be read and are left out."]
