@@ -74,7 +74,7 @@ STEPS = {
 
 
 @pytest.mark.parametrize("name", STEPS)
-def test_a_step_is_pillow_s(name: str, photo: Image.Image):
+def test_a_step_is_pillow_s(name: str, photo: Image.Image) -> None:
     table, reference, tolerance = STEPS[name]
     ours = make()(as_tensor(photo), table) * 255
     difference = (ours - as_tensor(reference(photo))).abs()
@@ -82,7 +82,7 @@ def test_a_step_is_pillow_s(name: str, photo: Image.Image):
     assert name == "flip" or (ours - as_tensor(photo)).abs().max() > 5  # the step did something
 
 
-def test_blur_is_a_gaussian(photo: Image.Image):
+def test_blur_is_a_gaussian(photo: Image.Image) -> None:
     for sigma in (0.5, 1.0, 2.0):
         ours = make()(as_tensor(photo), parameters(sigma=sigma))
         exact = torchvision_transforms.gaussian_blur(as_tensor(photo) / 255, [25, 25], [sigma, sigma])
@@ -92,13 +92,13 @@ def test_blur_is_a_gaussian(photo: Image.Image):
         assert (ours * 255 - theirs).abs().mean() < 1.0
 
 
-def test_nothing_chosen_changes_nothing(photo: Image.Image):
+def test_nothing_chosen_changes_nothing(photo: Image.Image) -> None:
     ours = make(mean=[0.5, 0.4, 0.3], std=[0.2, 0.3, 0.4])(as_tensor(photo), NOTHING)
     expected = torchvision_transforms.normalize(as_tensor(photo) / 255, [0.5, 0.4, 0.3], [0.2, 0.3, 0.4])
     torch.testing.assert_close(ours, expected)
 
 
-def test_rotation_turns_by_the_angle_and_keeps_the_flip(photo: Image.Image):
+def test_rotation_turns_by_the_angle_and_keeps_the_flip(photo: Image.Image) -> None:
     rotating = make(rotation=180.0)
     quarter = rotating(as_tensor(photo), parameters(rotation=90))
     straight = as_tensor(photo) / 255
@@ -108,7 +108,7 @@ def test_rotation_turns_by_the_angle_and_keeps_the_flip(photo: Image.Image):
     )
 
 
-def test_order_of_the_jitter_is_followed(photo: Image.Image):
+def test_order_of_the_jitter_is_followed(photo: Image.Image) -> None:
     x = as_tensor(photo) / 255
     first = torch.tensor([1.4])
     second = torch.tensor([0.6])
@@ -120,7 +120,7 @@ def test_order_of_the_jitter_is_followed(photo: Image.Image):
     torch.testing.assert_close(make()(as_tensor(photo), parameters(order=23, **columns)), brightness_last)
 
 
-def test_crops_of_a_batch_do_not_touch_each_other(photo: Image.Image):
+def test_crops_of_a_batch_do_not_touch_each_other(photo: Image.Image) -> None:
     augmentation = make(rotation=30.0)
     uniform = np.random.default_rng(3).random((4, 5, augmentation.uniforms))
     table = torch.from_numpy(augmentation.parameters(uniform)).flatten(0, 1)
@@ -130,7 +130,7 @@ def test_crops_of_a_batch_do_not_touch_each_other(photo: Image.Image):
     torch.testing.assert_close(together, alone, atol=1e-6, rtol=0)
 
 
-def test_parameters_have_the_released_probabilities():
+def test_parameters_have_the_released_probabilities() -> None:
     augmentation = make()
     table = augmentation.parameters(np.random.default_rng(4).random((4, 20000, augmentation.uniforms)))
     share = (table != 0).mean(1)
@@ -156,7 +156,7 @@ def test_parameters_have_the_released_probabilities():
 
 
 @pytest.mark.parametrize("channels", [1, 2, 5])
-def test_pictures_that_are_not_rgb_leave_colour_out(channels: int):
+def test_pictures_that_are_not_rgb_leave_colour_out(channels: int) -> None:
     augmentation = make(channels)
     assert augmentation.left_out == ["saturation", "hue", "greyscale"]
     assert make().left_out == []
@@ -167,7 +167,7 @@ def test_pictures_that_are_not_rgb_leave_colour_out(channels: int):
     assert result.isfinite().all()
 
 
-def test_the_steps_follow_each_other_in_the_released_order(photo: Image.Image):
+def test_the_steps_follow_each_other_in_the_released_order(photo: Image.Image) -> None:
     columns = dict(
         flip=1, jitter=1, brightness=1.3, contrast=0.7, saturation=1.2, hue=0.05, grey=1, sigma=0.8
     )

@@ -106,7 +106,7 @@ STEPS = {
 
 
 @pytest.mark.parametrize("name", STEPS)
-def test_each_step_is_the_released_one(name: str, pictures: list[torch.Tensor]):
+def test_each_step_is_the_released_one(name: str, pictures: list[torch.Tensor]) -> None:
     columns, bounds = STEPS[name]
     table = step_table(columns, len(pictures))
     others = {"brightness", "contrast", "saturation", "hue"} - {name}
@@ -161,7 +161,7 @@ class InMemory:
         return f"picture {index}"
 
 
-def test_both_backends_make_the_same_crops_of_one_sample(pictures: list[torch.Tensor]):
+def test_both_backends_make_the_same_crops_of_one_sample(pictures: list[torch.Tensor]) -> None:
     augmentation = released_augment()
     crops = MultiCrop(
         global_size=SIDE, global_scale=[0.4, 1.0], local_size=48, local_number=4, local_scale=[0.05, 0.4]
@@ -210,7 +210,7 @@ CHANCE = 1.95 * (2 / DRAWS) ** 0.5
 
 
 @pytest.mark.parametrize(("height", "width"), [(390, 460), (375, 500), (300, 900)])
-def test_boxes_are_distributed_as_torchvision_draws_them(height: int, width: int):
+def test_boxes_are_distributed_as_torchvision_draws_them(height: int, width: int) -> None:
     rng = np.random.default_rng(0)
     crops = MultiCrop(
         global_size=224, global_scale=[0.4, 1.0], local_size=96, local_number=1, local_scale=[0.05, 0.4]
@@ -229,7 +229,7 @@ def test_boxes_are_distributed_as_torchvision_draws_them(height: int, width: int
         assert apart(*shape) < CHANCE
 
 
-def test_jitter_is_distributed_as_torchvision_draws_it():
+def test_jitter_is_distributed_as_torchvision_draws_it() -> None:
     augmentation = released_augment()
     ours = augmentation.parameters(np.random.default_rng(1).random((2, DRAWS, augmentation.uniforms)))[0]
     torch.manual_seed(1)
@@ -248,7 +248,7 @@ def test_jitter_is_distributed_as_torchvision_draws_it():
     np.testing.assert_allclose(share, 1 / 24, atol=0.012)
 
 
-def test_released_pipeline_cuts_and_resizes_as_the_released_code(pictures: list[torch.Tensor]):
+def test_released_pipeline_cuts_and_resizes_as_the_released_code(pictures: list[torch.Tensor]) -> None:
     crops, picture = whole(SIDE), pictures[0]
     box = crops.boxes(np.random.default_rng(2).random((2, crops.uniforms)), *picture.shape[1:])
     ours = Released(crops, released_augment())(picture, box, step_table({}, 2))

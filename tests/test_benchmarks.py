@@ -20,7 +20,7 @@ from dino_exp.trainer import Trainer
 
 
 @pytest.mark.parametrize("names", [*([name] for name in UNDO), list(UNDO)], ids=lambda names: " ".join(names))
-def test_undoing_an_optimisation_changes_no_weight(names: list[str], tmp_path: Path):
+def test_undoing_an_optimisation_changes_no_weight(names: list[str], tmp_path: Path) -> None:
     results = []
     for undo in ([], names):
         words = [
@@ -45,7 +45,7 @@ def test_undoing_an_optimisation_changes_no_weight(names: list[str], tmp_path: P
         torch.testing.assert_close(one, other, rtol=0, atol=1e-8)
 
 
-def test_the_released_transforms_make_ten_normalised_crops():
+def test_the_released_transforms_make_ten_normalised_crops() -> None:
     from PIL import Image
 
     crops = ReleasedCrops()(Image.new("RGB", (120, 100), (255, 0, 0)))
@@ -70,7 +70,7 @@ def test_the_released_transforms_make_ten_normalised_crops():
         ),
     ],
 )
-def test_a_benchmark_writes_what_it_prints(words: list[str], file: str, rows: int, tmp_path: Path):
+def test_a_benchmark_writes_what_it_prints(words: list[str], file: str, rows: int, tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-m", *words],
         cwd=tmp_path,

@@ -23,7 +23,7 @@ CASES = {  # probabilities of 8 crops over 4 prototypes -> entropy, marginal ent
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_entropies_and_mutual_information(case: str):
+def test_entropies_and_mutual_information(case: str) -> None:
     probabilities, entropy, marginal, used = CASES[case]
     seen = fetch(describe(output(), probabilities))
     assert seen["entropy"] == pytest.approx(entropy, abs=1e-6)
@@ -34,19 +34,19 @@ def test_entropies_and_mutual_information(case: str):
     assert seen["prototypes_perplexity"] == pytest.approx(4 * used if used == 1 else 1.0, rel=1e-5)
 
 
-def test_effective_rank_counts_equal_directions():
+def test_effective_rank_counts_equal_directions() -> None:
     assert effective_rank(torch.eye(7)).item() == pytest.approx(7, rel=1e-5)
     assert effective_rank(torch.ones(9, 5)).item() == pytest.approx(1, rel=1e-3)
     assert effective_rank(torch.full((9, 5), math.inf)).isnan()
 
 
-def test_spread_is_one_when_even_and_zero_when_constant():
+def test_spread_is_one_when_even_and_zero_when_constant() -> None:
     even = torch.randn(4000, 64, generator=torch.Generator().manual_seed(1))
     assert spread(even).item() == pytest.approx(1, abs=0.02)
     assert spread(torch.ones(10, 5)).item() == pytest.approx(0, abs=1e-6)
 
 
-def test_both_networks_are_named_and_local_crops_left_out():
+def test_both_networks_are_named_and_local_crops_left_out() -> None:
     student, teacher = output(20), output(8)
     probabilities = torch.softmax(teacher.logits, 1)
     seen = observe(student, teacher, probabilities, probabilities)
@@ -54,7 +54,7 @@ def test_both_networks_are_named_and_local_crops_left_out():
     assert seen["student/logit_spread"].item() == pytest.approx(student.logits[:8].std(0).mean().item())
 
 
-def test_relative_distance():
+def test_relative_distance() -> None:
     assert relative_distance([torch.tensor([3.0, 4.0])], [torch.tensor([3.0, 2.0])]).item() == pytest.approx(
         0.4
     )

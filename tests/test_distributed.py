@@ -82,7 +82,7 @@ def one_process(tmp_path_factory: pytest.TempPathFactory) -> RunDirectory:
     return only_run(folder)
 
 
-def test_two_processes_make_the_run_of_one(tmp_path: Path, one_process: RunDirectory):
+def test_two_processes_make_the_run_of_one(tmp_path: Path, one_process: RunDirectory) -> None:
     process = start(tmp_path, *RUN)
     output = process.communicate()[0]
     assert process.returncode == 0, output
@@ -107,7 +107,9 @@ def test_two_processes_make_the_run_of_one(tmp_path: Path, one_process: RunDirec
     assert {path.name for path in directory.plots.iterdir()} == {"crops.png", "curves.png", "attention.png"}
 
 
-def test_a_signal_to_one_process_stops_both_and_one_can_go_on(tmp_path: Path, one_process: RunDirectory):
+def test_a_signal_to_one_process_stops_both_and_one_can_go_on(
+    tmp_path: Path, one_process: RunDirectory
+) -> None:
     process = start(tmp_path, *RUN)
     read_until(process, "step 4/20")
     os.kill(worker(process, rank=1), signal.SIGTERM)
@@ -145,7 +147,7 @@ sys.exit(main())
 """
 
 
-def test_an_error_in_one_process_ends_both_and_is_the_one_that_is_kept(tmp_path: Path):
+def test_an_error_in_one_process_ends_both_and_is_the_one_that_is_kept(tmp_path: Path) -> None:
     (tmp_path / "failing.py").write_text(FAILING)
     process = start(tmp_path, *RUN, script=tmp_path / "failing.py")
     began = time.monotonic()
@@ -159,7 +161,7 @@ def test_an_error_in_one_process_ends_both_and_is_the_one_that_is_kept(tmp_path:
     assert directory.read_status()["state"] == "failed"
 
 
-def test_a_killed_process_takes_the_other_along(tmp_path: Path):
+def test_a_killed_process_takes_the_other_along(tmp_path: Path) -> None:
     process = start(tmp_path, *RUN, "trainer.epochs=50")
     read_until(process, "step 8/200")
     os.kill(worker(process, rank=1), signal.SIGKILL)
@@ -170,7 +172,7 @@ def test_a_killed_process_takes_the_other_along(tmp_path: Path):
     assert checkpoint.load(directory.checkpoints / "last.pt")["step"] in range(5, 200, 5)
 
 
-def test_what_is_wrong_is_said_once_and_nothing_is_created(tmp_path: Path):
+def test_what_is_wrong_is_said_once_and_nothing_is_created(tmp_path: Path) -> None:
     for word, said in (
         ("trainer.epochs=0", "trainer.epochs = 0: must be at least 1"),
         ("trainer.batch_size=63", "trainer.batch_size = 63: not a multiple of 2 processes times"),
@@ -183,7 +185,7 @@ def test_what_is_wrong_is_said_once_and_nothing_is_created(tmp_path: Path):
         assert not (tmp_path / "outputs").exists()
 
 
-def test_a_sweep_makes_its_runs_one_after_the_other_and_a_refused_one_does_not_end_it(tmp_path: Path):
+def test_a_sweep_makes_its_runs_one_after_the_other_and_a_refused_one_does_not_end_it(tmp_path: Path) -> None:
     swept = "trainer.max_steps=1,2", "trainer.batch_size=63,64"
     process = start(tmp_path, *RUN, "-m", *swept)
     output = process.communicate(timeout=120)[0]
@@ -235,7 +237,7 @@ def steps_of_a_process(rank: int, folder: str) -> None:
     dist.destroy_process_group()
 
 
-def test_steps_in_float64_are_those_of_one_process_to_the_last_digits(tmp_path: Path):
+def test_steps_in_float64_are_those_of_one_process_to_the_last_digits(tmp_path: Path) -> None:
     whole = {case: steps(str(tmp_path), case) for case in STEPS}
     torch.multiprocessing.spawn(steps_of_a_process, (str(tmp_path),), nprocs=2)
     for rank in range(2):

@@ -39,7 +39,7 @@ def crops_and_table(augmentation: Augment, pictures: int, size: int) -> tuple[to
 
 
 @pytest.mark.parametrize("rotation", [0.0, 180.0])
-def test_the_two_forms_agree(rotation: float, monkeypatch: pytest.MonkeyPatch):
+def test_the_two_forms_agree(rotation: float, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch, "compile", lambda function, dynamic: function)
     augmentation = make(rotation=rotation)
     crops, table = crops_and_table(augmentation, pictures=200, size=16)
@@ -53,7 +53,7 @@ def test_the_two_forms_agree(rotation: float, monkeypatch: pytest.MonkeyPatch):
     assert len(table[:, augment.ORDER].unique()) == 24
 
 
-def test_compiled_for_both_resolutions():
+def test_compiled_for_both_resolutions() -> None:
     augmentation = make()
     for size, pictures in ((24, 5), (17, 7)):
         crops, table = crops_and_table(augmentation, pictures, size)
@@ -66,7 +66,7 @@ def test_compiled_for_both_resolutions():
 
 def test_without_a_compiler_it_goes_on_step_by_step(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-):
+) -> None:
     monkeypatch.setenv("CXX", "/no/such/compiler")
     torch._dynamo.reset()
     augmentation = make()
@@ -80,7 +80,7 @@ def test_without_a_compiler_it_goes_on_step_by_step(
     torch._dynamo.reset()
 
 
-def test_pictures_that_are_not_rgb_stay_uncompiled():
+def test_pictures_that_are_not_rgb_stay_uncompiled() -> None:
     augmentation = make(channels=1, mean=[0.5], std=[0.25])
     augmentation.fuse()
     crops, table = crops_and_table(augmentation, 2, 8)

@@ -27,7 +27,7 @@ def head(in_dim: int = 3, use_bn: bool = True) -> DINOHead:
     return DINOHead(in_dim=in_dim, out_dim=6, hidden_dim=8, bottleneck_dim=4, use_bn=use_bn)
 
 
-def test_crops_are_grouped_by_resolution_and_the_head_sees_them_all_at_once():
+def test_crops_are_grouped_by_resolution_and_the_head_sees_them_all_at_once() -> None:
     torch.manual_seed(0)
     network = DINONetwork(Counting(), head())
     calls = []
@@ -43,13 +43,13 @@ def test_crops_are_grouped_by_resolution_and_the_head_sees_them_all_at_once():
     assert (apart - output.logits).abs().max() > 0.1
 
 
-def test_views_of_one_size_share_a_backbone_call():
+def test_views_of_one_size_share_a_backbone_call() -> None:
     network = DINONetwork(Counting(), head())
     network([torch.randn(4, 3, 8, 8), torch.randn(6, 3, 8, 8)])
     assert network.backbone.seen == [(10, 3, 8, 8)]
 
 
-def test_the_teacher_begins_as_the_student_without_gradients_or_stochastic_depth():
+def test_the_teacher_begins_as_the_student_without_gradients_or_stochastic_depth() -> None:
     cfg = compose(["experiment=debug", "backbone.drop_path_rate=0.5", "head.use_bn=true"])
     student, teacher = build_networks(cfg)
     assert student.state_dict().keys() == teacher.state_dict().keys()
@@ -63,7 +63,7 @@ def test_the_teacher_begins_as_the_student_without_gradients_or_stochastic_depth
     assert torch.equal(teacher(pictures).features, teacher(pictures).features)
 
 
-def test_networks_depend_on_the_seed_alone():
+def test_networks_depend_on_the_seed_alone() -> None:
     def weights(seed: int) -> torch.Tensor:
         torch.rand(seed + 3)
         student, _ = build_networks(compose(["experiment=debug", f"trainer.seed={seed}"]))
@@ -73,6 +73,6 @@ def test_networks_depend_on_the_seed_alone():
     assert not torch.equal(weights(1), weights(2))
 
 
-def test_heads_are_built_for_the_backbone_s_features():
+def test_heads_are_built_for_the_backbone_s_features() -> None:
     student, _ = student_and_teacher(lambda is_student: Counting(), lambda in_dim: head(in_dim))
     assert student([torch.randn(2, 3, 5, 5)]).bottleneck.shape == (2, 4)

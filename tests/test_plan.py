@@ -14,7 +14,7 @@ def plan(*overrides: str, pictures: int = IMAGENET) -> Plan:
     return Plan.of(compose(["experiment=paper_vits16", "data.root=/", *overrides]), pictures)
 
 
-def test_the_paper_s_run():
+def test_the_paper_s_run() -> None:
     paper = plan()
     assert (paper.steps_per_epoch, paper.total_steps, paper.stop_step) == (2502, 250_200, 250_200)
     assert (paper.warmup_steps, paper.freeze_steps) == (25_020, 2502)
@@ -30,20 +30,20 @@ def test_the_paper_s_run():
     assert 0.996 < paper.ema_momentum[1] < paper.ema_momentum[-1] < 1
 
 
-def test_a_cut_run_is_a_prefix_of_the_whole_one():
+def test_a_cut_run_is_a_prefix_of_the_whole_one() -> None:
     whole, cut = plan(), plan("trainer.max_steps=100")
     assert cut.stop_step == 100
     for name in ("lr", "weight_decay", "ema_momentum"):
         np.testing.assert_array_equal(getattr(whole, name), getattr(cut, name))
 
 
-def test_epochs_may_be_fractions():
+def test_epochs_may_be_fractions() -> None:
     short = plan("optimizer.warmup_epochs=0.5", "optimizer.freeze_last_layer_epochs=0.1", pictures=5120)
     assert (short.steps_per_epoch, short.warmup_steps, short.freeze_steps) == (10, 5, 1)
     assert [short.epoch(step) for step in (0, 9, 10)] == [0, 0, 1]
 
 
-def test_what_follows_is_said():
+def test_what_follows_is_said() -> None:
     facts = plan().facts()
     assert "11.0904" in facts["ln K"]
     assert "0.001 in 25,020 steps" in facts["learning rate"]
@@ -53,12 +53,12 @@ def test_what_follows_is_said():
     )
 
 
-def test_fewer_pictures_than_a_batch_are_refused():
+def test_fewer_pictures_than_a_batch_are_refused() -> None:
     with pytest.raises(UserError, match=r"trainer\.batch_size = 512: the data set has only 511"):
         plan(pictures=511)
 
 
-def test_a_batch_that_cannot_be_shared_out_is_refused_with_the_nearest_that_can():
+def test_a_batch_that_cannot_be_shared_out_is_refused_with_the_nearest_that_can() -> None:
     cfg = compose(["experiment=paper_vits16", "data.root=/", "trainer.accumulate=4"])
     assert Plan.of(cfg, IMAGENET, processes=8).batch_size == 512
     with pytest.raises(

@@ -49,7 +49,7 @@ def texts(axes):
     return [text.get_text() for text in axes.texts]
 
 
-def test_curves_show_the_run_in_six_panels():
+def test_curves_show_the_run_in_six_panels() -> None:
     figure = curves_figure(run_metrics(), name="vit-3f9a")
     assert figure.get_suptitle() == "vit-3f9a: healthy"
     assert [axes.get_title(loc="left") for axes in figure.axes] == [
@@ -79,12 +79,12 @@ def test_curves_show_the_run_in_six_panels():
     assert lines(panel(figure, "EMA"))["EMA momentum λ"][1][-1] == pytest.approx(0.9915)
 
 
-def test_an_evaluation_that_came_later_is_not_called_untrained():
+def test_an_evaluation_that_came_later_is_not_called_untrained() -> None:
     figure = curves_figure(run_metrics(steps=(100, 200)), name="resumed")
     assert texts(panel(figure, "k-NN")) == ["at step 100: 43.0"]
 
 
-def test_what_is_missing_or_not_finite_is_said_and_not_drawn():
+def test_what_is_missing_or_not_finite_is_said_and_not_drawn() -> None:
     metrics = run_metrics()
     for record in metrics:
         for key in ("knn_top1", "student_knn_top1", "center_norm", "verdict"):
@@ -99,7 +99,7 @@ def test_what_is_missing_or_not_finite_is_said_and_not_drawn():
         assert not panel(figure, title).lines
 
 
-def test_a_single_point_is_visible():
+def test_a_single_point_is_visible() -> None:
     figure = curves_figure(run_metrics(steps=(0,)), name="short")
     (loss, _) = panel(figure, "Loss").lines
     assert loss.get_marker() == "o"
@@ -107,7 +107,7 @@ def test_a_single_point_is_visible():
     assert low < 0 < high
 
 
-def test_curves_are_saved_from_any_thread_and_the_same(tmp_path):
+def test_curves_are_saved_from_any_thread_and_the_same(tmp_path) -> None:
     run = tmp_path / "vit-3f9a"
     run.mkdir()
     metrics = run / "metrics.jsonl"
@@ -136,7 +136,7 @@ def shown(axes):
     return np.asarray(image.get_array())
 
 
-def test_attention_sheet_has_its_columns_and_one_scale_for_before_and_now():
+def test_attention_sheet_has_its_columns_and_one_scale_for_before_and_now() -> None:
     pictures, maps = noise(2, 3, 32), torch.rand(2, 8, 8, 8)
     masks = torch.zeros(2, 32, 32, dtype=torch.bool)
     masks[:, 8:20, 4:12] = True
@@ -172,7 +172,7 @@ def test_attention_sheet_has_its_columns_and_one_scale_for_before_and_now():
         (13, lambda p: p[:3].permute(1, 2, 0), "channels 1–3 of 13"),
     ],
 )
-def test_pictures_of_any_channels_are_shown(channels, expected, note):
+def test_pictures_of_any_channels_are_shown(channels, expected, note) -> None:
     pictures = noise(1, channels, 16)
     figure = attention_figure(pictures, torch.rand(1, 1, 4, 4), None, None)
     assert [axes.get_title() for axes in figure.axes] == ["picture", "attention,\nnow"]
@@ -180,7 +180,7 @@ def test_pictures_of_any_channels_are_shown(channels, expected, note):
     assert note in figure.texts[-1].get_text()
 
 
-def test_crops_sheet_undoes_the_normalisation():
+def test_crops_sheet_undoes_the_normalisation() -> None:
     picture, crop, small = noise(1, 3, 32)[0], noise(1, 3, 32)[0], noise(1, 3, 16)[0]
     mean, std = [0.5, 0.4, 0.3], [0.2, 0.25, 0.3]
 
@@ -193,7 +193,7 @@ def test_crops_sheet_undoes_the_normalisation():
     assert np.array_equal(shown(figure.axes[1]), crop.permute(1, 2, 0).numpy())
 
 
-def test_sheets_are_saved_large_enough_and_small_enough(tmp_path):
+def test_sheets_are_saved_large_enough_and_small_enough(tmp_path) -> None:
     plot_attention(noise(2, 3, 32), torch.rand(2, 2, 8, 8), None, None, tmp_path / "a" / "attention.png")
     attention = Image.open(tmp_path / "a" / "attention.png")
     assert attention.width == 720

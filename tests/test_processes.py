@@ -19,7 +19,7 @@ TORCHRUN = {
 }
 
 
-def test_one_process_unless_a_launcher_says_otherwise():
+def test_one_process_unless_a_launcher_says_otherwise() -> None:
     assert Processes.of({}) == Processes.of({"MASTER_ADDR": "node1", "SLURM_PROCID": "3"}) == Processes()
     assert Processes.of(TORCHRUN) == Processes(5, 8, 1, 4)
 
@@ -35,7 +35,7 @@ def test_one_process_unless_a_launcher_says_otherwise():
         ({"RANK": "8"}, "RANK=8, WORLD_SIZE=8"),
     ],
 )
-def test_a_half_set_environment_is_refused(changes: dict[str, str | None], message: str):
+def test_a_half_set_environment_is_refused(changes: dict[str, str | None], message: str) -> None:
     environment = {name: text for name, text in (TORCHRUN | changes).items() if text is not None}
     with pytest.raises(UserError, match=message):
         Processes.of(environment)
@@ -54,7 +54,7 @@ def set_all(monkeypatch: pytest.MonkeyPatch, **variables: str) -> None:
         monkeypatch.setenv(name, text)
 
 
-def test_cores_are_shared_among_the_processes_of_a_machine(environment: pytest.MonkeyPatch):
+def test_cores_are_shared_among_the_processes_of_a_machine(environment: pytest.MonkeyPatch) -> None:
     assert machine.cores() == 32
     set_all(environment, **TORCHRUN, OMP_NUM_THREADS="1")  # as torchrun does
     assert machine.cores() == 8
@@ -65,7 +65,9 @@ def test_cores_are_shared_among_the_processes_of_a_machine(environment: pytest.M
     assert machine.cores() == 16
 
 
-def test_threads_follow_omp_num_threads_and_leave_cores_to_the_loader(environment: pytest.MonkeyPatch):
+def test_threads_follow_omp_num_threads_and_leave_cores_to_the_loader(
+    environment: pytest.MonkeyPatch,
+) -> None:
     asked: list[int] = []
     environment.setattr(torch, "set_num_threads", asked.append)
     machine.use_threads(torch.device("cpu"), workers=2)
@@ -75,7 +77,7 @@ def test_threads_follow_omp_num_threads_and_leave_cores_to_the_loader(environmen
     assert asked == [30, 8, 3]
 
 
-def test_a_process_takes_its_own_gpu_or_is_told_that_there_is_none(environment: pytest.MonkeyPatch):
+def test_a_process_takes_its_own_gpu_or_is_told_that_there_is_none(environment: pytest.MonkeyPatch) -> None:
     taken: list[torch.device] = []
     environment.setattr(torch.cuda, "is_available", lambda: True)
     environment.setattr(torch.cuda, "device_count", lambda: 2)

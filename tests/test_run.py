@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 import torch
@@ -79,7 +80,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> tuple[RunDirectory,
     return only_run(folder), output
 
 
-def test_the_command_line_leaves_a_whole_run_directory(undisturbed: tuple[RunDirectory, str]):
+def test_the_command_line_leaves_a_whole_run_directory(undisturbed: tuple[RunDirectory, str]) -> None:
     directory, output = undisturbed
     held = {str(path.relative_to(directory.path)) for path in directory.path.rglob("*") if path.is_file()}
     assert held - {".lock"} == {
@@ -151,7 +152,9 @@ def test_the_command_line_leaves_a_whole_run_directory(undisturbed: tuple[RunDir
         assert text in output
 
 
-def test_a_run_killed_twice_ends_with_the_same_weights(tmp_path: Path, undisturbed: tuple[RunDirectory, str]):
+def test_a_run_killed_twice_ends_with_the_same_weights(
+    tmp_path: Path, undisturbed: tuple[RunDirectory, str]
+) -> None:
     first = command(tmp_path, STOCHASTIC)
     read_until(first, "step 3/16")  # no checkpoint yet
     first.kill()
@@ -176,7 +179,7 @@ def test_a_run_killed_twice_ends_with_the_same_weights(tmp_path: Path, undisturb
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2])
 def test_a_signal_saves_at_the_next_step_and_the_run_goes_on(
     tmp_path: Path, number: signal.Signals, undisturbed: tuple[RunDirectory, str]
-):
+) -> None:
     cfg = configuration(STOCHASTIC)
     send_at(6, number)
     stopped = train(cfg, tmp_path / "run")
@@ -192,7 +195,9 @@ def test_a_signal_saves_at_the_next_step_and_the_run_goes_on(
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR2])
-def test_a_signal_to_the_loader_processes_too_saves_all_the_same(tmp_path: Path, number: signal.Signals):
+def test_a_signal_to_the_loader_processes_too_saves_all_the_same(
+    tmp_path: Path, number: signal.Signals
+) -> None:
     """Ctrl-C and SLURM's preemption reach every process of a run."""
     long = ("trainer.num_workers=2", "trainer.epochs=40", "trainer.checkpoint_every=320")
     process = command(tmp_path, *long, own_group=True)
@@ -220,7 +225,7 @@ def send_at(step: int, *signals: signal.Signals, patch: Callable | None = None) 
     Trainer.train_step = stepping
 
 
-def test_a_second_ctrl_c_leaves_at_once_with_the_checkpoint_whole(tmp_path: Path):
+def test_a_second_ctrl_c_leaves_at_once_with_the_checkpoint_whole(tmp_path: Path) -> None:
     send_at(8, signal.SIGINT, signal.SIGINT)
     with pytest.raises(KeyboardInterrupt):
         train(configuration(), tmp_path / "run")
@@ -231,7 +236,9 @@ def test_a_second_ctrl_c_leaves_at_once_with_the_checkpoint_whole(tmp_path: Path
     assert train(configuration(), tmp_path / "run").state == "finished"
 
 
-def test_a_finished_run_is_shown_and_never_touched(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+def test_a_finished_run_is_shown_and_never_touched(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     cfg = configuration("trainer.max_steps=3")
     train(cfg, tmp_path / "run")
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*")}
@@ -248,7 +255,7 @@ def test_a_finished_run_is_shown_and_never_touched(tmp_path: Path, capsys: pytes
     assert_same_weights(RunDirectory(tmp_path / "run"), RunDirectory(tmp_path / "run-2"))
 
 
-def test_another_configuration_is_refused_with_the_differing_keys(tmp_path: Path):
+def test_another_configuration_is_refused_with_the_differing_keys(tmp_path: Path) -> None:
     train(configuration("trainer.max_steps=2"), tmp_path / "run")
     with pytest.raises(UserError, match=r"loss\.teacher_temp: 0\.02 there, 0\.03 here"):
         train(configuration("trainer.max_steps=2", "loss.teacher_temp=0.03"), tmp_path / "run")
@@ -256,7 +263,7 @@ def test_another_configuration_is_refused_with_the_differing_keys(tmp_path: Path
     assert train(same, tmp_path / "run").state == "finished"
 
 
-def test_a_run_that_diverges_fails_says_where_and_keeps_the_last_good_checkpoint(tmp_path: Path):
+def test_a_run_that_diverges_fails_says_where_and_keeps_the_last_good_checkpoint(tmp_path: Path) -> None:
     cfg = configuration("trainer.checkpoint_every=2")
     original = Trainer.train_step
 
@@ -277,10 +284,10 @@ def test_a_run_that_diverges_fails_says_where_and_keeps_the_last_good_checkpoint
     assert all(tensor.isfinite().all() for tensor in state["student"].values())
 
 
-def test_an_exception_leaves_its_traceback(tmp_path: Path):
+def test_an_exception_leaves_its_traceback(tmp_path: Path) -> None:
     original = Trainer.train_step
 
-    def fail(self, views, observe=False):
+    def fail(self, views, observe=False) -> NoReturn:
         Trainer.train_step = original
         raise RuntimeError("out of everything")
 
@@ -310,7 +317,9 @@ def folder_configuration(root: Path, *overrides: str) -> DictConfig:
     return configuration(*small, *overrides)
 
 
-def test_pictures_without_labels_train_without_k_nn(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+def test_pictures_without_labels_train_without_k_nn(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     flat = picture_folder(tmp_path / "pictures", classes=1) / "class0"
     train(folder_configuration(flat), tmp_path / "run")
     directory = RunDirectory(tmp_path / "run")
@@ -321,7 +330,7 @@ def test_pictures_without_labels_train_without_k_nn(tmp_path: Path, capsys: pyte
 
 def test_corrupt_pictures_are_skipped_counted_and_too_many_an_error(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
-):
+) -> None:
     root = picture_folder(tmp_path / "pictures")
     (root / "class0" / "3.png").write_bytes(b"not a picture")
     train(folder_configuration(root, "data.max_corrupt=0.1"), tmp_path / "run")
@@ -335,7 +344,7 @@ def test_corrupt_pictures_are_skipped_counted_and_too_many_an_error(
 
 
 @pytest.mark.parametrize("channels", [1, 4])
-def test_any_number_of_channels(tmp_path: Path, channels: int, capsys: pytest.CaptureFixture[str]):
+def test_any_number_of_channels(tmp_path: Path, channels: int, capsys: pytest.CaptureFixture[str]) -> None:
     from PIL import Image
 
     (tmp_path / "pictures").mkdir()
@@ -359,13 +368,13 @@ def test_any_number_of_channels(tmp_path: Path, channels: int, capsys: pytest.Ca
         ["backbone=torchvision", "backbone.name=shufflenet_v2_x0_5"],
     ],
 )
-def test_library_backbones_train(tmp_path: Path, backbone: list[str]):
+def test_library_backbones_train(tmp_path: Path, backbone: list[str]) -> None:
     cfg = configuration(*backbone, "trainer.max_steps=2", "crops.global_size=64", "crops.local_size=32")
     assert train(cfg, tmp_path / "run").state == "finished"
     assert not (tmp_path / "run" / "plots" / "attention.png").exists()
 
 
-def test_precision_and_device_errors_name_the_key(tmp_path: Path):
+def test_precision_and_device_errors_name_the_key(tmp_path: Path) -> None:
     for overrides, message in (
         (("trainer.device=mps",), r"trainer\.device = mps"),
         (
@@ -379,7 +388,7 @@ def test_precision_and_device_errors_name_the_key(tmp_path: Path):
         assert not (tmp_path / "run").exists()
 
 
-def test_on_collapse_stop_ends_the_run(tmp_path: Path):
+def test_on_collapse_stop_ends_the_run(tmp_path: Path) -> None:
     cfg = configuration(
         "trainer.epochs=40", "trainer.on_collapse=stop", "loss.centering=none", "trainer.log_every=10"
     )

@@ -3,6 +3,7 @@
 import json
 import multiprocessing
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 import torch
@@ -12,11 +13,11 @@ from dino_exp.errors import UserError
 from dino_exp.run_directory import RunDirectory, write_atomically
 
 
-def test_a_failed_write_leaves_the_old_file_and_no_other(tmp_path: Path):
+def test_a_failed_write_leaves_the_old_file_and_no_other(tmp_path: Path) -> None:
     file = tmp_path / "last.pt"
     write_atomically(file, lambda out: out.write(b"whole"))
 
-    def broken(out):
+    def broken(out) -> NoReturn:
         out.write(b"ha")
         raise OSError("disk full")
 
@@ -28,7 +29,7 @@ def test_a_failed_write_leaves_the_old_file_and_no_other(tmp_path: Path):
     assert file.stat().st_mode == (tmp_path / "plain").stat().st_mode
 
 
-def test_rewind_drops_later_steps_and_a_line_cut_short(tmp_path: Path):
+def test_rewind_drops_later_steps_and_a_line_cut_short(tmp_path: Path) -> None:
     directory = RunDirectory(tmp_path)
     for step in (0, 10, 20, 30):
         directory.append_metrics({"step": step, "loss": float("nan") if step == 10 else 1.0})
@@ -40,13 +41,13 @@ def test_rewind_drops_later_steps_and_a_line_cut_short(tmp_path: Path):
     assert lines[1]["loss"] is None
 
 
-def test_a_summary_is_strict_json(tmp_path: Path):
+def test_a_summary_is_strict_json(tmp_path: Path) -> None:
     directory = RunDirectory(tmp_path)
     directory.write_summary({"attention": {"auc": float("nan"), "mass": 0.5}, "values": [float("inf"), 1]})
     assert directory.read_summary() == {"attention": {"auc": None, "mass": 0.5}, "values": [None, 1]}
 
 
-def test_status_keeps_what_is_not_changed(tmp_path: Path):
+def test_status_keeps_what_is_not_changed(tmp_path: Path) -> None:
     RunDirectory(tmp_path).write_status(state="running", step=3, attempt=1)
     again = RunDirectory(tmp_path)
     again.write_status(step=4)
@@ -63,7 +64,7 @@ def hold(path: Path, held, leave) -> None:
     leave.wait(60)
 
 
-def test_a_run_that_another_process_is_at_is_refused_until_that_is_killed(tmp_path: Path):
+def test_a_run_that_another_process_is_at_is_refused_until_that_is_killed(tmp_path: Path) -> None:
     context = multiprocessing.get_context("spawn")
     held, leave = context.Event(), context.Event()
     process = context.Process(target=hold, args=(tmp_path, held, leave))
@@ -79,7 +80,7 @@ def test_a_run_that_another_process_is_at_is_refused_until_that_is_killed(tmp_pa
     assert list((tmp_path / "checkpoints").iterdir()) == []
 
 
-def test_beside_finds_the_next_free_name(tmp_path: Path):
+def test_beside_finds_the_next_free_name(tmp_path: Path) -> None:
     path = tmp_path / "run"
     assert RunDirectory.beside(path).path == path
     for expected in ("run-2", "run-3"):
@@ -88,7 +89,7 @@ def test_beside_finds_the_next_free_name(tmp_path: Path):
         assert RunDirectory.beside(path).path.name == expected
 
 
-def test_a_damaged_checkpoint_is_named(tmp_path: Path):
+def test_a_damaged_checkpoint_is_named(tmp_path: Path) -> None:
     file = tmp_path / "last.pt"
     checkpoint.save(file, {"step": 3, "weights": torch.ones(99)})
     assert checkpoint.load(file)["step"] == 3

@@ -40,7 +40,7 @@ def weights(of: Trainer) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("extra", [(), ("loss.centering=sinkhorn",), ("loss.center_init=first_batch",)])
-def test_a_batch_in_four_parts_is_the_batch(tmp_path: Path, extra: tuple[str, ...]):
+def test_a_batch_in_four_parts_is_the_batch(tmp_path: Path, extra: tuple[str, ...]) -> None:
     whole, in_parts = (
         trainer(tmp_path, *WITHOUT_BATCH_NORM, *extra, f"trainer.accumulate={parts}") for parts in (1, 4)
     )
@@ -55,7 +55,7 @@ def test_a_batch_in_four_parts_is_the_batch(tmp_path: Path, extra: tuple[str, ..
         assert whole.dino_loss.center.abs().max() > 1e-3
 
 
-def test_half_precision_keeps_loss_center_and_weights_in_float32(tmp_path: Path):
+def test_half_precision_keeps_loss_center_and_weights_in_float32(tmp_path: Path) -> None:
     plain, half = trainer(tmp_path), trainer(tmp_path, "trainer.precision=bf16", "trainer.accumulate=2")
     dtypes = set()
     half.student.backbone.register_forward_hook(lambda _, inputs, output: dtypes.add(output.dtype))
@@ -75,7 +75,7 @@ def test_half_precision_keeps_loss_center_and_weights_in_float32(tmp_path: Path)
     assert losses[1].item() == pytest.approx(losses[0].item(), rel=0.02)
 
 
-def test_the_scaler_sees_a_step_once_however_many_parts_it_has(tmp_path: Path):
+def test_the_scaler_sees_a_step_once_however_many_parts_it_has(tmp_path: Path) -> None:
     plain, scaled = (trainer(tmp_path, *WITHOUT_BATCH_NORM, "trainer.accumulate=4") for _ in range(2))
     scaled.scaler = torch.amp.GradScaler("cpu", init_scale=1024.0, growth_interval=2)
     for step in range(3):
@@ -92,7 +92,7 @@ def test_the_scaler_sees_a_step_once_however_many_parts_it_has(tmp_path: Path):
     assert all(torch.equal(value, before[name]) for name, value in scaled.student.state_dict().items())
 
 
-def test_what_a_step_draws_depends_on_seed_step_and_process_alone():
+def test_what_a_step_draws_depends_on_seed_step_and_process_alone() -> None:
     drawn = {}
     for key in ((0, 0, 0), (0, 0, 1), (0, 1, 0), (1, 0, 0), (0, 0, 0)):
         torch.rand(7)
@@ -102,7 +102,7 @@ def test_what_a_step_draws_depends_on_seed_step_and_process_alone():
     assert len({tuple(value) for value in drawn.values()}) == 4
 
 
-def test_a_compiled_network_trains_alike_and_is_evaluated_uncompiled(tmp_path: Path):
+def test_a_compiled_network_trains_alike_and_is_evaluated_uncompiled(tmp_path: Path) -> None:
     if shutil.which("g++") is None:
         pytest.skip("torch.compile needs a C++ compiler on a CPU")
     small = ("backbone.drop_path_rate=0.3", "backbone.depth=1")
@@ -117,7 +117,9 @@ def test_a_compiled_network_trains_alike_and_is_evaluated_uncompiled(tmp_path: P
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == graphs
 
 
-def test_compiling_without_a_compiler_says_what_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_compiling_without_a_compiler_says_what_is_missing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def none_there(*arguments: Any, **options: Any) -> Any:
         raise RuntimeError("InvalidCxxCompiler: No working C++ compiler found\nand forty lines more")
 

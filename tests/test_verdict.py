@@ -57,21 +57,21 @@ def after(*seen: dict[str, float], judge: Judge | None = None, step: int = 1000)
         ({"grad_norm": None}, "healthy", "entropy is 0.500"),  # fp16 skipped the step
     ],
 )
-def test_the_word_and_its_evidence(values: dict[str, float], word: str, advice: str):
+def test_the_word_and_its_evidence(values: dict[str, float], word: str, advice: str) -> None:
     verdict = after(values, values, values)
     assert verdict.word == word
     assert word in WORDS
     assert advice in verdict.evidence
 
 
-def test_nothing_is_called_before_the_warmup_is_over_but_divergence():
+def test_nothing_is_called_before_the_warmup_is_over_but_divergence() -> None:
     assert after(DEAD, DEAD, step=10).word == "warming-up"
     early = judge()
     assert early.observe(1, HEALTHY | DEAD).word == "warming-up"
     assert early.observe(2, HEALTHY | {"loss": math.nan}).word == "diverged"
 
 
-def test_one_odd_batch_decides_nothing_and_a_collapse_can_be_recovered_from():
+def test_one_odd_batch_decides_nothing_and_a_collapse_can_be_recovered_from() -> None:
     assert not after(DEAD, DEAD, {}).collapsed
     recovering = judge()
     assert after(DEAD, DEAD, DEAD, judge=recovering).collapsed
@@ -93,7 +93,7 @@ def test_one_odd_batch_decides_nothing_and_a_collapse_can_be_recovered_from():
 )
 def test_a_slow_centre_is_waited_for_where_it_can_still_catch_up(
     center_momentum: float, begins: int, called: int
-):
+) -> None:
     waiting = judge(center_momentum=center_momentum)
     said = {
         step: waiting.observe(step, HEALTHY | (DEAD if step >= begins else {}))
@@ -106,13 +106,13 @@ def test_a_slow_centre_is_waited_for_where_it_can_still_catch_up(
         assert f"until step {called}" in said[called - 50].evidence
 
 
-def test_few_crops_limit_what_can_be_known():
+def test_few_crops_limit_what_can_be_known() -> None:
     share = {"teacher/mutual_information_share": 0.01, "student/mutual_information_share": 0.01}
     assert after(share, share, share).word == "slow"
     assert after(share, share, share, judge=judge(out_dim=65536, crops=16)).word == "healthy"
 
 
-def test_the_judge_of_a_run_takes_what_it_needs_from_its_configuration():
+def test_the_judge_of_a_run_takes_what_it_needs_from_its_configuration() -> None:
     words = ["loss.center_momentum=0.99", "head.out_dim=256", "trainer.batch_size=8"]
     with_centre, without = (
         Judge.of(compose([*words, f"loss.centering={centring}"]), warmup_steps=10, total_steps=TOTAL)
@@ -124,7 +124,7 @@ def test_the_judge_of_a_run_takes_what_it_needs_from_its_configuration():
     assert without.catching_up == 3
 
 
-def test_state_goes_through_a_checkpoint():
+def test_state_goes_through_a_checkpoint() -> None:
     first = judge()
     after(DEAD, DEAD, judge=first)
     second = judge()

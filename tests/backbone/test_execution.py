@@ -46,7 +46,9 @@ def saved_bytes_and_gradients(backbone: nn.Module, size: int) -> tuple[int, list
 
 
 @pytest.mark.parametrize(("build", "size", "share"), [(small_vit, 32, 0.6), (library_vit, 160, 0.5)])
-def test_checkpointed_blocks_give_the_same_gradients_from_less_memory(build: Any, size: int, share: float):
+def test_checkpointed_blocks_give_the_same_gradients_from_less_memory(
+    build: Any, size: int, share: float
+) -> None:
     torch.manual_seed(0)
     plain = build()
     torch.manual_seed(0)
@@ -76,12 +78,12 @@ def test_checkpointed_blocks_give_the_same_gradients_from_less_memory(build: Any
         ),
     ],
 )
-def test_backbones_that_cannot_compute_their_blocks_again_are_refused(backbone: Any, reason: str):
+def test_backbones_that_cannot_compute_their_blocks_again_are_refused(backbone: Any, reason: str) -> None:
     with pytest.raises(UserError, match=rf"trainer\.checkpoint_blocks = true: .*{reason}.*; set trainer\."):
         checkpoint_blocks(backbone(), name="it")
 
 
-def test_convolutional_networks_run_channels_last_with_the_same_result():
+def test_convolutional_networks_run_channels_last_with_the_same_result() -> None:
     assert not is_convolutional(small_vit())
     torch.manual_seed(0)
     network = DINONetwork(torchvision.models.resnet18(num_classes=16), DINOHead(in_dim=16, out_dim=8))
@@ -97,7 +99,7 @@ def test_convolutional_networks_run_channels_last_with_the_same_result():
     assert strides == [True]
 
 
-def test_parameters_without_a_gradient_are_found_and_nothing_moves():
+def test_parameters_without_a_gradient_are_found_and_nothing_moves() -> None:
     torch.manual_seed(0)
     network = DINONetwork(small_vit(), DINOHead(in_dim=32, out_dim=8))
     before = {name: value.clone() for name, value in network.state_dict().items()}

@@ -80,7 +80,9 @@ UNREADABLE = {
 
 @pytest.mark.parametrize("channels", [3, 1])
 @pytest.mark.parametrize("backend", ["fast", "pil"])
-def test_every_file_is_cropped_as_it_looks_or_skipped_by_name(backend: str, channels: int, tmp_path: Path):
+def test_every_file_is_cropped_as_it_looks_or_skipped_by_name(
+    backend: str, channels: int, tmp_path: Path
+) -> None:
     for name, content in ({k: v for k, (v, _) in READABLE.items()} | UNREADABLE).items():
         (tmp_path / name).write_bytes(content)
     (tmp_path / "last.png").write_bytes(READABLE["palette.png"][0])

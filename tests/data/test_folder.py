@@ -45,7 +45,7 @@ def names(source):
     return [os.path.relpath(source.name(index), source.place) for index in range(len(source))]
 
 
-def test_class_folders_give_sorted_pictures_and_labels(tmp_path):
+def test_class_folders_give_sorted_pictures_and_labels(tmp_path) -> None:
     root = pictures(
         tmp_path / "birds", "wren/b.jpg", "wren/a.png", "owl/deep/er/c.JPEG", "owl/z.webp", "owl/.hidden.jpg"
     )
@@ -61,7 +61,7 @@ def test_class_folders_give_sorted_pictures_and_labels(tmp_path):
     assert (names(copy), copy.labels.tolist()) == (names(splits.train), [0, 0, 1, 1])
 
 
-def test_a_flat_folder_and_a_single_class_have_no_labels(tmp_path):
+def test_a_flat_folder_and_a_single_class_have_no_labels(tmp_path) -> None:
     flat = folder(pictures(tmp_path / "flat", "b.png", "a.png", "ü.png")).train
     assert (names(flat), flat.labels, flat.classes) == (["a.png", "b.png", "ü.png"], None, None)
     assert flat.read(2).shape == (3, 2, 2)
@@ -69,7 +69,7 @@ def test_a_flat_folder_and_a_single_class_have_no_labels(tmp_path):
     assert (len(single), single.labels, single.classes) == (2, None, None)
 
 
-def test_a_file_list_gives_paths_and_labels(tmp_path):
+def test_a_file_list_gives_paths_and_labels(tmp_path) -> None:
     pictures(tmp_path / "data", "a.png", "b c.png", "d.png")
     listing = tmp_path / "train.txt"
     absolute = tmp_path / "data" / "d.png"
@@ -89,7 +89,7 @@ def test_a_file_list_gives_paths_and_labels(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["val", "test"])
-def test_auto_takes_the_folder_beside_train_with_its_classes(name, tmp_path):
+def test_auto_takes_the_folder_beside_train_with_its_classes(name, tmp_path) -> None:
     pictures(tmp_path, "train/cat/1.png", "train/dog/1.png", "train/emu/1.png", f"{name}/emu/1.png")
     pictures(tmp_path, f"{name}/cat/1.png")
     splits = folder(tmp_path / "train")
@@ -99,18 +99,18 @@ def test_auto_takes_the_folder_beside_train_with_its_classes(name, tmp_path):
     assert folder(tmp_path / name).test is None  # not named train
 
 
-def test_held_out_pictures_of_an_unlabelled_set_have_no_labels(tmp_path):
+def test_held_out_pictures_of_an_unlabelled_set_have_no_labels(tmp_path) -> None:
     pictures(tmp_path, "train/1.png", "val/cat/1.png", "val/dog/1.png")
     assert folder(tmp_path / "train").test.labels is None
 
 
-def test_a_link_to_a_folder_above_ends_the_walk(tmp_path):
+def test_a_link_to_a_folder_above_ends_the_walk(tmp_path) -> None:
     root = pictures(tmp_path / "set", "a/1.png", "b/1.png")
     (root / "a" / "again").symlink_to(root, target_is_directory=True)
     assert len(folder(root).train) == 2
 
 
-def test_a_class_without_pictures_is_kept_and_told(tmp_path, caplog):
+def test_a_class_without_pictures_is_kept_and_told(tmp_path, caplog) -> None:
     root = pictures(tmp_path / "set", "a/1.png", "c/1.png")
     (root / "b").mkdir()
     with caplog.at_level(logging.WARNING):
@@ -119,7 +119,7 @@ def test_a_class_without_pictures_is_kept_and_told(tmp_path, caplog):
     assert f"class folder {root / 'b'} has no pictures" in caplog.text
 
 
-def test_mistakes_are_named(tmp_path):
+def test_mistakes_are_named(tmp_path) -> None:
     pictures(tmp_path, "ok/a/1.png", "ok/b/1.png", "mixed/1.png", "mixed/a/1.png", "train/a/1.png")
     pictures(tmp_path, "train/b/1.png", "val/a/1.png", "val/x/1.png", "flat/1.png")
     (tmp_path / "empty").mkdir()
@@ -145,7 +145,7 @@ def test_mistakes_are_named(tmp_path):
             folder(*arguments)
 
 
-def test_paths_take_little_room(tmp_path):
+def test_paths_take_little_room(tmp_path) -> None:
     listing = tmp_path / "many.txt"
     pictures(tmp_path, "0.png")
     listing.write_text("0.png\n" + "".join(f"n{i:08d}.png\n" for i in range(100_000)))

@@ -52,7 +52,7 @@ def assert_holds(source, pictures) -> None:
         assert torch.equal(source.read(index), decode_image(pictures[index][0], "", 3, backend="fast"))
 
 
-def test_saved_data_sets_with_and_without_splits(tmp_path: Path):
+def test_saved_data_sets_with_and_without_splits(tmp_path: Path) -> None:
     train, test = as_rows(PICTURES, CLASSES), as_rows(PICTURES[::4], CLASSES)
     train.save_to_disk(tmp_path / "alone", num_shards=3)
     datasets.DatasetDict(train=train, test=test).save_to_disk(tmp_path / "both")
@@ -71,7 +71,7 @@ def test_saved_data_sets_with_and_without_splits(tmp_path: Path):
         load(tmp_path / "alone", tmp_path / "alone")
 
 
-def test_parquet_in_the_hubs_layout(tmp_path: Path, cache: Path):
+def test_parquet_in_the_hubs_layout(tmp_path: Path, cache: Path) -> None:
     data = tmp_path / "set" / "data"
     data.mkdir(parents=True)
     for part in range(2):
@@ -91,7 +91,7 @@ def test_parquet_in_the_hubs_layout(tmp_path: Path, cache: Path):
     assert_holds(load(data).test, PICTURES[::5])  # not what was made from the file before
 
 
-def test_columns_are_found_by_type_or_named(tmp_path: Path):
+def test_columns_are_found_by_type_or_named(tmp_path: Path) -> None:
     rows = as_rows(PICTURES, CLASSES)
     two = rows.add_column("fine", [i % 5 for i in range(21)]).add_column(
         "thumbnail", [{"bytes": PICTURES[0][0], "path": None}] * 21
@@ -114,7 +114,7 @@ def test_columns_are_found_by_type_or_named(tmp_path: Path):
     assert load(tmp_path / "two", image_column="image", label_column="label").train.classes == CLASSES
 
 
-def test_rows_without_a_readable_picture_are_named(tmp_path: Path):
+def test_rows_without_a_readable_picture_are_named(tmp_path: Path) -> None:
     kind = datasets.Features(image=datasets.Image())
     images = [{"bytes": b"no picture", "path": None}, None]
     datasets.Dataset.from_dict({"image": images}, features=kind).to_parquet(tmp_path / "a.parquet")
@@ -124,7 +124,7 @@ def test_rows_without_a_readable_picture_are_named(tmp_path: Path):
             source.read(index)
 
 
-def test_half_written_files_are_named(tmp_path: Path):
+def test_half_written_files_are_named(tmp_path: Path) -> None:
     rows = as_rows(PICTURES, CLASSES)
     rows.to_parquet(tmp_path / "a.parquet")
     rows.to_parquet(tmp_path / "b.parquet")
@@ -142,7 +142,7 @@ def test_half_written_files_are_named(tmp_path: Path):
         load(tmp_path / "saved")
 
 
-def test_mistakes_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_mistakes_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "empty").mkdir()
     rows = as_rows(PICTURES, CLASSES)
     datasets.DatasetDict(a=rows, b=rows).save_to_disk(tmp_path / "parts")

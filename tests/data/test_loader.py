@@ -73,22 +73,22 @@ def same(first: list[Batch], second: list[Batch]) -> bool:
 
 
 @pytest.mark.parametrize(("workers", "backend"), [(1, "fast"), (3, "fast"), (2, "pil")])
-def test_workers_do_not_change_the_batches(workers: int, backend: str):
+def test_workers_do_not_change_the_batches(workers: int, backend: str) -> None:
     assert same(all_batches(0, backend=backend), all_batches(workers, backend=backend))
 
 
-def test_a_resume_sees_what_it_would_have_seen():
+def test_a_resume_sees_what_it_would_have_seen() -> None:
     assert same(all_batches(0)[7:], all_batches(0, start=7))
 
 
-def test_batch_size_does_not_change_a_sample():
+def test_batch_size_does_not_change_a_sample() -> None:
     large = dataset(Numbered(50))[3, [4, 9, 30]]
     alone = dataset(Numbered(50))[3, [9]]
     for ours, theirs in zip(large[:3], alone[:3], strict=True):
         assert torch.equal(ours[:, 1:2], theirs)
 
 
-def test_seed_epoch_and_index_each_change_the_crops():
+def test_seed_epoch_and_index_each_change_the_crops() -> None:
     reference = dataset(Numbered(50), seed=0)[0, [1]].parameters
     others = (
         dataset(Numbered(50), seed=1)[0, [1]],
@@ -99,7 +99,7 @@ def test_seed_epoch_and_index_each_change_the_crops():
         assert not torch.equal(reference, other.parameters)
 
 
-def test_each_epoch_is_another_permutation_and_drops_the_incomplete_batch():
+def test_each_epoch_is_another_permutation_and_drops_the_incomplete_batch() -> None:
     order = list(BatchOrder(50, 8, seed=0, start_step=0, stop_step=12))
     first = [index for epoch, indices in order if epoch == 0 for index in indices]
     second = [index for epoch, indices in order if epoch == 1 for index in indices]
@@ -108,7 +108,7 @@ def test_each_epoch_is_another_permutation_and_drops_the_incomplete_batch():
     assert first != sorted(first)
 
 
-def test_shapes_and_the_global_crops_come_first():
+def test_shapes_and_the_global_crops_come_first() -> None:
     batch = all_batches(0)[0]
     assert batch.global_crops.shape == (2, 8, 3, 16, 16)
     assert batch.local_crops.shape == (2, 8, 3, 8, 8)
@@ -117,11 +117,11 @@ def test_shapes_and_the_global_crops_come_first():
     assert batch.global_crops[0, :, 0, 0, 0].tolist() == indices
 
 
-def test_no_local_crops():
+def test_no_local_crops() -> None:
     assert dataset(Numbered(50), local_number=0)[0, [1, 2]].local_crops.shape == (0, 2, 3, 16, 16)
 
 
-def test_an_unreadable_picture_is_replaced_by_the_next_and_noted():
+def test_an_unreadable_picture_is_replaced_by_the_next_and_noted() -> None:
     source = Numbered(50, broken=frozenset({7, 8, 49}))
     batch = dataset(source)[0, [7, 3, 49]]
     assert batch.global_crops[0, :, 0, 0, 0].tolist() == [9, 3, 0]
@@ -150,7 +150,7 @@ class Photograph(Numbered):
         return picture
 
 
-def test_a_large_photograph_is_decoded_smaller_and_its_crops_stay():
+def test_a_large_photograph_is_decoded_smaller_and_its_crops_stay() -> None:
     small, full = Photograph(whole=False), Photograph(whole=True)
     ours, reference = ([dataset(source)[epoch, [0]] for epoch in range(20)] for source in (small, full))
     assert set(full.sizes) == {(180, 240)}
@@ -161,6 +161,6 @@ def test_a_large_photograph_is_decoded_smaller_and_its_crops_stay():
     assert all(batch.corrupt.tolist() == [0] for batch in ours)
 
 
-def test_no_readable_picture_is_an_error():
+def test_no_readable_picture_is_an_error() -> None:
     with pytest.raises(UserError, match=r"data\.root"):
         dataset(Numbered(5, broken=frozenset(range(5))))[0, [0]]

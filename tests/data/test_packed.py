@@ -32,7 +32,7 @@ def pictures(tmp_path: Path) -> Path:
 
 
 @pytest.mark.usefixtures("cache")
-def test_packed_pictures_are_the_pictures(pictures: Path):
+def test_packed_pictures_are_the_pictures(pictures: Path) -> None:
     plain, source = load(pictures, pack=False).train, load(pictures).train
     assert (len(source), source.classes, source.labels.tolist()) == (30, CLASSES, plain.labels.tolist())
     for index in reversed(range(30)):
@@ -47,7 +47,7 @@ def test_packed_pictures_are_the_pictures(pictures: Path):
 
 
 @pytest.mark.usefixtures("cache")
-def test_larger_pictures_are_made_smaller(pictures: Path):
+def test_larger_pictures_are_made_smaller(pictures: Path) -> None:
     plain, source = load(pictures, pack=False).train, load(pictures, side=38).train
     shorter = [min(plain.read(i).shape[1:]) for i in range(9)]
     assert min(shorter) < 38 < max(shorter)
@@ -60,7 +60,7 @@ def test_larger_pictures_are_made_smaller(pictures: Path):
 
 def test_packing_happens_once_and_again_when_a_file_changes(
     pictures: Path, cache: Path, caplog: pytest.LogCaptureFixture
-):
+) -> None:
     with caplog.at_level(logging.INFO):
         load(pictures)
         assert "packing 30 pictures" in caplog.text
@@ -75,7 +75,7 @@ def test_packing_happens_once_and_again_when_a_file_changes(
     assert len(list(cache.glob("packed-train-*.pixels"))) == 3
 
 
-def test_damage_is_found(pictures: Path, cache: Path):
+def test_damage_is_found(pictures: Path, cache: Path) -> None:
     plain = load(pictures, pack=False).train
     load(pictures)
     (pixels,), (index,) = cache.glob("*.pixels"), cache.glob("packed-*.npz")
@@ -103,7 +103,7 @@ def read_all(root: Path, results: multiprocessing.Queue) -> None:
     results.put(sum(int(source.read(i).sum()) for i in range(10)))
 
 
-def test_processes_that_start_together_pack_once(pictures: Path, cache: Path):
+def test_processes_that_start_together_pack_once(pictures: Path, cache: Path) -> None:
     context = multiprocessing.get_context("spawn")
     results = context.Queue()
     processes = [context.Process(target=read_all, args=(pictures, results)) for _ in range(3)]
@@ -122,7 +122,7 @@ def test_processes_that_start_together_pack_once(pictures: Path, cache: Path):
 @pytest.mark.usefixtures("cache")
 def test_a_disk_that_is_too_small_is_told_with_what_is_needed(
     pictures: Path, monkeypatch: pytest.MonkeyPatch
-):
+) -> None:
     plain = load(pictures, pack=False).train
     needed = sum(plain.read(i).numel() for i in range(30) if "000013" not in plain.name(i))
     usage = packed.shutil.disk_usage(pictures)
@@ -133,7 +133,7 @@ def test_a_disk_that_is_too_small_is_told_with_what_is_needed(
     assert len(load(pictures).train) == 30
 
 
-def test_a_cache_that_cannot_be_written_is_named(pictures: Path, cache: Path):
+def test_a_cache_that_cannot_be_written_is_named(pictures: Path, cache: Path) -> None:
     cache.parent.mkdir()
     cache.write_text("a file, so that no folder can be made here")
     with pytest.raises(
@@ -143,7 +143,7 @@ def test_a_cache_that_cannot_be_written_is_named(pictures: Path, cache: Path):
 
 
 @pytest.mark.usefixtures("cache")
-def test_the_held_out_pictures_are_packed_too(tmp_path: Path):
+def test_the_held_out_pictures_are_packed_too(tmp_path: Path) -> None:
     files = encoded(12)
     as_files(tmp_path / "train", files, CLASSES)
     as_files(tmp_path / "val", files[:6], CLASSES)

@@ -46,7 +46,7 @@ def losses_and_weights(directory: Path) -> tuple[list[tuple[float, float]], dict
 @pytest.mark.usefixtures("cache")
 def test_every_kind_of_storage_gives_the_same_losses_and_weights(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
+) -> None:
     # Loader processes take threads from training, and sums over other threads are rounded otherwise.
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     store(tmp_path)

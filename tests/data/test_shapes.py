@@ -44,7 +44,7 @@ def nearest_neighbours(bank, queries, bank_labels, k=20, temperature=0.07):
     return votes.argmax(1).numpy()
 
 
-def test_pictures_are_the_ones_that_the_results_were_made_with(block):
+def test_pictures_are_the_ones_that_the_results_were_made_with(block) -> None:
     # Means and not a check sum, because the last bit of a sine differs between machines. If this fails,
     # the pictures have changed: raise GENERATOR_VERSION and measure the README's numbers again.
     pictures, masks, labels = block
@@ -54,7 +54,7 @@ def test_pictures_are_the_ones_that_the_results_were_made_with(block):
     assert pictures[:5].mean((2, 3)).flatten() == pytest.approx(PINNED_MEANS, abs=2e-3)
 
 
-def test_a_picture_depends_on_seed_split_and_index_alone(tmp_path, block):
+def test_a_picture_depends_on_seed_split_and_index_alone(tmp_path, block) -> None:
     small, large = shapes(tmp_path, train=30), shapes(tmp_path, train=1010)
     for index in (0, 7, 29):
         assert torch.equal(small.train.read(index), large.train.read(index))
@@ -67,7 +67,7 @@ def test_a_picture_depends_on_seed_split_and_index_alone(tmp_path, block):
         assert not any(torch.equal(picture, other) for other in pictures[i + 1 :])
 
 
-def test_every_ten_pictures_hold_every_class(tmp_path):
+def test_every_ten_pictures_hold_every_class(tmp_path) -> None:
     source = shapes(tmp_path, train=1015).train
     assert source.labels.dtype == np.int64
     assert all(sorted(ten) == list(range(10)) for ten in source.labels[:1010].reshape(-1, 10).tolist())
@@ -76,7 +76,7 @@ def test_every_ten_pictures_hold_every_class(tmp_path):
     assert source.name(17) == "shapes train 17"
 
 
-def test_the_object_has_its_area_and_stands_out(block):
+def test_the_object_has_its_area_and_stands_out(block) -> None:
     pictures, masks, labels = block
     share = masks.mean((1, 2))
     assert share.mean() == pytest.approx(0.2275, abs=0.01)
@@ -95,7 +95,7 @@ def test_the_object_has_its_area_and_stands_out(block):
     assert np.percentile(contrast, 1) > 0.3
 
 
-def test_pixels_alone_are_a_weak_feature(block):
+def test_pixels_alone_are_a_weak_feature(block) -> None:
     bank = np.concatenate([block_pictures(0, 0, b, 32, 3)[:, :3] for b in range(3)]).reshape(3000, -1) / 255.0
     labels = np.concatenate([block_labels(0, 0, b) for b in range(3)])
     queries = block_pictures(0, 1, 0, 32, 3)[:, :3].reshape(1000, -1) / 255.0
@@ -107,7 +107,7 @@ def test_pixels_alone_are_a_weak_feature(block):
     assert 18 < centered < 40
 
 
-def test_other_sizes_show_the_same_scenes(tmp_path):
+def test_other_sizes_show_the_same_scenes(tmp_path) -> None:
     small, large = shapes(tmp_path, train=6), shapes(tmp_path, train=6, size=96)
     for index in range(6):
         mask = large.train.mask(index)
@@ -121,7 +121,7 @@ def test_other_sizes_show_the_same_scenes(tmp_path):
         assert difference.abs().mean() < 10  # of 255; the noise of single pixels
 
 
-def test_one_channel_is_luminance(tmp_path):
+def test_one_channel_is_luminance(tmp_path) -> None:
     grey, rgb = shapes(tmp_path, channels=1).train.read(5), shapes(tmp_path).train.read(5)
     assert grey.shape == (1, 32, 32)
     expected = (rgb.float() * torch.tensor([0.299, 0.587, 0.114])[:, None, None]).sum(0)
@@ -134,7 +134,7 @@ def pictures_of(source):
     return torch.stack([source.read(index) for index in range(len(source))])
 
 
-def test_the_cache_is_used_and_damage_is_mended(tmp_path):
+def test_the_cache_is_used_and_damage_is_mended(tmp_path) -> None:
     expected = pictures_of(shapes(tmp_path).train)
     (file,) = tmp_path.glob("shapes-train-*.npy")
     written = file.stat().st_mtime_ns
@@ -149,7 +149,7 @@ def test_the_cache_is_used_and_damage_is_mended(tmp_path):
     assert sorted(path.suffix for path in tmp_path.iterdir()) == [".npy", ".npy"]
 
 
-def test_without_a_cache_the_pictures_are_drawn_into_memory(tmp_path, caplog):
+def test_without_a_cache_the_pictures_are_drawn_into_memory(tmp_path, caplog) -> None:
     (tmp_path / "occupied").write_text("a file, so that no folder can be made here")
     with caplog.at_level(logging.WARNING):
         splits = shapes(tmp_path / "occupied", train=12, test=3)
@@ -157,14 +157,14 @@ def test_without_a_cache_the_pictures_are_drawn_into_memory(tmp_path, caplog):
     assert torch.equal(pictures_of(splits.train), pictures_of(shapes(tmp_path / "cache", train=12).train))
 
 
-def test_difficulty_constants_are_part_of_the_cache_name(tmp_path, monkeypatch):
+def test_difficulty_constants_are_part_of_the_cache_name(tmp_path, monkeypatch) -> None:
     shapes(tmp_path)
     monkeypatch.setattr(shape_pictures, "NOISE", 0.0)
     shapes(tmp_path)
     assert len(list(tmp_path.glob("shapes-train-*.npy"))) == 2
 
 
-def test_a_copy_takes_no_pictures_along(tmp_path):
+def test_a_copy_takes_no_pictures_along(tmp_path) -> None:
     source = shapes(tmp_path, train=1000).train
     state = pickle.dumps(source)
     assert len(state) < 20_000

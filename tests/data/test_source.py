@@ -4,6 +4,7 @@ import io
 import pickle
 import struct
 import zlib
+from typing import NoReturn
 
 import numpy as np
 import pytest
@@ -50,7 +51,7 @@ GOOD = {
 
 
 @pytest.mark.parametrize("name", GOOD)
-def test_every_kind_of_file_becomes_rgb_and_luminance(name, tmp_path):
+def test_every_kind_of_file_becomes_rgb_and_luminance(name, tmp_path) -> None:
     content, (red, green, blue) = GOOD[name]
     (tmp_path / name).write_bytes(content)
     rgb, grey = read_image(tmp_path / name, 3), read_image(tmp_path / name, 1)
@@ -62,20 +63,20 @@ def test_every_kind_of_file_becomes_rgb_and_luminance(name, tmp_path):
 
 
 @pytest.mark.parametrize("file_format", ["PNG", "JPEG", "GIF"])
-def test_a_single_pixel_is_a_picture(file_format, tmp_path):
+def test_a_single_pixel_is_a_picture(file_format, tmp_path) -> None:
     path = tmp_path / "pixel"
     path.write_bytes(encoded(Image.new("L", (1, 1), 77), file_format))
     assert read_image(path, 3).flatten().tolist() == [77, 77, 77]
 
 
-def test_exif_orientation_is_not_applied(tmp_path):
+def test_exif_orientation_is_not_applied(tmp_path) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6  # "rotate by 90 degrees to show"
     two_colours().save(tmp_path / "turned.jpg", exif=exif)
     assert read_image(tmp_path / "turned.jpg", 3).shape == (3, 8, 16)
 
 
-def test_other_channel_counts_come_as_the_file_has_them(tmp_path):
+def test_other_channel_counts_come_as_the_file_has_them(tmp_path) -> None:
     values = np.arange(6 * 4 * 5, dtype=np.uint8).reshape(6, 4, 5)
     np.save(tmp_path / "five.npy", values)
     assert np.array_equal(read_image(tmp_path / "five.npy", 5), values.transpose(2, 0, 1))
@@ -122,7 +123,7 @@ BAD = {
 
 
 @pytest.mark.parametrize("name", BAD)
-def test_unreadable_files_say_which_and_why(name, tmp_path):
+def test_unreadable_files_say_which_and_why(name, tmp_path) -> None:
     content, reason = BAD[name]
     (tmp_path / name).write_bytes(content)
     with pytest.raises(CorruptImageError, match=reason) as caught:
@@ -133,7 +134,7 @@ def test_unreadable_files_say_which_and_why(name, tmp_path):
     assert (copy.name, copy.reason) == (caught.value.name, caught.value.reason)
 
 
-def test_a_missing_file_is_unreadable(tmp_path):
+def test_a_missing_file_is_unreadable(tmp_path) -> None:
     with pytest.raises(CorruptImageError, match="No such file"):
         read_image(tmp_path / "gone.jpg", 3)
 
@@ -145,7 +146,7 @@ SMOOTH = Image.fromarray(np.random.default_rng(1).integers(0, 256, (6, 9, 3), dt
 
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("factor", [2, 4, 8])
-def test_a_jpeg_can_be_had_smaller(factor, channels):
+def test_a_jpeg_can_be_had_smaller(factor, channels) -> None:
     asked = []
 
     def shrink(height, width):
@@ -165,8 +166,8 @@ def test_a_jpeg_can_be_had_smaller(factor, channels):
         decode_image(half, "half", channels, backend="fast", shrink=lambda *_: factor)
 
 
-def test_other_formats_are_not_asked_and_come_in_full():
-    def shrink(height, width):
+def test_other_formats_are_not_asked_and_come_in_full() -> None:
+    def shrink(height, width) -> NoReturn:
         raise AssertionError
 
     for file_format in ("PNG", "WEBP", "GIF"):
@@ -174,7 +175,7 @@ def test_other_formats_are_not_asked_and_come_in_full():
         assert decode_image(content, "picture", 3, backend="fast", shrink=shrink).shape == (3, 217, 333)
 
 
-def test_both_backends_decode_to_the_same_values():
+def test_both_backends_decode_to_the_same_values() -> None:
     for name, (content, _) in GOOD.items():
         fast, pil = (decode_image(content, name, 3, backend=backend) for backend in ("fast", "pil"))
         assert torch.equal(fast, pil)
@@ -184,12 +185,12 @@ def test_both_backends_decode_to_the_same_values():
         assert np.array_equal(pil.permute(1, 2, 0), released)
 
 
-def refusing(*_, **__):
+def refusing(*_, **__) -> NoReturn:
     raise RuntimeError("compiled without libjpeg")
 
 
 @pytest.mark.parametrize("torchvision_has", [None, refusing])
-def test_jpeg_is_read_without_torchvision_s_decoder(torchvision_has, monkeypatch):
+def test_jpeg_is_read_without_torchvision_s_decoder(torchvision_has, monkeypatch) -> None:
     content = encoded(SMOOTH, "JPEG")
     expected = decode_image(content, "picture", 3, backend="fast")
     monkeypatch.setattr(source, "decode_jpeg", torchvision_has)

@@ -15,7 +15,7 @@ LOADER_ONLY = {"name": "set", "mean": [0.5], "std": [0.3], "max_corrupt": 0.01, 
 
 
 @pytest.fixture
-def offline(monkeypatch):
+def offline(monkeypatch) -> None:
     for variable in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"):
         monkeypatch.setenv(variable, "http://127.0.0.1:9")  # the discard port: refused at once
     monkeypatch.setenv("no_proxy", "")
@@ -38,7 +38,7 @@ def idx_files(folder, packed):
 @pytest.mark.parametrize(
     ("place", "packed"), [(".", True), ("FashionMNIST/raw", True), ("FashionMNIST/raw", False)]
 )
-def test_fashion_mnist_is_found_in_its_places(place, packed, tmp_path, offline):
+def test_fashion_mnist_is_found_in_its_places(place, packed, tmp_path, offline) -> None:
     last = idx_files(tmp_path / place, packed)
     splits = fashion_mnist(root=str(tmp_path), channels=1, **LOADER_ONLY)
     assert (len(splits.train), len(splits.test)) == (7, 3)
@@ -55,14 +55,14 @@ def test_fashion_mnist_is_found_in_its_places(place, packed, tmp_path, offline):
 
 
 @pytest.mark.skipif(not DEBIAN_FASHION_MNIST.exists(), reason="dataset-fashion-mnist is not installed")
-def test_fashion_mnist_is_found_in_debians_package(tmp_path):
+def test_fashion_mnist_is_found_in_debians_package(tmp_path) -> None:
     splits = fashion_mnist(root=str(tmp_path), channels=1, **LOADER_ONLY)
     assert (len(splits.train), len(splits.test)) == (60_000, 10_000)
     assert np.bincount(splits.test.labels).tolist() == [1000] * 10
     assert splits.train.images.float().mean().item() / 255 == pytest.approx(0.2860, abs=1e-4)
 
 
-def test_damaged_idx_files_are_named(tmp_path, offline):
+def test_damaged_idx_files_are_named(tmp_path, offline) -> None:
     idx_files(tmp_path, packed=True)
     file = tmp_path / "train-images-idx3-ubyte.gz"
     whole = file.read_bytes()
@@ -72,7 +72,7 @@ def test_damaged_idx_files_are_named(tmp_path, offline):
             fashion_mnist(root=str(tmp_path), channels=1, **LOADER_ONLY)
 
 
-def test_a_failed_download_says_where_the_files_go(tmp_path, offline):
+def test_a_failed_download_says_where_the_files_go(tmp_path, offline) -> None:
     with pytest.raises(UserError, match=rf"put train-images-idx3-ubyte\.gz, .* into {tmp_path}"):
         fashion_mnist(root=str(tmp_path), channels=1, **LOADER_ONLY)
     with pytest.raises(
@@ -81,7 +81,7 @@ def test_a_failed_download_says_where_the_files_go(tmp_path, offline):
         cifar10(root=str(tmp_path), channels=3, **LOADER_ONLY)
 
 
-def test_impossible_channels_are_refused(tmp_path):
+def test_impossible_channels_are_refused(tmp_path) -> None:
     with pytest.raises(UserError, match=r"data\.channels = 1: CIFAR-10 has 3"):
         cifar10(root=str(tmp_path), channels=1, **LOADER_ONLY)
     with pytest.raises(UserError, match=r"data\.channels = 4: Fashion-MNIST has 1"):

@@ -39,7 +39,7 @@ def decoded(content: bytes) -> torch.Tensor:
     return decode_image(content, "expected", 3, backend="fast")
 
 
-def test_folder_pattern_and_list_hold_the_same_samples_in_any_order(tmp_path: Path):
+def test_folder_pattern_and_list_hold_the_same_samples_in_any_order(tmp_path: Path) -> None:
     folder = as_shards(tmp_path / "set", PICTURES)
     (folder / "list.txt").write_text(
         "train-000000.tar\n\ntrain-000001.tar\n" + str(folder / "train-000002.tar")
@@ -55,7 +55,7 @@ def test_folder_pattern_and_list_hold_the_same_samples_in_any_order(tmp_path: Pa
             source.name(20)
 
 
-def test_a_sample_is_the_consecutive_members_of_one_base_name(tmp_path: Path):
+def test_a_sample_is_the_consecutive_members_of_one_base_name(tmp_path: Path) -> None:
     (one, _), (two, _) = PICTURES[:2]
     long = "n01440764/" + "x" * 120
     write_shard(
@@ -82,7 +82,9 @@ def test_a_sample_is_the_consecutive_members_of_one_base_name(tmp_path: Path):
         load(tmp_path)
 
 
-def test_held_out_shards_are_found_and_never_trained_on(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+def test_held_out_shards_are_found_and_never_trained_on(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     together = as_shards(tmp_path / "together", PICTURES, stem="imagenet-train")
     as_shards(together, PICTURES[::4], stem="imagenet-val")
     as_shards(tmp_path / "apart" / "train", PICTURES)
@@ -110,7 +112,7 @@ def test_held_out_shards_are_found_and_never_trained_on(tmp_path: Path, caplog: 
 
 def test_the_headers_are_read_once_and_a_damaged_index_is_mended(
     tmp_path: Path, cache: Path, caplog: pytest.LogCaptureFixture
-):
+) -> None:
     folder = as_shards(tmp_path / "set", PICTURES)
     first = load(folder).train
     (index,) = cache.glob("webdataset-*.npz")
@@ -132,7 +134,7 @@ def test_the_headers_are_read_once_and_a_damaged_index_is_mended(
     assert len(load(folder).train) == 14
 
 
-def test_a_shard_that_cannot_be_read_is_named_before_training(tmp_path: Path):
+def test_a_shard_that_cannot_be_read_is_named_before_training(tmp_path: Path) -> None:
     folder = as_shards(tmp_path / "set", PICTURES)
     shard = folder / "train-000001.tar"
     whole = shard.read_bytes()
@@ -161,7 +163,7 @@ def test_a_shard_that_cannot_be_read_is_named_before_training(tmp_path: Path):
             load(root)
 
 
-def test_mistakes_are_named(tmp_path: Path):
+def test_mistakes_are_named(tmp_path: Path) -> None:
     (one, _), (two, _) = PICTURES[:2]
     (tmp_path / "empty").mkdir()
     write_shard(tmp_path / "text" / "0.tar", [("a.txt", b"hello")])
@@ -183,7 +185,7 @@ def test_mistakes_are_named(tmp_path: Path):
             load(root)
 
 
-def test_a_shard_that_changes_makes_its_pictures_unreadable(tmp_path: Path):
+def test_a_shard_that_changes_makes_its_pictures_unreadable(tmp_path: Path) -> None:
     folder = as_shards(tmp_path / "set", PICTURES)
     source = load(folder).train
     source.read(8)  # its shard is open now
@@ -199,7 +201,7 @@ def test_a_shard_that_changes_makes_its_pictures_unreadable(tmp_path: Path):
         pickle.loads(pickle.dumps(source)).read(12)
 
 
-def test_copies_take_no_open_files_and_few_stay_open(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_copies_take_no_open_files_and_few_stay_open(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(file_ranges, "OPEN_FILES", 4)
     source = load(as_shards(tmp_path / "set", PICTURES, each=2)).train
     copy = pickle.loads(pickle.dumps(source))
@@ -209,7 +211,7 @@ def test_copies_take_no_open_files_and_few_stay_open(tmp_path: Path, monkeypatch
         assert len(one._bytes._open) == 4
 
 
-def test_corrupt_members_are_named(tmp_path: Path):
+def test_corrupt_members_are_named(tmp_path: Path) -> None:
     write_shard(tmp_path / "0.tar", [("a.jpg", b"not a picture"), ("b.jpg", b"")])
     source = load(tmp_path).train
     for index, reason in enumerate(("not a picture", "the file is empty")):
@@ -217,7 +219,7 @@ def test_corrupt_members_are_named(tmp_path: Path):
             source.read(index)
 
 
-def test_pax_headers_are_understood(tmp_path: Path):
+def test_pax_headers_are_understood(tmp_path: Path) -> None:
     with tarfile.open(tmp_path / "0.tar", "w", format=tarfile.PAX_FORMAT) as shard:
         member = tarfile.TarInfo("ordner/" + "ü" * 90 + ".jpg")
         member.size = len(PICTURES[0][0])
@@ -227,7 +229,7 @@ def test_pax_headers_are_understood(tmp_path: Path):
     assert torch.equal(source.read(0), decoded(PICTURES[0][0]))
 
 
-def test_braces_expand_as_in_a_shell():
+def test_braces_expand_as_in_a_shell() -> None:
     assert expand_braces("a-{08..11}.tar") == ["a-08.tar", "a-09.tar", "a-10.tar", "a-11.tar"]
     assert expand_braces("{x,y}{0..1}") == ["x0", "x1", "y0", "y1"]
     assert expand_braces("plain") == ["plain"]

@@ -51,7 +51,7 @@ class Lit(ArraySource):
 
     has_masks = True
 
-    def __init__(self, count):
+    def __init__(self, count) -> None:
         images = torch.zeros(count, 3, 8, 8, dtype=torch.uint8)
         images[:, :, :4, :4] = 255
         super().__init__("lit", images, None, None, 3)
@@ -67,7 +67,7 @@ def softmax(scores):
     return weights / weights.sum(axis=-1, keepdims=True)
 
 
-def test_attention_of_the_class_token_by_hand():
+def test_attention_of_the_class_token_by_hand() -> None:
     network = tiny_vit()
     for value in network.parameters():  # biases and norms that are not what they begin as
         nn.init.normal_(value, std=0.3)
@@ -90,7 +90,7 @@ def test_attention_of_the_class_token_by_hand():
         np.testing.assert_allclose(got[:, head].flatten(1), weights[:, 0, 1:], rtol=1e-4, atol=1e-7)
 
 
-def test_attention_of_timm_is_that_of_its_unfused_path():
+def test_attention_of_timm_is_that_of_its_unfused_path() -> None:
     torch.manual_seed(0)
     network = VisionTransformer(
         img_size=32, patch_size=8, embed_dim=32, depth=2, num_heads=4, num_classes=0, reg_tokens=3,
@@ -113,7 +113,7 @@ def test_attention_of_timm_is_that_of_its_unfused_path():
 
 
 @pytest.mark.parametrize(("name", "stride"), [("resnet10t", 32), ("xcit_nano_12_p16_224", 16)])
-def test_networks_without_a_readable_class_token(name, stride, tmp_path):
+def test_networks_without_a_readable_class_token(name, stride, tmp_path) -> None:
     torch.manual_seed(0)
     network = timm.create_model(name, num_classes=0)
     given = subject(network, image_size=64)
@@ -128,7 +128,7 @@ def test_networks_without_a_readable_class_token(name, stride, tmp_path):
     assert findings.files[0].name == "attention.png"
 
 
-def test_features_as_colours():
+def test_features_as_colours() -> None:
     features = [torch.randn(6, 3, 4), torch.randn(6, 2, 5)]
     of = class_maps.principal(features)
     rows = torch.cat([each.flatten(1).t() for each in features])
@@ -140,7 +140,7 @@ def test_features_as_colours():
     assert colours.max() == 1
 
 
-def test_overlap_with_the_masks_of_a_data_set(tmp_path):
+def test_overlap_with_the_masks_of_a_data_set(tmp_path) -> None:
     # Head 1 has all on the upper left patch; head 2 is even, and of equal patches the last three stay. The
     # mean has 0.625 there. The object is the left half.
     findings = run(attention(), tmp_path / "new", data=GivenData(Splits(pictures([0]), Lit(5))))
@@ -170,7 +170,7 @@ def save(path, array):
     return path
 
 
-def test_pictures_in_files_keep_their_shape(tmp_path):
+def test_pictures_in_files_keep_their_shape(tmp_path) -> None:
     # 16 x 27 pixels become 8 x 13, of which 8 x 12 are whole patches: 12/13 of the mask's 27 columns are 25.
     picture, mask = np.zeros((16, 27, 3)), np.zeros((16, 27))
     picture[:, :8] = 255
@@ -207,7 +207,7 @@ def test_pictures_in_files_keep_their_shape(tmp_path):
         run(given, tmp_path / "out")
 
 
-def test_a_single_picture(tmp_path):
+def test_a_single_picture(tmp_path) -> None:
     source = save(tmp_path / "my cat.jpg", np.random.default_rng(0).integers(0, 256, (40, 60, 3)))
     findings = run(attention(source=str(source), image_size=32), tmp_path / "out", subject())
     assert findings.files == [tmp_path / "out/my cat_attention.png"]
@@ -216,7 +216,7 @@ def test_a_single_picture(tmp_path):
         assert image.width == 1200
 
 
-def test_a_video_becomes_a_video_of_as_many_frames(tmp_path):
+def test_a_video_becomes_a_video_of_as_many_frames(tmp_path) -> None:
     source = tmp_path / "clip.mkv"
     shots = np.zeros((20, 32, 44, 3), dtype=np.uint8)
     for number, shot in enumerate(shots):
@@ -243,7 +243,7 @@ def test_a_video_becomes_a_video_of_as_many_frames(tmp_path):
     assert run(attention(source=str(source), image_size=32), tmp_path / "grey", grey).details["frames"] == 20
 
 
-def test_an_animation_stays_one(tmp_path):
+def test_an_animation_stays_one(tmp_path) -> None:
     source = tmp_path / "clip.gif"
     first, *others = (Image.new("RGB", (20, 16), (60 * number, 0, 99)) for number in range(3))
     first.save(source, save_all=True, append_images=others, duration=80)
@@ -269,7 +269,7 @@ def test_an_animation_stays_one(tmp_path):
         ({"image_size": 4}, "a single place in such pictures, so there is no map; give 16 or more"),
     ],
 )
-def test_what_cannot_work_is_said_at_once(fields, message, tmp_path):
+def test_what_cannot_work_is_said_at_once(fields, message, tmp_path) -> None:
     (tmp_path / "empty").mkdir()
     for name in ("text.txt", "broken.png", "film.mp4"):
         (tmp_path / name).write_bytes(b"nothing of the kind")
@@ -284,7 +284,7 @@ def test_what_cannot_work_is_said_at_once(fields, message, tmp_path):
         attention(**fields).check(subject(Looker(), image_size=8), GivenData(Splits(pictures([0]), None)))
 
 
-def test_nothing_readable_is_an_error(tmp_path):
+def test_nothing_readable_is_an_error(tmp_path) -> None:
     for name in ("a.png", "b.png"):
         (tmp_path / name).write_bytes(b"")
     with pytest.raises(UserError, match=r"None of 2 pictures could be read \(the first: .*a\.png\)"):

@@ -28,7 +28,7 @@ class Lit(ArraySource):
 
     has_masks = True
 
-    def __init__(self, n=3, side=8):
+    def __init__(self, n=3, side=8) -> None:
         images = torch.zeros(n, 3, side, side, dtype=torch.uint8)
         images[:, :, : side // 2, : side // 2] = 255
         super().__init__("lit", images, np.zeros(n, dtype=np.int64), ["lit"], 3)
@@ -37,7 +37,7 @@ class Lit(ArraySource):
         return self.images[index, 0] > 0
 
 
-def test_mass_area_and_auc_by_hand():
+def test_mass_area_and_auc_by_hand() -> None:
     # Mean of the heads: 0.5, 0.1, 0.1, 0.3 of what reaches the patches. The object covers all of the first
     # patch and a quarter of the second, which therefore counts as beside it for the AUC: mass 0.5 + 0.1 / 4,
     # area (1 + 1/4) / 4. By symmetry the Gaussian's patches weigh a quarter each.
@@ -57,7 +57,7 @@ def test_mass_area_and_auc_by_hand():
     assert got.to_dict()["pictures"] == 1
 
 
-def test_auc_counts_pairs_and_halves_ties_and_skips_pictures_without_both():
+def test_auc_counts_pairs_and_halves_ties_and_skips_pictures_without_both() -> None:
     attention = torch.tensor([[4.0, 2.0, 2.0, 1.0], [9.0, 9.0, 9.0, 9.0]]).view(2, 1, 2, 2)
     masks = torch.tensor([[0, 1, 0, 1], [1, 1, 1, 1]], dtype=torch.bool).view(2, 2, 2)
     got = attention_mass(attention, masks)
@@ -68,7 +68,7 @@ def test_auc_counts_pairs_and_halves_ties_and_skips_pictures_without_both():
     assert math.isnan(attention_mass(attention * math.nan, masks).auc)
 
 
-def test_gaussian_has_a_quarter_of_the_side_as_its_sigma():
+def test_gaussian_has_a_quarter_of_the_side_as_its_sigma() -> None:
     # Inner half per axis: erf-like mass between -1 and 1 sigma out of -2 to 2, squared for two axes.
     masks = torch.zeros(1, 512, 512, dtype=torch.bool)
     masks[:, 128:384, 128:384] = True
@@ -78,7 +78,7 @@ def test_gaussian_has_a_quarter_of_the_side_as_its_sigma():
     assert got.mass == pytest.approx(0.25)
 
 
-def test_from_a_source_to_numbers():
+def test_from_a_source_to_numbers() -> None:
     source, network = Lit(n=5), Looker().train()
     settings = {"image_size": 8, "crop_ratio": 1.0, "mean": [0.0] * 3, "std": [1.0] * 3, "device": "cpu"}
     seen = attend(network, source, [4, 0, 2], batch_size=2, **settings)
@@ -95,7 +95,7 @@ def test_from_a_source_to_numbers():
     assert torch.equal(larger.masks[0] > 0.5, larger.pictures[0, 0] > 127)
 
 
-def test_the_sentence_gives_what_to_compare_with():
+def test_the_sentence_gives_what_to_compare_with() -> None:
     now = AttentionMass(0.61, 0.21, 0.35, 0.86, 0.7, 300)
     before = AttentionMass(0.214, 0.21, 0.35, 0.53, 0.7, 300)
     assert now.sentence(before) == (
@@ -104,7 +104,7 @@ def test_the_sentence_gives_what_to_compare_with():
     )
 
 
-def test_maps_are_flat_over_each_patch():
+def test_maps_are_flat_over_each_patch() -> None:
     network = Looker()
     picture = torch.arange(64.0).view(1, 1, 8, 8).expand(1, 3, 8, 8)
     maps = attention_maps(network, picture)
@@ -114,6 +114,6 @@ def test_maps_are_flat_over_each_patch():
     assert torch.equal(maps[0, :, 4, 3], patches[0, :, 1, 0])
 
 
-def test_other_backbones_are_refused_with_the_remedy():
+def test_other_backbones_are_refused_with_the_remedy() -> None:
     with pytest.raises(UserError, match=r"Flatten has no class-token attention.*backbone=vit"):
         attention_maps(nn.Flatten(), torch.zeros(1, 3, 8, 8))

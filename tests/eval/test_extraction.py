@@ -19,7 +19,7 @@ def extracted(source, backbone=None, *, blocks=0, digest="a", image_size=32):
     return data
 
 
-def test_rows_are_class_tokens_of_the_last_blocks_and_the_mean_patch(tmp_path, monkeypatch):
+def test_rows_are_class_tokens_of_the_last_blocks_and_the_mean_patch(tmp_path, monkeypatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     source, backbone = pictures([0, 1] * 20), tiny_vit()
     data = extracted(source, backbone, blocks=2)
@@ -37,7 +37,7 @@ def test_rows_are_class_tokens_of_the_last_blocks_and_the_mean_patch(tmp_path, m
     assert too_many.blocks == 3  # all that there are
 
 
-def test_files_are_found_again_by_weights_pictures_and_size_alone(tmp_path, monkeypatch):
+def test_files_are_found_again_by_weights_pictures_and_size_alone(tmp_path, monkeypatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     source = pictures([0, 1] * 4)
     first = extracted(source, tiny_vit(seed=0)).features("train")
@@ -50,7 +50,7 @@ def test_files_are_found_again_by_weights_pictures_and_size_alone(tmp_path, monk
     assert len(list((tmp_path / "dino_exp" / "features").iterdir())) == 3
 
 
-def test_unreadable_pictures_have_no_row(tmp_path, monkeypatch):
+def test_unreadable_pictures_have_no_row(tmp_path, monkeypatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     source = pictures([0, 1] * 10)
     whole = extracted(source, tiny_vit(), digest="whole").features("train")
@@ -69,7 +69,7 @@ def test_unreadable_pictures_have_no_row(tmp_path, monkeypatch):
         torch.testing.assert_close(features.values, whole.values[kept], rtol=0, atol=1e-5)
 
 
-def test_timms_transformers_have_blocks_and_convnets_their_own_feature(tmp_path, monkeypatch):
+def test_timms_transformers_have_blocks_and_convnets_their_own_feature(tmp_path, monkeypatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     options = {"drop_path_rate": 0.0, "in_channels": 3, "image_size": 32}
     transformer = timm_backbone(name="vit_tiny_patch16_224", **options).eval()

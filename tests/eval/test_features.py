@@ -23,13 +23,13 @@ class Album:
     classes = None
     has_masks = False
 
-    def __init__(self, pictures, corrupt=()):
+    def __init__(self, pictures, corrupt=()) -> None:
         self.pictures, self.corrupt = pictures, set(corrupt)
 
-    def __len__(self):
+    def __len__(self) -> int:
         return len(self.pictures)
 
-    def name(self, index):
+    def name(self, index) -> str:
         return f"album {index}"
 
     def read(self, index):
@@ -46,7 +46,7 @@ def small_network():
     return network
 
 
-def test_rows_are_the_network_in_eval_mode_and_nothing_of_it_moves():
+def test_rows_are_the_network_in_eval_mode_and_nothing_of_it_moves() -> None:
     torch.manual_seed(0)
     network = small_network()
     network.train()
@@ -66,7 +66,7 @@ def test_rows_are_the_network_in_eval_mode_and_nothing_of_it_moves():
     (got.values @ nn.Parameter(torch.ones(4))).sum().backward()  # ordinary tensors: a probe can learn on them
 
 
-def test_modes_come_back_after_an_error_too():
+def test_modes_come_back_after_an_error_too() -> None:
     network = small_network().train()
     with pytest.raises(RuntimeError):
         extract(
@@ -79,7 +79,7 @@ def test_modes_come_back_after_an_error_too():
     assert all(module.training for module in network.modules())
 
 
-def test_unreadable_pictures_leave_with_their_index():
+def test_unreadable_pictures_leave_with_their_index() -> None:
     mixed = [*random_pictures(3, side=8), *random_pictures(3, side=12), *random_pictures(2, side=8)]
     asked = [7, 1, 2, 3, 5, 0]
     sound = extract(nn.Flatten(), Album(mixed), asked, batch_size=2, **SETTINGS)
@@ -91,7 +91,7 @@ def test_unreadable_pictures_leave_with_their_index():
         extract(nn.Flatten(), Album(mixed, corrupt={1}), [1], batch_size=2, **SETTINGS)
 
 
-def test_threads_change_neither_order_nor_values():
+def test_threads_change_neither_order_nor_values() -> None:
     album = Album([*random_pictures(9, side=16), *random_pictures(8, side=11)], corrupt={3})
     alone, ahead = (
         extract(nn.Flatten(), album, range(17), batch_size=3, workers=workers, **SETTINGS)
@@ -101,7 +101,7 @@ def test_threads_change_neither_order_nor_values():
     assert torch.equal(alone.indices, ahead.indices)
 
 
-def test_resize_and_crop_is_the_released_codes():
+def test_resize_and_crop_is_the_released_codes() -> None:
     # Resize(256, bicubic) and CenterCrop(224) of Pillow, on a smooth picture of uneven sides.
     y, x = np.mgrid[0:300, 0:407]
     array = np.stack([x * 0.6, y * 0.8, 127 + 90 * np.sin(x / 9) * np.cos(y / 7)], axis=-1).astype(np.uint8)
@@ -115,21 +115,21 @@ def test_resize_and_crop_is_the_released_codes():
     assert np.abs(got.numpy().astype(int) - expected).max() <= 1
 
 
-def test_pictures_that_have_the_size_are_not_touched():
+def test_pictures_that_have_the_size_are_not_touched() -> None:
     images = random_pictures(2)
     assert torch.equal(resize_and_crop(images, 8, 1.0), images)
     assert resize_and_crop(images, 8, 0.875).shape == images.shape
     assert not torch.equal(resize_and_crop(images, 8, 0.875), images)
 
 
-def test_normalize_asks_for_one_value_per_channel():
+def test_normalize_asks_for_one_value_per_channel() -> None:
     images = torch.tensor([[[[0]], [[255]]]], dtype=torch.uint8)
     assert normalize(images, [0.5, 0.0], [0.5, 2.0]).flatten().tolist() == [-1.0, 0.5]
     with pytest.raises(UserError, match=r"have 3 and 3 values.*2 channels"):
         normalize(images, [0.5] * 3, [0.5] * 3)
 
 
-def test_pixels_are_centred_by_the_bank_alone():
+def test_pixels_are_centred_by_the_bank_alone() -> None:
     bank, queries = random_pictures(6, channels=2), random_pictures(3, channels=2, seed=1)
     got_bank, got_queries = pixels(
         Album(bank), range(6), Album(queries), [2, 0], image_size=8, crop_ratio=1.0, batch_size=4

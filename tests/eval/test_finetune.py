@@ -51,7 +51,7 @@ def trained(folder):
     return torch.load(folder / "finetuned.pt", weights_only=True)["state_dict"]
 
 
-def test_it_learns_and_writes_what_it_has_learnt(tmp_path: Path):
+def test_it_learns_and_writes_what_it_has_learnt(tmp_path: Path) -> None:
     of = subject(tiny_vit(image_size=SIZE), image_size=SIZE)
     before = {name: value.clone() for name, value in of.backbone.state_dict().items()}
     found = run(finetune(), tmp_path / "new", of)
@@ -91,7 +91,7 @@ def test_it_learns_and_writes_what_it_has_learnt(tmp_path: Path):
     assert 100 * (predicted.numpy() == test.labels).mean() == pytest.approx(found.figures["top1"])
 
 
-def test_the_seed_decides(tmp_path: Path):
+def test_the_seed_decides(tmp_path: Path) -> None:
     of = subject(
         VisionTransformer(
             patch_size=4, embed_dim=16, depth=3, num_heads=2, image_size=SIZE, drop_path_rate=0.3
@@ -105,7 +105,7 @@ def test_the_seed_decides(tmp_path: Path):
     assert not torch.equal(first["classifier.weight"], other["classifier.weight"])
 
 
-def test_layers_learn_the_slower_the_deeper():
+def test_layers_learn_the_slower_the_deeper() -> None:
     head = nn.Linear(16, 2)
     ours = tiny_vit(image_size=SIZE)
     library = timm.create_model("vit_tiny_patch16_224", depth=3, embed_dim=12, num_classes=0, img_size=32)
@@ -138,7 +138,7 @@ def test_layers_learn_the_slower_the_deeper():
     assert {group["lr_factor"] for group in groups} == {1}
 
 
-def test_the_rates_of_the_layers_are_those_of_the_training(tmp_path: Path):
+def test_the_rates_of_the_layers_are_those_of_the_training(tmp_path: Path) -> None:
     of = subject(tiny_vit(image_size=SIZE), image_size=SIZE)
     # one step of AdamW moves a value by its learning rate: lr times batch / 256, whatever the gradient
     run(finetune(epochs=1, batch_size=64, warmup_epochs=0, lr=0.4, weight_decay=0.0), tmp_path, of)
@@ -157,7 +157,7 @@ def convnet():
     return network
 
 
-def test_a_convnet_with_batch_norm_many_classes_and_torn_pictures(tmp_path: Path):
+def test_a_convnet_with_batch_norm_many_classes_and_torn_pictures(tmp_path: Path) -> None:
     class Torn(ArraySource):
         def read(self, index, shrink=None):
             if index in (3, 20):
@@ -183,7 +183,7 @@ def test_a_convnet_with_batch_norm_many_classes_and_torn_pictures(tmp_path: Path
 
 
 @pytest.mark.parametrize("half", [torch.bfloat16, torch.float16])
-def test_half_precision(tmp_path: Path, half: torch.dtype):
+def test_half_precision(tmp_path: Path, half: torch.dtype) -> None:
     of = dataclasses.replace(subject(tiny_vit(image_size=SIZE), image_size=SIZE), autocast_type=half)
     assert run(finetune(), tmp_path, of).figures["top1"] > 90
     assert trained(tmp_path)["classifier.weight"].dtype == torch.float32
@@ -201,13 +201,13 @@ def test_half_precision(tmp_path: Path, half: torch.dtype):
         ({"lr": 1e30}, r"finetune\.lr = 1e\+30: the loss became nan in epoch 1 of 3; try 3e\+29"),
     ],
 )
-def test_what_cannot_work_is_said(tmp_path: Path, changes, said):
+def test_what_cannot_work_is_said(tmp_path: Path, changes, said) -> None:
     with pytest.raises(UserError, match=said):
         run(finetune(**changes), tmp_path)
     assert not (tmp_path / "finetuned.pt").exists()
 
 
-def test_pictures_without_labels_are_refused(tmp_path: Path):
+def test_pictures_without_labels_are_refused(tmp_path: Path) -> None:
     unlabelled = ArraySource("plain", DATA.splits.train.images, None, None, 3)
     with pytest.raises(UserError, match="have no labels"):
         run(finetune(), tmp_path, data=GivenData(Splits(unlabelled, DATA.splits.test)))
@@ -235,7 +235,7 @@ def worker(rank: int, rendezvous: str, folder: str) -> None:
     dist.destroy_process_group()
 
 
-def test_two_processes_do_what_one_does(tmp_path: Path):
+def test_two_processes_do_what_one_does(tmp_path: Path) -> None:
     torch.multiprocessing.spawn(worker, (f"file://{tmp_path}/rendezvous", str(tmp_path)), nprocs=2)
     alone = run(finetune(**SHORT), tmp_path / "alone", with_batch_norm())
     for rank in range(2):

@@ -7,7 +7,7 @@ from dino_exp.errors import UserError
 from dino_exp.eval.jaccard import OBJECT, VOID, Overlap, jaccard, keep_mass, read_mask
 
 
-def test_mass_is_kept_by_the_fewest_patches():
+def test_mass_is_kept_by_the_fewest_patches() -> None:
     # Upwards 0.05, 0.2, 0.5, 1: of 60 % those above 0.4 stay. The scale of the map does not matter.
     attention = torch.tensor([[0.3, 0.05], [0.5, 0.15]])
     assert keep_mass(0.7 * attention, 0.6).tolist() == [[True, False], [True, False]]
@@ -24,7 +24,7 @@ def test_mass_is_kept_by_the_fewest_patches():
         assert values[chosen].min() >= values[~chosen].max()
 
 
-def test_jaccard_by_hand():
+def test_jaccard_by_hand() -> None:
     # Two by two patches of two pixels. The object is the upper row and a pixel of void lies in the lower.
     mask = torch.zeros(4, 4, dtype=torch.uint8)
     mask[:2] = OBJECT
@@ -36,7 +36,7 @@ def test_jaccard_by_hand():
     assert jaccard(upper_left, mask).item() == 0.5
 
 
-def test_overlap_by_hand():
+def test_overlap_by_hand() -> None:
     # Head 1 keeps the upper left patch, head 2 the upper right, their mean (0.45, 0.45, 0.05, 0.05) both.
     one, two = torch.tensor([[0.8, 0.1], [0.05, 0.05]]), torch.tensor([[0.1, 0.8], [0.05, 0.05]])
     left, upper = torch.zeros(4, 4, dtype=torch.uint8), torch.zeros(4, 4, dtype=torch.uint8)
@@ -63,7 +63,7 @@ def test_overlap_by_hand():
     assert overlap.by_head() == pytest.approx([75, 25])
 
 
-def test_a_network_that_diverged_has_no_overlap():
+def test_a_network_that_diverged_has_no_overlap() -> None:
     overlap = Overlap(0.6)
     overlap.add(torch.full((2, 2, 2), torch.nan), torch.eye(4, dtype=torch.uint8))
     figures = overlap.figures()
@@ -71,7 +71,7 @@ def test_a_network_that_diverged_has_no_overlap():
     assert figures["jaccard_even"] == 25
 
 
-def test_mask_files(tmp_path):
+def test_mask_files(tmp_path) -> None:
     indices = np.array([[0, 1, 15], [255, 20, 0]], dtype=np.uint8)
     palette = Image.fromarray(indices)
     palette.putpalette([value for number in range(256) for value in (255 - number, 7, 7)])

@@ -40,7 +40,7 @@ def knn(**changes):
     return KNN(**(fields | changes))
 
 
-def test_agrees_with_the_definition_for_several_k_and_uneven_blocks():
+def test_agrees_with_the_definition_for_several_k_and_uneven_blocks() -> None:
     bank, labels, queries = features(60), torch.arange(60) % 7, features(23, seed=1)
     ks = [1, 10, 60]
     predicted = knn_predict(bank, labels, queries, k=ks, temperature=0.5, classes=7, block=9)
@@ -51,7 +51,7 @@ def test_agrees_with_the_definition_for_several_k_and_uneven_blocks():
     assert alone.tolist() == expected[1]
 
 
-def test_one_near_neighbour_outvotes_two_far_ones_only_at_low_temperature():
+def test_one_near_neighbour_outvotes_two_far_ones_only_at_low_temperature() -> None:
     # cosines with (1, 0): 1.0 for class 0; 0.8 and 0.6 for class 1.
     # T = 0.07: e^0 against e^(-0.2/0.07) + e^(-0.4/0.07) = 0.061; T = 1: 1 against 0.819 + 0.670.
     bank, labels = torch.tensor([[1.0, 0.0], [0.8, 0.6], [0.6, -0.8]]), torch.tensor([0, 1, 1])
@@ -61,7 +61,7 @@ def test_one_near_neighbour_outvotes_two_far_ones_only_at_low_temperature():
         assert got.tolist() == [winner]
 
 
-def test_length_of_features_and_a_tiny_temperature_change_nothing_they_should_not():
+def test_length_of_features_and_a_tiny_temperature_change_nothing_they_should_not() -> None:
     bank, labels, queries = features(40), torch.arange(40) % 3, features(17, seed=2)
 
     def predict(scale_bank, scale_queries, temperature):
@@ -75,20 +75,20 @@ def test_length_of_features_and_a_tiny_temperature_change_nothing_they_should_no
     assert predict(1, 1, 0.001) == nearest
 
 
-def test_k_is_cut_to_the_bank_and_few_queries_of_many_classes_work():
+def test_k_is_cut_to_the_bank_and_few_queries_of_many_classes_work() -> None:
     bank, labels = torch.eye(3), torch.tensor([5, 999, 7])
     predicted = knn_predict(bank, labels, torch.eye(3)[1:2], k=200, temperature=0.07, classes=1000)
     assert predicted.tolist() == [999]
     assert knn_predict(bank, labels, torch.empty(0, 3), k=2, temperature=1, classes=1000).shape == (0,)
 
 
-def test_accuracy_is_a_percentage_and_nan_features_are_no_score():
+def test_accuracy_is_a_percentage_and_nan_features_are_no_score() -> None:
     bank, labels = torch.eye(4), torch.arange(4)
     assert knn(k=1).accuracy(bank, labels, torch.eye(4), torch.tensor([0, 1, 2, 0])) == 75.0
     assert math.isnan(knn().accuracy(bank * math.nan, labels, bank, labels))
 
 
-def test_spread_covers_the_set_and_does_not_alias_with_alternating_classes():
+def test_spread_covers_the_set_and_does_not_alias_with_alternating_classes() -> None:
     assert spread(7, None) == spread(7, 7) == spread(7, 9) == list(range(7))
     chosen = spread(12_000, 1_200)
     assert len(set(chosen)) == 1_200
@@ -121,7 +121,7 @@ class Contrast(nn.Module):
         return torch.stack([pictures.mean(dim=(1, 2, 3)), torch.full((len(pictures),), 0.1)], dim=1)
 
 
-def test_evaluate_goes_from_pictures_to_percent():
+def test_evaluate_goes_from_pictures_to_percent() -> None:
     splits = two_class_splits()
     settings = {"image_size": 8, "mean": [0.45] * 3, "std": [0.25] * 3, "device": "cpu"}
     assert knn(bank_size=20, query_size=9).evaluate(Contrast(), splits, **settings) == 100.0
@@ -131,7 +131,7 @@ def test_evaluate_goes_from_pictures_to_percent():
 
 
 @pytest.mark.parametrize("problem", ["no test", "no labels", "other classes"])
-def test_what_cannot_be_evaluated_is_said(problem):
+def test_what_cannot_be_evaluated_is_said(problem) -> None:
     splits = two_class_splits(test=0 if problem == "no test" else 16)
     if problem == "no labels":
         splits.train.labels = None

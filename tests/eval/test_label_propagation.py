@@ -38,7 +38,7 @@ def carried_to(target: Tensor, sources: Tensor, masks: Tensor, row: int, column:
 
 
 @pytest.mark.parametrize("rows", [1, 2, 5, None])
-def test_carry_is_the_loop_over_places_however_many_rows_at_once(rows: int | None):
+def test_carry_is_the_loop_over_places_however_many_rows_at_once(rows: int | None) -> None:
     features, masks = frames(5)
     target, sources, masks = features[0], features[1:], masks[1:]
     result = carry(target, sources, masks, rows=rows, **SETTINGS)
@@ -49,7 +49,7 @@ def test_carry_is_the_loop_over_places_however_many_rows_at_once(rows: int | Non
     torch.testing.assert_close(result.sum(dim=0), torch.ones(5, 7))
 
 
-def test_a_place_looks_no_further_than_its_neighbourhood():
+def test_a_place_looks_no_further_than_its_neighbourhood() -> None:
     # every place has a feature of its own; the target shows at (0, 0) what the source has at (2, 3)
     source = torch.eye(20).view(20, 4, 5)
     target = source.clone()
@@ -66,7 +66,7 @@ def test_a_place_looks_no_further_than_its_neighbourhood():
     assert at_corner == {0: 1.0, 2: 0.0, 3: 1.0}
 
 
-def test_ties_with_the_last_neighbour_all_count():
+def test_ties_with_the_last_neighbour_all_count() -> None:
     flat = torch.ones(1, 3, 3)
     mask = torch.arange(9.0).view(1, 1, 3, 3)
     result = carry(flat, flat[None], mask, neighbourhood=1, neighbours=2, temperature=0.1)
@@ -74,13 +74,13 @@ def test_ties_with_the_last_neighbour_all_count():
     assert result[0, 1, 1] == pytest.approx(4)
 
 
-def test_fewer_places_than_neighbours():
+def test_fewer_places_than_neighbours() -> None:
     features, masks = frames(2, height=1, width=2)
     result = carry(features[0], features[1:], masks[1:], neighbourhood=1, neighbours=9, temperature=1e9)
     torch.testing.assert_close(result, masks[1].mean(dim=2, keepdim=True).expand(3, 1, 2))
 
 
-def test_frames_take_their_masks_from_the_first_and_the_last_few():
+def test_frames_take_their_masks_from_the_first_and_the_last_few() -> None:
     features, masks = frames(6)
     found = [masks[0], *carried(5 * features[0], masks[0], features[1:], frames=2, **SETTINGS)]
     for present, context in ((1, [0]), (2, [0, 1]), (3, [0, 1, 2]), (5, [0, 3, 4])):
@@ -90,13 +90,13 @@ def test_frames_take_their_masks_from_the_first_and_the_last_few():
         )
 
 
-def test_masks_are_stretched_each_by_itself():
+def test_masks_are_stretched_each_by_itself() -> None:
     masks = torch.tensor([[[0.2, 0.4], [0.3, 0.2]], [[0.0, 0.0], [0.0, 0.0]], [[0.7, 0.7], [0.7, 0.7]]])
     expected = torch.tensor([[[0.0, 1.0], [0.5, 0.0]], [[0.0, 0.0], [0.0, 0.0]], [[1.0, 1.0], [1.0, 1.0]]])
     torch.testing.assert_close(stretched(masks), expected)
 
 
-def test_the_label_map_is_smooth_and_a_weak_object_is_not_lost():
+def test_the_label_map_is_smooth_and_a_weak_object_is_not_lost() -> None:
     background = torch.tensor([[0.9, 0.9, 1.0, 1.0]])  # an object of a tenth at the left half
     labels = label_map(torch.stack([background, 1 - background]), (2, 16))
     assert labels.dtype == torch.uint8

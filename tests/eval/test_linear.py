@@ -65,7 +65,7 @@ def trained(rows: LabelledRows, chosen: list[Choice], lrs: list[float], **change
     return classifiers
 
 
-def test_a_classifier_is_what_torch_trains_with_the_released_loop():
+def test_a_classifier_is_what_torch_trains_with_the_released_loop() -> None:
     features, labels = clouds(25)
     rows = rows_of(features, labels)
     ours = trained(rows, [Choice(1, True)], [0.3])[0]
@@ -91,7 +91,7 @@ def test_a_classifier_is_what_torch_trains_with_the_released_loop():
     torch.testing.assert_close(ours.bias[:, 0], theirs.bias.detach(), atol=1e-6, rtol=1e-5)
 
 
-def test_what_is_trained_beside_a_classifier_does_not_change_it():
+def test_what_is_trained_beside_a_classifier_does_not_change_it() -> None:
     rows = rows_of(*clouds(25))
     lrs = [0.01, 0.1, 1.0, 1e30]
     together = trained(rows, choices([1, 3], [False, True], 3), lrs)
@@ -104,7 +104,7 @@ def test_what_is_trained_beside_a_classifier_does_not_change_it():
     assert not together[0].logits(torch.ones(1, 32))[:, 3].isfinite().all()
 
 
-def test_choices_are_the_last_class_tokens_in_order_and_then_the_mean():
+def test_choices_are_the_last_class_tokens_in_order_and_then_the_mean() -> None:
     features = torch.arange(4.0).view(1, 4, 1).expand(6, 4, 2)  # three class tokens 0, 1, 2, and the mean 3
     rows = rows_of(features, torch.arange(6))
     seen = {
@@ -119,7 +119,7 @@ def test_choices_are_the_last_class_tokens_in_order_and_then_the_mean():
     }
 
 
-def test_an_epoch_reads_each_picture_once_and_leaves_a_mapped_file_where_it_is(tmp_path: Path):
+def test_an_epoch_reads_each_picture_once_and_leaves_a_mapped_file_where_it_is(tmp_path: Path) -> None:
     values, labels = clouds(25)
     values.numpy().tofile(tmp_path / "values")
     mapped = torch.from_file(str(tmp_path / "values"), size=values.numel()).view(values.shape)
@@ -134,7 +134,7 @@ def test_an_epoch_reads_each_picture_once_and_leaves_a_mapped_file_where_it_is(t
         )
 
 
-def test_sgd_and_logistic_regression_come_close_to_the_optimum(tmp_path: Path):
+def test_sgd_and_logistic_regression_come_close_to_the_optimum(tmp_path: Path) -> None:
     data, given_subject = given(*clouds(200), *clouds(200, seed=2)), subject()
     train_features, test_features = (
         data.features(split).values.flatten(1).numpy() for split in ("train", "test")
@@ -157,7 +157,7 @@ def test_sgd_and_logistic_regression_come_close_to_the_optimum(tmp_path: Path):
         assert max(each["val_top1"] for each in found.details["settings"]) == found.figures["val_top1"]
 
 
-def test_standardised_features_train_where_a_common_mean_hides_the_classes(tmp_path: Path):
+def test_standardised_features_train_where_a_common_mean_hides_the_classes(tmp_path: Path) -> None:
     (features, labels), (unseen, test_labels) = clouds(100), clouds(100, seed=2)
     hidden = given(10 + 0.05 * features, labels, 10 + 0.05 * unseen, test_labels)
     raw, standardised = (
@@ -176,7 +176,7 @@ def test_standardised_features_train_where_a_common_mean_hides_the_classes(tmp_p
 
 
 @pytest.mark.parametrize("method", ["sgd", "logistic"])
-def test_held_out_pictures_choose_nothing(tmp_path: Path, method: str):
+def test_held_out_pictures_choose_nothing(tmp_path: Path, method: str) -> None:
     data = usual()
     found = linear(method=method).evaluate(subject(), data, tmp_path)
     wrong = given(*clouds(50), clouds(40, seed=2)[0], (clouds(40)[1] + 1) % 6)
@@ -186,7 +186,7 @@ def test_held_out_pictures_choose_nothing(tmp_path: Path, method: str):
     assert poisoned.figures["top1"] < 20 < found.figures["top1"]
 
 
-def test_divergent_classifiers_lose(tmp_path: Path):
+def test_divergent_classifiers_lose(tmp_path: Path) -> None:
     found = linear(lrs=[1e-2, 1e38], standardise=False).evaluate(subject(), usual(), tmp_path)
     assert found.details["lr"] == 1e-2
     assert found.figures["top1"] > 80
@@ -204,20 +204,20 @@ def test_divergent_classifiers_lose(tmp_path: Path):
         assert math.isnan(broken.figures["top1"])
 
 
-def test_equal_scores_go_to_the_smaller_strength_and_then_to_the_smaller_feature():
+def test_equal_scores_go_to_the_smaller_strength_and_then_to_the_smaller_feature() -> None:
     assert best([0.1, 0.2, 0.1, 0.2], np.array([50.0, 70.0, 70.0, 70.0])) == 2
     assert best([0.2, 0.1, 0.1], np.array([math.nan, 0.0, 0.0])) == 1
     assert best([0.1, 0.2], np.array([math.nan, math.nan])) == 0
 
 
-def test_a_strength_at_the_end_of_its_list_is_said(tmp_path: Path):
+def test_a_strength_at_the_end_of_its_list_is_said(tmp_path: Path) -> None:
     found = linear(lrs=[1e-6, 1e-3]).evaluate(subject(), usual(), tmp_path)
     assert found.notes == [
         "The best learning rate, 0.001, is the largest of linear.lrs; a larger one may be better."
     ]
 
 
-def test_a_backbone_without_class_token_has_one_feature(tmp_path: Path):
+def test_a_backbone_without_class_token_has_one_feature(tmp_path: Path) -> None:
     convnet = nn.Sequential(nn.Conv2d(3, 8, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())
     (features, labels), (unseen, test_labels) = clouds(20, 3, rows=1), clouds(20, 3, rows=1, seed=2)
     data = given(features, labels, unseen, test_labels)
@@ -230,7 +230,7 @@ def test_a_backbone_without_class_token_has_one_feature(tmp_path: Path):
     assert "no class token" in found.notes[0]
 
 
-def test_pictures_cut_anew_give_the_features_of_that_epoch():
+def test_pictures_cut_anew_give_the_features_of_that_epoch() -> None:
     source, network = pictures([0, 1, 2] * 7, size=40), subject(tiny_vit())
     indices = torch.tensor([number for number in range(21) if number != 4])
     rows = AugmentedRows(network, source, indices, 2)
@@ -248,7 +248,7 @@ def test_pictures_cut_anew_give_the_features_of_that_epoch():
     assert not epochs[0][0][0].allclose(epochs[1][0][0])
 
 
-def test_the_released_protocol_and_a_sweep_over_it(tmp_path: Path):
+def test_the_released_protocol_and_a_sweep_over_it(tmp_path: Path) -> None:
     splits = Splits(pictures([0, 1] * 10), pictures([0, 1] * 6))
     network = subject()
     data = GivenData(splits)
@@ -274,12 +274,12 @@ def test_the_released_protocol_and_a_sweep_over_it(tmp_path: Path):
         (dict(method="logistic", augment=True), r"linear.augment = true: only linear.method=sgd"),
     ],
 )
-def test_settings_that_cannot_work_are_refused(changes: dict, message: str):
+def test_settings_that_cannot_work_are_refused(changes: dict, message: str) -> None:
     with pytest.raises(UserError, match=message):
         linear(**changes).check(subject(), usual())
 
 
-def test_pictures_that_cannot_be_learnt_are_refused():
+def test_pictures_that_cannot_be_learnt_are_refused() -> None:
     labels = pictures([0, 1] * 5)
     nameless = pictures([0, 1] * 5)
     nameless.labels = None
@@ -292,13 +292,13 @@ def test_pictures_that_cannot_be_learnt_are_refused():
             linear().check(subject(), GivenData(splits))
 
 
-def test_more_blocks_than_there_are_is_all_of_them(tmp_path: Path):
+def test_more_blocks_than_there_are_is_all_of_them(tmp_path: Path) -> None:
     found = linear(blocks=[1, 9]).evaluate(subject(), usual(), tmp_path)
     assert {each["blocks"] for each in found.details["settings"]} == {1, 3}
     assert found.notes[0].startswith("linear.blocks = [1, 9]: the backbone has 3 blocks")
 
 
-def test_usual_epochs_make_12500_steps_within_bounds():
+def test_usual_epochs_make_12500_steps_within_bounds() -> None:
     assert usual_epochs(1_281_167, 1024) == 10
     assert usual_epochs(1_000, 1024) == 100
     assert usual_epochs(300_000, 1024) == 43  # of 293 steps

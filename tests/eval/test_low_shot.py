@@ -37,7 +37,7 @@ def given(counts: list[int]) -> GivenData:
     return GivenData(splits, {"train": block_features(features), "test": block_features(unseen)})
 
 
-def test_of_each_class_its_share_is_chosen_and_at_least_one():
+def test_of_each_class_its_share_is_chosen_and_at_least_one() -> None:
     labels = np.random.default_rng(0).permutation(np.repeat([0, 1, 3], [100, 36, 4]))
     rows = stratified(labels, 0.1, 0, at_least=1)
     assert np.bincount(labels[rows]).tolist() == [10, 4, 0, 1]
@@ -48,7 +48,7 @@ def test_of_each_class_its_share_is_chosen_and_at_least_one():
     assert np.bincount(labels[stratified(labels, 1.0, 0, leave=1)]).tolist() == [99, 35, 0, 3]
 
 
-def test_c_and_accuracy_are_scikit_learns(tmp_path: Path):
+def test_c_and_accuracy_are_scikit_learns(tmp_path: Path) -> None:
     data = given([60, 80, 100])
     evaluation = LowShot(shares=[0.2, 1.0], draws=2, cs=CS)
     evaluation.check(subject(), data)
@@ -74,7 +74,7 @@ def test_c_and_accuracy_are_scikit_learns(tmp_path: Path):
     assert not found.notes
 
 
-def test_a_single_picture_of_a_class_leaves_no_choice_of_c(tmp_path: Path):
+def test_a_single_picture_of_a_class_leaves_no_choice_of_c(tmp_path: Path) -> None:
     data = given([20, 30, 200])
     found = LowShot(shares=[0.03], draws=1, cs=CS).evaluate(subject(), data, tmp_path)
     assert found.details["shares"][0]["pictures"] == 1 + 1 + 6
@@ -87,14 +87,14 @@ def test_a_single_picture_of_a_class_leaves_no_choice_of_c(tmp_path: Path):
     assert not told.notes
 
 
-def test_features_that_are_not_finite_give_no_figure(tmp_path: Path):
+def test_features_that_are_not_finite_give_no_figure(tmp_path: Path) -> None:
     data = given([20, 20])
     data.features("train").values[:, 1] = math.inf
     found = LowShot(shares=[0.5], draws=1, cs=CS).evaluate(subject(), data, tmp_path)
     assert math.isnan(found.figures["top1_share0.5"])
 
 
-def test_what_cannot_work_is_refused():
+def test_what_cannot_work_is_refused() -> None:
     same = GivenData(Splits(pictures([0] * 4), pictures([0] * 4)))
     with pytest.raises(UserError, match="same label"):
         LowShot(shares=[0.1], draws=1, cs=CS).check(subject(), same)

@@ -33,7 +33,7 @@ def given(classes: int = 8) -> GivenData:
     return GivenData(splits, {"train": block_features(train), "test": block_features(test)})
 
 
-def test_agrees_with_scikit_learns_weighted_neighbours(tmp_path):
+def test_agrees_with_scikit_learns_weighted_neighbours(tmp_path) -> None:
     data = given()
     found = knn().evaluate(subject(), data, tmp_path)
     bank, queries = data.given["train"].final.numpy(), data.given["test"].final.numpy()
@@ -53,7 +53,7 @@ def test_agrees_with_scikit_learns_weighted_neighbours(tmp_path):
 
 
 @pytest.mark.parametrize("in_order", [False, True])
-def test_block_by_block_finds_the_same_neighbours(in_order):
+def test_block_by_block_finds_the_same_neighbours(in_order) -> None:
     generator = torch.Generator().manual_seed(3)
     bank, queries = torch.randn(500, 6, generator=generator), torch.randn(41, 6, generator=generator)
     if in_order:  # each block is nearer to the first query than all before it
@@ -69,14 +69,14 @@ def test_block_by_block_finds_the_same_neighbours(in_order):
     assert where.sort(dim=1).values.tolist() == [[0, 1, 2, 3, 4]] * 41
 
 
-def test_more_neighbours_than_pictures_are_noted_and_few_classes_have_no_top5(tmp_path):
+def test_more_neighbours_than_pictures_are_noted_and_few_classes_have_no_top5(tmp_path) -> None:
     data = given(classes=2)
     found = knn(k=[5, 400]).evaluate(subject(), data, tmp_path)
     assert list(found.figures) == ["top1_k5", "top1_k400"]
     assert found.notes == ["k = 400 is more than the 300 pictures in the bank; all of them vote."]
 
 
-def test_what_cannot_be_compared_is_refused(tmp_path):
+def test_what_cannot_be_compared_is_refused(tmp_path) -> None:
     data = given()
     data.given["test"].values[3, 0, 1] = float("nan")
     with pytest.raises(UserError, match="not finite"):

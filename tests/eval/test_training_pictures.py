@@ -16,14 +16,14 @@ SETTINGS = {"seed": 3, "epoch": 1, "image_size": 16, "scale": [0.2, 1.0], "batch
 class Album:
     """Pictures of different sizes; some cannot be read."""
 
-    def __init__(self, sizes, unreadable=()):
+    def __init__(self, sizes, unreadable=()) -> None:
         drawn = torch.Generator().manual_seed(0)
         self.pictures = [
             torch.randint(0, 256, (3, *size), dtype=torch.uint8, generator=drawn) for size in sizes
         ]
         self.unreadable = set(unreadable)
 
-    def __len__(self):
+    def __len__(self) -> int:
         return len(self.pictures)
 
     def read(self, index, shrink=None):
@@ -37,7 +37,7 @@ def everything(source, indices, **changes):
     return torch.cat([batch for batch, _ in batches]), [each for _, indices in batches for each in indices]
 
 
-def test_each_is_torchvision_s_crop_of_its_box_and_half_are_mirrored():
+def test_each_is_torchvision_s_crop_of_its_box_and_half_are_mirrored() -> None:
     album = Album([(20 + n % 7, 30 - n % 5) for n in range(60)])
     pictures, indices = everything(album, range(60))
     assert indices == list(range(60))
@@ -56,7 +56,7 @@ def test_each_is_torchvision_s_crop_of_its_box_and_half_are_mirrored():
     assert 0.8 < max(shares) <= 1
 
 
-def test_a_picture_depends_on_seed_epoch_and_index_alone():
+def test_a_picture_depends_on_seed_epoch_and_index_alone() -> None:
     album = Album([(20, 24)] * 9)
     pictures, _ = everything(album, range(9))
     backwards, indices = everything(album, np.arange(9)[::-1], batch_size=2, workers=2)
@@ -66,7 +66,7 @@ def test_a_picture_depends_on_seed_epoch_and_index_alone():
         assert not torch.equal(everything(album, range(9), **change)[0], pictures)
 
 
-def test_unreadable_pictures_are_left_out_or_the_next_one_is_read():
+def test_unreadable_pictures_are_left_out_or_the_next_one_is_read() -> None:
     sizes = [(16, 16)] * 10
     album = Album(sizes, unreadable=[0, 4, 5, 6, 7, 9])
     pictures, indices = everything(album, range(10))
@@ -85,7 +85,7 @@ def test_unreadable_pictures_are_left_out_or_the_next_one_is_read():
         Substituting(Album(sizes, unreadable=range(10))).read(3)
 
 
-def test_the_order_of_an_epoch():
+def test_the_order_of_an_epoch() -> None:
     order = epoch_order(50, seed=0, epoch=0)
     assert sorted(order) == list(range(50))
     assert order == epoch_order(50, seed=0, epoch=0)

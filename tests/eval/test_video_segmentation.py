@@ -90,7 +90,7 @@ def data() -> GivenData:
     return GivenData(Splits(pictures([0, 1]), None))
 
 
-def test_moving_squares_are_followed(davis: Path, tmp_path: Path):
+def test_moving_squares_are_followed(davis: Path, tmp_path: Path) -> None:
     evaluation, seen = segmentation(davis), subject(Colours())
     evaluation.check(seen, data())
     findings = evaluation.evaluate(seen, data(), tmp_path / "video_segmentation")
@@ -124,7 +124,7 @@ def test_moving_squares_are_followed(davis: Path, tmp_path: Path):
     assert (given == written).all()
 
 
-def test_a_network_without_an_eye_for_the_objects_loses_them(davis: Path, tmp_path: Path):
+def test_a_network_without_an_eye_for_the_objects_loses_them(davis: Path, tmp_path: Path) -> None:
     class Blind(Colours):
         def forward(self, images: Tensor) -> Tensor:
             return super().forward(torch.ones_like(images))
@@ -133,13 +133,13 @@ def test_a_network_without_an_eye_for_the_objects_loses_them(davis: Path, tmp_pa
     assert figures["j_mean"] < 30
 
 
-def test_a_transformer_takes_the_frames(davis: Path, tmp_path: Path):
+def test_a_transformer_takes_the_frames(davis: Path, tmp_path: Path) -> None:
     evaluation, seen = segmentation(davis), subject(tiny_vit())
     evaluation.check(seen, data())
     assert 0 < evaluation.evaluate(seen, data(), tmp_path).figures["jf_mean"] < 100
 
 
-def test_two_processes_share_the_videos(davis: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_two_processes_share_the_videos(davis: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     here, meeting, said = threading.local(), threading.Barrier(2), [None, None]
 
     def from_all(value: Any) -> list[Any]:
@@ -169,7 +169,7 @@ def test_two_processes_share_the_videos(davis: Path, tmp_path: Path, monkeypatch
     assert written == [["alone"], ["pair"]]
 
 
-def test_frames_are_sized_as_in_the_released_code():
+def test_frames_are_sized_as_in_the_released_code() -> None:
     assert _network_size((480, 854), 480, 8) == (480, 832)
     assert _network_size((480, 910), 480, 16) == (480, 896)
     assert _network_size((1920, 1080), 480, 16) == (832, 480)
@@ -220,7 +220,7 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
 
 
 @pytest.mark.parametrize("damage", DAMAGE)
-def test_files_that_cannot_work_are_named(davis: Path, tmp_path: Path, damage: str):
+def test_files_that_cannot_work_are_named(davis: Path, tmp_path: Path, damage: str) -> None:
     root = tmp_path / "davis"
     shutil.copytree(davis, root)
     spoil, message = DAMAGE[damage]
@@ -229,7 +229,7 @@ def test_files_that_cannot_work_are_named(davis: Path, tmp_path: Path, damage: s
         segmentation(root).check(subject(Colours()), data())
 
 
-def test_damaged_frames_are_named(davis: Path, tmp_path: Path):
+def test_damaged_frames_are_named(davis: Path, tmp_path: Path) -> None:
     root = tmp_path / "davis"
     shutil.copytree(davis, root)
     frame = root / "JPEGImages/480p/alone/00002.jpg"
@@ -251,6 +251,6 @@ def test_damaged_frames_are_named(davis: Path, tmp_path: Path):
 )
 def test_settings_that_cannot_work_are_named(
     davis: Path, changes: dict[str, Any], backbone: nn.Module, message: str
-):
+) -> None:
     with pytest.raises(UserError, match=message):
         segmentation(davis, **changes).check(subject(backbone), data())

@@ -31,7 +31,7 @@ def film(path, pictures, height=46, width=62):
 
 
 @pytest.mark.parametrize("suffix", [".mp4", ".mkv", ".avi", ".mov"])
-def test_a_video_and_one_made_from_it(tmp_path, suffix):
+def test_a_video_and_one_made_from_it(tmp_path, suffix) -> None:
     source, out = film(tmp_path / f"bar{suffix}", shots(6, 46, 62)), tmp_path / "new.mp4"
     assert is_video(source)
     assert written_suffix(source) == ".mp4"
@@ -50,7 +50,7 @@ def test_a_video_and_one_made_from_it(tmp_path, suffix):
         assert abs(got[:47, :61].astype(int) - wanted).mean() < 8
 
 
-def test_a_video_held_upright_is_read_upright(tmp_path):
+def test_a_video_held_upright_is_read_upright(tmp_path) -> None:
     path = film(tmp_path / "held.mp4", shots(2, 46, 62))
     content = bytearray(path.read_bytes())
     # The 3 x 3 matrix of fixed-point numbers in the track's header becomes a quarter turn clockwise.
@@ -66,7 +66,7 @@ def test_a_video_held_upright_is_read_upright(tmp_path):
 
 
 @pytest.mark.parametrize("suffix", [".gif", ".webp"])
-def test_animations_keep_their_times(tmp_path, suffix):
+def test_animations_keep_their_times(tmp_path, suffix) -> None:
     source, out = tmp_path / f"bar{suffix}", tmp_path / f"new{suffix}"
     first, *others = (Image.fromarray(shot) for shot in shots(4))
     first.save(source, save_all=True, append_images=others, duration=[50, 90, 130, 70])
@@ -88,7 +88,7 @@ def test_animations_keep_their_times(tmp_path, suffix):
     assert not is_video(tmp_path / f"still{suffix}")
 
 
-def test_bad_videos(tmp_path):
+def test_bad_videos(tmp_path) -> None:
     broken = tmp_path / "broken.mp4"
     broken.write_bytes(b"no video" * 100)
     with pytest.raises(UserError, match=r"broken\.mp4: cannot be read as a video"):

@@ -25,7 +25,7 @@ from pathlib import Path
 SEEN = ("CUDA_VISIBLE_DEVICES", "SLURM_CPUS_PER_TASK", "RANK", "WORLD_SIZE", "LOCAL_RANK")
 
 
-def write_status(run, **changes):
+def write_status(run, **changes) -> None:
     """Like the run's own, whole or not at all."""
     file = run / "status.json"
     status = json.loads(file.read_text()) if file.exists() else {}
@@ -34,7 +34,7 @@ def write_status(run, **changes):
     temporary.replace(file)
 
 
-def train(run, share):
+def train(run, share) -> None:
     """What `do` says."""
     do, *argument = (run / "do").read_text().split() if (run / "do").exists() else ["finish"]
     if do == "exit":
@@ -43,7 +43,7 @@ def train(run, share):
     lock = (run / ".lock").open("a")
     fcntl.flock(lock, fcntl.LOCK_EX)
 
-    def save(number, frame):
+    def save(number, frame) -> None:
         write_status(run, state="preempted")
         os._exit(128 + number)
 
@@ -72,7 +72,7 @@ def train(run, share):
     (run / "done").touch()
 
 
-def work_off_queue(folder):
+def work_off_queue(folder) -> None:
     """The launcher's own queue, whose runs are played here again, and which looks more often."""
     code = (
         "import sys; from pathlib import Path; from launchers import local; "
