@@ -1,24 +1,23 @@
-"""Two processes through the front door, started by torchrun: the same run as one, however it ends."""
+"""Two processes through the front door: the same run as one, however it ends."""
 
 import os
 import signal
 import subprocess
 import sys
-import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
-import torch.distributed as dist
+from programs import ROOT, Program, in_two_processes, ranks, see_off
 
 from dino_exp import checkpoint, distributed
 from dino_exp.config.compose import compose
-from dino_exp.config.register import CONF
 from dino_exp.config.targets import build
+from dino_exp.run import train
 from dino_exp.run_directory import RunDirectory, read_metrics
 from dino_exp.trainer import Trainer
 
-TRAIN = CONF.parent / "train.py"
 TORCHRUN = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone"]
 # 20 steps, several epochs, and batch norm in the stem. AdamW would make far more of a rounding error than SGD
 # does, and batch norm in the head still more; the test in float64 has them.
@@ -31,39 +30,17 @@ RUN = [
 ]
 
 
-def start(folder: Path, *words: str, processes: int = 2, script: Path = TRAIN) -> subprocess.Popen:
-    launcher = TORCHRUN if processes == 2 else []
-    return subprocess.Popen(
-        [sys.executable, *launcher, str(script), *words],
-        cwd=folder,
-        env=os.environ
-        | {
-            "OMP_NUM_THREADS": "1",
-            "XDG_CACHE_HOME": str(folder / "cache"),
-            "PYTHONPATH": str(CONF.parent),
-        },
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
+def cache(folder: Path) -> dict[str, str]:
+    return {"XDG_CACHE_HOME": str(folder / "cache")}
+
+
+def pair(folder: Path, *words: str, script: str = "train.py") -> list[Program]:
+    return ranks(script, *words, folder=folder, environment=cache(folder))
 
 
 def only_run(folder: Path) -> RunDirectory:
     (path,) = (folder / "outputs" / "debug").iterdir()
     return RunDirectory(path)
-
-
-def read_until(process: subprocess.Popen, text: str) -> None:
-    assert process.stdout is not None
-    assert any(text in line for line in process.stdout), f"{text!r} was never printed"
-
-
-def worker(of: subprocess.Popen, rank: int) -> int:
-    """The id of a process that torchrun has started."""
-    for child in Path(f"/proc/{of.pid}/task/{of.pid}/children").read_text().split():
-        if f"\0RANK={rank}\0" in "\0" + Path(f"/proc/{child}/environ").read_text():
-            return int(child)
-    raise AssertionError(f"no process with RANK={rank}")
 
 
 def weights(directory: RunDirectory) -> dict[str, torch.Tensor]:
@@ -76,18 +53,65 @@ def weights(directory: RunDirectory) -> dict[str, torch.Tensor]:
 @pytest.fixture(scope="module")
 def one_process(tmp_path_factory: pytest.TempPathFactory) -> RunDirectory:
     folder = tmp_path_factory.mktemp("one")
-    process = start(folder, *RUN, processes=1)
-    output = process.communicate()[0]
-    assert process.returncode == 0, output
+    program = Program("train.py", *RUN, folder=folder, environment=cache(folder))
+    assert program.wait() == 0, program.output
     return only_run(folder)
 
 
-def test_two_processes_make_the_run_of_one(tmp_path: Path, one_process: RunDirectory) -> None:
-    process = start(tmp_path, *RUN)
-    output = process.communicate()[0]
-    assert process.returncode == 0, output
-    assert "64 pictures = 2 processes x 32" in output
-    assert output.count("step 20/20") == output.count("\nverdict ") == 1
+@pytest.fixture(scope="module")
+def rounded_otherwise(tmp_path_factory: pytest.TempPathFactory) -> RunDirectory:
+    """The same run with every weight moved to a neighboring number before each step.
+
+    What this changes is what rounding grows to on this machine: sums in another order may change as much.
+    """
+    folder = tmp_path_factory.mktemp("rounded")
+    step = Trainer.train_step
+
+    def nudged(self: Trainer, views: list[torch.Tensor], observe: bool = False) -> object:
+        generator = torch.Generator().manual_seed(self.step)
+        with torch.no_grad():
+            for parameter in self.student.parameters():
+                up = torch.rand(parameter.shape, generator=generator) < 0.5
+                toward = torch.where(up, torch.inf, -torch.inf)
+                parameter.copy_(torch.nextafter(parameter, toward))
+        return step(self, views, observe)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(folder / "cache"))
+        patch.setattr(Trainer, "train_step", nudged)
+        train(compose(RUN), folder / "run")
+    return RunDirectory(folder / "run")
+
+
+def farthest(values: Callable[[RunDirectory], torch.Tensor], one: RunDirectory, other: RunDirectory) -> float:
+    return float((values(one) - values(other)).abs().max())
+
+
+def losses(directory: RunDirectory) -> torch.Tensor:
+    lines = read_metrics(directory.metrics_file)
+    return torch.tensor([line["loss"] for line in lines if line["step"]], dtype=torch.float64)
+
+
+def all_weights(directory: RunDirectory) -> torch.Tensor:
+    return torch.cat([tensor.double().flatten() for tensor in weights(directory).values()])
+
+
+def assert_same_but_for_rounding(
+    found: RunDirectory, expected: RunDirectory, rounded_otherwise: RunDirectory
+) -> None:
+    """No farther apart than ten times what rounding makes of the run."""
+    for values in (losses, all_weights):
+        assert farthest(values, found, expected) < 10 * farthest(values, rounded_otherwise, expected)
+
+
+def test_two_processes_make_the_run_of_one(
+    tmp_path: Path, one_process: RunDirectory, rounded_otherwise: RunDirectory
+) -> None:
+    first, second = processes = pair(tmp_path, *RUN)
+    assert see_off(processes) == [0, 0], first.output + second.output
+    assert "64 pictures = 2 processes x 32" in first.stdout
+    assert first.stdout.count("step 20/20") == first.stdout.count("\nverdict ") == 1
+    assert second.output == ""
     directory = only_run(tmp_path)
     assert directory.path.name == one_process.path.name
     lines = [read_metrics(run.metrics_file) for run in (one_process, directory)]
@@ -96,34 +120,56 @@ def test_two_processes_make_the_run_of_one(tmp_path: Path, one_process: RunDirec
     for expected, line in zip(*lines, strict=True):
         assert line.keys() == expected.keys()
         for name in line.keys() - machine:
-            tolerance = 1e-5 if name == "loss" else 1e-4
             value = expected[name]
-            close = value if isinstance(value, str) else pytest.approx(value, rel=tolerance, abs=tolerance)
-            assert line[name] == close, name
-    torch.testing.assert_close(weights(directory), weights(one_process), rtol=1e-5, atol=1e-5)
-    summary = directory.read_summary()
-    assert summary["knn_top1"] == one_process.read_summary()["knn_top1"]
-    assert summary["environment"]["processes"] == 2
-    assert {path.name for path in directory.plots.iterdir()} == {"crops.png", "curves.png", "attention.png"}
+            assert line[name] == (value if isinstance(value, str) else pytest.approx(value, 1e-3, 1e-3)), name
+    assert_same_but_for_rounding(directory, one_process, rounded_otherwise)
+    assert directory.read_summary()["environment"]["processes"] == 2
 
 
 def test_a_signal_to_one_process_stops_both_and_one_can_go_on(
-    tmp_path: Path, one_process: RunDirectory
+    tmp_path: Path, one_process: RunDirectory, rounded_otherwise: RunDirectory
 ) -> None:
-    process = start(tmp_path, *RUN)
-    read_until(process, "step 4/20")
-    os.kill(worker(process, rank=1), signal.SIGTERM)
-    output = process.communicate(timeout=60)[0]
+    processes = pair(tmp_path, *RUN)
+    processes[0].until_it_says("step 4/20")
+    processes[1].signal(signal.SIGTERM)
+    assert see_off(processes) == [143, 143], processes[0].output
     directory = only_run(tmp_path)
     status = directory.read_status()
-    assert status["state"] == "preempted", output
+    assert status["state"] == "preempted"
+    assert 4 <= checkpoint.load(directory.checkpoints / "last.pt")["step"] == status["step"] < 20
+    alone = Program("train.py", *RUN, folder=tmp_path, environment=cache(tmp_path))
+    assert alone.wait() == 0
+    assert f"Going on from step {status['step']}" in alone.stdout
+    assert directory.read_status()["state"] == "finished"
+    assert_same_but_for_rounding(directory, one_process, rounded_otherwise)
+
+
+@pytest.mark.spawn
+def test_torchrun_starts_a_run_and_hands_its_exit_code_on(tmp_path: Path) -> None:
+    process = subprocess.Popen(
+        [sys.executable, *TORCHRUN, str(ROOT / "train.py"), *RUN, "trainer.epochs=50"],
+        cwd=tmp_path,
+        env=os.environ | cache(tmp_path),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    assert process.stdout is not None
+    assert any("step 8/200" in line for line in process.stdout)
+    os.kill(worker(process, rank=1), signal.SIGTERM)
+    output = process.communicate()[0]
     assert process.returncode != 0
     assert output.count("exitcode  : 143") >= 1, output
-    assert 4 <= checkpoint.load(directory.checkpoints / "last.pt")["step"] == status["step"] < 20
-    alone = start(tmp_path, *RUN, processes=1)
-    assert f"Going on from step {status['step']}" in alone.communicate()[0]
-    assert directory.read_status()["state"] == "finished"
-    torch.testing.assert_close(weights(directory), weights(one_process), rtol=1e-5, atol=1e-5)
+    status = only_run(tmp_path).read_status()
+    assert (status["state"], status["attempts"][0]["processes"]) == ("preempted", 2)
+
+
+def worker(of: subprocess.Popen[str], rank: int) -> int:
+    """The id of a process that torchrun has started."""
+    for child in Path(f"/proc/{of.pid}/task/{of.pid}/children").read_text().split():
+        if f"\0RANK={rank}\0" in "\0" + Path(f"/proc/{child}/environ").read_text():
+            return int(child)
+    raise AssertionError(f"no process with RANK={rank}")
 
 
 FAILING = """
@@ -149,48 +195,47 @@ sys.exit(main())
 
 def test_an_error_in_one_process_ends_both_and_is_the_one_that_is_kept(tmp_path: Path) -> None:
     (tmp_path / "failing.py").write_text(FAILING)
-    process = start(tmp_path, *RUN, script=tmp_path / "failing.py")
-    began = time.monotonic()
-    output = process.communicate(timeout=120)[0]
-    assert time.monotonic() - began < 90
-    assert process.returncode != 0
+    processes = pair(tmp_path, *RUN, script=str(tmp_path / "failing.py"))
+    assert 0 not in see_off(processes)
     directory = only_run(tmp_path)
     kept = directory.traceback_file.read_text()
     assert kept.startswith(f"process 1 of 2 on {os.uname().nodename}:\nTraceback")
-    assert kept.endswith("RuntimeError: the GPU has fallen off the bus\n"), output
+    assert kept.endswith("RuntimeError: the GPU has fallen off the bus\n"), processes[0].output
     assert directory.read_status()["state"] == "failed"
 
 
 def test_a_killed_process_takes_the_other_along(tmp_path: Path) -> None:
-    process = start(tmp_path, *RUN, "trainer.epochs=50")
-    read_until(process, "step 8/200")
-    os.kill(worker(process, rank=1), signal.SIGKILL)
-    process.communicate(timeout=60)
-    assert process.returncode != 0
+    processes = pair(tmp_path, *RUN, "trainer.epochs=50")
+    processes[0].until_it_says("step 8/200")
+    processes[1].kill()
+    assert 0 not in see_off(processes)
     directory = only_run(tmp_path)
     assert directory.read_status()["state"] == "failed"
     assert checkpoint.load(directory.checkpoints / "last.pt")["step"] in range(5, 200, 5)
 
 
-def test_what_is_wrong_is_said_once_and_nothing_is_created(tmp_path: Path) -> None:
-    for word, said in (
+@pytest.mark.parametrize(
+    ("word", "said"),
+    [
         ("trainer.epochs=0", "trainer.epochs = 0: must be at least 1"),
         ("trainer.batch_size=63", "trainer.batch_size = 63: not a multiple of 2 processes times"),
-    ):
-        process = start(tmp_path, *RUN, word)
-        output = process.communicate(timeout=60)[0]
-        assert output.count(said) == 1, output
-        assert output.count("exitcode  : 2 ") == 2, output
-        assert 'Traceback (most recent call last):\n  File "' + str(TRAIN) not in output
-        assert not (tmp_path / "outputs").exists()
+    ],
+)
+def test_what_is_wrong_is_said_once_and_nothing_is_created(tmp_path: Path, word: str, said: str) -> None:
+    first, second = processes = pair(tmp_path, *RUN, word)
+    assert see_off(processes) == [2, 2]
+    assert first.stderr.startswith(said)
+    assert first.stderr.count("\n") == 1
+    assert second.output == ""
+    assert not (tmp_path / "outputs").exists()
 
 
 def test_a_sweep_makes_its_runs_one_after_the_other_and_a_refused_one_does_not_end_it(tmp_path: Path) -> None:
     swept = "trainer.max_steps=1,2", "trainer.batch_size=63,64"
-    process = start(tmp_path, *RUN, "-m", *swept)
-    output = process.communicate(timeout=120)[0]
-    assert process.returncode != 0
-    assert output.count("trainer.batch_size = 63: not a multiple of 2 processes") == 2, output
+    first, second = processes = pair(tmp_path, *RUN, "-m", *swept)
+    assert 0 not in see_off(processes)
+    assert first.stderr.count("trainer.batch_size = 63: not a multiple of 2 processes") == 2, first.output
+    assert second.output == ""
     runs = [RunDirectory(path) for path in (tmp_path / "outputs").glob("*/vit_micro_*")]
     assert sorted(run.read_summary()["steps"] for run in runs) == [1, 2]
     assert all(run.read_status()["state"] == "finished" for run in runs)
@@ -231,15 +276,12 @@ def steps(folder: str, case: str) -> tuple[list[dict[str, torch.Tensor]], list[d
 
 
 def steps_of_a_process(rank: int, folder: str) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
     torch.save({case: steps(folder, case) for case in STEPS}, f"{folder}/{rank}.pt")
-    dist.destroy_process_group()
 
 
 def test_steps_in_float64_are_those_of_one_process_to_the_last_digits(tmp_path: Path) -> None:
     whole = {case: steps(str(tmp_path), case) for case in STEPS}
-    torch.multiprocessing.spawn(steps_of_a_process, (str(tmp_path),), nprocs=2)
+    in_two_processes(steps_of_a_process, str(tmp_path))
     for rank in range(2):
         parts = torch.load(tmp_path / f"{rank}.pt")
         for case, (observed, weights) in whole.items():

@@ -5,7 +5,6 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
 
@@ -13,6 +12,7 @@ import pytest
 import torch
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
+from programs import ROOT, Program
 
 from dino_exp import checkpoint
 from dino_exp.config.register import CONF, register
@@ -21,7 +21,6 @@ from dino_exp.run import train
 from dino_exp.run_directory import RunDirectory, read_metrics
 from dino_exp.trainer import Trainer
 
-TRAIN = CONF.parent / "train.py"
 STOCHASTIC = "backbone.drop_path_rate=0.2"  # so that the random state matters
 
 
@@ -31,17 +30,9 @@ def configuration(*overrides: str) -> DictConfig:
         return compose("config", ["experiment=debug", *overrides])
 
 
-def command(folder: Path, *overrides: str, own_group: bool = False) -> subprocess.Popen:
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "XDG_CACHE_HOME": str(folder / "cache")}
-    return subprocess.Popen(
-        [sys.executable, str(TRAIN), "experiment=debug", *overrides],
-        cwd=folder,
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=own_group,
-    )
+def start(folder: Path, *overrides: str, **how: bool) -> Program:
+    cache = {"XDG_CACHE_HOME": str(folder / "cache")}
+    return Program("train.py", "experiment=debug", *overrides, folder=folder, environment=cache, **how)
 
 
 def only_run(folder: Path) -> RunDirectory:
@@ -51,11 +42,6 @@ def only_run(folder: Path) -> RunDirectory:
 
 def steps_logged(directory: RunDirectory) -> list[int]:
     return [line["step"] for line in map(json.loads, directory.metrics_file.read_text().splitlines())]
-
-
-def read_until(process: subprocess.Popen, text: str) -> None:
-    assert process.stdout is not None
-    assert any(text in line for line in process.stdout), f"{text!r} was never printed"
 
 
 def weights(directory: RunDirectory) -> dict[str, torch.Tensor]:
@@ -74,16 +60,33 @@ def assert_same_weights(first: RunDirectory, second: RunDirectory) -> None:
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> tuple[RunDirectory, str]:
     folder = tmp_path_factory.mktemp("undisturbed")
-    process = command(folder, STOCHASTIC)
-    output = process.communicate()[0]
-    assert process.returncode == 0, output
-    return only_run(folder), output
+    program = start(folder, STOCHASTIC, pictures=True)
+    assert program.wait() == 0, program.output
+    return only_run(folder), program.stdout
+
+
+@pytest.mark.spawn
+def test_python_train_py_makes_the_run_that_a_fork_makes(
+    tmp_path: Path, undisturbed: tuple[RunDirectory, str]
+) -> None:
+    """As a person types it; what the other tests see of forks holds for it too."""
+    command = [sys.executable, str(ROOT / "train.py"), "experiment=debug", STOCHASTIC]
+    cache = {"XDG_CACHE_HOME": str(tmp_path / "cache")}
+    done = subprocess.run(command, cwd=tmp_path, env=os.environ | cache, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    directory = only_run(tmp_path)
+    assert files(directory) == files(undisturbed[0])
+    assert_same_weights(directory, undisturbed[0])
+
+
+def files(directory: RunDirectory) -> set[str]:
+    held = (str(path.relative_to(directory.path)) for path in directory.path.rglob("*") if path.is_file())
+    return {name for name in held if not name.startswith("wandb/")} - {".lock"}
 
 
 def test_the_command_line_leaves_a_whole_run_directory(undisturbed: tuple[RunDirectory, str]) -> None:
     directory, output = undisturbed
-    held = {str(path.relative_to(directory.path)) for path in directory.path.rglob("*") if path.is_file()}
-    assert held - {".lock"} == {
+    assert files(directory) == {
         "config.yaml",
         "status.json",
         "metrics.jsonl",
@@ -155,21 +158,19 @@ def test_the_command_line_leaves_a_whole_run_directory(undisturbed: tuple[RunDir
 def test_a_run_killed_twice_ends_with_the_same_weights(
     tmp_path: Path, undisturbed: tuple[RunDirectory, str]
 ) -> None:
-    first = command(tmp_path, STOCHASTIC)
-    read_until(first, "step 3/16")  # no checkpoint yet
+    first = start(tmp_path, STOCHASTIC)
+    first.until_it_says("step 3/16")  # no checkpoint yet
     first.kill()
-    first.wait()
-    second = command(tmp_path, STOCHASTIC, "trainer.num_workers=1")
-    read_until(second, "step 12/16")
+    second = start(tmp_path, STOCHASTIC, "trainer.num_workers=1")
+    second.until_it_says("step 12/16")
     second.kill()
-    second.wait()
     directory = only_run(tmp_path)
     assert directory.read_status()["state"] == "running"
     at = checkpoint.load(directory.checkpoints / "last.pt")["step"]
     assert at >= 10
-    third = command(tmp_path, STOCHASTIC)
-    output = third.communicate()[0]
-    assert third.returncode == 0, output
+    third = start(tmp_path, STOCHASTIC)
+    assert third.wait() == 0, third.output
+    output = third.stdout
     assert f"Going on from step {at}" in output
     assert steps_logged(directory) == list(range(17))
     assert directory.read_status()["attempt"] == 3
@@ -190,8 +191,7 @@ def test_a_signal_saves_at_the_next_step_and_the_run_goes_on(
     assert not directory.summary_file.exists()
     assert train(cfg, tmp_path / "run").state == "finished"
     assert steps_logged(directory) == list(range(17))
-    if torch.get_num_threads() == 1:
-        assert_same_weights(directory, undisturbed[0])
+    assert_same_weights(directory, undisturbed[0])
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR2])
@@ -200,18 +200,17 @@ def test_a_signal_to_the_loader_processes_too_saves_all_the_same(
 ) -> None:
     """Ctrl-C and SLURM's preemption reach every process of a run."""
     long = ("trainer.num_workers=2", "trainer.epochs=40", "trainer.checkpoint_every=320")
-    process = command(tmp_path, *long, own_group=True)
-    read_until(process, "/320")
+    process = start(tmp_path, *long, own_group=True)
+    process.until_it_says("/320")
     os.killpg(process.pid, number)
-    output = process.communicate(timeout=60)[0]
-    assert process.returncode == 128 + number, output
+    assert process.wait() == 128 + number, process.output
     directory = only_run(tmp_path)
     assert directory.read_status()["state"] == "preempted"
     assert checkpoint.load(directory.checkpoints / "last.pt")["step"] == directory.read_status()["step"] > 0
     assert not directory.traceback_file.exists()
 
 
-def send_at(step: int, *signals: signal.Signals, patch: Callable | None = None) -> None:
+def send_at(step: int, *signals: signal.Signals) -> None:
     """Send signals to this process while the run makes its `step`-th step."""
     original = Trainer.train_step
 

@@ -1,0 +1,28 @@
+"""What holds for every test: one thread, no pictures unless it looks at them, nothing left running."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+
+import programs
+import pytest
+
+# before torch is imported: threads that wait for one another are slow beside other work, and round otherwise
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ["PYTHONPATH"] = str(programs.ROOT)  # processes that work in other folders find this code
+
+
+@pytest.fixture(autouse=True)
+def _nothing_left_running() -> Iterator[None]:
+    yield
+    programs.end_all()
+
+
+@pytest.fixture(autouse=True)
+def _no_pictures(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have trainings in this process draw only where the test is marked `pictures`."""
+    run = sys.modules.get("dino_exp.run")  # importing it takes seconds, which few files need
+    if run is not None and not request.node.get_closest_marker("pictures"):
+        programs.without_pictures(lambda name, nothing: monkeypatch.setattr(run, name, nothing))

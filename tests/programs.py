@@ -1,0 +1,213 @@
+"""Our programs as real processes, forked from one that has imported torch already.
+
+Each has a process id, signals and an exit code of its own, and starts in a tenth of a second where
+`python train.py` takes three. That the programs also start from nothing is for the tests marked `spawn`.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import runpy
+import signal
+import socket
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[1]
+PRELOADED = ["torch", "timm", "dino_exp.run", "dino_exp.cli", "dino_exp.eval.command", "launchers.__main__"]
+
+_server = multiprocessing.get_context("forkserver")
+_server.set_forkserver_preload(PRELOADED)
+_living: set[Program] = set()
+
+
+class Program:
+    """A running `train.py WORDS`, `evaluate.py WORDS`, ..., or `-m MODULE WORDS`.
+
+    Args:
+        words: the program, a file of the project or -m and a module, and its arguments.
+        folder: where it works.
+        environment: variables on top of this process's.
+        own_group: whether signals to its process group reach it and its children alone.
+        pictures: whether a training draws its pictures, for a test that looks at them.
+    """
+
+    def __init__(
+        self,
+        *words: str,
+        folder: Path,
+        environment: Mapping[str, str] | None = None,
+        own_group: bool = False,
+        pictures: bool = False,
+    ) -> None:
+        self._written = Path(tempfile.mkdtemp(prefix="program-"))
+        variables = os.environ | (environment or {})
+        self._process = _server.Process(
+            target=_become,
+            args=(words, str(folder), dict(variables), str(self._written), own_group, pictures),
+        )
+        self._process.start()
+        _living.add(self)
+
+    @property
+    def pid(self) -> int:
+        assert self._process.pid is not None
+        return self._process.pid
+
+    @property
+    def returncode(self) -> int | None:
+        """As `subprocess` has it: None while it runs, -N after signal N."""
+        return self._process.exitcode
+
+    @property
+    def stdout(self) -> str:
+        """What it has written so far."""
+        return self._read("stdout")
+
+    @property
+    def stderr(self) -> str:
+        return self._read("stderr")
+
+    @property
+    def output(self) -> str:
+        """Both, one after the other."""
+        return self.stdout + self.stderr
+
+    def _read(self, name: str) -> str:
+        file = self._written / name
+        return file.read_text(errors="replace") if file.exists() else ""
+
+    def wait(self, seconds: float = 240) -> int:
+        """Its exit code."""
+        self._process.join(seconds)
+        assert self.returncode is not None, f"process {self.pid} goes on after {seconds} s:\n{self.output}"
+        _living.discard(self)
+        return self.returncode
+
+    def until_it_says(self, text: str) -> None:
+        """Wait until it has printed a text."""
+        until(lambda: text in self.output or self.returncode is not None, text)
+        assert text in self.output, f"{text!r} was never printed:\n{self.output}"
+
+    def signal(self, number: signal.Signals) -> None:
+        os.kill(self.pid, number)
+
+    def kill(self) -> None:
+        """Kill it, and wait until it is gone."""
+        self._process.kill()
+        self.wait()
+
+
+def run(*words: str, folder: Path, environment: Mapping[str, str] | None = None) -> Program:
+    """A program that has ended."""
+    program = Program(*words, folder=folder, environment=environment)
+    program.wait()
+    return program
+
+
+def ranks(*words: str, folder: Path, environment: Mapping[str, str] | None = None) -> list[Program]:
+    """Two processes of one run, with the variables that torchrun would set."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    place = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    own = [place | {"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(2)]
+    return [Program(*words, folder=folder, environment={**(environment or {}), **each}) for each in own]
+
+
+def see_off(pair: list[Program]) -> list[int]:
+    """Wait for the processes of a run as torchrun does: when one fails, the others get SIGTERM."""
+    until(
+        lambda: any(each.returncode for each in pair) or all(each.returncode == 0 for each in pair), "an end"
+    )
+    for each in pair:
+        if each.returncode is None:
+            each.signal(signal.SIGTERM)
+    return [each.wait() for each in pair]
+
+
+def in_two_processes(function: Callable[..., Any], *arguments: Any) -> None:
+    """Call `function(rank, *arguments)` in two processes that have joined one gloo group."""
+    with tempfile.TemporaryDirectory() as folder:
+        meeting = f"file://{folder}/rendezvous"
+        pair = [
+            _server.Process(target=_join_and_call, args=(rank, meeting, function, arguments))
+            for rank in range(2)
+        ]
+        for process in pair:
+            process.start()
+        try:
+            until(
+                lambda: all(each.exitcode == 0 for each in pair) or any(each.exitcode for each in pair),
+                "both",
+            )
+        finally:
+            for process in pair:
+                process.kill()
+                process.join()
+    assert [process.exitcode for process in pair] == [0, 0]
+
+
+def until(condition: Callable[[], object], what: str, seconds: float = 240) -> None:
+    """Wait for a condition, for so long at most."""
+    limit = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < limit, f"never happened: {what}"
+        time.sleep(0.02)
+
+
+def end_all() -> None:
+    """Kill what a test has left running."""
+    for program in list(_living):
+        with suppress(ProcessLookupError):
+            program.kill()
+
+
+def without_pictures(patch: Callable[[str, object], object]) -> None:
+    """Have trainings draw nothing, which is a quarter of a short one's time."""
+    patch("draw", lambda *_: {})
+    patch("draw_crops", lambda *_: None)
+
+
+def _become(
+    words: tuple[str, ...],
+    folder: str,
+    variables: dict[str, str],
+    written: str,
+    own_group: bool,
+    pictures: bool,
+) -> None:
+    """Turn a fork into the program."""
+    if not pictures:
+        import dino_exp.run
+
+        without_pictures(lambda name, nothing: setattr(dino_exp.run, name, nothing))
+    if own_group:
+        os.setsid()
+    for number, name in ((1, "stdout"), (2, "stderr")):
+        os.dup2(os.open(Path(written) / name, os.O_WRONLY | os.O_CREAT | os.O_APPEND), number)
+    os.chdir(folder)
+    os.environ.clear()
+    os.environ.update(variables)
+    program, *arguments = words
+    if program == "-m":
+        module, *arguments = arguments
+        sys.argv = [module, *arguments]
+        runpy.run_module(module, run_name="__main__", alter_sys=True)
+    else:
+        sys.argv = [str(ROOT / program), *arguments]
+        runpy.run_path(sys.argv[0], run_name="__main__")
+
+
+def _join_and_call(rank: int, meeting: str, function: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
+    import torch.distributed as dist
+
+    dist.init_process_group("gloo", init_method=meeting, rank=rank, world_size=2)
+    function(rank, *arguments)
+    dist.destroy_process_group()
