@@ -13,6 +13,23 @@ import pytest
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ["PYTHONPATH"] = str(programs.ROOT)  # processes that work in other folders find this code
 
+FIRST = ("slurm", "tracker")
+"""Folders whose tests mostly wait, and so begin before the others."""
+
+
+def pytest_xdist_auto_num_workers() -> int:
+    """`-n auto`: one worker per core, and one more for the tests that wait for SLURM."""
+    return len(os.sched_getaffinity(0)) + 1
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Give each file to one worker, because its tests share what is trained for them; the slow ones first."""
+    for item in items:
+        item.add_marker(pytest.mark.xdist_group(str(item.path.relative_to(programs.ROOT))))
+        if "browser" in getattr(item, "fixturenames", ()):
+            item.add_marker("browser")
+    items.sort(key=lambda item: item.path.parent.name not in FIRST)
+
 
 @pytest.fixture(autouse=True)
 def _nothing_left_running() -> Iterator[None]:

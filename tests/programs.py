@@ -104,7 +104,7 @@ class Program:
         self.wait()
 
 
-def run(*words: str, folder: Path, environment: Mapping[str, str] | None = None) -> Program:
+def run_program(*words: str, folder: Path, environment: Mapping[str, str] | None = None) -> Program:
     """A program that has ended."""
     program = Program(*words, folder=folder, environment=environment)
     program.wait()
@@ -136,8 +136,9 @@ def in_two_processes(function: Callable[..., Any], *arguments: Any) -> None:
     """Call `function(rank, *arguments)` in two processes that have joined one gloo group."""
     with tempfile.TemporaryDirectory() as folder:
         meeting = f"file://{folder}/rendezvous"
+        variables = dict(os.environ)
         pair = [
-            _server.Process(target=_join_and_call, args=(rank, meeting, function, arguments))
+            _server.Process(target=_join_and_call, args=(rank, meeting, variables, function, arguments))
             for rank in range(2)
         ]
         for process in pair:
@@ -188,6 +189,7 @@ def _become(
         import dino_exp.run
 
         without_pictures(lambda name, nothing: setattr(dino_exp.run, name, nothing))
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs have it ignored
     if own_group:
         os.setsid()
     for number, name in ((1, "stdout"), (2, "stderr")):
@@ -205,7 +207,14 @@ def _become(
         runpy.run_path(sys.argv[0], run_name="__main__")
 
 
-def _join_and_call(rank: int, meeting: str, function: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
+def _join_and_call(
+    rank: int,
+    meeting: str,
+    variables: dict[str, str],
+    function: Callable[..., Any],
+    arguments: tuple[Any, ...],
+) -> None:
+    os.environ.update(variables)
     import torch.distributed as dist
 
     dist.init_process_group("gloo", init_method=meeting, rank=rank, world_size=2)

@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from programs import in_two_processes
 from timm.layers import BatchNormAct2d
 from torch import nn
 
@@ -45,9 +46,7 @@ def two_steps(of: nn.Module, x: torch.Tensor) -> dict[str, Any]:
     }
 
 
-def worker(rank: int, rendezvous: str, folder: str) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=rendezvous, rank=rank, world_size=2)
+def worker(rank: int, folder: str) -> None:
     for momentum in (0.1, None):
         ours = network(momentum)
         synchronise_batch_norms(ours, torch.device("cpu"))
@@ -56,11 +55,10 @@ def worker(rank: int, rendezvous: str, folder: str) -> None:
         for gradient in half["gradients"].values():
             dist.all_reduce(gradient)
         torch.save(half, f"{folder}/{rank}-{momentum}.pt")
-    dist.destroy_process_group()
 
 
 def test_two_processes_are_one_batch(tmp_path: Path) -> None:
-    torch.multiprocessing.spawn(worker, (f"file://{tmp_path}/rendezvous", str(tmp_path)), nprocs=2)
+    in_two_processes(worker, str(tmp_path))
     for momentum in (0.1, None):
         whole = two_steps(network(momentum), pictures())
         halves = [torch.load(tmp_path / f"{rank}-{momentum}.pt") for rank in range(2)]

@@ -1,29 +1,20 @@
 """The command line as a person meets it: errors before anything exists, exit codes, the sweep's table."""
 
-import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from programs import ROOT, Program, run_program
 from rich.console import Console
 
 from dino_exp import cli
 from dino_exp.cli import Outcome, exit_code, sweep_table
 from dino_exp.config.compose import check, compose
 
-TRAIN = Path(__file__).parents[1] / "train.py"
 
-
-def train(folder: Path, *argv: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, str(TRAIN), *argv],
-        cwd=folder,
-        env=os.environ | environment,
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
+def train(folder: Path, *argv: str, **environment: str) -> Program:
+    return run_program("train.py", *argv, folder=folder, environment=environment)
 
 
 @pytest.mark.parametrize(
@@ -44,15 +35,14 @@ def test_errors_come_alone_and_before_anything_is_created(
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.spawn
 def test_refusing_and_helping_do_not_wait_for_torch() -> None:
     code = (
         "import sys; from dino_exp import cli; codes = [cli.main(argv.split()) for argv in "
         "('--help', 'lr=1', 'backbone=torchvision backbone.name=resnet51', '-m trainer.seed=x,y')]; "
         "print(codes, {'torch', 'timm', 'wandb', 'matplotlib'} & set(sys.modules), file=sys.stderr)"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=TRAIN.parent, capture_output=True, text=True, timeout=60
-    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert done.stderr.splitlines()[-1] == "[0, 2, 2, 2] set()"
 
 

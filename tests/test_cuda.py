@@ -22,7 +22,11 @@ from dino_exp.run import train
 from dino_exp.trainer import Trainer
 from tests.test_fused_colour import crops_and_table, make
 
-pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.spawn,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU"),
+]
 
 GPU = torch.device("cuda")
 OF_A_BYTE = 2 / 255

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
+from programs import in_two_processes
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
@@ -185,9 +185,7 @@ def test_logits_that_are_no_whole_crops_are_refused() -> None:
             dino_loss(torch.zeros(student), torch.zeros(teacher), 0.04)
 
 
-def two_process_worker(rank: int, rendezvous: str, folder: str) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=rendezvous, rank=rank, world_size=2)
+def worker(rank: int, folder: str) -> None:
     teacher = logits(8, 6).view(2, 2, 2, 6)[:, rank].reshape(4, 6)  # this process's half of each global crop
     results = {}
     for centering in ("mean", "sinkhorn"):
@@ -196,12 +194,10 @@ def two_process_worker(rank: int, rendezvous: str, folder: str) -> None:
         dino_loss(teacher, teacher, 0.04)
         results[f"{centering} center"] = dino_loss.center
     torch.save(results, f"{folder}/{rank}.pt")
-    dist.destroy_process_group()
 
 
 def test_two_processes_have_the_center_and_the_balance_of_the_whole_batch(tmp_path: Path) -> None:
-    rendezvous = f"file://{tmp_path}/rendezvous"
-    torch.multiprocessing.spawn(two_process_worker, (rendezvous, str(tmp_path)), nprocs=2)
+    in_two_processes(worker, str(tmp_path))
     teacher = logits(8, 6)
     for rank in range(2):
         got = torch.load(tmp_path / f"{rank}.pt")

@@ -1,12 +1,12 @@
 """Files are whole or absent, and what a resume logs again is dropped first."""
 
 import json
-import multiprocessing
 from pathlib import Path
 from typing import NoReturn
 
 import pytest
 import torch
+from programs import Program
 
 from dino_exp import checkpoint
 from dino_exp.errors import UserError
@@ -56,24 +56,17 @@ def test_status_keeps_what_is_not_changed(tmp_path: Path) -> None:
     assert {"heartbeat", "host", "pid", "slurm_job_id"} <= status.keys()
 
 
-def hold(path: Path, held, leave) -> None:
-    directory = RunDirectory(path)
-    directory.hold()
-    directory.write_status(state="running")
-    held.set()
-    leave.wait(60)
-
-
 def test_a_run_that_another_process_is_at_is_refused_until_that_is_killed(tmp_path: Path) -> None:
-    context = multiprocessing.get_context("spawn")
-    held, leave = context.Event(), context.Event()
-    process = context.Process(target=hold, args=(tmp_path, held, leave))
-    process.start()
-    assert held.wait(60)
-    with pytest.raises(UserError, match=f"process {process.pid}"):
+    (tmp_path / "hold.py").write_text(
+        "import sys, time; from pathlib import Path; from dino_exp.run_directory import RunDirectory\n"
+        "directory = RunDirectory(Path(sys.argv[1])); directory.hold()\n"
+        "directory.write_status(state='running'); print('held', flush=True); time.sleep(300)"
+    )
+    other = Program(str(tmp_path / "hold.py"), str(tmp_path), folder=tmp_path)
+    other.until_it_says("held")
+    with pytest.raises(UserError, match=f"process {other.pid}"):
         RunDirectory(tmp_path).hold()
-    process.kill()
-    process.join()
+    other.kill()
     (tmp_path / "checkpoints").mkdir()
     (tmp_path / "checkpoints" / ".last.pt.1a2b").write_text("half")
     RunDirectory(tmp_path).hold()

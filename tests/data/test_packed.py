@@ -1,13 +1,13 @@
 """Packed pictures: the same pixels, packed once, and damage that is found."""
 
 import logging
-import multiprocessing
 import os
 import pickle
 from pathlib import Path
 
 import pytest
 import torch
+from programs import in_two_processes
 from stored import as_files, encoded
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as transforms
@@ -97,21 +97,14 @@ def test_damage_is_found(pictures: Path, cache: Path) -> None:
     assert not half_written.exists()
 
 
-def read_all(root: Path, results: multiprocessing.Queue) -> None:
-    torch.set_num_threads(1)
+def read_all(rank: int, root: Path, sums: Path) -> None:
     source = load(root).train
-    results.put(sum(int(source.read(i).sum()) for i in range(10)))
+    (sums / str(rank)).write_text(str(sum(int(source.read(i).sum()) for i in range(10))))
 
 
-def test_processes_that_start_together_pack_once(pictures: Path, cache: Path) -> None:
-    context = multiprocessing.get_context("spawn")
-    results = context.Queue()
-    processes = [context.Process(target=read_all, args=(pictures, results)) for _ in range(3)]
-    for process in processes:
-        process.start()
-    sums = {results.get(timeout=120) for _ in processes}
-    for process in processes:
-        process.join()
+def test_processes_that_start_together_pack_once(pictures: Path, cache: Path, tmp_path: Path) -> None:
+    in_two_processes(read_all, pictures, tmp_path)
+    sums = {(tmp_path / str(rank)).read_text() for rank in range(2)}
     assert len(sums) == 1
     (pixels,) = cache.glob("*.pixels")
     written = pixels.stat().st_mtime_ns

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -14,10 +11,10 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 from PIL import Image
+from programs import Program, ranks, see_off
 
 from dino_exp.config.compose import compose
 from dino_exp.config.evaluation import check
-from dino_exp.config.register import CONF
 from dino_exp.eval.command import main
 from dino_exp.run import train
 
@@ -270,14 +267,10 @@ def test_a_place_that_cannot_be_written_is_found_before_the_work(
 
 
 def test_the_same_twice_at_once_leaves_whole_files(run: Path, tmp_path: Path) -> None:
-    words = [str(CONF.parent / "evaluate.py"), f"run={run}", "eval=embed", "embed.map=none", "tracker=none"]
-    environment = {
-        "OMP_NUM_THREADS": "1",
-        "PYTHONPATH": str(CONF.parent),
-        "XDG_CACHE_HOME": str(tmp_path / "c"),
-    }
-    both = [subprocess.Popen([sys.executable, *words], env=os.environ | environment) for _ in range(2)]
-    assert [process.wait() for process in both] == [0, 0]
+    words = ["evaluate.py", f"run={run}", "eval=embed", "embed.map=none", "tracker=none"]
+    cache = {"XDG_CACHE_HOME": str(tmp_path / "cache")}
+    both = [Program(*words, folder=tmp_path, environment=cache) for _ in range(2)]
+    assert [program.wait() for program in both] == [0, 0]
     (record,) = records(run)
     assert len(record["files"]) == 2
     assert all((run / name).is_file() for name in record["files"])
@@ -312,25 +305,12 @@ def test_help_names_every_evaluation(capsys: pytest.CaptureFixture[str]) -> None
 
 
 def test_two_processes_find_what_one_does(run: Path, tmp_path: Path) -> None:
-    words = [
-        str(CONF.parent / "evaluate.py"),
-        f"run={run}",
-        "eval=[knn,linear]",
-        "linear.epochs=2",
-        "tracker=none",
-    ]
-    found = {}
-    for processes in (1, 2):
-        launcher = (
-            ["-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone"] if processes == 2 else []
-        )
-        cache = {"XDG_CACHE_HOME": str(tmp_path / f"cache{processes}"), "PYTHONPATH": str(CONF.parent)}
-        subprocess.run(
-            [sys.executable, *launcher, *words],
-            env=os.environ | {"OMP_NUM_THREADS": "1"} | cache,
-            check=True,
-            capture_output=True,
-        )
-        found[processes] = {record["evaluation"]: record["figures"] for record in records(run)}
-    assert found[1]["knn"] == found[2]["knn"]
-    assert found[1]["linear"] == found[2]["linear"]
+    words = ["evaluate.py", f"run={run}", "eval=[knn,linear]", "linear.epochs=2", "tracker=none"]
+    where = {"folder": tmp_path, "environment": {"XDG_CACHE_HOME": str(tmp_path / "one")}}
+    assert Program(*words, **where).wait() == 0
+    alone = {record["evaluation"]: record["figures"] for record in records(run)}
+    (run / "evaluations.json").unlink()
+    where["environment"] = {"XDG_CACHE_HOME": str(tmp_path / "two")}  # which has no features
+    assert see_off(ranks(*words, **where)) == [0, 0]
+    assert {record["evaluation"]: record["figures"] for record in records(run)} == alone
+    assert alone.keys() == {"knn", "linear"}

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import timm
 import torch
-import torch.distributed as dist
+from programs import in_two_processes
 from subjects import GivenData, pictures, subject, tiny_vit
 from torch import nn
 
@@ -224,19 +224,16 @@ def with_batch_norm():
 SHORT = {"epochs": 2, "batch_size": 16, "lr": 0.01}
 
 
-def worker(rank: int, rendezvous: str, folder: str) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=rendezvous, rank=rank, world_size=2)
+def worker(rank: int, folder: str) -> None:
     with pytest.raises(UserError, match=r"= 15: not a multiple of 2 processes; nearest are 14 and 16"):
         finetune(batch_size=15).check(with_batch_norm(), DATA)
     found = run(finetune(**SHORT), Path(folder), with_batch_norm())
     assert len(found.files) == (rank == 0)
     torch.save((found.figures, found.details), f"{folder}/{rank}.pt")
-    dist.destroy_process_group()
 
 
 def test_two_processes_do_what_one_does(tmp_path: Path) -> None:
-    torch.multiprocessing.spawn(worker, (f"file://{tmp_path}/rendezvous", str(tmp_path)), nprocs=2)
+    in_two_processes(worker, str(tmp_path))
     alone = run(finetune(**SHORT), tmp_path / "alone", with_batch_norm())
     for rank in range(2):
         figures, details = torch.load(tmp_path / f"{rank}.pt")

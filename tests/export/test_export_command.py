@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+from programs import run_program
 
 from dino_exp.export import to_onnx
 from dino_exp.export.command import main
@@ -18,12 +17,8 @@ ROOT = Path(__file__).parents[2]
 
 
 def test_the_card_has_what_a_stranger_asks(patch_run: Path) -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "dino_exp.export", f"run={patch_run}", "format=timm", "licence=apache-2.0"],
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-    )
+    words = [f"run={patch_run}", "format=timm", "licence=apache-2.0"]
+    done = run_program("-m", "dino_exp.export", *words, folder=patch_run.parent)
     out = patch_run / "export" / "timm_teacher_last"
     assert (done.returncode, done.stdout, done.stderr) == (0, f"{out}\n", "")
     assert sorted(path.name for path in out.iterdir()) == ["README.md", "model.safetensors"]

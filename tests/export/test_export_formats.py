@@ -116,6 +116,7 @@ def test_the_card_says_how_the_released_code_builds_the_network(overrides: list[
     assert found in to_released.how_to_load(run, "teacher", to_released.released_arch(run))
 
 
+@pytest.mark.spawn
 def test_torch_hub_needs_nothing_of_this_project(tmp_path: Path) -> None:
     """Two folders in one process, which share no code by accident."""
     names = {"dino_vit_micro": [], "dino_resnet18": ["backbone=resnet18_cifar"]}

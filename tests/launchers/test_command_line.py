@@ -9,7 +9,8 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from doubles import PYTHON, SWEEP, Cluster, Played, by_seed, directory, jobs, mark, submit, the_sweep
+from doubles import SWEEP, Cluster, Played, by_seed, directory, jobs, mark, submit, the_sweep
+from programs import run_program
 from pyarrow import parquet
 
 from launchers import watch
@@ -167,6 +168,7 @@ def test_a_folder_without_a_sweep(here: Path, capsys: pytest.CaptureFixture[str]
     assert list(here.iterdir()) == []
 
 
+@pytest.mark.spawn
 def test_looking_after_a_sweep_does_not_wait_for_torch(here: Path) -> None:
     code = (
         "import sys; from launchers.__main__ import main; "
@@ -184,7 +186,7 @@ def test_train_py_itself_submits(cluster: Cluster, played: Played) -> None:
         "hydra.launcher.detach=true",
         "trainer.seed=0,1",
     ]
-    done = subprocess.run([PYTHON, ROOT / "train.py", *argv], capture_output=True, text=True, timeout=120)
+    done = run_program("train.py", *argv, folder=Path.cwd())
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.startswith(f"{SWEEP}: submitted 2 runs as job 100.\n")
     assert jobs() == {0: ["100_0"], 1: ["100_1"]}

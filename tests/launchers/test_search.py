@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +16,7 @@ from optuna.distributions import CategoricalDistribution, FloatDistribution, Int
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState
+from programs import run_program
 
 from dino_exp import cli
 from dino_exp.cli import Outcome
@@ -30,7 +29,6 @@ from launchers import settings as settings_module
 from launchers.search import JOURNAL, LOCK, search
 from launchers.space import probes, space_of
 
-ROOT = Path(__file__).resolve().parents[2]
 TEMPERATURE = "loss.teacher_temp=tag(log,interval(0.01,0.09))"
 MOMENTUM = "loss.center_momentum=choice(0,0.9,0.99)"
 FIXED = ["experiment=debug", "trainer.epochs=3"]
@@ -429,15 +427,10 @@ def test_exit_codes(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_train_py(tmp_path: Path) -> None:
     def train_py() -> tuple[str, dict[str, float]]:
         words = f"trainer.max_steps=2 output_root={tmp_path} hydra.sweeper.n_trials=3 hydra.sweeper.n_jobs=2"
-        command = [
-            sys.executable,
-            "train.py",
-            *SEARCH,
-            *words.split(),
-            "loss.teacher_temp=interval(0.02,0.06)",
-        ]
-        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr
+        done = run_program(
+            "train.py", *SEARCH, *words.split(), "loss.teacher_temp=interval(0.02,0.06)", folder=tmp_path
+        )
+        assert done.returncode == 0, done.output
         told = trials(tmp_path / "debug_sweep_teacher_temp")
         return done.stdout, {
             trial.user_attrs["run"]: trial.value for trial in told if trial.state == COMPLETE

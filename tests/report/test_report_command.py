@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import builtins
 import json
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any
 
 import pytest
 from PIL import Image
+from programs import run_program
 from synthetic import CONFIG, changed, record, temps_momenta, write_json, write_lines, write_run, write_sweep
 
 from dino_exp.report import command
@@ -21,11 +21,10 @@ ROOT = Path(__file__).parents[2]
 
 
 def test_a_line_per_file_and_exit_code_2_for_what_is_neither(tmp_path: Path) -> None:
-    run = write_run(tmp_path / "run", config=changed(CONFIG, {"name": "none_such"}))
-    (run / "plots").mkdir()
-    Image.new("RGB", (90, 60), "red").save(run / "plots" / "attention.png")
-    words = [sys.executable, str(ROOT / "report.py")]
-    done = subprocess.run([*words, str(run), "--out", str(tmp_path / "out")], capture_output=True, text=True)
+    run_folder = write_run(tmp_path / "run", config=changed(CONFIG, {"name": "none_such"}))
+    (run_folder / "plots").mkdir()
+    Image.new("RGB", (90, 60), "red").save(run_folder / "plots" / "attention.png")
+    done = run_program("report.py", str(run_folder), "--out", str(tmp_path / "out"), folder=tmp_path)
     assert (done.returncode, done.stderr) == (0, "")
     paths = [Path(line) for line in done.stdout.splitlines()]
     assert paths[0] == tmp_path / "out" / "index.html"
@@ -42,7 +41,7 @@ def test_a_line_per_file_and_exit_code_2_for_what_is_neither(tmp_path: Path) -> 
         "There is no plots/crops.png",
     ):
         assert wanted in page
-    wrong = subprocess.run([*words, str(tmp_path / "nowhere")], capture_output=True, text=True)
+    wrong = run_program("report.py", str(tmp_path / "nowhere"), folder=tmp_path)
     assert wrong.returncode == 2
     assert len(wrong.stderr.splitlines()) == 1
 

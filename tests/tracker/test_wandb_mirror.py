@@ -11,7 +11,10 @@ from dino_exp.config.compose import compose
 from dino_exp.run import train
 from dino_exp.run_directory import RunDirectory, read_metrics
 
+pytestmark = pytest.mark.wandb
 
+
+@pytest.mark.pictures
 def test_the_mirror_holds_what_metrics_jsonl_holds(tmp_path: Path, wandb_home: Path) -> None:
     cfg = compose(
         [

@@ -21,6 +21,7 @@ from dino_exp.tracker import RunInfo, new_tracker_id
 from dino_exp.tracker.feed import Feed
 from dino_exp.tracker.wandb import WandbTracker
 
+pytestmark = pytest.mark.wandb
 ROOT = Path(__file__).parents[2]
 CONFIG = {"loss": {"teacher_temp": 0.04}, "crops": {"global_scale": [0.4, 1.0]}}
 
