@@ -7,10 +7,14 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from dino_exp.installation import CHECKOUT
+
 
 @cache
 def git_revision() -> dict[str, Any]:
     """The commit of the code that runs, and whether files differ from it; nulls outside a checkout."""
+    if not CHECKOUT:  # the environment may lie in a repository of the user's
+        return {"git_revision": None, "git_dirty": None}
 
     def git(*words: str) -> str | None:
         here = Path(__file__).parent

@@ -13,6 +13,7 @@ from rich.text import Text
 
 from dino_exp.cli import FAILED, INTERRUPTED, refuse
 from dino_exp.errors import UserError
+from dino_exp.installation import as_typed
 from launchers import slurm, sweep, table
 from launchers.children import tail
 from launchers.launch import a_console, announce
@@ -25,7 +26,9 @@ from launchers.watch import how_to_come_back, show, wait
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Do what the command line says; returns the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m launchers", description=(__doc__ or "").splitlines()[0])
+    parser = argparse.ArgumentParser(
+        prog=as_typed("python -m launchers"), description=as_typed((__doc__ or "").splitlines()[0])
+    )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     helps = {
         "status": "how each run stands; exit code 1 if any failed or is lost",

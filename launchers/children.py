@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from dino_exp.installation import CHECKOUT, ROOT
 from dino_exp.run_directory import RunDirectory
 
-ROOT = Path(__file__).resolve().parents[1]
 ENDED = ("finished", "collapsed", "failed")
 USER_ERROR = 2
 
@@ -25,10 +25,15 @@ def say(log: Path, text: str) -> None:
         file.write(f"--- {time.strftime('%Y-%m-%d %H:%M:%S')} {text}\n")
 
 
-def environment_with_project() -> dict[str, str]:
-    """This process's variables, and the project where Python finds it from any folder."""
+def project() -> dict[str, str]:
+    """Return the variables with which other processes, started in any folder, run the code that runs here.
+
+    An installed project is found without a path. PYTHONSAFEPATH has Python 3.11 and later ignore the working
+    directory, which may hold another checkout.
+    """
     paths = [str(ROOT), os.environ.get("PYTHONPATH", "")]
-    return {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))}
+    place = {"PYTHONPATH": os.pathsep.join(filter(None, paths))} if CHECKOUT else {}
+    return {**place, "PYTHONSAFEPATH": "1"}
 
 
 @dataclass
@@ -66,7 +71,7 @@ class Child:
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
-                env={**environment_with_project(), **environment},
+                env={**os.environ, **project(), **environment},
             )
         if cores:
             os.sched_setaffinity(process.pid, cores)

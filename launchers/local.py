@@ -18,7 +18,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from dino_exp.run_directory import is_locked
-from launchers.children import Child, StopSignals, environment_with_project, say
+from launchers.children import Child, StopSignals, project, say
 from launchers.manifest import Manifest, changing
 
 QUEUE_LOCK = ".queue.lock"
@@ -90,7 +90,7 @@ def start_queue(folder: Path) -> None:
             stdout=log,
             stderr=subprocess.STDOUT,
             start_new_session=True,  # Ctrl-C in the terminal is not for it
-            env=environment_with_project(),
+            env={**os.environ, **project()},
         )
     while process.poll() is None and not is_locked(folder / QUEUE_LOCK):
         time.sleep(0.05)

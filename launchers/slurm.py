@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from dino_exp.errors import UserError
-from launchers.children import ROOT
+from dino_exp.installation import CHECKOUT, ROOT
 from launchers.settings import minutes, tasks_per_node
 from launchers.worker import work
 
@@ -32,6 +32,7 @@ def parameters(settings: Any, name: str, jobs: int, arrays: int = 1) -> dict[str
         arrays: those that share `array_parallelism`.
     """
     extra = {"requeue": True, **settings.sbatch}
+    checkout = f'export PYTHONPATH={shlex.quote(str(ROOT))}"${{PYTHONPATH:+:$PYTHONPATH}}"'
     words = {
         "job_name": name,
         "partition": settings.partition,
@@ -51,7 +52,8 @@ def parameters(settings: Any, name: str, jobs: int, arrays: int = 1) -> dict[str
         "srun_args": ["--kill-on-bad-exit=1"],
         "setup": [
             *settings.setup,
-            f'export PYTHONPATH={shlex.quote(str(ROOT))}"${{PYTHONPATH:+:$PYTHONPATH}}"',
+            *([checkout] if CHECKOUT else []),
+            "export PYTHONSAFEPATH=1",
         ],
         "additional_parameters": {
             str(key).replace("_", "-"): value for key, value in extra.items() if value not in (None, False)

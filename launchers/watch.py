@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
+from dino_exp.installation import as_typed
 from launchers.manifest import Manifest
 from launchers.states import Observer, RunState
 from launchers.table import failures, sweep_table
@@ -60,6 +61,6 @@ def show(manifest: Manifest, runs: list[RunState], console: Console) -> None:
 def how_to_come_back(folder: Path) -> str:
     """The commands for a sweep that goes on without anyone watching."""
     return (
-        f"The runs go on. python -m launchers status {folder} shows them, and resume, cancel, logs, collect "
-        "in its place do what they say; the same command as before waits again."
+        f"The runs go on. {as_typed('python -m launchers')} status {folder} shows them, and resume, cancel, "
+        "logs, collect in its place do what they say; the same command as before waits again."
     )

@@ -22,6 +22,7 @@ from dino_exp.config.schema import SCHEMAS, VitConfig, schema_of
 from dino_exp.config.targets import targets_of
 from dino_exp.config.validate import node_problems
 from dino_exp.errors import UserError
+from dino_exp.installation import as_typed
 from dino_exp.run_directory import RunDirectory
 from dino_exp.weights.place import weights_file
 
@@ -49,7 +50,7 @@ def check(argv: Sequence[str]) -> CheckedEvaluation:
         arguments = parse_arguments(argv, "evaluate.py", "eval=knn")
         if arguments.multirun:
             raise UserError(
-                "-m: evaluate.py evaluates one network; give eval=[knn,linear] for several evaluations."
+                as_typed("-m: evaluate.py evaluates one network; give eval=[knn,linear] for several.")
             )
         options = loader(arguments.config_dir, EVALUATE)
         _fill(checked, options, arguments.overrides)

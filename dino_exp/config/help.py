@@ -17,6 +17,7 @@ from rich.text import Text
 
 from dino_exp.config import evaluations, schema
 from dino_exp.config.messages import show
+from dino_exp.installation import as_typed
 from launchers import settings
 from launchers.settings import SETTINGS, OptunaSettings
 
@@ -133,7 +134,7 @@ def print_help(
     console.print(Text(INTRODUCTION.replace("\n", " ")))
     examples = Text()
     for line, what in EXAMPLES:
-        examples.append(f"# {what}\n", style="dim").append(f"python {line}\n")
+        examples.append(f"# {what}\n", style="dim").append(as_typed(f"python {line}\n"))
     examples.rstrip()
     section(console, "Examples", examples)
     groups = Table.grid(padding=(0, 2, 0, 0))
@@ -162,7 +163,7 @@ def print_help(
     flags.add_column(style="bold", no_wrap=True)
     flags.add_column()
     for flag, what in OPTIONS:
-        flags.add_row(flag, Text(what))
+        flags.add_row(flag, Text(as_typed(what)))
     section(console, "Options", flags)
 
 

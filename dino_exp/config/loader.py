@@ -33,6 +33,7 @@ from omegaconf.errors import (
 
 from dino_exp.config.register import CONF, register
 from dino_exp.errors import UserError
+from dino_exp.installation import as_typed
 
 VERSION_BASE = "1.3"
 CONFIG_NAME = "config"
@@ -72,7 +73,7 @@ class Loader:
 
     def __init__(self, config_dir: str | None = None, config_name: str = CONFIG_NAME) -> None:
         if not CONF.is_dir():
-            raise UserError(f"{CONF}: there is no such folder; run this from a checkout of the project.")
+            raise UserError(f"{CONF}: no such folder; the installation is incomplete, install it again.")
         self.config_name = config_name
         version.setbase(VERSION_BASE)
         setup_globals()
@@ -183,7 +184,9 @@ def parse_arguments(
     parser = get_args_parser()
 
     def refuse(message: str) -> NoReturn:
-        raise UserError(f"{message}. Values are written key=value, e.g. {example}; see {program} --help.")
+        raise UserError(
+            f"{message}. Values are written key=value, e.g. {example}; see {as_typed(program)} --help."
+        )
 
     parser.error = refuse  # type: ignore[method-assign]  # argparse would print its usage and exit
     arguments = parser.parse_intermixed_args(list(argv))

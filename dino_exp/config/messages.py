@@ -11,6 +11,7 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from dino_exp.config.schema import SCHEMAS
+from dino_exp.installation import as_typed
 
 EXPECTED = {
     "int": "a whole number",
@@ -94,7 +95,7 @@ def unknown_key(
             f"it belongs to the {any_of(elsewhere)} options of {group}."
         )
     near = did_you_mean(_similar_keys(key, last, keys, groups))
-    return f"{key}: no such key{near or f'; see {program} --help.'}"
+    return f"{key}: no such key{near or f'; see {as_typed(program)} --help.'}"
 
 
 def _similar_keys(key: str, last: str, keys: Sequence[str], groups: Sequence[str]) -> list[str]:

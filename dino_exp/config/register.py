@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 from hydra.core.config_store import ConfigStore
@@ -11,11 +10,9 @@ from omegaconf import OmegaConf
 from dino_exp.config.evaluations import EvaluateConfig, LinearConfig
 from dino_exp.config.identity import run_id
 from dino_exp.config.schema import SCHEMAS, Config
+from dino_exp.installation import CONF as CONF
 from dino_exp.weights.place import digest
 from launchers.settings import SETTINGS, OptunaSettings
-
-CONF = Path(__file__).resolve().parents[2] / "conf"
-"""The YAML files beside `train.py`."""
 
 
 def register() -> None:

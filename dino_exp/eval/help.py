@@ -13,6 +13,7 @@ from dino_exp.config.evaluations import EVALUATIONS, EvaluateConfig
 from dino_exp.config.help import WIDEST, keys_of, meaning, section
 from dino_exp.config.loader import EVALUATE, loader
 from dino_exp.config.messages import show
+from dino_exp.installation import as_typed
 
 INTRODUCTION = """\
 Says what a network's features are worth. The network is a run's, or that of a file of weights (released DINO
@@ -47,7 +48,7 @@ def print_help(console: Console, checked: CheckedEvaluation) -> None:
     examples = Text()
     for line, what in EXAMPLES:
         examples.append(f"# {what}\n", style="dim").append(
-            f"python {line}\n".replace("python torchrun", "torchrun")
+            as_typed(f"python {line}\n".replace("python torchrun", "torchrun"))
         )
     examples.rstrip()
     section(console, "Examples", examples)

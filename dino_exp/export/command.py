@@ -11,6 +11,7 @@ from uuid import uuid4
 
 from dino_exp.config.messages import any_of, closest, did_you_mean
 from dino_exp.errors import UserError
+from dino_exp.installation import as_typed
 
 USER_ERROR = 2
 USAGE = """\
@@ -35,7 +36,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Export as the command line says; returns the exit code: 2 where it cannot be, and nothing was made."""
     argv = list(sys.argv[1:] if argv is None else argv)
     if not argv or {"-h", "--help"} & set(argv):
-        print(USAGE, end="")
+        print(as_typed(USAGE), end="")
         return 0 if argv else USER_ERROR
     try:
         print(export(parse(argv)))

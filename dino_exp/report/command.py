@@ -13,6 +13,7 @@ from types import ModuleType
 from rich.console import Console
 
 from dino_exp.errors import UserError
+from dino_exp.installation import as_typed
 from dino_exp.report import evaluations
 from dino_exp.report.load import RUN_FILES, UNFINISHED, RunData, SweepData, load, run_folders
 
@@ -35,7 +36,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             if path is not None and path.is_file():
                 raise UserError(
                     f"{path}: a file; give the folder of a run or of a sweep, e.g. {path.parent}. "
-                    f"For a log there is python report.py doctor {path}."
+                    f"For a log there is {as_typed('python report.py')} doctor {path}."
                 )
         if arguments.compare:
             if arguments.folder is not None or arguments.watch is not None:
@@ -59,11 +60,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 def parser() -> argparse.ArgumentParser:
     """What can be typed."""
     result = argparse.ArgumentParser(
-        prog="python report.py",
+        prog=as_typed("python report.py"),
         description="Write FOLDER/report/index.html, one page about a run or a sweep, and its figures as PNG "
         "and SVG.",
-        epilog="python report.py doctor LOG [--out-dim K] says what is wrong with a run, and what to try "
-        "first; LOG is a run directory, or another code's log of JSON lines.",
+        epilog=f"{as_typed('python report.py')} doctor LOG [--out-dim K] says what is wrong with a run, and "
+        "what to try first; LOG is a run directory, or another code's log of JSON lines.",
     )
     result.add_argument(
         "folder",
@@ -97,7 +98,8 @@ def _seconds(text: str) -> float:
         seconds = float(text)
     except ValueError:
         raise argparse.ArgumentTypeError(
-            f"{text} is no number of seconds; type python report.py {text} --watch, or --watch 15"
+            f"{text} is no number of seconds; type {as_typed('python report.py')} {text} --watch, or "
+            "--watch 15"
         ) from None
     if not 1 <= seconds <= 86400:
         raise argparse.ArgumentTypeError(f"{text} is not from 1 to 86400 seconds")
@@ -165,7 +167,8 @@ def consult(argv: Sequence[str]) -> int:
     from dino_exp.report.doctor import doctor
 
     words = argparse.ArgumentParser(
-        prog="python report.py doctor", description="Say what is wrong with a run, and what to try first."
+        prog=as_typed("python report.py doctor"),
+        description="Say what is wrong with a run, and what to try first.",
     )
     words.add_argument("log", type=Path, metavar="LOG", help="a run directory, or a log of JSON lines")
     words.add_argument("--out-dim", type=int, metavar="K", help="prototypes, where the log does not tell")

@@ -7,6 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from dino_exp.errors import UserError
+from dino_exp.installation import as_typed
 from dino_exp.loss import DINOLoss
 from dino_exp.model import DINONetwork
 from dino_exp.weights.files import Weights, read
@@ -30,8 +31,8 @@ def begin_with_weights(
     if found != cfg.init_sha256:
         raise UserError(
             f"{file}: not the weights that the run was configured with (SHA-256 {str(found)[:12]}..., not "
-            f"{str(cfg.init_sha256)[:12]}...); put those back, or give the command of train.py again, which "
-            "starts another run with these."
+            f"{str(cfg.init_sha256)[:12]}...); put those back, or give the command of {as_typed('train.py')} "
+            "again, which starts another run with these."
         )
     weights = read(file)
     rows = {"from": f"{file}: {weights.kind}"}

@@ -15,6 +15,7 @@
 
 # setup
 export PYTHONPATH=@ROOT@"${PYTHONPATH:+:$PYTHONPATH}"
+export PYTHONSAFEPATH=1
 
 # command
 export SUBMITIT_EXECUTOR=slurm

@@ -25,6 +25,7 @@
 module load cuda
 ulimit -n 65536
 export PYTHONPATH=@ROOT@"${PYTHONPATH:+:$PYTHONPATH}"
+export PYTHONSAFEPATH=1
 
 # command
 export SUBMITIT_EXECUTOR=slurm
