@@ -14,7 +14,7 @@ test: ## the inner loop: tests without a cluster, a browser, W&B or new processe
 	$(PYTHON) -m pytest -n auto -m "not (slurm or spawn or browser or wandb)"
 
 test-all: ## all tests; as root on Debian this installs a SLURM and trains on it
-	$(PYTHON) -m pytest
+	$(PYTHON) -m pytest -n auto
 
 lint: ## style and spelling
 	$(PYTHON) -m ruff check .
