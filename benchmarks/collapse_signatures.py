@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import Any
+from typing import cast
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -85,9 +85,9 @@ def main() -> None:
         axes.set_xlabel("step")
     figure.supylabel("share of the most it can be")
     handles, labels = figure.axes[0].get_legend_handles_labels()
-    bands = [figure.axes[0].fill_between([], [], [], color=colour) for colour in COLOURS.values()]
+    handles += [figure.axes[0].fill_between([], [], [], color=colour) for colour in COLOURS.values()]
     labels += [f"verdict: {word}" for word in COLOURS]
-    figure.legend(handles + bands, labels, loc="outside lower center", ncols=4, frameon=False)
+    figure.legend(handles, labels, loc="outside lower center", ncols=4, frameon=False)
     save(figure, arguments.out)
     print(arguments.out)
 

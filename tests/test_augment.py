@@ -1,5 +1,7 @@
 """Each photometric step against Pillow and torchvision, and drawn parameters against their probabilities."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -10,8 +12,8 @@ from dino_exp import augment
 from dino_exp.augment import Augment
 
 
-def make(channels: int = 3, **changes: object) -> Augment:
-    released = dict(
+def make(channels: int = 3, **changes: Any) -> Augment:
+    released: dict[str, Any] = dict(
         flip=0.5,
         rotation=0.0,
         jitter=0.8,
@@ -43,7 +45,7 @@ def parameters(**columns: float) -> torch.Tensor:
 @pytest.fixture(scope="module")
 def photo() -> Image.Image:
     noise = np.random.default_rng(0).integers(0, 256, (6, 6, 3), np.uint8)
-    return Image.fromarray(noise).resize((48, 48), Image.BICUBIC)
+    return Image.fromarray(noise).resize((48, 48), Image.Resampling.BICUBIC)
 
 
 def as_tensor(image: Image.Image) -> torch.Tensor:

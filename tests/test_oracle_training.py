@@ -108,7 +108,7 @@ def test_whole_training_agrees_with_the_released_code(name: str, device: str, tm
     for role, network in {"student": trainer.student, "teacher": trainer.teacher}.items():
         for key, value in network.state_dict().items():
             final = torch.from_numpy(expected[f"{role}/{key}"])
-            torch.testing.assert_close(value, final, rtol=0, atol=1e-9, msg=lambda m, k=key: f"{k}: {m}")
+            torch.testing.assert_close(value, final, rtol=0, atol=1e-9, msg=f"{key}: {{}}".format)
 
 
 @pytest.mark.parametrize("name", RUNS)

@@ -11,8 +11,6 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig
-
 from dino_exp import cli
 from dino_exp.config.compose import compose
 from dino_exp.config.identity import run_id

@@ -10,12 +10,22 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
-from doubles import LOCALLY, SWEEP, Played, dino, directory, resume, submit, the_sweep, wait_until
 
 from dino_exp.run_directory import is_locked
 from launchers.__main__ import main as launchers
 from launchers.local import QUEUE_LOCK, QUEUE_LOG, Place, places
 from launchers.states import Observer
+from tests.launchers.doubles import (
+    LOCALLY,
+    SWEEP,
+    Played,
+    dino,
+    directory,
+    resume,
+    submit,
+    the_sweep,
+    wait_until,
+)
 
 
 def do(seed: int, text: str) -> None:

@@ -15,7 +15,6 @@ from typing import Any
 import pytest
 import yaml
 from rich.console import Console
-from synthetic import changed, write_lines
 
 from dino_exp.errors import UserError
 from dino_exp.report.command import main
@@ -23,6 +22,7 @@ from dino_exp.report.doctor import diagnose, doctor
 from dino_exp.report.findings import Finding
 from dino_exp.report.load import load_run
 from dino_exp.report.training_log import read_log
+from tests.report.synthetic import changed, write_lines
 
 DATA = Path(__file__).parent / "data"
 """Lines of real runs on the shapes, 900 steps each: one sound, five ruined."""

@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 from filelock import FileLock
 from omegaconf import OmegaConf
-from synthetic import CONFIG, changed, record, temps_momenta, write_json, write_lines, write_run, write_sweep
 
 from dino_exp.config.compose import compose
 from dino_exp.errors import UserError
@@ -18,6 +17,16 @@ from dino_exp.report.defaults import differences
 from dino_exp.report.files import read_lines
 from dino_exp.report.load import RunData, SweepData, load, load_run, load_sweep
 from dino_exp.report.verdicts import describe
+from tests.report.synthetic import (
+    CONFIG,
+    changed,
+    record,
+    temps_momenta,
+    write_json,
+    write_lines,
+    write_run,
+    write_sweep,
+)
 
 
 def test_a_run(tmp_path: Path) -> None:
@@ -129,7 +138,7 @@ def test_any_file_may_be_missing_or_torn(tmp_path: Path, name: str) -> None:
     torn = load_run(path)
     assert any(name in problem or "metrics" in problem for problem in torn.problems)
     (path / name).unlink()
-    assert load_run(path).name == "run"
+    assert load_run(path).state == "finished"
 
 
 def test_a_silent_run_that_nobody_holds_is_lost(tmp_path: Path) -> None:
