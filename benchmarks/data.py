@@ -98,8 +98,10 @@ def stages(trainers: dict[str, Trainer], pictures: int, repeats: int) -> list[di
     released = ReleasedCrops()
 
     def as_released(chunk: list[int]) -> list[list[torch.Tensor]]:
-        paths = [pil.splits.train.name(index) for index in chunk]
-        each_crop = [released(Image.open(path).convert("RGB")) for path in paths]
+        each_crop = []
+        for index in chunk:
+            with Image.open(pil.splits.train.name(index)) as photograph:
+                each_crop.append(released(photograph.convert("RGB")))
         return [[torch.stack(crop) for crop in zip(*each_crop, strict=True)]]
 
     variants: dict[str, Callable[[], object]] = {

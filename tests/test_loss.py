@@ -45,8 +45,8 @@ def gradient_of(logits: Tensor) -> Tensor:
 
 @pytest.mark.parametrize("name", ["loss_multicrop", "loss_two_global", "loss_center_m0"])
 def test_three_steps_of_the_released_code(name: str) -> None:
-    arrays = np.load(ORACLE / f"{name}.npz")
-    expected = {key: torch.from_numpy(np.asarray(value)) for key, value in arrays.items()}
+    with np.load(ORACLE / f"{name}.npz") as arrays:
+        expected = {key: torch.from_numpy(np.asarray(value)) for key, value in arrays.items()}
     dino_loss = DINOLoss(
         out_dim=expected["center"].shape[-1],
         student_temp=expected["student_temp"].item(),

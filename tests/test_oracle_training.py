@@ -82,7 +82,8 @@ def views(expected: Any, step: int, device: str) -> list[Tensor]:
 @pytest.mark.parametrize("name", RUNS)
 def test_whole_training_agrees_with_the_released_code(name: str, device: str, tmp_path: Path) -> None:
     settings = json.loads((ORACLE / f"{name}.json").read_text())
-    expected = np.load(ORACLE / f"{name}.npz")
+    with np.load(ORACLE / f"{name}.npz") as arrays:
+        expected = dict(arrays)
     trainer = trainer_of(settings, tmp_path, device)
     init = {
         key.removeprefix("init/"): torch.from_numpy(expected[key])

@@ -126,7 +126,8 @@ def test_curves_are_saved_from_any_thread_and_the_same(tmp_path: Path) -> None:
     metrics.write_text("".join(json.dumps(record) + "\n" for record in run_metrics()))
     with ThreadPoolExecutor(3) as pool:
         assert all(pool.map(lambda out: plot_curves(metrics, out), outs))
-    assert Image.open(outs[0]).size == (1800, 984)
+    with Image.open(outs[0]) as curves:
+        assert curves.size == (1800, 984)
     assert outs[0].stat().st_size < FILE_LIMIT
     assert outs[0].read_bytes() == outs[1].read_bytes() == outs[2].read_bytes()
     assert sorted(path.name for path in (run / "plots").iterdir()) == ["0.png", "1.png", "2.png"]
@@ -203,9 +204,9 @@ def test_crops_sheet_undoes_the_normalisation() -> None:
 
 def test_sheets_are_saved_large_enough_and_small_enough(tmp_path: Path) -> None:
     plot_attention(noise(2, 3, 32), torch.rand(2, 2, 8, 8), None, None, tmp_path / "a" / "attention.png")
-    attention = Image.open(tmp_path / "a" / "attention.png")
-    assert attention.width == 720
-    assert attention.height > 2 * 150  # each 32-pixel picture takes more than 150 pixels
+    with Image.open(tmp_path / "a" / "attention.png") as attention:
+        assert attention.width == 720
+        assert attention.height > 2 * 150  # each 32-pixel picture takes more than 150 pixels
     # Noise is the worst that PNG can get.
     plot_crops([(noise(1, 3, 160)[0], list(noise(5, 3, 160)))] * 4, tmp_path / "crops.png", caption="crops")
     assert (tmp_path / "crops.png").stat().st_size < FILE_LIMIT

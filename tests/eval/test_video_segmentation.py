@@ -117,11 +117,11 @@ def test_moving_squares_are_followed(davis: Path, tmp_path: Path) -> None:
     assert labels[20, 52] == 1  # the middle of the squares four steps on
     assert labels[44, 84] == 2
     assert np.bincount(labels.flat).tolist() == [HEIGHT * WIDTH - 2 * 552, 552, 552]
-    given, written = (
-        np.array(Image.open(folder / "alone/00000.png"))
-        for folder in (davis / "Annotations/480p", predictions)
-    )
-    assert (given == written).all()
+    with (
+        Image.open(davis / "Annotations/480p/alone/00000.png") as given,
+        Image.open(predictions / "alone/00000.png") as written,
+    ):
+        np.testing.assert_array_equal(np.array(written), np.array(given))
 
 
 def test_a_network_without_an_eye_for_the_objects_loses_them(davis: Path, tmp_path: Path) -> None:
