@@ -86,3 +86,4 @@ def test_pictures_that_are_not_rgb_stay_uncompiled() -> None:
     augmentation.fuse()
     crops, table = crops_and_table(augmentation, 2, 8)
     assert augmentation(crops[:, :1], table).shape == (6, 1, 8, 8)
+    assert augmentation._fused is None

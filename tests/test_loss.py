@@ -72,7 +72,8 @@ def test_gradient_of_a_scaled_loss_is_the_pairwise_one(n_crops: int) -> None:
     (gradient,) = torch.autograd.grad(7 * loss, student, retain_graph=True)
     assert loss.item() == pytest.approx(expected.item(), abs=1e-12)
     torch.testing.assert_close(gradient, expected_gradient, rtol=0, atol=1e-12)
-    with pytest.raises(RuntimeError):  # the buffer is spent: an error, not a gradient 49 times too large
+    # the buffer is spent: an error, not a gradient 49 times too large
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         torch.autograd.grad(7 * loss, student)
 
 

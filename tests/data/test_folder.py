@@ -162,5 +162,5 @@ def test_paths_take_little_room(tmp_path: Path) -> None:
     assert source.name(100_000) == str(tmp_path / "n00099999.png")
     held = sum(v.nbytes for v in vars(source).values() if isinstance(v, torch.Tensor))
     assert held < 22 * 100_001
-    with pytest.raises(IndexError):
+    with pytest.raises(IndexError, match="picture 100001 of 100001"):
         source.name(100_001)

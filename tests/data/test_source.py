@@ -36,29 +36,31 @@ def grey16() -> Image.Image:
     return Image.fromarray(np.full((8, 16), 200 * 256 + 17, dtype=np.uint16))
 
 
-GOOD = {
-    "rgb.jpg": (encoded(two_colours(), "JPEG", quality=95), RED),
-    "cmyk.jpg": (encoded(two_colours().convert("CMYK"), "JPEG", quality=95), RED),
-    "grey.jpg": (encoded(Image.new("L", (16, 8), 90), "JPEG"), (90, 90, 90)),
-    "rgb.png": (encoded(two_colours(), "PNG"), RED),
-    "palette.png": (encoded(two_colours().quantize(4), "PNG"), RED),
-    "palette.gif": (encoded(two_colours().quantize(4), "GIF"), RED),
-    "alpha.png": (encoded(Image.new("RGBA", (16, 8), (*RED, 128)), "PNG"), RED),
-    "grey_alpha.png": (encoded(Image.new("LA", (16, 8), (90, 3)), "PNG"), (90, 90, 90)),
-    "bilevel.png": (encoded(Image.new("1", (16, 8), 1), "PNG"), (255, 255, 255)),
-    "grey16.png": (encoded(grey16(), "PNG"), (200, 200, 200)),
-    "grey16.tif": (encoded(grey16(), "TIFF"), (200, 200, 200)),
-    "webp.webp": (encoded(two_colours(), "WEBP", lossless=True), RED),
+GOOD = {  # content, and the colours on the left and on the right
+    "rgb.jpg": (encoded(two_colours(), "JPEG", quality=95), RED, GREEN),
+    "cmyk.jpg": (encoded(two_colours().convert("CMYK"), "JPEG", quality=95), RED, GREEN),
+    "grey.jpg": (encoded(Image.new("L", (16, 8), 90), "JPEG"), (90, 90, 90), (90, 90, 90)),
+    "rgb.png": (encoded(two_colours(), "PNG"), RED, GREEN),
+    "palette.png": (encoded(two_colours().quantize(4), "PNG"), RED, GREEN),
+    "palette.gif": (encoded(two_colours().quantize(4), "GIF"), RED, GREEN),
+    "alpha.png": (encoded(Image.new("RGBA", (16, 8), (*RED, 128)), "PNG"), RED, RED),
+    "grey_alpha.png": (encoded(Image.new("LA", (16, 8), (90, 3)), "PNG"), (90, 90, 90), (90, 90, 90)),
+    "bilevel.png": (encoded(Image.new("1", (16, 8), 1), "PNG"), (255, 255, 255), (255, 255, 255)),
+    "grey16.png": (encoded(grey16(), "PNG"), (200, 200, 200), (200, 200, 200)),
+    "grey16.tif": (encoded(grey16(), "TIFF"), (200, 200, 200), (200, 200, 200)),
+    "webp.webp": (encoded(two_colours(), "WEBP", lossless=True), RED, GREEN),
 }
 
 
 @pytest.mark.parametrize("name", GOOD)
-def test_every_kind_of_file_becomes_rgb_and_luminance(name, tmp_path) -> None:
-    content, (red, green, blue) = GOOD[name]
+def test_every_kind_of_file_becomes_rgb_and_luminance(name: str, tmp_path: Path) -> None:
+    content, left, right = GOOD[name]
+    red, green, blue = left
     (tmp_path / name).write_bytes(content)
     rgb, grey = read_image(tmp_path / name, 3), read_image(tmp_path / name, 1)
     assert (rgb.dtype, rgb.shape, grey.shape) == (torch.uint8, (3, 8, 16), (1, 8, 16))
-    assert (rgb[:, 4, 2].int() - torch.tensor([red, green, blue])).abs().max() <= 3
+    assert (rgb[:, 4, 2].int() - torch.tensor(left)).abs().max() <= 3
+    assert (rgb[:, 4, 13].int() - torch.tensor(right)).abs().max() <= 3
     assert abs(int(grey[0, 4, 2]) - (0.299 * red + 0.587 * green + 0.114 * blue)) <= 3
 
 
@@ -112,9 +114,9 @@ BAD = {
     "text.jpg": (b"this is no picture", "not a picture"),
     "page.png": (b"<!DOCTYPE html><html></html>", "not a picture"),
     "half.jpg": (encoded(NOISE, "JPEG")[:2000], "damaged or truncated"),
-    "header.jpg": (encoded(NOISE, "JPEG")[:30], "."),
+    "header.jpg": (encoded(NOISE, "JPEG")[:30], "damaged or truncated"),
     "half.png": (encoded(NOISE, "PNG")[:5000], "damaged or truncated"),
-    "half.webp": (encoded(NOISE, "WEBP")[:900], "."),
+    "half.webp": (encoded(NOISE, "WEBP")[:900], "damaged or truncated"),
     "half.npy": (npy(np.zeros((8, 8), np.uint8))[:140], r"truncated \.npy"),
     "float.npy": (npy(np.zeros((8, 8))), "float64 .* uint8 or uint16"),
     "float.tif": (encoded(Image.new("F", (4, 4)), "TIFF"), "floating-point"),
@@ -176,7 +178,7 @@ def test_other_formats_are_not_asked_and_come_in_full() -> None:
 
 
 def test_both_backends_decode_to_the_same_values() -> None:
-    for name, (content, _) in GOOD.items():
+    for name, (content, *_) in GOOD.items():
         fast, pil = (decode_image(content, name, 3, backend=backend) for backend in ("fast", "pil"))
         assert torch.equal(fast, pil)
         if name.startswith("grey16"):  # Pillow cuts 16 bits off at 255

@@ -52,7 +52,7 @@ def test_folder_pattern_and_list_hold_the_same_samples_in_any_order(tmp_path: Pa
         for index in (19, 0, 7, 6, 13):
             assert torch.equal(source.read(index), decoded(PICTURES[index][0]))
         assert source.name(7) == f"{folder / 'train-000001.tar'}: 000007.jpg"
-        with pytest.raises(IndexError):
+        with pytest.raises(IndexError, match="picture 20 of 20"):
             source.name(20)
 
 

@@ -52,7 +52,7 @@ def test_rows_are_the_network_in_eval_mode_and_nothing_of_it_moves() -> None:
 
 def test_modes_come_back_after_an_error_too() -> None:
     network = small_network().train()
-    with pytest.raises(RuntimeError):
+    with pytest.raises(RuntimeError, match="to have 3 channels, but got 1"):
         extract(
             network,
             Album(random_pictures(2, channels=1)),

@@ -119,17 +119,17 @@ def test_grammar(text: str, distribution: Any, shown: list[str]) -> None:
 @pytest.mark.parametrize(
     ("text", "error"),
     [
-        "a=interval(2,1)",
-        "a=interval(0,inf)",
-        "a=tag(log,interval(0,1))",
-        "a=tag(lgo,interval(1,2))",
-        "a=tag(log,choice(1,2))",
-        "a=range(3,1)",
-        "a=range(0,1,0)",
+        ("a=interval(2,1)", "the first end of an interval must be below the second."),
+        ("a=interval(0,inf)", "an interval needs two finite ends."),
+        ("a=tag(log,interval(0,1))", "tag log needs an interval above 0."),
+        ("a=tag(lgo,interval(1,2))", "tag lgo means nothing here; intervals have log and int."),
+        ("a=tag(log,choice(1,2))", "tag log means nothing here; intervals have log and int."),
+        ("a=range(3,1)", "an empty range."),
+        ("a=range(0,1,0)", "the step of a range cannot be 0."),
     ],
 )
-def test_empty_spaces(text: str) -> None:
-    with pytest.raises(UserError, match="a="):
+def test_empty_spaces(text: str, error: str) -> None:
+    with pytest.raises(UserError, match=re.escape(f"{text}: {error}")):
         space_of(loader(None).parse(text))
 
 
