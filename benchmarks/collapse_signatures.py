@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import Any
+from typing import cast
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from omegaconf import OmegaConf
 
 from benchmarks.collapse import logged, verdicts
+from dino_exp.config.schema import Config
 from dino_exp.plots.curves import BLUE, GREEN, ORANGE, PINK
 from dino_exp.plots.png import DPI, INK, save
 from dino_exp.run_directory import RunDirectory
@@ -42,7 +43,7 @@ COLOURS = {"healthy": "#7fbf7b", "slow": "#f6d87a", "collapsed": "#d6604d", "war
 
 def draw(axes: Axes, directory: RunDirectory, title: str) -> None:
     """One run: four curves by step, and its verdicts as a band below them."""
-    cfg: Any = OmegaConf.load(directory.config_file)
+    cfg = cast(Config, OmegaConf.load(directory.config_file))
     lines = logged(directory)
     ceiling = most_information(cfg.head.out_dim, 2 * cfg.trainer.batch_size)
     steps = [line["step"] for line in lines]
@@ -85,9 +86,9 @@ def main() -> None:
         axes.set_xlabel("step")
     figure.supylabel("share of the most it can be")
     handles, labels = figure.axes[0].get_legend_handles_labels()
-    bands = [figure.axes[0].fill_between([], [], [], color=colour) for colour in COLOURS.values()]
+    handles += [figure.axes[0].fill_between([], [], [], color=colour) for colour in COLOURS.values()]
     labels += [f"verdict: {word}" for word in COLOURS]
-    figure.legend(handles + bands, labels, loc="outside lower center", ncols=4, frameon=False)
+    figure.legend(handles, labels, loc="outside lower center", ncols=4, frameon=False)
     save(figure, arguments.out)
     print(arguments.out)
 

@@ -34,7 +34,7 @@ def make_photographs(folder: Path, number: int = 200) -> None:
     """JPEGs of about 110 KB and 460 x 390 pixels, with a photograph's spectrum (power falls as 1/f²)."""
     random = np.random.default_rng(0)
     for index in range(number):
-        height, width = random.integers(330, 450), random.integers(400, 520)
+        height, width = int(random.integers(330, 450)), int(random.integers(400, 520))
         frequency = np.hypot(np.fft.fftfreq(height)[:, None], np.fft.rfftfreq(width)[None]) + 1 / width
         shape = (3, *frequency.shape)
         spectrum = (random.normal(size=shape) + 1j * random.normal(size=shape)) / frequency
@@ -83,8 +83,8 @@ def stages(trainers: dict[str, Trainer], pictures: int, repeats: int) -> list[di
     size = fast.cfg.trainer.batch_size
     chunks = [indices[start : start + size] for start in range(0, pictures, size)]
 
-    def each(work: Callable[[list[int]], object]) -> Callable[[], None]:
-        return lambda: [work(chunk) for chunk in chunks] and None
+    def each(work: Callable[[list[int]], object]) -> Callable[[], object]:
+        return lambda: [work(chunk) for chunk in chunks]
 
     def read(trainer: Trainer) -> Callable[[list[int]], object]:
         return lambda chunk: [trainer.splits.train.read(index) for index in chunk]
@@ -98,11 +98,13 @@ def stages(trainers: dict[str, Trainer], pictures: int, repeats: int) -> list[di
     released = ReleasedCrops()
 
     def as_released(chunk: list[int]) -> list[list[torch.Tensor]]:
-        paths = [pil.splits.train.name(index) for index in chunk]
-        each_crop = [released(Image.open(path).convert("RGB")) for path in paths]
+        each_crop = []
+        for index in chunk:
+            with Image.open(pil.splits.train.name(index)) as photograph:
+                each_crop.append(released(photograph.convert("RGB")))
         return [[torch.stack(crop) for crop in zip(*each_crop, strict=True)]]
 
-    variants = {
+    variants: dict[str, Callable[[], object]] = {
         "decode, PIL": each(read(pil)),
         "decode, fast": each(read(fast)),
         "fast, colour elsewhere": each(lambda chunk: fast.crop_batches[0, chunk]),

@@ -34,8 +34,15 @@ from dino_exp.eval.linear_sweep import Classifiers, train
 from dino_exp.eval.subject import Subject
 
 BATCH = 64
-MICRO = {"patch_size": 4, "embed_dim": 64, "depth": 3, "num_heads": 2, "mlp_ratio": 2.0, "stem": "conv"}
-SMALL = {"patch_size": 16, "embed_dim": 384, "depth": 12, "num_heads": 6}
+MICRO: dict[str, Any] = {
+    "patch_size": 4,
+    "embed_dim": 64,
+    "depth": 3,
+    "num_heads": 2,
+    "mlp_ratio": 2.0,
+    "stem": "conv",
+}
+SMALL: dict[str, Any] = {"patch_size": 16, "embed_dim": 384, "depth": 12, "num_heads": 6}
 
 
 def main() -> None:
@@ -150,8 +157,8 @@ def knn(arguments: argparse.Namespace) -> None:
     shape = (arguments.keys, arguments.dim)
     with tempfile.NamedTemporaryFile() as file:
         for start in range(0, arguments.keys, 65536):
-            rows = torch.randn(min(65536, arguments.keys - start), arguments.dim, generator=generator)
-            file.write(rows.numpy().tobytes())
+            block = torch.randn(min(65536, arguments.keys - start), arguments.dim, generator=generator)
+            file.write(block.numpy().tobytes())
         file.flush()
         bank = torch.from_numpy(np.memmap(file.name, np.float32, "c", shape=shape))
         before = resident_mib("RssAnon")

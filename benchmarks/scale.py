@@ -15,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -78,7 +79,7 @@ def step() -> list[dict[str, Any]]:
         trainers[name].step = 0
         trainers[name].train_step(views[name])
 
-    seconds = least_seconds({name: (lambda name=name: again(name)) for name in trainers}, repeats=10)
+    seconds = least_seconds({name: partial(again, name) for name in trainers}, repeats=10)
     base = seconds[next(iter(changes))]
     return [
         {

@@ -7,7 +7,7 @@ import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
@@ -22,7 +22,7 @@ from dino_exp.config.help import print_help
 from dino_exp.config.identity import run_id
 from dino_exp.config.loader import CONFIG_NAME, VERSION_BASE, loader, parse_arguments
 from dino_exp.config.register import CONF, register
-from dino_exp.config.schema import SCHEMAS
+from dino_exp.config.schema import SCHEMAS, Config
 from dino_exp.errors import UserError
 from dino_exp.processes import Processes
 
@@ -241,7 +241,7 @@ def task(cfg: DictConfig) -> Outcome:
     return outcome
 
 
-def attempt(cfg: DictConfig, directory: Path, group: str | None) -> Outcome:
+def attempt(cfg: Config | DictConfig, directory: Path, group: str | None) -> Outcome:
     """Train, and turn whatever happens into an outcome.
 
     One of several processes leaves at once after an error that the others do not share, because there is no
@@ -252,7 +252,7 @@ def attempt(cfg: DictConfig, directory: Path, group: str | None) -> Outcome:
 
     name, together = run_id(cfg), not distributed.several()
     try:
-        result = train(cfg, directory, group)
+        result = train(cast(Config, cfg), directory, group)
         return Outcome(name, result.state, result.exit_code, result.message, result.knn_top1)
     except UserError as error:
         if distributed.is_main():

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
+from dino_exp.config.schema import Config
 from dino_exp.config.targets import build
 from dino_exp.errors import UserError
 from dino_exp.schedule import cosine_schedule
@@ -34,7 +34,7 @@ class Plan:
     ema_momentum: np.ndarray
 
     @classmethod
-    def of(cls, cfg: Any, pictures: int, processes: int = 1) -> Plan:
+    def of(cls, cfg: Config, pictures: int, processes: int = 1) -> Plan:
         """The plan of a configuration for a training set of `pictures` pictures.
 
         Raises `UserError` for a batch that is larger, or cannot be shared out among the processes.

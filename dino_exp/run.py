@@ -12,12 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf
 from rich.console import Console
 from rich.text import Text
 
 from dino_exp import checkpoint, distributed, machine
 from dino_exp.config.identity import differing_keys
+from dino_exp.config.schema import Config
 from dino_exp.config.targets import build
 from dino_exp.data.source import Splits
 from dino_exp.errors import UserError
@@ -46,7 +47,7 @@ class RunResult:
     """Of the final teacher, in percent."""
 
 
-def train(cfg: DictConfig, path: Path, group: str | None = None) -> RunResult:
+def train(cfg: Config, path: Path, group: str | None = None) -> RunResult:
     """Train, go on with, or show the run of `cfg` in the directory `path`.
 
     All processes of a run call it with the same arguments; rank 0 decides and writes, the others follow.
@@ -77,7 +78,7 @@ def train(cfg: DictConfig, path: Path, group: str | None = None) -> RunResult:
                 device = machine.choose_device(cfg.trainer.device)
                 machine.use_threads(device, machine.choose_workers(cfg.trainer.num_workers, device))
                 trainer = Trainer(cfg, splits, device)
-                if cfg.get("init_from") and not begun:
+                if getattr(cfg, "init_from", None) and not begun:
                     trainer.begin_with_weights()
                 tracker: Tracker = build(cfg.tracker) if is_main else NoTracker()
             with distributed.agreed():
@@ -89,7 +90,7 @@ def train(cfg: DictConfig, path: Path, group: str | None = None) -> RunResult:
             directory.release()
 
 
-def refuse_foreign(directory: RunDirectory, cfg: DictConfig) -> None:
+def refuse_foreign(directory: RunDirectory, cfg: Config) -> None:
     """A `UserError` if the directory holds the run of another training configuration."""
     if not directory.config_file.exists():
         return
@@ -116,7 +117,7 @@ def show_ended(directory: RunDirectory, console: Console) -> RunResult:
 
 
 def _run(
-    cfg: DictConfig,
+    cfg: Config,
     directory: RunDirectory,
     trainer: Trainer,
     tracker: Tracker,
@@ -164,7 +165,7 @@ def _run(
 
 
 def begin(
-    cfg: DictConfig,
+    cfg: Config,
     directory: RunDirectory,
     trainer: Trainer,
     tracker: Tracker,
@@ -277,6 +278,7 @@ def summarise(trainer: Trainer, state: str) -> dict[str, Any]:
     verdict = trainer.judge.verdict
     final = {} if not trainer.last_metrics else {"final": trainer.last_metrics}
     trained = max(trainer.training_seconds, 1e-9)
+    began_as = "initial" if getattr(trainer.cfg, "init_from", None) else "untrained"
     return {
         "state": state,
         "verdict": verdict.word,
@@ -284,7 +286,7 @@ def summarise(trainer: Trainer, state: str) -> dict[str, Any]:
         "knn_top1": trainer.last_metrics.get("knn_top1"),
         "student_knn_top1": trainer.last_metrics.get("student_knn_top1"),
         "best_knn_top1": trainer.best_knn if trainer.best_knn >= 0 else None,
-        ("initial_knn_top1" if trainer.cfg.get("init_from") else "untrained_knn_top1"): trainer.untrained_knn,
+        f"{began_as}_knn_top1": trainer.untrained_knn,
         "steps": trainer.step,
         "images_per_second": trainer.step * trainer.plan.batch_size / trained,
         "wall_seconds": trainer.seconds,

@@ -25,6 +25,7 @@ from dino_exp.backbone.execution import (
 from dino_exp.backbone.picture_size import check_picture_sizes
 from dino_exp.batch_norm import synchronise_batch_norms
 from dino_exp.clock import Clock
+from dino_exp.config.schema import Config
 from dino_exp.config.targets import build
 from dino_exp.crops import MultiCrop
 from dino_exp.data.loader import Batch, BatchOrder, CropBatches, batches
@@ -60,7 +61,7 @@ class Trainer:
         device: where the networks live.
     """
 
-    def __init__(self, cfg: Any, splits: Splits, device: torch.device) -> None:
+    def __init__(self, cfg: Config, splits: Splits, device: torch.device) -> None:
         self.cfg, self.splits, self.device = cfg, splits, device
         self.autocast_type = machine.choose_precision(cfg.trainer.precision, device)
         self.workers = machine.choose_workers(cfg.trainer.num_workers, device)
@@ -476,13 +477,15 @@ def _why_corrupt(source: ImageSource, index: int) -> str:
     return source.name(index)
 
 
-def build_networks(cfg: Any) -> tuple[DINONetwork, DINONetwork]:
+def build_networks(cfg: Config) -> tuple[DINONetwork, DINONetwork]:
     """Student and teacher as they are before the first step; they depend on the seed alone."""
     torch.manual_seed(cfg.trainer.seed)
     size, channels = cfg.crops.global_size, cfg.data.channels
 
     def backbone(is_student: bool) -> torch.nn.Module:
-        drop_path = {} if is_student or "drop_path_rate" not in cfg.backbone else {"drop_path_rate": 0.0}
+        drop_path = (
+            {} if is_student or not hasattr(cfg.backbone, "drop_path_rate") else {"drop_path_rate": 0.0}
+        )
         return build(cfg.backbone, in_channels=channels, image_size=size, **drop_path)
 
     return student_and_teacher(backbone, lambda in_dim: build(cfg.head, in_dim=in_dim))

@@ -19,6 +19,8 @@ from dataclasses import dataclass
 from statistics import median
 from typing import Any
 
+from dino_exp.config.schema import Config
+
 WINDOW = 3
 """Logged steps that must agree, so that one odd batch decides nothing."""
 ALIKE = 3e-4
@@ -88,7 +90,7 @@ class Judge:
         self.verdict = Verdict("warming-up", "no step has been logged yet")
 
     @classmethod
-    def of(cls, cfg: Any, *, warmup_steps: int, total_steps: int) -> Judge:
+    def of(cls, cfg: Config, *, warmup_steps: int, total_steps: int) -> Judge:
         """The judge of a run, from its configuration and its schedule's steps."""
         return cls(
             out_dim=cfg.head.out_dim,

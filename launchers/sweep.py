@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 from omegaconf import DictConfig, OmegaConf
 
 from dino_exp.config.identity import identity, run_id
+from dino_exp.config.schema import Config
 from dino_exp.errors import UserError
 from dino_exp.revision import git_revision
 from dino_exp.run_directory import RunDirectory, write_atomically
@@ -32,7 +33,7 @@ class Wanted:
     """Of its directory."""
     overrides: tuple[str, ...]
     """What sets it apart from the other runs."""
-    cfg: DictConfig
+    cfg: Config | DictConfig
 
     @cached_property
     def config_hash(self) -> str:

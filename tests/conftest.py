@@ -6,8 +6,9 @@ import os
 import sys
 from collections.abc import Iterator
 
-import programs
 import pytest
+
+from tests import programs
 
 # before torch is imported: threads that wait for one another are slow beside other work, and round otherwise
 os.environ.setdefault("OMP_NUM_THREADS", "1")

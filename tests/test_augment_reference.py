@@ -7,6 +7,7 @@ takes up to 200 photographs instead of the generated pictures and prints what it
 
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,7 +20,8 @@ from dino_exp.augment import Augment
 from dino_exp.crops import RATIO, MultiCrop
 from dino_exp.data.loader import CropBatches
 from dino_exp.data.released import ORDERS, Released
-from dino_exp.data.source import Shrink, read_image
+from dino_exp.data.source import read_image
+from tests.sources import Album
 
 SIDE = 96
 
@@ -53,8 +55,8 @@ def pictures() -> list[torch.Tensor]:
     return [picture for picture in photographs if min(picture.shape[1:]) >= SIDE + 20]
 
 
-def released_augment(**changes: object) -> Augment:
-    values = dict(
+def released_augment(**changes: Any) -> Augment:
+    values: dict[str, Any] = dict(
         flip=0.5,
         rotation=0.0,
         jitter=0.8,
@@ -93,7 +95,7 @@ ONCE = (1, 1)
 # of the standard deviation per channel, and of the 32-bin histograms as the share of pixels that moved.
 # Pillow's blends cut the fraction off, half a value on average; its hue goes by way of bytes, and its blur
 # is three box filters with other edges.
-STEPS = {
+STEPS: dict[str, tuple[dict[int, tuple[float, float]], tuple[float, ...]]] = {
     "flip": ({augment.FLIP: ONCE}, (0.01, 0.01, 0.01, 0.01, 0.001)),
     "brightness": ({augment.JITTER: ONCE, augment.BRIGHTNESS: (0.6, 1.4)}, (1.01, 0.55, 0.55, 0.2, 0.05)),
     "contrast": ({augment.JITTER: ONCE, augment.CONTRAST: (0.6, 1.4)}, (1.51, 0.6, 0.55, 0.2, 0.03)),
@@ -144,30 +146,13 @@ def described(found: tuple[float, ...]) -> str:
     return "means {:.3f}, standard deviations {:.3f}, histograms {:.4f} apart".format(*found)
 
 
-class InMemory:
-    labels = classes = None
-    has_masks = False
-
-    def __init__(self, pictures: list[torch.Tensor]) -> None:
-        self.pictures = pictures
-
-    def __len__(self) -> int:
-        return len(self.pictures)
-
-    def read(self, index: int, shrink: Shrink | None = None) -> torch.Tensor:
-        return self.pictures[index]
-
-    def name(self, index: int) -> str:
-        return f"picture {index}"
-
-
 def test_both_backends_make_the_same_crops_of_one_sample(pictures: list[torch.Tensor]) -> None:
     augmentation = released_augment()
     crops = MultiCrop(
         global_size=SIDE, global_scale=[0.4, 1.0], local_size=48, local_number=4, local_scale=[0.05, 0.4]
     )
     fast, pil = (
-        CropBatches(InMemory(pictures), crops, augmentation, seed=3, backend=backend)[
+        CropBatches(Album(pictures), crops, augmentation, seed=3, backend=backend)[
             1, list(range(len(pictures)))
         ]
         for backend in ("fast", "pil")

@@ -5,11 +5,11 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from programs import in_two_processes
 from timm.layers import BatchNormAct2d
 from torch import nn
 
 from dino_exp.batch_norm import SynchronisedBatchNorm, synchronise_batch_norms
+from tests.programs import in_two_processes
 
 
 def network(momentum: float | None = 0.1) -> nn.Sequential:

@@ -5,12 +5,12 @@ import sys
 from pathlib import Path
 
 import pytest
-from programs import ROOT, Program, run_program
 from rich.console import Console
 
 from dino_exp import cli
 from dino_exp.cli import Outcome, exit_code, sweep_table
 from dino_exp.config.compose import check, compose
+from tests.programs import ROOT, Program, run_program
 
 
 def train(folder: Path, *argv: str, **environment: str) -> Program:

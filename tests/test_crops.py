@@ -1,5 +1,7 @@
 """Boxes are drawn as torchvision draws them, and cut as Pillow resizes."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -10,8 +12,8 @@ from torchvision.transforms.v2.functional import resized_crop
 from dino_exp.crops import MultiCrop
 
 
-def multi_crop(**changes: object) -> MultiCrop:
-    released = dict(
+def multi_crop(**changes: Any) -> MultiCrop:
+    released: dict[str, Any] = dict(
         global_size=32, global_scale=[0.4, 1.0], local_size=16, local_number=2, local_scale=[0.05, 0.4]
     )
     return MultiCrop(**(released | changes))
@@ -52,7 +54,7 @@ def test_cut_is_pillow_s_antialiased_bicubic() -> None:
         multi_crop().cut(picture, boxes), boxes, (32, 32, 16, 16), strict=True
     ):
         box = (left, top, left + w, top + h)
-        theirs = np.asarray(Image.fromarray(smooth).crop(box).resize((size, size), Image.BICUBIC))
+        theirs = np.asarray(Image.fromarray(smooth).crop(box).resize((size, size), Image.Resampling.BICUBIC))
         assert np.abs(crop.permute(1, 2, 0).numpy().astype(int) - theirs).max() <= 1
 
 

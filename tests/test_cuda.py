@@ -109,5 +109,6 @@ def test_evaluations_find_what_they_find_on_the_cpu(tmp_path: Path) -> None:
         subprocess.run(command, env=os.environ | cache, check=True, capture_output=True)
         records = json.loads((run / "evaluations.json").read_text())
         found.append({record["evaluation"]: record["figures"] for record in records})
+    assert found[0].keys() == {"knn", "linear", "attention"}
     for evaluation, figures in found[0].items():
         assert found[1][evaluation] == pytest.approx(figures, abs=2)  # of 128 pictures, one is 0.8

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from programs import ROOT, Program, in_two_processes, ranks, see_off
 
 from dino_exp import checkpoint, distributed
 from dino_exp.config.compose import compose
@@ -17,6 +16,7 @@ from dino_exp.config.targets import build
 from dino_exp.run import train
 from dino_exp.run_directory import RunDirectory, read_metrics
 from dino_exp.trainer import Trainer
+from tests.programs import ROOT, Program, in_two_processes, ranks, see_off
 
 TORCHRUN = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone"]
 # 20 steps, several epochs, and batch norm in the stem. AdamW would make far more of a rounding error than SGD

@@ -16,15 +16,16 @@ from dino_exp.head import DINOHead
 
 def test_parameters_move_and_buffers_do_not() -> None:
     teacher, student = nn.BatchNorm1d(2), nn.BatchNorm1d(2)
+    statistics, seen = student.get_buffer("running_mean"), student.get_buffer("num_batches_tracked")
     with torch.no_grad():
         teacher.weight.fill_(1)
         student.weight.fill_(3)
-    student.running_mean.fill_(5)
-    student.num_batches_tracked.fill_(7)
+    statistics.fill_(5)
+    seen.fill_(7)
     update_teacher(teacher, student, 0.9)
     torch.testing.assert_close(teacher.weight.detach(), torch.full((2,), 1.2))
-    assert teacher.running_mean.tolist() == [0, 0]
-    assert teacher.num_batches_tracked == 0
+    assert teacher.get_buffer("running_mean").tolist() == [0, 0]
+    assert teacher.get_buffer("num_batches_tracked") == 0
     assert student.weight.tolist() == [3, 3]
 
 

@@ -1,6 +1,7 @@
 """The compiled form of the colour steps against their definition in `augment`."""
 
 import logging
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,8 +11,8 @@ from dino_exp import augment
 from dino_exp.augment import Augment
 
 
-def make(**changes: object) -> Augment:
-    every_step = dict(
+def make(**changes: Any) -> Augment:
+    every_step: dict[str, Any] = dict(
         flip=0.5,
         rotation=0.0,
         jitter=0.9,
@@ -85,3 +86,4 @@ def test_pictures_that_are_not_rgb_stay_uncompiled() -> None:
     augmentation.fuse()
     crops, table = crops_and_table(augmentation, 2, 8)
     assert augmentation(crops[:, :1], table).shape == (6, 1, 8, 8)
+    assert augmentation._fused is None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import warnings
+from typing import Any
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ from torch import nn
 from dino_exp.head import DINOHead
 
 
-def small_head(**changes: object) -> DINOHead:
+def small_head(**changes: Any) -> DINOHead:
     torch.manual_seed(0)
     return DINOHead(**{"in_dim": 6, "out_dim": 10, "hidden_dim": 12, "bottleneck_dim": 4, **changes})
 
@@ -36,7 +37,9 @@ def test_state_dict_has_the_released_names(layers: int, use_bn: bool, mlp_weight
 
 
 def test_batch_norm_sits_between_linear_and_gelu() -> None:
-    kinds = [type(module).__name__ for module in small_head(use_bn=True).mlp]
+    mlp = small_head(use_bn=True).mlp
+    assert isinstance(mlp, nn.Sequential)
+    kinds = [type(module).__name__ for module in mlp]
     assert kinds == ["Linear", "BatchNorm1d", "GELU", "Linear", "BatchNorm1d", "GELU", "Linear"]
 
 
@@ -47,7 +50,7 @@ def test_logits_and_gradients_equal_the_deprecated_weight_norm_hook() -> None:
         hooked = nn.utils.weight_norm(nn.Linear(4, 10, bias=False)).double()
     hooked.load_state_dict(head.last_layer.state_dict())
     with torch.no_grad():
-        for gain in (head.last_layer.weight_g, hooked.weight_g):
+        for gain in (head.last_layer.weight_g, hooked.get_parameter("weight_g")):
             gain.copy_(torch.linspace(0.5, 2, 10).unsqueeze(1))
     features = torch.randn(7, 6, dtype=torch.float64)
     output = head(features)
@@ -89,15 +92,16 @@ def test_a_deep_copy_is_independent() -> None:
 def test_initial_weights() -> None:
     torch.manual_seed(0)
     head = DINOHead(in_dim=384, out_dim=1000)
-    for linear in (head.mlp[0], head.mlp[2], head.mlp[4]):
-        assert linear.weight.std().item() == pytest.approx(0.02, rel=0.01)
-        assert linear.bias.abs().max() == 0
+    for number in (0, 2, 4):
+        weight, bias = (head.get_parameter(f"mlp.{number}.{name}") for name in ("weight", "bias"))
+        assert weight.std().item() == pytest.approx(0.02, rel=0.01)
+        assert bias.abs().max() == 0
     assert torch.equal(head.last_layer.weight_g, torch.ones(1000, 1))
     # a linear layer's default: uniform within 1 / sqrt(inputs)
     direction = head.last_layer.weight_v
     assert direction.abs().max().item() == pytest.approx(1 / 16, rel=1e-3)
     assert direction.std().item() == pytest.approx(1 / 16 / 3**0.5, rel=0.01)
-    xavier = DINOHead(in_dim=384, out_dim=10, init="xavier").mlp[0].weight
+    xavier = DINOHead(in_dim=384, out_dim=10, init="xavier").get_parameter("mlp.0.weight")
     assert xavier.abs().max().item() == pytest.approx((6 / (384 + 2048)) ** 0.5, rel=1e-3)
 
 
@@ -105,7 +109,7 @@ def test_initial_weights() -> None:
 def test_tiny_features_are_normalised_in_float32_under_autocast(dtype: torch.dtype) -> None:
     head = small_head()
     with torch.no_grad():
-        head.mlp[4].weight.mul_(1e-2)
+        head.get_parameter("mlp.4.weight").mul_(1e-2)
     with torch.autocast("cpu", dtype):
         before = head.mlp(torch.randn(5, 6))
         output = head(torch.randn(5, 6))

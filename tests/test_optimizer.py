@@ -25,6 +25,11 @@ def fill_gradients(model: nn.Module, seed: int) -> None:
         parameter.grad = torch.randn(parameter.shape, generator=generator, dtype=parameter.dtype)
 
 
+def gradient_of(parameter: Tensor) -> Tensor:
+    assert parameter.grad is not None
+    return parameter.grad
+
+
 def test_positions_class_token_and_gain_decay_but_biases_and_norms_do_not() -> None:
     model = nn.ModuleDict(
         {
@@ -108,8 +113,9 @@ def test_adamw_equals_its_definition() -> None:
         optimizer.param_groups[0]["weight_decay"] = weight_decay
         for name, parameter in head.named_parameters():
             first, second = moments[name]
-            first.mul_(0.9).add_(0.1 * parameter.grad)
-            second.mul_(0.999).add_(0.001 * parameter.grad**2)
+            gradient = gradient_of(parameter)
+            first.mul_(0.9).add_(0.1 * gradient)
+            second.mul_(0.999).add_(0.001 * gradient**2)
             if parameter.ndim > 1:
                 expected[name].mul_(1 - lr * weight_decay)
             scale = (second / (1 - 0.999**step)).sqrt() + 1e-8
@@ -132,7 +138,7 @@ def lars_step(parameter: Tensor, gradient: Tensor, velocity: Tensor, lr: float, 
 def test_lars_scales_and_decays_only_what_is_not_one_dimensional() -> None:
     head = small_head()
     with torch.no_grad():
-        head.mlp[0].weight.zero_()  # a norm of 0 must not give a step of 0 or NaN
+        head.get_parameter("mlp.0.weight").zero_()  # a norm of 0 must not give a step of 0 or NaN
     expected = {name: value.detach().clone() for name, value in head.named_parameters()}
     velocities = {name: torch.zeros_like(value) for name, value in expected.items()}
     optimizer = lars(params=parameter_groups(head))
@@ -142,7 +148,7 @@ def test_lars_scales_and_decays_only_what_is_not_one_dimensional() -> None:
             group["lr"] = 0.3
         optimizer.param_groups[0]["weight_decay"] = 0.1
         for name, parameter in head.named_parameters():
-            lars_step(expected[name], parameter.grad, velocities[name], 0.3, 0.1)
+            lars_step(expected[name], gradient_of(parameter), velocities[name], 0.3, 0.1)
         optimizer.step()
     for name, parameter in head.named_parameters():
         torch.testing.assert_close(parameter.detach(), expected[name], rtol=0, atol=1e-12)

@@ -1,10 +1,15 @@
 import json
 import math
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from PIL import Image
 
 from dino_exp.plots.curves import curves_figure, plot_curves
@@ -14,7 +19,7 @@ from dino_exp.plots.sheets import attention_figure, crops_figure, plot_attention
 LN_K = math.log(64)
 
 
-def run_metrics(steps=(0, 50, 100, 150)):
+def run_metrics(steps: Sequence[int] = (0, 50, 100, 150)) -> list[dict[str, Any]]:
     return [
         {
             "step": step,
@@ -35,17 +40,18 @@ def run_metrics(steps=(0, 50, 100, 150)):
     ]
 
 
-def panel(figure, title):
+def panel(figure: Figure, title: str) -> Axes:
     (axes,) = [axes for axes in figure.axes if axes.get_title(loc="left").startswith(title)]
     return axes
 
 
-def lines(axes):
+def lines(axes: Axes) -> dict[object, tuple[list[float], list[float]]]:
     """Line label → (steps, values); the dashed levels are labelled `_<their name>`."""
-    return {line.get_label(): (list(line.get_xdata()), list(line.get_ydata())) for line in axes.lines}
+    curves = {line.get_label(): np.asarray(line.get_xydata()).T for line in axes.lines}
+    return {label: (steps.tolist(), values.tolist()) for label, (steps, values) in curves.items()}
 
 
-def texts(axes):
+def texts(axes: Axes) -> list[str]:
     return [text.get_text() for text in axes.texts]
 
 
@@ -107,7 +113,7 @@ def test_a_single_point_is_visible() -> None:
     assert low < 0 < high
 
 
-def test_curves_are_saved_from_any_thread_and_the_same(tmp_path) -> None:
+def test_curves_are_saved_from_any_thread_and_the_same(tmp_path: Path) -> None:
     run = tmp_path / "vit-3f9a"
     run.mkdir()
     metrics = run / "metrics.jsonl"
@@ -120,18 +126,19 @@ def test_curves_are_saved_from_any_thread_and_the_same(tmp_path) -> None:
     metrics.write_text("".join(json.dumps(record) + "\n" for record in run_metrics()))
     with ThreadPoolExecutor(3) as pool:
         assert all(pool.map(lambda out: plot_curves(metrics, out), outs))
-    assert Image.open(outs[0]).size == (1800, 984)
+    with Image.open(outs[0]) as curves:
+        assert curves.size == (1800, 984)
     assert outs[0].stat().st_size < FILE_LIMIT
     assert outs[0].read_bytes() == outs[1].read_bytes() == outs[2].read_bytes()
     assert sorted(path.name for path in (run / "plots").iterdir()) == ["0.png", "1.png", "2.png"]
 
 
-def noise(n, channels, side):
+def noise(n: int, channels: int, side: int) -> torch.Tensor:
     generator = torch.Generator().manual_seed(0)
     return torch.randint(0, 256, (n, channels, side, side), generator=generator, dtype=torch.uint8)
 
 
-def shown(axes):
+def shown(axes: Axes) -> np.ndarray:
     (image,) = axes.images
     return np.asarray(image.get_array())
 
@@ -172,7 +179,9 @@ def test_attention_sheet_has_its_columns_and_one_scale_for_before_and_now() -> N
         (13, lambda p: p[:3].permute(1, 2, 0), "channels 1–3 of 13"),
     ],
 )
-def test_pictures_of_any_channels_are_shown(channels, expected, note) -> None:
+def test_pictures_of_any_channels_are_shown(
+    channels: int, expected: Callable[[torch.Tensor], torch.Tensor], note: str
+) -> None:
     pictures = noise(1, channels, 16)
     figure = attention_figure(pictures, torch.rand(1, 1, 4, 4), None, None)
     assert [axes.get_title() for axes in figure.axes] == ["picture", "attention,\nnow"]
@@ -184,7 +193,7 @@ def test_crops_sheet_undoes_the_normalisation() -> None:
     picture, crop, small = noise(1, 3, 32)[0], noise(1, 3, 32)[0], noise(1, 3, 16)[0]
     mean, std = [0.5, 0.4, 0.3], [0.2, 0.25, 0.3]
 
-    def normalised(pixels):
+    def normalised(pixels: torch.Tensor) -> torch.Tensor:
         return (pixels / 255 - torch.tensor(mean)[:, None, None]) / torch.tensor(std)[:, None, None]
 
     figure = crops_figure([(picture, [normalised(crop), small, small])], mean=mean, std=std)
@@ -193,11 +202,11 @@ def test_crops_sheet_undoes_the_normalisation() -> None:
     assert np.array_equal(shown(figure.axes[1]), crop.permute(1, 2, 0).numpy())
 
 
-def test_sheets_are_saved_large_enough_and_small_enough(tmp_path) -> None:
+def test_sheets_are_saved_large_enough_and_small_enough(tmp_path: Path) -> None:
     plot_attention(noise(2, 3, 32), torch.rand(2, 2, 8, 8), None, None, tmp_path / "a" / "attention.png")
-    attention = Image.open(tmp_path / "a" / "attention.png")
-    assert attention.width == 720
-    assert attention.height > 2 * 150  # each 32-pixel picture takes more than 150 pixels
+    with Image.open(tmp_path / "a" / "attention.png") as attention:
+        assert attention.width == 720
+        assert attention.height > 2 * 150  # each 32-pixel picture takes more than 150 pixels
     # Noise is the worst that PNG can get.
     plot_crops([(noise(1, 3, 160)[0], list(noise(5, 3, 160)))] * 4, tmp_path / "crops.png", caption="crops")
     assert (tmp_path / "crops.png").stat().st_size < FILE_LIMIT

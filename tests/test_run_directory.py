@@ -2,22 +2,22 @@
 
 import json
 from pathlib import Path
-from typing import NoReturn
+from typing import IO, NoReturn
 
 import pytest
 import torch
-from programs import Program
 
 from dino_exp import checkpoint
 from dino_exp.errors import UserError
 from dino_exp.run_directory import RunDirectory, write_atomically
+from tests.programs import Program
 
 
 def test_a_failed_write_leaves_the_old_file_and_no_other(tmp_path: Path) -> None:
     file = tmp_path / "last.pt"
     write_atomically(file, lambda out: out.write(b"whole"))
 
-    def broken(out) -> NoReturn:
+    def broken(out: IO[bytes]) -> NoReturn:
         out.write(b"ha")
         raise OSError("disk full")
 

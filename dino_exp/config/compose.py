@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import Field, dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from hydra.core.override_parser.types import Override
 from hydra.types import RunMode
@@ -33,7 +33,7 @@ from dino_exp.config.loader import (
 )
 from dino_exp.config.overrides import OverrideReader
 from dino_exp.config.relations import folder_problems
-from dino_exp.config.schema import SCHEMAS, schema_of
+from dino_exp.config.schema import SCHEMAS, Config, schema_of
 from dino_exp.config.sweep import Findings, Run, same_runs, sweep_name
 from dino_exp.config.validate import field_problems, keys_of, node_problems, validate, warn
 from dino_exp.errors import UserError
@@ -79,7 +79,7 @@ class Checked:
         return [override_text("hydra.sweep.dir", self.sweep_dir)] if self.sweep_dir else []
 
 
-def compose(overrides: Iterable[str] = ()) -> DictConfig:
+def compose(overrides: Iterable[str] = ()) -> Config:
     """The checked configuration of one run.
 
     Raises:
@@ -88,7 +88,7 @@ def compose(overrides: Iterable[str] = ()) -> DictConfig:
     checked = check(list(overrides))
     if checked.errors or checked.cfg is None:
         raise UserError("\n".join(checked.errors or ["a sweep has no single configuration"]))
-    return checked.cfg
+    return cast(Config, checked.cfg)  # a DictConfig with these fields
 
 
 def check(argv: Sequence[str]) -> Checked:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import MISSING as NO_DEFAULT
 from dataclasses import Field, fields
-from typing import Any
+from typing import Any, Protocol, cast
 
 from omegaconf import MISSING as NOT_SET
 from omegaconf import DictConfig
@@ -13,6 +13,12 @@ from omegaconf import DictConfig
 from dino_exp.config.evaluations import EVALUATIONS
 from dino_exp.config.schema import SCHEMAS
 from dino_exp.errors import UserError
+
+
+class Component(Protocol):
+    """A node as the schema's dataclasses describe it; at run time it is a DictConfig."""
+
+    _target_: str
 
 
 def targets_of(schema: type) -> tuple[str, ...]:
@@ -41,7 +47,7 @@ def check_target(target: Any) -> None:
         raise UserError(f"_target_ = {target}: not a component of this project, and so never called")
 
 
-def build(node: DictConfig | Mapping[str, Any], **extra: Any) -> Any:
+def build(node: Component | DictConfig | Mapping[str, Any], **extra: Any) -> Any:
     """Call a node's `_target_` with its fields and `extra`, which wins.
 
     Args:
@@ -54,7 +60,7 @@ def build(node: DictConfig | Mapping[str, Any], **extra: Any) -> Any:
     """
     from hydra.utils import instantiate
 
-    check_target(node.get("_target_"))
+    check_target(cast(Mapping[str, Any], node).get("_target_"))
     # Not recursive: a `_target_` inside a field would slip past the check.
     component = instantiate(node, _partial_=True, _recursive_=False, _convert_="all")
     return component(**extra)

@@ -133,7 +133,8 @@ class _Index(NamedTuple):
 def _read_index(index: Path, pixels: Path) -> _Index | None:
     """What was packed; None where it is not there, or not whole."""
     try:
-        with np.load(index, allow_pickle=False) as arrays:
+        # opened here, because NumPy leaves the file of a damaged archive open
+        with index.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
             found = _Index(**arrays)
         whole = pixels.stat().st_size == found.shapes.astype(np.int64).prod(axis=1).sum()
         return found if whole else None

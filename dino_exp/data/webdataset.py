@@ -202,7 +202,8 @@ def _cached_index(shards: list[Stamp]) -> _Index:
 
 def _read_index(cache: Path) -> _Index | None:
     try:
-        with np.load(cache, allow_pickle=False) as arrays:
+        # opened here, because NumPy leaves the file of a damaged archive open
+        with cache.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
             return _Index(**arrays)
     except FileNotFoundError:
         return None

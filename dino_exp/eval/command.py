@@ -10,7 +10,7 @@ import time
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
@@ -18,6 +18,7 @@ from rich.text import Text
 
 from dino_exp.cli import FAILED, INTERRUPTED, USER_ERROR, in_all_processes, refuse
 from dino_exp.config.evaluation import check, own_size
+from dino_exp.config.evaluations import EvaluateConfig
 from dino_exp.errors import UserError
 
 if TYPE_CHECKING:  # torch comes last: refusing and helping need not wait for it
@@ -84,7 +85,7 @@ def attempt(cfg: DictConfig) -> int:
     from dino_exp import distributed
 
     try:
-        return evaluate(cfg)
+        return evaluate(cast(EvaluateConfig, cfg))
     except UserError as error:
         if distributed.is_main():
             refuse([str(error)])
@@ -101,7 +102,7 @@ def attempt(cfg: DictConfig) -> int:
     return code
 
 
-def evaluate(cfg: DictConfig) -> int:
+def evaluate(cfg: EvaluateConfig) -> int:
     """Open the network, check all evaluations, then do them; all processes call it.
 
     Raises:
@@ -123,7 +124,7 @@ def evaluate(cfg: DictConfig) -> int:
             refuse_unwritable(folder, "run" if cfg.run is not None else "output_root")
     introduce(console, cfg, subject, origin)
     with distributed.agreed():
-        evaluations: dict[str, Evaluation] = {name: build(cfg[name]) for name in cfg.eval}
+        evaluations: dict[str, Evaluation] = {name: build(getattr(cfg, name)) for name in cfg.eval}
         blocks = max(cfg.linear.blocks) if "linear" in cfg.eval else 0
         data = Extracted(subject, cfg.data, blocks=blocks, progress=console.is_terminal)
         for evaluation in evaluations.values():
@@ -202,14 +203,14 @@ def refuse_unwritable(folder: Path, key: str) -> None:
         raise UserError(f"{key}: {there} cannot be written ({reason}); results belong there.") from None
 
 
-def results_folder(cfg: DictConfig, origin: Origin) -> Path:
+def results_folder(cfg: EvaluateConfig, origin: Origin) -> Path:
     """The run's own folder, or one for these weights."""
     if cfg.run is not None:
         return Path(cfg.run).expanduser()
     return Path(cfg.output_root).expanduser() / "evaluations" / f"{origin.file.stem[:60]}_{origin.sha256[:8]}"
 
 
-def introduce(console: Console, cfg: DictConfig, subject: Subject, origin: Origin) -> None:
+def introduce(console: Console, cfg: EvaluateConfig, subject: Subject, origin: Origin) -> None:
     """Say what is about to be evaluated."""
     precision = str(subject.autocast_type or "float32").removeprefix("torch.")
     size = subject.image_size

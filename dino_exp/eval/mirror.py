@@ -8,6 +8,7 @@ from typing import Any
 from omegaconf import OmegaConf
 from rich.console import Console
 
+from dino_exp.config.evaluations import EvaluateConfig
 from dino_exp.config.targets import build
 from dino_exp.progress import log_lines_on
 from dino_exp.run_directory import RunDirectory
@@ -16,7 +17,7 @@ from dino_exp.tracker import RunInfo, Tracker
 PICTURES = (".png", ".gif")
 
 
-def mirror(cfg: Any, folder: Path, records: list[dict[str, Any]], console: Console) -> None:
+def mirror(cfg: EvaluateConfig, folder: Path, records: list[dict[str, Any]], console: Console) -> None:
     """Send figures as eval/<evaluation>/<figure> and pictures; of weights, as a run of their own."""
     directory, step = RunDirectory(folder), 0
     status = directory.read_status() if cfg.run is not None else {}

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from dino_exp import machine
 from dino_exp.backbone.picture_size import check_picture_sizes
+from dino_exp.config.evaluations import EvaluateConfig
 from dino_exp.config.targets import build
 from dino_exp.data.labelled import digest as short_digest
 from dino_exp.errors import UserError
@@ -51,7 +52,7 @@ class Origin:
         return f"{whose}{self.file}{at}"
 
 
-def open_subject(cfg: Any) -> tuple[Subject, Origin]:
+def open_subject(cfg: EvaluateConfig) -> tuple[Subject, Origin]:
     """Load the network of a validated configuration.
 
     Raises:
@@ -66,6 +67,7 @@ def open_subject(cfg: Any) -> tuple[Subject, Origin]:
             )
             raise UserError(f"run = {cfg.run}: no checkpoints/{file.name}; {has}.")
     else:
+        assert cfg.weights is not None
         file = weights_file(cfg.weights)
     weights = read(file)
     state, network = _network(weights, cfg.network)
@@ -107,14 +109,14 @@ def open_subject(cfg: Any) -> tuple[Subject, Origin]:
     return subject, origin
 
 
-def load_backbone(cfg: Any, state: Mapping[str, Tensor], file: Path) -> tuple[nn.Module, str]:
+def load_backbone(cfg: EvaluateConfig, state: Mapping[str, Tensor], file: Path) -> tuple[nn.Module, str]:
     """The backbone of the configuration with a file's tensors, and what was taken, in words.
 
     It is built for the grid of positions that the file has, so that pictures of every size meet the trained
     embedding, and not one that was resized before.
     """
     size = cfg.image_size or IMAGE_SIZE
-    no_depth = {"drop_path_rate": 0.0} if "drop_path_rate" in cfg.backbone else {}
+    no_depth = {"drop_path_rate": 0.0} if hasattr(cfg.backbone, "drop_path_rate") else {}
 
     def built(size: int) -> nn.Module:
         with torch.random.fork_rng(devices=[]):

@@ -13,6 +13,7 @@ from omegaconf import OmegaConf
 
 from dino_exp import machine
 from dino_exp.config.evaluation import needs_data, own_size
+from dino_exp.config.evaluations import EvaluateConfig
 from dino_exp.errors import UserError
 from dino_exp.eval.opening import Origin
 from dino_exp.eval.subject import Findings, Subject
@@ -23,7 +24,7 @@ IDENTITY = ("evaluation", "weights", "backbone", "data", "settings", "pictures")
 """Keys that make a record another one; of the same, the last stays."""
 
 
-def about(name: str, cfg: Any, subject: Subject, origin: Origin) -> dict[str, Any]:
+def about(name: str, cfg: EvaluateConfig, subject: Subject, origin: Origin) -> dict[str, Any]:
     """The part of a record that is known beforehand."""
     return {
         "evaluation": name,
@@ -36,7 +37,7 @@ def about(name: str, cfg: Any, subject: Subject, origin: Origin) -> dict[str, An
             "step": origin.step,
         },
         "data": OmegaConf.to_container(cfg.data, resolve=True) if needs_data(name, cfg) else None,
-        "settings": OmegaConf.to_container(cfg[name], resolve=True),
+        "settings": OmegaConf.to_container(getattr(cfg, name), resolve=True),
         "backbone": OmegaConf.to_container(cfg.backbone, resolve=True),
         "pictures": {
             **(

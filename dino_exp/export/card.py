@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
-
+from dino_exp.config.schema import Config
 from dino_exp.export.trained import Trained
 
 CARD = """\
@@ -66,7 +65,7 @@ def card(trained: Trained, networks: str, use: str, licence: str | None) -> str:
     )
 
 
-def training(cfg: Any) -> dict[str, str]:
+def training(cfg: Config) -> dict[str, str]:
     """What made the weights, as far as a reader will ask; the rest is in the run's config.yaml."""
     crops, loss, ema, optimizer = cfg.crops, cfg.loss, cfg.ema, cfg.optimizer
     local = f", {crops.local_number} local of {crops.local_size}" if crops.local_number else ""
@@ -81,7 +80,7 @@ def training(cfg: Any) -> dict[str, str]:
         "length": f"{cfg.trainer.epochs} epochs of batches of {cfg.trainer.batch_size}",
         "seed": str(cfg.trainer.seed),
     }
-    if cfg.get("init_from"):
+    if getattr(cfg, "init_from", None):  # which runs of earlier versions do not have
         facts["began with"] = f"{cfg.init_from} (SHA-256 {cfg.init_sha256})"
     return facts
 

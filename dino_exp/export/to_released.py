@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from dino_exp.config.schema import Config
 from dino_exp.export.to_timm import SIZES
 from dino_exp.export.trained import TIMM, VIT, Trained, no_such
 from dino_exp.weights.files import read
@@ -47,7 +48,8 @@ def released_arch(trained: Trained) -> str:
         UserError: it cannot build the network: another stem, a torchvision model whose classifier is not
             called `fc`, other channels than RGB, or a timm model other than its XCiT.
     """
-    node, channels = trained.cfg.backbone, trained.cfg.data.channels
+    node: Any = trained.cfg.backbone  # what else it has depends on its kind
+    channels = trained.cfg.data.channels
     if node._target_ == VIT:
         if node.stem != "patch":
             raise no_such(f"backbone.stem = {node.stem}: the released code has no transformer with this stem")
@@ -63,7 +65,8 @@ def released_arch(trained: Trained) -> str:
 
 def how_to_load(trained: Trained, network: str, arch: str) -> str:
     """The released code's words for it, as Markdown."""
-    node, size, channels = trained.cfg.backbone, trained.picture_size, trained.cfg.data.channels
+    node: Any = trained.cfg.backbone
+    size, channels = trained.picture_size, trained.cfg.data.channels
     patch = node.get("patch_size", 16)
     widths = (node.get("embed_dim"), node.get("depth"), node.get("num_heads"))
     if node._target_ != VIT or (arch, widths, node.mlp_ratio, size, channels) in (
@@ -86,9 +89,10 @@ def how_to_load(trained: Trained, network: str, arch: str) -> str:
     )
 
 
-def released_args(cfg: Any, arch: str) -> dict[str, Any]:
+def released_args(cfg: Config, arch: str) -> dict[str, Any]:
     """The command line of `main_dino.py` that says the same, by its names; the batch is that of one GPU."""
-    loss, optimizer, crops, node = cfg.loss, cfg.optimizer, cfg.crops, cfg.backbone
+    loss, optimizer, crops = cfg.loss, cfg.optimizer, cfg.crops
+    node: Any = cfg.backbone
     transformer = {"patch_size": node.patch_size} if "patch_size" in node else {}
     return {
         "arch": arch,

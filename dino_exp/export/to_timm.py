@@ -56,7 +56,8 @@ def write(trained: Trained, network: str, folder: Path) -> str:
 
 def timm_model(trained: Trained, backbone: nn.Module) -> tuple[str, dict[str, Any]]:
     """timm's name and arguments for a backbone; a `UserError` where it has no such network."""
-    node, channels, size = trained.cfg.backbone, trained.cfg.data.channels, trained.picture_size
+    node: Any = trained.cfg.backbone  # what else it has depends on its kind
+    channels, size = trained.cfg.data.channels, trained.picture_size
     common: dict[str, Any] = {"num_classes": 0} | ({"in_chans": channels} if channels != 3 else {})
     if node._target_ == VIT:
         if node.stem != "patch":

@@ -90,7 +90,8 @@ def entry_point(name: str) -> str:
 
 def fields_of(trained: Trained) -> dict[str, Any]:
     """The arguments that build a teacher's backbone."""
-    fields = {str(key): value for key, value in trained.cfg.backbone.items() if key != "_target_"}
+    node: Any = trained.cfg.backbone
+    fields = {str(key): value for key, value in node.items() if key != "_target_"}
     if "drop_path_rate" in fields:
         fields["drop_path_rate"] = 0.0
     return fields | {"in_channels": trained.cfg.data.channels, "image_size": trained.picture_size}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from omegaconf import DictConfig, OmegaConf
@@ -12,6 +12,7 @@ from omegaconf.errors import OmegaConfBaseException
 from torch import Tensor, nn
 from yaml import YAMLError
 
+from dino_exp.config.schema import Config
 from dino_exp.errors import UserError
 from dino_exp.model import DINONetwork
 from dino_exp.run_directory import RunDirectory
@@ -32,7 +33,7 @@ class Trained:
     """What a run's checkpoint holds; the networks are in eval mode on the CPU."""
 
     path: Path
-    cfg: DictConfig
+    cfg: Config
     student: DINONetwork
     teacher: DINONetwork
     center: Tensor
@@ -85,8 +86,9 @@ def read_run(path: Path, checkpoint: str) -> Trained:
     if not isinstance(state, dict) or not state.keys() >= PARTS:
         raise UserError(f"{file}: no checkpoint of this project; run= takes the folder of a run.")
     try:
-        cfg = OmegaConf.load(directory.config_file)
-        assert isinstance(cfg, DictConfig)
+        loaded = OmegaConf.load(directory.config_file)
+        assert isinstance(loaded, DictConfig)
+        cfg = cast(Config, loaded)
         networks = build_networks(cfg)
     except (AssertionError, OmegaConfBaseException, YAMLError, KeyError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from torch import Tensor
 
+from dino_exp.config.schema import Config
 from dino_exp.errors import UserError
 from dino_exp.installation import as_typed
 from dino_exp.loss import DINOLoss
@@ -16,7 +15,7 @@ from dino_exp.weights.place import digest, weights_file
 
 
 def begin_with_weights(
-    cfg: Any, student: DINONetwork, teacher: DINONetwork, dino_loss: DINOLoss
+    cfg: Config, student: DINONetwork, teacher: DINONetwork, dino_loss: DINOLoss
 ) -> dict[str, str]:
     """Fill networks and centre from the file that `cfg.init_from` names; what was done, by what it was.
 
@@ -26,6 +25,7 @@ def begin_with_weights(
     Raises:
         UserError: the file has changed since the configuration was composed, cannot be read, or does not fit.
     """
+    assert cfg.init_from is not None
     file = weights_file(cfg.init_from)
     found = digest(cfg.init_from)
     if found != cfg.init_sha256:
@@ -49,7 +49,7 @@ def begin_with_weights(
     return rows
 
 
-def _center(cfg: Any, weights: Weights, dino_loss: DINOLoss) -> str:
+def _center(cfg: Config, weights: Weights, dino_loss: DINOLoss) -> str:
     """Take the file's centre if it is one for this run's head; what was done, in words."""
     as_configured = f"starts as configured (loss.center_init = {cfg.loss.center_init})"
     if cfg.loss.centering != "mean":

@@ -92,7 +92,7 @@ def test_convolutional_networks_run_channels_last_with_the_same_result() -> None
     before = network.eval()([pictures]).logits
     network.use_memory_format(torch.channels_last)
     strides: list[bool] = []
-    network.backbone.conv1.register_forward_hook(
+    network.backbone.get_submodule("conv1").register_forward_hook(
         lambda _, inputs, output: strides.append(output.is_contiguous(memory_format=torch.channels_last))
     )
     torch.testing.assert_close(network([pictures]).logits, before, rtol=1e-4, atol=1e-5)

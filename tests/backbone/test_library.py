@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from timm.layers import DropPath
 from torch import nn
 
 from dino_exp.backbone.library import timm_backbone, torchvision_backbone
@@ -41,7 +42,7 @@ def test_timm_models_take_both_crop_sizes(name: str, dim: int, sizes: tuple[int,
 
 def test_timm_students_have_stochastic_depth() -> None:
     model = timm_backbone(name="convnext_atto", drop_path_rate=0.5, in_channels=3, image_size=32)
-    rates = [module.drop_prob for module in model.modules() if type(module).__name__ == "DropPath"]
+    rates = [module.drop_prob for module in model.modules() if isinstance(module, DropPath)]
     assert max(rates) == pytest.approx(0.5)
 
 
@@ -103,7 +104,9 @@ def test_torchvision_models_lose_only_their_last_layer(name: str, dim: int) -> N
 
 
 def test_a_new_first_convolution_keeps_the_spread_of_the_old() -> None:
-    first = torchvision_backbone(name="resnet18", stem="imagenet", in_channels=1, image_size=32).conv1
+    model = torchvision_backbone(name="resnet18", stem="imagenet", in_channels=1, image_size=32)
+    first = model.get_submodule("conv1")
+    assert isinstance(first, nn.Conv2d)
     assert first.weight.shape == (64, 1, 7, 7)
     assert first.weight.std().item() == pytest.approx((2 / (64 * 7 * 7)) ** 0.5, rel=0.05)
     assert (first.stride, first.padding, first.bias) == ((2, 2), (3, 3), None)
@@ -111,9 +114,14 @@ def test_a_new_first_convolution_keeps_the_spread_of_the_old() -> None:
 
 def test_the_small_stem_keeps_the_resolution() -> None:
     model = torchvision_backbone(name="resnet18", stem="small", in_channels=1, image_size=32)
-    assert model.conv1.weight.shape == (64, 1, 3, 3)
-    assert model.maxpool(model.conv1(torch.zeros(1, 1, 32, 32))).shape == (1, 64, 32, 32)
-    assert model.conv1.weight.std().item() == pytest.approx((2 / (64 * 9)) ** 0.5, rel=0.1)
+    weight, first, pool = (
+        model.get_parameter("conv1.weight"),
+        model.get_submodule("conv1"),
+        model.get_submodule("maxpool"),
+    )
+    assert weight.shape == (64, 1, 3, 3)
+    assert pool(first(torch.zeros(1, 1, 32, 32))).shape == (1, 64, 32, 32)
+    assert weight.std().item() == pytest.approx((2 / (64 * 9)) ** 0.5, rel=0.1)
     assert "fc.weight" not in model.state_dict()
     assert "layer4.1.conv2.weight" in model.state_dict()
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from dino_exp.backbone.vit import DropPath, VisionTransformer, vit
+from dino_exp.backbone.vit import Block, DropPath, VisionTransformer, vit
 from dino_exp.errors import UserError
 
 SMALL: dict[str, Any] = {
@@ -66,7 +66,9 @@ def test_vit_small_16_has_the_released_parameters() -> None:
 
 def test_initial_weights() -> None:
     model = small_vit(embed_dim=384, num_heads=6, depth=1, mlp_ratio=4.0, patch_size=16, image_size=224)
-    attention, mlp = model.blocks[0].attn, model.blocks[0].mlp
+    block = model.blocks[0]
+    assert isinstance(block, Block)
+    attention, mlp = block.attn, block.mlp
     for drawn in (
         attention.qkv.weight,
         attention.proj.weight,
@@ -82,12 +84,13 @@ def test_initial_weights() -> None:
     bound = (3 * 16 * 16) ** -0.5
     assert model.patch_embed.proj.weight.abs().max().item() == pytest.approx(bound, rel=1e-3)
     assert model.patch_embed.proj.weight.std().item() == pytest.approx(bound / 3**0.5, rel=0.01)
-    assert 0.5 * bound < model.patch_embed.proj.bias.abs().max().item() <= bound
+    assert 0.5 * bound < model.get_parameter("patch_embed.proj.bias").abs().max().item() <= bound
     assert model.norm.weight.min() == model.norm.weight.max() == 1
 
 
 def test_xavier_initialisation_of_the_blocks() -> None:
     block = small_vit(init="xavier").blocks[1]
+    assert isinstance(block, Block)
     for linear in (block.attn.qkv, block.attn.proj, block.mlp.fc1, block.mlp.fc2):
         bound = (6 / (linear.in_features + linear.out_features)) ** 0.5
         assert linear.weight.abs().max().item() == pytest.approx(bound, rel=0.01)
@@ -142,10 +145,10 @@ def test_the_feature_is_the_class_token_after_the_final_norm(size: tuple[int, in
     gradients = torch.autograd.grad(feature.square().sum(), list(model.parameters()))
     expected = torch.autograd.grad(tokens[:, 0].square().sum(), list(model.parameters()))
     for (name, _), ours, whole in zip(model.named_parameters(), gradients, expected, strict=True):
-        torch.testing.assert_close(ours, whole, rtol=0, atol=1e-10, msg=lambda m, n=name: f"{n}: {m}")
+        torch.testing.assert_close(ours, whole, rtol=0, atol=1e-10, msg=f"{name}: {{}}".format)
 
 
-def plain_block(block: Any, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def plain_block(block: Block, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """A block as the released code writes it; also the attention (B, heads, N, N)."""
     batch, tokens, dim = x.shape
     heads = block.attn.num_heads
@@ -163,6 +166,7 @@ def test_every_block_and_its_attention_equal_the_released_arithmetic() -> None:
     x = x + torch.cat((model.pos_embed[:, :1], model.patch_positions(4, 6)), dim=1)
     layers = []
     for block in model.blocks:
+        assert isinstance(block, Block)
         x, attention = plain_block(block, x)
         layers.append(F.layer_norm(x, (64,), model.norm.weight, model.norm.bias, 1e-6))
     for ours, expected in zip(model.intermediate_tokens(pictures, 2), layers[1:], strict=True):
@@ -200,17 +204,14 @@ def test_the_convolutional_stem_of_patch_4() -> None:
     convolutions = [m for m in model.patch_embed.modules() if isinstance(m, torch.nn.Conv2d)]
     described = [(c.in_channels, c.out_channels, c.kernel_size[0], c.stride[0]) for c in convolutions]
     assert described == [(3, 24, 3, 2), (24, 24, 3, 1), (24, 48, 3, 2), (48, 64, 1, 1)]
+    assert model.patch_embed.stem is not None
     kinds = [type(module).__name__ for module in model.patch_embed.stem]
     assert kinds == 3 * ["Conv2d", "BatchNorm2d", "ReLU"]
     assert sum(parameter.numel() for parameter in model.parameters()) == 124_296
     deep = small_vit(stem="conv", patch_size=16, image_size=64, in_channels=1)
-    assert [c.out_channels for c in deep.patch_embed.stem if isinstance(c, torch.nn.Conv2d)] == [
-        8,
-        8,
-        12,
-        24,
-        48,
-    ]
+    assert deep.patch_embed.stem is not None
+    widths = [c.out_channels for c in deep.patch_embed.stem if isinstance(c, torch.nn.Conv2d)]
+    assert widths == [8, 8, 12, 24, 48]
     assert deep(torch.randn(2, 1, 32, 32)).shape == (2, 64)
 
 

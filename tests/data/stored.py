@@ -4,8 +4,8 @@ import io
 import tarfile
 from pathlib import Path
 
+import datasets
 import numpy as np
-import pytest
 from PIL import Image
 
 
@@ -58,9 +58,8 @@ def as_shards(folder: Path, pictures: list[tuple[bytes, int]], each: int = 7, st
     return folder
 
 
-def as_rows(pictures: list[tuple[bytes, int]], classes: list[str]):
+def as_rows(pictures: list[tuple[bytes, int]], classes: list[str]) -> datasets.Dataset:
     """A `datasets.Dataset` as the hub's image sets are."""
-    datasets = pytest.importorskip("datasets")
     features = datasets.Features(image=datasets.Image(), label=datasets.ClassLabel(names=classes))
     images = [{"bytes": content, "path": f"{i}.jpg"} for i, (content, _) in enumerate(pictures)]
     return datasets.Dataset.from_dict(

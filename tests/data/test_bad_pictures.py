@@ -26,7 +26,9 @@ def encoded(image: Image.Image, file_format: str, **options: object) -> bytes:
     return buffer.getvalue()
 
 
-def plain(mode: str = "RGB", colour: object = RED, size: tuple[int, int] = (64, 48)) -> Image.Image:
+def plain(
+    mode: str = "RGB", colour: float | tuple[int, ...] = RED, size: tuple[int, int] = (64, 48)
+) -> Image.Image:
     return Image.new(mode, size, colour)
 
 

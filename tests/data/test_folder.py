@@ -3,16 +3,20 @@
 import logging
 import os
 import pickle
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from PIL import Image
 
 from dino_exp.data.folder import load
-from dino_exp.data.source import CorruptImageError
+from dino_exp.data.labelled import Labelled
+from dino_exp.data.source import CorruptImageError, ImageSource, Splits
 from dino_exp.errors import UserError
+from tests.sources import held_out, labels_of
 
-LOADER_ONLY = {
+LOADER_ONLY: dict[str, Any] = {
     "name": "image_folder",
     "mean": [0.5] * 3,
     "std": [0.3] * 3,
@@ -23,7 +27,7 @@ LOADER_ONLY = {
 }
 
 
-def folder(root, val_root="auto", channels=3):
+def folder(root: Path | None, val_root: Path | str | None = "auto", channels: int = 3) -> Splits:
     return load(
         root=None if root is None else str(root),
         val_root=None if val_root is None else str(val_root),
@@ -32,7 +36,7 @@ def folder(root, val_root="auto", channels=3):
     )
 
 
-def pictures(root, *names):
+def pictures(root: Path, *names: str) -> Path:
     """Small PNG files whose grey value is their place in the list."""
     for value, name in enumerate(names):
         path = root / name
@@ -41,11 +45,16 @@ def pictures(root, *names):
     return root
 
 
-def names(source):
-    return [os.path.relpath(source.name(index), source.place) for index in range(len(source))]
+def place_of(source: ImageSource) -> Path:
+    assert isinstance(source, Labelled)
+    return source.place
 
 
-def test_class_folders_give_sorted_pictures_and_labels(tmp_path) -> None:
+def names(source: ImageSource) -> list[str]:
+    return [os.path.relpath(source.name(index), place_of(source)) for index in range(len(source))]
+
+
+def test_class_folders_give_sorted_pictures_and_labels(tmp_path: Path) -> None:
     root = pictures(
         tmp_path / "birds", "wren/b.jpg", "wren/a.png", "owl/deep/er/c.JPEG", "owl/z.webp", "owl/.hidden.jpg"
     )
@@ -53,15 +62,15 @@ def test_class_folders_give_sorted_pictures_and_labels(tmp_path) -> None:
     splits = folder(root)
     assert names(splits.train) == ["owl/z.webp", "owl/deep/er/c.JPEG", "wren/a.png", "wren/b.jpg"]
     assert splits.train.classes == ["owl", "wren"]
-    assert splits.train.labels.tolist() == [0, 0, 1, 1]
+    assert labels_of(splits.train).tolist() == [0, 0, 1, 1]
     assert [int(splits.train.read(i)[0, 0, 0]) for i in range(4)] == [3, 2, 1, 0]
     assert splits.test is None
     assert not splits.train.has_masks
     copy = pickle.loads(pickle.dumps(splits.train))
-    assert (names(copy), copy.labels.tolist()) == (names(splits.train), [0, 0, 1, 1])
+    assert (names(copy), labels_of(copy).tolist()) == (names(splits.train), [0, 0, 1, 1])
 
 
-def test_a_flat_folder_and_a_single_class_have_no_labels(tmp_path) -> None:
+def test_a_flat_folder_and_a_single_class_have_no_labels(tmp_path: Path) -> None:
     flat = folder(pictures(tmp_path / "flat", "b.png", "a.png", "ü.png")).train
     assert (names(flat), flat.labels, flat.classes) == (["a.png", "b.png", "ü.png"], None, None)
     assert flat.read(2).shape == (3, 2, 2)
@@ -69,7 +78,7 @@ def test_a_flat_folder_and_a_single_class_have_no_labels(tmp_path) -> None:
     assert (len(single), single.labels, single.classes) == (2, None, None)
 
 
-def test_a_file_list_gives_paths_and_labels(tmp_path) -> None:
+def test_a_file_list_gives_paths_and_labels(tmp_path: Path) -> None:
     pictures(tmp_path / "data", "a.png", "b c.png", "d.png")
     listing = tmp_path / "train.txt"
     absolute = tmp_path / "data" / "d.png"
@@ -80,7 +89,7 @@ def test_a_file_list_gives_paths_and_labels(tmp_path) -> None:
         str(tmp_path / "data" / "a.png"),
         str(absolute),
     ]
-    assert (source.classes, source.labels.tolist()) == (["9", "10"], [1, 0, 1])
+    assert (source.classes, labels_of(source).tolist()) == (["9", "10"], [1, 0, 1])
     (tmp_path / "plain.txt").write_text("data/a.png\ndata/gone.png\n")
     plain = folder(tmp_path / "plain.txt").train
     assert (len(plain), plain.labels) == (2, None)
@@ -89,44 +98,44 @@ def test_a_file_list_gives_paths_and_labels(tmp_path) -> None:
 
 
 @pytest.mark.parametrize("name", ["val", "test"])
-def test_auto_takes_the_folder_beside_train_with_its_classes(name, tmp_path) -> None:
+def test_auto_takes_the_folder_beside_train_with_its_classes(name: str, tmp_path: Path) -> None:
     pictures(tmp_path, "train/cat/1.png", "train/dog/1.png", "train/emu/1.png", f"{name}/emu/1.png")
     pictures(tmp_path, f"{name}/cat/1.png")
     splits = folder(tmp_path / "train")
-    assert splits.test.labels.tolist() == [0, 2]
-    assert splits.test.classes == ["cat", "dog", "emu"]
+    assert labels_of(held_out(splits)).tolist() == [0, 2]
+    assert held_out(splits).classes == ["cat", "dog", "emu"]
     assert folder(tmp_path / "train", val_root=None).test is None
     assert folder(tmp_path / name).test is None  # not named train
 
 
-def test_held_out_pictures_of_an_unlabelled_set_have_no_labels(tmp_path) -> None:
+def test_held_out_pictures_of_an_unlabelled_set_have_no_labels(tmp_path: Path) -> None:
     pictures(tmp_path, "train/1.png", "val/cat/1.png", "val/dog/1.png")
-    assert folder(tmp_path / "train").test.labels is None
+    assert held_out(folder(tmp_path / "train")).labels is None
 
 
-def test_a_link_to_a_folder_above_ends_the_walk(tmp_path) -> None:
+def test_a_link_to_a_folder_above_ends_the_walk(tmp_path: Path) -> None:
     root = pictures(tmp_path / "set", "a/1.png", "b/1.png")
     (root / "a" / "again").symlink_to(root, target_is_directory=True)
     assert len(folder(root).train) == 2
 
 
-def test_a_class_without_pictures_is_kept_and_told(tmp_path, caplog) -> None:
+def test_a_class_without_pictures_is_kept_and_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     root = pictures(tmp_path / "set", "a/1.png", "c/1.png")
     (root / "b").mkdir()
     with caplog.at_level(logging.WARNING):
         source = folder(root).train
-    assert (source.classes, source.labels.tolist()) == (["a", "b", "c"], [0, 2])
+    assert (source.classes, labels_of(source).tolist()) == (["a", "b", "c"], [0, 2])
     assert f"class folder {root / 'b'} has no pictures" in caplog.text
 
 
-def test_mistakes_are_named(tmp_path) -> None:
+def test_mistakes_are_named(tmp_path: Path) -> None:
     pictures(tmp_path, "ok/a/1.png", "ok/b/1.png", "mixed/1.png", "mixed/a/1.png", "train/a/1.png")
     pictures(tmp_path, "train/b/1.png", "val/a/1.png", "val/x/1.png", "flat/1.png")
     (tmp_path / "empty").mkdir()
     (tmp_path / "lost.txt").write_text("nowhere/1.png\n")
     (tmp_path / "half.txt").write_text("ok/a/1.png\t1\nok/b/1.png\n")
     (tmp_path / "blank.txt").write_text("\n\n")
-    mistakes = [
+    mistakes: list[tuple[tuple[Path | None] | tuple[Path, Path], str]] = [
         ((None,), r"data\.root is null: give .*class folders"),
         ((tmp_path / "gone" / "x",), rf"data\.root = {tmp_path}/gone/x: .*no such .*\({tmp_path} exists\)"),
         ((tmp_path / "empty",), r"data\.root = .*empty: no pictures there\. .*\.jpg"),
@@ -145,7 +154,7 @@ def test_mistakes_are_named(tmp_path) -> None:
             folder(*arguments)
 
 
-def test_paths_take_little_room(tmp_path) -> None:
+def test_paths_take_little_room(tmp_path: Path) -> None:
     listing = tmp_path / "many.txt"
     pictures(tmp_path, "0.png")
     listing.write_text("0.png\n" + "".join(f"n{i:08d}.png\n" for i in range(100_000)))
@@ -153,5 +162,5 @@ def test_paths_take_little_room(tmp_path) -> None:
     assert source.name(100_000) == str(tmp_path / "n00099999.png")
     held = sum(v.nbytes for v in vars(source).values() if isinstance(v, torch.Tensor))
     assert held < 22 * 100_001
-    with pytest.raises(IndexError):
+    with pytest.raises(IndexError, match="picture 100001 of 100001"):
         source.name(100_001)

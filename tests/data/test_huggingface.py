@@ -4,16 +4,19 @@ import builtins
 import pickle
 import socket
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
+import datasets
 import pytest
 import torch
-from stored import as_rows, by_class, encoded
 
 from dino_exp.data import huggingface
-from dino_exp.data.source import CorruptImageError, decode_image
+from dino_exp.data.source import CorruptImageError, ImageSource, Splits, decode_image
 from dino_exp.errors import UserError
+from tests.data.stored import as_rows, by_class, encoded
+from tests.sources import held_out, labels_of
 
-datasets = pytest.importorskip("datasets")
 pytestmark = pytest.mark.usefixtures("cache", "no_network")
 CLASSES = ["ant", "bee", "cat"]
 PICTURES = by_class(encoded(21), 3)
@@ -28,7 +31,12 @@ def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(socket.socket, "connect", refuse)
 
 
-def load(root, val_root="auto", image_column=None, label_column=None):
+def load(
+    root: Path | None,
+    val_root: Path | str | None = "auto",
+    image_column: str | None = None,
+    label_column: str | None = None,
+) -> Splits:
     return huggingface.load(
         name="huggingface",
         root=None if root is None else str(root),
@@ -45,9 +53,9 @@ def load(root, val_root="auto", image_column=None, label_column=None):
     )
 
 
-def assert_holds(source, pictures) -> None:
+def assert_holds(source: ImageSource, pictures: list[tuple[bytes, int]]) -> None:
     assert (len(source), source.classes) == (len(pictures), CLASSES)
-    assert source.labels.tolist() == [label for _, label in pictures]
+    assert labels_of(source).tolist() == [label for _, label in pictures]
     for index in (len(pictures) - 1, 0, 2):
         assert torch.equal(source.read(index), decode_image(pictures[index][0], "", 3, backend="fast"))
 
@@ -61,9 +69,9 @@ def test_saved_data_sets_with_and_without_splits(tmp_path: Path) -> None:
     for root in (tmp_path / "both", tmp_path / "both" / "train"):
         splits = load(root)
         assert_holds(splits.train, PICTURES)
-        assert_holds(splits.test, PICTURES[::4])
+        assert_holds(held_out(splits), PICTURES[::4])
     assert load(tmp_path / "both", val_root=None).test is None
-    assert_holds(load(tmp_path / "alone", tmp_path / "both").test, PICTURES[::4])
+    assert_holds(held_out(load(tmp_path / "alone", tmp_path / "both")), PICTURES[::4])
     copy = pickle.loads(pickle.dumps(splits.train))
     assert_holds(copy, PICTURES)
     assert copy.name(3) == f"{tmp_path / 'both' / 'train'}: row 3"
@@ -82,13 +90,13 @@ def test_parquet_in_the_hubs_layout(tmp_path: Path, cache: Path) -> None:
     for root in (tmp_path / "set", data, data / "train-*.parquet", data / "train-0000{0,1}-of-00002.parquet"):
         splits = load(root)
         assert_holds(splits.train, PICTURES)
-        assert_holds(splits.test, PICTURES[::4])
+        assert_holds(held_out(splits), PICTURES[::4])
     unlabelled = load(data / "test-00000-of-00001.parquet", val_root=None).train
     assert (len(unlabelled), unlabelled.labels, unlabelled.classes) == (2, None, None)
     made = list(cache.rglob("*.arrow"))
     assert len(made) == 3
     as_rows(PICTURES[::5], CLASSES).to_parquet(data / "validation-00000-of-00001.parquet")
-    assert_holds(load(data).test, PICTURES[::5])  # not what was made from the file before
+    assert_holds(held_out(load(data)), PICTURES[::5])  # not what was made from the file before
 
 
 def test_columns_are_found_by_type_or_named(tmp_path: Path) -> None:
@@ -99,7 +107,7 @@ def test_columns_are_found_by_type_or_named(tmp_path: Path) -> None:
     two.save_to_disk(tmp_path / "plain")
     assert_holds(load(tmp_path / "plain").train, PICTURES)
     fine = load(tmp_path / "plain", label_column="fine", image_column="thumbnail").train
-    assert (fine.classes, fine.labels.tolist()) == ([*"01234"], [i % 5 for i in range(21)])
+    assert (fine.classes, labels_of(fine).tolist()) == ([*"01234"], [i % 5 for i in range(21)])
     assert torch.equal(fine.read(20), decode_image(PICTURES[0][0], "", 3, backend="fast"))
     two.cast_column("thumbnail", datasets.Image()).save_to_disk(tmp_path / "two")
     rows.remove_columns("image").save_to_disk(tmp_path / "none")
@@ -158,7 +166,7 @@ def test_mistakes_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     as_rows(PICTURES[:2], ["ant", "dog"]).save_to_disk(tmp_path / "other")
     original = builtins.__import__
 
-    def without(name: str, *rest: object):
+    def without(name: str, *rest: Any) -> ModuleType:
         if name == "datasets":
             raise ImportError(name)
         return original(name, *rest)

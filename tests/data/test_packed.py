@@ -4,23 +4,27 @@ import logging
 import os
 import pickle
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from programs import in_two_processes
-from stored import as_files, encoded
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as transforms
 
 from dino_exp.data import folder, packed
-from dino_exp.data.source import CorruptImageError
+from dino_exp.data.source import CorruptImageError, Splits
 from dino_exp.errors import UserError
+from tests.data.stored import as_files, encoded
+from tests.programs import in_two_processes
+from tests.sources import held_out, labels_of
 
 CLASSES = ["ant", "bee", "cat"]
-SETTINGS = dict(name="x", channels=3, mean=[0.5] * 3, std=[0.3] * 3, max_corrupt=0.01, backend="fast")
+SETTINGS: dict[str, Any] = dict(
+    name="x", channels=3, mean=[0.5] * 3, std=[0.3] * 3, max_corrupt=0.01, backend="fast"
+)
 
 
-def load(root: Path, pack: bool = True, side: int | None = None, val_root: str | None = None):
+def load(root: Path, pack: bool = True, side: int | None = None, val_root: str | None = None) -> Splits:
     return folder.load(root=str(root), val_root=val_root, packed=pack, packed_side=side, **SETTINGS)
 
 
@@ -34,7 +38,11 @@ def pictures(tmp_path: Path) -> Path:
 @pytest.mark.usefixtures("cache")
 def test_packed_pictures_are_the_pictures(pictures: Path) -> None:
     plain, source = load(pictures, pack=False).train, load(pictures).train
-    assert (len(source), source.classes, source.labels.tolist()) == (30, CLASSES, plain.labels.tolist())
+    assert (len(source), source.classes, labels_of(source).tolist()) == (
+        30,
+        CLASSES,
+        labels_of(plain).tolist(),
+    )
     for index in reversed(range(30)):
         assert source.name(index) == plain.name(index)
         if "000013" in source.name(index):
@@ -142,4 +150,4 @@ def test_the_held_out_pictures_are_packed_too(tmp_path: Path) -> None:
     as_files(tmp_path / "val", files[:6], CLASSES)
     splits = load(tmp_path / "train", val_root="auto")
     assert isinstance(splits.test, packed.PackedSource)
-    assert splits.test.labels.tolist() == [0, 0, 1, 1, 2, 2]
+    assert labels_of(held_out(splits)).tolist() == [0, 0, 1, 1, 2, 2]

@@ -1,26 +1,27 @@
 """The same pictures are the same training, whatever they are stored in."""
 
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
 import torch
 from hydra import compose, initialize_config_dir
-from omegaconf import DictConfig
-from stored import as_files, as_rows, as_shards, by_class, encoded
 
 from dino_exp import checkpoint
 from dino_exp.config.register import CONF, register
+from dino_exp.config.schema import Config
 from dino_exp.run import train
 from dino_exp.run_directory import RunDirectory, read_metrics
+from tests.data.stored import as_files, as_rows, as_shards, by_class, encoded
 
 CLASSES = ["0", "1", "2"]
 
 
-def configuration(*overrides: str) -> DictConfig:
+def configuration(*overrides: str) -> Config:
     register()
     with initialize_config_dir(str(CONF), version_base="1.3"):
         short = ("experiment=debug", "trainer.batch_size=8", "trainer.max_steps=4", "tracker=none")
-        return compose("config", [*short, *overrides])
+        return cast(Config, compose("config", [*short, *overrides]))
 
 
 def store(folder: Path) -> None:
@@ -37,7 +38,7 @@ def store(folder: Path) -> None:
     others.save_to_disk(folder / "saved" / "test")
 
 
-def losses_and_weights(directory: Path) -> tuple[list[tuple[float, float]], dict[str, torch.Tensor]]:
+def losses_and_weights(directory: Path) -> tuple[list[tuple[Any, Any]], dict[str, torch.Tensor]]:
     run = RunDirectory(directory)
     lines = [(line.get("loss"), line.get("knn_top1")) for line in read_metrics(run.metrics_file)]
     return lines, checkpoint.load(run.checkpoints / "last.pt")["student"]

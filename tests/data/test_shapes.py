@@ -2,6 +2,8 @@
 
 import logging
 import pickle
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,12 +12,24 @@ import torch
 from dino_exp.data import shape_pictures
 from dino_exp.data.shape_pictures import CLASSES, block_labels, block_pictures
 from dino_exp.data.shapes import load
+from dino_exp.data.source import ImageSource, Splits
 from dino_exp.errors import UserError
+from tests.sources import classes_of, held_out, labels_of
 
-LOADER_ONLY = {"name": "shapes", "mean": [0.5], "std": [0.3], "max_corrupt": 0.01, "backend": "fast"}
+LOADER_ONLY: dict[str, Any] = {
+    "name": "shapes",
+    "mean": [0.5],
+    "std": [0.3],
+    "max_corrupt": 0.01,
+    "backend": "fast",
+}
+
+Block = tuple[np.ndarray, np.ndarray, np.ndarray]
 
 
-def shapes(root, *, train=40, test=20, size=32, channels=3, seed=0):
+def shapes(
+    root: Path, *, train: int = 40, test: int = 20, size: int = 32, channels: int = 3, seed: int = 0
+) -> Splits:
     return load(
         root=str(root),
         channels=channels,
@@ -28,23 +42,23 @@ def shapes(root, *, train=40, test=20, size=32, channels=3, seed=0):
 
 
 @pytest.fixture(scope="module")
-def block():
+def block() -> Block:
     """RGB float32 (1000, 3, 32, 32), masks and labels of the first training block."""
     planes = block_pictures(0, 0, 0, 32, 3)
     return planes[:, :3].astype(np.float32) / 255, planes[:, 3] != 0, block_labels(0, 0, 0)
 
 
-def nearest_neighbours(bank, queries, bank_labels, k=20, temperature=0.07):
-    bank, queries = (
-        torch.nn.functional.normalize(torch.as_tensor(x).float(), dim=1) for x in (bank, queries)
-    )
-    similarity, at = (queries @ bank.T).topk(k, dim=1)
+def nearest_neighbours(
+    bank: np.ndarray, queries: np.ndarray, bank_labels: np.ndarray, k: int = 20, temperature: float = 0.07
+) -> np.ndarray:
+    keys, asked = (torch.nn.functional.normalize(torch.as_tensor(x).float(), dim=1) for x in (bank, queries))
+    similarity, at = (asked @ keys.T).topk(k, dim=1)
     votes = torch.zeros(len(queries), len(CLASSES))
     votes.scatter_add_(1, torch.as_tensor(bank_labels)[at], (similarity / temperature).exp())
     return votes.argmax(1).numpy()
 
 
-def test_pictures_are_the_ones_that_the_results_were_made_with(block) -> None:
+def test_pictures_are_the_ones_that_the_results_were_made_with(block: Block) -> None:
     # Means and not a check sum, because the last bit of a sine differs between machines. If this fails,
     # the pictures have changed: raise GENERATOR_VERSION and measure the README's numbers again.
     pictures, masks, labels = block
@@ -54,29 +68,36 @@ def test_pictures_are_the_ones_that_the_results_were_made_with(block) -> None:
     assert pictures[:5].mean((2, 3)).flatten() == pytest.approx(PINNED_MEANS, abs=2e-3)
 
 
-def test_a_picture_depends_on_seed_split_and_index_alone(tmp_path, block) -> None:
+def test_a_picture_depends_on_seed_split_and_index_alone(tmp_path: Path, block: Block) -> None:
     small, large = shapes(tmp_path, train=30), shapes(tmp_path, train=1010)
     for index in (0, 7, 29):
         assert torch.equal(small.train.read(index), large.train.read(index))
         assert torch.equal(small.train.mask(index), large.train.mask(index))
         assert np.allclose(small.train.read(index) / 255, block[0][index])
-    assert np.array_equal(small.train.labels, large.train.labels[:30])
+    assert np.array_equal(labels_of(small.train), labels_of(large.train)[:30])
     other_seed = shapes(tmp_path, seed=1)
-    pictures = [small.train.read(3), small.test.read(3), other_seed.train.read(3), large.train.read(1003)]
+    pictures = [
+        small.train.read(3),
+        held_out(small).read(3),
+        other_seed.train.read(3),
+        large.train.read(1003),
+    ]
     for i, picture in enumerate(pictures):
         assert not any(torch.equal(picture, other) for other in pictures[i + 1 :])
 
 
-def test_every_ten_pictures_hold_every_class(tmp_path) -> None:
+def test_every_ten_pictures_hold_every_class(tmp_path: Path) -> None:
     source = shapes(tmp_path, train=1015).train
-    assert source.labels.dtype == np.int64
-    assert all(sorted(ten) == list(range(10)) for ten in source.labels[:1010].reshape(-1, 10).tolist())
-    assert len({tuple(ten) for ten in source.labels[:1000].reshape(-1, 10).tolist()}) > 90
-    assert (len(source), len(source.labels), source.classes[2]) == (1015, 1015, "triangle")
+    labels = labels_of(source)
+    assert labels.dtype == np.int64
+    tens = labels[:1010].reshape(-1, 10)
+    np.testing.assert_array_equal(np.sort(tens), np.tile(np.arange(10), (101, 1)))
+    assert len({tuple(ten) for ten in tens[:100].tolist()}) > 90
+    assert (len(source), len(labels), classes_of(source)[2]) == (1015, 1015, "triangle")
     assert source.name(17) == "shapes train 17"
 
 
-def test_the_object_has_its_area_and_stands_out(block) -> None:
+def test_the_object_has_its_area_and_stands_out(block: Block) -> None:
     pictures, masks, labels = block
     share = masks.mean((1, 2))
     assert share.mean() == pytest.approx(0.2275, abs=0.01)
@@ -95,7 +116,7 @@ def test_the_object_has_its_area_and_stands_out(block) -> None:
     assert np.percentile(contrast, 1) > 0.3
 
 
-def test_pixels_alone_are_a_weak_feature(block) -> None:
+def test_pixels_alone_are_a_weak_feature(block: Block) -> None:
     bank = np.concatenate([block_pictures(0, 0, b, 32, 3)[:, :3] for b in range(3)]).reshape(3000, -1) / 255.0
     labels = np.concatenate([block_labels(0, 0, b) for b in range(3)])
     queries = block_pictures(0, 1, 0, 32, 3)[:, :3].reshape(1000, -1) / 255.0
@@ -107,7 +128,7 @@ def test_pixels_alone_are_a_weak_feature(block) -> None:
     assert 18 < centered < 40
 
 
-def test_other_sizes_show_the_same_scenes(tmp_path) -> None:
+def test_other_sizes_show_the_same_scenes(tmp_path: Path) -> None:
     small, large = shapes(tmp_path, train=6), shapes(tmp_path, train=6, size=96)
     for index in range(6):
         mask = large.train.mask(index)
@@ -121,7 +142,7 @@ def test_other_sizes_show_the_same_scenes(tmp_path) -> None:
         assert difference.abs().mean() < 10  # of 255; the noise of single pixels
 
 
-def test_one_channel_is_luminance(tmp_path) -> None:
+def test_one_channel_is_luminance(tmp_path: Path) -> None:
     grey, rgb = shapes(tmp_path, channels=1).train.read(5), shapes(tmp_path).train.read(5)
     assert grey.shape == (1, 32, 32)
     expected = (rgb.float() * torch.tensor([0.299, 0.587, 0.114])[:, None, None]).sum(0)
@@ -130,11 +151,11 @@ def test_one_channel_is_luminance(tmp_path) -> None:
         shapes(tmp_path, channels=2)
 
 
-def pictures_of(source):
+def pictures_of(source: ImageSource) -> torch.Tensor:
     return torch.stack([source.read(index) for index in range(len(source))])
 
 
-def test_the_cache_is_used_and_damage_is_mended(tmp_path) -> None:
+def test_the_cache_is_used_and_damage_is_mended(tmp_path: Path) -> None:
     expected = pictures_of(shapes(tmp_path).train)
     (file,) = tmp_path.glob("shapes-train-*.npy")
     written = file.stat().st_mtime_ns
@@ -149,7 +170,9 @@ def test_the_cache_is_used_and_damage_is_mended(tmp_path) -> None:
     assert sorted(path.suffix for path in tmp_path.iterdir()) == [".npy", ".npy"]
 
 
-def test_without_a_cache_the_pictures_are_drawn_into_memory(tmp_path, caplog) -> None:
+def test_without_a_cache_the_pictures_are_drawn_into_memory(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     (tmp_path / "occupied").write_text("a file, so that no folder can be made here")
     with caplog.at_level(logging.WARNING):
         splits = shapes(tmp_path / "occupied", train=12, test=3)
@@ -157,14 +180,16 @@ def test_without_a_cache_the_pictures_are_drawn_into_memory(tmp_path, caplog) ->
     assert torch.equal(pictures_of(splits.train), pictures_of(shapes(tmp_path / "cache", train=12).train))
 
 
-def test_difficulty_constants_are_part_of_the_cache_name(tmp_path, monkeypatch) -> None:
+def test_difficulty_constants_are_part_of_the_cache_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     shapes(tmp_path)
     monkeypatch.setattr(shape_pictures, "NOISE", 0.0)
     shapes(tmp_path)
     assert len(list(tmp_path.glob("shapes-train-*.npy"))) == 2
 
 
-def test_a_copy_takes_no_pictures_along(tmp_path) -> None:
+def test_a_copy_takes_no_pictures_along(tmp_path: Path) -> None:
     source = shapes(tmp_path, train=1000).train
     state = pickle.dumps(source)
     assert len(state) < 20_000

@@ -2,6 +2,8 @@
 
 import gzip
 import struct
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,19 +12,26 @@ import torch
 from dino_exp.data import torchvision_sets
 from dino_exp.data.torchvision_sets import DEBIAN_FASHION_MNIST, cifar10, fashion_mnist
 from dino_exp.errors import UserError
+from tests.sources import classes_of, held_out, labels_of
 
-LOADER_ONLY = {"name": "set", "mean": [0.5], "std": [0.3], "max_corrupt": 0.01, "backend": "fast"}
+LOADER_ONLY: dict[str, Any] = {
+    "name": "set",
+    "mean": [0.5],
+    "std": [0.3],
+    "max_corrupt": 0.01,
+    "backend": "fast",
+}
 
 
 @pytest.fixture
-def offline(monkeypatch) -> None:
+def offline(monkeypatch: pytest.MonkeyPatch) -> None:
     for variable in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"):
         monkeypatch.setenv(variable, "http://127.0.0.1:9")  # the discard port: refused at once
     monkeypatch.setenv("no_proxy", "")
     monkeypatch.setattr(torchvision_sets, "DEBIAN_FASHION_MNIST", DEBIAN_FASHION_MNIST / "absent")
 
 
-def idx_files(folder, packed):
+def idx_files(folder: Path, packed: bool) -> np.ndarray:
     folder.mkdir(parents=True, exist_ok=True)
     random = np.random.default_rng(0)
     for part, count in (("train", 7), ("t10k", 3)):
@@ -38,31 +47,35 @@ def idx_files(folder, packed):
 @pytest.mark.parametrize(
     ("place", "packed"), [(".", True), ("FashionMNIST/raw", True), ("FashionMNIST/raw", False)]
 )
-def test_fashion_mnist_is_found_in_its_places(place, packed, tmp_path, offline) -> None:
+def test_fashion_mnist_is_found_in_its_places(
+    place: str, packed: bool, tmp_path: Path, offline: None
+) -> None:
     last = idx_files(tmp_path / place, packed)
     splits = fashion_mnist(root=str(tmp_path), channels=1, **LOADER_ONLY)
-    assert (len(splits.train), len(splits.test)) == (7, 3)
-    assert np.array_equal(splits.test.read(2), last[2:3])
-    assert splits.test.labels.tolist() == [0, 1, 2]
-    assert splits.test.labels.dtype == np.int64
-    assert splits.train.classes[9] == "Ankle boot"
-    assert splits.test.name(2) == "fashion_mnist test 2"
-    rgb = fashion_mnist(root=str(tmp_path), channels=3, **LOADER_ONLY).test.read(2)
+    test = held_out(splits)
+    assert (len(splits.train), len(test)) == (7, 3)
+    assert np.array_equal(test.read(2), last[2:3])
+    assert labels_of(test).tolist() == [0, 1, 2]
+    assert labels_of(test).dtype == np.int64
+    assert classes_of(splits.train)[9] == "Ankle boot"
+    assert test.name(2) == "fashion_mnist test 2"
+    rgb = held_out(fashion_mnist(root=str(tmp_path), channels=3, **LOADER_ONLY)).read(2)
     assert rgb.shape == (3, 28, 28)
     assert torch.equal(rgb[0], rgb[2])
     rgb[0, 0, 0] += 1  # a copy: the planes are apart
     assert rgb[0, 0, 0] != rgb[1, 0, 0]
 
 
-@pytest.mark.skipif(not DEBIAN_FASHION_MNIST.exists(), reason="dataset-fashion-mnist is not installed")
-def test_fashion_mnist_is_found_in_debians_package(tmp_path) -> None:
-    splits = fashion_mnist(root=str(tmp_path), channels=1, **LOADER_ONLY)
-    assert (len(splits.train), len(splits.test)) == (60_000, 10_000)
-    assert np.bincount(splits.test.labels).tolist() == [1000] * 10
-    assert splits.train.images.float().mean().item() / 255 == pytest.approx(0.2860, abs=1e-4)
+def test_fashion_mnist_is_found_in_debians_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    last = idx_files(tmp_path / "debian", packed=True)
+    monkeypatch.setattr(torchvision_sets, "DEBIAN_FASHION_MNIST", tmp_path / "debian")
+    splits = fashion_mnist(root=str(tmp_path / "mine"), channels=1, **LOADER_ONLY)
+    assert (len(splits.train), len(held_out(splits))) == (7, 3)
+    assert np.array_equal(held_out(splits).read(2), last[2:3])
+    assert not (tmp_path / "mine").exists()
 
 
-def test_damaged_idx_files_are_named(tmp_path, offline) -> None:
+def test_damaged_idx_files_are_named(tmp_path: Path, offline: None) -> None:
     idx_files(tmp_path, packed=True)
     file = tmp_path / "train-images-idx3-ubyte.gz"
     whole = file.read_bytes()
@@ -72,7 +85,7 @@ def test_damaged_idx_files_are_named(tmp_path, offline) -> None:
             fashion_mnist(root=str(tmp_path), channels=1, **LOADER_ONLY)
 
 
-def test_a_failed_download_says_where_the_files_go(tmp_path, offline) -> None:
+def test_a_failed_download_says_where_the_files_go(tmp_path: Path, offline: None) -> None:
     with pytest.raises(UserError, match=rf"put train-images-idx3-ubyte\.gz, .* into {tmp_path}"):
         fashion_mnist(root=str(tmp_path), channels=1, **LOADER_ONLY)
     with pytest.raises(
@@ -81,7 +94,7 @@ def test_a_failed_download_says_where_the_files_go(tmp_path, offline) -> None:
         cifar10(root=str(tmp_path), channels=3, **LOADER_ONLY)
 
 
-def test_impossible_channels_are_refused(tmp_path) -> None:
+def test_impossible_channels_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"data\.channels = 1: CIFAR-10 has 3"):
         cifar10(root=str(tmp_path), channels=1, **LOADER_ONLY)
     with pytest.raises(UserError, match=r"data\.channels = 4: Fashion-MNIST has 1"):

@@ -9,18 +9,19 @@ from pathlib import Path
 
 import pytest
 import torch
-from stored import as_shards, by_class, encoded, write_shard
 
 from dino_exp.data import file_ranges, webdataset
 from dino_exp.data.file_sets import expand_braces
-from dino_exp.data.source import CorruptImageError, decode_image
+from dino_exp.data.source import CorruptImageError, Splits, decode_image
 from dino_exp.errors import UserError
+from tests.data.stored import as_shards, by_class, encoded, write_shard
+from tests.sources import classes_of, held_out, labels_of
 
 pytestmark = pytest.mark.usefixtures("cache")
 PICTURES = by_class(encoded(20), 3)
 
 
-def load(root, val_root="auto"):
+def load(root: Path | str | None, val_root: Path | str | None = "auto") -> Splits:
     return webdataset.load(
         name="webdataset",
         root=None if root is None else str(root),
@@ -47,11 +48,11 @@ def test_folder_pattern_and_list_hold_the_same_samples_in_any_order(tmp_path: Pa
     for root in (folder, folder / "train-{000000..000002}.tar", folder / "train-*.tar", folder / "list.txt"):
         source = load(root).train
         assert (len(source), source.classes) == (20, ["0", "1", "2"])
-        assert source.labels.tolist() == [label for _, label in PICTURES]
+        assert labels_of(source).tolist() == [label for _, label in PICTURES]
         for index in (19, 0, 7, 6, 13):
             assert torch.equal(source.read(index), decoded(PICTURES[index][0]))
         assert source.name(7) == f"{folder / 'train-000001.tar'}: 000007.jpg"
-        with pytest.raises(IndexError):
+        with pytest.raises(IndexError, match="picture 20 of 20"):
             source.name(20)
 
 
@@ -71,12 +72,12 @@ def test_a_sample_is_the_consecutive_members_of_one_base_name(tmp_path: Path) ->
         ],
     )
     source = load(tmp_path).train
-    assert (len(source), source.classes, source.labels.tolist()) == (2, ["7", "12"], [0, 1])
+    assert (len(source), source.classes, labels_of(source).tolist()) == (2, ["7", "12"], [0, 1])
     assert [source.name(i).split(": ")[1] for i in range(2)] == [f"{long}.JPEG", "b/2.seg.png"]
     assert torch.equal(source.read(1), decoded(two))
     (tmp_path / "classes.txt").write_text("\n".join(f"kind {i}" for i in range(13)))
     named = load(tmp_path).train
-    assert [named.classes[label] for label in named.labels] == ["kind 7", "kind 12"]
+    assert [classes_of(named)[label] for label in labels_of(named)] == ["kind 7", "kind 12"]
     (tmp_path / "classes.txt").write_text("a\nb")
     with pytest.raises(UserError, match=r"classes\.txt: 2 names, and there is a label 12"):
         load(tmp_path)
@@ -96,9 +97,9 @@ def test_held_out_shards_are_found_and_never_trained_on(
             tmp_path / "apart" / "train",
         ):
             splits = load(root)
-            assert (len(splits.train), len(splits.test)) == (20, 5)
-            assert splits.test.classes == splits.train.classes
-            assert splits.test.labels.tolist() == [label for _, label in PICTURES[::4]]
+            assert (len(splits.train), len(held_out(splits))) == (20, 5)
+            assert held_out(splits).classes == splits.train.classes
+            assert labels_of(held_out(splits)).tolist() == [label for _, label in PICTURES[::4]]
     assert len([r for r in caplog.records if "held-out pictures" in r.message]) == 3
     assert load(together, val_root=None).test is None
     assert len(load(together, val_root=None).train) == 20
@@ -206,6 +207,7 @@ def test_copies_take_no_open_files_and_few_stay_open(tmp_path: Path, monkeypatch
     source = load(as_shards(tmp_path / "set", PICTURES, each=2)).train
     copy = pickle.loads(pickle.dumps(source))
     for one in (source, copy):
+        assert isinstance(one, webdataset.ShardSource)
         for index in (*range(20), *reversed(range(20))):
             assert torch.equal(one.read(index), decoded(PICTURES[index][0]))
         assert len(one._bytes._open) == 4

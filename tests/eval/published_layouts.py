@@ -61,7 +61,7 @@ def revisited(
 
 
 def entry(
-    easy: Sequence[int], hard: Sequence[int], junk: Sequence[int], bbx: Sequence[float] = (0, 0, 24, 16)
+    easy: Sequence[float], hard: Sequence[int], junk: Sequence[int], bbx: Sequence[float] = (0, 0, 24, 16)
 ) -> dict[str, Any]:
     """What the ground truth says of a query; the types are as mixed as in real files."""
     return {"bbx": list(bbx), "easy": np.array(easy), "hard": list(hard), "junk": np.array(junk)}

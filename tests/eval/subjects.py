@@ -61,6 +61,20 @@ def pictures(
     return ArraySource("noise", images, labels, classes, 3)
 
 
+class ConvNet(nn.Sequential):
+    """A convolution with batch norm; its feature is as wide as the convolution, and it has no class token."""
+
+    def __init__(self, width: int, *after: nn.Module, stride: int = 1) -> None:
+        super().__init__(
+            nn.Conv2d(3, width, 3, stride=stride),
+            nn.BatchNorm2d(width),
+            *after,
+            nn.AdaptiveAvgPool2d(1),
+            nn.Flatten(),
+        )
+        self.feature_dim = width
+
+
 def block_features(values: Tensor) -> BlockFeatures:
     """(N, rows, D), or (N, D) for a single row, of pictures 0 ... N-1."""
     values = values if values.ndim == 3 else values.unsqueeze(1)

@@ -1,5 +1,6 @@
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
@@ -7,25 +8,29 @@ import pytest
 import timm
 import torch
 from PIL import Image
-from subjects import GivenData, pictures, subject, tiny_vit
-from timm.models.vision_transformer import VisionTransformer
+from timm.models.vision_transformer import Attention, VisionTransformer
 from torch import nn
 
 from dino_exp.backbone.tokens import spatial_features
+from dino_exp.backbone.vit import Block
 from dino_exp.data.source import ArraySource, Splits
 from dino_exp.errors import UserError
 from dino_exp.eval import class_maps
 from dino_exp.eval.attention_maps import AttentionMaps
 from dino_exp.eval.attention_pictures import FilePictures
+from dino_exp.eval.subject import Findings, Subject
 from dino_exp.eval.videos import frames
+from tests.eval.subjects import GivenData, pictures, subject, tiny_vit
 
 
-def attention(**fields):
-    given = {"source": None, "masks": None, "mass": 0.6, "image_size": None, "pictures": 8}
+def attention(**fields: Any) -> AttentionMaps:
+    given: dict[str, Any] = {"source": None, "masks": None, "mass": 0.6, "image_size": None, "pictures": 8}
     return AttentionMaps(**given | fields)
 
 
-def run(evaluation, folder, network=None, data=None):
+def run(
+    evaluation: AttentionMaps, folder: Path, network: Subject | None = None, data: GivenData | None = None
+) -> Findings:
     data = data or GivenData(Splits(pictures([0, 1]), None))
     network = network or subject(Looker(), image_size=8)
     evaluation.check(network, data)
@@ -37,12 +42,12 @@ class Looker(nn.Module):
 
     patch_size = 4
 
-    def class_attention(self, x):
+    def class_attention(self, x: torch.Tensor) -> torch.Tensor:
         bright = nn.functional.avg_pool2d(x.mean(dim=1), 4) + 1
         heads = torch.stack([bright, torch.ones_like(bright)], dim=1)
         return 0.9 * heads / heads.sum(dim=(2, 3), keepdim=True)
 
-    def forward_intermediates(self, x, **_):
+    def forward_intermediates(self, x: torch.Tensor, **_: object) -> list[torch.Tensor]:
         return [nn.functional.avg_pool2d(x, 4)]
 
 
@@ -51,18 +56,18 @@ class Lit(ArraySource):
 
     has_masks = True
 
-    def __init__(self, count) -> None:
+    def __init__(self, count: int) -> None:
         images = torch.zeros(count, 3, 8, 8, dtype=torch.uint8)
         images[:, :, :4, :4] = 255
         super().__init__("lit", images, None, None, 3)
 
-    def mask(self, index):
+    def mask(self, index: int) -> torch.Tensor:
         mask = torch.zeros(8, 8, dtype=torch.bool)
         mask[:, :4] = index != 1  # one picture has no object
         return mask
 
 
-def softmax(scores):
+def softmax(scores: np.ndarray) -> np.ndarray:
     weights = np.exp(scores - scores.max(axis=-1, keepdims=True))
     return weights / weights.sum(axis=-1, keepdims=True)
 
@@ -80,17 +85,18 @@ def test_attention_of_the_class_token_by_hand() -> None:
         for block in network.blocks[:-1]:
             x = block(x)
     block = network.blocks[-1]
-    x = x.numpy()
-    x = (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-6)
-    x = x * block.norm1.weight.numpy() + block.norm1.bias.numpy()
-    qkv = x @ block.attn.qkv.weight.numpy().T + block.attn.qkv.bias.numpy()
+    assert isinstance(block, Block)
+    values = x.numpy()
+    values = (values - values.mean(-1, keepdims=True)) / np.sqrt(values.var(-1, keepdims=True) + 1e-6)
+    values = values * block.norm1.weight.numpy() + block.norm1.bias.numpy()
+    qkv = values @ block.attn.qkv.weight.numpy().T + block.attn.qkv.bias.numpy()
     for head in range(2):
         query, key = qkv[..., 8 * head : 8 * head + 8], qkv[..., 16 + 8 * head : 16 + 8 * head + 8]
         weights = softmax(np.einsum("bqd,bkd->bqk", query, key) / np.sqrt(8))
         np.testing.assert_allclose(got[:, head].flatten(1), weights[:, 0, 1:], rtol=1e-4, atol=1e-7)
 
 
-def test_attention_of_timm_is_that_of_its_unfused_path() -> None:
+def test_attention_of_timm_is_that_of_its_unfused_path(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(0)
     network = VisionTransformer(
         img_size=32, patch_size=8, embed_dim=32, depth=2, num_heads=4, num_classes=0, reg_tokens=3,
@@ -100,12 +106,14 @@ def test_attention_of_timm_is_that_of_its_unfused_path() -> None:
         nn.init.normal_(value, std=0.5)
     given = subject(network)
     batch = torch.randint(0, 256, (2, 3, 32, 48), dtype=torch.uint8)
-    last, seen = network.blocks[-1].attn, []
-    last.fused_attn = False
+    last = network.get_submodule("blocks.1.attn")
+    assert isinstance(last, Attention)
+    seen: list[torch.Tensor] = []
     hook = last.attn_drop.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
-    network(given.normalised(batch))
+    with monkeypatch.context() as unfused:
+        unfused.setattr(last, "fused_attn", False)
+        network(given.normalised(batch))
     hook.remove()
-    last.fused_attn = True
     assert class_maps.kind_of(network) == class_maps.ATTENTION
     got = class_maps.maps(given, batch)
     assert got.shape == (2, 4, 4, 6)
@@ -113,7 +121,7 @@ def test_attention_of_timm_is_that_of_its_unfused_path() -> None:
 
 
 @pytest.mark.parametrize(("name", "stride"), [("resnet10t", 32), ("xcit_nano_12_p16_224", 16)])
-def test_networks_without_a_readable_class_token(name, stride, tmp_path) -> None:
+def test_networks_without_a_readable_class_token(name: str, stride: int, tmp_path: Path) -> None:
     torch.manual_seed(0)
     network = timm.create_model(name, num_classes=0)
     given = subject(network, image_size=64)
@@ -140,7 +148,7 @@ def test_features_as_colours() -> None:
     assert colours.max() == 1
 
 
-def test_overlap_with_the_masks_of_a_data_set(tmp_path) -> None:
+def test_overlap_with_the_masks_of_a_data_set(tmp_path: Path) -> None:
     # Head 1 has all on the upper left patch; head 2 is even, and of equal patches the last three stay. The
     # mean has 0.625 there. The object is the left half.
     findings = run(attention(), tmp_path / "new", data=GivenData(Splits(pictures([0]), Lit(5))))
@@ -164,13 +172,13 @@ def test_overlap_with_the_masks_of_a_data_set(tmp_path) -> None:
         assert min(sheet.size) > 300
 
 
-def save(path, array):
+def save(path: Path, array: np.ndarray) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(np.asarray(array, dtype=np.uint8)).save(path)
     return path
 
 
-def test_pictures_in_files_keep_their_shape(tmp_path) -> None:
+def test_pictures_in_files_keep_their_shape(tmp_path: Path) -> None:
     # 16 x 27 pixels become 8 x 13, of which 8 x 12 are whole patches: 12/13 of the mask's 27 columns are 25.
     picture, mask = np.zeros((16, 27, 3)), np.zeros((16, 27))
     picture[:, :8] = 255
@@ -187,6 +195,8 @@ def test_pictures_in_files_keep_their_shape(tmp_path) -> None:
     files = FilePictures([tmp_path / "in/two.png"], tmp_path / "in", tmp_path / "masks", 3, 8, 4)
     [batch] = files.batches([0])
     assert batch.pictures.shape == (1, 3, 8, 12)
+    assert batch.masks is not None
+    assert batch.masks[0] is not None
     assert batch.masks[0].shape == (16, 25)
 
     findings = run(given, tmp_path / "out")
@@ -207,7 +217,7 @@ def test_pictures_in_files_keep_their_shape(tmp_path) -> None:
         run(given, tmp_path / "out")
 
 
-def test_a_single_picture(tmp_path) -> None:
+def test_a_single_picture(tmp_path: Path) -> None:
     source = save(tmp_path / "my cat.jpg", np.random.default_rng(0).integers(0, 256, (40, 60, 3)))
     findings = run(attention(source=str(source), image_size=32), tmp_path / "out", subject())
     assert findings.files == [tmp_path / "out/my cat_attention.png"]
@@ -216,7 +226,7 @@ def test_a_single_picture(tmp_path) -> None:
         assert image.width == 1200
 
 
-def test_a_video_becomes_a_video_of_as_many_frames(tmp_path) -> None:
+def test_a_video_becomes_a_video_of_as_many_frames(tmp_path: Path) -> None:
     source = tmp_path / "clip.mkv"
     shots = np.zeros((20, 32, 44, 3), dtype=np.uint8)
     for number, shot in enumerate(shots):
@@ -243,7 +253,7 @@ def test_a_video_becomes_a_video_of_as_many_frames(tmp_path) -> None:
     assert run(attention(source=str(source), image_size=32), tmp_path / "grey", grey).details["frames"] == 20
 
 
-def test_an_animation_stays_one(tmp_path) -> None:
+def test_an_animation_stays_one(tmp_path: Path) -> None:
     source = tmp_path / "clip.gif"
     first, *others = (Image.new("RGB", (20, 16), (60 * number, 0, 99)) for number in range(3))
     first.save(source, save_all=True, append_images=others, duration=80)
@@ -269,7 +279,7 @@ def test_an_animation_stays_one(tmp_path) -> None:
         ({"image_size": 4}, "a single place in such pictures, so there is no map; give 16 or more"),
     ],
 )
-def test_what_cannot_work_is_said_at_once(fields, message, tmp_path) -> None:
+def test_what_cannot_work_is_said_at_once(fields: dict[str, Any], message: str, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     for name in ("text.txt", "broken.png", "film.mp4"):
         (tmp_path / name).write_bytes(b"nothing of the kind")
@@ -284,7 +294,7 @@ def test_what_cannot_work_is_said_at_once(fields, message, tmp_path) -> None:
         attention(**fields).check(subject(Looker(), image_size=8), GivenData(Splits(pictures([0]), None)))
 
 
-def test_nothing_readable_is_an_error(tmp_path) -> None:
+def test_nothing_readable_is_an_error(tmp_path: Path) -> None:
     for name in ("a.png", "b.png"):
         (tmp_path / name).write_bytes(b"")
     with pytest.raises(UserError, match=r"None of 2 pictures could be read \(the first: .*a\.png\)"):

@@ -1,4 +1,5 @@
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ class Looker(nn.Module):
 
     feature_dim, patch_size = 1, 4
 
-    def class_attention(self, pictures):
+    def class_attention(self, pictures: torch.Tensor) -> torch.Tensor:
         assert not self.training
         bright = nn.functional.avg_pool2d(pictures.mean(dim=1), 4).clamp(min=0)
         even = torch.ones_like(bright)
@@ -28,12 +29,12 @@ class Lit(ArraySource):
 
     has_masks = True
 
-    def __init__(self, n=3, side=8) -> None:
+    def __init__(self, n: int = 3, side: int = 8) -> None:
         images = torch.zeros(n, 3, side, side, dtype=torch.uint8)
         images[:, :, : side // 2, : side // 2] = 255
         super().__init__("lit", images, np.zeros(n, dtype=np.int64), ["lit"], 3)
 
-    def mask(self, index):
+    def mask(self, index: int) -> torch.Tensor:
         return self.images[index, 0] > 0
 
 
@@ -80,11 +81,18 @@ def test_gaussian_has_a_quarter_of_the_side_as_its_sigma() -> None:
 
 def test_from_a_source_to_numbers() -> None:
     source, network = Lit(n=5), Looker().train()
-    settings = {"image_size": 8, "crop_ratio": 1.0, "mean": [0.0] * 3, "std": [1.0] * 3, "device": "cpu"}
+    settings: dict[str, Any] = {
+        "image_size": 8,
+        "crop_ratio": 1.0,
+        "mean": [0.0] * 3,
+        "std": [1.0] * 3,
+        "device": "cpu",
+    }
     seen = attend(network, source, [4, 0, 2], batch_size=2, **settings)
     assert network.training
     assert seen.indices == [4, 0, 2]
     assert seen.attention.shape == (3, 2, 2, 2)
+    assert seen.masks is not None
     got = attention_mass(seen.attention, seen.masks)
     assert got.area == pytest.approx(0.25)
     assert got.mass == pytest.approx((1 + 0.25) / 2)  # one head is all on the object, the other even
@@ -92,6 +100,7 @@ def test_from_a_source_to_numbers() -> None:
     # Masks follow their pictures through resizing and cropping.
     larger = attend(network, Lit(n=2, side=32), [1], **settings | {"crop_ratio": 0.5})
     assert larger.pictures.shape == (1, 3, 8, 8)
+    assert larger.masks is not None
     assert torch.equal(larger.masks[0] > 0.5, larger.pictures[0, 0] > 127)
 
 

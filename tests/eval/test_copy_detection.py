@@ -1,22 +1,28 @@
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-import published_layouts as layouts
 import pytest
 import timm
 import torch
 from PIL import Image
-from subjects import GivenData, pictures, subject, tiny_vit
 
 from dino_exp.data.source import Splits
 from dino_exp.errors import UserError
 from dino_exp.eval.copy_detection import CopyDetection, descriptor, whitening
+from tests.eval import published_layouts as layouts
+from tests.eval.subjects import GivenData, pictures, subject, tiny_vit
 
 DATA = GivenData(Splits(pictures([0, 1]), None))
 
 
-def copy_detection(root: Path | None, **changes: object) -> CopyDetection:
-    fields = {"root": root and str(root), "image_size": 16, "whitening": None, "distractors": None}
+def copy_detection(root: Path | None, **changes: Any) -> CopyDetection:
+    fields: dict[str, Any] = {
+        "root": root and str(root),
+        "image_size": 16,
+        "whitening": None,
+        "distractors": None,
+    }
     return CopyDetection(**(fields | changes))
 
 
@@ -80,22 +86,21 @@ def test_whitening_is_used(root: Path, tmp_path: Path) -> None:
 
 
 def test_descriptors_are_class_token_and_pooled_patches(root: Path) -> None:
-    chosen, evaluation = subject(tiny_vit()), copy_detection(root, image_size=24)
+    network, evaluation = tiny_vit(), copy_detection(root, image_size=24)
+    chosen = subject(network)
     files = sorted((root / "strong").iterdir())
     layouts.save(layouts.noise(0, (40, 20)), files[0])
     found = evaluation._features(files, chosen)
     with Image.open(files[0]) as picture:
         values = np.array(picture.resize((24, 24), Image.Resampling.BICUBIC))
-    tokens = chosen.backbone.intermediate_tokens(
-        chosen.normalised(torch.tensor(values).permute(2, 0, 1)[None]), 1
-    )
+    tokens = network.intermediate_tokens(chosen.normalised(torch.tensor(values).permute(2, 0, 1)[None]), 1)
     patches = tokens[0][0, 1:].clamp(min=1e-6)
     assert patches.shape == (36, 16)
     torch.testing.assert_close(found[0], torch.cat((tokens[0][0, 0], (patches**4).mean(dim=0) ** 0.25)))
 
 
 def test_networks_without_class_token_pool_their_last_places() -> None:
-    network = timm.create_model("resnet10t", num_classes=0).eval()
+    network: Any = timm.create_model("resnet10t", num_classes=0).eval()
     batch = torch.randn(2, 3, 64, 64)
     with torch.no_grad():
         found, places = descriptor(network, batch), network.forward_features(batch)

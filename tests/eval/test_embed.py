@@ -11,7 +11,6 @@ import pytest
 import torch
 import torch.nn.functional as F
 from PIL import Image
-from subjects import GivenData, block_features, pictures, subject, tiny_vit
 from torch import nn
 
 from dino_exp.data.source import Splits, read_image
@@ -20,6 +19,7 @@ from dino_exp.eval import embed as embed_module
 from dino_exp.eval.embed import Embed
 from dino_exp.eval.feature_files import printable
 from dino_exp.eval.neighbourhoods import agreement, layout, nearest_others
+from tests.eval.subjects import GivenData, block_features, pictures, subject, tiny_vit
 
 NO_DATA = GivenData(Splits(pictures([0, 1]), None))
 

@@ -2,16 +2,28 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
+import pytest
 import torch
-from subjects import pictures, subject, tiny_vit
+from torch import nn
 
 from dino_exp.backbone.library import timm_backbone
 from dino_exp.backbone.tokens import block_tokens
-from dino_exp.data.source import CorruptImageError, Splits
+from dino_exp.data.source import CorruptImageError, ImageSource, Shrink, Splits
 from dino_exp.eval.extraction import Extracted
+from tests.eval.subjects import pictures, subject, tiny_vit
 
 
-def extracted(source, backbone=None, *, blocks=0, digest="a", image_size=32):
+def extracted(
+    source: ImageSource,
+    backbone: nn.Module | None = None,
+    *,
+    blocks: int = 0,
+    digest: str = "a",
+    image_size: int = 32,
+) -> Extracted:
     it = subject(backbone, image_size=image_size)
     object.__setattr__(it, "digest", digest)
     data = Extracted(it, None, blocks=blocks)
@@ -19,7 +31,9 @@ def extracted(source, backbone=None, *, blocks=0, digest="a", image_size=32):
     return data
 
 
-def test_rows_are_class_tokens_of_the_last_blocks_and_the_mean_patch(tmp_path, monkeypatch) -> None:
+def test_rows_are_class_tokens_of_the_last_blocks_and_the_mean_patch(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     source, backbone = pictures([0, 1] * 20), tiny_vit()
     data = extracted(source, backbone, blocks=2)
@@ -37,7 +51,9 @@ def test_rows_are_class_tokens_of_the_last_blocks_and_the_mean_patch(tmp_path, m
     assert too_many.blocks == 3  # all that there are
 
 
-def test_files_are_found_again_by_weights_pictures_and_size_alone(tmp_path, monkeypatch) -> None:
+def test_files_are_found_again_by_weights_pictures_and_size_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     source = pictures([0, 1] * 4)
     first = extracted(source, tiny_vit(seed=0)).features("train")
@@ -50,18 +66,18 @@ def test_files_are_found_again_by_weights_pictures_and_size_alone(tmp_path, monk
     assert len(list((tmp_path / "dino_exp" / "features").iterdir())) == 3
 
 
-def test_unreadable_pictures_have_no_row(tmp_path, monkeypatch) -> None:
+def test_unreadable_pictures_have_no_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     source = pictures([0, 1] * 10)
     whole = extracted(source, tiny_vit(), digest="whole").features("train")
     read = source.read
 
-    def broken(index, shrink=None):
+    def broken(index: int, shrink: Shrink | None = None) -> torch.Tensor:
         if index in (0, 7):
             raise CorruptImageError(f"{index}.png", "cut off")
         return read(index)
 
-    source.read = broken
+    monkeypatch.setattr(source, "read", broken)
     kept = [index for index in range(20) if index not in (0, 7)]
     for _ in range(2):  # made, then found
         features = extracted(source, tiny_vit()).features("train")
@@ -69,14 +85,19 @@ def test_unreadable_pictures_have_no_row(tmp_path, monkeypatch) -> None:
         torch.testing.assert_close(features.values, whole.values[kept], rtol=0, atol=1e-5)
 
 
-def test_timms_transformers_have_blocks_and_convnets_their_own_feature(tmp_path, monkeypatch) -> None:
+def test_timms_transformers_have_blocks_and_convnets_their_own_feature(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    options = {"drop_path_rate": 0.0, "in_channels": 3, "image_size": 32}
+    options: dict[str, Any] = {"drop_path_rate": 0.0, "in_channels": 3, "image_size": 32}
     transformer = timm_backbone(name="vit_tiny_patch16_224", **options).eval()
     tokens = block_tokens(transformer, torch.randn(2, 3, 32, 32), 2)
+    assert tokens is not None
     assert [tuple(each.patches.shape) for each in tokens] == [(2, 4, 192)] * 2
     picture = torch.randn(1, 3, 32, 32)
-    torch.testing.assert_close(block_tokens(transformer, picture, 1)[0].class_token, transformer(picture))
+    last = block_tokens(transformer, picture, 1)
+    assert last is not None
+    torch.testing.assert_close(last[0].class_token, transformer(picture))
     convnet = timm_backbone(name="resnet10t", **options).eval()
     features = extracted(pictures([0, 1]), convnet, blocks=4).features("train")
     assert features.blocks == 0

@@ -1,49 +1,33 @@
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 from torch import nn
 
-from dino_exp.data.source import ArraySource, CorruptImageError
+from dino_exp.data.source import ArraySource
 from dino_exp.errors import UserError
 from dino_exp.eval.features import extract, normalize, pixels, resize_and_crop
+from tests.eval.subjects import ConvNet
+from tests.sources import Album
 
-SETTINGS = {"image_size": 8, "crop_ratio": 1.0, "mean": [0.5] * 3, "std": [0.25] * 3, "device": "cpu"}
+SETTINGS: dict[str, Any] = {
+    "image_size": 8,
+    "crop_ratio": 1.0,
+    "mean": [0.5] * 3,
+    "std": [0.25] * 3,
+    "device": "cpu",
+}
 
 
-def random_pictures(n, side=8, channels=3, seed=0):
+def random_pictures(n: int, side: int = 8, channels: int = 3, seed: int = 0) -> torch.Tensor:
     generator = torch.Generator().manual_seed(seed)
     return torch.randint(0, 256, (n, channels, side, side), generator=generator, dtype=torch.uint8)
 
 
-class Album:
-    """Pictures of any sizes; some cannot be read."""
-
-    labels = None
-    classes = None
-    has_masks = False
-
-    def __init__(self, pictures, corrupt=()) -> None:
-        self.pictures, self.corrupt = pictures, set(corrupt)
-
-    def __len__(self) -> int:
-        return len(self.pictures)
-
-    def name(self, index) -> str:
-        return f"album {index}"
-
-    def read(self, index):
-        if index in self.corrupt:
-            raise CorruptImageError(self.name(index), "torn")
-        return self.pictures[index]
-
-
-def small_network():
-    network = nn.Sequential(
-        nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Dropout(0.5), nn.AdaptiveAvgPool2d(1), nn.Flatten()
-    )
-    network.feature_dim = 4
-    return network
+def small_network() -> ConvNet:
+    return ConvNet(4, nn.Dropout(0.5))
 
 
 def test_rows_are_the_network_in_eval_mode_and_nothing_of_it_moves() -> None:
@@ -51,7 +35,7 @@ def test_rows_are_the_network_in_eval_mode_and_nothing_of_it_moves() -> None:
     network = small_network()
     network.train()
     network[2].eval()  # a part that somebody froze stays frozen, the rest goes back to train mode
-    network[1].running_mean.fill_(0.3)
+    network.get_buffer("1.running_mean").fill_(0.3)
     before = {key: value.clone() for key, value in network.state_dict().items()}
     images = random_pictures(11)
     got = extract(network, ArraySource("a", images, None, None, 3), range(11), batch_size=4, **SETTINGS)
@@ -68,7 +52,7 @@ def test_rows_are_the_network_in_eval_mode_and_nothing_of_it_moves() -> None:
 
 def test_modes_come_back_after_an_error_too() -> None:
     network = small_network().train()
-    with pytest.raises(RuntimeError):
+    with pytest.raises(RuntimeError, match="to have 3 channels, but got 1"):
         extract(
             network,
             Album(random_pictures(2, channels=1)),
@@ -83,16 +67,16 @@ def test_unreadable_pictures_leave_with_their_index() -> None:
     mixed = [*random_pictures(3, side=8), *random_pictures(3, side=12), *random_pictures(2, side=8)]
     asked = [7, 1, 2, 3, 5, 0]
     sound = extract(nn.Flatten(), Album(mixed), asked, batch_size=2, **SETTINGS)
-    torn = extract(nn.Flatten(), Album(mixed, corrupt={1, 2, 5}), asked, batch_size=2, **SETTINGS)
+    torn = extract(nn.Flatten(), Album(mixed, unreadable={1, 2, 5}), asked, batch_size=2, **SETTINGS)
     assert sound.indices.tolist() == asked
     assert torn.indices.tolist() == [7, 3, 0]
     assert torch.equal(torn.values, sound.values[[0, 3, 5]])
     with pytest.raises(UserError, match=r"None of 1 pictures.*album 1"):
-        extract(nn.Flatten(), Album(mixed, corrupt={1}), [1], batch_size=2, **SETTINGS)
+        extract(nn.Flatten(), Album(mixed, unreadable={1}), [1], batch_size=2, **SETTINGS)
 
 
 def test_threads_change_neither_order_nor_values() -> None:
-    album = Album([*random_pictures(9, side=16), *random_pictures(8, side=11)], corrupt={3})
+    album = Album([*random_pictures(9, side=16), *random_pictures(8, side=11)], unreadable={3})
     alone, ahead = (
         extract(nn.Flatten(), album, range(17), batch_size=3, workers=workers, **SETTINGS)
         for workers in (0, 3)

@@ -2,35 +2,43 @@
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import timm
 import torch
-from programs import in_two_processes
-from subjects import GivenData, pictures, subject, tiny_vit
 from torch import nn
 
 from dino_exp.backbone.vit import VisionTransformer
 from dino_exp.config.evaluations import FinetuneConfig
-from dino_exp.data.source import ArraySource, CorruptImageError, Splits
+from dino_exp.data.source import ArraySource, CorruptImageError, Shrink, Splits
 from dino_exp.errors import UserError
 from dino_exp.eval.features import evaluating
 from dino_exp.eval.finetune import Finetune
 from dino_exp.eval.layer_decay import has_layers, layered_groups
+from dino_exp.eval.subject import Findings, Subject
 from dino_exp.weights.files import read
+from tests.eval.subjects import ConvNet, GivenData, pictures, subject, tiny_vit
+from tests.programs import in_two_processes
 
 SIZE = 16
 
 
-def finetune(**changes):
-    defaults = {field.name: field.default for field in dataclasses.fields(FinetuneConfig)}
+def finetune(**changes: Any) -> Finetune:
+    defaults: dict[str, Any] = {field.name: field.default for field in dataclasses.fields(FinetuneConfig)}
     del defaults["_target_"]
-    tiny = {"epochs": 3, "batch_size": 8, "lr": 0.03, "warmup_epochs": 1.0, "crop_scale": [0.5, 1.0]}
+    tiny: dict[str, Any] = {
+        "epochs": 3,
+        "batch_size": 8,
+        "lr": 0.03,
+        "warmup_epochs": 1.0,
+        "crop_scale": [0.5, 1.0],
+    }
     return Finetune(**defaults | tiny | changes)
 
 
-def dark_and_bright(number, seed=0):
+def dark_and_bright(number: int, seed: int = 0) -> ArraySource:
     drawn = torch.Generator().manual_seed(seed)
     labels = np.arange(number) % 2
     noise = torch.randint(0, 120, (number, 3, SIZE, SIZE), generator=drawn)
@@ -38,16 +46,17 @@ def dark_and_bright(number, seed=0):
     return ArraySource("brightness", images.to(torch.uint8), labels, ["dark", "bright"], 3)
 
 
-DATA = GivenData(Splits(dark_and_bright(64), dark_and_bright(40, seed=1)))
+TRAIN, TEST = dark_and_bright(64), dark_and_bright(40, seed=1)
+DATA = GivenData(Splits(TRAIN, TEST))
 
 
-def run(evaluation, folder, of=None, data=DATA):
+def run(evaluation: Finetune, folder: Path, of: Subject | None = None, data: GivenData = DATA) -> Findings:
     of = of or subject(tiny_vit(image_size=SIZE), image_size=SIZE)
     evaluation.check(of, data)
     return evaluation.evaluate(of, data, folder)
 
 
-def trained(folder):
+def trained(folder: Path) -> dict[str, torch.Tensor]:
     return torch.load(folder / "finetuned.pt", weights_only=True)["state_dict"]
 
 
@@ -85,10 +94,9 @@ def test_it_learns_and_writes_what_it_has_learnt(tmp_path: Path) -> None:
     classifier.load_state_dict(
         {name: content["state_dict"][f"classifier.{name}"] for name in ("weight", "bias")}
     )
-    test = DATA.splits.test
     with evaluating(network):
-        predicted = classifier(network(of.normalised(test.images))).argmax(1)
-    assert 100 * (predicted.numpy() == test.labels).mean() == pytest.approx(found.figures["top1"])
+        predicted = classifier(network(of.normalised(TEST.images))).argmax(1)
+    assert 100 * (predicted.numpy() == TEST.labels).mean() == pytest.approx(found.figures["top1"])
 
 
 def test_the_seed_decides(tmp_path: Path) -> None:
@@ -148,23 +156,19 @@ def test_the_rates_of_the_layers_are_those_of_the_training(tmp_path: Path) -> No
         assert moved.median().item() == pytest.approx(0.1 * factor, rel=1e-2), name
 
 
-def convnet():
+def convnet() -> ConvNet:
     torch.manual_seed(0)
-    network = nn.Sequential(
-        nn.Conv2d(3, 8, 3, stride=2), nn.BatchNorm2d(8), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten()
-    )
-    network.feature_dim = 8
-    return network
+    return ConvNet(8, nn.ReLU(), stride=2)
 
 
 def test_a_convnet_with_batch_norm_many_classes_and_torn_pictures(tmp_path: Path) -> None:
     class Torn(ArraySource):
-        def read(self, index, shrink=None):
+        def read(self, index: int, shrink: Shrink | None = None) -> torch.Tensor:
             if index in (3, 20):
                 raise CorruptImageError(self.name(index), "torn")
             return super().read(index)
 
-    def torn(number):
+    def torn(number: int) -> Torn:
         source = pictures([each % 6 for each in range(number)], size=SIZE)
         return Torn("torn", source.images, source.labels, source.classes, 3)
 
@@ -178,7 +182,7 @@ def test_a_convnet_with_batch_norm_many_classes_and_torn_pictures(tmp_path: Path
         "2 training pictures could not be read.",
         "1 held-out pictures could not be read.",
     ]
-    assert of.backbone[1].num_batches_tracked == 0
+    assert of.backbone.get_buffer("1.num_batches_tracked") == 0
     assert trained(tmp_path)["backbone.1.num_batches_tracked"] == 6
 
 
@@ -201,19 +205,19 @@ def test_half_precision(tmp_path: Path, half: torch.dtype) -> None:
         ({"lr": 1e30}, r"finetune\.lr = 1e\+30: the loss became nan in epoch 1 of 3; try 3e\+29"),
     ],
 )
-def test_what_cannot_work_is_said(tmp_path: Path, changes, said) -> None:
+def test_what_cannot_work_is_said(tmp_path: Path, changes: dict[str, Any], said: str) -> None:
     with pytest.raises(UserError, match=said):
         run(finetune(**changes), tmp_path)
     assert not (tmp_path / "finetuned.pt").exists()
 
 
 def test_pictures_without_labels_are_refused(tmp_path: Path) -> None:
-    unlabelled = ArraySource("plain", DATA.splits.train.images, None, None, 3)
+    unlabelled = ArraySource("plain", TRAIN.images, None, None, 3)
     with pytest.raises(UserError, match="have no labels"):
-        run(finetune(), tmp_path, data=GivenData(Splits(unlabelled, DATA.splits.test)))
+        run(finetune(), tmp_path, data=GivenData(Splits(unlabelled, TEST)))
 
 
-def with_batch_norm():
+def with_batch_norm() -> Subject:
     torch.manual_seed(0)
     network = VisionTransformer(
         patch_size=4, embed_dim=16, depth=2, num_heads=2, stem="conv", image_size=SIZE

@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -71,12 +73,13 @@ def test_a_network_that_diverged_has_no_overlap() -> None:
     assert figures["jaccard_even"] == 25
 
 
-def test_mask_files(tmp_path) -> None:
+def test_mask_files(tmp_path: Path) -> None:
     indices = np.array([[0, 1, 15], [255, 20, 0]], dtype=np.uint8)
     palette = Image.fromarray(indices)
     palette.putpalette([value for number in range(256) for value in (255 - number, 7, 7)])
     palette.save(tmp_path / "palette.png")
-    assert Image.open(tmp_path / "palette.png").mode == "P"
+    with Image.open(tmp_path / "palette.png") as palette:
+        assert palette.mode == "P"
     expected = [[0, OBJECT, OBJECT], [VOID, OBJECT, 0]]
     assert read_mask(tmp_path / "palette.png").tolist() == expected
     Image.fromarray(indices).save(tmp_path / "grey.png")

@@ -1,4 +1,5 @@
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -8,9 +9,12 @@ from torch import nn
 from dino_exp.data.source import ArraySource, Splits
 from dino_exp.errors import UserError
 from dino_exp.eval.knn import KNN, knn_predict, spread
+from tests.sources import labels_of
 
 
-def votes_by_loop(bank, labels, query, k, temperature, classes):
+def votes_by_loop(
+    bank: torch.Tensor, labels: torch.Tensor, query: torch.Tensor, k: int, temperature: float, classes: int
+) -> int:
     """The definition, one neighbour at a time."""
     cosines = []
     for feature, label in zip(bank.tolist(), labels.tolist(), strict=True):
@@ -23,12 +27,12 @@ def votes_by_loop(bank, labels, query, k, temperature, classes):
     return votes.index(max(votes))
 
 
-def features(n, dim=5, seed=0):
+def features(n: int, dim: int = 5, seed: int = 0) -> torch.Tensor:
     return torch.randn(n, dim, generator=torch.Generator().manual_seed(seed))
 
 
-def knn(**changes):
-    fields = {
+def knn(**changes: Any) -> KNN:
+    fields: dict[str, Any] = {
         "k": 5,
         "temperature": 0.07,
         "every_epochs": 1,
@@ -64,7 +68,7 @@ def test_one_near_neighbour_outvotes_two_far_ones_only_at_low_temperature() -> N
 def test_length_of_features_and_a_tiny_temperature_change_nothing_they_should_not() -> None:
     bank, labels, queries = features(40), torch.arange(40) % 3, features(17, seed=2)
 
-    def predict(scale_bank, scale_queries, temperature):
+    def predict(scale_bank: float, scale_queries: float, temperature: float) -> list[int]:
         return knn_predict(
             bank * scale_bank, labels, queries * scale_queries, k=9, temperature=temperature, classes=3
         ).tolist()
@@ -99,17 +103,13 @@ def test_spread_covers_the_set_and_does_not_alias_with_alternating_classes() -> 
     assert counts.max() < 130
 
 
-def two_class_splits(train=40, test=16, **changes):
+def two_classes(n: int, seed: int) -> ArraySource:
     """Dark pictures and bright ones, told apart by their first channel's mean."""
-
-    def source(n, seed):
-        generator = torch.Generator().manual_seed(seed)
-        labels = np.arange(n) % 2
-        images = torch.randint(0, 100, (n, 3, 8, 8), generator=generator, dtype=torch.uint8)
-        images[1::2] += 120
-        return ArraySource("two", images, labels, changes.get("classes", ["dark", "bright"]), 3)
-
-    return Splits(source(train, 0), source(test, 1) if test else None)
+    generator = torch.Generator().manual_seed(seed)
+    labels = np.arange(n) % 2
+    images = torch.randint(0, 100, (n, 3, 8, 8), generator=generator, dtype=torch.uint8)
+    images[1::2] += 120
+    return ArraySource("two", images, labels, ["dark", "bright"], 3)
 
 
 class Contrast(nn.Module):
@@ -117,26 +117,28 @@ class Contrast(nn.Module):
 
     feature_dim = 2
 
-    def forward(self, pictures):
+    def forward(self, pictures: torch.Tensor) -> torch.Tensor:
         return torch.stack([pictures.mean(dim=(1, 2, 3)), torch.full((len(pictures),), 0.1)], dim=1)
 
 
 def test_evaluate_goes_from_pictures_to_percent() -> None:
-    splits = two_class_splits()
-    settings = {"image_size": 8, "mean": [0.45] * 3, "std": [0.25] * 3, "device": "cpu"}
+    train, test = two_classes(40, 0), two_classes(16, 1)
+    splits = Splits(train, test)
+    settings: dict[str, Any] = {"image_size": 8, "mean": [0.45] * 3, "std": [0.25] * 3, "device": "cpu"}
     assert knn(bank_size=20, query_size=9).evaluate(Contrast(), splits, **settings) == 100.0
     assert knn().evaluate_pixels(splits, image_size=8) == 100.0
-    splits.test.labels = 1 - splits.test.labels
+    test.labels = 1 - labels_of(test)
     assert knn().evaluate(Contrast(), splits, **settings) == 0.0
 
 
 @pytest.mark.parametrize("problem", ["no test", "no labels", "other classes"])
-def test_what_cannot_be_evaluated_is_said(problem) -> None:
-    splits = two_class_splits(test=0 if problem == "no test" else 16)
+def test_what_cannot_be_evaluated_is_said(problem: str) -> None:
+    train, test = two_classes(40, 0), two_classes(16, 1)
+    splits = Splits(train, None if problem == "no test" else test)
     if problem == "no labels":
-        splits.train.labels = None
+        train.labels = None
     if problem == "other classes":
-        splits.test.classes = ["dark", "dim"]
+        test.classes = ["dark", "dim"]
     expected = {
         "no test": "held-out",
         "no labels": "training pictures have no labels",

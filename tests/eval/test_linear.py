@@ -6,13 +6,13 @@ import dataclasses
 import math
 import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
-from subjects import GivenData, block_features, pictures, subject, tiny_vit
 from torch import nn
 
 from dino_exp.config.evaluations import LinearConfig
@@ -23,17 +23,21 @@ from dino_exp.eval.linear import Linear, best, usual_epochs
 from dino_exp.eval.linear_data import AugmentedRows, Choice, LabelledRows, choices
 from dino_exp.eval.linear_sweep import Classifiers, train
 from dino_exp.eval.training_pictures import training_pictures
+from tests.eval.subjects import GivenData, block_features, pictures, subject, tiny_vit
+from tests.sources import held_out, labels_of
 
 CPU = torch.device("cpu")
 
 
-def linear(**changes) -> Linear:
+def linear(**changes: Any) -> Linear:
     fields = dataclasses.asdict(LinearConfig())
     del fields["_target_"]
     return Linear(**(fields | dict(blocks=[1, 3], epochs=20, batch_size=64) | changes))
 
 
-def clouds(each: int, classes: int = 6, *, rows: int = 4, seed: int = 1, spread: float = 1.8):
+def clouds(
+    each: int, classes: int = 6, *, rows: int = 4, seed: int = 1, spread: float = 1.8
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Features (N, rows, 8) around a centre per class and row, the classes in turn, and the labels."""
     centres = torch.randn(classes, rows, 8, generator=torch.Generator().manual_seed(9))
     labels = torch.arange(each * classes) % classes
@@ -41,7 +45,12 @@ def clouds(each: int, classes: int = 6, *, rows: int = 4, seed: int = 1, spread:
     return centres[labels] + spread * noise, labels
 
 
-def given(train_features, train_labels, test_features, test_labels) -> GivenData:
+def given(
+    train_features: torch.Tensor,
+    train_labels: torch.Tensor,
+    test_features: torch.Tensor,
+    test_labels: torch.Tensor,
+) -> GivenData:
     names = [str(number) for number in range(int(max(train_labels.max(), test_labels.max())) + 1)]
     splits = Splits(
         pictures(train_labels.numpy(), classes=names, size=4),
@@ -58,8 +67,8 @@ def rows_of(features: torch.Tensor, labels: torch.Tensor) -> LabelledRows:
     return LabelledRows.of(block_features(features), 99, pictures(labels.numpy(), size=4), CPU)
 
 
-def trained(rows: LabelledRows, chosen: list[Choice], lrs: list[float], **changes) -> list[Classifiers]:
-    settings = dict(classes=6, momentum=0.9, weight_decay=0.01, seed=3, device=CPU) | changes
+def trained(rows: LabelledRows, chosen: list[Choice], lrs: list[float], **changes: Any) -> list[Classifiers]:
+    settings: dict[str, Any] = dict(classes=6, momentum=0.9, weight_decay=0.01, seed=3, device=CPU) | changes
     classifiers = [Classifiers(rows.columns(choice), lrs, **settings) for choice in chosen]
     train(classifiers, lambda epoch: rows.epoch(epoch, 5, 64), epochs=4, batch_size=64)
     return classifiers
@@ -109,7 +118,7 @@ def test_choices_are_the_last_class_tokens_in_order_and_then_the_mean() -> None:
     rows = rows_of(features, torch.arange(6))
     seen = {
         choice: next(rows.batches(1))[0][0, rows.columns(choice)].tolist()
-        for choice in choices([1, 3], [0, 1], 3)
+        for choice in choices([1, 3], [False, True], 3)
     }
     assert seen == {
         (1, False): [2, 2],
@@ -140,7 +149,7 @@ def test_sgd_and_logistic_regression_come_close_to_the_optimum(tmp_path: Path) -
         data.features(split).values.flatten(1).numpy() for split in ("train", "test")
     )
     scaler = StandardScaler().fit(train_features)
-    labels, test_labels = data.splits.train.labels, data.splits.test.labels
+    labels, test_labels = labels_of(data.splits.train), labels_of(held_out(data.splits))
     optimum = LogisticRegression(C=0.1, max_iter=2000).fit(scaler.transform(train_features), labels)
     expected = 100 * optimum.score(scaler.transform(test_features), test_labels)
     assert 80 < expected < 99  # neither hopeless nor too easy
@@ -236,7 +245,7 @@ def test_pictures_cut_anew_give_the_features_of_that_epoch() -> None:
     rows = AugmentedRows(network, source, indices, 2)
     epochs = [list(rows.epoch(epoch, 0, 8)) for epoch in (0, 1)]
     assert [len(labels) for _, labels in epochs[0]] == [8, 8, 4]
-    settings = dict(seed=0, image_size=32, scale=(0.08, 1.0), batch_size=20, workers=0)
+    settings: dict[str, Any] = dict(seed=0, image_size=32, scale=(0.08, 1.0), batch_size=20, workers=0)
     for epoch, batches in enumerate(epochs):
         cut, order = next(training_pictures(source, indices.tolist(), epoch=epoch, **settings))
         expected = block_rows(network.backbone, network.normalised(cut), 2).flatten(1)
@@ -249,10 +258,10 @@ def test_pictures_cut_anew_give_the_features_of_that_epoch() -> None:
 
 
 def test_the_released_protocol_and_a_sweep_over_it(tmp_path: Path) -> None:
-    splits = Splits(pictures([0, 1] * 10), pictures([0, 1] * 6))
+    train, test = pictures([0, 1] * 10), pictures([0, 1] * 6)
     network = subject()
-    data = GivenData(splits)
-    for name, source in (("train", splits.train), ("test", splits.test)):
+    data = GivenData(Splits(train, test))
+    for name, source in (("train", train), ("test", test)):
         data.given[name] = block_features(block_rows(network.backbone, network.normalised(source.images), 3))
     released = linear(blocks=[3], patch_mean=[False], lrs=[0.001], epochs=2, val_share=0.0, augment=True)
     released.check(network, data)

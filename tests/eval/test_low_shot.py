@@ -12,17 +12,17 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import GridSearchCV, StratifiedKFold
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
-from subjects import GivenData, block_features, pictures, subject
 
 from dino_exp.data.source import Splits
 from dino_exp.errors import UserError
 from dino_exp.eval.low_shot import LowShot
 from dino_exp.eval.stratified import stratified
+from tests.eval.subjects import GivenData, block_features, pictures, subject
 
 CS = [10.0, 0.001, 0.1, 1.0]
 
 
-def clouds(counts: list[int], seed: int):
+def clouds(counts: list[int], seed: int) -> tuple[torch.Tensor, np.ndarray]:
     """Features (N, 3, 8), of which the last class token, row 1, tells the classes; and labels."""
     centres = torch.randn(len(counts), 8, generator=torch.Generator().manual_seed(0))
     labels = torch.repeat_interleave(torch.arange(len(counts)), torch.tensor(counts))

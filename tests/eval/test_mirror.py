@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from omegaconf import OmegaConf
@@ -13,7 +14,7 @@ from rich.console import Console
 from dino_exp.eval.mirror import mirror
 from dino_exp.tracker import NoTracker
 
-RECORD = {
+RECORD: dict[str, Any] = {
     "evaluation": "attention",
     "weights": {"sha256": "ab" * 32, "step": 30},
     "figures": {"jaccard_mean": 28.5},
@@ -42,7 +43,7 @@ def run_folder(folder: Path, state: str) -> Path:
 @pytest.mark.parametrize(("state", "exit_code"), [("finished", 0), ("failed", 1)])
 def test_a_runs_figures_join_its_own(tmp_path: Path, calls: list[tuple], state: str, exit_code: int) -> None:
     folder = run_folder(tmp_path / "run", state)
-    cfg = OmegaConf.create({"run": str(folder), "tracker": {"_target_": "dino_exp.tracker.NoTracker"}})
+    cfg: Any = OmegaConf.create({"run": str(folder), "tracker": {"_target_": "dino_exp.tracker.NoTracker"}})
     mirror(cfg, folder, [RECORD], Console(quiet=True))
     (_, (info,), _), logged, image, finish = calls
     assert (info.tracker_id, info.resume_step, info.config) == ("kept0000", 30, {"name": "demo"})
@@ -54,7 +55,7 @@ def test_a_runs_figures_join_its_own(tmp_path: Path, calls: list[tuple], state: 
 def test_weights_have_a_run_of_their_own_that_a_second_evaluation_joins(
     tmp_path: Path, calls: list[tuple]
 ) -> None:
-    cfg = OmegaConf.create({"run": None, "tracker": {"_target_": "dino_exp.tracker.NoTracker"}})
+    cfg: Any = OmegaConf.create({"run": None, "tracker": {"_target_": "dino_exp.tracker.NoTracker"}})
     for _ in range(2):
         mirror(cfg, tmp_path, [RECORD | {"files": []}], Console(quiet=True))
     ids = {args[0].tracker_id for name, args, _ in calls if name == "start"}

@@ -1,6 +1,7 @@
 import os
 import pickle
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -59,7 +60,7 @@ def test_best_first_by_cosine_in_blocks_with_ties_by_row(monkeypatch: pytest.Mon
 @pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
 def test_pickles_of_containers_and_arrays_are_read(tmp_path: Path, protocol: int) -> None:
     big = np.arange(6, dtype=">i4").reshape(2, 3)
-    whole = {
+    whole: dict[str, Any] = {
         "gnd": [(1, 2.5, None, True, b"\xff\0", 1 + 2j), {3}, frozenset({"a"}), b""],
         "imlist": ["é"],
         "arrays": [big, np.asfortranarray(big), np.array(["ab", "c"]), np.array(2.5), np.zeros((0,))],
@@ -102,7 +103,7 @@ class Runs:
 @pytest.mark.parametrize("name", ["system", "eval", "mkdir"])
 def test_a_pickle_that_would_run_something_is_refused(tmp_path: Path, name: str, protocol: int) -> None:
     trace = tmp_path / "trace"
-    call = {"system": os.system, "eval": eval, "mkdir": Path.mkdir}[name]
+    call: Any = {"system": os.system, "eval": eval, "mkdir": Path.mkdir}[name]
     argument = {"system": f"touch {trace}", "eval": f"open({str(trace)!r}, 'w')", "mkdir": trace}[name]
     path = tmp_path / "gnd_roxford5k.pkl"
     path.write_bytes(pickle.dumps({"gnd": [Runs(call, argument)]}, protocol=protocol))

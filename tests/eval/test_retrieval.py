@@ -2,25 +2,31 @@ import dataclasses
 import pickle
 import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-import published_layouts as layouts
 import pytest
 import torch
 import torch.nn.functional as F
 from PIL import Image
-from subjects import GivenData, pictures, subject, tiny_vit
 
 from dino_exp.data.source import Splits
 from dino_exp.errors import UserError
 from dino_exp.eval.picture_files import features_of
 from dino_exp.eval.retrieval import Retrieval
+from tests.eval import published_layouts as layouts
+from tests.eval.subjects import GivenData, pictures, subject, tiny_vit
 
 DATA = GivenData(Splits(pictures([0, 1]), None))
 
 
-def retrieval(root: Path | None, **changes: object) -> Retrieval:
-    fields = {"root": root and str(root), "datasets": ["roxford5k"], "image_size": 12, "multiscale": False}
+def retrieval(root: Path | None, **changes: Any) -> Retrieval:
+    fields: dict[str, Any] = {
+        "root": root and str(root),
+        "datasets": ["roxford5k"],
+        "image_size": 12,
+        "multiscale": False,
+    }
     return Retrieval(**(fields | changes))
 
 

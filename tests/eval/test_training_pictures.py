@@ -1,55 +1,58 @@
 """Random crops of training pictures, the same however they are read."""
 
-import numpy as np
+from collections.abc import Collection, Sequence
+from typing import Any
+
 import pytest
 import torch
+from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2.functional import resized_crop
 
 from dino_exp.data.loader import generator
-from dino_exp.data.source import CorruptImageError
+from dino_exp.data.source import ImageSource
 from dino_exp.errors import UserError
 from dino_exp.eval.training_pictures import SingleCrop, Substituting, epoch_order, training_pictures
+from tests.sources import Album
 
-SETTINGS = {"seed": 3, "epoch": 1, "image_size": 16, "scale": [0.2, 1.0], "batch_size": 4, "workers": 0}
+SETTINGS: dict[str, Any] = {
+    "seed": 3,
+    "epoch": 1,
+    "image_size": 16,
+    "scale": [0.2, 1.0],
+    "batch_size": 4,
+    "workers": 0,
+}
 
 
-class Album:
+def album(sizes: Sequence[tuple[int, int]], unreadable: Collection[int] = ()) -> Album:
     """Pictures of different sizes; some cannot be read."""
-
-    def __init__(self, sizes, unreadable=()) -> None:
-        drawn = torch.Generator().manual_seed(0)
-        self.pictures = [
-            torch.randint(0, 256, (3, *size), dtype=torch.uint8, generator=drawn) for size in sizes
-        ]
-        self.unreadable = set(unreadable)
-
-    def __len__(self) -> int:
-        return len(self.pictures)
-
-    def read(self, index, shrink=None):
-        if index in self.unreadable:
-            raise CorruptImageError(f"album {index}", "torn")
-        return self.pictures[index].clone()
+    drawn = torch.Generator().manual_seed(0)
+    return Album(
+        [torch.randint(0, 256, (3, *size), dtype=torch.uint8, generator=drawn) for size in sizes], unreadable
+    )
 
 
-def everything(source, indices, **changes):
+def everything(
+    source: ImageSource | Substituting, indices: Sequence[int], **changes: Any
+) -> tuple[torch.Tensor, list[int]]:
     batches = list(training_pictures(source, indices, **SETTINGS | changes))
     return torch.cat([batch for batch, _ in batches]), [each for _, indices in batches for each in indices]
 
 
 def test_each_is_torchvision_s_crop_of_its_box_and_half_are_mirrored() -> None:
-    album = Album([(20 + n % 7, 30 - n % 5) for n in range(60)])
-    pictures, indices = everything(album, range(60))
+    source = album([(20 + n % 7, 30 - n % 5) for n in range(60)])
+    pictures, indices = everything(source, range(60))
     assert indices == list(range(60))
     assert pictures.shape == (60, 3, 16, 16)
     mirrored, shares = 0, []
     for index, picture in enumerate(pictures):
-        whole = album.read(index)
+        whole = source.read(index)
         uniform = generator(3, 1, index).random(SingleCrop.uniforms + 1)
         box = SingleCrop(16, [0.2, 1.0]).boxes(uniform[None, :-1], *whole.shape[1:])[0].tolist()
-        expected = resized_crop(whole, *box, [16, 16], interpolation=3, antialias=True)
-        mirrored += not torch.equal(picture, expected)
-        assert torch.equal(picture, expected) or torch.equal(picture, expected.flip(-1))
+        cut = resized_crop(whole, *box, [16, 16], interpolation=InterpolationMode.BICUBIC, antialias=True)
+        mirror = uniform[-1] < 0.5
+        assert torch.equal(picture, cut.flip(-1) if mirror else cut)
+        mirrored += mirror
         shares.append(box[2] * box[3] / whole[0].numel())
     assert 20 <= mirrored <= 40
     assert 0.18 < min(shares) < 0.35
@@ -57,32 +60,32 @@ def test_each_is_torchvision_s_crop_of_its_box_and_half_are_mirrored() -> None:
 
 
 def test_a_picture_depends_on_seed_epoch_and_index_alone() -> None:
-    album = Album([(20, 24)] * 9)
-    pictures, _ = everything(album, range(9))
-    backwards, indices = everything(album, np.arange(9)[::-1], batch_size=2, workers=2)
+    source = album([(20, 24)] * 9)
+    pictures, _ = everything(source, range(9))
+    backwards, indices = everything(source, range(9)[::-1], batch_size=2, workers=2)
     assert indices == list(range(9))[::-1]
     assert torch.equal(backwards.flip(0), pictures)
     for change in ({"epoch": 2}, {"seed": 4}):
-        assert not torch.equal(everything(album, range(9), **change)[0], pictures)
+        assert not torch.equal(everything(source, range(9), **change)[0], pictures)
 
 
 def test_unreadable_pictures_are_left_out_or_the_next_one_is_read() -> None:
     sizes = [(16, 16)] * 10
-    album = Album(sizes, unreadable=[0, 4, 5, 6, 7, 9])
-    pictures, indices = everything(album, range(10))
+    source = album(sizes, unreadable=[0, 4, 5, 6, 7, 9])
+    pictures, indices = everything(source, range(10))
     assert indices == [1, 2, 3, 8]
-    assert torch.equal(pictures, everything(Album(sizes), indices)[0])
+    assert torch.equal(pictures, everything(album(sizes), indices)[0])
 
-    substituting = Substituting(album)
+    substituting = Substituting(source)
     full, indices = everything(substituting, range(10), scale=[1.0, 1.0])
     assert indices == list(range(10))
     places = [substituting.place(index) for index in indices]
     assert places == [1, 1, 2, 3, 8, 8, 8, 8, 8, 1]
     for place, picture in zip(places, full, strict=True):
-        assert any(torch.equal(each, album.read(place)) for each in (picture, picture.flip(-1)))
-    assert substituting.unreadable == album.unreadable
+        assert any(torch.equal(each, source.read(place)) for each in (picture, picture.flip(-1)))
+    assert substituting.unreadable == source.unreadable
     with pytest.raises(UserError, match=r"None of the training pictures can be read; is data\.root"):
-        Substituting(Album(sizes, unreadable=range(10))).read(3)
+        Substituting(album(sizes, unreadable=range(10))).read(3)
 
 
 def test_the_order_of_an_epoch() -> None:

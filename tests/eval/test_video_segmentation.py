@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,13 +12,13 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from subjects import GivenData, pictures, subject, tiny_vit
 from torch import Tensor, nn
 
 from dino_exp import distributed
 from dino_exp.data.source import Splits
 from dino_exp.errors import UserError
 from dino_exp.eval.video_segmentation import VideoSegmentation, _network_size
+from tests.eval.subjects import GivenData, pictures, subject, tiny_vit
 
 HEIGHT, WIDTH, SIDE, PATCH = 64, 128, 24, 8
 COLOURS = [(0, 0, 0), (255, 0, 0), (0, 255, 0)]
@@ -60,7 +60,7 @@ def make_video(root: Path, name: str, squares: list[Square], count: int) -> None
         for folder, picture, suffix in (("JPEGImages", frame, "jpg"), ("Annotations", annotation, "png")):
             path = root / folder / "480p" / name / f"{index:05}.{suffix}"
             path.parent.mkdir(parents=True, exist_ok=True)
-            picture.save(path, **({"quality": 95, "subsampling": 0} if suffix == "jpg" else {}))
+            picture.save(path, quality=95, subsampling=0)  # which PNG passes over
 
 
 @pytest.fixture(scope="module")
@@ -117,11 +117,11 @@ def test_moving_squares_are_followed(davis: Path, tmp_path: Path) -> None:
     assert labels[20, 52] == 1  # the middle of the squares four steps on
     assert labels[44, 84] == 2
     assert np.bincount(labels.flat).tolist() == [HEIGHT * WIDTH - 2 * 552, 552, 552]
-    given, written = (
-        np.array(Image.open(folder / "alone/00000.png"))
-        for folder in (davis / "Annotations/480p", predictions)
-    )
-    assert (given == written).all()
+    with (
+        Image.open(davis / "Annotations/480p/alone/00000.png") as given,
+        Image.open(predictions / "alone/00000.png") as written,
+    ):
+        np.testing.assert_array_equal(np.array(written), np.array(given))
 
 
 def test_a_network_without_an_eye_for_the_objects_loses_them(davis: Path, tmp_path: Path) -> None:
@@ -181,6 +181,11 @@ def relabel(path: Path, labels: np.ndarray) -> None:
     Image.fromarray(labels).save(path)
 
 
+def remove(paths: Iterable[Path]) -> None:
+    for path in paths:
+        path.unlink()
+
+
 DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
     "no list": (lambda root: (root / "ImageSets/2017/val.txt").unlink(), "lists the videos"),
     "empty list": (lambda root: (root / "ImageSets/2017/val.txt").write_text("\n"), "is empty"),
@@ -197,7 +202,7 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
         "00002.png: is 64x32 pixels, and .*00000.jpg is 128x64",
     ),
     "two frames": (
-        lambda root: [(root / f"JPEGImages/480p/pair/0000{n}.jpg").unlink() for n in (0, 1, 2)],
+        lambda root: remove(root / f"JPEGImages/480p/pair/0000{n}.jpg" for n in (0, 1, 2)),
         "pair: has 2 frames, but a video needs at least 3",
     ),
     "no objects": (

@@ -1,4 +1,6 @@
+from collections.abc import Iterable, Iterator
 from fractions import Fraction
+from pathlib import Path
 
 import av
 import numpy as np
@@ -11,7 +13,7 @@ from dino_exp.eval.videos import frames, is_video, write_like, written_suffix
 RATE = Fraction(30000, 1001)
 
 
-def shots(count, height=46, width=61):
+def shots(count: int, height: int = 46, width: int = 61) -> Iterator[np.ndarray]:
     """A bright bar that moves to the right by eight pixels per frame; the upper half is red."""
     for number in range(count):
         picture = np.full((height, width, 3), 40, dtype=np.uint8)
@@ -20,7 +22,7 @@ def shots(count, height=46, width=61):
         yield picture
 
 
-def film(path, pictures, height=46, width=62):
+def film(path: Path, pictures: Iterable[np.ndarray], height: int = 46, width: int = 62) -> Path:
     with av.open(str(path), "w") as container:
         stream = container.add_stream("mpeg4", rate=RATE)
         stream.height, stream.width = height, width
@@ -31,7 +33,7 @@ def film(path, pictures, height=46, width=62):
 
 
 @pytest.mark.parametrize("suffix", [".mp4", ".mkv", ".avi", ".mov"])
-def test_a_video_and_one_made_from_it(tmp_path, suffix) -> None:
+def test_a_video_and_one_made_from_it(tmp_path: Path, suffix: str) -> None:
     source, out = film(tmp_path / f"bar{suffix}", shots(6, 46, 62)), tmp_path / "new.mp4"
     assert is_video(source)
     assert written_suffix(source) == ".mp4"
@@ -50,7 +52,7 @@ def test_a_video_and_one_made_from_it(tmp_path, suffix) -> None:
         assert abs(got[:47, :61].astype(int) - wanted).mean() < 8
 
 
-def test_a_video_held_upright_is_read_upright(tmp_path) -> None:
+def test_a_video_held_upright_is_read_upright(tmp_path: Path) -> None:
     path = film(tmp_path / "held.mp4", shots(2, 46, 62))
     content = bytearray(path.read_bytes())
     # The 3 x 3 matrix of fixed-point numbers in the track's header becomes a quarter turn clockwise.
@@ -66,7 +68,7 @@ def test_a_video_held_upright_is_read_upright(tmp_path) -> None:
 
 
 @pytest.mark.parametrize("suffix", [".gif", ".webp"])
-def test_animations_keep_their_times(tmp_path, suffix) -> None:
+def test_animations_keep_their_times(tmp_path: Path, suffix: str) -> None:
     source, out = tmp_path / f"bar{suffix}", tmp_path / f"new{suffix}"
     first, *others = (Image.fromarray(shot) for shot in shots(4))
     first.save(source, save_all=True, append_images=others, duration=[50, 90, 130, 70])
@@ -88,7 +90,7 @@ def test_animations_keep_their_times(tmp_path, suffix) -> None:
     assert not is_video(tmp_path / f"still{suffix}")
 
 
-def test_bad_videos(tmp_path) -> None:
+def test_bad_videos(tmp_path: Path) -> None:
     broken = tmp_path / "broken.mp4"
     broken.write_bytes(b"no video" * 100)
     with pytest.raises(UserError, match=r"broken\.mp4: cannot be read as a video"):

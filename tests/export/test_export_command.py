@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from programs import run_program
 
 from dino_exp.export import to_onnx
 from dino_exp.export.command import main
 from dino_exp.run_directory import RunDirectory
+from tests.programs import run_program
 
 ROOT = Path(__file__).parents[2]
 

@@ -11,9 +11,9 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from doubles import HERE, Cluster, Played, install
 
 from launchers import local, watch, worker
+from tests.launchers.doubles import HERE, Cluster, Played, install
 
 
 @pytest.fixture

@@ -11,11 +11,10 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig
-
 from dino_exp import cli
 from dino_exp.config.compose import compose
 from dino_exp.config.identity import run_id
+from dino_exp.config.schema import Config
 from dino_exp.run_directory import RunDirectory
 from launchers import sweep, worker
 from launchers.__main__ import main as launchers
@@ -107,7 +106,7 @@ class Played:
 
 
 @cache
-def config(seed: int) -> DictConfig:
+def config(seed: int) -> Config:
     """Of one run; composing takes longer than all that is tested with it."""
     return compose(["experiment=debug", f"trainer.seed={seed}"])
 

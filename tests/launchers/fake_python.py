@@ -25,7 +25,7 @@ from pathlib import Path
 SEEN = ("CUDA_VISIBLE_DEVICES", "SLURM_CPUS_PER_TASK", "RANK", "WORLD_SIZE", "LOCAL_RANK")
 
 
-def write_status(run, **changes) -> None:
+def write_status(run: Path, **changes: object) -> None:
     """Like the run's own, whole or not at all."""
     file = run / "status.json"
     status = json.loads(file.read_text()) if file.exists() else {}
@@ -34,7 +34,7 @@ def write_status(run, **changes) -> None:
     temporary.replace(file)
 
 
-def train(run, share) -> None:
+def train(run: Path, share: int) -> None:
     """What `do` says."""
     do, *argument = (run / "do").read_text().split() if (run / "do").exists() else ["finish"]
     if do == "exit":
@@ -43,7 +43,7 @@ def train(run, share) -> None:
     lock = (run / ".lock").open("a")
     fcntl.flock(lock, fcntl.LOCK_EX)
 
-    def save(number, frame) -> None:
+    def save(number: int, frame: object) -> None:
         write_status(run, state="preempted")
         os._exit(128 + number)
 
@@ -72,7 +72,7 @@ def train(run, share) -> None:
     (run / "done").touch()
 
 
-def work_off_queue(folder) -> None:
+def work_off_queue(folder: str) -> None:
     """The launcher's own queue, whose runs are played here again, and which looks more often."""
     code = (
         "import sys; from pathlib import Path; from launchers import local; "

@@ -16,11 +16,12 @@ import json
 import re
 import sys
 from pathlib import Path
+from typing import Any
 
 QUEUED = ("PENDING", "RUNNING", "COMPLETING", "SUSPENDED", "REQUEUED")
 
 
-def sbatch(cluster, arguments) -> None:
+def sbatch(cluster: dict[str, Any], arguments: list[str]) -> None:
     """sbatch SCRIPT"""
     (script,) = arguments
     text = Path(script).read_text()
@@ -39,7 +40,7 @@ def sbatch(cluster, arguments) -> None:
     print(f"Submitted batch job {job}")
 
 
-def squeue(cluster, arguments) -> None:
+def squeue(cluster: dict[str, Any], arguments: list[str]) -> None:
     """squeue -h -r -u USER -o "%i %T", or squeue -h -j JOB -o %T"""
     if arguments[:3] == ["-h", "-r", "-u"] and arguments[4:] == ["-o", "%i %T"]:
         for job, state in cluster["jobs"].items():
@@ -53,7 +54,7 @@ def squeue(cluster, arguments) -> None:
         fail(f"squeue: unrecognized option: {arguments}")
 
 
-def sacct(cluster, arguments) -> None:
+def sacct(cluster: dict[str, Any], arguments: list[str]) -> None:
     """sacct -n -P -X -j JOBS -o JobID,State"""
     if arguments[:4] != ["-n", "-P", "-X", "-j"] or arguments[5:] != ["-o", "JobID,State"]:
         fail(f"sacct: unrecognized option: {arguments}")
@@ -63,14 +64,14 @@ def sacct(cluster, arguments) -> None:
             print(f"{job}|{state} by 1000" if state == "CANCELLED" else f"{job}|{state}")
 
 
-def scancel(cluster, arguments) -> None:
+def scancel(cluster: dict[str, Any], arguments: list[str]) -> None:
     """scancel JOB..."""
     for job, state in cluster["jobs"].items():
         if state in QUEUED and (job in arguments or job.partition("_")[0] in arguments):
             cluster["jobs"][job] = "CANCELLED"
 
 
-def scontrol(cluster, arguments) -> None:
+def scontrol(cluster: dict[str, Any], arguments: list[str]) -> None:
     """scontrol show config, or scontrol requeue JOB"""
     if arguments == ["show", "config"]:
         print(f"MaxArraySize            = {cluster['max_array_size']}\nMaxJobCount             = 10000")
@@ -80,12 +81,12 @@ def scontrol(cluster, arguments) -> None:
         fail(f"scontrol: error: {arguments}")
 
 
-def srun(cluster, arguments) -> None:
+def srun(cluster: dict[str, Any], arguments: list[str]) -> None:
     """There must be one; nobody calls it here."""
     fail("srun: error: not in a job")
 
 
-def fail(message) -> None:
+def fail(message: str) -> None:
     """Leave as SLURM's commands do."""
     print(message, file=sys.stderr)
     sys.exit(1)

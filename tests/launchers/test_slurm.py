@@ -6,13 +6,13 @@ import re
 from pathlib import Path
 
 import pytest
-from doubles import HERE, SWEEP, Cluster, submit
 from omegaconf import OmegaConf
 
 from dino_exp.errors import UserError
 from launchers import slurm
 from launchers.children import ROOT
 from launchers.settings import minutes, with_changes
+from tests.launchers.doubles import HERE, SWEEP, Cluster, submit
 
 SCRIPTS = {
     "defaults": [],

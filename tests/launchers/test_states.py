@@ -8,16 +8,17 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from doubles import Cluster
 from filelock import FileLock
 
 from launchers import slurm
 from launchers.local import LOCAL, QUEUE_LOCK
 from launchers.manifest import Entry, Manifest
 from launchers.states import Observer
+from tests.launchers.doubles import Cluster
 
 GONE = None
-ON_SLURM = {
+Cases = dict[tuple[str, str | None, bool], tuple[str, bool]]
+ON_SLURM: Cases = {
     # status, SLURM's word for the job, cancelled: shown state, in hand
     ("pending", "PENDING", False): ("pending", True),
     ("pending", "RUNNING", False): ("pending", True),
@@ -45,7 +46,7 @@ ON_SLURM = {
 }
 
 
-def a_sweep(folder: Path, cases: dict[tuple[str, str | None, bool], tuple[str, bool]]) -> Manifest:
+def a_sweep(folder: Path, cases: Cases) -> Manifest:
     """A run in each of the given states, with a job of its own."""
     manifest = Manifest(folder, "slurm")
     for number, (state, _, cancelled) in enumerate(cases):
@@ -78,7 +79,7 @@ def test_a_run_on_slurm(tmp_path: Path, cluster: Cluster, accounting: bool) -> N
 
 
 def test_nobody_is_lost_while_squeue_does_not_answer(tmp_path: Path, cluster: Cluster) -> None:
-    cases = {(state, GONE, False): (state, True) for state in ("pending", "running", "preempted")}
+    cases: Cases = {(state, GONE, False): (state, True) for state in ("pending", "running", "preempted")}
     manifest = a_sweep(tmp_path / "sweep", cases)
     cluster.set(down=True)
     runs = Observer().observe(manifest)
@@ -88,7 +89,7 @@ def test_nobody_is_lost_while_squeue_does_not_answer(tmp_path: Path, cluster: Cl
 
 
 def test_a_hundred_runs_are_one_question(tmp_path: Path, cluster: Cluster) -> None:
-    cases = {("running", str(number), False): ("", True) for number in range(100)}
+    cases: Cases = {("running", str(number), False): ("", True) for number in range(100)}
     manifest = a_sweep(tmp_path / "sweep", cases)
     cluster.set(jobs={f"7_{number}": "RUNNING" for number in range(99)})
     observer = Observer(ask_every=3600)
@@ -148,7 +149,7 @@ def test_what_was_written_down_and_never_submitted_is_lost(tmp_path: Path, clust
 
 
 def test_a_silent_run_shows_for_how_long(tmp_path: Path, cluster: Cluster) -> None:
-    cases = {("running", str(number), False): ("", True) for number in range(2)}
+    cases: Cases = {("running", str(number), False): ("", True) for number in range(2)}
     manifest = a_sweep(tmp_path / "sweep", cases | {("finished", GONE, False): ("", False)})
     manifest.directory("run0").mark(heartbeat=time.time() - 600)
     manifest.directory("run2").mark(heartbeat=time.time() - 600)

@@ -5,7 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from doubles import (
+from omegaconf import OmegaConf
+
+from dino_exp.config.compose import compose
+from dino_exp.errors import UserError
+from launchers import slurm
+from launchers.__main__ import main as launchers
+from launchers.manifest import Manifest
+from tests.launchers.doubles import (
     ON_SLURM,
     SWEEP,
     Cluster,
@@ -19,13 +26,6 @@ from doubles import (
     the_sweep,
     trained_by,
 )
-from omegaconf import OmegaConf
-
-from dino_exp.config.compose import compose
-from dino_exp.errors import UserError
-from launchers import slurm
-from launchers.__main__ import main as launchers
-from launchers.manifest import Manifest
 
 
 def test_everything_is_written_down_and_each_job_has_its_run(cluster: Cluster) -> None:
@@ -35,7 +35,7 @@ def test_everything_is_written_down_and_each_job_has_its_run(cluster: Cluster) -
     for seed, name in by_seed(manifest).items():
         entry, directory = manifest.runs[name], manifest.directory(name)
         assert (entry.job, entry.overrides) == (f"100_{seed}", [f"trainer.seed={seed}"])
-        assert trained_by(manifest, entry.job) == [name]
+        assert trained_by(manifest, f"100_{seed}") == [name]
         cfg = OmegaConf.load(directory.config_file)
         assert cfg == compose(["experiment=debug", f"trainer.seed={seed}"])
         assert directory.read_status()["state"] == "pending"

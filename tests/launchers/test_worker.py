@@ -10,13 +10,13 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from doubles import Cluster, Played, wait_until
 
 from dino_exp.processes import Processes
 from dino_exp.run_directory import RunDirectory
 from launchers import worker
 from launchers.children import Child, tail
 from launchers.manifest import Entry, Manifest
+from tests.launchers.doubles import Cluster, Played, wait_until
 
 TWO_BY_TWO = {
     "SLURM_JOB_ID": "31",

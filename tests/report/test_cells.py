@@ -5,13 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from synthetic import temps_momenta, write_sweep
 
 from dino_exp.report.cells import Ticks, gather, pairs, seed_groups, spread
 from dino_exp.report.curves import thinned
 from dino_exp.report.load import load_sweep
 from dino_exp.report.sweep_curves import of_each_metric, small_multiples
 from dino_exp.report.sweep_figures import KNN, map_data, paper_rows
+from tests.report.synthetic import temps_momenta, write_sweep
 
 
 def test_a_cell_is_the_mean_over_the_other_axes(tmp_path: Path) -> None:

@@ -12,12 +12,12 @@ from urllib.parse import unquote
 
 import pytest
 import yaml
-from synthetic import CONFIG, changed, write_run, write_sweep
 
 from dino_exp.errors import UserError
 from dino_exp.report.command import main
 from dino_exp.report.compare import Comparison, answer, common_differences, compare
 from dino_exp.report.compare_figures import curve_figures, write_comparison
+from tests.report.synthetic import CONFIG, changed, write_run, write_sweep
 
 DATA = Path(__file__).parent / "data"
 

@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 from PIL import Image
-from synthetic import write_json, write_lines, write_sweep
 
 from dino_exp.report.command import fingerprint, main
 from dino_exp.report.compare import compare
@@ -17,6 +16,7 @@ from dino_exp.report.compare_evaluations import evaluation_rows
 from dino_exp.report.evaluations import File, files, lines, remarks
 from dino_exp.report.load import SweepData, load, load_run
 from dino_exp.report.sweep_table import MOST_COLUMNS, columns, table
+from tests.report.synthetic import write_json, write_lines, write_sweep
 
 FILE = "evaluations.json"
 HEADING = "What the features are worth"

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from synthetic import lines, temps_momenta, write_lines, write_run, write_sweep
 
 from dino_exp.report.load import load
 from dino_exp.report.page import write_report
+from tests.report.synthetic import lines, temps_momenta, write_lines, write_run, write_sweep
 
 
 @pytest.fixture(scope="module")

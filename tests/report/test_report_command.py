@@ -11,11 +11,20 @@ from typing import Any
 
 import pytest
 from PIL import Image
-from programs import run_program
-from synthetic import CONFIG, changed, record, temps_momenta, write_json, write_lines, write_run, write_sweep
 
 from dino_exp.report import command
 from dino_exp.report.command import main
+from tests.programs import run_program
+from tests.report.synthetic import (
+    CONFIG,
+    changed,
+    record,
+    temps_momenta,
+    write_json,
+    write_lines,
+    write_run,
+    write_sweep,
+)
 
 ROOT = Path(__file__).parents[2]
 
@@ -134,7 +143,7 @@ def test_watching_waits_for_the_first_run(
 def test_what_is_typed_wrongly_is_put_right(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     def said(*words: str | Path) -> str:
         try:
-            code = main([str(word) for word in words])
+            code: object = main([str(word) for word in words])
         except SystemExit as end:
             code = end.code
         assert code == 2
@@ -145,6 +154,7 @@ def test_what_is_typed_wrongly_is_put_right(tmp_path: Path, capsys: pytest.Captu
         "outputs/x is no number of seconds; type python report.py outputs/x --watch, or --watch 15"
     )
     assert said(a, "--watch", "0").endswith("0 is not from 1 to 86400 seconds")
+    words: tuple[str | Path, ...]
     for words in (("--compare", a, b, "--watch", "5"), (a, "--compare", a, b)):
         assert said(*words).endswith("--compare A B goes with neither another FOLDER nor --watch")
     log = a / "metrics.jsonl"

@@ -10,11 +10,11 @@ from pathlib import Path
 import pyarrow.parquet
 import pytest
 import torch
-from programs import Program, run_program, until
 
 from dino_exp import checkpoint
 from dino_exp.run_directory import RunDirectory, read_metrics
 from launchers.manifest import Manifest
+from tests.programs import Program, run_program, until
 
 pytestmark = [pytest.mark.slurm, pytest.mark.timeout(900)]
 SCRIPT = Path(__file__).with_name("cluster.sh")

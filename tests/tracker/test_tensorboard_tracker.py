@@ -6,13 +6,11 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from dino_exp.errors import UserError
 from dino_exp.tracker import NoTracker, RunInfo, Tracker
 from dino_exp.tracker.tensorboard import TensorboardTracker
-
-pytest.importorskip("tensorboard")
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 
 def run_info(directory: Path, resume_step: int = 0) -> RunInfo:

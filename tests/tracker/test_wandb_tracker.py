@@ -14,12 +14,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import WandbServer
 from PIL import Image
 
 from dino_exp.tracker import RunInfo, new_tracker_id
 from dino_exp.tracker.feed import Feed
 from dino_exp.tracker.wandb import WandbTracker
+from tests.tracker.wandb_server import WandbServer
 
 pytestmark = pytest.mark.wandb
 ROOT = Path(__file__).parents[2]

@@ -9,11 +9,12 @@ from typing import Any
 
 import pytest
 import torch
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf
 
 from dino_exp import checkpoint, cli
 from dino_exp.config.compose import compose
 from dino_exp.config.identity import run_id
+from dino_exp.config.schema import Config
 from dino_exp.config.targets import build
 from dino_exp.errors import UserError
 from dino_exp.run import train
@@ -31,7 +32,7 @@ STILL = (
 """Nothing moves but the centre."""
 
 
-def configuration(*overrides: str) -> DictConfig:
+def configuration(*overrides: str) -> Config:
     return compose(["experiment=debug", "trainer.max_steps=2", "backbone.stem=patch", *overrides])
 
 
@@ -52,7 +53,7 @@ def same(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor], part: s
     return all(torch.equal(ours[key], theirs[key]) for key in keys)
 
 
-def trainer_of(cfg: DictConfig) -> Trainer:
+def trainer_of(cfg: Config) -> Trainer:
     trainer = Trainer(cfg, build(cfg.data), torch.device("cpu"))
     trainer.begin_with_weights()
     return trainer
@@ -146,12 +147,11 @@ def test_the_content_makes_the_run_and_not_the_place(source: Path, tmp_path: Pat
 def test_a_resume_needs_the_weights_no_more(source: Path, tmp_path: Path) -> None:
     copy = tmp_path / "copy.pt"
     shutil.copy(source / "checkpoints" / "last.pt", copy)
-    cfg = OmegaConf.create(OmegaConf.to_yaml(configuration(f"init_from={copy}"), resolve=True))
-    assert isinstance(cfg, DictConfig)  # as a launcher hands it over
+    # as a launcher hands it over
+    cfg: Any = OmegaConf.create(OmegaConf.to_yaml(configuration(f"init_from={copy}"), resolve=True))
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
     train(cfg, whole)
-    longer = OmegaConf.merge(cfg, {"trainer": {"max_steps": 4}})
-    assert isinstance(longer, DictConfig)
+    longer: Any = OmegaConf.merge(cfg, {"trainer": {"max_steps": 4}})
     train(longer, tmp_path / "longer")
     shutil.copytree(whole, stopped)
     OmegaConf.save(longer, stopped / "config.yaml")

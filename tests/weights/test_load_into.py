@@ -7,13 +7,13 @@ from pathlib import Path
 import pytest
 import torch
 import torchvision
-from tiny_networks import network, tiny_vit
 from torch import nn
 
 from dino_exp.backbone.library import torchvision_backbone
 from dino_exp.errors import UserError
 from dino_exp.weights.load import load_into
 from dino_exp.weights.released import our_names
+from tests.weights.tiny_networks import network, tiny_vit
 
 FILE = Path("weights.pth")
 PICTURES = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))

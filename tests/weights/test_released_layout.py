@@ -9,12 +9,12 @@ import pytest
 import timm
 import torch
 from timm.models.xcit import checkpoint_filter_fn
-from tiny_networks import network, released_checkpoint, tiny_vit
 from torch import nn
 
 from dino_exp.weights.files import read
 from dino_exp.weights.load import load_into
 from dino_exp.weights.released import our_names, released_layout, released_names
+from tests.weights.tiny_networks import network, released_checkpoint, tiny_vit
 
 
 def assert_same(ours: Any, theirs: Any) -> None:

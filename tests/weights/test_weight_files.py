@@ -36,7 +36,7 @@ def test_code_in_a_pickle_is_refused_and_never_runs(
     tmp_path: Path, function: Callable[..., Any], name: str, zipped: bool
 ) -> None:
     witness = tmp_path / "executed"
-    command = f"touch {witness}" if function is os.system else f"open({str(witness)!r}, 'w')"
+    command = f"touch {witness}" if function is os.system else f"open({str(witness)!r}, 'w').close()"
     hostile = {"teacher": STATE, "args": Runs(function, command)}
     file = tmp_path / "hostile.pth"
     torch.save(hostile, file, _use_new_zipfile_serialization=zipped)
