@@ -103,6 +103,8 @@ start() {
 
 idle() { [ "$(sinfo -h -t idle -o %D | head -1)" = 2 ]; }
 
+nobody() { [ -z "$(squeue -h)" ]; }
+
 accounting() {
   end "$lab/run/slurmctld.pid"
   if [ "$1" = on ]; then configuration "$accounts"; else configuration ""; fi >"$SLURM_CONF"
@@ -120,6 +122,7 @@ node() {
 }
 
 stop() {
+  scancel -u root 2>/dev/null && wait_for nobody || true
   for name in slurmd-n1 slurmd-n2 slurmctld slurmdbd mariadbd; do end "$lab/run/$name.pid"; done
 }
 

@@ -22,9 +22,9 @@ SLURM = ["hydra/launcher=slurm", "hydra.launcher.cpus_per_task=1", "hydra.launch
 DETACHED = [*SLURM, "hydra.launcher.detach=true"]
 SMALL = ["experiment=debug", "trainer.batch_size=8", "crops.local_number=1", "eval.every_epochs=1000"]
 SHORT = [*SMALL, "trainer.max_steps=3"]
-# Long enough to be interrupted; stochastic depth, so that the state of random numbers matters.
-LONG = [*SMALL, "trainer.epochs=6", "backbone.drop_path_rate=0.2"]
-STEPS = 192
+# Long enough to be held in the middle; stochastic depth, so that the state of random numbers matters.
+LONG = [*SMALL, "trainer.epochs=2", "backbone.drop_path_rate=0.2"]
+STEPS = 64
 
 
 def cluster(*words: str) -> None:
@@ -86,14 +86,34 @@ def steps(run: RunDirectory) -> list[int]:
     return [line["step"] for line in read_metrics(run.metrics_file)]
 
 
-def in_the_middle(run: RunDirectory) -> None:
+def in_the_middle(run: RunDirectory) -> int:
+    """Wait until the run is in the middle, and hold its process there; returns that.
+
+    Held, because SLURM takes its time, and how far a run comes meanwhile depends on the machine.
+    """
     until(lambda: len(steps(run)) > 12, "the run is in the middle")
+    process = int(run.read_status()["pid"])
+    os.kill(process, signal.SIGSTOP)
+    return process
 
 
-def requeued(number: str) -> None:
+def told_to_stop(process: int, number: signal.Signals) -> None:
+    """Wait until SLURM's signal has come to a process that is held, and let it go on."""
+    until(lambda: is_pending(number, process), f"{number.name} comes to the run")
+    os.kill(process, signal.SIGCONT)
+
+
+def is_pending(number: signal.Signals, process: int) -> bool:
+    """Whether a signal waits for a process that is held."""
+    lines = Path(f"/proc/{process}/status").read_text().splitlines()
+    masks = (int(line.split()[1], 16) for line in lines if line.startswith(("SigPnd:", "ShdPnd:")))
+    return any(mask & 1 << (number - 1) for mask in masks)
+
+
+def requeued(number: str, *changes: str) -> None:
     """Wait until a job is back in the queue, and spare it SLURM's two minutes there."""
-    until(lambda: squeue(number) == "PENDING", f"job {number} is back in the queue", 90)
-    slurm("scontrol", "update", f"JobId={number}", "StartTime=now")
+    until(lambda: squeue(number) == "PENDING", f"job {number} is back in the queue")
+    slurm("scontrol", "update", f"JobId={number}", "StartTime=now", *changes)
 
 
 def slurm(*command: str) -> str:
@@ -113,7 +133,7 @@ def sacct(number: str) -> list[str]:
         lines = slurm("sacct", "-n", "-P", "-X", "-j", number, "-o", "State").splitlines()
         return [line.split()[0] for line in lines]  # CANCELLED by 0
 
-    until(lambda: ended() and not {"RUNNING", "PENDING", "COMPLETING"} & set(ended()), "sacct knows", 30)
+    until(lambda: ended() and not {"RUNNING", "PENDING", "COMPLETING"} & set(ended()), "sacct knows")
     return ended()
 
 
@@ -123,11 +143,11 @@ def weights(run: RunDirectory) -> dict[str, torch.Tensor]:
     return {f"{part}.{name}": tensor for part in parts for name, tensor in state[part].items()}
 
 
-def assert_undisturbed(run: RunDirectory, reference: RunDirectory, attempts: int, total: int = STEPS) -> None:
+def assert_undisturbed(run: RunDirectory, reference: RunDirectory, attempts: int) -> None:
     """The same weights and the same steps as a run that nothing happened to."""
     assert run.read_status()["state"] == "finished"
     assert run.read_status()["attempt"] == attempts
-    assert steps(run) == list(range(total + 1))
+    assert steps(run) == list(range(STEPS + 1))
     expected = weights(reference)
     found = weights(run)
     assert found.keys() == expected.keys()
@@ -198,11 +218,12 @@ def test_two_nodes_times_two_tasks_are_one_run(tmp_path: Path) -> None:
 def test_a_rank_that_dies_takes_the_others_along(tmp_path: Path) -> None:
     sweep = submit(tmp_path, "pair", *LONG, "hydra.launcher.nodes=2")
     (run,) = runs(sweep)
-    in_the_middle(run)
+    first = in_the_middle(run)
     processes = [path.parent for path in Path("/proc").glob("[0-9]*/environ") if is_rank_1(path, run)]
     (rank_1,) = processes
     os.kill(int(rank_1.name), signal.SIGKILL)
-    until(lambda: squeue(job(sweep)) == "", "the job ends within a minute", 60)
+    os.kill(first, signal.SIGCONT)
+    until(lambda: squeue(job(sweep)) == "", "the job ends")
     assert sacct(job(sweep)) == ["FAILED"]
     assert run.read_status()["state"] == "failed"
     assert "log.1.txt: killed by SIGKILL" in run.traceback_file.read_text()
@@ -220,19 +241,10 @@ def is_rank_1(environ: Path, run: RunDirectory) -> bool:
 def test_a_preempted_run_goes_on_bit_exactly(tmp_path: Path, reference: RunDirectory) -> None:
     sweep = submit(tmp_path, "preempted", *LONG)
     (run,) = runs(sweep)
-    in_the_middle(run)
-    slurm(
-        "sbatch",
-        "-p",
-        "urgent",
-        "-N2",
-        "--gpus-per-node=2",
-        "--time=5",
-        "-o",
-        "/dev/null",
-        "--wrap",
-        "sleep 1",
-    )
+    process = in_the_middle(run)
+    urgent = ["-p", "urgent", "-N2", "--gpus-per-node=2", "--time=5", "-o", "/dev/null", "--wrap", "sleep 1"]
+    slurm("sbatch", *urgent)
+    told_to_stop(process, signal.SIGTERM)
     requeued(job(sweep))
     assert run.read_status()["state"] == "preempted"
     tracker = run.read_status()["tracker_id"]
@@ -244,28 +256,18 @@ def test_a_preempted_run_goes_on_bit_exactly(tmp_path: Path, reference: RunDirec
 
 
 def test_a_time_limit_is_no_end(tmp_path: Path, reference: RunDirectory) -> None:
-    """SLURM looks at the limits twice a minute, so the run is held until it has."""
-    limits = ["hydra.launcher.time_limit=1", "hydra.launcher.grace_seconds=50"]
+    limits = ["hydra.launcher.time_limit=30", "hydra.launcher.grace_seconds=60"]
     sweep = submit(tmp_path, "limit", *LONG, *limits)
     (run,) = runs(sweep)
-    in_the_middle(run)
-    process = run.read_status()["pid"]
-    os.kill(process, signal.SIGSTOP)
-    until(lambda: is_pending(signal.SIGUSR2, process), "the job is told that its time is almost up")
-    os.kill(process, signal.SIGCONT)
-    until(lambda: squeue(job(sweep)) == "PENDING", f"job {job(sweep)} is back in the queue")
+    process = in_the_middle(run)
+    minutes = int(slurm("squeue", "-h", "-j", job(sweep), "-o", "%M").rpartition(":")[0]) + 1
+    slurm("scontrol", "update", f"JobId={job(sweep)}", f"TimeLimit={minutes}")
+    told_to_stop(process, signal.SIGUSR2)  # SLURM looks at the limits twice a minute
+    requeued(job(sweep), "TimeLimit=30")
     assert run.read_status()["state"] == "preempted"
-    slurm("scontrol", "update", f"JobId={job(sweep)}", "StartTime=now", "TimeLimit=9")
     waited = launchers(tmp_path, "wait", str(sweep))
     assert waited.returncode == 0, waited.stdout
     assert_undisturbed(run, reference, attempts=2)
-
-
-def is_pending(number: signal.Signals, process: int) -> bool:
-    """Whether a signal waits for a process that is stopped."""
-    lines = Path(f"/proc/{process}/status").read_text().splitlines()
-    masks = (int(line.split()[1], 16) for line in lines if line.startswith(("SigPnd:", "ShdPnd:")))
-    return any(mask & 1 << (number - 1) for mask in masks)
 
 
 def test_a_dead_node_costs_no_run(tmp_path: Path, reference: RunDirectory) -> None:
@@ -312,14 +314,13 @@ def test_a_killed_worker_leaves_a_lost_run_that_resume_takes_up(
 
 def test_failures_are_failed_jobs_and_leave_the_others_alone(tmp_path: Path) -> None:
     """One diverges, one cannot read its checkpoint, one is killed as if memory had run out, one collapses."""
-    words = ["experiment=debug", "trainer.epochs=25", "eval.every_epochs=1000", "trainer.on_collapse=stop"]
+    words = [*SMALL, "trainer.epochs=6", "trainer.on_collapse=stop"]
     words += ["loss.centering=none", "loss.teacher_temp=0.005", "optimizer.lr=0.01,1e30,0.011,0.012"]
     sweep = submit(tmp_path, "failing", *words, "hydra.launcher.dry_run=false")
     collapsing, diverging, unreadable, killed = runs(sweep)
     unreadable.checkpoints.mkdir()
     (unreadable.checkpoints / "last.pt").write_bytes(b"not a checkpoint")
-    until(lambda: len(steps(killed)) > 3, "the run has begun")
-    os.kill(killed.read_status()["pid"], signal.SIGKILL)
+    os.kill(in_the_middle(killed), signal.SIGKILL)
     waited = launchers(tmp_path, "wait", str(sweep))
     assert waited.returncode == 1
     assert states(sweep) == ["collapsed", "failed", "failed", "failed"]
@@ -328,16 +329,17 @@ def test_failures_are_failed_jobs_and_leave_the_others_alone(tmp_path: Path) -> 
     assert "last.pt" in unreadable.traceback_file.read_text()
     assert "memory" in killed.traceback_file.read_text()
     assert waited.stdout.count("traceback.txt") == 3
-    assert len(steps(collapsing)) < STEPS
+    assert len(steps(collapsing)) < 192
 
 
 def test_scancel_is_final_until_resume(tmp_path: Path) -> None:
     sweep = submit(tmp_path, "cancelled", *LONG, "trainer.seed=3,4")
     first, second = runs(sweep)
-    in_the_middle(first)
-    in_the_middle(second)
+    held = [in_the_middle(run) for run in (first, second)]
     slurm("scancel", job(sweep))
     cancelled = launchers(tmp_path, "cancel", str(sweep), "seed=4")
+    for process in held:
+        told_to_stop(process, signal.SIGTERM)
     assert "cancelled 1 runs" in cancelled.stdout
     waited = launchers(tmp_path, "wait", str(sweep))
     assert "2 cancelled" in waited.stdout, waited.stdout
@@ -389,8 +391,8 @@ def test_without_accounting(tmp_path: Path) -> None:
     cluster("accounting", "off")
     try:
         sweep = submit(tmp_path, "alone", *LONG, "trainer.seed=5,6")
-        kept, killed = runs(sweep)
-        until(lambda: len(steps(kept)) > 3 and len(steps(killed)) > 3, "the runs have begun")
+        killed = runs(sweep)[1]
+        in_the_middle(killed)
         kill_processes_of(killed)
         waited = launchers(tmp_path, "wait", str(sweep))
         assert waited.returncode == 1
