@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pyarrow.parquet
@@ -98,16 +99,28 @@ def in_the_middle(run: RunDirectory) -> int:
 
 
 def told_to_stop(process: int, number: signal.Signals) -> None:
-    """Wait until SLURM's signal has come to a process that is held, and let it go on."""
-    until(lambda: is_pending(number, process), f"{number.name} comes to the run")
-    os.kill(process, signal.SIGCONT)
+    """Wait until a signal of SLURM has come to a process that is held, and let it go on."""
+    until(lambda: is_pending(number, process) or not is_held(process), f"{number.name} comes to the run")
+    with suppress(ProcessLookupError):  # SLURM itself lets it go on, before SIGTERM
+        os.kill(process, signal.SIGCONT)
 
 
 def is_pending(number: signal.Signals, process: int) -> bool:
-    """Whether a signal waits for a process that is held."""
-    lines = Path(f"/proc/{process}/status").read_text().splitlines()
-    masks = (int(line.split()[1], 16) for line in lines if line.startswith(("SigPnd:", "ShdPnd:")))
+    masks = (int(process_status(process).get(name, "0"), 16) for name in ("SigPnd", "ShdPnd"))
     return any(mask & 1 << (number - 1) for mask in masks)
+
+
+def is_held(process: int) -> bool:
+    return process_status(process).get("State", "").startswith("T")
+
+
+def process_status(process: int) -> dict[str, str]:
+    """What the system says of a process; nothing of one that is gone."""
+    try:
+        lines = Path(f"/proc/{process}/status").read_text().splitlines()
+    except FileNotFoundError:
+        return {}
+    return dict(line.split(":\t", 1) for line in lines if ":\t" in line)
 
 
 def requeued(number: str, *changes: str) -> None:
@@ -260,7 +273,7 @@ def test_a_time_limit_is_no_end(tmp_path: Path, reference: RunDirectory) -> None
     sweep = submit(tmp_path, "limit", *LONG, *limits)
     (run,) = runs(sweep)
     process = in_the_middle(run)
-    minutes = int(slurm("squeue", "-h", "-j", job(sweep), "-o", "%M").rpartition(":")[0]) + 1
+    minutes = int(slurm("squeue", "-h", "-j", job(sweep), "-o", "%M").rpartition(":")[0]) + 2
     slurm("scontrol", "update", f"JobId={job(sweep)}", f"TimeLimit={minutes}")
     told_to_stop(process, signal.SIGUSR2)  # SLURM looks at the limits twice a minute
     requeued(job(sweep), "TimeLimit=30")
