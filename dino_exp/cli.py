@@ -118,14 +118,14 @@ def command_line(argv: list[str]) -> int:
         arguments = parse_arguments(argv)
     except UserError as error:
         return refuse([str(error)])
+    words, renamed = former_names.TABLE.present_words(arguments.overrides)
+    argv = [*(word for word in argv if word not in arguments.overrides), *words]
+    warn(renamed)
     if arguments.help:
         return show_help([word for word in argv if word not in ("--help", "-h")], arguments.config_dir)
     if arguments.hydra_help or arguments.info or arguments.shell_completion:
         hand_over(argv)
         return 0
-    words, renamed = former_names.TABLE.present_words(arguments.overrides)
-    argv = [*(word for word in argv if word not in arguments.overrides), *words]
-    warn(renamed)
     checked = check(argv)
     if arguments.cfg:  # shows a configuration also where it cannot run yet
         if checked.misread:
