@@ -22,7 +22,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median
-from typing import Any, cast
+from typing import Any
 
 import torch
 from omegaconf import OmegaConf
@@ -33,7 +33,7 @@ from rich.table import Table
 from dino_exp import checkpoint
 from dino_exp.config.compose import compose
 from dino_exp.config.identity import run_id
-from dino_exp.config.schema import Config
+from dino_exp.config.stored import read_config
 from dino_exp.config.targets import build
 from dino_exp.eval.features import extract
 from dino_exp.eval.knn import spread
@@ -136,7 +136,7 @@ class Truth:
 @torch.inference_mode()
 def spread_of_outputs(directory: RunDirectory) -> float:
     """How far the teacher's distributions for held-out pictures are from their mean, half of Σ|p − p̄|."""
-    cfg = cast(Config, OmegaConf.load(directory.config_file))
+    cfg = read_config(directory)
     _, teacher = build_networks(cfg)
     state = checkpoint.load(directory.checkpoints / "last.pt")
     teacher.load_state_dict(state["teacher"])
@@ -202,7 +202,7 @@ def logged(directory: RunDirectory) -> list[dict[str, Any]]:
 
 def verdicts(directory: RunDirectory) -> list[tuple[int, Verdict]]:
     """What the detector of today says at each logged step of a run."""
-    cfg = cast(Config, OmegaConf.load(directory.config_file))
+    cfg = read_config(directory)
     total = directory.read_status()["total_steps"]
     warmup = round(cfg.optimizer.warmup_epochs * total / cfg.trainer.epochs)
     judge = Judge.of(cfg, warmup_steps=warmup, total_steps=total)

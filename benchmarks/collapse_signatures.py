@@ -9,14 +9,12 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import cast
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from omegaconf import OmegaConf
 
 from benchmarks.collapse import logged, verdicts
-from dino_exp.config.schema import Config
+from dino_exp.config.stored import read_config
 from dino_exp.plots.curves import BLUE, GREEN, ORANGE, PINK
 from dino_exp.plots.png import DPI, INK, save
 from dino_exp.run_directory import RunDirectory
@@ -43,7 +41,7 @@ COLOURS = {"healthy": "#7fbf7b", "slow": "#f6d87a", "collapsed": "#d6604d", "war
 
 def draw(axes: Axes, directory: RunDirectory, title: str) -> None:
     """One run: four curves by step, and its verdicts as a band below them."""
-    cfg = cast(Config, OmegaConf.load(directory.config_file))
+    cfg = read_config(directory)
     lines = logged(directory)
     ceiling = most_information(cfg.head.out_dim, 2 * cfg.trainer.batch_size)
     steps = [line["step"] for line in lines]

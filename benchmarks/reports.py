@@ -22,6 +22,7 @@ import torch
 from omegaconf import OmegaConf
 
 from benchmarks.measure import report
+from dino_exp.config.stored import read_config
 from dino_exp.run_directory import RunDirectory, read_metrics
 
 REPORT = Path(__file__).parents[1] / "report.py"
@@ -29,7 +30,7 @@ REPORT = Path(__file__).parents[1] / "report.py"
 
 def multiply(run: RunDirectory, folder: Path, runs: int, lines: int) -> None:
     """Write `runs` directories like `run` into `folder`."""
-    cfg = OmegaConf.load(run.config_file)
+    cfg = read_config(run)
     real = [line for line in read_metrics(run.metrics_file) if "loss" in line]
     texts = [
         json.dumps(line | {"step": step}) for step, line in zip(range(1, lines + 1), itertools.cycle(real))

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from dino_exp.config import former_names
 from dino_exp.errors import UserError
 from dino_exp.run_directory import write_atomically
 
@@ -17,9 +18,13 @@ def save(path: Path, state: dict[str, Any]) -> None:
 
 
 def load(path: Path) -> dict[str, Any]:
-    """Read a checkpoint onto the CPU, with nothing in it executed; a `UserError` if it is damaged."""
+    """Return a checkpoint's content on the CPU, in present names, with nothing in it executed.
+
+    Raises:
+        UserError: it is damaged.
+    """
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        return former_names.TABLE.present_state(torch.load(path, map_location="cpu", weights_only=True))
     except Exception as error:
         reason = str(error).splitlines()[0]
         raise UserError(

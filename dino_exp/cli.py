@@ -17,6 +17,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from dino_exp.config import former_names
 from dino_exp.config.compose import Checked, check
 from dino_exp.config.help import print_help
 from dino_exp.config.identity import run_id
@@ -117,6 +118,9 @@ def command_line(argv: list[str]) -> int:
         arguments = parse_arguments(argv)
     except UserError as error:
         return refuse([str(error)])
+    words, renamed = former_names.TABLE.present_words(arguments.overrides)
+    argv = [*(word for word in argv if word not in arguments.overrides), *words]
+    warn(renamed)
     if arguments.help:
         return show_help([word for word in argv if word not in ("--help", "-h")], arguments.config_dir)
     if arguments.hydra_help or arguments.info or arguments.shell_completion:

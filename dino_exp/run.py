@@ -19,6 +19,7 @@ from rich.text import Text
 from dino_exp import checkpoint, distributed, machine
 from dino_exp.config.identity import differing_keys
 from dino_exp.config.schema import Config
+from dino_exp.config.stored import read_plain
 from dino_exp.config.targets import build
 from dino_exp.data.source import Splits
 from dino_exp.errors import UserError
@@ -91,10 +92,11 @@ def train(cfg: Config, path: Path, group: str | None = None) -> RunResult:
 
 
 def refuse_foreign(directory: RunDirectory, cfg: Config) -> None:
-    """A `UserError` if the directory holds the run of another training configuration."""
+    """Raise `UserError` if the directory holds another training's run, or one of a newer version."""
+    directory.read_status()
     if not directory.config_file.exists():
         return
-    different = differing_keys(OmegaConf.load(directory.config_file), cfg)
+    different = differing_keys(read_plain(directory), cfg)
     if different:
         lines = "".join(
             f"\n  {key}: {there!r} there, {here!r} here" for key, (there, here) in different.items()

@@ -17,7 +17,12 @@ from uuid import uuid4
 
 from filelock import FileLock, Timeout
 
+from dino_exp.config import former_names
 from dino_exp.errors import UserError
+
+FORMAT = 1
+"""Version of the files of runs and sweeps; files without a number are of version 1. Raised by every change
+that a program of before cannot read, a new name of a key or metric among them."""
 
 
 def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
@@ -54,12 +59,30 @@ def _finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
+def newer_format(content: dict[str, Any]) -> str:
+    """Return what is wrong with a file that a newer version of this program wrote; nothing for all others."""
+    number = content.get("format", 1)
+    if isinstance(number, int) and number <= FORMAT:
+        return ""
+    return f"format {number} is newer than this program's {FORMAT}; use the version that wrote it"
+
+
+def refuse_newer(content: dict[str, Any], file: Path) -> None:
+    """Raise `UserError` for the content of a file that a newer version of this program wrote."""
+    problem = newer_format(content)
+    if problem:
+        raise UserError(f"{file}: {problem}.")
+
+
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The lines of a `metrics.jsonl`, none where there is no file; one that a kill cut short is left out."""
+    """Return the lines of a `metrics.jsonl` in present names; none where there is no file.
+
+    A line that a kill cut short is dropped.
+    """
     lines = []
     for line in path.read_text().splitlines() if path.exists() else []:
         try:
-            lines.append(json.loads(line))
+            lines.append(former_names.TABLE.present_record(json.loads(line)))
         except json.JSONDecodeError:
             break
     return lines
@@ -108,6 +131,7 @@ class RunDirectory:
 
     def hold(self) -> None:
         """Take the run for this process until it ends; a `UserError` if another one has it."""
+        self.read_status()  # before the lock's file is made
         self.path.mkdir(parents=True, exist_ok=True)
         try:
             self._lock.acquire(timeout=5)  # the loader's processes of a killed run let go within seconds
@@ -126,8 +150,16 @@ class RunDirectory:
         self._lock.release()
 
     def read_status(self) -> dict[str, Any]:
-        """The content of `status.json`; empty before the first."""
-        return json.loads(self.status_file.read_text()) if self.status_file.exists() else {}
+        """Return the content of `status.json`; empty before the first.
+
+        Whoever reads or writes anything of the run comes by here first.
+
+        Raises:
+            UserError: a newer version of this program wrote it.
+        """
+        status = json.loads(self.status_file.read_text()) if self.status_file.exists() else {}
+        refuse_newer(status, self.status_file)
+        return status
 
     def write_status(self, **changes: Any) -> None:
         """Change fields of `status.json` as the process that holds the run.
@@ -150,7 +182,7 @@ class RunDirectory:
         self._write_status(self.read_status() | changes)
 
     def _write_status(self, status: dict[str, Any]) -> None:
-        text = to_json(status, indent=2)
+        text = to_json(status | {"format": FORMAT}, indent=2)
         write_atomically(self.status_file, lambda file: file.write(text.encode()))
 
     def is_held(self) -> bool:
@@ -174,8 +206,10 @@ class RunDirectory:
         write_atomically(self.summary_file, lambda file: file.write(text.encode()))
 
     def read_summary(self) -> dict[str, Any]:
-        """The content of `summary.json`; empty where there is none."""
-        return json.loads(self.summary_file.read_text()) if self.summary_file.exists() else {}
+        """Return the content of `summary.json` in present names; empty where there is none."""
+        if not self.summary_file.exists():
+            return {}
+        return former_names.TABLE.present_record(json.loads(self.summary_file.read_text()))
 
     def write_traceback(self, text: str) -> bool:
         """Write `traceback.txt` unless another process of the run has; whether this one was the first."""

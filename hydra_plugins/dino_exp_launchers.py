@@ -20,10 +20,13 @@ class GridSweeper(BasicSweeper):
 
     def sweep(self, arguments: list[str]) -> Any:
         """Give all combinations to the launcher at once."""
+        from dino_exp.config.loader import sweeper_parameters
+
+        assert self.config is not None
         assert self.launcher is not None
         assert self.hydra_context is not None
         parser = OverridesParser.create(config_loader=self.hydra_context.config_loader)
-        overrides = parser.parse_overrides([*self._parse_config(), *arguments])
+        overrides = parser.parse_overrides([*sweeper_parameters(self.config), *arguments])
         runs = self.split_arguments(overrides, None)[0]
         return [self.launcher.launch(runs, initial_job_idx=0)]
 

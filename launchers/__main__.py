@@ -7,11 +7,12 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from rich.text import Text
 
-from dino_exp.cli import FAILED, INTERRUPTED, refuse
+from dino_exp.cli import FAILED, INTERRUPTED, refuse, warn
+from dino_exp.config import former_names
+from dino_exp.config.stored import read_config
 from dino_exp.errors import UserError
 from dino_exp.installation import as_typed
 from launchers import slurm, sweep, table
@@ -95,11 +96,13 @@ def chosen(runs: Sequence[RunState], words: Sequence[str]) -> list[RunState]:
 
 def resume(manifest: Manifest, changes: Sequence[str], console: Console) -> int:
     """Submit again whatever nobody has in hand and is not finished."""
+    words, renamed = former_names.TABLE.present_words([f"hydra.launcher.{change}" for change in changes])
+    warn(renamed)
+    changes = [word.removeprefix("hydra.launcher.") for word in words]
     settings = with_changes(manifest.launcher, manifest.settings, changes)
     runs = []
     for name, entry in manifest.runs.items():
-        cfg = OmegaConf.load(manifest.directory(name).config_file)
-        assert isinstance(cfg, DictConfig)
+        cfg = read_config(manifest.directory(name))
         runs.append(sweep.Wanted(name, tuple(entry.overrides), cfg))
     submission = sweep.submit(manifest.folder, manifest.launcher, settings, runs)
     announce(console, submission)

@@ -13,7 +13,7 @@ from rich.text import Text
 from dino_exp import cli
 from dino_exp.cli import Outcome
 from dino_exp.config.compose import check
-from dino_exp.config.loader import loader
+from dino_exp.config.loader import loader, sweeper_parameters
 from dino_exp.errors import UserError
 from launchers import slurm, sweep
 from launchers.manifest import Manifest
@@ -88,7 +88,7 @@ def swept(config: DictConfig, job_overrides: Sequence[Sequence[str]]) -> list[tu
     """Of each job's overrides those that the sweep sets, whether or not they differ among these jobs."""
     typed = [loader().parse(text) for text in config.hydra.overrides.task]
     keys = {each.get_key_element() for each in typed if each.is_sweep_override()}
-    keys |= set(config.hydra.sweeper.get("params") or {})
+    keys |= {parameter.partition("=")[0] for parameter in sweeper_parameters(config)}
     return [tuple(word for word in job if word.partition("=")[0] in keys) for job in job_overrides]
 
 

@@ -11,8 +11,9 @@ from typing import Any
 
 from filelock import FileLock
 
+from dino_exp.config import former_names
 from dino_exp.errors import UserError
-from dino_exp.run_directory import RunDirectory, to_json, write_atomically
+from dino_exp.run_directory import FORMAT, RunDirectory, refuse_newer, to_json, write_atomically
 
 
 @dataclass
@@ -50,7 +51,11 @@ class Manifest:
 
     @classmethod
     def load(cls, folder: Path) -> Manifest:
-        """The manifest of a folder; a `UserError` where there is none."""
+        """Return the manifest of a folder, in present names.
+
+        Raises:
+            UserError: there is none, or a newer version of this program wrote it.
+        """
         try:
             content = json.loads(cls.path(folder).read_text())
         except FileNotFoundError:
@@ -58,17 +63,30 @@ class Manifest:
                 f"{folder}: no manifest.json there; give the folder of a sweep that a launcher made, e.g. "
                 "outputs/demo_sweep_teacher_temp."
             ) from None
+        refuse_newer(content, cls.path(folder))
         runs = {name: Entry(**entry) for name, entry in content["runs"].items()}
-        return cls(folder, content["launcher"], content["settings"], runs)
+        manifest = cls(folder, content["launcher"], content["settings"], runs)
+        manifest.use_present_names()
+        return manifest
 
     @classmethod
     def load_or_new(cls, folder: Path) -> Manifest:
         """The manifest of a folder, an empty one where there is none."""
         return cls.load(folder) if cls.path(folder).exists() else cls(folder)
 
+    def use_present_names(self) -> None:
+        """Translate what an older version wrote."""
+        table = former_names.TABLE
+        self.launcher = table.present_value("hydra/launcher", self.launcher)
+        config = table.present_config({"hydra": {"launcher": self.settings}})
+        self.settings = config["hydra"]["launcher"]
+        for entry in self.runs.values():
+            entry.overrides = [table.present_word(word) for word in entry.overrides]
+
     def save(self) -> None:
         """Write the file, whole or not at all."""
         content = {
+            "format": FORMAT,
             "launcher": self.launcher,
             "settings": self.settings,
             "runs": {name: asdict(entry) for name, entry in self.runs.items()},

@@ -12,7 +12,7 @@ import math
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -31,10 +31,12 @@ from rich.text import Text
 
 from dino_exp import cli
 from dino_exp.cli import Outcome
+from dino_exp.config import former_names
 from dino_exp.config.identity import identity, run_id
 from dino_exp.errors import UserError
 from launchers.launch import a_console, compose_all
-from launchers.space import Space, divide, latest, probes, typed
+from launchers.manifest import Manifest
+from launchers.space import Choices, Space, divide, latest, probes, typed
 
 JOURNAL = "optuna.journal"
 LOCK = ".search.lock"
@@ -68,8 +70,10 @@ def search(
     console, folder = a_console(), Path(config.hydra.sweep.dir)
     try:
         fixed, spaces = divide(latest(overrides))
+        Manifest.load_or_new(folder)  # refuses one of a newer version before anything is made
         with alone(folder):
             first = compose_all(config, probes(fixed, spaces)[:1])[0]
+            spaces = [in_first_names(space) for space in spaces]
             study = open_study(folder / JOURNAL, study_name(first, spaces), settings)
             searching = Search(study, settings, config, fixed, spaces, launcher, console)
             try:
@@ -103,11 +107,21 @@ def alone(folder: Path) -> Iterator[None]:
         lock.release()
 
 
+def in_first_names(space: Space) -> Space:
+    """Return a space as a study has it, so that a search goes on with its trials when names change."""
+    table = former_names.TABLE
+    if isinstance(space, Choices):
+        values = tuple(str(table.first_value(space.key, value)) for value in space.values)
+        space = replace(space, values=values)
+    return replace(space, key=table.first_key(space.key))
+
+
 def study_name(first: DictConfig, spaces: Sequence[Space]) -> str:
     """The keys, and a hash of the spaces and of all that the trials share.
 
     Args:
         first: the configuration with the first value of each space.
+        spaces: in first names.
     """
     content = [identity(first), sorted(map(repr, spaces))]
     digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
@@ -170,6 +184,7 @@ class Search:
     fixed: Sequence[str]
     """The overrides that all trials share."""
     spaces: Sequence[Space]
+    """In first names, as the study has them."""
     launcher: Launcher
     console: Console
     known: dict[str, Told] = field(default_factory=dict)
@@ -248,8 +263,9 @@ class Search:
             )
 
     def overrides_of(self, trial: Trial) -> list[str]:
-        """The values of a trial as they are typed."""
-        return typed({space.key: space.text(trial.params[space.key]) for space in self.spaces})
+        """Return the values of a trial as they are typed."""
+        words = typed({space.key: space.text(trial.params[space.key]) for space in self.spaces})
+        return former_names.TABLE.present_words(words)[0]
 
     def tell(self, trial: Trial, told: Told) -> None:
         """Tell Optuna, and the user."""

@@ -92,6 +92,7 @@ def submit(folder: Path, launcher: str, settings: Mapping[str, Any], runs: Seque
     Raises:
         UserError: the folder cannot be written, another configuration's run is in the way, or SLURM refuses.
     """
+    refuse_newer_runs(folder, runs)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with changing(folder):
@@ -127,6 +128,13 @@ def why_not(name: str, before: Mapping[str, RunState], manifest: Manifest, max_r
     if run and state == "failed" and run.entry.retries >= max_retries:
         return f"failed {run.entry.retries + 1} times (hydra.launcher.max_retries = {max_retries})"
     return ""
+
+
+def refuse_newer_runs(folder: Path, runs: Sequence[Wanted]) -> None:
+    """Raise `UserError` for a sweep of which a newer version of this program has written a file."""
+    manifest = Manifest.load_or_new(folder)
+    for name in {*manifest.runs, *(run.name for run in runs)}:
+        manifest.directory(name).read_status()
 
 
 def refuse_other_configuration(manifest: Manifest, run: Wanted) -> None:

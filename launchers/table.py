@@ -11,6 +11,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from dino_exp.config import former_names
 from dino_exp.run_directory import RunDirectory
 from launchers.children import tail
 from launchers.manifest import Manifest
@@ -98,7 +99,7 @@ def last_metrics(directory: RunDirectory) -> dict[str, Any]:
 
     for line in reversed(tail(directory.metrics_file, 2).splitlines()):
         try:
-            return json.loads(line)
+            return former_names.TABLE.present_record(json.loads(line))
         except json.JSONDecodeError:
             continue
     return {}

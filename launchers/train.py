@@ -9,10 +9,11 @@ import argparse
 import sys
 from pathlib import Path
 
-from omegaconf import DictConfig, OmegaConf
-
-from dino_exp.cli import attempt
+from dino_exp.cli import attempt, refuse
+from dino_exp.config.stored import read_config
+from dino_exp.errors import UserError
 from dino_exp.processes import Processes
+from dino_exp.run_directory import RunDirectory
 
 
 def main() -> int:
@@ -22,8 +23,10 @@ def main() -> int:
     parser.add_argument("--share", type=int, default=1, help="runs that share this run's GPU")
     arguments = parser.parse_args()
     directory: Path = arguments.directory.resolve()
-    cfg = OmegaConf.load(directory / "config.yaml")
-    assert isinstance(cfg, DictConfig)
+    try:
+        cfg = read_config(RunDirectory(directory))
+    except UserError as error:
+        return refuse([str(error)])
     from dino_exp import distributed  # torch comes last, when all else is in order
 
     if arguments.share > 1:

@@ -18,7 +18,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import GrammarParseError, OmegaConfBaseException
 
-from dino_exp.config import messages
+from dino_exp.config import former_names, messages
 from dino_exp.config.identity import run_id
 from dino_exp.config.loader import (
     CompositionError,
@@ -80,12 +80,12 @@ class Checked:
 
 
 def compose(overrides: Iterable[str] = ()) -> Config:
-    """The checked configuration of one run.
+    """Return the checked configuration of one run; overrides may have former names.
 
     Raises:
         UserError: with one line per problem.
     """
-    checked = check(list(overrides))
+    checked = check(former_names.TABLE.present_words(list(overrides))[0])
     if checked.errors or checked.cfg is None:
         raise UserError("\n".join(checked.errors or ["a sweep has no single configuration"]))
     return cast(Config, checked.cfg)  # a DictConfig with these fields
@@ -302,9 +302,15 @@ class _Preflight:
             for key in ("name", "output_root"):
                 if key in fixed:
                     OmegaConf.update(cfg, key, fixed[key].value())
-            swept = [override.key_or_group for override in overrides if override.is_sweep_override()]
+            table = former_names.TABLE  # a sweep keeps its folder when its keys are renamed
+            swept = [each.key_or_group for each in overrides if each.is_sweep_override()]
             in_a_file = [parameter.partition("=")[0] for parameter in sweeper_parameters(base)]
-            derived = sweep_name(cfg.name, swept, checked.choices.get("sweep"), in_a_file)
+            derived = sweep_name(
+                cfg.name,
+                list(map(table.first_key, swept)),
+                table.first_value("sweep", checked.choices.get("sweep")),
+                list(map(table.first_key, in_a_file)),
+            )
             name = cfg.name if "name" in fixed else derived
             checked.sweep_dir = str(Path(cfg.output_root) / name)
 

@@ -10,16 +10,14 @@ from typing import Any
 
 from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig, ListConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
-from yaml import YAMLError
 
-from dino_exp.config import messages, relations
+from dino_exp.config import former_names, messages, relations
 from dino_exp.config.compose import has_key, set_value
 from dino_exp.config.evaluations import EVALUATIONS
 from dino_exp.config.loader import EVALUATE, CompositionError, Loader, loader, parse_arguments
 from dino_exp.config.overrides import OverrideReader
-from dino_exp.config.schema import SCHEMAS, VitConfig, schema_of
-from dino_exp.config.targets import targets_of
+from dino_exp.config.schema import VitConfig, schema_of
+from dino_exp.config.stored import read_config
 from dino_exp.config.validate import node_problems
 from dino_exp.errors import UserError
 from dino_exp.installation import as_typed
@@ -37,6 +35,8 @@ class CheckedEvaluation:
 
     problems: list[str] = field(default_factory=list)
     """One line each; empty if it can run."""
+    warnings: list[str] = field(default_factory=list)
+    """What was typed by a former name, one line each."""
     cfg: DictConfig | None = None
     """As far as it could be composed; its `eval` is a list."""
     choices: dict[str, str] = field(default_factory=dict)
@@ -53,7 +53,8 @@ def check(argv: Sequence[str]) -> CheckedEvaluation:
                 as_typed("-m: evaluate.py evaluates one network; give eval=[knn,linear] for several.")
             )
         options = loader(arguments.config_dir, EVALUATE)
-        _fill(checked, options, arguments.overrides)
+        words, checked.warnings = former_names.TABLE.present_words(arguments.overrides)
+        _fill(checked, options, words)
     except UserError as error:
         checked.problems.append(str(error))
     except CompositionError as error:
@@ -139,28 +140,16 @@ def _place(cfg: DictConfig, values: Sequence[Override], groups: set[str]) -> Ite
         yield f"run = {run}: no run, because it has no config.yaml; give outputs/EXPERIMENT/RUN."
         return
     try:
-        own = OmegaConf.load(directory.config_file)
-        for group in (
-            "backbone",
-            *(() if "data" in groups else ("data",)),
-            *(() if "tracker" in groups else ("tracker",)),
-        ):
-            cfg[group] = _typed(group, own[group])
-        if "data" in groups:  # other pictures, but the network wants them as it is used to
-            for key in ("channels", "mean", "std"):
-                cfg.data[key] = own.data[key]
-        cfg.image_size, cfg.crop_ratio = int(own.crops.global_size), float(own.eval.crop_ratio)
-    except (OmegaConfBaseException, YAMLError, OSError, KeyError, TypeError, ValueError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        yield f"{directory.config_file}: not a run's whole configuration ({reason})."
-
-
-def _typed(group: str, node: Any) -> DictConfig:
-    """A group of a run's configuration as the schema's class for its `_target_`."""
-    for schema in SCHEMAS[group].values():
-        if node.get("_target_") in targets_of(schema):
-            return OmegaConf.merge(OmegaConf.structured(schema), node)  # type: ignore[return-value]  # of a dataclass
-    raise ValueError(f"{group}._target_ = {node.get('_target_')}: no component of this project")
+        own: Any = read_config(directory)
+    except UserError as error:
+        yield str(error)
+        return
+    for group in ("backbone", *({"data", "tracker"} - groups)):
+        cfg[group] = own[group]
+    if "data" in groups:  # other pictures, but the network wants them as it is used to
+        for key in ("channels", "mean", "std"):
+            cfg.data[key] = own.data[key]
+    cfg.image_size, cfg.crop_ratio = own.crops.global_size, own.eval.crop_ratio
 
 
 def problems(cfg: DictConfig) -> list[str]:

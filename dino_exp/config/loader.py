@@ -31,6 +31,7 @@ from omegaconf.errors import (
     UnsupportedInterpolationType,
 )
 
+from dino_exp.config import former_names
 from dino_exp.config.register import CONF, register
 from dino_exp.errors import UserError
 from dino_exp.installation import as_typed
@@ -208,9 +209,10 @@ def override_text(key: str, value: str) -> str:
 
 
 def sweeper_parameters(cfg: DictConfig) -> list[str]:
-    """The sweep that a configuration file asks for (`hydra.sweeper.params`), as overrides."""
+    """Return the sweep that a configuration file asks for (`hydra.sweeper.params`), as overrides of today."""
     parameters = OmegaConf.select(cfg, "hydra.sweeper.params")
-    return [f"{key}={value}" for key, value in parameters.items()] if isinstance(parameters, Mapping) else []
+    words = [f"{key}={value}" for key, value in parameters.items()] if isinstance(parameters, Mapping) else []
+    return former_names.TABLE.present_words(words)[0]
 
 
 def is_basic(node: Any) -> bool:

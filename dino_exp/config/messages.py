@@ -10,6 +10,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
+from dino_exp.config import former_names
 from dino_exp.config.schema import SCHEMAS
 from dino_exp.installation import as_typed
 
@@ -84,6 +85,9 @@ def unknown_key(
         choices: the option in force, by group.
         program: whose command line it is.
     """
+    present = former_names.TABLE.present_key(key)
+    if present != key:
+        return f"{key}: now called {present}."
     group, _, last = key.rpartition(".")
     options = SCHEMAS.get(group, {}) if group in choices else {}
     elsewhere = [name for name, schema in options.items() if last in _names(schema)]
@@ -115,6 +119,9 @@ def _similar_keys(key: str, last: str, keys: Sequence[str], groups: Sequence[str
 
 def unknown_option(group: str, value: str, options: Sequence[str]) -> str:
     """The error for an option that its group does not have."""
+    present = former_names.TABLE.present_value(group, value)
+    if present != value:
+        return f"{group}={value}: now called {group}={present}."
     near = did_you_mean(closest(value, options)[:1])
     return f"{group}={value}: no such option{near or '.'} There are: {', '.join(options)}."
 

@@ -11,7 +11,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import InterpolationKeyError, OmegaConfBaseException
 
-from dino_exp.config import relations
+from dino_exp.config import former_names, relations
 from dino_exp.config.fields import Bounds, Choices
 from dino_exp.config.messages import any_of, closest, did_you_mean, show, wrong_value
 from dino_exp.config.schema import SCHEMAS, schema_of
@@ -77,6 +77,9 @@ def _problem(key: str, node: DictConfig, field: Field[Any], schema: type, cfg: D
             "\"'"
         )
         return f"{key} = {show(raw[field.name]) if isinstance(raw, dict) else '?'}: {reason}."
+    present = former_names.TABLE.present_value(key, value) if isinstance(value, str) else value
+    if present is not value:
+        return f"{key} = {value}: now called {present}."
     if field.name == "_target_":
         return _target_problem(key, value, schema)
     choices: Choices | None = field.metadata.get("choices")

@@ -16,7 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from rich.text import Text
 
-from dino_exp.cli import FAILED, INTERRUPTED, USER_ERROR, in_all_processes, refuse
+from dino_exp.cli import FAILED, INTERRUPTED, USER_ERROR, in_all_processes, refuse, warn
 from dino_exp.config.evaluation import check, own_size
 from dino_exp.config.evaluations import EvaluateConfig
 from dino_exp.errors import UserError
@@ -70,6 +70,7 @@ def command_line(argv: list[str]) -> int:
     if "--cfg" in argv and checked.cfg is not None:
         print(OmegaConf.to_yaml(checked.cfg), end="")
         return refuse(checked.problems) if checked.problems else 0
+    warn(checked.warnings)
     if checked.problems or checked.cfg is None:
         return refuse(checked.problems)
     from dino_exp import distributed
@@ -167,7 +168,7 @@ def one(
     from dino_exp.eval import records
     from dino_exp.eval.extraction import lock_of
 
-    target = folder / "evaluations" / f"{name}_{records.key(about)}"
+    target = folder / records.folder_of(about)
     temporary = target.with_name(f".{target.name}")
     with lock_of(target):
         if distributed.is_main():

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dino_exp import distributed
+from dino_exp.config.schema import ImageFolderConfig
 from dino_exp.data.source import ImageSource
 from dino_exp.errors import UserError
 from dino_exp.eval.extraction import Extracted
@@ -112,7 +113,7 @@ class Embed:
 def _given(place: str, subject: Subject) -> Extracted:
     """The pictures of a folder or a list, looked up once, though `check` and `evaluate` both ask."""
     node: dict[str, Any] = {
-        "_target_": "dino_exp.data.folder.load",
+        "_target_": ImageFolderConfig._target_,
         "name": "embed.source",
         "root": place,
         "val_root": None,

@@ -9,6 +9,7 @@ from omegaconf import OmegaConf
 from rich.console import Console
 
 from dino_exp.config.evaluations import EvaluateConfig
+from dino_exp.config.stored import read_plain
 from dino_exp.config.targets import build
 from dino_exp.progress import log_lines_on
 from dino_exp.run_directory import RunDirectory
@@ -25,11 +26,10 @@ def mirror(cfg: EvaluateConfig, folder: Path, records: list[dict[str, Any]], con
         if directory.is_held():
             console.print("The run goes on in another process, so its tracker gets nothing of this.")
             return
-        config = OmegaConf.to_container(OmegaConf.load(directory.config_file), resolve=True)
+        config: Any = read_plain(directory)
         step = records[0]["weights"]["step"] or 0
     else:
         config = OmegaConf.to_container(cfg, resolve=True)
-    assert isinstance(config, dict)
     with log_lines_on(console):
         tracker: Tracker = build(cfg.tracker)
         tracker.start(

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from dino_exp import machine
 from dino_exp.backbone.picture_size import check_picture_sizes
+from dino_exp.config import former_names
 from dino_exp.config.evaluations import EvaluateConfig
 from dino_exp.config.targets import build
 from dino_exp.data.labelled import digest as short_digest
@@ -80,7 +81,9 @@ def open_subject(cfg: EvaluateConfig) -> tuple[Subject, Origin]:
     workers = machine.choose_workers(cfg.num_workers, device)
     machine.use_threads(device, 0)
     sha256 = digest(str(file)) or ""
-    architecture = OmegaConf.to_container(cfg.backbone, resolve=True)
+    node = OmegaConf.to_container(cfg.backbone, resolve=True)
+    assert isinstance(node, dict)
+    architecture = former_names.TABLE.first_node("backbone", {str(key): node[key] for key in node})
     origin = Origin(
         file=file,
         sha256=sha256,
@@ -91,9 +94,7 @@ def open_subject(cfg: EvaluateConfig) -> tuple[Subject, Origin]:
     )
     subject = Subject(
         name=origin.name,
-        digest=short_digest(
-            sha256, network, sorted(architecture.items()) if isinstance(architecture, dict) else ""
-        ),
+        digest=short_digest(sha256, network, sorted(architecture.items())),
         backbone=backbone.to(device).eval().requires_grad_(False),
         device=device,
         autocast_type=machine.choose_precision(cfg.precision, device, "precision"),

@@ -12,6 +12,7 @@ from filelock import FileLock
 from omegaconf import OmegaConf
 
 from dino_exp import machine
+from dino_exp.config import former_names
 from dino_exp.config.evaluation import needs_data, own_size
 from dino_exp.config.evaluations import EvaluateConfig
 from dino_exp.errors import UserError
@@ -54,12 +55,22 @@ def about(name: str, cfg: EvaluateConfig, subject: Subject, origin: Origin) -> d
 
 
 def key(record: dict[str, Any]) -> str:
-    """Eight digits that differ where records do; the place of a file does not count, its content does."""
-    identity = {name: record.get(name) for name in IDENTITY}
-    weights = record.get("weights")
-    if isinstance(weights, dict):
-        identity["weights"] = {name: weights.get(name) for name in ("sha256", "network")}
-    text = json.dumps(identity, sort_keys=True, ensure_ascii=False)
+    """Return eight digits that differ where records do; a file's content counts, its path does not.
+
+    They are made of first names, so that a record and its folder of files stay the same when names change.
+    """
+    table, name = former_names.TABLE, str(record.get("evaluation"))
+    parts = {part: record.get(part) for part in IDENTITY}
+    for part, group in (("backbone", "backbone"), ("data", "data"), ("settings", name)):
+        if isinstance(node := parts[part], dict):
+            parts[part] = table.first_node(group, node)
+    if isinstance(weights := parts["weights"], dict):
+        parts["weights"] = {each: weights.get(each) for each in ("sha256", "network")}
+    if isinstance(pictures := parts["pictures"], dict):
+        parts["pictures"] = {table.first_metric(each): value for each, value in pictures.items()}
+    parts["evaluation"] = table.first_value("evaluation", record.get("evaluation"))
+    first = {table.first_metric(part): value for part, value in parts.items()}
+    text = json.dumps(first, sort_keys=True, ensure_ascii=False)
     return hashlib.sha256(text.encode()).hexdigest()[:8]
 
 
@@ -77,7 +88,7 @@ def completed(record: dict[str, Any], findings: Findings, seconds: float, subjec
 
 
 def read(folder: Path) -> list[dict[str, Any]]:
-    """The records in a folder, the newest last.
+    """Return the records in a folder, in present names, the newest last.
 
     Raises:
         UserError: the file is damaged; it is not overwritten.
@@ -91,7 +102,13 @@ def read(folder: Path) -> list[dict[str, Any]]:
             raise ValueError("no list of records")
     except (OSError, ValueError) as error:
         raise UserError(f"{file}: cannot be read ({error}); mend it, or move it away.") from None
-    return records
+    return [former_names.TABLE.present_evaluation(each) for each in records]
+
+
+def folder_of(record: dict[str, Any]) -> Path:
+    """Return where the files of an evaluation are, relative to the run's folder."""
+    name = former_names.TABLE.first_value("evaluation", record["evaluation"])
+    return Path("evaluations") / f"{name}_{key(record)}"
 
 
 def add(folder: Path, record: dict[str, Any]) -> None:

@@ -8,9 +8,9 @@ from typing import Any
 
 import torch
 
-from dino_exp.config.schema import Config
+from dino_exp.config.schema import Config, TimmConfig, VitConfig
 from dino_exp.export.to_timm import SIZES
-from dino_exp.export.trained import TIMM, VIT, Trained, no_such
+from dino_exp.export.trained import Trained, no_such
 from dino_exp.weights.files import read
 from dino_exp.weights.released import released_layout
 
@@ -50,15 +50,15 @@ def released_arch(trained: Trained) -> str:
     """
     node: Any = trained.cfg.backbone  # what else it has depends on its kind
     channels = trained.cfg.data.channels
-    if node._target_ == VIT:
+    if trained.kind is VitConfig:
         if node.stem != "patch":
             raise no_such(f"backbone.stem = {node.stem}: the released code has no transformer with this stem")
         return node.name
     if channels != 3:
         raise no_such(f"data.channels = {channels}: the released scripts build {node.name} for 3")
-    if node._target_ == TIMM and node.name.startswith("xcit_"):
+    if trained.kind is TimmConfig and node.name.startswith("xcit_"):
         return re.sub(r"_(224|384)$", "", node.name)  # its authors' name leaves out the size of the pictures
-    if node._target_ == TIMM or node.stem == "small" or not hasattr(trained.teacher.backbone, "fc"):
+    if trained.kind is TimmConfig or node.stem == "small" or not hasattr(trained.teacher.backbone, "fc"):
         raise no_such(f"backbone.name = {node.name}: the released scripts cannot build this network")
     return node.name
 
@@ -69,7 +69,7 @@ def how_to_load(trained: Trained, network: str, arch: str) -> str:
     size, channels = trained.picture_size, trained.cfg.data.channels
     patch = node.get("patch_size", 16)
     widths = (node.get("embed_dim"), node.get("depth"), node.get("num_heads"))
-    if node._target_ != VIT or (arch, widths, node.mlp_ratio, size, channels) in (
+    if trained.kind is not VitConfig or (arch, widths, node.mlp_ratio, size, channels) in (
         (f"vit_{name}", widths, 4, 224, 3) for widths, name in SIZES.items()
     ):
         return (

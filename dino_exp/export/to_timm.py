@@ -10,8 +10,9 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from dino_exp.config.schema import TimmConfig, VitConfig
 from dino_exp.errors import UserError
-from dino_exp.export.trained import TIMM, VIT, Trained, no_such
+from dino_exp.export.trained import Trained, no_such
 
 TOLERANCE = 1e-5
 """Of features, as a share of the largest where that is above 1."""
@@ -37,7 +38,7 @@ def write(trained: Trained, network: str, folder: Path) -> str:
             "of the largest; use format=torchhub or format=onnx."
         )
     other_size = ""
-    if "pos_embed" in tensors and trained.cfg.backbone._target_ == VIT:
+    if "pos_embed" in tensors and trained.kind is VitConfig:
         other_size = (
             " At another size timm resizes the position embedding by a rule of its own, and so gives other "
             "features than the trained network."
@@ -59,12 +60,12 @@ def timm_model(trained: Trained, backbone: nn.Module) -> tuple[str, dict[str, An
     node: Any = trained.cfg.backbone  # what else it has depends on its kind
     channels, size = trained.cfg.data.channels, trained.picture_size
     common: dict[str, Any] = {"num_classes": 0} | ({"in_chans": channels} if channels != 3 else {})
-    if node._target_ == VIT:
+    if trained.kind is VitConfig:
         if node.stem != "patch":
             raise no_such(f"backbone.stem = {node.stem}: timm has no transformer with this stem")
         name, options = timm_vit(node)
         return name, common | options | ({"img_size": size} if size != 224 else {})
-    if node._target_ != TIMM and not timm.is_model(node.name):
+    if trained.kind is not TimmConfig and not timm.is_model(node.name):
         raise no_such(f"backbone.name = {node.name}: timm has no model of this name")
     choices: list[dict[str, Any]] = [{}, {"img_size": size}]
     for options in choices:

@@ -16,9 +16,10 @@ from typing import Any
 import torch
 
 from dino_exp.backbone import library, picture_size, vit
+from dino_exp.config.schema import VitConfig
 from dino_exp.errors import UserError
 from dino_exp.export.to_timm import relative_difference
-from dino_exp.export.trained import VIT, Trained
+from dino_exp.export.trained import Trained
 from dino_exp.initialisation import initialise_linears
 
 HUBCONF = '''\
@@ -50,7 +51,7 @@ def write(trained: Trained, network: str, folder: Path) -> str:
     """
     backbone, node = trained.backbone(network), trained.cfg.backbone
     name, function = entry_point(node.name), node._target_.rpartition(".")[2]
-    module = vit if node._target_ == VIT else library
+    module = vit if trained.kind is VitConfig else library
     torch.save(backbone.state_dict(), folder / "backbone.pth")
     source = standalone(module)
     # Python keeps one module of a name, and a program may load several folders

@@ -4,25 +4,20 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
-from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 from torch import Tensor, nn
-from yaml import YAMLError
 
-from dino_exp.config.schema import Config
+from dino_exp.config import former_names
+from dino_exp.config.schema import Config, schema_of
+from dino_exp.config.stored import read_config
 from dino_exp.errors import UserError
 from dino_exp.model import DINONetwork
 from dino_exp.run_directory import RunDirectory
 from dino_exp.trainer import build_networks
 from dino_exp.weights.files import load_safely
 from dino_exp.weights.load import load_into
-
-VIT = "dino_exp.backbone.vit.vit"
-TIMM = "dino_exp.backbone.library.timm_backbone"
-TORCHVISION = "dino_exp.backbone.library.torchvision_backbone"
 
 PARTS = {"student", "teacher", "loss", "step", "last_metrics", "best_knn"}
 """Of a checkpoint, what is looked at here."""
@@ -47,6 +42,11 @@ class Trained:
     """Of the teacher at this step, percent."""
     revision: str
     """Of the code that trained it."""
+
+    @property
+    def kind(self) -> type:
+        """The schema's class of the backbone."""
+        return schema_of(self.cfg.backbone)
 
     @property
     def picture_size(self) -> int:
@@ -82,17 +82,12 @@ def read_run(path: Path, checkpoint: str) -> Trained:
         there = sorted(each.stem for each in directory.checkpoints.glob("*.pt"))
         has = f"there are checkpoint={' and checkpoint='.join(there)}" if there else "nothing was saved yet"
         raise UserError(f"run = {path}: no checkpoints/{file.name}; {has}.")
+    cfg = read_config(directory)
     state = load_safely(file)
-    if not isinstance(state, dict) or not state.keys() >= PARTS:
+    state = former_names.TABLE.present_state(state) if isinstance(state, dict) else {}
+    if not state.keys() >= PARTS:
         raise UserError(f"{file}: no checkpoint of this project; run= takes the folder of a run.")
-    try:
-        loaded = OmegaConf.load(directory.config_file)
-        assert isinstance(loaded, DictConfig)
-        cfg = cast(Config, loaded)
-        networks = build_networks(cfg)
-    except (AssertionError, OmegaConfBaseException, YAMLError, KeyError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise UserError(f"{directory.config_file}: not a run's whole configuration ({reason}).") from None
+    networks = build_networks(cfg)
     for name, network in zip(("student", "teacher"), networks, strict=True):
         load_into(network.requires_grad_(False), state[name], file, head=True)
         network.eval()

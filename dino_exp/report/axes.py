@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from dino_exp.config.identity import GROUPS, WITHOUT_EFFECT, identity
+from dino_exp.config.identity import GROUPS, WITHOUT_EFFECT, settings
 from dino_exp.report.files import number, read_config
 
 if TYPE_CHECKING:
@@ -120,7 +120,7 @@ def _compare_configs(sweep: SweepData) -> list[str]:
 
 def _identity(config: dict[str, Any]) -> dict[str, Any]:
     try:
-        return identity(config)
+        return settings(config)
     except (KeyError, TypeError, ValueError):  # of another version, or not whole
         groups = {group: config[group] for group in GROUPS if isinstance(config.get(group), dict)}
         return {key: value for key, value in _flat(groups, "") if key not in WITHOUT_EFFECT}

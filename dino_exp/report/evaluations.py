@@ -10,6 +10,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from dino_exp.config import former_names
 from dino_exp.eval.words import in_words
 from dino_exp.report.axes import as_value, value_text
 from dino_exp.report.files import number
@@ -114,7 +115,10 @@ def read_evaluations(folder: Path, problems: list[str]) -> list[Result]:
 
 
 def _result(record: Any) -> Result | None:
-    if not isinstance(record, dict) or not _text(record.get("evaluation")):
+    if not isinstance(record, dict):
+        return None
+    record = former_names.TABLE.present_evaluation(record)
+    if not _text(record.get("evaluation")):
         return None
     weights, data, settings, pictures, figures = (
         part if isinstance(part := record.get(key), dict) else {}

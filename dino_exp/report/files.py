@@ -10,16 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from omegaconf._utils import get_yaml_loader
+
+from dino_exp.config import former_names
+from dino_exp.config.stored import parse
 
 WHOLE_BYTES = 200_000
 """Files up to this size are read whole, of larger ones only as many lines as are drawn."""
-
-
-class ConfigLoader(yaml.CSafeLoader if hasattr(yaml, "CSafeLoader") else yaml.SafeLoader):  # type: ignore[misc]  # a base chosen at run time
-    """OmegaConf's reading of YAML (1e-5 is a number) at the speed of libyaml."""
-
-    yaml_implicit_resolvers = get_yaml_loader().yaml_implicit_resolvers
 
 
 def number(value: Any) -> float | None:
@@ -48,19 +44,20 @@ def read_json(path: Path, problems: list[str]) -> dict[str, Any]:
 
 
 def read_config(path: Path, problems: list[str]) -> dict[str, Any]:
-    """A run's resolved configuration as plain dictionaries; empty where there is none or it is broken."""
+    """Return a run's configuration as plain dictionaries in present names; empty where it is not readable."""
     try:
-        content = yaml.load(path.read_bytes(), ConfigLoader)
+        return parse(path.read_bytes())
     except (FileNotFoundError, NotADirectoryError):
         return {}
     except (OSError, ValueError, yaml.YAMLError) as error:
         problems.append(f"{path.name} cannot be read: {_one_line(error)}.")
         return {}
-    return content if isinstance(content, dict) else {}
 
 
 def read_lines(path: Path, problems: list[str], most: int | None = None) -> list[dict[str, Any]]:
-    """The records of a metrics.jsonl in the order of their steps; broken lines are left out and counted.
+    """Return the records of a metrics.jsonl in present names, in the order of their steps.
+
+    Broken lines are dropped and counted.
 
     Args:
         path: of the file; no file is no records.
@@ -115,14 +112,18 @@ def _record(text: bytes) -> dict[str, Any] | None:
         record = json.loads(text)
     except ValueError:
         return None
-    return record if isinstance(record, dict) and number(record.get("step")) is not None else None
+    if not isinstance(record, dict):
+        return None
+    record = former_names.TABLE.present_record(record)
+    return record if number(record.get("step")) is not None else None
 
 
 def _spaced(content: mmap.mmap, most: int) -> Iterator[bytes]:
     size = len(content)
     wanted = {size * index // most for index in range(most)} | {size - 1}
-    for mark in (content.find(b'"knn_top1"'), content.rfind(b'"knn_top1"')):
-        wanted |= {mark} if mark >= 0 else set()
+    names = [f'"{name}"'.encode() for name in former_names.TABLE.names_of_metric("knn_top1")]
+    marks = [find(name) for name in names for find in (content.find, content.rfind)]
+    wanted |= {mark for mark in marks if mark >= 0}
     starts = sorted({content.rfind(b"\n", 0, place) + 1 for place in wanted})
     for start in starts:
         end = content.find(b"\n", start)

@@ -12,11 +12,12 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from dino_exp.config import former_names
 from dino_exp.errors import UserError
 from dino_exp.report.axes import Value, find_axes, value_text
 from dino_exp.report.evaluations import Result, read_evaluations
 from dino_exp.report.files import number, read_config, read_json, read_lines
-from dino_exp.run_directory import RunDirectory
+from dino_exp.run_directory import RunDirectory, newer_format
 from launchers.children import tail
 from launchers.manifest import Entry, Manifest
 from launchers.states import SILENT_SECONDS, Observer
@@ -214,7 +215,9 @@ def load_run(path: Path, most: int | None = None) -> RunData:
     """
     run = RunData(path)
     run.status = read_json(path / "status.json", run.problems)
-    run.summary = read_json(path / "summary.json", run.problems)
+    if newer_format(run.status):
+        run.problems.append(f"status.json: {newer_format(run.status)}. What is shown here may be wrong.")
+    run.summary = former_names.TABLE.present_record(read_json(path / "summary.json", run.problems))
     run.metrics = read_lines(path / "metrics.jsonl", run.problems, most)
     run.evaluations = read_evaluations(path, run.problems)
     if most is None:
@@ -301,6 +304,8 @@ def load_sweep(path: Path) -> SweepData:
 def _manifest(path: Path, problems: list[str]) -> Manifest:
     """The manifest as far as it can be understood; keys of another version are left out."""
     content = read_json(Manifest.path(path), problems)
+    if newer_format(content):
+        problems.append(f"manifest.json: {newer_format(content)}. What is shown here may be wrong.")
     manifest = Manifest(path, str(content.get("launcher") or ""))
     known = {each.name for each in fields(Entry)}
     entries = content.get("runs")
@@ -308,9 +313,10 @@ def _manifest(path: Path, problems: list[str]) -> Manifest:
         values = (
             {key: value for key, value in entry.items() if key in known} if isinstance(entry, dict) else {}
         )
-        if not isinstance(values.get("overrides"), list):
-            values["overrides"] = []
+        overrides = values.get("overrides")
+        values["overrides"] = list(map(str, overrides)) if isinstance(overrides, list) else []
         manifest.runs[name] = Entry(**{"config_hash": "", **values})
+    manifest.use_present_names()
     return manifest
 
 
@@ -323,7 +329,7 @@ def _states_from(manifest: Manifest, sweep: SweepData) -> None:
         if not any("status.json" in problem for problem in runs[name].problems)
     }
     for name, entry in manifest.runs.items():
-        runs[name].overrides = [str(override) for override in entry.overrides]
+        runs[name].overrides = entry.overrides
     for run in sweep.runs:
         if run.name not in manifest.runs:
             run.note = "not in the manifest"

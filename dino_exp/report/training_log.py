@@ -13,9 +13,11 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from dino_exp.config import former_names
 from dino_exp.errors import UserError
 from dino_exp.report.files import number, read_config, read_json
 from dino_exp.report.load import RunData, state_of
+from dino_exp.run_directory import refuse_newer
 from launchers.children import tail
 from launchers.manifest import Manifest
 
@@ -153,12 +155,15 @@ def read_log(path: Path, out_dim: int | None = None) -> TrainingLog:
     file = _log_file(path)
     lines, broken = _objects(file)
     folder = file.parent if file.name == "metrics.jsonl" else None
+    if folder is not None:
+        lines = [former_names.TABLE.present_record(line) for line in lines]
     problems: list[str] = []
     log = TrainingLog(file if folder is None else folder, [], broken_lines=broken)
     if folder is not None:
         log.config = read_config(folder / "config.yaml", problems)
         log.status = read_json(folder / "status.json", problems)
-        log.summary = read_json(folder / "summary.json", problems)
+        refuse_newer(log.status, folder / "status.json")
+        log.summary = former_names.TABLE.present_record(read_json(folder / "summary.json", problems))
         if log.status or log.summary:
             log.state, log.state_note = state_of(RunData(folder, status=log.status, summary=log.summary))
     log.unit = _unit(lines)

@@ -8,6 +8,7 @@ from functools import cache
 from pathlib import Path
 
 from dino_exp.errors import UserError
+from dino_exp.run_directory import RunDirectory
 
 CHUNK = 2**20
 
@@ -16,7 +17,8 @@ def weights_file(place: str) -> Path:
     """The file that `place` means: itself, or the last checkpoint of a run's folder.
 
     Raises:
-        UserError: there is none, or it is empty or closed to this user; nothing was opened.
+        UserError: there is none, it is empty or closed to this user, or it is of a run that a newer version
+            of this program trains; it was not opened.
     """
     path = Path(place).expanduser()
     if path.is_dir():
@@ -34,6 +36,8 @@ def weights_file(place: str) -> Path:
         raise UserError(f"{path}: may not be read by this user; change its permissions.")
     if path.stat().st_size == 0:
         raise UserError(f"{path}: an empty file; put whole weights in its place.")
+    if path.parent.name == "checkpoints":
+        RunDirectory(path.parent.parent).read_status()
     return path
 
 

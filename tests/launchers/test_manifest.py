@@ -70,4 +70,4 @@ def test_the_file_is_for_other_programs_too(tmp_path: Path) -> None:
     a_manifest(tmp_path).save()
     content = json.loads(Manifest.path(tmp_path).read_text())
     assert content["runs"]["a"]["job"] == "12_0"
-    assert set(content) == {"launcher", "settings", "runs"}
+    assert set(content) == {"format", "launcher", "settings", "runs"}
