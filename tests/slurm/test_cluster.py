@@ -92,7 +92,8 @@ def in_the_middle(run: RunDirectory) -> int:
 
     Held, because SLURM takes its time, and how far a run comes meanwhile depends on the machine.
     """
-    until(lambda: len(steps(run)) > 12, "the run is in the middle")
+    until(lambda: len(steps(run)) > 12 or run.traceback_file.exists(), "the run is in the middle")
+    assert not run.traceback_file.exists(), run.traceback_file.read_text()
     process = int(run.read_status()["pid"])
     os.kill(process, signal.SIGSTOP)
     return process
