@@ -6,9 +6,11 @@ Each has a process id, signals and an exit code of its own, and starts in a tent
 
 from __future__ import annotations
 
+import atexit
 import multiprocessing
 import os
 import runpy
+import shutil
 import signal
 import socket
 import sys
@@ -16,6 +18,7 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +28,14 @@ PRELOADED = ["torch", "timm", "dino_exp.run", "dino_exp.cli", "dino_exp.eval.com
 _server = multiprocessing.get_context("forkserver")
 _server.set_forkserver_preload(PRELOADED)
 _living: set[Program] = set()
+
+
+@cache
+def _outputs() -> str:
+    """The folder of what programs write, for as long as the tests run."""
+    folder = tempfile.mkdtemp(prefix="dino-exp-tests-")
+    atexit.register(shutil.rmtree, folder)
+    return folder
 
 
 class Program:
@@ -46,7 +57,7 @@ class Program:
         own_group: bool = False,
         pictures: bool = False,
     ) -> None:
-        self._written = Path(tempfile.mkdtemp(prefix="program-"))
+        self._written = Path(tempfile.mkdtemp(dir=_outputs()))
         variables = os.environ | (environment or {})
         self._process = _server.Process(
             target=_become,
