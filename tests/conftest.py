@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -23,10 +24,12 @@ def pytest_xdist_auto_num_workers() -> int:
     return len(os.sched_getaffinity(0)) + 1
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist looks for the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Give each file to one worker, because its tests share what is trained for them; the slow ones first."""
+    """Give a folder, or a file of this one, to one worker: its tests share what is trained for them."""
+    here = Path(__file__).parent
     for item in items:
-        item.add_marker(pytest.mark.xdist_group(str(item.path.relative_to(programs.ROOT))))
+        item.add_marker(pytest.mark.xdist_group(item.path.relative_to(here).parts[0]))
         if "browser" in getattr(item, "fixturenames", ()):
             item.add_marker("browser")
     items.sort(key=lambda item: item.path.parent.name not in FIRST)

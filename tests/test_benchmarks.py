@@ -1,8 +1,6 @@
 """The plain form that the benchmarks measure against is the same training, and the commands work."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -14,9 +12,9 @@ from benchmarks.released_crops import ReleasedCrops
 from benchmarks.step import random_views
 from dino_exp.config.compose import compose
 from dino_exp.config.identity import run_id
-from dino_exp.config.register import CONF
 from dino_exp.config.targets import build
 from dino_exp.trainer import Trainer
+from tests.programs import run_program
 
 
 @pytest.mark.parametrize("names", [*([name] for name in UNDO), list(UNDO)], ids=lambda names: " ".join(names))
@@ -71,14 +69,8 @@ def test_the_released_transforms_make_ten_normalised_crops() -> None:
     ],
 )
 def test_a_benchmark_writes_what_it_prints(words: list[str], file: str, rows: int, tmp_path: Path) -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", *words],
-        cwd=tmp_path,
-        env={"PYTHONPATH": str(CONF.parent), "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr
+    done = run_program("-m", *words, folder=tmp_path)
+    assert done.returncode == 0, done.output
     written = json.loads((tmp_path / "outputs" / "benchmarks" / f"{file}.json").read_text())
     assert len(written["rows"]) == rows
     assert written["title"] in done.stdout

@@ -245,7 +245,7 @@ STEPS = {
     "batch norm in stem and head, AdamW": ["head.use_bn=true"],
     "in parts": ["backbone.stem=patch", "trainer.accumulate=2", "loss.center_init=first_batch"],
     "sinkhorn": ["loss.centering=sinkhorn"],
-    "channels last": ["backbone=resnet18_cifar"],
+    "channels last": ["backbone=resnet18_cifar", "crops.global_size=16", "crops.local_size=8"],
     "parameters without gradient": [],
 }
 

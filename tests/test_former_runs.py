@@ -94,6 +94,7 @@ def test_a_finished_run_is_shown_and_not_touched(here: Path, capsys: pytest.Capt
     assert content(here / "outputs") == before
 
 
+@pytest.mark.pictures
 def test_an_interrupted_run_is_resumed(here: Path) -> None:
     assert cli.main(INTERRUPTED) == 0
     run = the_run("interrupted")
@@ -296,6 +297,7 @@ def moved_project(folder: Path) -> None:
         table.write(MOVED_TABLE.format(loss=module))
 
 
+@pytest.mark.spawn
 def test_a_move_and_renames_orphan_nothing(here: Path) -> None:
     """The same runs under a project in which things have other places and names."""
     moved_project(here / "moved")

@@ -54,6 +54,7 @@ def test_the_two_forms_agree(rotation: float, monkeypatch: pytest.MonkeyPatch) -
     assert len(table[:, augment.ORDER].unique()) == 24
 
 
+@pytest.mark.spawn  # a C++ compiler
 def test_compiled_for_both_resolutions() -> None:
     augmentation = make()
     for size, pictures in ((24, 5), (17, 7)):

@@ -107,6 +107,7 @@ def test_what_a_step_draws_depends_on_seed_step_and_process_alone() -> None:
     assert len({tuple(value) for value in drawn.values()}) == 4
 
 
+@pytest.mark.spawn  # a C++ compiler
 def test_a_compiled_network_trains_alike_and_is_evaluated_uncompiled(tmp_path: Path) -> None:
     if shutil.which("g++") is None:
         pytest.skip("torch.compile needs a C++ compiler on a CPU")
