@@ -79,8 +79,8 @@ def test_a_benchmark_writes_what_it_prints(words: list[str], file: str, rows: in
 
 def test_every_run_of_the_collapse_study_can_be_trained(tmp_path: Path) -> None:
     (tmp_path / "train" / "a").mkdir(parents=True)
-    runs = [compose(collapse.drawn(number, tmp_path)) for number in range(collapse.RUNS)]
-    assert len({run_id(cfg) for cfg in runs}) == collapse.RUNS
+    runs = [compose(collapse.drawn(number, tmp_path)) for number in range(0, collapse.RUNS, 4)]
+    assert len({run_id(cfg) for cfg in runs}) == len(runs) == 18
     assert {cfg.data.name for cfg in runs} == {"shapes", "fashion_mnist", "image_folder"}
     assert {cfg.backbone.name for cfg in runs} == {"vit_micro", "resnet10t"}
 

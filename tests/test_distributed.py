@@ -23,7 +23,9 @@ TORCHRUN = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalon
 # does, and batch norm in the head still more; the test in float64 has them.
 RUN = [
     "experiment=debug",
-    "trainer.batch_size=64",
+    "data.train_size=64",
+    "data.test_size=32",
+    "trainer.batch_size=16",
     "trainer.epochs=5",
     "optimizer=sgd",
     "optimizer.warmup_epochs=1",
@@ -109,7 +111,7 @@ def test_two_processes_make_the_run_of_one(
 ) -> None:
     first, second = processes = pair(tmp_path, *RUN)
     assert see_off(processes) == [0, 0], first.output + second.output
-    assert "64 pictures = 2 processes x 32" in first.stdout
+    assert "16 pictures = 2 processes x 8" in first.stdout
     assert first.stdout.count("step 20/20") == first.stdout.count("\nverdict ") == 1
     assert second.output == ""
     directory = only_run(tmp_path)
@@ -218,7 +220,7 @@ def test_a_killed_process_takes_the_other_along(tmp_path: Path) -> None:
     ("word", "said"),
     [
         ("trainer.epochs=0", "trainer.epochs = 0: must be at least 1"),
-        ("trainer.batch_size=63", "trainer.batch_size = 63: not a multiple of 2 processes times"),
+        ("trainer.batch_size=15", "trainer.batch_size = 15: not a multiple of 2 processes times"),
     ],
 )
 def test_what_is_wrong_is_said_once_and_nothing_is_created(tmp_path: Path, word: str, said: str) -> None:
@@ -231,10 +233,10 @@ def test_what_is_wrong_is_said_once_and_nothing_is_created(tmp_path: Path, word:
 
 
 def test_a_sweep_makes_its_runs_one_after_the_other_and_a_refused_one_does_not_end_it(tmp_path: Path) -> None:
-    swept = "trainer.max_steps=1,2", "trainer.batch_size=63,64"
+    swept = "trainer.max_steps=1,2", "trainer.batch_size=15,16"
     first, second = processes = pair(tmp_path, *RUN, "-m", *swept)
     assert 0 not in see_off(processes)
-    assert first.stderr.count("trainer.batch_size = 63: not a multiple of 2 processes") == 2, first.output
+    assert first.stderr.count("trainer.batch_size = 15: not a multiple of 2 processes") == 2, first.output
     assert second.output == ""
     runs = [RunDirectory(path) for path in (tmp_path / "outputs").glob("*/vit_micro_*")]
     assert sorted(run.read_summary()["steps"] for run in runs) == [1, 2]
@@ -252,7 +254,7 @@ STEPS = {
 
 def steps(folder: str, case: str) -> tuple[list[dict[str, torch.Tensor]], list[dict[str, torch.Tensor]]]:
     """What two steps on this process's part of the same noise report, and the weights after them."""
-    cfg = compose(["experiment=debug", f"data.root={folder}", "trainer.batch_size=16", *STEPS[case]])
+    cfg = compose(["experiment=debug", f"data.root={folder}", "trainer.batch_size=8", *STEPS[case]])
     trainer = Trainer(cfg, build(cfg.data), torch.device("cpu"))
     networks = (trainer.student, trainer.teacher)
     if case == "parameters without gradient":
@@ -261,13 +263,13 @@ def steps(folder: str, case: str) -> tuple[list[dict[str, torch.Tensor]], list[d
     for module in (*networks, trainer.dino_loss):
         module.double()
     trainer.join()
-    size = 16 // distributed.count()
+    size = 8 // distributed.count()
     here = slice(distributed.rank() * size, (distributed.rank() + 1) * size)
     observed = []
     for step in range(2):
         generator = torch.Generator().manual_seed(step)
         views = [
-            torch.randn(number, 16, 3, size, size, generator=generator, dtype=torch.float64)
+            torch.randn(number, 8, 3, size, size, generator=generator, dtype=torch.float64)
             for number, size in ((2, cfg.crops.global_size), (cfg.crops.local_number, cfg.crops.local_size))
         ]
         local = [view[:, here].flatten(0, 1) for view in views]

@@ -21,16 +21,17 @@ from dino_exp.run_directory import RunDirectory, read_metrics
 from dino_exp.trainer import Trainer
 from tests.programs import ROOT, Program
 
+SMALL = ("experiment=debug", "trainer.batch_size=16", "data.train_size=128", "data.test_size=64")
 STOCHASTIC = "backbone.drop_path_rate=0.2"  # so that the random state matters
 
 
 def configuration(*overrides: str) -> Config:
-    return compose(["experiment=debug", *overrides])
+    return compose([*SMALL, *overrides])
 
 
 def start(folder: Path, *overrides: str, **how: bool) -> Program:
     cache = {"XDG_CACHE_HOME": str(folder / "cache")}
-    return Program("train.py", "experiment=debug", *overrides, folder=folder, environment=cache, **how)
+    return Program("train.py", *SMALL, *overrides, folder=folder, environment=cache, **how)
 
 
 def only_run(folder: Path) -> RunDirectory:
@@ -68,7 +69,7 @@ def test_python_train_py_makes_the_run_that_a_fork_makes(
     tmp_path: Path, undisturbed: tuple[RunDirectory, str]
 ) -> None:
     """As a person types it; what the other tests see of forks holds for it too."""
-    command = [sys.executable, str(ROOT / "train.py"), "experiment=debug", STOCHASTIC]
+    command = [sys.executable, str(ROOT / "train.py"), *SMALL, STOCHASTIC]
     cache = {"XDG_CACHE_HOME": str(tmp_path / "cache")}
     done = subprocess.run(command, cwd=tmp_path, env=os.environ | cache, capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")
@@ -322,7 +323,7 @@ def picture_folder(folder: Path, classes: int = 2, each: int = 20) -> Path:
 
 def folder_configuration(root: Path, *overrides: str) -> Config:
     small = ("data=image_folder", f"data.root={root}", "trainer.batch_size=8", "trainer.max_steps=10")
-    return configuration(*small, *overrides)
+    return compose(["experiment=debug", *small, *overrides])
 
 
 def test_pictures_without_labels_train_without_k_nn(
