@@ -1,4 +1,4 @@
-"""What holds for every test: one thread, no pictures unless it looks at them, nothing left running."""
+"""What holds for every test: one thread, no plots unless it looks at them, nothing left running."""
 
 from __future__ import annotations
 
@@ -38,8 +38,8 @@ def _nothing_left_running() -> Iterator[None]:
 
 
 @pytest.fixture(autouse=True)
-def _no_pictures(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Have trainings in this process draw only where the test is marked `pictures`."""
+def _no_plots(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have trainings in this process draw only where the test is marked `plots`."""
     run = sys.modules.get("dino_exp.run")  # importing it takes seconds, which few files need
-    if run is not None and not request.node.get_closest_marker("pictures"):
-        programs.without_pictures(lambda name, nothing: monkeypatch.setattr(run, name, nothing))
+    if run is not None and not request.node.get_closest_marker("plots"):
+        programs.without_plots(lambda name, nothing: monkeypatch.setattr(run, name, nothing))

@@ -46,7 +46,7 @@ class Program:
         folder: where it works.
         environment: variables on top of this process's.
         own_group: whether signals to its process group reach it and its children alone.
-        pictures: whether a training draws its pictures, for a test that looks at them.
+        plots: whether a training draws its plots, for a test that looks at them.
     """
 
     def __init__(
@@ -55,13 +55,13 @@ class Program:
         folder: Path,
         environment: Mapping[str, str] | None = None,
         own_group: bool = False,
-        pictures: bool = False,
+        plots: bool = False,
     ) -> None:
         self._written = Path(tempfile.mkdtemp(dir=_outputs()))
         variables = os.environ | (environment or {})
         self._process = _server.Process(
             target=_become,
-            args=(words, str(folder), dict(variables), str(self._written), own_group, pictures),
+            args=(words, str(folder), dict(variables), str(self._written), own_group, plots),
         )
         self._process.start()
         _living.add(self)
@@ -181,7 +181,7 @@ def end_all() -> None:
             program.kill()
 
 
-def without_pictures(patch: Callable[[str, object], object]) -> None:
+def without_plots(patch: Callable[[str, object], object]) -> None:
     """Have trainings draw nothing, which is a quarter of a short one's time."""
     patch("draw", lambda *_: {})
     patch("draw_crops", lambda *_: None)
@@ -193,13 +193,13 @@ def _become(
     variables: dict[str, str],
     written: str,
     own_group: bool,
-    pictures: bool,
+    plots: bool,
 ) -> None:
     """Turn a fork into the program."""
-    if not pictures:
+    if not plots:
         import dino_exp.run
 
-        without_pictures(lambda name, nothing: setattr(dino_exp.run, name, nothing))
+        without_plots(lambda name, nothing: setattr(dino_exp.run, name, nothing))
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs have it ignored
     if own_group:
         os.setsid()

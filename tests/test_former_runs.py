@@ -94,7 +94,7 @@ def test_a_finished_run_is_shown_and_not_touched(here: Path, capsys: pytest.Capt
     assert content(here / "outputs") == before
 
 
-@pytest.mark.pictures
+@pytest.mark.plots
 def test_an_interrupted_run_is_resumed(here: Path) -> None:
     assert cli.main(INTERRUPTED) == 0
     run = the_run("interrupted")

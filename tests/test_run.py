@@ -59,7 +59,7 @@ def assert_same_weights(first: RunDirectory, second: RunDirectory) -> None:
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> tuple[RunDirectory, str]:
     folder = tmp_path_factory.mktemp("undisturbed")
-    program = start(folder, STOCHASTIC, pictures=True)
+    program = start(folder, STOCHASTIC, plots=True)
     assert program.wait() == 0, program.output
     return only_run(folder), program.stdout
 

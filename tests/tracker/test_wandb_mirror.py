@@ -14,7 +14,7 @@ from dino_exp.run_directory import RunDirectory, read_metrics
 pytestmark = pytest.mark.wandb
 
 
-@pytest.mark.pictures
+@pytest.mark.plots
 def test_the_mirror_holds_what_metrics_jsonl_holds(tmp_path: Path, wandb_home: Path) -> None:
     cfg = compose(
         [
