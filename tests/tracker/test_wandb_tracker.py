@@ -203,9 +203,9 @@ def test_process_ends_and_nothing_is_lost_without_an_answer(
     trainings = {}
     for how, address in addresses.items():
         monkeypatch.setenv("WANDB_BASE_URL", address)
-        trainings[how] = train(tmp_path / how, timeout=8)
+        trainings[how] = train(tmp_path / how, timeout=25)
     for how, training in trainings.items():
-        output, log = training.communicate(timeout=60)
+        output, log = training.communicate()
         assert (training.returncode, output) == (0, "trained\n")
         start, _, end = log.strip().partition("(")
         assert start == "WARNING W&B: offline, as online failed "
@@ -221,7 +221,7 @@ def test_process_ends_and_nothing_is_lost_without_an_answer(
 def test_server_that_falls_silent_does_not_hold_the_end(
     tmp_path: Path, login: WandbServer, caplog: pytest.LogCaptureFixture
 ) -> None:
-    mirror = tracker(timeout=4)
+    mirror = tracker(timeout=8)
     mirror.start(run_info(tmp_path))
     wait_for(lambda: "abc123" in login.runs)
     login.behaviour = "silent"
@@ -230,7 +230,7 @@ def test_server_that_falls_silent_does_not_hold_the_end(
     (segment,) = segments(tmp_path, "run")
     command = f"wandb sync --include-online {segment}"
     assert [record.getMessage() for record in caplog.records][1:] == [
-        "W&B: the upload was given up after 4 s. "
+        "W&B: the upload was given up after 8 s. "
         f"metrics.jsonl in the run directory has everything. Upload the rest: {command}"
     ]
     assert rows(read_back(segment)) == [{"step": 1, "loss": 1.5}]
@@ -242,7 +242,7 @@ def test_server_that_falls_silent_does_not_hold_the_end(
 
 def test_crash_does_not_read_finished(tmp_path: Path) -> None:
     training = train(tmp_path / "run", timeout=10, how="crash")
-    output, log = training.communicate(timeout=60)
+    output, log = training.communicate()
     assert (training.returncode, output) == (1, "")
     assert log.splitlines()[-1] == "RuntimeError: out of memory"
     (segment,) = segments(tmp_path / "run")
