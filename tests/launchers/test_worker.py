@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import time
 from pathlib import Path
@@ -241,6 +242,21 @@ def test_a_job_that_is_preempted_or_out_of_time_goes_back_into_the_queue(job: An
     assert task.cluster.calls("scontrol") == [["requeue", "50"]]
     assert task.slept[-1] == 60  # SLURM ends it in this time
     assert "job 50 is back in the queue" in (task.directories[0].path / "log.txt").read_text()
+
+
+def test_a_signal_after_the_last_run_has_ended_changes_nothing(
+    job: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    task, see_off = job(a="finish"), Child.see_off
+
+    def told_too_late(child: Child) -> int:
+        os.kill(os.getpid(), signal.SIGTERM)
+        return see_off(child)
+
+    monkeypatch.setattr(Child, "see_off", told_too_late)
+    assert task.work() == 0
+    assert task.states() == ["finished"]
+    assert task.cluster.calls("scontrol") == []
 
 
 def test_a_job_is_not_requeued_for_ever(job: Any) -> None:
