@@ -38,6 +38,17 @@ def test_a_run(tmp_path: Path) -> None:
     assert run.problems == []
 
 
+@pytest.mark.parametrize("manifest", [True, False])
+def test_no_run_of_a_sweep_is_dropped_however_it_ended(tmp_path: Path, manifest: bool) -> None:
+    ends = ("finished", "failed", "collapsed", "cancelled", "preempted")
+    wanted = [{"values": {"trainer.seed": seed}, "state": state} for seed, state in enumerate(ends)]
+    sweep = load_sweep(write_sweep(tmp_path / "sweep", wanted, manifest))
+    assert [run.state for run in sweep.runs] == list(ends)
+    failed = sweep.runs[1]
+    assert failed.last_words.endswith("RuntimeError: <out of memory>")
+    assert [run.values for run in sweep.runs] == [{"trainer.seed": float(seed)} for seed in range(5)]
+
+
 def test_half_written_lines_are_left_out_and_counted(tmp_path: Path) -> None:
     path = write_run(tmp_path / "run")
     lines = (path / "metrics.jsonl").read_text().splitlines()
