@@ -1,8 +1,9 @@
 """Files are whole or absent, and what a resume logs again is dropped first."""
 
 import json
+import os
 from pathlib import Path
-from typing import IO, NoReturn
+from typing import IO, Any, NoReturn
 
 import pytest
 import torch
@@ -89,3 +90,20 @@ def test_a_damaged_checkpoint_is_named(tmp_path: Path) -> None:
     file.write_bytes(file.read_bytes()[:100])
     with pytest.raises(UserError, match=r"last\.pt"):
         checkpoint.load(file)
+
+
+class Attack:
+    """What leaves a folder behind when it is unpickled."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.mkdir, (str(self.folder),)
+
+
+def test_a_checkpoint_that_would_run_code_is_refused_and_runs_nothing(tmp_path: Path) -> None:
+    torch.save({"step": 3, "student": Attack(tmp_path / "executed")}, tmp_path / "last.pt")
+    with pytest.raises(UserError, match=r"last\.pt: not a checkpoint that can be loaded"):
+        checkpoint.load(tmp_path / "last.pt")
+    assert not (tmp_path / "executed").exists()
