@@ -2,7 +2,7 @@
 
 import sys
 
-from dino_exp.eval.command import main
+from dino_exp.eval.evaluate_command import main
 
 if __name__ == "__main__":
     sys.exit(main())

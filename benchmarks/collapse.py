@@ -7,7 +7,7 @@
 `train` draws `RUNS` configurations, healthy ones and others, and gives them to this machine's queue; with
 `--numbers 0-35` a part of them, so that several machines can share the work (`judge FOLDER ...`). `judge`
 decides what became of each run without the detector: from k-NN against the untrained network, and from how
-far the teacher's outputs for held-out pictures are from their mean. The detector then reads metrics.jsonl
+far the teacher's outputs for held-out images are from their mean. The detector then reads metrics.jsonl
 again, line by line, as it would have during the run. Even-numbered runs are those that its thresholds may be
 tuned on; the odd-numbered ones say how good it is.
 """
@@ -30,20 +30,21 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from dino_exp import checkpoint
 from dino_exp.config.compose import compose
 from dino_exp.config.identity import run_id
+from dino_exp.config.launcher_settings import LocalSettings
 from dino_exp.config.stored import read_config
 from dino_exp.config.targets import build
+from dino_exp.data.subset import evenly_spread
+from dino_exp.dino.verdict import Verdict
 from dino_exp.eval.features import extract
-from dino_exp.eval.knn import spread
-from dino_exp.run_directory import RunDirectory, read_metrics, to_json
-from dino_exp.trainer import build_networks
-from dino_exp.verdict import Judge, Verdict
-from launchers import sweep
-from launchers.manifest import Manifest
-from launchers.settings import LocalSettings
+from dino_exp.runs.manifest import Manifest
+from dino_exp.runs.run_directory import RunDirectory, read_metrics, to_json
+from dino_exp.train import checkpoint
+from dino_exp.train.networks import build_networks
+from dino_exp.train.plan import judge_of
 from launchers.states import Observer
+from launchers.submission import Wanted, submit
 from launchers.watch import wait
 
 FOLDER = Path("outputs/collapse_runs")
@@ -51,12 +52,12 @@ RUNS = 72
 SEED = 5
 TRUTHS = ("learned", "unclear", "hollow", "collapsed", "diverged")
 KINDS = ("healthy", "slow", "collapsed", "diverged", "warming-up")
-PICTURES = 500
-"""Held-out pictures that a teacher's outputs are compared between."""
+IMAGES = 500
+"""Held-out images that a teacher's outputs are compared between."""
 LEARNED_POINTS = 5.0
 """Percentage points of k-NN above the untrained network from which a run has learned."""
 SAME_OUTPUTS = 0.02
-"""Spread of the outputs below which they do not depend on the picture; at most 1."""
+"""Spread of the outputs below which they do not depend on the image; at most 1."""
 
 DATA = {
     "shapes": (["experiment=demo"], 3),
@@ -79,7 +80,7 @@ VARIED: dict[str, list[str]] = {
     "lr": [f"optimizer.lr={value}" for value in (0.001, 0.004, 0.008, 0.02, 0.08, 0.5, 5.0)],
     "crops": ["crops.local_number=0", "crops.local_number=2", "crops.local_number=4"],
     "batch": [f"trainer.batch_size={size}" for size in (16, 32, 64, 128, 256)],
-    "centre": [
+    "center": [
         "loss.centering=none",
         "loss.sharpening=false",
         "loss.centering=none loss.sharpening=false",
@@ -112,11 +113,11 @@ def train(cifar10: Path, numbers: Sequence[int]) -> None:
         words = drawn(number, cifar10)
         cfg = compose(words)
         own = tuple(word for word in words if word.partition("=")[0] not in ("tracker", "trainer.log_every"))
-        wanted.append(sweep.Wanted(run_id(cfg), (f"number={number}", *own), cfg))
+        wanted.append(Wanted(run_id(cfg), (f"number={number}", *own), cfg))
     settings = OmegaConf.to_container(OmegaConf.structured(LocalSettings))
     assert isinstance(settings, dict)
     console = Console(highlight=False, width=None if Console().is_terminal else 200)
-    sweep.submit(FOLDER, "local", {str(key): value for key, value in settings.items()}, wanted)
+    submit(FOLDER, "local", {str(key): value for key, value in settings.items()}, wanted)
     wait(FOLDER, {run.name for run in wanted}, console)
 
 
@@ -130,12 +131,12 @@ class Truth:
     knn: float | None
     untrained: float | None
     spread: float | None
-    """Of the teacher's outputs over held-out pictures; None where they were not looked at."""
+    """Of the teacher's outputs over held-out images; None where they were not looked at."""
 
 
 @torch.inference_mode()
 def spread_of_outputs(directory: RunDirectory) -> float:
-    """How far the teacher's distributions for held-out pictures are from their mean, half of Σ|p − p̄|."""
+    """How far the teacher's distributions for held-out images are from their mean, half of Σ|p − p̄|."""
     cfg = read_config(directory)
     _, teacher = build_networks(cfg)
     state = checkpoint.load(directory.checkpoints / "last.pt")
@@ -147,7 +148,7 @@ def spread_of_outputs(directory: RunDirectory) -> float:
     found = extract(
         teacher.backbone,
         source,
-        spread(len(source), PICTURES),
+        evenly_spread(len(source), IMAGES),
         image_size=cfg.crops.global_size,
         crop_ratio=cfg.eval.crop_ratio,
         mean=list(cfg.data.mean),
@@ -205,7 +206,7 @@ def verdicts(directory: RunDirectory) -> list[tuple[int, Verdict]]:
     cfg = read_config(directory)
     total = directory.read_status()["total_steps"]
     warmup = round(cfg.optimizer.warmup_epochs * total / cfg.trainer.epochs)
-    judge = Judge.of(cfg, warmup_steps=warmup, total_steps=total)
+    judge = judge_of(cfg, warmup_steps=warmup, total_steps=total)
     return [(line["step"], judge.observe(line["step"], line)) for line in logged(directory)]
 
 

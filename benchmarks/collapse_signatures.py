@@ -1,4 +1,4 @@
-"""The picture of docs/collapse.md: what each failure looks like in a run's metrics.
+"""The image of docs/collapse.md: what each failure looks like in a run's metrics.
 
     python -m benchmarks.collapse_signatures FOLDER ... --out docs/collapse.png
 
@@ -15,11 +15,11 @@ from matplotlib.figure import Figure
 
 from benchmarks.collapse import logged, verdicts
 from dino_exp.config.stored import read_config
-from dino_exp.plots.curves import BLUE, GREEN, ORANGE, PINK
+from dino_exp.dino.verdict import ALIKE, STUDENTS, TEACHERS, most_information
 from dino_exp.plots.png import DPI, INK, save
-from dino_exp.run_directory import RunDirectory
-from dino_exp.verdict import ALIKE, STUDENTS, TEACHERS, most_information
-from launchers.manifest import Manifest
+from dino_exp.plots.run_curves import BLUE, GREEN, ORANGE, PINK
+from dino_exp.runs.manifest import Manifest
+from dino_exp.runs.run_directory import RunDirectory
 
 RUNS = {
     36: "Healthy",
@@ -36,7 +36,7 @@ CURVES = {
     TEACHERS: ("mutual information, teacher", GREEN, "-"),
     STUDENTS: ("mutual information, student", ORANGE, "--"),
 }
-COLOURS = {"healthy": "#7fbf7b", "slow": "#f6d87a", "collapsed": "#d6604d", "warming-up": "#d9d9d9"}
+COLORS = {"healthy": "#7fbf7b", "slow": "#f6d87a", "collapsed": "#d6604d", "warming-up": "#d9d9d9"}
 
 
 def draw(axes: Axes, directory: RunDirectory, title: str) -> None:
@@ -45,13 +45,13 @@ def draw(axes: Axes, directory: RunDirectory, title: str) -> None:
     lines = logged(directory)
     ceiling = most_information(cfg.head.out_dim, 2 * cfg.trainer.batch_size)
     steps = [line["step"] for line in lines]
-    for key, (label, colour, style) in CURVES.items():
+    for key, (label, color, style) in CURVES.items():
         scale = ceiling if key in (TEACHERS, STUDENTS) else 1.0
         values = [line[key] / scale for line in lines]
-        axes.plot(steps, values, style, color=colour, label=label, linewidth=1.6)
+        axes.plot(steps, values, style, color=color, label=label, linewidth=1.6)
     for (step, verdict), following in zip(verdicts(directory), [*steps[1:], steps[-1]], strict=True):
         word = "collapsed" if verdict.collapsed else verdict.word
-        axes.axvspan(step, following, ymin=0, ymax=0.04, color=COLOURS[word], linewidth=0)
+        axes.axvspan(step, following, ymin=0, ymax=0.04, color=COLORS[word], linewidth=0)
     summary = directory.read_summary()
     axes.set_title(title, loc="left", color=INK, fontweight="bold")
     gain = f"k-NN {summary['untrained_knn_top1']:.0f} → {summary['knn_top1']:.0f} %"
@@ -66,7 +66,7 @@ def draw(axes: Axes, directory: RunDirectory, title: str) -> None:
 
 
 def main() -> None:
-    """Draw the picture."""
+    """Draw the image."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("folders", type=Path, nargs="+")
     parser.add_argument("--out", type=Path, default=Path("docs/collapse.png"))
@@ -84,8 +84,8 @@ def main() -> None:
         axes.set_xlabel("step")
     figure.supylabel("share of the most it can be")
     handles, labels = figure.axes[0].get_legend_handles_labels()
-    handles += [figure.axes[0].fill_between([], [], [], color=colour) for colour in COLOURS.values()]
-    labels += [f"verdict: {word}" for word in COLOURS]
+    handles += [figure.axes[0].fill_between([], [], [], color=color) for color in COLORS.values()]
+    labels += [f"verdict: {word}" for word in COLORS]
     figure.legend(handles, labels, loc="outside lower center", ncols=4, frameon=False)
     save(figure, arguments.out)
     print(arguments.out)

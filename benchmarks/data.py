@@ -1,7 +1,7 @@
-"""The data path: decode, cut, colour, whole, against the released pipeline in PIL.
+"""The data path: decode, cut, color, whole, against the released pipeline in PIL.
 
     python -m benchmarks.data                        # on photographs that it makes itself
-    python -m benchmarks.data --pictures FOLDER      # on yours
+    python -m benchmarks.data --images FOLDER      # on yours
 
 2 x 224 + 8 x 96 pixels, one thread per process. Both ways make the same crops from the same random numbers.
 """
@@ -25,7 +25,7 @@ from benchmarks.released_crops import ReleasedCrops
 from dino_exp.config.compose import compose
 from dino_exp.config.targets import build
 from dino_exp.data.loader import Batch, BatchOrder, batches
-from dino_exp.trainer import Trainer
+from dino_exp.train.trainer import Trainer
 
 CPU = torch.device("cpu")
 
@@ -76,12 +76,12 @@ def make_trainer(folder: Path, backend: str, batch: int, fuse: bool) -> Trainer:
     return trainer
 
 
-def stages(trainers: dict[str, Trainer], pictures: int, repeats: int) -> list[dict[str, Any]]:
-    """Milliseconds per picture and images/s per core of each stage, in one process with one thread."""
+def stages(trainers: dict[str, Trainer], images: int, repeats: int) -> list[dict[str, Any]]:
+    """Milliseconds per image and images/s per core of each stage, in one process with one thread."""
     fast, pil = trainers["fast"], trainers["pil"]
-    indices = list(range(pictures))
+    indices = list(range(images))
     size = fast.cfg.trainer.batch_size
-    chunks = [indices[start : start + size] for start in range(0, pictures, size)]
+    chunks = [indices[start : start + size] for start in range(0, images, size)]
 
     def each(work: Callable[[list[int]], object]) -> Callable[[], object]:
         return lambda: [work(chunk) for chunk in chunks]
@@ -107,8 +107,8 @@ def stages(trainers: dict[str, Trainer], pictures: int, repeats: int) -> list[di
     variants: dict[str, Callable[[], object]] = {
         "decode, PIL": each(read(pil)),
         "decode, fast": each(read(fast)),
-        "fast, colour elsewhere": each(lambda chunk: fast.crop_batches[0, chunk]),
-        "colour of ten crops, fast": color,
+        "fast, color elsewhere": each(lambda chunk: fast.crop_batches[0, chunk]),
+        "color of ten crops, fast": color,
         "fast, all on the CPU": each(lambda chunk: fast.augmented(fast.crop_batches[0, chunk])),
         "data.backend=pil": each(lambda chunk: pil.augmented(pil.crop_batches[0, chunk])),
         "the released transforms": each(as_released),
@@ -117,8 +117,8 @@ def stages(trainers: dict[str, Trainer], pictures: int, repeats: int) -> list[di
     return [
         {
             "stage": name,
-            "ms per picture": 1e3 * spent / pictures,
-            "images/s per core": pictures / spent,
+            "ms per image": 1e3 * spent / images,
+            "images/s per core": images / spent,
             "against data.backend=pil": seconds["data.backend=pil"] / spent,
             "against the released": seconds["the released transforms"] / spent,
         }
@@ -126,14 +126,14 @@ def stages(trainers: dict[str, Trainer], pictures: int, repeats: int) -> list[di
     ]
 
 
-def with_loader(trainers: dict[str, Trainer], workers: list[int], pictures: int) -> list[dict[str, Any]]:
+def with_loader(trainers: dict[str, Trainer], workers: list[int], images: int) -> list[dict[str, Any]]:
     """Images/s that reach the training process from loader processes, and the time to the first batch."""
     rows = []
     for number in workers:
         for name, trainer in trainers.items():
             size = trainer.cfg.trainer.batch_size
             total = len(trainer.splits.train)
-            order = BatchOrder(total, size, 0, 0, max(2, 2 * pictures // size))
+            order = BatchOrder(total, size, 0, 0, max(2, 2 * images // size))
             start = time.perf_counter()
             loader = iter(batches(trainer.crop_batches, order, number, pin_memory=False))
             next(loader)
@@ -145,7 +145,7 @@ def with_loader(trainers: dict[str, Trainer], workers: list[int], pictures: int)
                     "loader processes": str(number),
                     "backend": name,
                     "first batch, s": first,
-                    "images/s, colour elsewhere": count * size / spent,
+                    "images/s, color elsewhere": count * size / spent,
                 }
             )
     return rows
@@ -154,20 +154,20 @@ def with_loader(trainers: dict[str, Trainer], workers: list[int], pictures: int)
 def main() -> None:
     """Measure stages, then loaders."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--pictures", type=Path, help="folder of photographs; default: made here")
-    parser.add_argument("--number", type=int, default=96, help="pictures per measurement")
+    parser.add_argument("--images", type=Path, help="folder of photographs; default: made here")
+    parser.add_argument("--number", type=int, default=96, help="images per measurement")
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--repeats", type=int, default=4)
     parser.add_argument("--workers", type=int, nargs="+", default=[1, 2], help="loader processes to try")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    with photographs(arguments.pictures) as folder:
+    with photographs(arguments.images) as folder:
         trainers = {
             name: make_trainer(folder, name, arguments.batch, fuse=name == "fast") for name in ("fast", "pil")
         }
         number = min(arguments.number, len(trainers["fast"].splits.train))
         number -= number % arguments.batch
-        where = arguments.pictures.name if arguments.pictures else "pictures made here"
+        where = arguments.images.name if arguments.images else "images made here"
         rows = stages(trainers, number, arguments.repeats)
         report("data", f"Data path, one thread, {number} of {where}", rows, CPU)
         rows = with_loader(trainers, arguments.workers, number)

@@ -2,7 +2,7 @@
 
 python -m benchmarks.evaluation extraction [--photos FOLDER] [--threads 2] [--device cpu]
 python -m benchmarks.evaluation knn [--queries 50000] [--keys 1281167] [--dim 384] [--threads 2]
-python -m benchmarks.evaluation linear [--pictures 12000] [--dim 384] [--classes 10] [--threads 2]
+python -m benchmarks.evaluation linear [--images 12000] [--dim 384] [--classes 10] [--threads 2]
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ from torch import Tensor, nn
 
 from benchmarks.measure import least_seconds, report, status_kib
 from dino_exp.backbone.vit import VisionTransformer
-from dino_exp.config.evaluations import LinearConfig
+from dino_exp.config.evaluation_schema import LinearConfig
 from dino_exp.data.folder import load as load_folder
 from dino_exp.data.shapes import load as load_shapes
 from dino_exp.data.source import ImageSource, Splits
 from dino_exp.eval.extraction import Extracted
-from dino_exp.eval.features import evaluating, still_pictures
+from dino_exp.eval.features import evaluating, still_images
 from dino_exp.eval.knn import nearest
-from dino_exp.eval.linear_data import Choice, LabelledRows, choices
-from dino_exp.eval.linear_sweep import Classifiers, train
+from dino_exp.eval.linear.linear_data import Choice, LabeledRows, choices
+from dino_exp.eval.linear.linear_sweep import Classifiers, train
 from dino_exp.eval.subject import Subject
 
 BATCH = 64
@@ -53,7 +53,7 @@ def main() -> None:
     parser.add_argument("--queries", type=int, default=50_000)
     parser.add_argument("--keys", type=int, default=1_281_167)
     parser.add_argument("--dim", type=int, default=384)
-    parser.add_argument("--pictures", type=int, default=12_000)
+    parser.add_argument("--images", type=int, default=12_000)
     parser.add_argument("--classes", type=int, default=10)
     parser.add_argument("--epochs", type=int, default=10)
     parser.add_argument("--threads", type=int, default=2)
@@ -84,7 +84,7 @@ def subject(backbone: nn.Module, size: int, device: torch.device) -> Subject:
 
 
 class Given(Extracted):
-    """Extraction from pictures that are at hand."""
+    """Extraction from images that are at hand."""
 
     def __init__(self, subject: Subject, source: ImageSource, blocks: int) -> None:
         super().__init__(subject, None, blocks=blocks)
@@ -92,7 +92,7 @@ class Given(Extracted):
 
 
 def extraction(arguments: argparse.Namespace) -> None:
-    """From pictures to the file of features, against the bare forward pass of the same batches."""
+    """From images to the file of features, against the bare forward pass of the same batches."""
     device = torch.device(arguments.device)
     rest: dict[str, Any] = {"name": "", "channels": 3, "mean": [], "std": [], "max_corrupt": 0.0}
     rest["backend"] = "fast"
@@ -110,8 +110,8 @@ def extraction(arguments: argparse.Namespace) -> None:
     for title, backbone, size, source in cases:
         it = subject(backbone, size, device)
         batches = [
-            it.normalised(pictures)
-            for pictures, _ in still_pictures(
+            it.normalized(images)
+            for images, _ in still_images(
                 source, range(len(source)), image_size=size, crop_ratio=it.crop_ratio, batch_size=BATCH
             )
         ]
@@ -126,9 +126,9 @@ def extraction(arguments: argparse.Namespace) -> None:
         for name in variants:
             rows.append(
                 {
-                    "network and pictures": title,
+                    "network and images": title,
                     "variant": name,
-                    "pictures/s": len(source) / seconds[name],
+                    "images/s": len(source) / seconds[name],
                     "times the bare forward": seconds[name] / seconds["bare forward"],
                 }
             )
@@ -136,7 +136,7 @@ def extraction(arguments: argparse.Namespace) -> None:
 
 
 def forward(it: Subject, batches: list[Tensor]) -> None:
-    """The network on pictures that are ready."""
+    """The network on images that are ready."""
     with evaluating(it.backbone):
         for batch in batches:
             it.backbone(batch).cpu()
@@ -150,7 +150,7 @@ def anew(it: Subject, source: ImageSource, blocks: int, cache: str) -> None:
 
 
 def knn(arguments: argparse.Namespace) -> None:
-    """The k-NN search with 200 neighbours over a memory-mapped bank, against the plain matrix product."""
+    """The k-NN search with 200 neighbors over a memory-mapped bank, against the plain matrix product."""
     device = torch.device(arguments.device)
     generator = torch.Generator().manual_seed(0)
     queries = torch.randn(arguments.queries, arguments.dim, generator=generator)
@@ -174,7 +174,7 @@ def knn(arguments: argparse.Namespace) -> None:
     rows = [
         {"what": "plain matrix product", "seconds": plain, "GFLOP/s": work / plain / 1e9, "share": 1.0},
         {
-            "what": "200 nearest neighbours",
+            "what": "200 nearest neighbors",
             "seconds": ours,
             "GFLOP/s": work / ours / 1e9,
             "share": plain / ours,
@@ -189,9 +189,9 @@ def linear(arguments: argparse.Namespace) -> None:
     """All settings of the sweep against one of them, on features that are there, by epochs."""
     device = torch.device(arguments.device)
     generator = torch.Generator().manual_seed(0)
-    values = torch.randn(arguments.pictures, 5 * arguments.dim, generator=generator)
-    labels = torch.randint(arguments.classes, (arguments.pictures,), generator=generator)
-    rows = LabelledRows(values, labels, np.arange(len(labels)), arguments.dim, device)
+    values = torch.randn(arguments.images, 5 * arguments.dim, generator=generator)
+    labels = torch.randint(arguments.classes, (arguments.images,), generator=generator)
+    rows = LabeledRows(values, labels, np.arange(len(labels)), arguments.dim, device)
     lrs, every = LinearConfig().lrs, choices([1, 4], [False, True], 4)
     variants = {
         "one": partial(trained, rows, every[-1:], lrs[6:7], arguments),
@@ -207,12 +207,12 @@ def linear(arguments: argparse.Namespace) -> None:
         }
         for name in variants
     ]
-    title = f"{arguments.pictures:,} x 5 x {arguments.dim}, {arguments.classes} classes"
+    title = f"{arguments.images:,} x 5 x {arguments.dim}, {arguments.classes} classes"
     report("evaluation_linear", title, table, device)
 
 
 def trained(
-    rows: LabelledRows, chosen: Sequence[Choice], lrs: Sequence[float], arguments: argparse.Namespace
+    rows: LabeledRows, chosen: Sequence[Choice], lrs: Sequence[float], arguments: argparse.Namespace
 ) -> None:
     """Classifiers for each feature and learning rate."""
     classifiers = [

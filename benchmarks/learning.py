@@ -1,7 +1,7 @@
 """Does it learn, and is the verdict right when it cannot?
 
     python -m benchmarks.learning learns                      # shapes and Fashion-MNIST
-    python -m benchmarks.learning learns --cifar10 DIRECTORY  # and class folders of CIFAR-10 pictures
+    python -m benchmarks.learning learns --cifar10 DIRECTORY  # and class folders of CIFAR-10 images
     python -m benchmarks.learning collapses                   # five ways to collapse, and the default
 
 Each line is a run of `train.py` with the overrides shown, so it can be repeated alone; a run that is
@@ -26,10 +26,10 @@ OUTPUTS = Path("outputs")
 
 COLLAPSES = {
     "the default": ([], "healthy"),
-    "no centring": (["loss.centering=none"], "collapsed-one-hot"),
+    "no centering": (["loss.centering=none"], "collapsed-one-hot"),
     "τ_t = 0.2": (["loss.teacher_temp=0.2"], "collapsed-uniform"),
     "m = 0.999": (["loss.center_momentum=0.999"], "collapsed-one-hot"),
-    "neither centring nor sharpening": (
+    "neither centering nor sharpening": (
         ["loss.centering=none", "loss.sharpening=false"],
         "collapsed-constant",
     ),
@@ -58,10 +58,10 @@ def learns(cifar10: Path | None) -> list[dict[str, Any]]:
     """Runs that must learn."""
     jobs = {"shapes": [], "Fashion-MNIST": ["experiment=fashion_mnist"]}
     if cifar10:
-        jobs["CIFAR-10 pictures"] = ["experiment=cifar10_folder", f"data.root={cifar10 / 'train'}"]
+        jobs["CIFAR-10 images"] = ["experiment=cifar10_folder", f"data.root={cifar10 / 'train'}"]
     rows = []
-    table = Table(title="k-NN top-1 on held-out pictures, %")
-    for column in ("data", "raw pixels, centred", "untrained", "DINO", "verdict", "minutes", "overrides"):
+    table = Table(title="k-NN top-1 on held-out images, %")
+    for column in ("data", "raw pixels, centered", "untrained", "DINO", "verdict", "minutes", "overrides"):
         table.add_column(column, justify="right" if column in ("untrained", "DINO", "minutes") else "left")
     for name, overrides in jobs.items():
         slug = f"learning_{name.split()[0].lower().replace('-', '_')}"
@@ -81,9 +81,9 @@ def learns(cifar10: Path | None) -> list[dict[str, Any]]:
             untrained = summary["untrained_attention"]
             print(
                 f"{name}: {attention['mass']:.0%} of the class token's attention is on the object, which "
-                f"covers {attention['area']:.0%}; untrained {untrained['mass']:.0%}, centred Gaussian "
+                f"covers {attention['area']:.0%}; untrained {untrained['mass']:.0%}, centered Gaussian "
                 f"{attention['gaussian_mass']:.0%}; AUC {attention['auc']:.2f}, untrained "
-                f"{untrained['auc']:.2f}, centred Gaussian {attention['gaussian_auc']:.2f}"
+                f"{untrained['auc']:.2f}, centered Gaussian {attention['gaussian_auc']:.2f}"
             )
     Console(width=160).print(table)
     return rows

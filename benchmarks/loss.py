@@ -14,7 +14,7 @@ from torch import Tensor
 
 from benchmarks.measure import least_seconds, peak_extra_mib, report
 from benchmarks.plain import pairwise_loss
-from dino_exp.loss import cross_entropy_over_pairs
+from dino_exp.dino.loss import cross_entropy_over_pairs
 
 
 def forward_and_backward(loss: Callable[..., Tensor], student: Tensor, teacher: Tensor) -> None:
@@ -26,8 +26,8 @@ def forward_and_backward(loss: Callable[..., Tensor], student: Tensor, teacher: 
 def main() -> None:
     """Measure at both numbers of prototypes."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--batch", type=int, default=16, help="pictures per step")
-    parser.add_argument("--crops", type=int, default=10, help="crops per picture")
+    parser.add_argument("--batch", type=int, default=16, help="images per step")
+    parser.add_argument("--crops", type=int, default=10, help="crops per image")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--repeats", type=int, default=15)
@@ -59,7 +59,7 @@ def main() -> None:
                     "share of memory": mine / reference if mine and reference else None,
                 }
             )
-    title = f"Loss, forward and backward: {arguments.batch} pictures, {arguments.crops} crops, {device}"
+    title = f"Loss, forward and backward: {arguments.batch} images, {arguments.crops} crops, {device}"
     report("loss", title, rows, device)
 
 

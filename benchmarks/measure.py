@@ -15,7 +15,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from dino_exp import machine
+from dino_exp.runs import environment
 
 OUTPUTS = Path("outputs/benchmarks")
 
@@ -94,7 +94,7 @@ def report(name: str, title: str, rows: Sequence[Mapping[str, Any]], device: tor
         "title": title,
         "date": datetime.date.today().isoformat(),
         "processor": processor(),
-        "environment": machine.environment(device),
+        "environment": environment.environment(device),
         "rows": list(rows),
     }
     path.write_text(json.dumps(content, indent=2) + "\n")

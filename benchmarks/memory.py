@@ -23,7 +23,7 @@ from dino_exp import machine
 from dino_exp.config.compose import compose
 from dino_exp.config.targets import build
 from dino_exp.errors import UserError
-from dino_exp.trainer import Trainer
+from dino_exp.train.trainer import Trainer
 
 STEPS = 4
 
@@ -35,11 +35,11 @@ class Measured:
     memory_mib: float
     step_seconds: float
     loading_seconds: float
-    """Of one picture in one loader process."""
+    """Of one image in one loader process."""
 
 
 def measure(overrides: list[str], batch: int) -> Measured:
-    """A few steps with `batch` pictures, in this process."""
+    """A few steps with `batch` images, in this process."""
     cfg = compose([*overrides, f"trainer.batch_size={batch}"])
     device = machine.choose_device(cfg.trainer.device)
     machine.use_threads(device, machine.choose_workers(cfg.trainer.num_workers, device))
@@ -98,20 +98,20 @@ def main() -> None:
         cfg = compose(arguments.overrides)
         batch = cfg.trainer.batch_size // arguments.processes
         if batch < 4:
-            raise UserError(f"{batch} pictures per process: too few to predict anything; just try.")
+            raise UserError(f"{batch} images per process: too few to predict anything; just try.")
         sizes = (batch // 4, batch // 2) if batch <= 64 else (8, 24)
         small, large = (in_a_process(arguments.overrides, size) for size in sizes)
         checked = in_a_process(arguments.overrides, batch) if arguments.check else None
     except UserError as error:
         parser.exit(2, f"{error}\n")
     device = machine.choose_device(cfg.trainer.device)
-    pictures = len(build(cfg.data).train)
+    images = len(build(cfg.data).train)
     workers = machine.choose_workers(cfg.trainer.num_workers, device)
 
     def epoch_minutes(step_seconds: float, loading_seconds: float) -> float:
         loading = loading_seconds * batch / max(1, workers)
         per_step = max(step_seconds, loading) if workers else step_seconds + loading
-        return per_step * (pictures // cfg.trainer.batch_size) / 60
+        return per_step * (images // cfg.trainer.batch_size) / 60
 
     memory = extrapolated(small.memory_mib, large.memory_mib, sizes, batch)
     seconds = extrapolated(small.step_seconds, large.step_seconds, sizes, batch)
@@ -125,7 +125,7 @@ def main() -> None:
             | {key: rows[0][key] / rows[1][key] for key in rows[0] if isinstance(rows[0][key], float)}
         )
     title = (
-        f"{cfg.backbone.name}, {batch} pictures per process, {device}, from batches of {sizes[0]}, {sizes[1]}"
+        f"{cfg.backbone.name}, {batch} images per process, {device}, from batches of {sizes[0]}, {sizes[1]}"
     )
     report("memory", title, rows, torch.device("cpu") if device.type == "cpu" else device)
 

@@ -1,4 +1,4 @@
-"""The released recipe in its plain form, to measure against: every optimisation of the step can be undone.
+"""The released recipe in its plain form, to measure against: every optimization of the step can be undone.
 
 `undone(trainer, names)` puts the straightforward code of the released repository in the place of ours, for
 one trainer, while entered. Undoing changes no result beyond rounding; a test holds it to that.
@@ -16,8 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dino_exp.backbone.vit import VisionTransformer
-from dino_exp.optimizer import parameter_groups
-from dino_exp.trainer import Trainer
+from dino_exp.dino.optimizer import parameter_groups
+from dino_exp.train.trainer import Trainer
 
 
 def attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
@@ -111,17 +111,17 @@ UNDO: dict[str, Callable[[Trainer], Any]] = {
     "class token alone in the last block": _patch(
         "dino_exp.backbone.vit.VisionTransformer.forward", by=every_token
     ),
-    "factorised loss": _patch("dino_exp.trainer.cross_entropy_over_pairs", by=pairwise_loss),
+    "factorised loss": _patch("dino_exp.train.trainer.cross_entropy_over_pairs", by=pairwise_loss),
     "fused AdamW": _looped_adamw,
-    "grouped clipping": _patch("dino_exp.trainer.clip_gradients", by=clip_gradients),
-    "grouped EMA": _patch("dino_exp.trainer.update_teacher", by=update_teacher),
+    "grouped clipping": _patch("dino_exp.train.trainer.clip_gradients", by=clip_gradients),
+    "grouped EMA": _patch("dino_exp.train.trainer.update_teacher", by=update_teacher),
 }
 """What can be undone, by name."""
 
 
 @contextmanager
 def undone(trainer: Trainer, names: Iterable[str]) -> Iterator[None]:
-    """The trainer without the named optimisations."""
+    """The trainer without the named optimizations."""
     with ExitStack() as stack:
         for name in names:
             stack.enter_context(UNDO[name](trainer))

@@ -1,7 +1,7 @@
-"""The released augmentation as its authors wrote it: one crop after the other, torchvision on PIL pictures.
+"""The released augmentation as its authors wrote it: one crop after the other, torchvision on PIL images.
 
 `data.backend=pil` makes the same crops from our own random numbers, and leaves the last two steps, to tensor
-and normalisation, to the training process. This draws and finishes everything in the loader.
+and normalization, to the training process. This draws and finishes everything in the loader.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class Blur:
 
 
 class ReleasedCrops:
-    """2 x 224 and 8 x 96 pixels of one PIL picture, as normalised float32 tensors."""
+    """2 x 224 and 8 x 96 pixels of one PIL image, as normalized float32 tensors."""
 
     def __init__(self) -> None:
         color = [

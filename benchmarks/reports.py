@@ -2,7 +2,7 @@
 
     python -m benchmarks.reports outputs/demo/RUN [--runs 1000] [--lines 2000]
 
-The copies differ in teacher temperature, centre momentum and seed; each has its own metrics.jsonl, the real
+The copies differ in teacher temperature, center momentum and seed; each has its own metrics.jsonl, the real
 lines over and over with steps that count on. The time is that of the whole command `report.py SWEEP`, twice.
 """
 
@@ -23,7 +23,7 @@ from omegaconf import OmegaConf
 
 from benchmarks.measure import report
 from dino_exp.config.stored import read_config
-from dino_exp.run_directory import RunDirectory, read_metrics
+from dino_exp.runs.run_directory import RunDirectory, read_metrics
 
 REPORT = Path(__file__).parents[1] / "report.py"
 

@@ -2,7 +2,7 @@
 
 python -m benchmarks.scale processes          # the default run under 1 and 2 processes, a thread each
 python -m benchmarks.scale step               # a small network's step against crops, K and batch
-python -m benchmarks.scale index              # 10^3 to 10^7 pictures: seconds and memory to start
+python -m benchmarks.scale index              # 10^3 to 10^7 images: seconds and memory to start
 """
 
 from __future__ import annotations
@@ -92,7 +92,7 @@ def step() -> list[dict[str, Any]]:
     ]
 
 
-def _start(listing: str, pictures: int, results: Any) -> None:
+def _start(listing: str, images: int, results: Any) -> None:
     before = status_kib("VmRSS")
     start = time.perf_counter()
     source = folder.load(
@@ -110,36 +110,36 @@ def _start(listing: str, pictures: int, results: Any) -> None:
     listed = time.perf_counter() - start
     indexed = (status_kib("VmRSS") - before) / 2**10
     start = time.perf_counter()
-    next(iter(BatchOrder(pictures, 512, 0, 0, 1)))
+    next(iter(BatchOrder(images, 512, 0, 0, 1)))
     ordered = time.perf_counter() - start
     results.put((len(source), listed, indexed, ordered))
 
 
 def index(largest: int) -> list[dict[str, Any]]:
-    """Reading a list of pictures, and drawing the first batch of an epoch, in a fresh process each."""
+    """Reading a list of images, and drawing the first batch of an epoch, in a fresh process each."""
     rows = []
     context = multiprocessing.get_context("spawn")
     with tempfile.TemporaryDirectory() as place:
         (Path(place) / "first.jpg").touch()
         for exponent in range(3, largest + 1):
-            pictures = 10**exponent
+            images = 10**exponent
             listing = Path(place) / f"{exponent}.txt"
             with listing.open("w") as file:
                 file.write("first.jpg\t0\n")
-                for number in range(1, pictures):
+                for number in range(1, images):
                     file.write(f"n{number % 1000:08d}/n{number % 1000:08d}_{number}.JPEG\t{number % 1000}\n")
             results = context.Queue()
-            process = context.Process(target=_start, args=(str(listing), pictures, results))
+            process = context.Process(target=_start, args=(str(listing), images, results))
             process.start()
             length, listed, indexed, ordered = results.get()
             process.join()
-            assert length == pictures
+            assert length == images
             rows.append(
                 {
-                    "pictures": f"{pictures:,}",
+                    "images": f"{images:,}",
                     "list read, s": listed,
                     "its memory, MiB": indexed,
-                    "bytes per picture": indexed * 2**20 / pictures,
+                    "bytes per image": indexed * 2**20 / images,
                     "order of an epoch, s": ordered,
                 }
             )
@@ -156,9 +156,9 @@ def main() -> None:
     if arguments.part == "processes":
         report("scale_processes", "ViT-T/16, 64-pixel crops, batch 32", processes(arguments.steps), CPU)
     elif arguments.part == "step":
-        report("scale_step", "The default network's step, random pictures", step(), CPU)
+        report("scale_step", "The default network's step, random images", step(), CPU)
     else:
-        report("scale_index", "A text file of pictures", index(arguments.largest), CPU)
+        report("scale_index", "A text file of images", index(arguments.largest), CPU)
 
 
 if __name__ == "__main__":

@@ -1,10 +1,10 @@
-"""The training step against the released recipe in its plain form, and what each optimisation is worth.
+"""The training step against the released recipe in its plain form, and what each optimization is worth.
 
     python -m benchmarks.step                                   # ViT-S/16 and the demo
     python -m benchmarks.step --cases vit_small vit_base resnet50 demo --batch 64 --device cuda
 
-The pictures are random numbers, already on the device: data loading has a benchmark of its own. The last
-column but one is the utilisation of the device: the floating-point operations of our step (matrix products,
+The images are random numbers, already on the device: data loading has a benchmark of its own. The last
+column but one is the utilization of the device: the floating-point operations of our step (matrix products,
 convolutions, attention; a plain step's extra ones do not count) per second, over the rate that this device
 reaches in one large matrix product of the same precision.
 """
@@ -23,7 +23,7 @@ from benchmarks.plain import UNDO, undone
 from dino_exp import machine
 from dino_exp.config.compose import compose
 from dino_exp.config.targets import build
-from dino_exp.trainer import Trainer
+from dino_exp.train.trainer import Trainer
 
 PHOTOGRAPHS = ["head=dino", "crops=multicrop", "data.train_size=1024", "optimizer.warmup_epochs=0"]
 CASES = {
@@ -52,7 +52,7 @@ def random_views(trainer: Trainer) -> list[torch.Tensor]:
 
 
 def applies(name: str, case: str) -> bool:
-    """Whether an optimisation is there to be undone."""
+    """Whether an optimization is there to be undone."""
     if name == "channels-last":
         return case == "resnet50"
     return not (case == "resnet50" and name in ("fused attention", "class token alone in the last block"))
@@ -76,7 +76,7 @@ def operations(work: Callable[[], object]) -> int:
 def measure(
     case: str, batch: int | None, device: torch.device, precision: str, repeats: int, with_compile: bool
 ) -> list[dict[str, Any]]:
-    """Rows of one case in one precision: the plain form, ours, and ours without each optimisation."""
+    """Rows of one case in one precision: the plain form, ours, and ours without each optimization."""
     trainer = make_trainer(case, batch, device, precision)
     views = random_views(trainer)
     names = [name for name in UNDO if applies(name, case) and (name != "autocast" or precision != "fp32")]
@@ -128,7 +128,7 @@ def main() -> None:
     """Measure what the command line asks for."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--cases", nargs="+", choices=list(CASES), default=["vit_small", "demo"])
-    parser.add_argument("--batch", type=int, help="pictures per step; default 8, and the demo's own 32")
+    parser.add_argument("--batch", type=int, help="images per step; default 8, and the demo's own 32")
     parser.add_argument("--precisions", nargs="+", choices=list(machine.PRECISIONS), default=["fp32", "bf16"])
     parser.add_argument("--device", default="auto")
     parser.add_argument("--repeats", type=int, default=3)
@@ -140,7 +140,7 @@ def main() -> None:
     for case in arguments.cases:
         for precision in arguments.precisions:
             rows += measure(case, arguments.batch, device, precision, arguments.repeats, arguments.compile)
-    report("_".join(["step", *arguments.cases]), f"Training step on {device}, random pictures", rows, device)
+    report("_".join(["step", *arguments.cases]), f"Training step on {device}, random images", rows, device)
 
 
 if __name__ == "__main__":

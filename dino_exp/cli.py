@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import sys
-import traceback
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple, cast
+from typing import NamedTuple
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
@@ -17,32 +15,18 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from dino_exp.config import former_names
 from dino_exp.config.compose import Checked, check
 from dino_exp.config.help import print_help
+from dino_exp.config.hydra_loader import CONFIG_NAME, VERSION_BASE, loader, parse_arguments
 from dino_exp.config.identity import run_id
-from dino_exp.config.loader import CONFIG_NAME, VERSION_BASE, loader, parse_arguments
 from dino_exp.config.register import CONF, register
-from dino_exp.config.schema import SCHEMAS, Config
-from dino_exp.errors import UserError
-from dino_exp.processes import Processes
-
-USER_ERROR = 2
-FAILED = 1
-INTERRUPTED = 130  # 128 + SIGINT, as shells have it
+from dino_exp.config.schema import SCHEMAS
+from dino_exp.errors import FAILED, INTERRUPTED, UserError, refuse, warn
+from dino_exp.parallel.rank_zero import in_all_processes
+from dino_exp.runs import former_names
+from dino_exp.train.attempt import Outcome, attempt
 
 STATE_STYLES = {"finished": "green", "failed": "bold red", "collapsed": "red", "preempted": "yellow"}
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """How one run ended."""
-
-    run_id: str
-    state: str
-    exit_code: int
-    message: str
-    knn_top1: float | None = None
 
 
 class Job(NamedTuple):
@@ -76,32 +60,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     return in_all_processes(lambda: command_line(words), follow)
 
 
-def in_all_processes(decide: Callable[[], int], follow: Callable[[], int]) -> int:
-    """Have rank 0 decide and all others follow what it tells them, its exit code last; returns that code."""
-    try:
-        processes = Processes.of()
-    except UserError as error:
-        return refuse([str(error)])
-    if processes.count == 1:
-        return decide()
-    from dino_exp import distributed
-
-    code = FAILED
-    with distributed.joined(processes):
-        if not distributed.is_main():
-            code = follow()
-        else:
-            try:
-                code = decide()
-            finally:
-                distributed.from_main(code)
-    # all at one time, or torchrun would end with SIGTERM those who are still at their clean-up
-    distributed.leave(code)
-
-
 def follow() -> int:
     """Train what rank 0 sends, until it sends the exit code."""
-    from dino_exp import distributed
+    from dino_exp.parallel import distributed
 
     order: Job | int = distributed.from_main(FAILED)
     while isinstance(order, Job):
@@ -137,21 +98,6 @@ def command_line(argv: list[str]) -> int:
         return refuse(checked.errors)
     warn(checked.warnings)
     return run(argv, checked)
-
-
-def refuse(errors: Sequence[str]) -> int:
-    """Print one line per problem."""
-    console = Console(stderr=True, highlight=False, soft_wrap=True)
-    for error in errors:
-        console.print(Text(error, style="red"))
-    return USER_ERROR
-
-
-def warn(warnings: Sequence[str]) -> None:
-    """Print one line per warning."""
-    console = Console(stderr=True, highlight=False, soft_wrap=True)
-    for warning in warnings:
-        console.print(Text(f"warning: {warning}", style="yellow"))
 
 
 def show_help(argv: Sequence[str], config_dir: str | None) -> int:
@@ -235,7 +181,7 @@ def task(cfg: DictConfig) -> Outcome:
         Console(soft_wrap=True).print(Text(f"\n{number}{' '.join(overrides)}", style="bold"))
     group = Path(settings.sweep.dir).name if multirun else None
     # torch comes last: refusing and helping need not wait for it
-    from dino_exp import distributed
+    from dino_exp.parallel import distributed
 
     distributed.from_main(Job(OmegaConf.to_yaml(cfg, resolve=True), directory, group))
     outcome = attempt(cfg, directory, group)
@@ -243,46 +189,6 @@ def task(cfg: DictConfig) -> Outcome:
     if outcome.state == "preempted" and multirun:
         raise KeyboardInterrupt
     return outcome
-
-
-def attempt(cfg: Config | DictConfig, directory: Path, group: str | None) -> Outcome:
-    """Train, and turn whatever happens into an outcome.
-
-    One of several processes leaves at once after an error that the others do not share, because there is no
-    telling what they wait for.
-    """
-    from dino_exp import distributed
-    from dino_exp.run import train
-
-    name, together = run_id(cfg), not distributed.several()
-    try:
-        result = train(cast(Config, cfg), directory, group)
-        return Outcome(name, result.state, result.exit_code, result.message, result.knn_top1)
-    except UserError as error:
-        if distributed.is_main():
-            remove_if_empty(directory, Path(cfg.output_root))
-            refuse([str(error)])
-        together = together or isinstance(error, distributed.AgreedError)
-        outcome = Outcome(name, "failed", USER_ERROR, str(error))
-    except KeyboardInterrupt:
-        outcome = Outcome(name, "preempted", INTERRUPTED, "stopped by Ctrl-C")
-    except Exception as error:
-        traceback.print_exc()
-        outcome = Outcome(name, "failed", FAILED, f"{type(error).__name__}: {error}")
-    if not together:
-        distributed.leave(outcome.exit_code)
-    return outcome
-
-
-def remove_if_empty(directory: Path, root: Path) -> None:
-    """Take away the folders that Hydra made for a run that never began."""
-    for folder in (directory, *directory.parents):
-        try:
-            folder.rmdir()
-        except OSError:
-            return
-        if folder == root.resolve():
-            return
 
 
 def sweep_table(checked: Checked, outcomes: Sequence[Outcome]) -> Table:

@@ -5,14 +5,11 @@ from __future__ import annotations
 import os
 import platform
 import resource
-from importlib import metadata
-from typing import Any
 
 import torch
 
 from dino_exp.errors import UserError
-from dino_exp.processes import Processes
-from dino_exp.revision import git_revision
+from dino_exp.parallel.processes import Processes
 
 PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -89,17 +86,3 @@ def peak_memory_mib(device: torch.device) -> float:
         return torch.cuda.max_memory_allocated(device) / 2**20
     scale = 2**20 if platform.system() == "Darwin" else 2**10
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / scale
-
-
-def environment(device: torch.device) -> dict[str, Any]:
-    """Versions, hardware and git revision, for `summary.json`."""
-    packages = ("torch", "torchvision", "timm", "numpy", "hydra-core", "wandb")
-    name = (
-        torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or device.type
-    )
-    return {
-        "python": platform.python_version(),
-        **{package: metadata.version(package) for package in packages},
-        "device": f"{device.type} ({name}), {cores()} cores, {torch.get_num_threads()} threads",
-        **git_revision(),
-    }

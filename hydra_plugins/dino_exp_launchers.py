@@ -20,7 +20,7 @@ class GridSweeper(BasicSweeper):
 
     def sweep(self, arguments: list[str]) -> Any:
         """Give all combinations to the launcher at once."""
-        from dino_exp.config.loader import sweeper_parameters
+        from dino_exp.config.hydra_loader import sweeper_parameters
 
         assert self.config is not None
         assert self.launcher is not None
@@ -46,7 +46,7 @@ class OptunaSweeper(Sweeper):
 
     def sweep(self, arguments: list[str]) -> None:
         """Search until enough trials have ended."""
-        from dino_exp.config.loader import sweeper_parameters
+        from dino_exp.config.hydra_loader import sweeper_parameters
         from launchers.search import search
 
         assert self.config is not None

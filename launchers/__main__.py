@@ -10,18 +10,18 @@ from pathlib import Path
 from rich.console import Console
 from rich.text import Text
 
-from dino_exp.cli import FAILED, INTERRUPTED, refuse, warn
-from dino_exp.config import former_names
+from dino_exp.config.launcher_settings import with_changes
 from dino_exp.config.stored import read_config
-from dino_exp.errors import UserError
+from dino_exp.errors import FAILED, INTERRUPTED, UserError, refuse, warn
 from dino_exp.installation import as_typed
-from launchers import slurm, sweep, table
+from dino_exp.runs import former_names
+from dino_exp.runs.manifest import Manifest, changing
+from launchers import slurm, table
 from launchers.children import tail
 from launchers.launch import a_console, announce
 from launchers.local import LOCAL
-from launchers.manifest import Manifest, changing
-from launchers.settings import with_changes
 from launchers.states import Observer, RunState
+from launchers.submission import Wanted, submit
 from launchers.watch import how_to_come_back, show, wait
 
 
@@ -103,8 +103,8 @@ def resume(manifest: Manifest, changes: Sequence[str], console: Console) -> int:
     runs = []
     for name, entry in manifest.runs.items():
         cfg = read_config(manifest.directory(name))
-        runs.append(sweep.Wanted(name, tuple(entry.overrides), cfg))
-    submission = sweep.submit(manifest.folder, manifest.launcher, settings, runs)
+        runs.append(Wanted(name, tuple(entry.overrides), cfg))
+    submission = submit(manifest.folder, manifest.launcher, settings, runs)
     announce(console, submission)
     if submission.submitted:
         console.print(how_to_come_back(manifest.folder))

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from dino_exp.installation import CHECKOUT, ROOT
-from dino_exp.run_directory import RunDirectory
+from dino_exp.runs.run_directory import RunDirectory
 
 ENDED = ("finished", "collapsed", "failed")
 USER_ERROR = 2
@@ -54,7 +54,7 @@ class Child:
         rank: int = 0,
         cores: set[int] | None = None,
     ) -> Child:
-        """Start `launchers.train` on a run directory.
+        """Start `launchers.training_process` on a run directory.
 
         Args:
             directory: the run's.
@@ -67,7 +67,15 @@ class Child:
         say(log, f"starting on {os.uname().nodename}")
         with log.open("ab") as output:
             process = subprocess.Popen(
-                [sys.executable, "-u", "-m", "launchers.train", str(directory.path), "--share", str(share)],
+                [
+                    sys.executable,
+                    "-u",
+                    "-m",
+                    "launchers.training_process",
+                    str(directory.path),
+                    "--share",
+                    str(share),
+                ],
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,

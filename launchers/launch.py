@@ -10,16 +10,16 @@ from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from rich.text import Text
 
-from dino_exp import cli
-from dino_exp.cli import Outcome
+from dino_exp import cli, errors
 from dino_exp.config.compose import check
-from dino_exp.config.loader import loader, sweeper_parameters
+from dino_exp.config.hydra_loader import loader, sweeper_parameters
+from dino_exp.config.launcher_settings import minutes
 from dino_exp.errors import UserError
-from launchers import slurm, sweep
-from launchers.manifest import Manifest
-from launchers.settings import minutes
+from dino_exp.runs.manifest import Manifest
+from dino_exp.train.attempt import Outcome
+from launchers import slurm
 from launchers.states import Observer, RunState
-from launchers.sweep import Submission, Wanted
+from launchers.submission import Submission, Wanted, groups_of, plan, submit, wanted
 from launchers.table import cost, last_metrics, why
 from launchers.watch import how_to_come_back, wait
 
@@ -45,13 +45,13 @@ def launch(
     """
     console, folder = a_console(), Path(config.hydra.sweep.dir)
     try:
-        runs = sweep.wanted(compose_all(config, job_overrides), swept(config, job_overrides), folder)
+        runs = wanted(compose_all(config, job_overrides), swept(config, job_overrides), folder)
         if settings["dry_run"]:
             preview(console, folder, launcher, settings, runs)
             return []
-        submission = sweep.submit(folder, launcher, settings, runs)
+        submission = submit(folder, launcher, settings, runs)
     except UserError as error:
-        raise SystemExit(cli.refuse([str(error)])) from None
+        raise SystemExit(errors.refuse([str(error)])) from None
     announce(console, submission)
     if settings["detach"]:
         console.print(how_to_come_back(folder))
@@ -60,7 +60,7 @@ def launch(
         states = wait(folder, {run.name for run in runs}, console)
     except KeyboardInterrupt:
         console.print(f"Stopped waiting. {how_to_come_back(folder)}")
-        raise SystemExit(cli.INTERRUPTED) from None
+        raise SystemExit(errors.INTERRUPTED) from None
     outcomes = [outcome(submission.manifest, state) for state in states]
     for each in outcomes:
         cli.note(each)
@@ -110,9 +110,9 @@ def outcome(manifest: Manifest, run: RunState) -> Outcome:
     """How a run ended, in the words of `train.py`."""
     directory = manifest.directory(run.name)
     if run.state in ("failed", "lost"):
-        return Outcome(run.name, run.state, cli.FAILED, why(manifest, run, 1))
+        return Outcome(run.name, run.state, errors.FAILED, why(manifest, run, 1))
     summary = directory.read_summary() or last_metrics(directory)
-    code = 0 if run.state in ("finished", "collapsed") else cli.INTERRUPTED
+    code = 0 if run.state in ("finished", "collapsed") else errors.INTERRUPTED
     return Outcome(run.name, run.state, code, str(summary.get("verdict", "")), summary.get("knn_top1"))
 
 
@@ -121,8 +121,8 @@ def preview(
 ) -> None:
     """Print what would be submitted, and what it may cost; creates nothing."""
     manifest = Manifest.load_or_new(folder)
-    missing, left_alone, _ = sweep.plan(manifest, runs, settings["max_retries"])
-    jobs = len(sweep.groups_of(missing, settings["runs_per_gpu"]))
+    missing, left_alone, _ = plan(manifest, runs, settings["max_retries"])
+    jobs = len(groups_of(missing, settings["runs_per_gpu"]))
     if launcher == "slurm" and missing:
         console.print(Text(slurm.script(OmegaConf.create(dict(settings)), folder, jobs)), soft_wrap=True)
     for run in runs:

@@ -17,9 +17,9 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from dino_exp.run_directory import is_locked
+from dino_exp.runs.manifest import Manifest, changing
+from dino_exp.runs.run_directory import is_locked
 from launchers.children import Child, StopSignals, project, say
-from launchers.manifest import Manifest, changing
 
 QUEUE_LOCK = ".queue.lock"
 QUEUE_LOG = "queue.log"
@@ -41,7 +41,7 @@ class Place:
 
 
 def places(settings: Any) -> list[Place]:
-    """The machine shared out: GPUs if there are any, and groups of neighbouring cores."""
+    """The machine shared out: GPUs if there are any, and groups of neighboring cores."""
     gpus = visible_gpus()
     cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
     count = settings["runs_at_once"] or (len(gpus) * settings["runs_per_gpu"] if gpus else len(cores) or 1)

@@ -29,14 +29,14 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from dino_exp import cli
-from dino_exp.cli import Outcome
-from dino_exp.config import former_names
+from dino_exp import errors
 from dino_exp.config.identity import identity, run_id
+from dino_exp.config.search_space import Choices, Space, divide, latest, probes, typed
 from dino_exp.errors import UserError
+from dino_exp.runs import former_names
+from dino_exp.runs.manifest import Manifest
+from dino_exp.train.attempt import Outcome
 from launchers.launch import a_console, compose_all
-from launchers.manifest import Manifest
-from launchers.space import Choices, Space, divide, latest, probes, typed
 
 JOURNAL = "optuna.journal"
 LOCK = ".search.lock"
@@ -84,9 +84,9 @@ def search(
             finally:
                 console.print(summary(study, folder))
     except UserError as error:
-        raise SystemExit(cli.refuse([str(error)])) from None
+        raise SystemExit(errors.refuse([str(error)])) from None
     if not of_state(study, TrialState.COMPLETE):
-        raise SystemExit(cli.FAILED)
+        raise SystemExit(errors.FAILED)
 
 
 @contextmanager
@@ -259,7 +259,7 @@ class Search:
         if without_knn:
             raise UserError(
                 f"{without_knn}: has no k-NN accuracy, by which a search compares its runs; that needs "
-                "labelled held-out pictures: for folders, set data.val_root."
+                "labeled held-out images: for folders, set data.val_root."
             )
 
     def overrides_of(self, trial: Trial) -> list[str]:
@@ -283,7 +283,7 @@ def outcome_of(name: str, outcomes: Sequence[Outcome]) -> Outcome:
     for outcome in outcomes:
         if outcome.run_id == name or outcome.run_id.startswith(f"{name}-"):
             return outcome
-    return Outcome(name, "lost", cli.FAILED, "the launcher does not know what became of it")
+    return Outcome(name, "lost", errors.FAILED, "the launcher does not know what became of it")
 
 
 def judge(outcome: Outcome) -> Told:

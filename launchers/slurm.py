@@ -14,9 +14,9 @@ from contextlib import redirect_stderr
 from pathlib import Path
 from typing import Any
 
+from dino_exp.config.launcher_settings import minutes, tasks_per_node
 from dino_exp.errors import UserError
 from dino_exp.installation import CHECKOUT, ROOT
-from launchers.settings import minutes, tasks_per_node
 from launchers.worker import work
 
 USUAL_MAX_ARRAY_SIZE = 1001  # SLURM's default

@@ -7,11 +7,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from dino_exp.run_directory import is_locked
+from dino_exp.runs.manifest import Entry, Manifest
+from dino_exp.runs.run_directory import is_locked
 from launchers import slurm
 from launchers.children import ENDED
 from launchers.local import LOCAL, QUEUE_LOCK
-from launchers.manifest import Entry, Manifest
 
 SILENT_SECONDS = 120.0
 """Without a heartbeat for so long, a run may be dead; evaluations and slow file systems are shorter."""

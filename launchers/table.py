@@ -11,10 +11,10 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from dino_exp.config import former_names
-from dino_exp.run_directory import RunDirectory
+from dino_exp.runs import former_names
+from dino_exp.runs.manifest import Manifest
+from dino_exp.runs.run_directory import RunDirectory
 from launchers.children import tail
-from launchers.manifest import Manifest
 from launchers.states import SILENT_SECONDS, RunState
 
 STYLES = {

@@ -11,7 +11,7 @@ from rich.live import Live
 from rich.text import Text
 
 from dino_exp.installation import as_typed
-from launchers.manifest import Manifest
+from dino_exp.runs.manifest import Manifest
 from launchers.states import Observer, RunState
 from launchers.table import failures, sweep_table
 

@@ -13,10 +13,10 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
-from dino_exp.processes import RENDEZVOUS
-from dino_exp.run_directory import RunDirectory, job_id
+from dino_exp.parallel.processes import RENDEZVOUS
+from dino_exp.runs.manifest import Manifest
+from dino_exp.runs.run_directory import RunDirectory, job_id
 from launchers.children import ENDED, Child, StopSignals, say
-from launchers.manifest import Manifest
 
 POLL_SECONDS = 0.2
 FAILED_TO_REQUEUE = 75  # EX_TEMPFAIL

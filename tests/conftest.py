@@ -40,6 +40,6 @@ def _nothing_left_running() -> Iterator[None]:
 @pytest.fixture(autouse=True)
 def _no_plots(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Have trainings in this process draw only where the test is marked `plots`."""
-    run = sys.modules.get("dino_exp.run")  # importing it takes seconds, which few files need
+    run = sys.modules.get("dino_exp.train.run")  # importing it takes seconds, which few files need
     if run is not None and not request.node.get_closest_marker("plots"):
         programs.without_plots(lambda name, nothing: monkeypatch.setattr(run, name, nothing))

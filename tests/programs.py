@@ -23,7 +23,14 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[1]
-PRELOADED = ["torch", "timm", "dino_exp.run", "dino_exp.cli", "dino_exp.eval.command", "launchers.__main__"]
+PRELOADED = [
+    "torch",
+    "timm",
+    "dino_exp.train.run",
+    "dino_exp.cli",
+    "dino_exp.eval.evaluate_command",
+    "launchers.__main__",
+]
 
 _server = multiprocessing.get_context("forkserver")
 _server.set_forkserver_preload(PRELOADED)
@@ -197,9 +204,9 @@ def _become(
 ) -> None:
     """Turn a fork into the program."""
     if not plots:
-        import dino_exp.run
+        import dino_exp.train.run
 
-        without_plots(lambda name, nothing: setattr(dino_exp.run, name, nothing))
+        without_plots(lambda name, nothing: setattr(dino_exp.train.run, name, nothing))
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs have it ignored
     if own_group:
         os.setsid()

@@ -13,12 +13,12 @@ from benchmarks.step import random_views
 from dino_exp.config.compose import compose
 from dino_exp.config.identity import run_id
 from dino_exp.config.targets import build
-from dino_exp.trainer import Trainer
+from dino_exp.train.trainer import Trainer
 from tests.programs import run_program
 
 
 @pytest.mark.parametrize("names", [*([name] for name in UNDO), list(UNDO)], ids=lambda names: " ".join(names))
-def test_undoing_an_optimisation_changes_no_weight(names: list[str], tmp_path: Path) -> None:
+def test_undoing_an_optimization_changes_no_weight(names: list[str], tmp_path: Path) -> None:
     results = []
     for undo in ([], names):
         words = [
@@ -43,7 +43,7 @@ def test_undoing_an_optimisation_changes_no_weight(names: list[str], tmp_path: P
         torch.testing.assert_close(one, other, rtol=0, atol=1e-8)
 
 
-def test_the_released_transforms_make_ten_normalised_crops() -> None:
+def test_the_released_transforms_make_ten_normalized_crops() -> None:
     from PIL import Image
 
     crops = ReleasedCrops()(Image.new("RGB", (120, 100), (255, 0, 0)))
@@ -62,7 +62,7 @@ def test_the_released_transforms_make_ten_normalised_crops() -> None:
             2,
         ),
         (
-            ["benchmarks.evaluation", "linear", "--pictures", "99", "--dim", "4", "--epochs", "1"],
+            ["benchmarks.evaluation", "linear", "--images", "99", "--dim", "4", "--epochs", "1"],
             "evaluation_linear",
             3,
         ),

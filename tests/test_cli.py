@@ -8,8 +8,9 @@ import pytest
 from rich.console import Console
 
 from dino_exp import cli
-from dino_exp.cli import Outcome, exit_code, sweep_table
+from dino_exp.cli import exit_code, sweep_table
 from dino_exp.config.compose import check, compose
+from dino_exp.train.attempt import Outcome, attempt
 from tests.programs import ROOT, Program, run_program
 
 
@@ -21,7 +22,7 @@ def train(folder: Path, *argv: str, **environment: str) -> Program:
     ("argv", "error"),
     [
         (["loss.teacher_tmp=0.1"], "loss.teacher_tmp: no such key; did you mean loss.teacher_temp?"),
-        (["experiment=paper_vits16"], "data.root: not set; give the training pictures"),
+        (["experiment=paper_vits16"], "data.root: not set; give the training images"),
         (["-m", "trainer.seed=0,1,x"], "trainer.seed = x: must be a whole number. (run trainer.seed=x)"),
     ],
 )
@@ -100,7 +101,7 @@ def test_a_single_run_with_unusable_files_is_a_user_error(
 ) -> None:
     (here / "empty").mkdir()
     assert cli.main(["data=image_folder", "data.root=empty", "tracker=none"]) == 2
-    assert capsys.readouterr().err.startswith(f"data.root = {here / 'empty'}: no pictures there")
+    assert capsys.readouterr().err.startswith(f"data.root = {here / 'empty'}: no images there")
     assert [path.name for path in here.iterdir()] == ["empty"]
 
 
@@ -150,6 +151,6 @@ def test_an_unexpected_error_shows_its_traceback(tmp_path: Path, capsys: pytest.
     blocked = tmp_path / "file"
     blocked.write_text("")
     cfg = compose(["experiment=debug"])
-    outcome = cli.attempt(cfg, blocked / "run", None)
+    outcome = attempt(cfg, blocked / "run", None)
     assert (outcome.state, outcome.exit_code) == ("failed", 1)
     assert "Traceback" in capsys.readouterr().err

@@ -14,13 +14,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from dino_exp import checkpoint
 from dino_exp.config.compose import compose
 from dino_exp.config.register import CONF
 from dino_exp.config.targets import build
-from dino_exp.run import train
-from dino_exp.trainer import Trainer
-from tests.test_fused_colour import crops_and_table, make
+from dino_exp.train import checkpoint
+from dino_exp.train.run import train
+from dino_exp.train.trainer import Trainer
+from tests.data.test_fused_color import crops_and_table, make
 
 pytestmark = [
     pytest.mark.gpu,
@@ -35,9 +35,9 @@ SGD = ("optimizer=sgd", "optimizer.warmup_epochs=0")
 
 @pytest.mark.parametrize("size", [32, 224])
 @pytest.mark.parametrize("fused", [False, True])
-def test_the_colours_of_the_cpu_within_two_grey_levels(fused: bool, size: int) -> None:
+def test_the_colors_of_the_cpu_within_two_gray_levels(fused: bool, size: int) -> None:
     augmentation = make()
-    crops, table = crops_and_table(augmentation, pictures=16, size=size)
+    crops, table = crops_and_table(augmentation, images=16, size=size)
     expected = augmentation(crops, table)
     if fused:
         augmentation.fuse()
@@ -111,4 +111,4 @@ def test_evaluations_find_what_they_find_on_the_cpu(tmp_path: Path) -> None:
         found.append({record["evaluation"]: record["figures"] for record in records})
     assert found[0].keys() == {"knn", "linear", "attention"}
     for evaluation, figures in found[0].items():
-        assert found[1][evaluation] == pytest.approx(figures, abs=2)  # of 128 pictures, one is 0.8
+        assert found[1][evaluation] == pytest.approx(figures, abs=2)  # of 128 images, one is 0.8

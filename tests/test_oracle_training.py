@@ -1,6 +1,6 @@
 """Whole trainings by the trainer's own step, from a composed configuration, against the released code.
 
-Every loss, and all final weights of student, teacher and centre, in float64 to 1e-9; on a GPU the losses.
+Every loss, and all final weights of student, teacher and center, in float64 to 1e-9; on a GPU the losses.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from dino_exp.config.compose import compose
 from dino_exp.config.targets import build
-from dino_exp.trainer import Trainer
+from dino_exp.train.trainer import Trainer
 
 ORACLE = Path(__file__).parent / "oracle"
 RUNS = ["train_adamw_multicrop", "train_sgd_two_global"]
@@ -100,7 +100,7 @@ def test_whole_training_agrees_with_the_released_code(name: str, device: str, tm
     ]
 
     if device == "cuda":
-        # PyTorch's kernel of weight normalisation takes its root in float32 there, whatever the type
+        # PyTorch's kernel of weight normalization takes its root in float32 there, whatever the type
         assert losses == pytest.approx(expected["losses"].tolist(), abs=1e-5)
         return
     assert losses == pytest.approx(expected["losses"].tolist(), abs=1e-9)

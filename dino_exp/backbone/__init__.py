@@ -1,1 +1,1 @@
-"""Backbones: picture in, feature vector out."""
+"""Backbones: image in, feature vector out."""

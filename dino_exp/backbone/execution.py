@@ -60,7 +60,7 @@ def compile_in_place(backbone: nn.Module, device: torch.device) -> None:
 
 
 def has_unused_parameters(network: nn.Module, channels: int, size: int) -> bool:
-    """Whether some trainable parameters get no gradient from pictures of `size`, as in a few library models.
+    """Whether some trainable parameters get no gradient from images of `size`, as in a few library models.
 
     In eval mode, where a forward pass changes nothing; afterwards the network is in train mode.
     """

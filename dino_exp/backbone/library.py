@@ -16,17 +16,17 @@ import torchvision
 from torch import nn
 from torchvision.ops import StochasticDepth
 
-from dino_exp.backbone.picture_size import output_dim
+from dino_exp.backbone.image_size import output_dim
 from dino_exp.errors import UserError
 
 
 def timm_backbone(*, name: str, drop_path_rate: float, in_channels: int, image_size: int) -> nn.Module:
     """A timm model without classifier, (B, C, H, W) -> (B, feature_dim).
 
-    Models with a stored position embedding are asked to take any picture size where they can. timm
+    Models with a stored position embedding are asked to take any image size where they can. timm
     interpolates it to the target size with antialiasing, which is not the released DINO code's rule.
     Raises `UserError` for an unknown name, for stochastic depth that the model does not have, and for a model
-    that cannot take pictures of `image_size`.
+    that cannot take images of `image_size`.
     """
     if not timm.is_model(name):
         raise UserError(unknown_name(name, timm.list_models(), "timm"))
@@ -56,15 +56,15 @@ def torchvision_backbone(*, name: str, stem: str, in_channels: int, image_size: 
     teacher are made by the same call, and a teacher has none. With `in_channels` other than 3 the first
     convolution is drawn anew with the same spread; `stem = small` gives a ResNet a 3x3 stride-1 first
     convolution and no max-pool.
-    Raises `UserError` for an unknown name, a vision transformer (one picture size only), a small stem on
-    anything but a ResNet, and a model that cannot take pictures of `image_size`.
+    Raises `UserError` for an unknown name, a vision transformer (one image size only), a small stem on
+    anything but a ResNet, and a model that cannot take images of `image_size`.
     """
     names = torchvision.models.list_models(module=torchvision.models)
     if name not in names:
         raise UserError(unknown_name(name, names, "torchvision"))
     if name.startswith("vit_"):
         raise UserError(
-            f"backbone.name = {name}: torchvision's vision transformers take a single picture size, and "
+            f"backbone.name = {name}: torchvision's vision transformers take a single image size, and "
             "global and local crops differ; use backbone=vit_small or another vit_*, or a vit_* model of "
             "backbone=timm."
         )
@@ -72,7 +72,7 @@ def torchvision_backbone(*, name: str, stem: str, in_channels: int, image_size: 
     def build(**options: Any) -> Any:
         return torchvision.models.get_model(name, weights=None, **options)
 
-    # GoogLeNet and Inception: no auxiliary classifiers, and the initialisation that is their default
+    # GoogLeNet and Inception: no auxiliary classifiers, and the initialization that is their default
     model, _ = build_with_accepted(build, {"aux_logits": False, "init_weights": True})
     remove_classifier(model)
     for module in model.modules():
@@ -123,7 +123,7 @@ def remove_classifier(model: nn.Module) -> None:
 
 
 def small_resnet_stem(model: nn.Module, in_channels: int) -> None:
-    """The stem for 32-pixel pictures (He et al. 2016, section 4.2): 3x3, stride 1, no max-pool."""
+    """The stem for 32-pixel images (He et al. 2016, section 4.2): 3x3, stride 1, no max-pool."""
     convolution = nn.Conv2d(in_channels, 64, kernel_size=3, stride=1, padding=1, bias=False)
     nn.init.kaiming_normal_(convolution.weight, mode="fan_out", nonlinearity="relu")
     model.conv1 = convolution

@@ -17,10 +17,10 @@ class Tokens(NamedTuple):
     class_token: Tensor
     """(B, D)."""
     patches: Tensor
-    """(B, h*w, D), rows of the picture one after the other."""
+    """(B, h*w, D), rows of the image one after the other."""
 
 
-def block_tokens(backbone: nn.Module, pictures: Tensor, n: int) -> list[Tokens] | None:
+def block_tokens(backbone: nn.Module, images: Tensor, n: int) -> list[Tokens] | None:
     """Tokens of the last `n` blocks, or of all where there are fewer, first to last.
 
     None for networks that are no transformers with a class token. The final norm is applied to each block, as
@@ -28,7 +28,7 @@ def block_tokens(backbone: nn.Module, pictures: Tensor, n: int) -> list[Tokens] 
     """
     if isinstance(backbone, VisionTransformer):
         n = min(n, len(backbone.blocks))
-        return [Tokens(each[:, 0], each[:, 1:]) for each in backbone.intermediate_tokens(pictures, n)]
+        return [Tokens(each[:, 0], each[:, 1:]) for each in backbone.intermediate_tokens(images, n)]
     blocks = getattr(backbone, "blocks", None)
     layers = getattr(backbone, "get_intermediate_layers", None)
     if (
@@ -37,7 +37,7 @@ def block_tokens(backbone: nn.Module, pictures: Tensor, n: int) -> list[Tokens] 
         or not isinstance(blocks, nn.Sequential)
     ):
         return None
-    found = layers(pictures, min(n, len(blocks)), return_prefix_tokens=True, norm=True)
+    found = layers(images, min(n, len(blocks)), return_prefix_tokens=True, norm=True)
     return [Tokens(prefix[:, 0], patches) for patches, prefix in found]
 
 
@@ -52,21 +52,21 @@ def has_block_tokens(backbone: nn.Module) -> bool:
     )
 
 
-def spatial_features(backbone: nn.Module, pictures: Tensor) -> Tensor:
+def spatial_features(backbone: nn.Module, images: Tensor) -> Tensor:
     """Features by place, (B, C, H, W) -> (B, D, h, w).
 
     Of a vision transformer the patch tokens of the last block after the final norm, of other timm models what
-    their `forward_intermediates` gives last, and else the last output of a layer that is still a picture.
+    their `forward_intermediates` gives last, and else the last output of a layer that is still an image.
     Raises UserError where there is none.
     """
     if isinstance(backbone, VisionTransformer):
-        grid = tuple(side // backbone.patch_size for side in pictures.shape[-2:])
-        patches = backbone.intermediate_tokens(pictures, 1)[0][:, 1:]
+        grid = tuple(side // backbone.patch_size for side in images.shape[-2:])
+        patches = backbone.intermediate_tokens(images, 1)[0][:, 1:]
         return patches.transpose(1, 2).unflatten(2, grid)
     if hasattr(backbone, "forward_intermediates"):
         with_norm = {"norm": True} if has_block_tokens(backbone) else {}
         forward = cast(Any, backbone).forward_intermediates
-        return forward(pictures, indices=1, intermediates_only=True, output_fmt="NCHW", **with_norm)[-1]
+        return forward(images, indices=1, intermediates_only=True, output_fmt="NCHW", **with_norm)[-1]
     found: list[Tensor] = []
 
     def keep(_: nn.Module, __: Any, output: Any) -> None:
@@ -76,7 +76,7 @@ def spatial_features(backbone: nn.Module, pictures: Tensor) -> Tensor:
     hooks = [module.register_forward_hook(keep) for module in backbone.modules()]
     try:
         with torch.no_grad():
-            backbone(pictures)
+            backbone(images)
     finally:
         for hook in hooks:
             hook.remove()

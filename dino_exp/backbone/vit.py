@@ -1,4 +1,4 @@
-"""Vision transformer with the released DINO code's parameter names, initialisation and arithmetic.
+"""Vision transformer with the released DINO code's parameter names, initialization and arithmetic.
 
 Caron et al. 2021, `vision_transformer.py` of facebookresearch/dino; Dosovitskiy et al. 2021 for the network.
 """
@@ -14,8 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from dino_exp.backbone.initialization import initialize_linears
 from dino_exp.errors import UserError
-from dino_exp.initialisation import initialise_linears
 
 
 def vit(
@@ -166,7 +166,7 @@ class Block(nn.Module):
 
 
 class PatchEmbed(nn.Module):
-    """Picture to patch tokens by one convolution (`patch`), or by a small convolutional network (`conv`).
+    """Image to patch tokens by one convolution (`patch`), or by a small convolutional network (`conv`).
 
     `conv` (Xiao et al. 2021): 3x3 convolutions with batch norm and ReLU, of stride 2 until the patch size is
     reached, one more of stride 1 after the first, and a 1x1 convolution to the embedding. The last 3x3 has
@@ -200,7 +200,7 @@ def conv_stem(patch_size: int, in_channels: int, embed_dim: int) -> nn.Sequentia
     if patch_size < 2 or patch_size & (patch_size - 1):
         below = 1 << (patch_size.bit_length() - 1)
         raise UserError(
-            f"backbone.patch_size = {patch_size}: backbone.stem = conv halves the picture step by step and "
+            f"backbone.patch_size = {patch_size}: backbone.stem = conv halves the image step by step and "
             f"needs a power of two; nearest are {max(2, below)} and {max(4, 2 * below)}."
         )
     layers: list[nn.Module] = []
@@ -219,7 +219,7 @@ def conv_stem(patch_size: int, in_channels: int, embed_dim: int) -> nn.Sequentia
 class VisionTransformer(nn.Module):
     """Vision transformer whose feature is the class token after the final norm.
 
-    Works at any picture size that is a multiple of the patch: the position embedding, stored for
+    Works at any image size that is a multiple of the patch: the position embedding, stored for
     `image_size`, is interpolated as in the released code. `drop_path_rate` is that of the last block.
     """
 
@@ -250,7 +250,7 @@ class VisionTransformer(nn.Module):
         self.norm = nn.LayerNorm(embed_dim, eps=1e-6)
         nn.init.trunc_normal_(self.pos_embed, std=0.02)
         nn.init.trunc_normal_(self.cls_token, std=0.02)
-        initialise_linears(self, init)
+        initialize_linears(self, init)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, D), the class token after the final norm.
@@ -323,9 +323,9 @@ def resize_positions(stored: Tensor, height: int, width: int) -> Tensor:
     network.
     """
     grid = math.isqrt(stored.shape[1])
-    picture = stored.unflatten(1, (grid, grid)).permute(0, 3, 1, 2)
+    image = stored.unflatten(1, (grid, grid)).permute(0, 3, 1, 2)
     scale = ((height + 0.1) / grid, (width + 0.1) / grid)
-    resized = F.interpolate(picture, scale_factor=scale, mode="bicubic", antialias=False)
+    resized = F.interpolate(image, scale_factor=scale, mode="bicubic", antialias=False)
     if resized.shape[-2:] != (height, width):
         raise ValueError(
             f"position embedding of {grid}x{grid} became {tuple(resized.shape[-2:])}, not {height}x{width}"

@@ -18,9 +18,8 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import GrammarParseError, OmegaConfBaseException
 
-from dino_exp.config import former_names, messages
-from dino_exp.config.identity import run_id
-from dino_exp.config.loader import (
+from dino_exp.config import messages
+from dino_exp.config.hydra_loader import (
     CompositionError,
     Loader,
     is_basic,
@@ -31,15 +30,17 @@ from dino_exp.config.loader import (
     sweeper_parameters,
     without_hydra,
 )
+from dino_exp.config.identity import run_id
+from dino_exp.config.launcher_settings import SETTINGS, OptunaSettings, search_problems
+from dino_exp.config.launcher_settings import problems as settings_problems
 from dino_exp.config.overrides import OverrideReader
 from dino_exp.config.relations import folder_problems
 from dino_exp.config.schema import SCHEMAS, Config, schema_of
-from dino_exp.config.sweep import Findings, Run, same_runs, sweep_name
+from dino_exp.config.search_space import Numbers, divide, latest, probes, space_of
+from dino_exp.config.sweep_runs import Findings, Run, same_runs, sweep_name
 from dino_exp.config.validate import field_problems, keys_of, node_problems, validate, warn
 from dino_exp.errors import UserError
-from launchers.settings import SETTINGS, OptunaSettings, search_problems
-from launchers.settings import problems as settings_problems
-from launchers.space import Numbers, divide, latest, probes, space_of
+from dino_exp.runs import former_names
 
 
 @dataclass
@@ -320,7 +321,7 @@ def _knn_problems(cfg: DictConfig) -> list[str]:
     if cfg.data.get("val_root", "") is not None:
         return []
     return [
-        "data.val_root = null: a search compares its runs by k-NN, which needs labelled held-out pictures; "
+        "data.val_root = null: a search compares its runs by k-NN, which needs labeled held-out images; "
         "give their folder."
     ]
 

@@ -15,19 +15,18 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from dino_exp.config import evaluations, schema
+from dino_exp.config import evaluation_schema, launcher_settings, schema
+from dino_exp.config.launcher_settings import SETTINGS, OptunaSettings
 from dino_exp.config.messages import show
 from dino_exp.installation import as_typed
-from launchers import settings
-from launchers.settings import SETTINGS, OptunaSettings
 
 INTRODUCTION = """\
 DINO pretraining (Caron et al. 2021): a student network learns to predict its own moving average, the teacher,
-across crops of a picture; no labels. Every run resumes by itself, reports whether it collapses, and ends with
-a verdict, k-NN accuracy and pictures in outputs/<experiment>/<run id>/."""
+across crops of an image; no labels. Every run resumes by itself, reports whether it collapses, and ends with
+a verdict, k-NN accuracy and images in outputs/<experiment>/<run id>/."""
 
 EXAMPLES = (
-    ("train.py", "the demo: generated pictures, minutes on a CPU"),
+    ("train.py", "the demo: generated images, minutes on a CPU"),
     ("train.py experiment=debug", "everything once, in seconds"),
     ("train.py backbone=resnet18_cifar loss.teacher_temp=0.04", "other options and values"),
     ("train.py experiment=paper_vits16 data.root=/imagenet/train", "the paper's ViT-S/16"),
@@ -89,7 +88,7 @@ WIDEST = 120
 @cache
 def docstrings() -> dict[str, dict[str, str]]:
     """The text below each field of the configuration's classes, by class and field."""
-    modules = (schema, evaluations, settings)
+    modules = (schema, evaluation_schema, launcher_settings)
     trees = [ast.parse(Path(str(module.__file__)).read_text("utf-8")) for module in modules]
     found: dict[str, dict[str, str]] = {}
     for node in (node for tree in trees for node in tree.body):

@@ -14,7 +14,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from dino_exp.config import former_names
+from dino_exp.runs import former_names
 
 GROUPS = ("backbone", "head", "crops", "augment", "loss", "ema", "optimizer", "data", "trainer")
 """The groups that make the result. Tracker, evaluation, names and folders only watch or place it."""

@@ -10,9 +10,9 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from dino_exp.config import former_names
 from dino_exp.config.schema import SCHEMAS
 from dino_exp.installation import as_typed
+from dino_exp.runs import former_names
 
 EXPECTED = {
     "int": "a whole number",

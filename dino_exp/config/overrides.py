@@ -7,11 +7,11 @@ from collections.abc import Sequence
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 
-from dino_exp.config.loader import Loader
+from dino_exp.config.hydra_loader import Loader
 from dino_exp.config.messages import closest, did_you_mean, unknown_option
 from dino_exp.config.schema import SCHEMAS
+from dino_exp.config.search_space import divide
 from dino_exp.errors import UserError
-from launchers.space import divide
 
 
 class OverrideReader:

@@ -7,12 +7,12 @@ from typing import Any
 from hydra.core.config_store import ConfigStore
 from omegaconf import OmegaConf
 
-from dino_exp.config.evaluations import EvaluateConfig, LinearConfig
+from dino_exp.config.evaluation_schema import EvaluateConfig, LinearConfig
 from dino_exp.config.identity import run_id
+from dino_exp.config.launcher_settings import SETTINGS, OptunaSettings
 from dino_exp.config.schema import SCHEMAS, Config
 from dino_exp.installation import CONF as CONF
-from dino_exp.weights.place import digest
-from launchers.settings import SETTINGS, OptunaSettings
+from dino_exp.runs.weights_file import digest
 
 
 def register() -> None:

@@ -20,9 +20,9 @@ from dino_exp.config.schema import (
     schema_of,
 )
 from dino_exp.errors import UserError
-from dino_exp.weights.place import weights_file
+from dino_exp.runs.weights_file import weights_file
 
-TRAINING_PICTURES: dict[type, int] = {Cifar10Config: 50_000, FashionMnistConfig: 60_000}
+TRAINING_IMAGES: dict[type, int] = {Cifar10Config: 50_000, FashionMnistConfig: 60_000}
 
 
 def problems(cfg: Any) -> Iterator[str]:
@@ -77,7 +77,7 @@ def backbone(cfg: Any) -> Iterator[str]:
         if node.stem == "conv" and (size < 2 or size & (size - 1)):
             below = max(2, 1 << (size.bit_length() - 1))
             yield (
-                f"backbone.patch_size = {size}: backbone.stem = conv halves the picture step by step and "
+                f"backbone.patch_size = {size}: backbone.stem = conv halves the image step by step and "
                 f"needs a power of two; nearest are {below} and {2 * below}."
             )
     elif kind in (TimmConfig, TorchvisionConfig):
@@ -174,7 +174,7 @@ def _schedules(cfg: Any) -> Iterator[str]:
 
 
 def data(cfg: Any) -> Iterator[str]:
-    """What no pictures can be read with."""
+    """What no images can be read with."""
     node, kind = cfg.data, schema_of(cfg.data)
     for key in ("mean", "std"):
         if len(node[key]) != node.channels:
@@ -184,7 +184,7 @@ def data(cfg: Any) -> Iterator[str]:
             )
     if node.backend == "pil" and node.channels not in (1, 3):
         yield (
-            f"data.backend = pil: Pillow's pictures have 1 or 3 channels, and data.channels = "
+            f"data.backend = pil: Pillow's images have 1 or 3 channels, and data.channels = "
             f"{node.channels}; use data.backend=fast."
         )
     if kind is Cifar10Config and node.channels != 3:
@@ -193,22 +193,22 @@ def data(cfg: Any) -> Iterator[str]:
         yield f"data.channels = {node.channels}: shapes have 3 (RGB) or 1 (luminance)."
     if issubclass(kind, StoredConfig):
         if not (node.root or "").strip():
-            yield f"data.root = {show(node.root)}: give the training pictures, e.g. data.root=/path/to/train."
+            yield f"data.root = {show(node.root)}: give the training images, e.g. data.root=/path/to/train."
         if node.packed_side and not node.packed:
             yield (
-                f"data.packed_side = {node.packed_side}: only packed pictures are made smaller; add "
+                f"data.packed_side = {node.packed_side}: only packed images are made smaller; add "
                 "data.packed=true."
             )
 
 
 def _batch(cfg: Any) -> Iterator[str]:
     data, kind, batch = cfg.data, schema_of(cfg.data), cfg.trainer.batch_size
-    pictures = data.train_size if kind is ShapesConfig else TRAINING_PICTURES.get(kind)
-    if pictures and batch > pictures:
+    images = data.train_size if kind is ShapesConfig else TRAINING_IMAGES.get(kind)
+    if images and batch > images:
         more = ", or raise data.train_size" if kind is ShapesConfig else ""
         yield (
-            f"trainer.batch_size = {batch}: {data.name} has only {pictures} training pictures, less than one "
-            f"batch; use at most {pictures}{more}."
+            f"trainer.batch_size = {batch}: {data.name} has only {images} training images, less than one "
+            f"batch; use at most {images}{more}."
         )
 
 
@@ -257,7 +257,7 @@ def warnings(cfg: Any) -> Iterator[str]:
         yield f"{key}: collapses on purpose, as in the paper's section 5.3."
     elif loss.centering == "mean" and loss.center_momentum >= 0.999:
         yield (
-            f"loss.center_momentum = {loss.center_momentum}: the centre is too slow; collapsed in the paper "
+            f"loss.center_momentum = {loss.center_momentum}: the center is too slow; collapsed in the paper "
             "(k-NN 0.1). The paper uses 0.9."
         )
     if ema.momentum == 0:
@@ -291,7 +291,7 @@ def warnings(cfg: Any) -> Iterator[str]:
     ):
         fix = "; use backbone.stem=small" if _is_resnet(cfg.backbone.name) else ""
         yield (
-            f"backbone.name = {cfg.backbone.name}: its stem is made for pictures of 224 pixels, and crops of "
+            f"backbone.name = {cfg.backbone.name}: its stem is made for images of 224 pixels, and crops of "
             f"{crops.global_size} shrink to a point{fix}."
         )
 

@@ -45,7 +45,7 @@ class VitConfig(BackboneConfig):
     """Stochastic depth of the student's last block, growing linearly from 0; the teacher has none."""
     stem: str = choice("patch", ["patch", "conv"])
     """`patch`: one convolution per patch (the paper). `conv`: stride-2 3x3 convolutions with batch norm
-    down to the patch size, which small networks on small pictures need in order to learn in minutes."""
+    down to the patch size, which small networks on small images need in order to learn in minutes."""
     init: str = choice("trunc_normal", ["trunc_normal", "xavier"])
     """Initial linear weights: truncated normal of std 0.02 (the released code) or Xavier uniform."""
 
@@ -65,26 +65,26 @@ class TorchvisionConfig(BackboneConfig):
 
     _target_: str = "dino_exp.backbone.library.torchvision_backbone"
     stem: str = choice("imagenet", ["imagenet", "small"])
-    """`small` (ResNets only): a 3x3 stride-1 first convolution and no max-pool, for 32-pixel pictures."""
+    """`small` (ResNets only): a 3x3 stride-1 first convolution and no max-pool, for 32-pixel images."""
 
 
 @dataclass(kw_only=True)
 class HeadConfig:
     """Projection head (paper, section 3.2 and appendix C)."""
 
-    _target_: str = "dino_exp.head.DINOHead"
+    _target_: str = "dino_exp.dino.head.DINOHead"
     out_dim: int = number(65536, at_least=2, hint="1,024 to 262,144 in the paper; small data wants fewer")
     """K, the number of prototypes."""
     hidden_dim: int = number(2048, at_least=1)
     """Width of the hidden layers."""
     bottleneck_dim: int = number(256, at_least=1)
-    """Width of the L2-normalised layer before the prototypes."""
+    """Width of the L2-normalized layer before the prototypes."""
     layers: int = number(3, at_least=1)
     """Linear layers up to the bottleneck."""
     use_bn: bool = False
     """Batch norm after each hidden layer."""
     norm_last_layer: bool = True
-    """Keep the prototypes' gain at 1 (true), or train it (false). They are weight-normalised either way."""
+    """Keep the prototypes' gain at 1 (true), or train it (false). They are weight-normalized either way."""
     init: str = choice("trunc_normal", ["trunc_normal", "xavier"])
     """Initial linear weights: truncated normal of std 0.02 (the released code) or Xavier uniform."""
 
@@ -93,30 +93,30 @@ class HeadConfig:
 class CropsConfig:
     """Multi-crop: two global crops for both networks, more small ones for the student alone."""
 
-    _target_: str = "dino_exp.crops.MultiCrop"
+    _target_: str = "dino_exp.data.crops.MultiCrop"
     global_size: int = number(224, at_least=1)
     """Side of a global crop in pixels."""
     global_scale: list[float] = number([0.4, 1.0], above=0, at_most=1, length=2)
-    """Least and greatest share of the picture's area in a global crop."""
+    """Least and greatest share of the image's area in a global crop."""
     local_size: int = number(96, at_least=1)
     """Side of a local crop in pixels."""
     local_number: int = number(8, at_least=0)
-    """Local crops per picture."""
+    """Local crops per image."""
     local_scale: list[float] = number([0.05, 0.4], above=0, at_most=1, length=2)
-    """Least and greatest share of the picture's area in a local crop."""
+    """Least and greatest share of the image's area in a local crop."""
 
 
 @dataclass(kw_only=True)
 class AugmentConfig:
-    """What happens to each crop, in order: flip, rotation, jitter, greyscale, blur, solarise, normalise."""
+    """What happens to each crop, in order: flip, rotation, jitter, grayscale, blur, solarize, normalize."""
 
-    _target_: str = "dino_exp.augment.Augment"
+    _target_: str = "dino_exp.data.augment.Augment"
     flip: float = number(0.5, at_least=0, at_most=1)
     """Probability of a horizontal flip."""
     rotation: float = number(0.0, at_least=0, at_most=180, hint="the released code does not rotate")
     """Greatest rotation in degrees, either way."""
     jitter: float = number(0.8, at_least=0, at_most=1)
-    """Probability of colour jitter: brightness, contrast, saturation and hue in random order."""
+    """Probability of color jitter: brightness, contrast, saturation and hue in random order."""
     brightness: float = number(0.4, at_least=0, at_most=1)
     """Brightness factor in 1 ± this."""
     contrast: float = number(0.4, at_least=0, at_most=1)
@@ -124,22 +124,22 @@ class AugmentConfig:
     saturation: float = number(0.2, at_least=0, at_most=1)
     """Saturation factor in 1 ± this (RGB only)."""
     hue: float = number(0.1, at_least=0, at_most=0.5)
-    """Hue shift in ± this share of the colour circle; 0.5 is every hue (RGB only)."""
-    grey: float = number(0.2, at_least=0, at_most=1)
-    """Probability of greyscale (RGB only)."""
+    """Hue shift in ± this share of the color circle; 0.5 is every hue (RGB only)."""
+    gray: float = number(0.2, at_least=0, at_most=1)
+    """Probability of grayscale (RGB only)."""
     blur: list[float] = number([1.0, 0.1, 0.5], at_least=0, at_most=1, length=3)
     """Probability of a Gaussian blur for the first global, the second global, and each local crop."""
     blur_sigma: list[float] = number([0.1, 2.0], above=0, length=2)
     """Least and greatest standard deviation of the blur in pixels."""
     solarize: float = number(0.2, at_least=0, at_most=1)
-    """Probability of solarisation (second global crop only)."""
+    """Probability of solarization (second global crop only)."""
 
 
 @dataclass(kw_only=True)
 class LossConfig:
-    """Cross-entropy between teacher and student over crops, with centring and sharpening (section 3.1)."""
+    """Cross-entropy between teacher and student over crops, with centering and sharpening (section 3.1)."""
 
-    _target_: str = "dino_exp.loss.DINOLoss"
+    _target_: str = "dino_exp.dino.loss.DINOLoss"
     student_temp: float = number(0.1, above=0, hint="the paper uses 0.1")
     """τ_s, the student's temperature."""
     teacher_temp: float = number(0.04, at_least=0, hint="the paper uses 0.02–0.07; 0 is a hard argmax")
@@ -150,11 +150,11 @@ class LossConfig:
     warmup_teacher_temp_epochs: int = number(0, at_least=0)
     """Epochs over which τ_t goes from warmup_teacher_temp to teacher_temp; with 0 it is constant."""
     center_momentum: float = number(0.9, at_least=0, below=1, hint="the paper uses 0.9; 0.999 collapses")
-    """m in centre ← m·centre + (1 − m)·batch mean. 0 follows each batch; 0.999 is too slow and collapses."""
+    """m in center ← m·center + (1 − m)·batch mean. 0 follows each batch; 0.999 is too slow and collapses."""
     center_init: str = choice("zeros", ["zeros", "first_batch"])
-    """Where the centre starts: `zeros` (released code) or the first batch's mean, which helps short runs."""
+    """Where the center starts: `zeros` (released code) or the first batch's mean, which helps short runs."""
     centering: str = choice("mean", ["mean", "sinkhorn", "none"])
-    """`mean` subtracts the centre; `sinkhorn` balances the batch by Sinkhorn-Knopp; `none` does neither."""
+    """`mean` subtracts the center; `sinkhorn` balances the batch by Sinkhorn-Knopp; `none` does neither."""
     sharpening: bool = True
     """False makes the teacher no sharper than the student (τ_t = τ_s): the collapse study of section 5.3."""
 
@@ -163,7 +163,7 @@ class LossConfig:
 class EmaConfig:
     """The teacher's momentum λ: teacher ← λ·teacher + (1 − λ)·student after each step."""
 
-    _target_: str = "dino_exp.ema.momentum_schedule"
+    _target_: str = "dino_exp.dino.ema.momentum_schedule"
     schedule: str = choice("cosine", ["cosine", "constant", "linear"])
     """How λ goes from momentum to final_momentum over the run, per step."""
     momentum: float = number(
@@ -176,11 +176,11 @@ class EmaConfig:
 
 @dataclass(kw_only=True)
 class OptimizerConfig:
-    """The optimiser and the schedules of its learning rate and weight decay."""
+    """The optimizer and the schedules of its learning rate and weight decay."""
 
     _target_: str = choice(
-        "dino_exp.optimizer.adamw",
-        ["dino_exp.optimizer.adamw", "dino_exp.optimizer.sgd", "dino_exp.optimizer.lars"],
+        "dino_exp.dino.optimizer.adamw",
+        ["dino_exp.dino.optimizer.adamw", "dino_exp.dino.optimizer.sgd", "dino_exp.dino.optimizer.lars"],
     )
     lr: float = number(5e-4, at_least=0, hint="the peak is lr · batch_size / 256")
     """Learning rate for a batch of 256; the peak is scaled linearly with the global batch."""
@@ -200,54 +200,54 @@ class OptimizerConfig:
 
 @dataclass(kw_only=True)
 class DataConfig:
-    """Where the pictures come from."""
+    """Where the images come from."""
 
     _target_: str = MISSING
     name: str = MISSING
     root: str | None = MISSING
-    """Folder of the pictures; for generated and downloaded sets where they are kept (null: a cache)."""
+    """Folder of the images; for generated and downloaded sets where they are kept (null: a cache)."""
     channels: int = number(3, at_least=1)
-    """Channels of a picture."""
+    """Channels of an image."""
     mean: list[float] = number([0.485, 0.456, 0.406])
     """Mean per channel, of values in 0–1, subtracted after augmentation."""
     std: list[float] = number([0.229, 0.224, 0.225], above=0)
     """Standard deviation per channel, divided by after augmentation."""
     max_corrupt: float = number(0.01, at_least=0, at_most=1)
-    """Share of unreadable pictures above which the run ends with an error."""
+    """Share of unreadable images above which the run ends with an error."""
     backend: str = choice("fast", ["fast", "pil"])
-    """`fast` augments whole batches on the training device; `pil` is the released code's pipeline, picture
-    by picture in the loader's processes: the reference, and several times slower."""
+    """`fast` augments whole batches on the training device; `pil` is the released code's pipeline, image
+    by image in the loader's processes: the reference, and several times slower."""
 
 
 @dataclass(kw_only=True)
 class ShapesConfig(DataConfig):
-    """Procedural pictures of one textured object each, with class and mask; generated in seconds."""
+    """Procedural images of one textured object each, with class and mask; generated in seconds."""
 
     _target_: str = "dino_exp.data.shapes.load"
     name: str = "shapes"
     root: str | None = None
     image_size: int = number(32, at_least=16)
-    """Side of a picture in pixels."""
+    """Side of an image in pixels."""
     train_size: int = number(12000, at_least=1)
-    """Pictures to train on."""
+    """Images to train on."""
     test_size: int = number(3000, at_least=1)
-    """Held-out pictures."""
+    """Held-out images."""
     seed: int = number(0, at_least=0, at_most=2**32 - 1)
-    """Seed of the pictures themselves; another seed is another data set."""
+    """Seed of the images themselves; another seed is another data set."""
 
 
 @dataclass(kw_only=True)
 class StoredConfig(DataConfig):
-    """What all pictures in files have."""
+    """What all images in files have."""
 
     val_root: str | None = "auto"
-    """Held-out pictures for k-NN. `auto`: the folder `val` or `test` beside a root named `train`, or the
+    """Held-out images for k-NN. `auto`: the folder `val` or `test` beside a root named `train`, or the
     shards, files or split so named in the root; null has none."""
     packed: bool = False
-    """Decode each picture once, into one file of pixels in ~/.cache/dino_exp (or $XDG_CACHE_HOME) that all
+    """Decode each image once, into one file of pixels in ~/.cache/dino_exp (or $XDG_CACHE_HOME) that all
     processes and runs of the machine share: no decoding, and much disk."""
     packed_side: int | None = number(None, at_least=1)
-    """With packed, the shorter side of larger pictures becomes this many pixels; null keeps all pixels."""
+    """With packed, the shorter side of larger images becomes this many pixels; null keeps all pixels."""
 
 
 @dataclass(kw_only=True)
@@ -274,7 +274,7 @@ class HuggingfaceConfig(StoredConfig):
     _target_: str = "dino_exp.data.huggingface.load"
     name: str = "huggingface"
     image_column: str | None = None
-    """Column of the pictures; null is the one of the type Image."""
+    """Column of the images; null is the one of the type Image."""
     label_column: str | None = None
     """Column of the classes; null is the one of the type ClassLabel, if there is one."""
 
@@ -302,11 +302,11 @@ class TrainerConfig:
     """Length, batch, machine, and how often things are written."""
 
     epochs: int = number(100, at_least=1)
-    """Passes over the training pictures; all schedules span them."""
+    """Passes over the training images; all schedules span them."""
     max_steps: int | None = number(None, at_least=1)
     """Stop after this many steps; the schedules still span `epochs`, so the run is a prefix of the whole."""
     batch_size: int = number(512, at_least=1)
-    """Pictures per step over all processes."""
+    """Images per step over all processes."""
     accumulate: int = number(1, at_least=1)
     """Parts that a process makes its share of the batch in, one after the other, to save memory. Only batch
     norm and stochastic depth, which see a part at a time, change the result."""
@@ -316,13 +316,13 @@ class TrainerConfig:
     compile: bool = False
     """Translate the backbones with `torch.compile`: minutes at the start, and faster steps."""
     seed: int = number(0, at_least=0, at_most=2**32 - 1)
-    """Seed of the weights, the order of the pictures, and their crops."""
+    """Seed of the weights, the order of the images, and their crops."""
     precision: str = choice("auto", ["auto", "fp32", "bf16", "fp16"])
     """Autocast type of the networks; `auto` is bf16 on a GPU that has it and fp32 elsewhere."""
     device: str = choice("auto", ["auto", "cpu", "cuda", "mps"])
     """Where to train; `auto` takes the first of cuda, mps, cpu that is there."""
     num_workers: int | None = number(None, at_least=0)
-    """Processes that prepare pictures; null chooses from the cores at hand. Never changes the result."""
+    """Processes that prepare images; null chooses from the cores at hand. Never changes the result."""
     log_every: int = number(50, at_least=1)
     """Steps between two lines of metrics.jsonl."""
     checkpoint_every: int = number(500, at_least=1)
@@ -362,23 +362,23 @@ class TensorboardConfig(TrackerConfig):
 
 @dataclass(kw_only=True)
 class EvalConfig:
-    """Weighted k-NN on held-out pictures during training (section 4.1 and appendix F.1)."""
+    """Weighted k-NN on held-out images during training (section 4.1 and appendix F.1)."""
 
     _target_: str = "dino_exp.eval.knn.KNN"
     k: int = number(20, at_least=1)
-    """Neighbours that vote; more neighbours than bank pictures are cut to the bank."""
+    """Neighbors that vote; more neighbors than bank images are cut to the bank."""
     temperature: float = number(0.07, above=0)
-    """T in a neighbour's weight exp(similarity / T)."""
+    """T in a neighbor's weight exp(similarity / T)."""
     every_epochs: int = number(10, at_least=1)
     """Epochs between two evaluations; the untrained and the final network are always evaluated."""
     bank_size: int | None = number(None, at_least=1)
-    """Training pictures in the bank; null is all."""
+    """Training images in the bank; null is all."""
     query_size: int | None = number(None, at_least=1)
-    """Held-out pictures that are classified; null is all."""
+    """Held-out images that are classified; null is all."""
     batch_size: int = number(256, at_least=1)
-    """Pictures per forward pass."""
+    """Images per forward pass."""
     crop_ratio: float = number(0.875, above=0, at_most=1)
-    """The central share of the resized picture's side that is seen; 224 / 256 in the released code."""
+    """The central share of the resized image's side that is seen; 224 / 256 in the released code."""
 
 
 @dataclass(kw_only=True)
@@ -394,7 +394,7 @@ class Config:
     init_from: str | None = None
     """Weights to begin with: a file (.pth, .pt, .safetensors), or a run's folder, for its last checkpoint."""
     init_parts: str = choice("all", ["all", "backbone"])
-    """`all` takes backbone, head and centre, as far as the file has them; `backbone` takes nothing else."""
+    """`all` takes backbone, head and center, as far as the file has them; `backbone` takes nothing else."""
     init_sha256: str | None = "${weights_digest:${init_from}}"
     """SHA-256 of the content of init_from, which makes it a run of its own; computed, not typed."""
     backbone: BackboneConfig = MISSING

@@ -10,12 +10,12 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf._utils import get_yaml_loader
 from omegaconf.errors import OmegaConfBaseException
 
-from dino_exp.config import former_names
 from dino_exp.config.messages import closest, did_you_mean
 from dino_exp.config.schema import SCHEMAS, Config
 from dino_exp.config.targets import targets_of
 from dino_exp.errors import UserError
-from dino_exp.run_directory import RunDirectory
+from dino_exp.runs import former_names
+from dino_exp.runs.run_directory import RunDirectory
 
 
 class FastLoader(yaml.CSafeLoader if hasattr(yaml, "CSafeLoader") else yaml.SafeLoader):  # type: ignore[misc]  # a base chosen at run time

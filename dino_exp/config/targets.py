@@ -10,7 +10,7 @@ from typing import Any, Protocol, cast
 from omegaconf import MISSING as NOT_SET
 from omegaconf import DictConfig
 
-from dino_exp.config.evaluations import EVALUATIONS
+from dino_exp.config.evaluation_schema import EVALUATIONS
 from dino_exp.config.schema import SCHEMAS
 from dino_exp.errors import UserError
 

@@ -11,14 +11,15 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import InterpolationKeyError, OmegaConfBaseException
 
-from dino_exp.config import former_names, relations
+from dino_exp.config import relations
 from dino_exp.config.fields import Bounds, Choices
 from dino_exp.config.messages import any_of, closest, did_you_mean, show, wrong_value
 from dino_exp.config.schema import SCHEMAS, schema_of
 from dino_exp.config.targets import targets_of
+from dino_exp.runs import former_names
 
 MISSING_FIX = {
-    "data.root": "the training pictures, e.g. data.root=/path/to/train",
+    "data.root": "the training images, e.g. data.root=/path/to/train",
     "backbone.name": "a model's name, e.g. backbone.name=convnext_tiny",
 }
 

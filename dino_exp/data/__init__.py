@@ -1,1 +1,1 @@
-"""Where the pictures come from: one `load` per data set, each giving the `Splits` of `source`."""
+"""Where the images come from: one `load` per data set, each giving the `Splits` of `source`."""

@@ -1,4 +1,4 @@
-"""Which files are meant: a folder, a pattern or a list of them, and those that hold the held-out pictures."""
+"""Which files are meant: a folder, a pattern or a list of them, and those that hold the held-out images."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def beside(train: Path) -> Path | None:
     for name in HELD_OUT:
         candidate = train.with_name(name + train.suffix)
         if candidate.exists():
-            log.info("held-out pictures: %s", candidate)
+            log.info("held-out images: %s", candidate)
             return candidate
     return None
 
@@ -102,10 +102,10 @@ def held_out_beside(
         folder = place if place.is_dir() else train[0].parent
         named = held_out_part(sorted(entry for entry in folder.iterdir() if is_one(entry, endings)))
         if named and not set(named) & set(train):
-            log.info("held-out pictures: %s%s", named[0], f" to {named[-1].name}" if len(named) > 1 else "")
+            log.info("held-out images: %s%s", named[0], f" to {named[-1].name}" if len(named) > 1 else "")
             return named
-    neighbour = beside(place if place.exists() else train[0].parent)
-    return [] if neighbour is None else held_out(str(neighbour))
+    neighbor = beside(place if place.exists() else train[0].parent)
+    return [] if neighbor is None else held_out(str(neighbor))
 
 
 def held_out_word(file: Path) -> str | None:

@@ -1,4 +1,4 @@
-"""Pictures in files: class folders, one flat folder, or a text file that lists them."""
+"""Images in files: class folders, one flat folder, or a text file that lists them."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from pathlib import Path
 import torch
 
 from dino_exp.data.file_sets import beside, existing
-from dino_exp.data.labelled import Labelled, Names, digest
+from dino_exp.data.labeled import Labeled, Names, digest
 from dino_exp.data.packed import packed_splits
-from dino_exp.data.source import PICTURE_SUFFIXES, Shrink, Splits, read_image
+from dino_exp.data.source import IMAGE_SUFFIXES, Shrink, Splits, read_image
 from dino_exp.errors import UserError
 
 log = logging.getLogger(__name__)
 
-LAYOUTS = "class folders (root/<class>/**/*.jpg), a folder of pictures, or a text file with one path per line"
+LAYOUTS = "class folders (root/<class>/**/*.jpg), a folder of images, or a text file with one path per line"
 
 
 def load(
@@ -34,9 +34,9 @@ def load(
     packed: bool,
     packed_side: int | None,
 ) -> Splits:
-    """The pictures below `root`, and those below `val_root` as the held-out ones.
+    """The images below `root`, and those below `val_root` as the held-out ones.
 
-    root: class folders (pictures at any depth below each), or a flat folder of pictures without labels, or
+    root: class folders (images at any depth below each), or a flat folder of images without labels, or
     a text file with one path per line, relative to the file's folder, and optionally a tab and the label.
     A single class folder counts as no labels: k-NN on one class would always be right.
     val_root: one of the same, with the classes of `root`; "auto" takes `val` or `test` beside a root named
@@ -46,7 +46,7 @@ def load(
     are `packed_splits`'s.
     """
     if root is None:
-        raise UserError(f"data.root is null: give the place of the pictures: {LAYOUTS}.")
+        raise UserError(f"data.root is null: give the place of the images: {LAYOUTS}.")
     train_path = existing("data.root", root, LAYOUTS)
     train = _source("data.root", train_path, channels, backend)
     if val_root == "auto":
@@ -57,7 +57,7 @@ def load(
     if val_path:
         if val_path.samefile(train_path):
             raise UserError(
-                f"data.val_root = {val_root}: these are the training pictures themselves; give held-out "
+                f"data.val_root = {val_root}: these are the training images themselves; give held-out "
                 "ones, or null for none."
             )
         test = _source("data.val_root", val_path, channels, backend)
@@ -65,7 +65,7 @@ def load(
     return packed_splits(train, test, packed_side) if packed else Splits(train, test)
 
 
-class FolderSource(Labelled):
+class FolderSource(Labeled):
     """Files below one folder, with or without labels."""
 
     def __init__(self, place: Path, base: Path, channels: int, backend: str) -> None:
@@ -114,65 +114,65 @@ def _source(key: str, path: Path, channels: int, backend: str) -> FolderSource:
     except OSError as error:
         raise UserError(f"{key} = {path}: cannot be read: {error}.") from error
     if not len(source):
-        endings = " ".join(sorted(PICTURE_SUFFIXES))
-        raise UserError(f"{key} = {path}: no pictures there. Give {LAYOUTS}; file names end in {endings}.")
+        endings = " ".join(sorted(IMAGE_SUFFIXES))
+        raise UserError(f"{key} = {path}: no images there. Give {LAYOUTS}; file names end in {endings}.")
     return source
 
 
 def _folder(key: str, root: Path, channels: int, backend: str) -> FolderSource:
-    pictures, folders = _entries(str(root))
+    images, folders = _entries(str(root))
     paths, ends, labels, classes = bytearray(), array("q", [0]), array("q"), [Path(f).name for f in folders]
     skip = len(os.fsencode(root)) + (0 if root.name == "" else 1)
     for label, folder in enumerate(folders):
         before = len(labels)
-        for picture in _below(folder, (os.path.realpath(root),)):
-            paths += os.fsencode(picture)[skip:]
+        for image in _below(folder, (os.path.realpath(root),)):
+            paths += os.fsencode(image)[skip:]
             ends.append(len(paths))
             labels.append(label)
         if len(labels) == before:
-            log.warning("%s: class folder %s has no pictures", key, folder)
+            log.warning("%s: class folder %s has no images", key, folder)
     source = FolderSource(root, root, channels, backend)
     if not labels:
-        for picture in pictures:
-            paths += os.fsencode(picture)[skip:]
+        for image in images:
+            paths += os.fsencode(image)[skip:]
             ends.append(len(paths))
         source.fill(paths, ends, labels, None)
-    elif pictures:
+    elif images:
         raise UserError(
-            f"{key} = {root}: holds pictures ({Path(pictures[0]).name}, {len(pictures):,} in all) as well as "
-            f"folders of pictures ({classes[0]}, ...), so it is neither flat nor class folders. Move one "
-            "kind away, or list the pictures in a text file and give that."
+            f"{key} = {root}: holds images ({Path(images[0]).name}, {len(images):,} in all) as well as "
+            f"folders of images ({classes[0]}, ...), so it is neither flat nor class folders. Move one "
+            "kind away, or list the images in a text file and give that."
         )
     else:
         if len(classes) == 1:
-            log.info("%s: one class folder, so the pictures have no labels", key)
+            log.info("%s: one class folder, so the images have no labels", key)
         source.fill(paths, ends, labels, classes)
     return source
 
 
 def _below(folder: str, above: tuple[str, ...]) -> Iterator[str]:
-    """Paths of all pictures below a folder, in an order that depends on the names alone."""
+    """Paths of all images below a folder, in an order that depends on the names alone."""
     real = os.path.realpath(folder)
     if real in above:  # a link to a folder above
         return
-    pictures, folders = _entries(folder)
-    yield from pictures
+    images, folders = _entries(folder)
+    yield from images
     for inner in folders:
         yield from _below(inner, (*above, real))
 
 
 def _entries(folder: str) -> tuple[list[str], list[str]]:
-    """Sorted paths of the pictures and of the folders in a folder; hidden ones are passed over."""
-    pictures, folders = [], []
+    """Sorted paths of the images and of the folders in a folder; hidden ones are passed over."""
+    images, folders = [], []
     with os.scandir(folder) as entries:
         for entry in entries:
             if entry.name.startswith("."):
                 continue
-            if os.path.splitext(entry.name)[1].lower() in PICTURE_SUFFIXES:  # noqa: PTH122 (10^7 times)
-                pictures.append(entry.path)
+            if os.path.splitext(entry.name)[1].lower() in IMAGE_SUFFIXES:  # noqa: PTH122 (10^7 times)
+                images.append(entry.path)
             elif entry.is_dir():
                 folders.append(entry.path)
-    return sorted(pictures), sorted(folders)
+    return sorted(images), sorted(folders)
 
 
 def _list_file(key: str, path: Path, channels: int, backend: str) -> FolderSource:
@@ -183,19 +183,19 @@ def _list_file(key: str, path: Path, channels: int, backend: str) -> FolderSourc
             raise UserError(f"{key} = {path}: not a text file. Give {LAYOUTS}.")
         lines.seek(0)
         for number, line in enumerate(lines, start=1):
-            picture, tab, label = line.removeprefix(b"\xef\xbb\xbf").rstrip(b"\r\n").partition(b"\t")
-            if not picture.strip():
+            image, tab, label = line.removeprefix(b"\xef\xbb\xbf").rstrip(b"\r\n").partition(b"\t")
+            if not image.strip():
                 continue
             if len(ends) == 1:
-                _check_first(key, path, number, picture)
+                _check_first(key, path, number, image)
             if bool(tab) != bool(labels) and len(ends) > 1:
                 raise UserError(
                     f"{key} = {path}, line {number}: {'a' if tab else 'no'} label (second column, after a "
-                    f"tab), and the lines before have {'none' if tab else 'one'}. Label all pictures or none."
+                    f"tab), and the lines before have {'none' if tab else 'one'}. Label all images or none."
                 )
             if tab:
                 labels.append(numbers.setdefault(label.strip(), len(numbers)))
-            paths += picture
+            paths += image
             ends.append(len(paths))
     source = FolderSource(path, path.parent, channels, backend)
     found = [os.fsdecode(label) for label in numbers]
@@ -208,8 +208,8 @@ def _list_file(key: str, path: Path, channels: int, backend: str) -> FolderSourc
     return source
 
 
-def _check_first(key: str, path: Path, number: int, picture: bytes) -> None:
-    first = path.parent / os.fsdecode(picture)
+def _check_first(key: str, path: Path, number: int, image: bytes) -> None:
+    first = path.parent / os.fsdecode(image)
     if not first.exists():
         raise UserError(
             f"{key} = {path}, line {number}: there is no file {first}. Each line is a path relative to "

@@ -21,7 +21,7 @@ from dino_exp.data.file_sets import (
     held_out_part,
     training_part,
 )
-from dino_exp.data.labelled import Labelled, digest
+from dino_exp.data.labeled import Labeled, digest
 from dino_exp.data.packed import packed_splits
 from dino_exp.data.source import CorruptImageError, Shrink, Splits, decode_image, default_root
 from dino_exp.errors import UserError
@@ -52,7 +52,7 @@ def load(
     image_column: str | None,
     label_column: str | None,
 ) -> Splits:
-    """The pictures of `root`, and those of `val_root` as the held-out ones; no network is asked.
+    """The images of `root`, and those of `val_root` as the held-out ones; no network is asked.
 
     root: a folder written by `save_to_disk` (a Dataset, or a DatasetDict with a split `train`), or parquet
     files: a folder that holds them or whose folder `data` does, one file, a pattern, or a list of them.
@@ -76,7 +76,7 @@ def load(
         held_out = _held_out(val_root) if val_root else []
     if set(held_out) & set(train_files):
         raise UserError(
-            f"data.val_root = {val_root}: {held_out[0]} is among the training pictures; give held-out ones, "
+            f"data.val_root = {val_root}: {held_out[0]} is among the training images; give held-out ones, "
             "or null for none."
         )
     columns = image_column, label_column
@@ -93,8 +93,8 @@ def _held_out(val_root: str) -> list[Path]:
     return named or files
 
 
-class HuggingfaceSource(Labelled):
-    """The rows of one data set; the pictures stay encoded in memory-mapped arrow files.
+class HuggingfaceSource(Labeled):
+    """The rows of one data set; the images stay encoded in memory-mapped arrow files.
 
     files: one folder of `save_to_disk`, or parquet files.
     """
@@ -114,10 +114,10 @@ class HuggingfaceSource(Labelled):
         if not len(rows):
             raise UserError(f"{key} = {self.place}: no rows.")
         datasets = _package()
-        image = _column(key, rows, "image_column", image_column, datasets.Image)
-        self._column = image
+        column = _column(key, rows, "image_column", image_column, datasets.Image)
+        self._column = column
         # Undecoded, so that every source decodes alike.
-        self._rows = rows.select_columns([image]).cast_column(image, datasets.Image(decode=False))
+        self._rows = rows.select_columns([column]).cast_column(column, datasets.Image(decode=False))
         label = _column(key, rows, "label_column", label_column, datasets.ClassLabel)
         if label is not None:
             self._take_labels(rows, label)
@@ -126,21 +126,21 @@ class HuggingfaceSource(Labelled):
         return len(self._rows)
 
     def read(self, index: int, shrink: Shrink | None = None) -> torch.Tensor:
-        picture = self._rows[index][self._column]
+        image = self._rows[index][self._column]
         name = self.name(index)
-        content = picture and picture["bytes"]
-        if not content and picture and picture["path"]:
+        content = image and image["bytes"]
+        if not content and image and image["path"]:
             try:
-                content = Path(picture["path"]).read_bytes()
+                content = Path(image["path"]).read_bytes()
             except OSError as error:
-                raise CorruptImageError(name, f"{picture['path']}: {error.strerror}") from error
+                raise CorruptImageError(name, f"{image['path']}: {error.strerror}") from error
         if not content:
-            raise CorruptImageError(name, "the row holds no picture")
+            raise CorruptImageError(name, "the row holds no image")
         return decode_image(content, name, self._channels, backend=self._backend, shrink=shrink)
 
     def name(self, index: int) -> str:
         if not 0 <= index < len(self):
-            raise IndexError(f"picture {index} of {len(self)}")
+            raise IndexError(f"image {index} of {len(self)}")
         return f"{self.place}: row {index}"
 
     def fingerprint(self) -> str:

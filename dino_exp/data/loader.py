@@ -1,6 +1,6 @@
 """Batches of crops in an order that depends on the seed alone.
 
-A sample's crops depend on (seed, epoch, index): each picture draws from a counter-based generator at that
+A sample's crops depend on (seed, epoch, index): each image draws from a counter-based generator at that
 place, so neither worker count, nor process count, nor a resume changes them.
 """
 
@@ -16,16 +16,17 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from dino_exp.augment import Augment
-from dino_exp.crops import MultiCrop
-from dino_exp.data.released import Released
+from dino_exp.data.augment import Augment
+from dino_exp.data.crops import MultiCrop
+from dino_exp.data.pil_reference import Released
 from dino_exp.data.source import CorruptImageError, ImageSource
 from dino_exp.errors import UserError
-from dino_exp.interrupt import STOPPING
+from dino_exp.parallel.interrupt import STOPPING
+from dino_exp.seeding import generator
 
 
 class Batch(NamedTuple):
-    """One step's crops, before colour. B pictures, C channels; crop-major."""
+    """One step's crops, before color. B images, C channels; crop-major."""
 
     global_crops: torch.Tensor  # uint8 (2, B, C, S, S)
     local_crops: torch.Tensor  # uint8 (n, B, C, s, s)
@@ -33,16 +34,11 @@ class Batch(NamedTuple):
     corrupt: torch.Tensor  # int64, indices that could not be read and were replaced by the next readable one
 
 
-def generator(seed: int, epoch: int, index: int) -> np.random.Generator:
-    """The random numbers of one picture in one epoch; index −1 is for the order of the epoch."""
-    return np.random.Generator(np.random.Philox(key=seed, counter=[0, index + 1, epoch, 0]))
-
-
 class BatchOrder(Sampler[tuple[int, list[int]]]):
     """Yields (epoch, indices) of each batch from `start_step` to `stop_step`, without incomplete ones.
 
     Args:
-        length: pictures in the data set, at least `batch_size`.
+        length: images in the data set, at least `batch_size`.
         batch_size: global.
         rank: which of `processes` equal, contiguous parts of every batch is wanted.
     """
@@ -80,7 +76,7 @@ class CropBatches(Dataset[Batch]):
     """Maps (epoch, indices) to a `Batch`.
 
     Args:
-        backend: `data.backend`. With `pil` the crops come finished but for normalisation.
+        backend: `data.backend`. With `pil` the crops come finished but for normalization.
     """
 
     def __init__(
@@ -114,19 +110,19 @@ class CropBatches(Dataset[Batch]):
     def _readable(
         self, index: int, uniform: np.ndarray, parameters: np.ndarray, corrupt: list[int]
     ) -> list[torch.Tensor]:
-        """Crops of the picture, or of the next readable one; unreadable ones are noted in `corrupt`."""
+        """Crops of the image, or of the next readable one; unreadable ones are noted in `corrupt`."""
         for offset in range(len(self.source)):
             place = (index + offset) % len(self.source)
             try:
                 return self._crops(place, uniform, parameters)
             except CorruptImageError:
                 corrupt.append(place)
-        raise UserError("none of the pictures can be read; is data.root the right folder?")
+        raise UserError("none of the images can be read; is data.root the right folder?")
 
     def _crops(self, index: int, uniform: np.ndarray, parameters: np.ndarray) -> list[torch.Tensor]:
         if self.released is not None:
-            picture = self.source.read(index)
-            return self.released(picture, self.crops.boxes(uniform, *picture.shape[1:]), parameters)
+            image = self.source.read(index)
+            return self.released(image, self.crops.boxes(uniform, *image.shape[1:]), parameters)
         shrunk: list[tuple[np.ndarray, int]] = []
 
         def shrink(height: int, width: int) -> int:
@@ -136,15 +132,15 @@ class CropBatches(Dataset[Batch]):
                 shrunk.append((boxes, factor))
             return factor
 
-        picture = self.source.read(index, shrink)
+        image = self.source.read(index, shrink)
         if shrunk:
-            return self.crops.cut_shrunk(picture, *shrunk[0])
-        return self.crops.cut(picture, self.crops.boxes(uniform, *picture.shape[1:]))
+            return self.crops.cut_shrunk(image, *shrunk[0])
+        return self.crops.cut(image, self.crops.boxes(uniform, *image.shape[1:]))
 
 
 def _stacked(by_crop: list[tuple[torch.Tensor, ...]]) -> torch.Tensor:
-    """One crop of every picture after the other's: uint8 (crops, B, C, S, S)."""
-    stacked = torch.stack([picture for crop in by_crop for picture in crop]).contiguous()
+    """One crop of every image after the other's: uint8 (crops, B, C, S, S)."""
+    stacked = torch.stack([image for crop in by_crop for image in crop]).contiguous()
     return stacked.unflatten(0, (len(by_crop), -1))
 
 

@@ -1,4 +1,4 @@
-"""Pictures decoded once, their pixels kept in one file that all processes and runs of a machine share."""
+"""Images decoded once, their pixels kept in one file that all processes and runs of a machine share."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as transforms
 
 from dino_exp import machine
+from dino_exp.atomic import write_atomically
+from dino_exp.console import console_for_a_run
 from dino_exp.data.file_ranges import FileRanges, stamps
-from dino_exp.data.labelled import digest
+from dino_exp.data.labeled import digest
 from dino_exp.data.source import CorruptImageError, ImageSource, Shrink, Splits, default_root
 from dino_exp.errors import UserError
-from dino_exp.progress import console_for_a_run
-from dino_exp.run_directory import write_atomically
 
 log = logging.getLogger(__name__)
 
@@ -35,33 +35,33 @@ LAYOUT = 1  # of the two files
 LOG_SECONDS = 60
 """Between two lines about the progress where there is no terminal for a bar."""
 SAMPLE = 256
-"""Pictures whose sizes tell how much room all will take."""
+"""Images whose sizes tell how much room all will take."""
 
 
-class StoredPictures(ImageSource, Protocol):
-    """Pictures in files."""
+class StoredImages(ImageSource, Protocol):
+    """Images in files."""
 
     place: Path
 
 
-def packed_splits(train: StoredPictures, test: StoredPictures | None, side: int | None) -> Splits:
+def packed_splits(train: StoredImages, test: StoredImages | None, side: int | None) -> Splits:
     """Both parts as `PackedSource`s, which are written now if they are not there yet."""
     return Splits(PackedSource(train, side), None if test is None else PackedSource(test, side))
 
 
 class PackedSource:
-    """The pictures of a source, from their pixels in `default_root()`.
+    """The images of a source, from their pixels in `default_root()`.
 
-    side: the shorter side of larger pictures becomes this many pixels, antialiased bicubic; None keeps them.
+    side: the shorter side of larger images becomes this many pixels, antialiased bicubic; None keeps them.
 
-    Unreadable pictures stay so, with their reason. Each picture has a check sum, because the file may be too
-    large to be read whole at every start; a damaged picture is unreadable too.
+    Unreadable images stay so, with their reason. Each image has a check sum, because the file may be too
+    large to be read whole at every start; a damaged image is unreadable too.
     Raises UserError where the pixels do not fit on the disk.
     """
 
     has_masks = False
 
-    def __init__(self, source: StoredPictures, side: int | None) -> None:
+    def __init__(self, source: StoredImages, side: int | None) -> None:
         self._source = source
         name = f"packed-{source.place.name}-{digest(LAYOUT, source.fingerprint(), side)}"
         self._name = name
@@ -104,7 +104,7 @@ class PackedSource:
         return self._name
 
     def mask(self, index: int) -> torch.Tensor:
-        raise ValueError("stored pictures have no masks")
+        raise ValueError("stored images have no masks")
 
     def read(self, index: int, shrink: Shrink | None = None) -> torch.Tensor:
         if index in self._reasons:
@@ -124,7 +124,7 @@ class PackedSource:
 
 class _Index(NamedTuple):
     shapes: np.ndarray  # int32 (N, 3): C, H, W; zeros where unreadable
-    starts: np.ndarray  # int64 (N,): of the picture in the file, which holds C x H x W bytes of each
+    starts: np.ndarray  # int64 (N,): of the image in the file, which holds C x H x W bytes of each
     checks: np.ndarray  # int64 (N,): CRC-32
     unreadable: np.ndarray  # int64 (M,)
     reasons: np.ndarray  # text (M,)
@@ -142,7 +142,7 @@ def _read_index(index: Path, pixels: Path) -> _Index | None:
         return None
 
 
-def _pack(source: StoredPictures, side: int | None, path: Path) -> _Index:
+def _pack(source: StoredImages, side: int | None, path: Path) -> _Index:
     count = len(source)
     shapes, checks = np.zeros((count, 3), dtype=np.int32), np.zeros(count, dtype=np.int64)
     reasons: dict[int, str] = {}
@@ -155,24 +155,24 @@ def _pack(source: StoredPictures, side: int | None, path: Path) -> _Index:
 
     needed = _room(read, count)
     _check_room(path.parent, needed)
-    log.info("packing %s pictures (about %s) into %s", f"{count:,}", _size(needed), path)
+    log.info("packing %s images (about %s) into %s", f"{count:,}", _size(needed), path)
     began = time.monotonic()
 
     def write(file: IO[bytes]) -> None:
-        pictures = _in_order(read, count, machine.cores())
+        images = _in_order(read, count, machine.cores())
         console, told = console_for_a_run(), began
         quiet = not console.is_terminal
-        shown = track(pictures, "packing", total=count, console=console, transient=True, disable=quiet)
-        for index, picture in enumerate(shown):
+        shown = track(images, "packing", total=count, console=console, transient=True, disable=quiet)
+        for index, image in enumerate(shown):
             if quiet and time.monotonic() - told > LOG_SECONDS:
                 told = time.monotonic()
-                log.info("packed %s of %s pictures", f"{index:,}", f"{count:,}")
-            if isinstance(picture, CorruptImageError):
-                reasons[index] = picture.reason
+                log.info("packed %s of %s images", f"{index:,}", f"{count:,}")
+            if isinstance(image, CorruptImageError):
+                reasons[index] = image.reason
                 continue
-            content = picture.contiguous().numpy()
+            content = image.contiguous().numpy()
             file.write(content.data)
-            shapes[index], checks[index] = picture.shape, zlib.crc32(content.data)
+            shapes[index], checks[index] = image.shape, zlib.crc32(content.data)
 
     try:
         write_atomically(path, write)
@@ -191,10 +191,10 @@ def _pack(source: StoredPictures, side: int | None, path: Path) -> _Index:
     )
 
 
-def _resized(picture: torch.Tensor, side: int | None) -> torch.Tensor:
-    if side is None or min(picture.shape[1:]) <= side:
-        return picture
-    return transforms.resize(picture, [side], InterpolationMode.BICUBIC, antialias=True)
+def _resized(image: torch.Tensor, side: int | None) -> torch.Tensor:
+    if side is None or min(image.shape[1:]) <= side:
+        return image
+    return transforms.resize(image, [side], InterpolationMode.BICUBIC, antialias=True)
 
 
 def _in_order(
@@ -212,9 +212,9 @@ def _in_order(
 
 
 def _room(read: Callable[[int], torch.Tensor | CorruptImageError], count: int) -> int:
-    """Bytes of all pixels, from those of some pictures."""
+    """Bytes of all pixels, from those of some images."""
     some = range(0, count, -(-count // SAMPLE))
-    sizes = [picture.numel() for picture in map(read, some) if isinstance(picture, torch.Tensor)]
+    sizes = [image.numel() for image in map(read, some) if isinstance(image, torch.Tensor)]
     return sum(sizes) * count // len(some)
 
 

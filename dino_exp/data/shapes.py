@@ -1,4 +1,4 @@
-"""The embedded data set: drawn in seconds by `shape_pictures`, and kept in a memory-mapped file."""
+"""The embedded data set: drawn in seconds by `shape_images`, and kept in a memory-mapped file."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from uuid import uuid4
 import numpy as np
 import torch
 
-from dino_exp.data import shape_pictures
-from dino_exp.data.shape_pictures import BLOCK, CLASSES
+from dino_exp.data import shape_images
+from dino_exp.data.shape_images import BLOCK, CLASSES
 from dino_exp.data.source import Shrink, Splits, default_root
 from dino_exp.errors import UserError
 
@@ -37,7 +37,7 @@ def load(
     test_size: int,
     seed: int,
 ) -> Splits:
-    """The pictures of one seed, drawn now or taken from the cache in `root` (null: ~/.cache/dino_exp).
+    """The images of one seed, drawn now or taken from the cache in `root` (null: ~/.cache/dino_exp).
 
     A cache that cannot be written costs memory and a few seconds per start, nothing else.
     name, mean, std, max_corrupt and backend concern the loader.
@@ -53,7 +53,7 @@ def load(
 
 
 class ShapesSource:
-    """One split. A copy in another process opens the cache file again and takes no pictures along."""
+    """One split. A copy in another process opens the cache file again and takes no images along."""
 
     has_masks = True
 
@@ -64,15 +64,13 @@ class ShapesSource:
         self.shape = (size, channels + 1, image_size, image_size)  # the last plane is the mask, 0 or 1
         self.seed = seed
         self.classes: list[str] | None = [kind.name for kind in CLASSES]
-        labels = [
-            shape_pictures.block_labels(seed, self._number, block) for block in range(-(-size // BLOCK))
-        ]
+        labels = [shape_images.block_labels(seed, self._number, block) for block in range(-(-size // BLOCK))]
         self.labels: np.ndarray | None = np.concatenate(labels)[:size]
 
-        content = repr((self.split, self.shape, self.seed, shape_pictures.settings()))
+        content = repr((self.split, self.shape, self.seed, shape_images.settings()))
         digest = sha256(content.encode()).hexdigest()[:12]
         self._path = folder / f"shapes-{split}-{size}x{image_size}px-seed{seed}-{digest}.npy"
-        self._pictures: np.ndarray | torch.Tensor | None = self._cached()
+        self._images: np.ndarray | torch.Tensor | None = self._cached()
 
     @property
     def _number(self) -> int:
@@ -95,19 +93,19 @@ class ShapesSource:
 
     def __getstate__(self) -> dict[str, object]:
         state = self.__dict__.copy()
-        if isinstance(self._pictures, np.ndarray):
-            state["_pictures"] = None
+        if isinstance(self._images, np.ndarray):
+            state["_images"] = None
         return state
 
     def _planes(self, index: int) -> torch.Tensor:
-        if self._pictures is None:
-            self._pictures = _open(self._path)
-        if isinstance(self._pictures, torch.Tensor):
-            return self._pictures[index]
-        return torch.from_numpy(self._pictures[index].copy())
+        if self._images is None:
+            self._images = _open(self._path)
+        if isinstance(self._images, torch.Tensor):
+            return self._images[index]
+        return torch.from_numpy(self._images[index].copy())
 
     def _cached(self) -> np.ndarray | torch.Tensor:
-        """The mapped cache file, written first if need be; the pictures in memory where that fails."""
+        """The mapped cache file, written first if need be; the images in memory where that fails."""
         try:
             if not _whole(self._path, self.shape):
                 log.info("drawing %s shapes (%s) into %s", f"{len(self):,}", self.split, self._path)
@@ -121,10 +119,10 @@ class ShapesSource:
     def _drawn(self) -> Iterator[np.ndarray]:
         size, planes, image_size, _ = self.shape
         for block in range(-(-size // BLOCK)):
-            pictures = shape_pictures.block_pictures(
+            images = shape_images.block_images(
                 self.seed, self._number, block, image_size=image_size, channels=planes - 1
             )
-            yield pictures[: size - block * BLOCK]
+            yield images[: size - block * BLOCK]
 
 
 # The file: a .npy, whose readers ignore what follows the array, and the array's CRC-32 after it.

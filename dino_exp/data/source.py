@@ -1,4 +1,4 @@
-"""What a set of pictures is, and how one file becomes a tensor."""
+"""What a set of images is, and how one file becomes a tensor."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ except ImportError:
     decode_jpeg = None
 
 MAX_PIXELS = 178_956_970
-"""Largest picture that is decoded, in pixels: where Pillow refuses a file as a decompression bomb.
+"""Largest image that is decoded, in pixels: where Pillow refuses a file as a decompression bomb.
 
-A 20,000 x 20,000 picture would take 1.2 GB in each worker, for crops of a few hundred pixels. It counts as
+A 20,000 x 20,000 image would take 1.2 GB in each worker, for crops of a few hundred pixels. It counts as
 unreadable, so that one such file neither ends a run nor exhausts the memory."""
 
-PICTURE_SUFFIXES = frozenset(
+IMAGE_SUFFIXES = frozenset(
     {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
     | {".ppm", ".pgm", ".pbm", ".pnm", ".npy"}
 )
@@ -35,12 +35,12 @@ TOO_LARGE = f"more than {MAX_PIXELS:,} pixels; scale it down first"
 
 
 Shrink = Callable[[int, int], int]
-"""From the full height and width of a picture to the factor by which it is to be scaled down while it is
+"""From the full height and width of an image to the factor by which it is to be scaled down while it is
 decoded: 1, 2, 4 or 8, and no more than its shorter side."""
 
 
 class CorruptImageError(Exception):
-    """A picture that cannot be read: `name` says which, `reason` why."""
+    """An image that cannot be read: `name` says which, `reason` why."""
 
     def __init__(self, name: str, reason: str) -> None:
         super().__init__(name, reason)
@@ -52,7 +52,7 @@ class CorruptImageError(Exception):
 
 
 class ImageSource(Protocol):
-    """Pictures by index. Sources hold no open files, so that worker processes can be given one cheaply."""
+    """Images by index. Sources hold no open files, so that worker processes can be given one cheaply."""
 
     @property
     def labels(self) -> np.ndarray | None:
@@ -74,13 +74,13 @@ class ImageSource(Protocol):
     def read(self, index: int, shrink: Shrink | None = None) -> torch.Tensor:
         """uint8 (C, H, W), a copy. Raises CorruptImageError.
 
-        shrink is asked where the picture can be had at 1/2, 1/4 or 1/8 of its size for less work (JPEG);
+        shrink is asked where the image can be had at 1/2, 1/4 or 1/8 of its size for less work (JPEG);
         H and W are then the full ones divided by its answer, rounded up. Other sources never ask it.
         """
         ...
 
     def name(self, index: int) -> str:
-        """What a person would call the picture: its path, or "shapes test 17"."""
+        """What a person would call the image: its path, or "shapes test 17"."""
         ...
 
     def mask(self, index: int) -> torch.Tensor:
@@ -88,24 +88,24 @@ class ImageSource(Protocol):
         ...
 
     def fingerprint(self) -> str:
-        """Changes when a picture does, or the way it is decoded; the name of what is made of them all."""
+        """Changes when an image does, or the way it is decoded; the name of what is made of them all."""
         ...
 
 
 @dataclass
 class Splits:
-    """The pictures to train on, and the held-out ones or None."""
+    """The images to train on, and the held-out ones or None."""
 
     train: ImageSource
     test: ImageSource | None
 
 
 class ArraySource:
-    """Equally large pictures in memory.
+    """Equally large images in memory.
 
     images: uint8 (N, C, H, W). It is a tensor because DataLoader hands tensors to worker processes
     through shared memory, where an array would be copied into each of them.
-    channels: C, or any number where the pictures have one channel, which is then repeated.
+    channels: C, or any number where the images have one channel, which is then repeated.
     """
 
     has_masks = False
@@ -167,13 +167,13 @@ def decode_image(
 ) -> torch.Tensor:
     """Decode the bytes of one file to uint8 (channels, H, W), laid out pixel by pixel.
 
-    channels = 3 gives RGB and 1 luminance, from greyscale, palette, CMYK and 16-bit files too; an alpha
-    channel is dropped. For any other number the file must hold that many channels: RGBA, grey with alpha,
+    channels = 3 gives RGB and 1 luminance, from grayscale, palette, CMYK and 16-bit files too; an alpha
+    channel is dropped. For any other number the file must hold that many channels: RGBA, gray with alpha,
     or a .npy array (H, W, channels) of uint8 or uint16. 16-bit values keep their upper 8 bits. The EXIF
     orientation is not applied, as in the released code. Of an animation the first frame is read.
 
     Args:
-        name: what a person would call the picture, for the error.
+        name: what a person would call the image, for the error.
         backend: `data.backend`; `pil` decodes everything with Pillow, as the released code does.
         shrink: asked where the file is a JPEG, which is then decoded at that part of its size.
 
@@ -211,7 +211,7 @@ def _decode(content: bytes, channels: int, backend: str, shrink: Shrink | None) 
     except Image.DecompressionBombError as error:
         raise _UnreadableError(TOO_LARGE) from error
     except Image.UnidentifiedImageError as error:
-        raise _UnreadableError("not a picture in a format that is read here") from error
+        raise _UnreadableError("not an image in a format that is read here") from error
     except Exception as error:  # decoders raise every kind of error on damaged bytes
         raise _UnreadableError(f"damaged or truncated ({_first_line(error)})") from error
 
@@ -258,10 +258,10 @@ def _pixels(image: Image.Image, channels: int) -> np.ndarray:
     if mode.startswith("I"):  # 16 bits, which some formats deliver as 32
         values = np.asarray(image)
         if values.size and (values.min() < 0 or values.max() > 65535):
-            raise _UnreadableError("a 32-bit picture; 8 or 16 bits are needed")
+            raise _UnreadableError("a 32-bit image; 8 or 16 bits are needed")
         return _upper_byte(values.astype(np.uint16))[:, :, None]
     if mode == "F":
-        raise _UnreadableError("a floating-point picture, whose range is unknown; 8 or 16 bits are needed")
+        raise _UnreadableError("a floating-point image, whose range is unknown; 8 or 16 bits are needed")
     if mode in ("P", "PA"):
         image = image.convert("RGBA" if "transparency" in image.info or mode == "PA" else "RGB")
     elif mode == "1":

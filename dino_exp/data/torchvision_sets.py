@@ -34,7 +34,7 @@ def cifar10(
     max_corrupt: float,
     backend: str,
 ) -> Splits:
-    """50,000 and 10,000 pictures of 32 x 32 in ten classes, from `root` (null: ~/.cache/dino_exp).
+    """50,000 and 10,000 images of 32 x 32 in ten classes, from `root` (null: ~/.cache/dino_exp).
 
     name, mean, std, max_corrupt and backend concern the loader. Raises UserError where a download fails.
     """
@@ -66,7 +66,7 @@ def fashion_mnist(
     max_corrupt: float,
     backend: str,
 ) -> Splits:
-    """60,000 and 10,000 pictures of 28 x 28 in ten classes; with channels = 3 the one channel is repeated.
+    """60,000 and 10,000 images of 28 x 28 in ten classes; with channels = 3 the one channel is repeated.
 
     Looked for in `root` (null: ~/.cache/dino_exp), in Debian's package dataset-fashion-mnist, and then
     downloaded into `root`. name, mean, std, max_corrupt and backend concern the loader.
@@ -121,7 +121,7 @@ def _fashion_mnist_splits(place: Path, channels: int) -> Splits:
         images = _idx(_idx_file(place, part, "images"), dimensions=3)
         labels = _idx(_idx_file(place, part, "labels"), dimensions=1)
         if len(images) != len(labels):
-            raise UserError(f"{place}: {len(images):,} pictures and {len(labels):,} labels in {part}-*.")
+            raise UserError(f"{place}: {len(images):,} images and {len(labels):,} labels in {part}-*.")
         sources.append(
             ArraySource(
                 f"fashion_mnist {title}",

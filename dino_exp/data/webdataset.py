@@ -1,6 +1,6 @@
 """Tar shards in the webdataset format, read in any order.
 
-The `webdataset` package streams shards through shuffle buffers, so that the order of pictures depends on
+The `webdataset` package streams shards through shuffle buffers, so that the order of images depends on
 the number of workers; here the order is the seed's, so the format is theirs and the reading our own.
 """
 
@@ -22,12 +22,13 @@ import numpy as np
 import torch
 from filelock import FileLock
 
+from dino_exp.atomic import write_atomically
 from dino_exp.data.file_ranges import FileRanges, Stamp, stamps
 from dino_exp.data.file_sets import files_of, held_out_beside, held_out_part, training_part
-from dino_exp.data.labelled import Labelled, Names, digest
+from dino_exp.data.labeled import Labeled, Names, digest
 from dino_exp.data.packed import packed_splits
 from dino_exp.data.source import (
-    PICTURE_SUFFIXES,
+    IMAGE_SUFFIXES,
     CorruptImageError,
     Shrink,
     Splits,
@@ -35,7 +36,6 @@ from dino_exp.data.source import (
     default_root,
 )
 from dino_exp.errors import UserError
-from dino_exp.run_directory import write_atomically
 
 log = logging.getLogger(__name__)
 
@@ -62,15 +62,15 @@ def load(
     packed: bool,
     packed_side: int | None,
 ) -> Splits:
-    """The pictures in the shards of `root`, and those in the shards of `val_root` as the held-out ones.
+    """The images in the shards of `root`, and those in the shards of `val_root` as the held-out ones.
 
     root: a folder of shards, a brace or glob pattern, or a text file with one shard per line. Shards that are
     named as held out (val, validation, test) are not trained on, unless all are.
     val_root: one of the same; "auto" takes the shards of `root`'s folder that are named as held out, or the
     folder or list `val` or `test` beside one named `train`; None holds nothing out.
 
-    A sample is the consecutive members with one base name. Its picture is the first member with the ending of
-    a picture, its label a number in `.cls`, or `label` or `cls` of `.json`. A file `classes.txt` beside the
+    A sample is the consecutive members with one base name. Its image is the first member with the ending of
+    an image, its label a number in `.cls`, or `label` or `cls` of `.json`. A file `classes.txt` beside the
     shards names class i in line i; without it the numbers are the names.
 
     The headers are read once per set of shards; what was found is kept in `default_root()`.
@@ -104,8 +104,8 @@ def _held_out(val_root: str) -> list[Path]:
     return held_out_part(files) or files
 
 
-class ShardSource(Labelled):
-    """The samples of some shards: where each picture lies, and its label."""
+class ShardSource(Labeled):
+    """The samples of some shards: where each image lies, and its label."""
 
     def __init__(self, key: str, value: str, files: list[Path], channels: int, backend: str) -> None:
         super().__init__(files[0].parent)
@@ -116,8 +116,8 @@ class ShardSource(Labelled):
             raise UserError(f"{key} = {value}: shard {error.filename}: {error.strerror}.") from error
         index = _cached_index(shards)
         if not len(index.offsets):
-            endings = " ".join(sorted(PICTURE_SUFFIXES))
-            raise UserError(f"{key} = {value}: no pictures in {len(files):,} shards; they end in {endings}.")
+            endings = " ".join(sorted(IMAGE_SUFFIXES))
+            raise UserError(f"{key} = {value}: no images in {len(files):,} shards; they end in {endings}.")
         self._bytes = FileRanges(shards)
         self._names = Names(index.names, index.ends)
         # Tensors, because DataLoader passes them to workers through shared memory.
@@ -174,14 +174,14 @@ class ShardSource(Labelled):
 
 
 class _Index(NamedTuple):
-    """What the headers say, in the order of shards and members: N pictures in S shards."""
+    """What the headers say, in the order of shards and members: N images in S shards."""
 
-    names: np.ndarray  # uint8, of the picture members; with `ends` as in `Names`
+    names: np.ndarray  # uint8, of the image members; with `ends` as in `Names`
     ends: np.ndarray  # int64 (N + 1,)
-    offsets: np.ndarray  # int64 (N,), of the picture's first byte in its shard
+    offsets: np.ndarray  # int64 (N,), of the image's first byte in its shard
     lengths: np.ndarray  # int64 (N,)
     labels: np.ndarray  # int64 (N,), -1 where there is none
-    first: np.ndarray  # int64 (S,), the first picture of each shard
+    first: np.ndarray  # int64 (S,), the first image of each shard
 
 
 def _cached_index(shards: list[Stamp]) -> _Index:
@@ -233,11 +233,11 @@ def _scan(shard: Stamp) -> _Index:
     offsets, lengths, labels = array("q"), array("q"), array("q")
     try:
         with Path(shard.path).open("rb") as file:
-            for picture, label in _samples(file, shard.path):
-                names += os.fsencode(picture.name)
+            for image, label in _samples(file, shard.path):
+                names += os.fsencode(image.name)
                 ends.append(len(names))
-                offsets.append(picture.offset_data)
-                lengths.append(picture.size)
+                offsets.append(image.offset_data)
+                lengths.append(image.size)
                 labels.append(label)
     except tarfile.TarError as error:
         raise _half_written(shard.path, str(error)) from error
@@ -250,14 +250,14 @@ def _scan(shard: Stamp) -> _Index:
 
 
 def _samples(file: IO[bytes], path: str) -> Iterator[tuple[tarfile.TarInfo, int]]:
-    """The picture and the label (-1: none) of each sample that has a picture."""
+    """The image and the label (-1: none) of each sample that has an image."""
     if file.read(2) == b"\x1f\x8b":
         raise UserError(
             f"shard {path}: compressed with gzip, and so cannot be read in any order. Unpack it: gunzip, or "
             "zcat into a .tar file."
         )
     file.seek(0)
-    sample, picture, label = "", None, -1
+    sample, image, label = "", None, -1
     with tarfile.open(fileobj=file, mode="r:") as shard:
         for member in shard:
             shard.members.clear()  # type: ignore[attr-defined] # or it keeps an object for each
@@ -265,18 +265,18 @@ def _samples(file: IO[bytes], path: str) -> Iterator[tuple[tarfile.TarInfo, int]
             if base is None or not member.isreg():
                 continue
             if base[1] != sample:
-                if picture:
-                    yield picture, label
-                sample, picture, label = base[1], None, -1
+                if image:
+                    yield image, label
+                sample, image, label = base[1], None, -1
             ending = "." + base[2].lower().rpartition(".")[2]
-            if ending in PICTURE_SUFFIXES:
-                picture = picture or member
+            if ending in IMAGE_SUFFIXES:
+                image = image or member
             elif ending in (".cls", ".json") and label < 0:
                 file.seek(member.offset_data)
                 label = _label(file.read(member.size), ending, f"{path}: {member.name}")
         end = shard.offset
-    if picture:
-        yield picture, label
+    if image:
+        yield image, label
     # tarfile takes whatever is no header for the end; the format has zeros there.
     file.seek(end)
     closing = file.read(tarfile.BLOCKSIZE)

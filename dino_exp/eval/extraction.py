@@ -16,15 +16,15 @@ from filelock import FileLock
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
 
-from dino_exp import distributed
 from dino_exp.backbone.tokens import block_tokens, has_block_tokens
 from dino_exp.config.targets import build
-from dino_exp.data.labelled import digest
+from dino_exp.data.labeled import digest
 from dino_exp.data.source import ImageSource, Splits, default_root
 from dino_exp.errors import UserError
-from dino_exp.eval.features import evaluating, still_pictures
+from dino_exp.eval.features import evaluating, still_images
 from dino_exp.eval.subject import BlockFeatures, Subject
-from dino_exp.run_directory import to_json
+from dino_exp.parallel import distributed
+from dino_exp.runs.run_directory import to_json
 
 log = logging.getLogger(__name__)
 
@@ -34,18 +34,18 @@ FLOAT = 4
 """Bytes of a float32."""
 
 
-def block_rows(backbone: nn.Module, pictures: Tensor, blocks: int) -> Tensor:
-    """Rows of `BlockFeatures` (B, rows, D) for normalised pictures (B, C, H, W); one row for blocks = 0."""
-    tokens = block_tokens(backbone, pictures, blocks) if blocks else None
+def block_rows(backbone: nn.Module, images: Tensor, blocks: int) -> Tensor:
+    """Rows of `BlockFeatures` (B, rows, D) for normalized images (B, C, H, W); one row for blocks = 0."""
+    tokens = block_tokens(backbone, images, blocks) if blocks else None
     if tokens is None:
-        return backbone(pictures).unsqueeze(1)
+        return backbone(images).unsqueeze(1)
     return torch.stack([*(each.class_token for each in tokens), tokens[-1].patches.mean(dim=1)], dim=1)
 
 
 class Extracted:
-    """`LabelledData`: the pictures of a `data` node, and the subject's features of them.
+    """`LabeledData`: the images of a `data` node, and the subject's features of them.
 
-    The features lie in `default_root()`, under a name made of the weights, the pictures and all that is
+    The features lie in `default_root()`, under a name made of the weights, the images and all that is
     between them, so that they are found again by whoever asks for the same. They may be deleted at any time.
 
     Args:
@@ -53,7 +53,7 @@ class Extracted:
         node: the `data` group of the configuration.
         blocks: how many last blocks are wanted; 0 is the backbone's feature alone.
         progress: whether to show how far it is.
-        title: what the pictures are called there; the split by default.
+        title: what the images are called there; the split by default.
     """
 
     def __init__(
@@ -67,16 +67,16 @@ class Extracted:
 
     @cached_property
     def splits(self) -> Splits:
-        """The pictures, looked up at the first use."""
+        """The images, looked up at the first use."""
         splits: Splits = build(self.node)
         return splits
 
     def features(self, split: str) -> BlockFeatures:
-        """Of the pictures of `train` or `test`; all processes call it, and all get all of them."""
+        """Of the images of `train` or `test`; all processes call it, and all get all of them."""
         if split not in self._known:
             source = self.splits.train if split == "train" else self.splits.test
             if source is None:
-                raise UserError("There are no held-out pictures; give them with data.val_root.")
+                raise UserError("There are no held-out images; give them with data.val_root.")
             with lock_of(self._folder(source)):  # who waits finds the features afterwards
                 features = self._found(source) or self._extracted(source, split)
             self._count_unreadable(split, source, features)
@@ -84,9 +84,9 @@ class Extracted:
         return self._known[split]
 
     def left_out(self) -> list[str]:
-        """What was unreadable of the pictures that were looked at, a sentence each."""
+        """What was unreadable of the images that were looked at, a sentence each."""
         return [
-            f"{number:,} of {total:,} pictures of {split} could not be read and are left out."
+            f"{number:,} of {total:,} images of {split} could not be read and are left out."
             for split, (number, total) in self._unreadable.items()
         ]
 
@@ -98,7 +98,7 @@ class Extracted:
             names = ", ".join(source.name(index) for index in range(total) if index not in readable)
             names = names if len(names) < 200 else f"{names[:200]}..."
             raise UserError(
-                f"data.max_corrupt = {limit:g}: {number:,} of {total:,} pictures of {split} cannot be read "
+                f"data.max_corrupt = {limit:g}: {number:,} of {total:,} images of {split} cannot be read "
                 f"({names}); mend or remove them, or raise data.max_corrupt."
             )
         if number:
@@ -133,7 +133,7 @@ class Extracted:
         return features if everyone else None
 
     def _extracted(self, source: ImageSource, split: str) -> BlockFeatures:
-        """Each process its part of the pictures into a file of its own, which rank 0 joins.
+        """Each process its part of the images into a file of its own, which rank 0 joins.
 
         Where not all of them see a common place to write, the features stay in memory.
         """
@@ -186,7 +186,7 @@ class Extracted:
             about = {
                 "shape": [len(kept), *shape],
                 "weights": self.subject.name,
-                "pictures": source.name(kept[0]),
+                "images": source.name(kept[0]),
             }
             (temporary / "about.json").write_text(to_json(about))
             shutil.rmtree(folder, ignore_errors=True)  # a damaged one
@@ -208,10 +208,10 @@ class Extracted:
     # ---- the work -------------------------------------------------------------------------------
 
     def _parts(self, source: ImageSource, split: str) -> Iterator[tuple[Tensor, list[int]]]:
-        """This process's part of the pictures, batch by batch: rows (B, rows, D) and indices of pictures."""
+        """This process's part of the images, batch by batch: rows (B, rows, D) and indices of images."""
         subject, rank, processes = self.subject, distributed.rank(), distributed.count()
         mine = range(len(source) * rank // processes, len(source) * (rank + 1) // processes)
-        batches = still_pictures(
+        batches = still_images(
             source,
             mine,
             image_size=subject.image_size,
@@ -230,9 +230,9 @@ class Extracted:
             Progress(*columns, transient=True, disable=not (self.progress and rank == 0)) as progress,
         ):
             task = progress.add_task("", total=len(mine))
-            for pictures, readable in batches:
+            for images, readable in batches:
                 with subject.autocast():
-                    rows = block_rows(subject.backbone, subject.normalised(pictures), self.blocks)
+                    rows = block_rows(subject.backbone, subject.normalized(images), self.blocks)
                 yield rows.float().cpu(), readable
                 progress.advance(task, len(readable))
 
@@ -268,4 +268,4 @@ def read(folder: Path) -> BlockFeatures | None:
 
 def _not_empty(kept: list[int], source: ImageSource) -> None:
     if not kept:
-        raise UserError(f"None of {len(source):,} pictures could be read (the first: {source.name(0)}).")
+        raise UserError(f"None of {len(source):,} images could be read (the first: {source.name(0)}).")

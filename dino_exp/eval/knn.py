@@ -1,23 +1,21 @@
-"""Weighted k-nearest-neighbour classification (Wu et al. 2018; DINO section 4.1 and appendix F.1)."""
+"""Weighted k-nearest-neighbor classification (Wu et al. 2018; DINO section 4.1 and appendix F.1)."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dino_exp.data.source import ImageSource, Splits
+from dino_exp.data.subset import evenly_spread
 from dino_exp.eval.features import Features, extract, pixels
-from dino_exp.eval.subject import labelled
+from dino_exp.eval.subject import labeled
 
 BANK_BLOCK, QUERY_BLOCK = 16384, 1024
-"""Similarities of a block, 64 MiB, stay near the cores; with the neighbours so far that is all the memory."""
-
-GOLDEN = 0.6180339887498949
+"""Similarities of a block, 64 MiB, stay near the cores; with the neighbors so far that is all the memory."""
 
 
 @torch.no_grad()
@@ -27,7 +25,7 @@ def nearest(
     """Cosines and bank rows of the k nearest to each query, nearest first: two tensors (M, min(k, N)).
 
     bank (N, D), perhaps of a memory-mapped file, which is read once and in order; queries (M, D), on whose
-    device the work is done. Features need not be normalised.
+    device the work is done. Features need not be normalized.
 
     The bank passes block by block. Of each block only those that are nearer than a query's k-th so far join
     its list: soon few, so that the matrix product is most of the work.
@@ -66,10 +64,10 @@ def _joined(near: Tensor, where: Tensor, cosines: Tensor, bank_start: int) -> tu
 
 @torch.no_grad()
 def votes(cosines: Tensor, labels: Tensor, *, temperature: float, classes: int) -> Tensor:
-    """Votes for each class (M, classes) of neighbours' labels (M, k), each of weight exp(cosine / T).
+    """Votes for each class (M, classes) of neighbors' labels (M, k), each of weight exp(cosine / T).
 
     A query's weights are divided by its largest, which changes no comparison and cannot overflow at small T;
-    the nearest neighbour comes first.
+    the nearest neighbor comes first.
     """
     weights = ((cosines - cosines[:, :1]) / temperature).exp()
     return torch.zeros(len(cosines), classes, device=cosines.device).scatter_add_(1, labels, weights)
@@ -89,7 +87,7 @@ def knn_predict(
     """Class of each query by the votes of its k nearest bank features, each with weight exp(cosine / T).
 
     bank (N, D), bank_labels (N,) int64 in [0, classes), queries (M, D); all on one device. Features need
-    not be normalised. k above N is cut to N. `block` queries are compared at once.
+    not be normalized. k above N is cut to N. `block` queries are compared at once.
     Returns (M,) for one k, (len(k), M) for several, which share the similarities.
     """
     if len(bank) == 0:
@@ -106,22 +104,9 @@ def knn_predict(
     return predicted[0] if isinstance(k, int) else predicted
 
 
-def spread(length: int, size: int | None) -> list[int]:
-    """`size` of `length` indices (None or more than there are: all), evenly spread, always the same.
-
-    One index from each of `size` equal stretches. Its place within the stretch follows the golden ratio:
-    a constant step would pick a single class where the classes take turns (0, 1, …, 9, 0, 1, …).
-    """
-    if size is None or size >= length:
-        return list(range(length))
-    stretch = np.arange(size, dtype=np.int64)
-    start, end = stretch * length // size, (stretch + 1) * length // size
-    return (start + (stretch * GOLDEN % 1.0 * (end - start)).astype(np.int64)).tolist()
-
-
 @dataclass(frozen=True, kw_only=True)
 class KNN:
-    """k-NN top-1 on held-out pictures with the training pictures as bank; fields as in `EvalConfig`."""
+    """k-NN top-1 on held-out images with the training images as bank; fields as in `EvalConfig`."""
 
     k: int
     temperature: float
@@ -132,7 +117,7 @@ class KNN:
     crop_ratio: float
 
     def applies(self, splits: Splits) -> bool:
-        """Whether there are held-out pictures and labels on both sides."""
+        """Whether there are held-out images and labels on both sides."""
         return splits.test is not None and splits.train.labels is not None and splits.test.labels is not None
 
     def accuracy(
@@ -166,13 +151,13 @@ class KNN:
 
         Raises UserError where `applies` is false, or where train and test have different classes.
         """
-        train, test = labelled(splits)
+        train, test = labeled(splits)
 
         def features(source: ImageSource, size: int | None) -> Features:
             return extract(
                 backbone,
                 source,
-                spread(len(source), size),
+                evenly_spread(len(source), size),
                 image_size=image_size,
                 crop_ratio=self.crop_ratio,
                 mean=mean,
@@ -188,13 +173,13 @@ class KNN:
     def evaluate_pixels(
         self, splits: Splits, *, image_size: int, device: torch.device | str = "cpu"
     ) -> float:
-        """The baseline: the same k-NN on raw pixels, mean-centred, for the same pictures; in percent."""
-        train, test = labelled(splits)
+        """The baseline: the same k-NN on raw pixels, mean-centered, for the same images; in percent."""
+        train, test = labeled(splits)
         bank, queries = pixels(
             train,
-            spread(len(train), self.bank_size),
+            evenly_spread(len(train), self.bank_size),
             test,
-            spread(len(test), self.query_size),
+            evenly_spread(len(test), self.query_size),
             image_size=image_size,
             crop_ratio=self.crop_ratio,
             batch_size=self.batch_size,

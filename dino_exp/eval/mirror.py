@@ -8,18 +8,18 @@ from typing import Any
 from omegaconf import OmegaConf
 from rich.console import Console
 
-from dino_exp.config.evaluations import EvaluateConfig
+from dino_exp.config.evaluation_schema import EvaluateConfig
 from dino_exp.config.stored import read_plain
 from dino_exp.config.targets import build
-from dino_exp.progress import log_lines_on
-from dino_exp.run_directory import RunDirectory
+from dino_exp.console import log_lines_on
+from dino_exp.runs.run_directory import RunDirectory
 from dino_exp.tracker import RunInfo, Tracker
 
-PICTURES = (".png", ".gif")
+IMAGES = (".png", ".gif")
 
 
 def mirror(cfg: EvaluateConfig, folder: Path, records: list[dict[str, Any]], console: Console) -> None:
-    """Send figures as eval/<evaluation>/<figure> and pictures; of weights, as a run of their own."""
+    """Send figures as eval/<evaluation>/<figure> and images; of weights, as a run of their own."""
     directory, step = RunDirectory(folder), 0
     status = directory.read_status() if cfg.run is not None else {}
     if cfg.run is not None:
@@ -49,6 +49,6 @@ def mirror(cfg: EvaluateConfig, folder: Path, records: list[dict[str, Any]], con
             }
             tracker.log(figures, step)
             for file in record["files"]:
-                if file.endswith(PICTURES):
+                if file.endswith(IMAGES):
                     tracker.image(f"eval/{record['evaluation']}/{Path(file).stem}", folder / file, step)
         tracker.finish({}, exit_code=1 if status.get("state") == "failed" else 0)

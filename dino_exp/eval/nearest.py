@@ -7,29 +7,29 @@ from pathlib import Path
 
 import torch
 
-from dino_exp import distributed
 from dino_exp.errors import UserError
 from dino_exp.eval.knn import nearest, votes
-from dino_exp.eval.subject import Findings, LabelledData, Subject, labelled
+from dino_exp.eval.subject import Findings, LabeledData, Subject, labeled
+from dino_exp.parallel import distributed
 
 MOST_VOTES = 2**24
 """Votes (queries x classes) counted at once."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class NearestNeighbours:
-    """k-NN on all held-out pictures with all training pictures as bank; fields as in `KnnConfig`."""
+class NearestNeighbors:
+    """k-NN on all held-out images with all training images as bank; fields as in `KnnConfig`."""
 
     k: list[int]
     temperature: float
 
-    def check(self, subject: Subject, data: LabelledData) -> None:
+    def check(self, subject: Subject, data: LabeledData) -> None:
         """Raise UserError without labels on both sides."""
-        labelled(data.splits)
+        labeled(data.splits)
 
-    def evaluate(self, subject: Subject, data: LabelledData, folder: Path) -> Findings:
+    def evaluate(self, subject: Subject, data: LabeledData, folder: Path) -> Findings:
         """Figures top1_k20 and, where k and the classes are enough, top5_k20; processes share the queries."""
-        train, test = labelled(data.splits)
+        train, test = labeled(data.splits)
         bank, queries = data.features("train"), data.features("test")
         if not (_finite(bank.final) and _finite(queries.final)):
             raise UserError(f"{subject.name}: its features are not finite numbers; the network has diverged.")
@@ -63,7 +63,7 @@ class NearestNeighbours:
             if classes > 5 <= k:
                 figures[f"top5_k{k}"] = 100 * hits.sum(dim=1).mean().item()
         notes = [
-            f"k = {k} is more than the {len(bank.indices):,} pictures in the bank; all of them vote."
+            f"k = {k} is more than the {len(bank.indices):,} images in the bank; all of them vote."
             for k in self.k
             if k > len(bank.indices)
         ]

@@ -13,18 +13,18 @@ from omegaconf import OmegaConf
 from torch import Tensor, nn
 
 from dino_exp import machine
-from dino_exp.backbone.picture_size import check_picture_sizes
-from dino_exp.config import former_names
-from dino_exp.config.evaluations import EvaluateConfig
+from dino_exp.backbone.image_size import check_image_sizes
+from dino_exp.config.evaluation_schema import EvaluateConfig
 from dino_exp.config.targets import build
-from dino_exp.data.labelled import digest as short_digest
+from dino_exp.data.labeled import digest as short_digest
+from dino_exp.dino.model import DINONetwork
 from dino_exp.errors import UserError
 from dino_exp.eval.subject import Subject
-from dino_exp.model import DINONetwork
+from dino_exp.runs import former_names
+from dino_exp.runs.weights_file import digest, weights_file
 from dino_exp.weights.describe import describe_backbone
-from dino_exp.weights.files import Weights, read
-from dino_exp.weights.load import load_into
-from dino_exp.weights.place import digest, weights_file
+from dino_exp.weights.load_into import load_into
+from dino_exp.weights.weight_files import Weights, read
 
 IMAGE_SIZE, CROP_RATIO = 224, 0.875
 """The released code's, where neither run nor command line says otherwise."""
@@ -74,7 +74,7 @@ def open_subject(cfg: EvaluateConfig) -> tuple[Subject, Origin]:
     state, network = _network(weights, cfg.network)
     backbone, report = load_backbone(cfg, state, file)
     size = cfg.image_size or IMAGE_SIZE
-    check_picture_sizes(
+    check_image_sizes(
         backbone, name=cfg.backbone.name, in_channels=cfg.data.channels, sizes=[size], keys="image_size"
     )
     device = machine.choose_device(cfg.device, "device")
@@ -113,7 +113,7 @@ def open_subject(cfg: EvaluateConfig) -> tuple[Subject, Origin]:
 def load_backbone(cfg: EvaluateConfig, state: Mapping[str, Tensor], file: Path) -> tuple[nn.Module, str]:
     """The backbone of the configuration with a file's tensors, and what was taken, in words.
 
-    It is built for the grid of positions that the file has, so that pictures of every size meet the trained
+    It is built for the grid of positions that the file has, so that images of every size meet the trained
     embedding, and not one that was resized before.
     """
     size = cfg.image_size or IMAGE_SIZE

@@ -11,17 +11,17 @@ from typing import Any
 from filelock import FileLock
 from omegaconf import OmegaConf
 
-from dino_exp import machine
-from dino_exp.config import former_names
-from dino_exp.config.evaluation import needs_data, own_size
-from dino_exp.config.evaluations import EvaluateConfig
+from dino_exp.atomic import write_atomically
+from dino_exp.config.compose_evaluation import needs_data, own_size
+from dino_exp.config.evaluation_schema import EvaluateConfig
 from dino_exp.errors import UserError
 from dino_exp.eval.opening import Origin
 from dino_exp.eval.subject import Findings, Subject
-from dino_exp.run_directory import to_json, write_atomically
+from dino_exp.runs import environment, former_names
+from dino_exp.runs.run_directory import to_json
 
 FILE = "evaluations.json"
-IDENTITY = ("evaluation", "weights", "backbone", "data", "settings", "pictures")
+IDENTITY = ("evaluation", "weights", "backbone", "data", "settings", "images")
 """Keys that make a record another one; of the same, the last stays."""
 
 
@@ -40,7 +40,7 @@ def about(name: str, cfg: EvaluateConfig, subject: Subject, origin: Origin) -> d
         "data": OmegaConf.to_container(cfg.data, resolve=True) if needs_data(name, cfg) else None,
         "settings": OmegaConf.to_container(getattr(cfg, name), resolve=True),
         "backbone": OmegaConf.to_container(cfg.backbone, resolve=True),
-        "pictures": {
+        "images": {
             **(
                 {"image_size": subject.image_size, "crop_ratio": subject.crop_ratio}
                 if own_size(name, cfg)
@@ -66,8 +66,8 @@ def key(record: dict[str, Any]) -> str:
             parts[part] = table.first_node(group, node)
     if isinstance(weights := parts["weights"], dict):
         parts["weights"] = {each: weights.get(each) for each in ("sha256", "network")}
-    if isinstance(pictures := parts["pictures"], dict):
-        parts["pictures"] = {table.first_metric(each): value for each, value in pictures.items()}
+    if isinstance(images := parts["images"], dict):
+        parts["images"] = {table.first_metric(each): value for each, value in images.items()}
     parts["evaluation"] = table.first_value("evaluation", record.get("evaluation"))
     first = {table.first_metric(part): value for part, value in parts.items()}
     text = json.dumps(first, sort_keys=True, ensure_ascii=False)
@@ -83,7 +83,7 @@ def completed(record: dict[str, Any], findings: Findings, seconds: float, subjec
         "notes": findings.notes,
         "files": [str(path) for path in findings.files],
         "seconds": round(seconds, 2),
-        "environment": machine.environment(subject.device),
+        "environment": environment.environment(subject.device),
     }
 
 

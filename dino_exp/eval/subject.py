@@ -17,7 +17,7 @@ from dino_exp.eval.features import normalize
 
 @dataclass(frozen=True)
 class Subject:
-    """The network that is evaluated, and how it is given pictures."""
+    """The network that is evaluated, and how it is given images."""
 
     name: str
     """For people: where the weights are, and which network of them."""
@@ -29,20 +29,20 @@ class Subject:
     autocast_type: torch.dtype | None
     """Of the forward pass; None is plain float32."""
     image_size: int
-    """Side of the square that a picture is cut to."""
+    """Side of the square that an image is cut to."""
     crop_ratio: float
-    """That square's share of the side of the resized picture."""
+    """That square's share of the side of the resized image."""
     channels: int
     mean: tuple[float, ...]
     std: tuple[float, ...]
     batch_size: int
     workers: int
-    """Threads or processes that prepare pictures; 0 is none beside this one."""
+    """Threads or processes that prepare images; 0 is none beside this one."""
     seed: int
 
-    def normalised(self, pictures: Tensor) -> Tensor:
+    def normalized(self, images: Tensor) -> Tensor:
         """uint8 (B, C, H, W) as the network wants it, on its device."""
-        return normalize(pictures.to(self.device), self.mean, self.std)
+        return normalize(images.to(self.device), self.mean, self.std)
 
     def autocast(self) -> AbstractContextManager[Any]:
         """For every forward pass."""
@@ -56,7 +56,7 @@ class Findings:
     figures: dict[str, float] = field(default_factory=dict)
     """In percent, all of them, by a short name such as top1_k20."""
     details: dict[str, Any] = field(default_factory=dict)
-    """What evaluations.json holds besides: the chosen learning rate, numbers of pictures."""
+    """What evaluations.json holds besides: the chosen learning rate, numbers of images."""
     notes: list[str] = field(default_factory=list)
     """Sentences that belong beside the figures."""
     files: list[Path] = field(default_factory=list)
@@ -66,31 +66,31 @@ class Findings:
 class Evaluation(Protocol):
     """A node of `evaluate.py`'s configuration, built.
 
-    All processes call both methods in the same order. What they need of the pictures of `data` comes through
+    All processes call both methods in the same order. What they need of the images of `data` comes through
     `data`; only rank 0 writes, and only its findings count.
     """
 
-    def check(self, subject: Subject, data: LabelledData) -> None:
+    def check(self, subject: Subject, data: LabeledData) -> None:
         """Raise UserError for what cannot work, before anything is computed or written."""
 
-    def evaluate(self, subject: Subject, data: LabelledData, folder: Path) -> Findings:
+    def evaluate(self, subject: Subject, data: LabeledData, folder: Path) -> Findings:
         """Do it; files go into `folder`, which is this evaluation's own and may not be there yet."""
 
 
-class LabelledData(Protocol):
-    """The pictures of `data=...`, and their features, extracted once for all evaluations."""
+class LabeledData(Protocol):
+    """The images of `data=...`, and their features, extracted once for all evaluations."""
 
     @property
     def splits(self) -> Splits:
-        """Training and held-out pictures, read at the first use. Raises UserError where there are none."""
+        """Training and held-out images, read at the first use. Raises UserError where there are none."""
 
     def features(self, split: str) -> BlockFeatures:
-        """Of the pictures of `train` or `test`; to be called by all processes, which all get all of them."""
+        """Of the images of `train` or `test`; to be called by all processes, which all get all of them."""
 
 
 @dataclass(frozen=True)
 class BlockFeatures:
-    """Features of N pictures; those that cannot be read have no row."""
+    """Features of N images; those that cannot be read have no row."""
 
     values: Tensor
     """(N, rows, D) float32, perhaps of a memory-mapped file, so read it in parts. Of a transformer with a
@@ -110,22 +110,20 @@ class BlockFeatures:
         return self.values[:, -2] if self.blocks else self.values[:, 0]
 
 
-def labelled(splits: Splits) -> tuple[ImageSource, ImageSource]:
-    """Training and held-out pictures with the same classes; a UserError where they are not that."""
+def labeled(splits: Splits) -> tuple[ImageSource, ImageSource]:
+    """Training and held-out images with the same classes; a UserError where they are not that."""
     train, test = splits.train, splits.test
     if test is None:
-        raise UserError(
-            "There are no held-out pictures to be right or wrong on; give them with data.val_root."
-        )
+        raise UserError("There are no held-out images to be right or wrong on; give them with data.val_root.")
     if train.labels is None or test.labels is None:
         side = "training" if train.labels is None else "held-out"
         raise UserError(
-            f"The {side} pictures have no labels, or all the same; put them into class folders, two at least."
+            f"The {side} images have no labels, or all the same; put them into class folders, two at least."
         )
     if train.classes is not None and test.classes is not None and train.classes != test.classes:
         missing = sorted(set(train.classes) ^ set(test.classes))
         raise UserError(
-            "Training and held-out pictures have different classes, so their labels do not match; only on "
+            "Training and held-out images have different classes, so their labels do not match; only on "
             f"one side: {', '.join(missing[:5]) or 'none, but the order differs'}."
         )
     return train, test

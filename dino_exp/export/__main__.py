@@ -2,7 +2,7 @@
 
 import sys
 
-from dino_exp.export.command import main
+from dino_exp.export.export_command import main
 
 if __name__ == "__main__":
     sys.exit(main())

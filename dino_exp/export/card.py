@@ -7,7 +7,7 @@ from dino_exp.export.trained import Trained
 
 CARD = """\
 ---
-license: {licence}
+license: {license}
 tags: [dino, self-supervised, image-feature-extraction]
 ---
 # {title}
@@ -19,7 +19,7 @@ tags: [dino, self-supervised, image-feature-extraction]
 
 {use}
 
-Pictures: {size} x {size} pixels, {channels} channels, values from 0 to 1, less the mean {mean}, divided by
+Images: {size} x {size} pixels, {channels} channels, values from 0 to 1, less the mean {mean}, divided by
 the standard deviation {std}.
 
 ## Training
@@ -34,18 +34,18 @@ the standard deviation {std}.
 |---|---|
 {result}
 
-Licence: {licence_words}.
+License: {license_words}.
 """
 
 
-def card(trained: Trained, networks: str, use: str, licence: str | None) -> str:
+def card(trained: Trained, networks: str, use: str, license: str | None) -> str:
     """The text of README.md.
 
     Args:
         trained: the run.
         networks: which are in the files.
         use: how to load the files, as Markdown.
-        licence: an identifier such as apache-2.0; None where nobody has decided.
+        license: an identifier such as apache-2.0; None where nobody has decided.
     """
     data = trained.cfg.data
     return CARD.format(
@@ -54,14 +54,14 @@ def card(trained: Trained, networks: str, use: str, licence: str | None) -> str:
         run=trained.path.resolve().name,
         step=trained.step,
         use=use,
-        size=trained.picture_size,
+        size=trained.image_size,
         channels=data.channels,
         mean=list(data.mean),
         std=list(data.std),
         training=rows(training(trained.cfg)),
         result=rows(result(trained)),
-        licence=licence or "unknown",
-        licence_words=licence or "not stated; whoever publishes the weights decides, and the data counts too",
+        license=license or "unknown",
+        license_words=license or "not stated; whoever publishes the weights decides, and the data counts too",
     )
 
 
@@ -74,9 +74,9 @@ def training(cfg: Config) -> dict[str, str]:
         "crops": f"2 global of {crops.global_size} pixels{local}",
         "prototypes": f"{cfg.head.out_dim:,}",
         "temperatures": f"student {loss.student_temp:g}, teacher {loss.teacher_temp:g}",
-        "centring": f"{loss.centering}, momentum {loss.center_momentum:g}",
+        "centering": f"{loss.centering}, momentum {loss.center_momentum:g}",
         "teacher's momentum": f"{ema.momentum:g}, {ema.schedule}",
-        "optimiser": f"{optimizer._target_.rpartition('.')[2]}, lr {optimizer.lr:g} for a batch of 256",
+        "optimizer": f"{optimizer._target_.rpartition('.')[2]}, lr {optimizer.lr:g} for a batch of 256",
         "length": f"{cfg.trainer.epochs} epochs of batches of {cfg.trainer.batch_size}",
         "seed": str(cfg.trainer.seed),
     }
@@ -91,7 +91,7 @@ def result(trained: Trained) -> dict[str, str]:
     knn = "not measured" if trained.knn_top1 is None else f"{trained.knn_top1:.1f} %"
     return {
         "verdict": f"{trained.verdict}{because}",
-        "k-NN top-1 of the teacher on held-out pictures": knn,
+        "k-NN top-1 of the teacher on held-out images": knn,
         "code": f"dino-exp, revision {trained.revision}",
     }
 

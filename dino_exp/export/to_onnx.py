@@ -1,4 +1,4 @@
-"""`format=onnx`: one file for ONNX Runtime and others, for any number of pictures of one size."""
+"""`format=onnx`: one file for ONNX Runtime and others, for any number of images of one size."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def write(trained: Trained, network: str, folder: Path) -> str:
     Raises:
         UserError: a library is missing, or the features differ.
     """
-    backbone, pictures = trained.backbone(network), trained.pictures()
+    backbone, images = trained.backbone(network), trained.images()
     try:
         import onnx  # noqa: F401
         import onnxruntime
@@ -37,7 +37,7 @@ def write(trained: Trained, network: str, folder: Path) -> str:
             f"{error.name} is missing; format=onnx needs pip install 'dino-exp[export]'."
         ) from None
     try:
-        export(backbone, pictures, folder / FILE)
+        export(backbone, images, folder / FILE)
     except torch.onnx.OnnxExporterError as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UserError(
@@ -46,11 +46,11 @@ def write(trained: Trained, network: str, folder: Path) -> str:
         ) from None
     session = onnxruntime.InferenceSession(str(folder / FILE), providers=["CPUExecutionProvider"])
     difference = max(
-        (torch.from_numpy(session.run(None, {"pictures": some.numpy()})[0]) - features_of(backbone, some))
+        (torch.from_numpy(session.run(None, {"images": some.numpy()})[0]) - features_of(backbone, some))
         .abs()
         .max()
         .item()
-        for some in (pictures, pictures[:1])
+        for some in (images, images[:1])
     )
     if not difference <= TOLERANCE:
         raise UserError(
@@ -60,30 +60,30 @@ def write(trained: Trained, network: str, folder: Path) -> str:
         "```python\n"
         "import onnxruntime\n\n"
         f'session = onnxruntime.InferenceSession("{FILE}")\n'
-        f'(features,) = session.run(None, {{"pictures": pictures}})  # {trained.shapes()}\n'
+        f'(features,) = session.run(None, {{"images": images}})  # {trained.shapes()}\n'
         "```\n\n"
         f"On noise, ONNX Runtime's features on a CPU differ from the trained network's by {difference:.1e}."
     )
 
 
-def export(backbone: nn.Module, pictures: Tensor, file: Path) -> None:
-    """Write the graph with its weights, in float32, for any number of pictures of this size."""
+def export(backbone: nn.Module, images: Tensor, file: Path) -> None:
+    """Write the graph with its weights, in float32, for any number of images of this size."""
     with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
         warnings.simplefilter("ignore")
         logging.getLogger("torch.onnx").setLevel(logging.ERROR)
         torch.onnx.export(
             backbone,
-            (pictures,),
+            (images,),
             str(file),
-            input_names=["pictures"],
+            input_names=["images"],
             output_names=["features"],
-            dynamic_shapes=({0: torch.export.Dim("pictures")},),
+            dynamic_shapes=({0: torch.export.Dim("images")},),
             dynamo=True,
             external_data=False,
         )
 
 
 @torch.no_grad()
-def features_of(backbone: nn.Module, pictures: Tensor) -> Tensor:
+def features_of(backbone: nn.Module, images: Tensor) -> Tensor:
     """(B, C, H, W) -> (B, D)."""
-    return backbone(pictures)
+    return backbone(images)

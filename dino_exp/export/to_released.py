@@ -11,8 +11,8 @@ import torch
 from dino_exp.config.schema import Config, TimmConfig, VitConfig
 from dino_exp.export.to_timm import SIZES
 from dino_exp.export.trained import Trained, no_such
-from dino_exp.weights.files import read
-from dino_exp.weights.released import released_layout
+from dino_exp.weights.released_layout import released_layout
+from dino_exp.weights.weight_files import read
 
 FILE = "checkpoint.pth"
 
@@ -37,7 +37,7 @@ def write(trained: Trained, network: str, folder: Path) -> str:
         f"{how_to_load(trained, network, arch)}\n\n"
         "From PyTorch 2.6 on, those scripts first need "
         "`torch.serialization.add_safe_globals([argparse.Namespace])`, because the file holds the arguments "
-        "of the training, as theirs does. The optimiser's state is not in it."
+        "of the training, as theirs does. The optimizer's state is not in it."
     )
 
 
@@ -57,7 +57,7 @@ def released_arch(trained: Trained) -> str:
     if channels != 3:
         raise no_such(f"data.channels = {channels}: the released scripts build {node.name} for 3")
     if trained.kind is TimmConfig and node.name.startswith("xcit_"):
-        return re.sub(r"_(224|384)$", "", node.name)  # its authors' name leaves out the size of the pictures
+        return re.sub(r"_(224|384)$", "", node.name)  # its authors' name leaves out the size of the images
     if trained.kind is TimmConfig or node.stem == "small" or not hasattr(trained.teacher.backbone, "fc"):
         raise no_such(f"backbone.name = {node.name}: the released scripts cannot build this network")
     return node.name
@@ -66,7 +66,7 @@ def released_arch(trained: Trained) -> str:
 def how_to_load(trained: Trained, network: str, arch: str) -> str:
     """The released code's words for it, as Markdown."""
     node: Any = trained.cfg.backbone
-    size, channels = trained.picture_size, trained.cfg.data.channels
+    size, channels = trained.image_size, trained.cfg.data.channels
     patch = node.get("patch_size", 16)
     widths = (node.get("embed_dim"), node.get("depth"), node.get("num_heads"))
     if trained.kind is not VitConfig or (arch, widths, node.mlp_ratio, size, channels) in (

@@ -31,7 +31,7 @@ def write(trained: Trained, network: str, folder: Path) -> str:
     tensors = {key: value.contiguous() for key, value in backbone.state_dict().items()}
     save_file(tensors, file, {"format": "pt"})
     model = timm.create_model(name, checkpoint_path=str(file), **options).eval()
-    difference = relative_difference(model, backbone, trained.pictures())
+    difference = relative_difference(model, backbone, trained.images())
     if not difference <= TOLERANCE:
         raise UserError(
             f"format = timm: timm's {name} with these weights gives features that differ by {difference:.1e} "
@@ -48,7 +48,7 @@ def write(trained: Trained, network: str, folder: Path) -> str:
         "```python\n"
         "import timm\n\n"
         f'model = timm.create_model("{name}", checkpoint_path="{file.name}", {arguments}).eval()\n'
-        f"features = model(pictures)  # {trained.shapes()}\n"
+        f"features = model(images)  # {trained.shapes()}\n"
         "```\n\n"
         f"On noise, features differ from the trained network's by {difference:.1e} of the largest."
         f"{other_size}"
@@ -58,7 +58,7 @@ def write(trained: Trained, network: str, folder: Path) -> str:
 def timm_model(trained: Trained, backbone: nn.Module) -> tuple[str, dict[str, Any]]:
     """timm's name and arguments for a backbone; a `UserError` where it has no such network."""
     node: Any = trained.cfg.backbone  # what else it has depends on its kind
-    channels, size = trained.cfg.data.channels, trained.picture_size
+    channels, size = trained.cfg.data.channels, trained.image_size
     common: dict[str, Any] = {"num_classes": 0} | ({"in_chans": channels} if channels != 3 else {})
     if trained.kind is VitConfig:
         if node.stem != "patch":
@@ -71,7 +71,7 @@ def timm_model(trained: Trained, backbone: nn.Module) -> tuple[str, dict[str, An
     for options in choices:
         try:
             model = timm.create_model(node.name, pretrained=False, **common, **options)
-        except TypeError:  # it takes no picture size
+        except TypeError:  # it takes no image size
             continue
         if shapes(model) == shapes(backbone):
             return node.name, common | options
@@ -94,7 +94,7 @@ def shapes(network: nn.Module) -> dict[str, torch.Size]:
 
 
 @torch.no_grad()
-def relative_difference(one: nn.Module, other: nn.Module, pictures: Tensor) -> float:
+def relative_difference(one: nn.Module, other: nn.Module, images: Tensor) -> float:
     """Largest difference of two networks' features, as a share of the largest feature if that is above 1."""
-    first, second = one(pictures), other(pictures)
+    first, second = one(images), other(images)
     return ((first - second).abs().max() / second.abs().max().clamp(min=1)).item()

@@ -15,12 +15,12 @@ from typing import Any
 
 import torch
 
-from dino_exp.backbone import library, picture_size, vit
+from dino_exp.backbone import image_size, library, vit
+from dino_exp.backbone.initialization import initialize_linears
 from dino_exp.config.schema import VitConfig
 from dino_exp.errors import UserError
 from dino_exp.export.to_timm import relative_difference
 from dino_exp.export.trained import Trained
-from dino_exp.initialisation import initialise_linears
 
 HUBCONF = '''\
 """A backbone that was pretrained with DINO; README.md says on what. See `torch.hub.load`."""
@@ -68,7 +68,7 @@ def write(trained: Trained, network: str, folder: Path) -> str:
     (folder / "hubconf.py").write_text(hubconf, encoding="utf-8")
     copy = torch.hub.load(str(folder), name, source="local")
     shutil.rmtree(folder / "__pycache__", ignore_errors=True)
-    difference = relative_difference(copy, backbone, trained.pictures())
+    difference = relative_difference(copy, backbone, trained.images())
     if difference != 0:
         raise UserError(
             f"format = torchhub: the copy's features differ by {difference:.1e}; use format=onnx."
@@ -77,7 +77,7 @@ def write(trained: Trained, network: str, folder: Path) -> str:
         "```python\n"
         "import torch\n\n"
         f'model = torch.hub.load("path/to/this/folder", "{name}", source="local")\n'
-        f"features = model(pictures)  # {trained.shapes()}\n"
+        f"features = model(images)  # {trained.shapes()}\n"
         "```\n\n"
         "The code in the folder is that of the trained backbone; on noise its features were the same to the "
         "last bit."
@@ -95,13 +95,13 @@ def fields_of(trained: Trained) -> dict[str, Any]:
     fields = {str(key): value for key, value in node.items() if key != "_target_"}
     if "drop_path_rate" in fields:
         fields["drop_path_rate"] = 0.0
-    return fields | {"in_channels": trained.cfg.data.channels, "image_size": trained.picture_size}
+    return fields | {"in_channels": trained.cfg.data.channels, "image_size": trained.image_size}
 
 
 def standalone(module: types.ModuleType) -> str:
     """The source of a module with what it imports of this project written out in it."""
     source = re.sub(r"^from dino_exp\..*\n", "", inspect.getsource(module), flags=re.MULTILINE)
-    imported: list[Any] = [UserError, initialise_linears if module is vit else picture_size.output_dim]
+    imported: list[Any] = [UserError, initialize_linears if module is vit else image_size.output_dim]
     written_out = "\n\n".join(inspect.getsource(thing) for thing in imported)
     imports, function, rest = source.partition("\n\n\ndef ")
     return f"{imports}\nimport torch\nfrom torch import Tensor, nn\n\n\n{written_out}{function}{rest}"

@@ -9,15 +9,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dino_exp.config import former_names
 from dino_exp.config.schema import Config, schema_of
 from dino_exp.config.stored import read_config
+from dino_exp.dino.model import DINONetwork
 from dino_exp.errors import UserError
-from dino_exp.model import DINONetwork
-from dino_exp.run_directory import RunDirectory
-from dino_exp.trainer import build_networks
-from dino_exp.weights.files import load_safely
-from dino_exp.weights.load import load_into
+from dino_exp.runs import former_names
+from dino_exp.runs.run_directory import RunDirectory
+from dino_exp.train.networks import build_networks
+from dino_exp.weights.load_into import load_into
+from dino_exp.weights.weight_files import load_safely
 
 PARTS = {"student", "teacher", "loss", "step", "last_metrics", "best_knn"}
 """Of a checkpoint, what is looked at here."""
@@ -49,18 +49,18 @@ class Trained:
         return schema_of(self.cfg.backbone)
 
     @property
-    def picture_size(self) -> int:
-        """Side of the pictures that the position embedding is stored for, in pixels."""
+    def image_size(self) -> int:
+        """Side of the images that the position embedding is stored for, in pixels."""
         return self.cfg.crops.global_size
 
     def shapes(self) -> str:
         """What a backbone takes and gives, in words."""
-        channels, size = self.cfg.data.channels, self.picture_size
+        channels, size = self.cfg.data.channels, self.image_size
         return f"(B, {channels}, {size}, {size}) -> (B, {self.teacher.backbone.feature_dim})"
 
-    def pictures(self) -> Tensor:
+    def images(self) -> Tensor:
         """Noise to compare networks on, (4, C, S, S)."""
-        shape = (4, self.cfg.data.channels, self.picture_size, self.picture_size)
+        shape = (4, self.cfg.data.channels, self.image_size, self.image_size)
         return torch.randn(shape, generator=torch.Generator().manual_seed(0))
 
     def backbone(self, network: str) -> nn.Module:

@@ -10,11 +10,11 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from PIL import Image
 
-from dino_exp.run_directory import write_atomically
+from dino_exp.atomic import write_atomically
 
 DPI = 120
 FILE_LIMIT = 400_000
-"""Bytes that a picture should stay below; it is saved with 256 colours, then smaller, to get there."""
+"""Bytes that an image should stay below; it is saved with 256 colors, then smaller, to get there."""
 
 INK, QUIET, GRID = "#222222", "#666666", "#E4E4E4"
 

@@ -1,4 +1,4 @@
-"""Sheets of pictures: attention maps, and crops."""
+"""Sheets of images: attention maps, and crops."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from dino_exp.plots.png import DPI, INK, QUIET, save
 
 
 def plot_attention(
-    pictures: Tensor,
+    images: Tensor,
     maps: Tensor,
     masks: Tensor | None,
     untrained_maps: Tensor | None,
@@ -25,11 +25,11 @@ def plot_attention(
     max_heads: int = 6,
 ) -> None:
     """Save `attention_figure` as a PNG."""
-    save(attention_figure(pictures, maps, masks, untrained_maps, caption=caption, max_heads=max_heads), out)
+    save(attention_figure(images, maps, masks, untrained_maps, caption=caption, max_heads=max_heads), out)
 
 
 def attention_figure(
-    pictures: Tensor,
+    images: Tensor,
     maps: Tensor,
     masks: Tensor | None,
     untrained_maps: Tensor | None,
@@ -37,26 +37,26 @@ def attention_figure(
     caption: str = "",
     max_heads: int = 6,
 ) -> Figure:
-    """One row per picture: picture, mask outline, attention untrained and now (mean of the heads), heads.
+    """One row per image: image, mask outline, attention untrained and now (mean of the heads), heads.
 
-    pictures uint8 (N, C, H, W); maps (N, heads, h, w), per patch or at the picture's size; masks (N, H, W),
-    bool or shares; untrained_maps like maps. About 8 pictures make a good sheet.
+    images uint8 (N, C, H, W); maps (N, heads, h, w), per patch or at the image's size; masks (N, H, W),
+    bool or shares; untrained_maps like maps. About 8 images make a good sheet.
     """
     heads = min(maps.shape[1], max_heads) if maps.shape[1] > 1 else 0
-    titles = ["picture"]
+    titles = ["image"]
     titles += ["object"] if masks is not None else []
     titles += ["attention,\nuntrained"] if untrained_maps is not None else []
     titles += ["attention,\nnow"] + [f"head {head + 1}" for head in range(heads)]
     scale = "each map from 0 to its own maximum"
     if untrained_maps is not None:
-        scale = "untrained and now on one scale per picture, from 0; each head from 0 to its own maximum"
-    figure, grid = _sheet(len(pictures), titles, caption, scale + channel_note(pictures))
-    size = tuple(pictures.shape[-2:])
-    for row, picture in enumerate(pictures):
+        scale = "untrained and now on one scale per image, from 0; each head from 0 to its own maximum"
+    figure, grid = _sheet(len(images), titles, caption, scale + channel_note(images))
+    size = tuple(images.shape[-2:])
+    for row, image in enumerate(images):
         cells = iter(grid[row])
-        show(next(cells), picture)
+        show(next(cells), image)
         if masks is not None:
-            outline(show(next(cells), picture), masks[row])
+            outline(show(next(cells), image), masks[row])
         now = maps[row].mean(dim=0)
         top = top_of(now)
         if untrained_maps is not None:
@@ -88,21 +88,21 @@ def crops_figure(
     std: Sequence[float] | None = None,
     caption: str = "",
 ) -> Figure:
-    """One row per picture: the picture uint8 (C, H, W) and its augmented crops (C, h, w).
+    """One row per image: the image uint8 (C, H, W) and its augmented crops (C, h, w).
 
-    Crops are uint8, or float: then normalised by mean and std, or in 0–1 where these are not given.
+    Crops are uint8, or float: then normalized by mean and std, or in 0–1 where these are not given.
     The larger crops are titled global, the smaller local.
     """
     crops = rows[0][1]
     largest = max((crop.shape[-1] for crop in crops), default=0)
-    titles, numbers = ["picture"], {"global": 0, "local": 0}
+    titles, numbers = ["image"], {"global": 0, "local": 0}
     for crop in crops:
         kind = "global" if crop.shape[-1] == largest else "local"
         numbers[kind] += 1
         titles.append(f"{kind} {numbers[kind]}\n{crop.shape[-1]} px")
     figure, grid = _sheet(len(rows), titles, caption, channel_note(rows[0][0][None]).lstrip("; "))
-    for cells, (picture, its_crops) in zip(grid, rows, strict=True):
-        show(cells[0], picture)
+    for cells, (image, its_crops) in zip(grid, rows, strict=True):
+        show(cells[0], image)
         for cell, crop in zip(cells[1:], its_crops, strict=True):
             show(cell, _as_bytes(crop, mean, std))
     return figure
@@ -148,40 +148,40 @@ def _sheet(rows: int, titles: Sequence[str], caption: str, note: str) -> tuple[F
     return figure, axes
 
 
-def show(axes: Axes, picture: Tensor) -> Axes:
-    """Draw a picture uint8 (C, H, W): one channel grey, two as red and cyan, more by the first three."""
-    picture = picture.cpu()
-    if picture.shape[0] == 2:
-        picture = picture[[0, 1, 1]]
-    pixels = picture[0] if picture.shape[0] == 1 else picture[:3].permute(1, 2, 0)
-    # Small pictures stay crisp squares; large ones are reduced without aliasing.
+def show(axes: Axes, image: Tensor) -> Axes:
+    """Draw an image uint8 (C, H, W): one channel gray, two as red and cyan, more by the first three."""
+    image = image.cpu()
+    if image.shape[0] == 2:
+        image = image[[0, 1, 1]]
+    pixels = image[0] if image.shape[0] == 1 else image[:3].permute(1, 2, 0)
+    # Small images stay crisp squares; large ones are reduced without aliasing.
     interpolation = "nearest" if max(pixels.shape[:2]) <= 96 else "antialiased"
     axes.imshow(pixels.numpy(), cmap="gray", vmin=0, vmax=255, interpolation=interpolation)
     return axes
 
 
-def channel_note(pictures: Tensor) -> str:
-    """How channels other than RGB and grey are shown, for a caption; empty for these."""
-    channels = pictures.shape[1]
+def channel_note(images: Tensor) -> str:
+    """How channels other than RGB and gray are shown, for a caption; empty for these."""
+    channels = images.shape[1]
     if channels == 2:
         return "; channel 1 is red, channel 2 cyan"
     return f"; channels 1–3 of {channels} are shown as red, green, blue" if channels > 3 else ""
 
 
 def top_of(values: Tensor) -> float:
-    """Upper end of a colour scale."""
+    """Upper end of a color scale."""
     return values.float().nan_to_num().max().item() or 1.0
 
 
 def heat(axes: Axes, values: Tensor, size: tuple[int, ...], top: float) -> None:
-    """Draw attention (h, w) over the area of a picture of (H, W) pixels, in colours from 0 to top."""
+    """Draw attention (h, w) over the area of an image of (H, W) pixels, in colors from 0 to top."""
     extent = (-0.5, size[1] - 0.5, size[0] - 0.5, -0.5)
     pixels = values.float().cpu().numpy()
     axes.imshow(pixels, cmap="viridis", vmin=0, vmax=top, interpolation="nearest", extent=extent)
 
 
 def outline(axes: Axes, mask: Tensor) -> None:
-    """Draw the mask's border along pixel edges, light on dark so that it shows on any picture."""
+    """Draw the mask's border along pixel edges, light on dark so that it shows on any image."""
     inside = (mask.float().cpu() > 0.5).float()
     if not inside.any() or inside.all():
         return
@@ -190,8 +190,8 @@ def outline(axes: Axes, mask: Tensor) -> None:
     rows, columns = fine.shape
     y = (torch.arange(rows) + 0.5) * height / rows - 0.5
     x = (torch.arange(columns) + 0.5) * width / columns - 0.5
-    for colour, thickness in (("black", 2.6), ("white", 1.2)):
-        axes.contour(x.numpy(), y.numpy(), fine.numpy(), levels=[0.5], colors=[colour], linewidths=thickness)
+    for color, thickness in (("black", 2.6), ("white", 1.2)):
+        axes.contour(x.numpy(), y.numpy(), fine.numpy(), levels=[0.5], colors=[color], linewidths=thickness)
 
 
 # --- files ----------------------------------------------------------------------------------------------

@@ -2,7 +2,7 @@
 
 import sys
 
-from dino_exp.report.command import main
+from dino_exp.report.report_command import main
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -9,8 +9,8 @@ from omegaconf import OmegaConf
 from dino_exp.config.compose import check
 from dino_exp.config.identity import differing_keys
 from dino_exp.config.register import CONF
-from dino_exp.report.axes import as_value, value_text
-from dino_exp.report.load import RunData
+from dino_exp.report.run_data import RunData
+from dino_exp.report.values import as_value, value_text
 
 
 def differences(run: RunData) -> tuple[str, list[tuple[str, str, str]]]:

@@ -2,30 +2,28 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 from urllib.parse import quote
 
-import jinja2
-
-from dino_exp.report import evaluations, run_figures, sweep_curves, sweep_figures, sweep_table
-from dino_exp.report.cells import averaged_over, map_axes
+from dino_exp.atomic import write_atomically
+from dino_exp.plots.drawing import Figure, show, write_files
+from dino_exp.plots.html_page import _columns, render
+from dino_exp.report import evaluation_records, evaluation_results, run_figures
 from dino_exp.report.defaults import differences
-from dino_exp.report.drawing import Figure, library, show, theme, write_files
-from dino_exp.report.files import number
-from dino_exp.report.load import RunData, SweepData, load_run, utc
-from dino_exp.report.pictures import as_data_url
+from dino_exp.report.loading import load_run, utc
+from dino_exp.report.run_data import RunData, SweepData
+from dino_exp.report.run_files import number
+from dino_exp.report.run_images import as_data_url
+from dino_exp.report.sweep import sweep_curves, sweep_figures, sweep_table
+from dino_exp.report.sweep.cells import averaged_over, map_axes
 from dino_exp.report.verdicts import describe
-from dino_exp.run_directory import write_atomically
 
-HERE = Path(__file__).parent
 PAGE = "index.html"
-PICTURES = {"attention.png": "Attention of the teacher", "crops.png": "Crops"}
+IMAGES = {"attention.png": "Attention of the teacher", "crops.png": "Crops"}
 MOST_ROWS_IN_FILES = 10_000
 """Of the curves of all runs, up to which each metric has a file of its own; each takes seconds beyond."""
 RUN_PAGES = 60
@@ -67,7 +65,7 @@ def _write_page(folder: Path, text: str) -> Path:
 
 
 def _write_run_pages(sweep: SweepData) -> None:
-    """The pages of runs that are over and have none yet, or none with their newest evaluations.
+    """The pages of runs that are over and have none yet, or none with their newest evaluation_results.
 
     New ones are without figures beside them.
     """
@@ -89,7 +87,7 @@ def _is_old(page: Path, run: RunData) -> bool:
     """Whether there is no page, or one from before the run was evaluated."""
     try:
         written = page.stat().st_mtime_ns
-        return bool(run.evaluations) and (run.path / evaluations.FILE).stat().st_mtime_ns > written
+        return bool(run.evaluations) and (run.path / evaluation_records.FILE).stat().st_mtime_ns > written
     except OSError:
         return not page.exists()
 
@@ -100,20 +98,18 @@ def _run(run: RunData, folder: Path, refresh: float | None, beside: bool = True)
     timeline = run_figures.timeline(run)
     figures = [*curves, timeline] if timeline else curves
     compared, differing = differences(run)
-    pictures = [
+    images = [
         (title, name, as_data_url(run.path / "plots" / name), link(run.path / "plots" / name, folder))
-        for name, title in PICTURES.items()
+        for name, title in IMAGES.items()
         if (run.path / "plots" / name).is_file()
     ]
     problems = list(run.problems)
-    found, others = evaluations.files(run, problems)
+    found, others = evaluation_results.files(run, problems)
     shown = [(each.title, each.name, as_data_url(each.path), link(each.path, folder)) for each in found]
     linked = [(each.name, link(each.path, folder)) for each in others]
     linked += [(name, target) for _, name, url, target in shown if not url]
     problems += [f"Not logged: {'; '.join(absent)}."] if absent else []
-    problems += [
-        f"There is no plots/{name}." for name in PICTURES if name not in {each[1] for each in pictures}
-    ]
+    problems += [f"There is no plots/{name}." for name in IMAGES if name not in {each[1] for each in images}]
     text = render(
         "run.html",
         figures,
@@ -122,14 +118,14 @@ def _run(run: RunData, folder: Path, refresh: float | None, beside: bool = True)
         outcome=describe(run.outcome),
         facts=_facts(run),
         curves=[figure for figure in curves if figure.name not in SCHEDULES],
-        worth=evaluations.lines(run),
-        evaluations=link(run.path / evaluations.FILE, folder),
-        notes=evaluations.remarks(run),
+        worth=evaluation_results.lines(run),
+        evaluations=link(run.path / evaluation_records.FILE, folder),
+        notes=evaluation_results.remarks(run),
         shown=[each for each in shown if each[2]],
         linked=linked,
         schedules=[figure for figure in curves if figure.name in SCHEDULES],
         timeline=timeline,
-        pictures=[each for each in pictures if each[2]],
+        images=[each for each in images if each[2]],
         compared=compared,
         differing=differing,
         environment=_environment(run),
@@ -202,7 +198,7 @@ def _sweep(sweep: SweepData, folder: Path, refresh: float | None) -> tuple[list[
             f"Maps over {len(data)} of {every} pairs of axes; more would make the page too large."
         )
     if sweep.runs and all(run.knn is None for run in sweep.runs):
-        problems.append("No run has a k-NN; the mutual information of picture and prototype stands for it.")
+        problems.append("No run has a k-NN; the mutual information of image and prototype stands for it.")
     text = render(
         "sweep.html",
         figures,
@@ -290,81 +286,3 @@ def link(target: Path, folder: Path) -> str:
 
 
 # ---- assembly ----------------------------------------------------------------------------------------------
-
-
-def render(
-    template: str,
-    figures: Sequence[Figure],
-    refresh: float | None,
-    data: dict[str, Any] | None = None,
-    **values: Any,
-) -> str:
-    """A page that needs nothing beside itself.
-
-    Args:
-        template: a file in `templates`, made of base.html and parts.html.
-        figures: those that the template draws.
-        refresh: seconds after which an open page loads itself again; None is never.
-        data: what page.js needs beside the figures.
-        values: what the template needs.
-    """
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(HERE / "templates"),
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        undefined=jinja2.StrictUndefined,
-    )
-    content = {
-        "figures": {
-            figure.name: {"renderer": figure.renderer, "spec": _packed(figure)} for figure in figures
-        },
-        "themes": {"light": theme(dark=False), "dark": theme(dark=True)},
-        **(data or {}),
-    }
-    return environment.get_template(template).render(
-        content=_json(content),
-        library=library() if figures else "",
-        script=(HERE / "templates" / "page.js").read_text(),
-        style=(HERE / "templates" / "page.css").read_text(),
-        refresh=refresh,
-        **values,
-    )
-
-
-def _packed(figure: Figure) -> dict[str, Any]:
-    """The spec with its rows as columns, whose words are numbered: a fifth of the size.
-
-    Without the cells of maps, which the page has once for all maps.
-    """
-    datasets = figure.spec["datasets"]
-    rows = {name: [] if name == sweep_figures.CELLS else datasets[name] for name in datasets}
-    packed = {name: _columns(each) for name, each in rows.items()}
-    return {**figure.spec, "description": figure.description, "datasets": packed}
-
-
-def _columns(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    columns: dict[str, Any] = {}
-    for key in dict.fromkeys(key for row in rows for key in row):
-        values = [row.get(key) for row in rows]
-        if all(isinstance(value, str) for value in values):
-            numbers: dict[Any, int] = {}
-            places = [numbers.setdefault(value, len(numbers)) for value in values]
-            columns[key] = {"of": places, "words": list(numbers)}
-        else:
-            columns[key] = values
-    return columns
-
-
-def _json(content: Any) -> str:
-    """JSON for a script element: strict, and without anything that could end it."""
-    text = json.dumps(_finite(content), allow_nan=False, separators=(",", ":"))
-    return text.replace("<", "\\u003c").replace("\u2028", "\\u2028").replace("\u2029", "\\u2029")
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_finite(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -7,10 +7,11 @@ from typing import Any, NamedTuple
 
 import altair as alt
 
-from dino_exp.report.curves import thinned
-from dino_exp.report.drawing import Figure, Row, show, to_spec
-from dino_exp.report.files import number
-from dino_exp.report.load import RunData, utc
+from dino_exp.plots.drawing import Figure, Row, show, to_spec
+from dino_exp.report.loading import utc
+from dino_exp.report.run_data import RunData
+from dino_exp.report.run_files import number
+from dino_exp.report.thinning import thinned
 
 WIDTH, HEIGHT = 420, 210
 STEPS = alt.Axis(labelExpr="format(datum.value, '~s')", tickCount=5)
@@ -43,7 +44,7 @@ FIGURES = (
     Curves("kl", "KL(teacher ‖ student) / ln K", "share of ln K", {"KL": "kl_share"}, zero=True),
     Curves(
         "mutual_information",
-        "Mutual information of picture and prototype",
+        "Mutual information of image and prototype",
         "share of ln K",
         {"teacher": "teacher/mutual_information_share", "student": "student/mutual_information_share"},
         zero=True,
@@ -56,7 +57,7 @@ FIGURES = (
         points=True,
         form=".1f",
     ),
-    Curves("center_norm", "Norm of the centre", "", {"centre": "center_norm"}, zero=True),
+    Curves("center_norm", "Norm of the center", "", {"center": "center_norm"}, zero=True),
     Curves(
         "ranks",
         "Effective rank of the teacher",
@@ -112,7 +113,7 @@ def curves_figure(run: RunData, curves: Curves) -> Figure | None:
             alt.Tooltip("value:Q", title=curves.title, format=curves.form),
         ],
     )
-    # A second way than colour to tell two curves apart.
+    # A second way than color to tell two curves apart.
     dashes = alt.StrokeDash(
         "of:N",
         title=None,

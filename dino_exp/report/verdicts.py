@@ -11,7 +11,7 @@ class Outcome(NamedTuple):
     shape: str
     """Vega's name of a mark, or its path in a square from -1 to 1."""
     kind: str
-    """One of `KINDS`, which curves are coloured by."""
+    """One of `KINDS`, which curves are colored by."""
     meaning: str
     """A sentence."""
 
@@ -25,18 +25,18 @@ BAR = "M-1,-.35L1,-.35L1,.35L-1,.35Z"
 HOURGLASS = "M-.9,-1L.9,-1L0,0L.9,1L-.9,1L0,0Z"
 
 OUTCOMES = {
-    "healthy": Outcome("circle", "healthy", "The teacher's outputs depend on the picture: it trains."),
-    "slow": Outcome("diamond", "slow", "The outputs hardly depend on the picture yet."),
+    "healthy": Outcome("circle", "healthy", "The teacher's outputs depend on the image: it trains."),
+    "slow": Outcome("diamond", "slow", "The outputs hardly depend on the image yet."),
     "warming-up": Outcome(HOURGLASS, "slow", "Too early for a verdict."),
     "recovered": Outcome("circle", "healthy", "It had collapsed, and trains again."),
     "collapsed-uniform": Outcome(
-        "square", "collapsed", "Collapsed: every prototype is as likely as any other, for every picture."
+        "square", "collapsed", "Collapsed: every prototype is as likely as any other, for every image."
     ),
-    "collapsed-one-hot": Outcome("triangle-up", "collapsed", "Collapsed: one prototype takes every picture."),
+    "collapsed-one-hot": Outcome("triangle-up", "collapsed", "Collapsed: one prototype takes every image."),
     "collapsed-constant": Outcome(
         "triangle-down",
         "collapsed",
-        "Collapsed: the same output for every picture, neither flat nor one-hot.",
+        "Collapsed: the same output for every image, neither flat nor one-hot.",
     ),
     "mixed": Outcome(STAR, "slow", "The runs of a cell came to different ends."),
     "diverged": Outcome(CROSS, "failed", "Diverged: a value is not a finite number any more."),
@@ -52,7 +52,7 @@ OUTCOMES = {
 def describe(word: str) -> Outcome:
     """How an outcome is shown, also one that this version does not know.
 
-    `running: healthy` and the like, of runs that go on, have their state's mark and the verdict's colour.
+    `running: healthy` and the like, of runs that go on, have their state's mark and the verdict's color.
     """
     state, colon, verdict = word.partition(": ")
     if colon and state in OUTCOMES:

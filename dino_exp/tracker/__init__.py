@@ -27,7 +27,7 @@ class RunInfo:
     tracker_id: str
     """Made once by `new_tracker_id` and kept in the run directory: a resumed run goes on where it was."""
     resume_step: int = 0
-    """The optimiser step of the checkpoint to resume from, 0 for a new run; later steps are logged again."""
+    """The optimizer step of the checkpoint to resume from, 0 for a new run; later steps are logged again."""
 
 
 class Tracker(Protocol):
@@ -40,10 +40,10 @@ class Tracker(Protocol):
         """Begin to mirror `run`. Call it before data loading workers are forked."""
 
     def log(self, metrics: dict[str, Any], step: int) -> None:
-        """Mirror numbers and short strings (`verdict`) at an optimiser step; values of None are left out."""
+        """Mirror numbers and short strings (`verdict`) at an optimizer step; values of None are left out."""
 
     def image(self, name: str, path: Path, step: int) -> None:
-        """Mirror the picture in `path`, which is read a moment later."""
+        """Mirror the image in `path`, which is read a moment later."""
 
     def alert(self, title: str, text: str) -> None:
         """Call for attention, where the tracker has a way to."""

@@ -14,7 +14,7 @@ FINISH_SECONDS = 30.0  # that a stalled file system may hold the end of a run
 
 
 class TensorboardTracker:
-    """Mirrors scalars, pictures, config and summary to `<run directory>/tensorboard/`, on its own thread.
+    """Mirrors scalars, images, config and summary to `<run directory>/tensorboard/`, on its own thread.
 
     After a resume the steps behind the checkpoint are purged, so that no step shows twice.
 
@@ -93,7 +93,7 @@ class _Writer:
                     writer.add_scalar(name, value, self._step)
         elif "image" in record:
             try:
-                pixels = _read_picture(record["image"])
+                pixels = _read_image(record["image"])
             except (OSError, ValueError) as error:
                 logger.warning(
                     "TensorBoard: %s is left out, as it is not readable (%s).", record["image"], error
@@ -106,13 +106,13 @@ class _Writer:
             writer.add_text("summary", _json_block(record["finish"]), self._step)
 
 
-def _read_picture(path: Path) -> Any:
+def _read_image(path: Path) -> Any:
     """uint8 (H, W, 3)."""
     import numpy as np
     from PIL import Image
 
-    with Image.open(path) as picture:
-        return np.asarray(picture.convert("RGB"))
+    with Image.open(path) as image:
+        return np.asarray(image.convert("RGB"))
 
 
 def _json_block(value: Any) -> str:

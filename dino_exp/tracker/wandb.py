@@ -22,7 +22,7 @@ from dino_exp.tracker.feed import LOCAL_FILES, Feed, Record, describe, logger
 
 
 class WandbTracker:
-    """Mirrors config, metrics, pictures, alerts, summary and exit code; files are in `<run directory>/wandb`.
+    """Mirrors config, metrics, images, alerts, summary and exit code; files are in `<run directory>/wandb`.
 
     If W&B does not start within `timeout`, online becomes offline and offline becomes off; one line says so.
 

@@ -201,7 +201,7 @@ def _call(run: Any, command: Command) -> None:
     except Exception as error:
         if isinstance(error, ConnectionError) or "finish" in command:
             raise _CoreGoneError(f"{type(error).__name__}: {error}") from error
-        traceback.print_exc()  # one unreadable picture does not end the mirror
+        traceback.print_exc()  # one unreadable image does not end the mirror
 
 
 def _follow(mirror: _Mirror, commands: IO[str], replies: IO[str], timeout: float) -> None:

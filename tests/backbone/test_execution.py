@@ -10,9 +10,9 @@ from torch import nn
 from dino_exp.backbone.execution import checkpoint_blocks, has_unused_parameters, is_convolutional
 from dino_exp.backbone.library import timm_backbone, torchvision_backbone
 from dino_exp.backbone.vit import VisionTransformer
+from dino_exp.dino.head import DINOHead
+from dino_exp.dino.model import DINONetwork
 from dino_exp.errors import UserError
-from dino_exp.head import DINOHead
-from dino_exp.model import DINONetwork
 
 
 def small_vit() -> nn.Module:
@@ -27,7 +27,7 @@ def library_vit() -> nn.Module:
 
 def saved_bytes_and_gradients(backbone: nn.Module, size: int) -> tuple[int, list[torch.Tensor], dict]:
     """Bytes that the forward pass keeps besides the parameters; the gradients; the buffers."""
-    pictures = torch.randn(6, 3, size, size, generator=torch.Generator().manual_seed(2))
+    images = torch.randn(6, 3, size, size, generator=torch.Generator().manual_seed(2))
     own = {parameter.untyped_storage().data_ptr() for parameter in backbone.parameters()}
     kept: dict[int, int] = {}
 
@@ -39,7 +39,7 @@ def saved_bytes_and_gradients(backbone: nn.Module, size: int) -> tuple[int, list
 
     torch.manual_seed(5)  # the branches that stochastic depth drops
     with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-        features = backbone(pictures)
+        features = backbone(images)
     bytes_kept = sum(kept.values())
     gradients = torch.autograd.grad(features.square().sum(), list(backbone.parameters()))
     return bytes_kept, list(gradients), {name: value.clone() for name, value in backbone.named_buffers()}
@@ -88,14 +88,14 @@ def test_convolutional_networks_run_channels_last_with_the_same_result() -> None
     torch.manual_seed(0)
     network = DINONetwork(torchvision.models.resnet18(num_classes=16), DINOHead(in_dim=16, out_dim=8))
     assert is_convolutional(network.backbone)
-    pictures = torch.randn(4, 3, 32, 32)
-    before = network.eval()([pictures]).logits
+    images = torch.randn(4, 3, 32, 32)
+    before = network.eval()([images]).logits
     network.use_memory_format(torch.channels_last)
     strides: list[bool] = []
     network.backbone.get_submodule("conv1").register_forward_hook(
         lambda _, inputs, output: strides.append(output.is_contiguous(memory_format=torch.channels_last))
     )
-    torch.testing.assert_close(network([pictures]).logits, before, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(network([images]).logits, before, rtol=1e-4, atol=1e-5)
     assert strides == [True]
 
 

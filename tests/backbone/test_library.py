@@ -9,8 +9,8 @@ import torch
 from timm.layers import DropPath
 from torch import nn
 
+from dino_exp.backbone.image_size import check_image_sizes
 from dino_exp.backbone.library import timm_backbone, torchvision_backbone
-from dino_exp.backbone.picture_size import check_picture_sizes
 from dino_exp.errors import UserError
 
 
@@ -32,7 +32,7 @@ def features(model: nn.Module, size: int, channels: int = 3) -> torch.Tensor:
 )
 def test_timm_models_take_both_crop_sizes(name: str, dim: int, sizes: tuple[int, int]) -> None:
     model = timm_backbone(name=name, drop_path_rate=0.0, in_channels=1, image_size=sizes[0])
-    check_picture_sizes(model, name=name, in_channels=1, sizes=sizes)
+    check_image_sizes(model, name=name, in_channels=1, sizes=sizes)
     assert model.feature_dim == dim
     for size in sizes:
         assert features(model, size, channels=1).shape == (3, dim)
@@ -53,7 +53,7 @@ def test_timm_students_have_stochastic_depth() -> None:
         ({"name": "densenet121", "drop_path_rate": 0.1}, "densenet121 has no stochastic depth; set it to 0"),
         (
             {"name": "maxvit_nano_rw_256", "image_size": 36},
-            "maxvit_nano_rw_256: cannot take pictures of 36x36",
+            "maxvit_nano_rw_256: cannot take images of 36x36",
         ),
     ],
 )
@@ -64,18 +64,16 @@ def test_timm_errors_name_key_value_and_remedy(settings: dict[str, Any], message
 
 def test_a_model_for_one_size_is_found_out_before_training() -> None:
     model = timm_backbone(name="cait_xxs24_224", drop_path_rate=0.0, in_channels=3, image_size=32)
-    check_picture_sizes(model, name="cait_xxs24_224", in_channels=3, sizes=[32])
-    with pytest.raises(
-        UserError, match=r"cait_xxs24_224: cannot take pictures of 16x16 pixels \(Input height"
-    ):
-        check_picture_sizes(model, name="cait_xxs24_224", in_channels=3, sizes=[32, 16])
+    check_image_sizes(model, name="cait_xxs24_224", in_channels=3, sizes=[32])
+    with pytest.raises(UserError, match=r"cait_xxs24_224: cannot take images of 16x16 pixels \(Input height"):
+        check_image_sizes(model, name="cait_xxs24_224", in_channels=3, sizes=[32, 16])
 
 
 def test_the_check_leaves_no_trace() -> None:
     model = torchvision_backbone(name="resnet18", stem="small", in_channels=3, image_size=32).train()
     before = {name: value.clone() for name, value in model.state_dict().items()}
     random_state = torch.get_rng_state()
-    check_picture_sizes(model, name="resnet18", in_channels=3, sizes=[16])
+    check_image_sizes(model, name="resnet18", in_channels=3, sizes=[16])
     assert model.training
     assert torch.equal(torch.get_rng_state(), random_state)
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
@@ -130,7 +128,7 @@ def test_the_small_stem_keeps_the_resolution() -> None:
     ("settings", "message"),
     [
         ({"name": "resnet51"}, "no such torchvision model; did you mean resnet50"),
-        ({"name": "vit_b_16"}, "take a single picture size.* use backbone=vit_small"),
+        ({"name": "vit_b_16"}, "take a single image size.* use backbone=vit_small"),
         ({"name": "mobilenet_v2", "stem": "small"}, "stem = small: only for ResNets"),
     ],
 )

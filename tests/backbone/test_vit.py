@@ -1,4 +1,4 @@
-"""The vision transformer: the released code's names, initialisation, positions and outputs."""
+"""The vision transformer: the released code's names, initialization, positions and outputs."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def test_initial_weights() -> None:
     assert model.norm.weight.min() == model.norm.weight.max() == 1
 
 
-def test_xavier_initialisation_of_the_blocks() -> None:
+def test_xavier_initialization_of_the_blocks() -> None:
     block = small_vit(init="xavier").blocks[1]
     assert isinstance(block, Block)
     for linear in (block.attn.qkv, block.attn.proj, block.mlp.fc1, block.mlp.fc2):
@@ -137,9 +137,9 @@ def test_other_ways_to_resize_give_another_network() -> None:
 @pytest.mark.parametrize("size", [(32, 32), (16, 16), (24, 40)])
 def test_the_feature_is_the_class_token_after_the_final_norm(size: tuple[int, int]) -> None:
     model = small_vit(stem="conv", drop_path_rate=0.0).double()
-    pictures = torch.randn(3, 3, *size, dtype=torch.float64)
-    feature = model(pictures)
-    (tokens,) = model.intermediate_tokens(pictures, 1)
+    images = torch.randn(3, 3, *size, dtype=torch.float64)
+    feature = model(images)
+    (tokens,) = model.intermediate_tokens(images, 1)
     assert tokens.shape == (3, 1 + size[0] * size[1] // 16, 64)
     torch.testing.assert_close(feature, tokens[:, 0], rtol=0, atol=1e-12)
     gradients = torch.autograd.grad(feature.square().sum(), list(model.parameters()))
@@ -160,8 +160,8 @@ def plain_block(block: Block, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tens
 
 def test_every_block_and_its_attention_equal_the_released_arithmetic() -> None:
     model = small_vit(num_heads=4).double()
-    pictures = torch.randn(2, 3, 16, 24, dtype=torch.float64)
-    patches = F.conv2d(pictures, model.patch_embed.proj.weight, model.patch_embed.proj.bias, stride=4)
+    images = torch.randn(2, 3, 16, 24, dtype=torch.float64)
+    patches = F.conv2d(images, model.patch_embed.proj.weight, model.patch_embed.proj.bias, stride=4)
     x = torch.cat((model.cls_token.expand(2, -1, -1), patches.flatten(2).transpose(1, 2)), dim=1)
     x = x + torch.cat((model.pos_embed[:, :1], model.patch_positions(4, 6)), dim=1)
     layers = []
@@ -169,9 +169,9 @@ def test_every_block_and_its_attention_equal_the_released_arithmetic() -> None:
         assert isinstance(block, Block)
         x, attention = plain_block(block, x)
         layers.append(F.layer_norm(x, (64,), model.norm.weight, model.norm.bias, 1e-6))
-    for ours, expected in zip(model.intermediate_tokens(pictures, 2), layers[1:], strict=True):
+    for ours, expected in zip(model.intermediate_tokens(images, 2), layers[1:], strict=True):
         torch.testing.assert_close(ours, expected, rtol=0, atol=1e-12)
-    weights = model.class_attention(pictures)
+    weights = model.class_attention(images)
     assert weights.shape == (2, 4, 4, 6)
     torch.testing.assert_close(weights, attention[:, :, 0, 1:].unflatten(2, (4, 6)), rtol=0, atol=1e-12)
 
@@ -193,10 +193,10 @@ def test_stochastic_depth_grows_linearly_and_a_teacher_has_none() -> None:
     assert rates == pytest.approx([0, 0.05, 0.1, 0.15, 0.2], abs=1e-7)
     teacher = small_vit(depth=5, drop_path_rate=0.0).train()
     assert not any(isinstance(module, DropPath) for module in teacher.modules())
-    pictures = torch.randn(8, 3, 32, 32)
-    assert torch.equal(teacher(pictures), teacher(pictures))
-    assert not torch.equal(student(pictures), student(pictures))
-    assert torch.equal(student.eval()(pictures), teacher(pictures))  # same seed, same weights
+    images = torch.randn(8, 3, 32, 32)
+    assert torch.equal(teacher(images), teacher(images))
+    assert not torch.equal(student(images), student(images))
+    assert torch.equal(student.eval()(images), teacher(images))  # same seed, same weights
 
 
 def test_the_convolutional_stem_of_patch_4() -> None:

@@ -11,8 +11,8 @@ from hydra import initialize_config_dir
 from omegaconf import OmegaConf
 
 from dino_exp.config.compose import Checked, check, compose
-from dino_exp.config.evaluation import check as check_evaluation
-from dino_exp.config.evaluations import LinearConfig
+from dino_exp.config.compose_evaluation import check as check_evaluation
+from dino_exp.config.evaluation_schema import LinearConfig
 from dino_exp.config.identity import run_id
 from dino_exp.config.register import CONF
 from dino_exp.config.schema import SCHEMAS, schema_of
@@ -106,7 +106,7 @@ def test_the_collapse_study_takes_one_part_away_at_a_time() -> None:
     keys = ("loss.centering", "loss.sharpening", "ema.schedule", "ema.momentum")
     assert dict(zip([run.overrides[0] for run in checked.runs], values(checked, *keys), strict=True)) == {
         "ablation=sound": ("mean", True, "constant", 0.99),
-        "ablation=no_centring": ("none", True, "constant", 0.99),
+        "ablation=no_centering": ("none", True, "constant", 0.99),
         "ablation=no_sharpening": ("mean", False, "constant", 0.99),
         "ablation=neither": ("none", False, "constant", 0.99),
         "ablation=no_ema": ("mean", True, "constant", 0.0),
@@ -222,7 +222,7 @@ VANILLA = {
     "loss.center_init": "zeros",
     "ema.momentum": 0.996,
     "ema.final_momentum": 1.0,
-    "optimizer._target_": "dino_exp.optimizer.adamw",
+    "optimizer._target_": "dino_exp.dino.optimizer.adamw",
     "optimizer.lr": 0.0005,
     "optimizer.min_lr": 1e-6,
     "optimizer.warmup_epochs": 10,
@@ -255,7 +255,7 @@ def test_the_paper_experiments_are_the_released_commands(tmp_path: Path) -> None
         "backbone.drop_path_rate": None,
         "crops.global_scale": [0.14, 1.0],
         "crops.local_scale": [0.05, 0.14],
-        "optimizer._target_": "dino_exp.optimizer.sgd",
+        "optimizer._target_": "dino_exp.dino.optimizer.sgd",
         "optimizer.lr": 0.03,
         "optimizer.weight_decay": 1e-4,
         "optimizer.final_weight_decay": 1e-4,

@@ -10,7 +10,7 @@ from dino_exp.config.compose import check, compose
 from dino_exp.config.help import EXAMPLES, KEYS, docstrings
 from dino_exp.config.register import CONF
 from dino_exp.config.schema import TrainerConfig
-from dino_exp.eval.command import main as evaluate
+from dino_exp.eval.evaluate_command import main as evaluate
 
 
 def page(capsys: pytest.CaptureFixture[str], *argv: str) -> str:

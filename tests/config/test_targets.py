@@ -9,7 +9,7 @@ import torchvision
 from dino_exp.config.compose import compose
 from dino_exp.config.library_names import model_names
 from dino_exp.config.targets import KNOWN, build, check_target
-from dino_exp.crops import MultiCrop
+from dino_exp.data.crops import MultiCrop
 from dino_exp.errors import UserError
 
 
@@ -21,7 +21,7 @@ def test_a_component_gets_the_fields_as_plain_python_and_the_extras() -> None:
 
 
 @pytest.mark.parametrize(
-    "target", ["os.system", "builtins.eval", "dino_exp.trainer.os.system", "torch.load", "", None]
+    "target", ["os.system", "builtins.eval", "dino_exp.train.trainer.os.system", "torch.load", "", None]
 )
 def test_anything_else_is_refused(target: str | None) -> None:
     with pytest.raises(UserError, match="not a component of this project"):
@@ -31,7 +31,7 @@ def test_anything_else_is_refused(target: str | None) -> None:
 
 
 def test_a_target_inside_a_field_is_not_called() -> None:
-    node = {"_target_": "dino_exp.crops.MultiCrop", "global_size": {"_target_": "os.getcwd"}}
+    node = {"_target_": "dino_exp.data.crops.MultiCrop", "global_size": {"_target_": "os.getcwd"}}
     crops = build(node, global_scale=[0.4, 1], local_size=1, local_number=0, local_scale=[0.4, 1])
     assert crops.global_size == {"_target_": "os.getcwd"}
 

@@ -49,7 +49,7 @@ WRONG = [
     ("lr=0.1", "lr: no such key; did you mean optimizer.lr?"),
     ("trainer.lr=0.1", "trainer.lr: no such key; did you mean optimizer.lr?"),
     ("batch_size=8", "batch_size: no such key; did you mean trainer.batch_size or eval.batch_size?"),
-    ("optimiser.lr=1", "optimiser.lr: no such key; did you mean optimizer.lr?"),
+    ("optimzer.lr=1", "optimzer.lr: no such key; did you mean optimizer.lr?"),
     ("loss.teacher_temp.x=1", "loss.teacher_temp.x: no such key; did you mean loss.teacher_temp?"),
     ("crops.global_scale.5=1", "crops.global_scale.5: no such key; did you mean crops.global_scale?"),
     ("momentum_teacher=0.99", "momentum_teacher: no such key; did you mean ema.momentum?"),
@@ -137,33 +137,35 @@ WRONG = [
     ("trainer.precision=int8", "trainer.precision = int8: must be auto, fp32, bf16 or fp16."),
     (
         "optimizer._target_=os.system",
-        "optimizer._target_ = os.system: must be dino_exp.optimizer.adamw, dino_exp.optimizer.sgd or "
-        "dino_exp.optimizer.lars; choose another optimizer with optimizer=OPTION.",
+        "optimizer._target_ = os.system: must be dino_exp.dino.optimizer.adamw, "
+        "dino_exp.dino.optimizer.sgd or "
+        "dino_exp.dino.optimizer.lars; choose another optimizer with optimizer=OPTION.",
     ),
     (
-        "loss._target_=dino_exp.crops.MultiCrop",
-        "loss._target_ = dino_exp.crops.MultiCrop: must be dino_exp.loss.DINOLoss; choose another loss with "
+        "loss._target_=dino_exp.data.crops.MultiCrop",
+        "loss._target_ = dino_exp.data.crops.MultiCrop: must be dino_exp.dino.loss.DINOLoss; "
+        "choose another loss with "
         "loss=OPTION.",
     ),
     # Not set.
     (
         "experiment=paper_vits16",
-        "data.root: not set; give the training pictures, e.g. data.root=/path/to/train.",
+        "data.root: not set; give the training images, e.g. data.root=/path/to/train.",
     ),
     ("backbone=timm", "backbone.name: not set; give a model's name, e.g. backbone.name=convnext_tiny."),
     (
         "data=image_folder data.root=null",
-        "data.root = null: give the training pictures, e.g. data.root=/path/to/train.",
+        "data.root = null: give the training images, e.g. data.root=/path/to/train.",
     ),
     ("data=image_folder data.root=nowhere/x", "data.root = nowhere/x: there is no such folder or file."),
     (
         "data=webdataset data.root='nowhere/train-{000..146}.tar'",
         "data.root = nowhere/train-{000..146}.tar: there is no such folder or file.",
     ),
-    ("data=huggingface", "data.root: not set; give the training pictures, e.g. data.root=/path/to/train."),
+    ("data=huggingface", "data.root: not set; give the training images, e.g. data.root=/path/to/train."),
     (
         "data=image_folder data.root=. data.packed_side=256",
-        "data.packed_side = 256: only packed pictures are made smaller; add data.packed=true.",
+        "data.packed_side = 256: only packed images are made smaller; add data.packed=true.",
     ),
     # Interpolations.
     (
@@ -199,7 +201,7 @@ WRONG = [
     ),
     (
         "backbone.patch_size=12 crops.global_size=48 crops.local_size=24",
-        "backbone.patch_size = 12: backbone.stem = conv halves the picture step by step and needs a power of "
+        "backbone.patch_size = 12: backbone.stem = conv halves the image step by step and needs a power of "
         "two; nearest are 8 and 16.",
     ),
     (
@@ -256,7 +258,7 @@ WRONG = [
     ),
     (
         "data=image_folder data.root=/ data.backend=pil data.channels=2 data.mean=[0,0] data.std=[1,1]",
-        "data.backend = pil: Pillow's pictures have 1 or 3 channels, and data.channels = 2; use "
+        "data.backend = pil: Pillow's images have 1 or 3 channels, and data.channels = 2; use "
         "data.backend=fast.",
     ),
     ("data.mean=[0.5]", "data.mean = [0.5]: give one number per channel; data.channels = 3."),
@@ -266,7 +268,7 @@ WRONG = [
     ),
     (
         "trainer.batch_size=20000 data.train_size=12000",
-        "trainer.batch_size = 20000: shapes has only 12000 training pictures, less than one batch; use "
+        "trainer.batch_size = 20000: shapes has only 12000 training images, less than one batch; use "
         "at most "
         "12000, or raise data.train_size.",
     ),
@@ -387,12 +389,12 @@ def test_mistakes_in_a_file_of_ones_own_are_named(tmp_path: Path) -> None:
 WARNED = [
     ("loss.teacher_temp=0.2", "loss.teacher_temp = 0.2: not below loss.student_temp = 0.1, so the teacher"),
     ("loss.teacher_temp=0.08", "loss.teacher_temp = 0.08: constant values above 0.06 collapsed in the paper"),
-    ("loss.center_momentum=0.999", "loss.center_momentum = 0.999: the centre is too slow; collapsed in the"),
+    ("loss.center_momentum=0.999", "loss.center_momentum = 0.999: the center is too slow; collapsed in the"),
     ("loss.centering=none", "loss.centering = none: collapses on purpose"),
     ("loss.sharpening=false", "loss.sharpening = false: collapses on purpose"),
     ("ema.momentum=0", "ema.momentum = 0: the teacher is the student"),
     ("crops.local_number=0", "crops.local_number = 0: without local crops the released code advises a wider"),
-    ("backbone=resnet18", "backbone.name = resnet18: its stem is made for pictures of 224 pixels"),
+    ("backbone=resnet18", "backbone.name = resnet18: its stem is made for images of 224 pixels"),
     (
         "data=image_folder data.root=. data.packed=true data.packed_side=20",
         "data.packed_side = 20: less than crops.global_size = 32",

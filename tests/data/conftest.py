@@ -1,4 +1,4 @@
-"""Where tests keep what is made from pictures."""
+"""Where tests keep what is made from images."""
 
 from pathlib import Path
 

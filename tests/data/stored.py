@@ -1,4 +1,4 @@
-"""The same few pictures as files, tar shards, parquet and a folder of save_to_disk."""
+"""The same few images as files, tar shards, parquet and a folder of save_to_disk."""
 
 import io
 import tarfile
@@ -10,7 +10,7 @@ from PIL import Image
 
 
 def encoded(count: int, seed: int = 0) -> list[bytes]:
-    """JPEG files of several sizes, of random smooth colours."""
+    """JPEG files of several sizes, of random smooth colors."""
     rng = np.random.default_rng(seed)
     files = []
     for index in range(count):
@@ -23,18 +23,18 @@ def encoded(count: int, seed: int = 0) -> list[bytes]:
     return files
 
 
-def as_files(root: Path, pictures: list[bytes], classes: list[str]) -> Path:
-    """Class folders; picture i has class i % len(classes) and a name that sorts by class and number."""
-    for index, content in enumerate(pictures):
+def as_files(root: Path, images: list[bytes], classes: list[str]) -> Path:
+    """Class folders; image i has class i % len(classes) and a name that sorts by class and number."""
+    for index, content in enumerate(images):
         folder = root / classes[index % len(classes)]
         folder.mkdir(parents=True, exist_ok=True)
         (folder / f"{index:06d}.jpg").write_bytes(content)
     return root
 
 
-def by_class(pictures: list[bytes], classes: int) -> list[tuple[bytes, int]]:
-    """Pictures and labels in the order in which class folders hold them."""
-    return sorted(((content, index % classes) for index, content in enumerate(pictures)), key=lambda p: p[1])
+def by_class(images: list[bytes], classes: int) -> list[tuple[bytes, int]]:
+    """Images and labels in the order in which class folders hold them."""
+    return sorted(((content, index % classes) for index, content in enumerate(images)), key=lambda p: p[1])
 
 
 def write_shard(path: Path, members: list[tuple[str, bytes]]) -> Path:
@@ -48,20 +48,20 @@ def write_shard(path: Path, members: list[tuple[str, bytes]]) -> Path:
     return path
 
 
-def as_shards(folder: Path, pictures: list[tuple[bytes, int]], each: int = 7, stem: str = "train") -> Path:
+def as_shards(folder: Path, images: list[tuple[bytes, int]], each: int = 7, stem: str = "train") -> Path:
     """Shards `train-000000.tar`, ... of `each` samples with .cls and .jpg."""
-    for start in range(0, len(pictures), each):
+    for start in range(0, len(images), each):
         members = []
-        for number, (content, label) in enumerate(pictures[start : start + each], start):
+        for number, (content, label) in enumerate(images[start : start + each], start):
             members += [(f"{number:06d}.cls", str(label).encode()), (f"{number:06d}.jpg", content)]
         write_shard(folder / f"{stem}-{start // each:06d}.tar", members)
     return folder
 
 
-def as_rows(pictures: list[tuple[bytes, int]], classes: list[str]) -> datasets.Dataset:
+def as_rows(images: list[tuple[bytes, int]], classes: list[str]) -> datasets.Dataset:
     """A `datasets.Dataset` as the hub's image sets are."""
     features = datasets.Features(image=datasets.Image(), label=datasets.ClassLabel(names=classes))
-    images = [{"bytes": content, "path": f"{i}.jpg"} for i, (content, _) in enumerate(pictures)]
+    encoded = [{"bytes": content, "path": f"{i}.jpg"} for i, (content, _) in enumerate(images)]
     return datasets.Dataset.from_dict(
-        {"image": images, "label": [label for _, label in pictures]}, features=features
+        {"image": encoded, "label": [label for _, label in images]}, features=features
     )

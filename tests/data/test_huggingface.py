@@ -14,12 +14,12 @@ import torch
 from dino_exp.data import huggingface
 from dino_exp.data.source import CorruptImageError, ImageSource, Splits, decode_image
 from dino_exp.errors import UserError
+from tests.data.sources import held_out, labels_of
 from tests.data.stored import as_rows, by_class, encoded
-from tests.sources import held_out, labels_of
 
 pytestmark = pytest.mark.usefixtures("cache", "no_network")
 CLASSES = ["ant", "bee", "cat"]
-PICTURES = by_class(encoded(21), 3)
+IMAGES = by_class(encoded(21), 3)
 
 
 @pytest.fixture
@@ -53,29 +53,29 @@ def load(
     )
 
 
-def assert_holds(source: ImageSource, pictures: list[tuple[bytes, int]]) -> None:
-    assert (len(source), source.classes) == (len(pictures), CLASSES)
-    assert labels_of(source).tolist() == [label for _, label in pictures]
-    for index in (len(pictures) - 1, 0, 2):
-        assert torch.equal(source.read(index), decode_image(pictures[index][0], "", 3, backend="fast"))
+def assert_holds(source: ImageSource, images: list[tuple[bytes, int]]) -> None:
+    assert (len(source), source.classes) == (len(images), CLASSES)
+    assert labels_of(source).tolist() == [label for _, label in images]
+    for index in (len(images) - 1, 0, 2):
+        assert torch.equal(source.read(index), decode_image(images[index][0], "", 3, backend="fast"))
 
 
 def test_saved_data_sets_with_and_without_splits(tmp_path: Path) -> None:
-    train, test = as_rows(PICTURES, CLASSES), as_rows(PICTURES[::4], CLASSES)
+    train, test = as_rows(IMAGES, CLASSES), as_rows(IMAGES[::4], CLASSES)
     train.save_to_disk(tmp_path / "alone", num_shards=3)
     datasets.DatasetDict(train=train, test=test).save_to_disk(tmp_path / "both")
     assert load(tmp_path / "alone").test is None
-    assert_holds(load(tmp_path / "alone").train, PICTURES)
+    assert_holds(load(tmp_path / "alone").train, IMAGES)
     for root in (tmp_path / "both", tmp_path / "both" / "train"):
         splits = load(root)
-        assert_holds(splits.train, PICTURES)
-        assert_holds(held_out(splits), PICTURES[::4])
+        assert_holds(splits.train, IMAGES)
+        assert_holds(held_out(splits), IMAGES[::4])
     assert load(tmp_path / "both", val_root=None).test is None
-    assert_holds(held_out(load(tmp_path / "alone", tmp_path / "both")), PICTURES[::4])
+    assert_holds(held_out(load(tmp_path / "alone", tmp_path / "both")), IMAGES[::4])
     copy = pickle.loads(pickle.dumps(splits.train))
-    assert_holds(copy, PICTURES)
+    assert_holds(copy, IMAGES)
     assert copy.name(3) == f"{tmp_path / 'both' / 'train'}: row 3"
-    with pytest.raises(UserError, match=r"is among the training pictures"):
+    with pytest.raises(UserError, match=r"is among the training images"):
         load(tmp_path / "alone", tmp_path / "alone")
 
 
@@ -83,32 +83,32 @@ def test_parquet_in_the_hubs_layout(tmp_path: Path, cache: Path) -> None:
     data = tmp_path / "set" / "data"
     data.mkdir(parents=True)
     for part in range(2):
-        rows = as_rows(PICTURES[part * 11 : (part + 1) * 11], CLASSES)
+        rows = as_rows(IMAGES[part * 11 : (part + 1) * 11], CLASSES)
         rows.to_parquet(data / f"train-0000{part}-of-00002.parquet")
-    as_rows(PICTURES[::4], CLASSES).to_parquet(data / "validation-00000-of-00001.parquet")
-    as_rows([(PICTURES[0][0], -1)] * 2, CLASSES).to_parquet(data / "test-00000-of-00001.parquet")
+    as_rows(IMAGES[::4], CLASSES).to_parquet(data / "validation-00000-of-00001.parquet")
+    as_rows([(IMAGES[0][0], -1)] * 2, CLASSES).to_parquet(data / "test-00000-of-00001.parquet")
     for root in (tmp_path / "set", data, data / "train-*.parquet", data / "train-0000{0,1}-of-00002.parquet"):
         splits = load(root)
-        assert_holds(splits.train, PICTURES)
-        assert_holds(held_out(splits), PICTURES[::4])
-    unlabelled = load(data / "test-00000-of-00001.parquet", val_root=None).train
-    assert (len(unlabelled), unlabelled.labels, unlabelled.classes) == (2, None, None)
+        assert_holds(splits.train, IMAGES)
+        assert_holds(held_out(splits), IMAGES[::4])
+    unlabeled = load(data / "test-00000-of-00001.parquet", val_root=None).train
+    assert (len(unlabeled), unlabeled.labels, unlabeled.classes) == (2, None, None)
     made = list(cache.rglob("*.arrow"))
     assert len(made) == 3
-    as_rows(PICTURES[::5], CLASSES).to_parquet(data / "validation-00000-of-00001.parquet")
-    assert_holds(held_out(load(data)), PICTURES[::5])  # not what was made from the file before
+    as_rows(IMAGES[::5], CLASSES).to_parquet(data / "validation-00000-of-00001.parquet")
+    assert_holds(held_out(load(data)), IMAGES[::5])  # not what was made from the file before
 
 
 def test_columns_are_found_by_type_or_named(tmp_path: Path) -> None:
-    rows = as_rows(PICTURES, CLASSES)
+    rows = as_rows(IMAGES, CLASSES)
     two = rows.add_column("fine", [i % 5 for i in range(21)]).add_column(
-        "thumbnail", [{"bytes": PICTURES[0][0], "path": None}] * 21
+        "thumbnail", [{"bytes": IMAGES[0][0], "path": None}] * 21
     )
     two.save_to_disk(tmp_path / "plain")
-    assert_holds(load(tmp_path / "plain").train, PICTURES)
+    assert_holds(load(tmp_path / "plain").train, IMAGES)
     fine = load(tmp_path / "plain", label_column="fine", image_column="thumbnail").train
     assert (fine.classes, labels_of(fine).tolist()) == ([*"01234"], [i % 5 for i in range(21)])
-    assert torch.equal(fine.read(20), decode_image(PICTURES[0][0], "", 3, backend="fast"))
+    assert torch.equal(fine.read(20), decode_image(IMAGES[0][0], "", 3, backend="fast"))
     two.cast_column("thumbnail", datasets.Image()).save_to_disk(tmp_path / "two")
     rows.remove_columns("image").save_to_disk(tmp_path / "none")
     mistakes = [
@@ -122,18 +122,18 @@ def test_columns_are_found_by_type_or_named(tmp_path: Path) -> None:
     assert load(tmp_path / "two", image_column="image", label_column="label").train.classes == CLASSES
 
 
-def test_rows_without_a_readable_picture_are_named(tmp_path: Path) -> None:
+def test_rows_without_a_readable_image_are_named(tmp_path: Path) -> None:
     kind = datasets.Features(image=datasets.Image())
-    images = [{"bytes": b"no picture", "path": None}, None]
+    images = [{"bytes": b"no image", "path": None}, None]
     datasets.Dataset.from_dict({"image": images}, features=kind).to_parquet(tmp_path / "a.parquet")
     source = load(tmp_path).train
-    for index, reason in enumerate(("not a picture", "the row holds no picture")):
+    for index, reason in enumerate(("not an image", "the row holds no image")):
         with pytest.raises(CorruptImageError, match=rf"row {index}: {reason}"):
             source.read(index)
 
 
 def test_half_written_files_are_named(tmp_path: Path) -> None:
-    rows = as_rows(PICTURES, CLASSES)
+    rows = as_rows(IMAGES, CLASSES)
     rows.to_parquet(tmp_path / "a.parquet")
     rows.to_parquet(tmp_path / "b.parquet")
     rows.save_to_disk(tmp_path / "saved", num_shards=2)
@@ -152,7 +152,7 @@ def test_half_written_files_are_named(tmp_path: Path) -> None:
 
 def test_mistakes_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "empty").mkdir()
-    rows = as_rows(PICTURES, CLASSES)
+    rows = as_rows(IMAGES, CLASSES)
     datasets.DatasetDict(a=rows, b=rows).save_to_disk(tmp_path / "parts")
     mistakes = [
         (None, r"data\.root is null: give a folder written by save_to_disk"),
@@ -163,7 +163,7 @@ def test_mistakes_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     for root, message in mistakes:
         with pytest.raises(UserError, match=message):
             load(root)
-    as_rows(PICTURES[:2], ["ant", "dog"]).save_to_disk(tmp_path / "other")
+    as_rows(IMAGES[:2], ["ant", "dog"]).save_to_disk(tmp_path / "other")
     original = builtins.__import__
 
     def without(name: str, *rest: Any) -> ModuleType:

@@ -8,16 +8,16 @@ import pytest
 import torch
 from PIL import Image
 
-from dino_exp.augment import Augment
-from dino_exp.crops import MultiCrop
+from dino_exp.data.augment import Augment
+from dino_exp.data.crops import MultiCrop
 from dino_exp.data.loader import Batch, BatchOrder, CropBatches, batches
 from dino_exp.data.source import Shrink, decode_image
 from dino_exp.errors import UserError
-from tests.sources import Album
+from tests.data.sources import Album
 
 
 def numbered(length: int, unreadable: Collection[int] = ()) -> Album:
-    """Pictures whose values tell their index."""
+    """Images whose values tell their index."""
     return Album([torch.full((3, 20, 24), index, dtype=torch.uint8) for index in range(length)], unreadable)
 
 
@@ -37,7 +37,7 @@ def dataset(source: Album, seed: int = 0, local_number: int = 2, backend: str = 
         contrast=0.4,
         saturation=0.2,
         hue=0.1,
-        grey=0.2,
+        gray=0.2,
         blur=[1.0, 0.1, 0.5],
         blur_sigma=[0.1, 2.0],
         solarize=0.2,
@@ -107,7 +107,7 @@ def test_no_local_crops() -> None:
     assert dataset(numbered(50), local_number=0)[0, [1, 2]].local_crops.shape == (0, 2, 3, 16, 16)
 
 
-def test_an_unreadable_picture_is_replaced_by_the_next_and_noted() -> None:
+def test_an_unreadable_image_is_replaced_by_the_next_and_noted() -> None:
     source = numbered(50, unreadable={7, 8, 49})
     batch = dataset(source)[0, [7, 3, 49]]
     assert batch.global_crops[0, :, 0, 0, 0].tolist() == [9, 3, 0]
@@ -132,9 +132,9 @@ class Photograph(Album):
             shrink(8000, 8000)
         super().read(index)
         shrink = None if self.whole else shrink
-        picture = decode_image(self.content, "photograph", 3, backend="fast", shrink=shrink)
-        self.sizes.append((picture.shape[1], picture.shape[2]))
-        return picture
+        image = decode_image(self.content, "photograph", 3, backend="fast", shrink=shrink)
+        self.sizes.append((image.shape[1], image.shape[2]))
+        return image
 
 
 def test_a_large_photograph_is_decoded_smaller_and_its_crops_stay() -> None:
@@ -148,6 +148,6 @@ def test_a_large_photograph_is_decoded_smaller_and_its_crops_stay() -> None:
     assert all(batch.corrupt.tolist() == [0] for batch in ours)
 
 
-def test_no_readable_picture_is_an_error() -> None:
+def test_no_readable_image_is_an_error() -> None:
     with pytest.raises(UserError, match=r"data\.root"):
         dataset(numbered(5, unreadable=range(5)))[0, [0]]

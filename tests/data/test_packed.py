@@ -1,4 +1,4 @@
-"""Packed pictures: the same pixels, packed once, and damage that is found."""
+"""Packed images: the same pixels, packed once, and damage that is found."""
 
 import logging
 import os
@@ -14,9 +14,9 @@ from torchvision.transforms.v2 import functional as transforms
 from dino_exp.data import folder, packed
 from dino_exp.data.source import CorruptImageError, Splits
 from dino_exp.errors import UserError
+from tests.data.sources import held_out, labels_of
 from tests.data.stored import as_files, encoded
 from tests.programs import in_two_processes
-from tests.sources import held_out, labels_of
 
 CLASSES = ["ant", "bee", "cat"]
 SETTINGS: dict[str, Any] = dict(
@@ -29,15 +29,15 @@ def load(root: Path, pack: bool = True, side: int | None = None, val_root: str |
 
 
 @pytest.fixture
-def pictures(tmp_path: Path) -> Path:
+def images(tmp_path: Path) -> Path:
     root = as_files(tmp_path / "train", encoded(30), CLASSES)
-    (root / "bee" / "000013.jpg").write_bytes(b"not a picture")
+    (root / "bee" / "000013.jpg").write_bytes(b"not an image")
     return root
 
 
 @pytest.mark.usefixtures("cache")
-def test_packed_pictures_are_the_pictures(pictures: Path) -> None:
-    plain, source = load(pictures, pack=False).train, load(pictures).train
+def test_packed_images_are_the_images(images: Path) -> None:
+    plain, source = load(images, pack=False).train, load(images).train
     assert (len(source), source.classes, labels_of(source).tolist()) == (
         30,
         CLASSES,
@@ -46,7 +46,7 @@ def test_packed_pictures_are_the_pictures(pictures: Path) -> None:
     for index in reversed(range(30)):
         assert source.name(index) == plain.name(index)
         if "000013" in source.name(index):
-            with pytest.raises(CorruptImageError, match=r"000013\.jpg: not a picture"):
+            with pytest.raises(CorruptImageError, match=r"000013\.jpg: not an image"):
                 source.read(index)
         else:
             assert torch.equal(source.read(index), plain.read(index))
@@ -55,8 +55,8 @@ def test_packed_pictures_are_the_pictures(pictures: Path) -> None:
 
 
 @pytest.mark.usefixtures("cache")
-def test_larger_pictures_are_made_smaller(pictures: Path) -> None:
-    plain, source = load(pictures, pack=False).train, load(pictures, side=38).train
+def test_larger_images_are_made_smaller(images: Path) -> None:
+    plain, source = load(images, pack=False).train, load(images, side=38).train
     shorter = [min(plain.read(i).shape[1:]) for i in range(9)]
     assert min(shorter) < 38 < max(shorter)
     for index in range(9):
@@ -67,41 +67,41 @@ def test_larger_pictures_are_made_smaller(pictures: Path) -> None:
 
 
 def test_packing_happens_once_and_again_when_a_file_changes(
-    pictures: Path, cache: Path, caplog: pytest.LogCaptureFixture
+    images: Path, cache: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level(logging.INFO):
-        load(pictures)
-        assert "packing 30 pictures" in caplog.text
+        load(images)
+        assert "packing 30 images" in caplog.text
         assert "1 unreadable" in caplog.text
         caplog.clear()
-        load(pictures)
+        load(images)
         assert caplog.text == ""
-        os.utime(pictures / "ant" / "000000.jpg", ns=(0, 0))
-        load(pictures)
-        load(pictures, side=20)
-        assert caplog.text.count("packing 30 pictures") == 2
+        os.utime(images / "ant" / "000000.jpg", ns=(0, 0))
+        load(images)
+        load(images, side=20)
+        assert caplog.text.count("packing 30 images") == 2
     assert len(list(cache.glob("packed-train-*.pixels"))) == 3
 
 
-def test_damage_is_found(pictures: Path, cache: Path) -> None:
-    plain = load(pictures, pack=False).train
-    load(pictures)
+def test_damage_is_found(images: Path, cache: Path) -> None:
+    plain = load(images, pack=False).train
+    load(images)
     (pixels,), (index,) = cache.glob("*.pixels"), cache.glob("packed-*.npz")
     whole = pixels.read_bytes(), index.read_bytes()
     for damaged in ((whole[0][:-1], whole[1]), (whole[0], whole[1][:300]), (whole[0], b""), (b"", whole[1])):
         pixels.write_bytes(damaged[0])
         index.write_bytes(damaged[1])
-        assert torch.equal(load(pictures).train.read(29), plain.read(29))
+        assert torch.equal(load(images).train.read(29), plain.read(29))
         assert pixels.read_bytes() == whole[0]
     half_written = cache / f".{pixels.name}.0123"
     half_written.write_bytes(b"left by a kill")
     pixels.write_bytes(whole[0][:50] + bytes(50) + whole[0][100:])
-    source = load(pictures).train
+    source = load(images).train
     with pytest.raises(CorruptImageError, match=rf"its pixels in {pixels} are damaged; delete that file"):
         source.read(0)
     assert torch.equal(source.read(1), plain.read(1))
     pixels.unlink()
-    assert torch.equal(load(pictures).train.read(0), plain.read(0))
+    assert torch.equal(load(images).train.read(0), plain.read(0))
     assert not half_written.exists()
 
 
@@ -110,41 +110,41 @@ def read_all(rank: int, root: Path, sums: Path) -> None:
     (sums / str(rank)).write_text(str(sum(int(source.read(i).sum()) for i in range(10))))
 
 
-def test_processes_that_start_together_pack_once(pictures: Path, cache: Path, tmp_path: Path) -> None:
-    in_two_processes(read_all, pictures, tmp_path)
+def test_processes_that_start_together_pack_once(images: Path, cache: Path, tmp_path: Path) -> None:
+    in_two_processes(read_all, images, tmp_path)
     sums = {(tmp_path / str(rank)).read_text() for rank in range(2)}
     assert len(sums) == 1
     (pixels,) = cache.glob("*.pixels")
     written = pixels.stat().st_mtime_ns
-    load(pictures)
+    load(images)
     assert pixels.stat().st_mtime_ns == written
 
 
 @pytest.mark.usefixtures("cache")
 def test_a_disk_that_is_too_small_is_told_with_what_is_needed(
-    pictures: Path, monkeypatch: pytest.MonkeyPatch
+    images: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    plain = load(pictures, pack=False).train
+    plain = load(images, pack=False).train
     needed = sum(plain.read(i).numel() for i in range(30) if "000013" not in plain.name(i))
-    usage = packed.shutil.disk_usage(pictures)
+    usage = packed.shutil.disk_usage(images)
     monkeypatch.setattr(packed.shutil, "disk_usage", lambda _: usage._replace(free=needed - 1))
     with pytest.raises(UserError, match=rf"take about {needed / 1e6:.1f} MB, and .* has 0\.1 MB left"):
-        load(pictures)
+        load(images)
     monkeypatch.setattr(packed.shutil, "disk_usage", lambda _: usage._replace(free=needed))
-    assert len(load(pictures).train) == 30
+    assert len(load(images).train) == 30
 
 
-def test_a_cache_that_cannot_be_written_is_named(pictures: Path, cache: Path) -> None:
+def test_a_cache_that_cannot_be_written_is_named(images: Path, cache: Path) -> None:
     cache.parent.mkdir()
     cache.write_text("a file, so that no folder can be made here")
     with pytest.raises(
         UserError, match=r"data\.packed = true: .*\.pixels cannot be written .*XDG_CACHE_HOME"
     ):
-        load(pictures)
+        load(images)
 
 
 @pytest.mark.usefixtures("cache")
-def test_the_held_out_pictures_are_packed_too(tmp_path: Path) -> None:
+def test_the_held_out_images_are_packed_too(tmp_path: Path) -> None:
     files = encoded(12)
     as_files(tmp_path / "train", files, CLASSES)
     as_files(tmp_path / "val", files[:6], CLASSES)

@@ -1,4 +1,4 @@
-"""The same pictures are the same training, whatever they are stored in."""
+"""The same images are the same training, whatever they are stored in."""
 
 from pathlib import Path
 from typing import Any, cast
@@ -7,11 +7,11 @@ import pytest
 import torch
 from hydra import compose, initialize_config_dir
 
-from dino_exp import checkpoint
 from dino_exp.config.register import CONF, register
 from dino_exp.config.schema import Config
-from dino_exp.run import train
-from dino_exp.run_directory import RunDirectory, read_metrics
+from dino_exp.runs.run_directory import RunDirectory, read_metrics
+from dino_exp.train import checkpoint
+from dino_exp.train.run import train
 from tests.data.stored import as_files, as_rows, as_shards, by_class, encoded
 
 CLASSES = ["0", "1", "2"]
@@ -25,12 +25,12 @@ def configuration(*overrides: str) -> Config:
 
 
 def store(folder: Path) -> None:
-    pictures, held_out = encoded(30), encoded(9, seed=1)
-    as_files(folder / "files" / "train", pictures, CLASSES)
+    images, held_out = encoded(30), encoded(9, seed=1)
+    as_files(folder / "files" / "train", images, CLASSES)
     as_files(folder / "files" / "val", held_out, CLASSES)
-    as_shards(folder / "shards", by_class(pictures, 3))
+    as_shards(folder / "shards", by_class(images, 3))
     as_shards(folder / "shards", by_class(held_out, 3), stem="val")
-    rows, others = (as_rows(by_class(part, 3), CLASSES) for part in (pictures, held_out))
+    rows, others = (as_rows(by_class(part, 3), CLASSES) for part in (images, held_out))
     (folder / "parquet" / "data").mkdir(parents=True)
     rows.to_parquet(folder / "parquet" / "data" / "train-00000-of-00001.parquet")
     others.to_parquet(folder / "parquet" / "data" / "test-00000-of-00001.parquet")

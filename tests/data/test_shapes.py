@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 import torch
 
-from dino_exp.data import shape_pictures
-from dino_exp.data.shape_pictures import CLASSES, block_labels, block_pictures
+from dino_exp.data import shape_images
+from dino_exp.data.shape_images import CLASSES, block_images, block_labels
 from dino_exp.data.shapes import load
 from dino_exp.data.source import ImageSource, Splits
 from dino_exp.errors import UserError
-from tests.sources import classes_of, held_out, labels_of
+from tests.data.sources import classes_of, held_out, labels_of
 
 LOADER_ONLY: dict[str, Any] = {
     "name": "shapes",
@@ -44,11 +44,11 @@ def shapes(
 @pytest.fixture(scope="module")
 def block() -> Block:
     """RGB float32 (1000, 3, 32, 32), masks and labels of the first training block."""
-    planes = block_pictures(0, 0, 0, 32, 3)
+    planes = block_images(0, 0, 0, 32, 3)
     return planes[:, :3].astype(np.float32) / 255, planes[:, 3] != 0, block_labels(0, 0, 0)
 
 
-def nearest_neighbours(
+def nearest_neighbors(
     bank: np.ndarray, queries: np.ndarray, bank_labels: np.ndarray, k: int = 20, temperature: float = 0.07
 ) -> np.ndarray:
     keys, asked = (torch.nn.functional.normalize(torch.as_tensor(x).float(), dim=1) for x in (bank, queries))
@@ -58,17 +58,17 @@ def nearest_neighbours(
     return votes.argmax(1).numpy()
 
 
-def test_pictures_are_the_ones_that_the_results_were_made_with(block: Block) -> None:
+def test_images_are_the_ones_that_the_results_were_made_with(block: Block) -> None:
     # Means and not a check sum, because the last bit of a sine differs between machines. If this fails,
-    # the pictures have changed: raise GENERATOR_VERSION and measure the README's numbers again.
-    pictures, masks, labels = block
-    assert shape_pictures.GENERATOR_VERSION == 1
+    # the images have changed: raise GENERATOR_VERSION and measure the README's numbers again.
+    images, masks, labels = block
+    assert shape_images.GENERATOR_VERSION == 1
     assert labels[:10].tolist() == PINNED_LABELS
     assert masks[:5].sum((1, 2)) == pytest.approx(PINNED_MASK_PIXELS, abs=1)
-    assert pictures[:5].mean((2, 3)).flatten() == pytest.approx(PINNED_MEANS, abs=2e-3)
+    assert images[:5].mean((2, 3)).flatten() == pytest.approx(PINNED_MEANS, abs=2e-3)
 
 
-def test_a_picture_depends_on_seed_split_and_index_alone(tmp_path: Path, block: Block) -> None:
+def test_a_image_depends_on_seed_split_and_index_alone(tmp_path: Path, block: Block) -> None:
     small, large = shapes(tmp_path, train=30), shapes(tmp_path, train=1010)
     for index in (0, 7, 29):
         assert torch.equal(small.train.read(index), large.train.read(index))
@@ -76,17 +76,17 @@ def test_a_picture_depends_on_seed_split_and_index_alone(tmp_path: Path, block: 
         assert np.allclose(small.train.read(index) / 255, block[0][index])
     assert np.array_equal(labels_of(small.train), labels_of(large.train)[:30])
     other_seed = shapes(tmp_path, seed=1)
-    pictures = [
+    images = [
         small.train.read(3),
         held_out(small).read(3),
         other_seed.train.read(3),
         large.train.read(1003),
     ]
-    for i, picture in enumerate(pictures):
-        assert not any(torch.equal(picture, other) for other in pictures[i + 1 :])
+    for i, image in enumerate(images):
+        assert not any(torch.equal(image, other) for other in images[i + 1 :])
 
 
-def test_every_ten_pictures_hold_every_class(tmp_path: Path) -> None:
+def test_every_ten_images_hold_every_class(tmp_path: Path) -> None:
     source = shapes(tmp_path, train=1015).train
     labels = labels_of(source)
     assert labels.dtype == np.int64
@@ -98,32 +98,32 @@ def test_every_ten_pictures_hold_every_class(tmp_path: Path) -> None:
 
 
 def test_the_object_has_its_area_and_stands_out(block: Block) -> None:
-    pictures, masks, labels = block
+    images, masks, labels = block
     share = masks.mean((1, 2))
     assert share.mean() == pytest.approx(0.2275, abs=0.01)
     assert [share[labels == k].mean() for k in range(10)] == pytest.approx([0.229] * 10, abs=0.015)
     assert 0.11 < share.min() <= share.max() < 0.33
-    # From just inside to just outside, the colour changes by more than the background does in one step.
-    step = np.abs(np.diff(pictures, axis=3)).mean(1)
+    # From just inside to just outside, the color changes by more than the background does in one step.
+    step = np.abs(np.diff(images, axis=3)).mean(1)
     inside = masks[:, :, 1:] & masks[:, :, :-1]
     outside = ~masks[:, :, 1:] & ~masks[:, :, :-1]
     border = masks[:, :, 1:] != masks[:, :, :-1]
     assert step[border].mean() > 3 * step[outside].mean()
     assert step[inside].mean() > 1.2 * step[outside].mean()  # its texture
-    surroundings = (pictures * ~masks[:, None]).sum((2, 3)) / (~masks).sum((1, 2))[:, None]
-    difference = np.linalg.norm(pictures - surroundings[:, :, None, None], axis=1)
-    contrast = (difference * masks).sum((1, 2)) / masks.sum((1, 2))  # of pixels, for each picture
+    surroundings = (images * ~masks[:, None]).sum((2, 3)) / (~masks).sum((1, 2))[:, None]
+    difference = np.linalg.norm(images - surroundings[:, :, None, None], axis=1)
+    contrast = (difference * masks).sum((1, 2)) / masks.sum((1, 2))  # of pixels, for each image
     assert np.percentile(contrast, 1) > 0.3
 
 
 def test_pixels_alone_are_a_weak_feature(block: Block) -> None:
-    bank = np.concatenate([block_pictures(0, 0, b, 32, 3)[:, :3] for b in range(3)]).reshape(3000, -1) / 255.0
+    bank = np.concatenate([block_images(0, 0, b, 32, 3)[:, :3] for b in range(3)]).reshape(3000, -1) / 255.0
     labels = np.concatenate([block_labels(0, 0, b) for b in range(3)])
-    queries = block_pictures(0, 1, 0, 32, 3)[:, :3].reshape(1000, -1) / 255.0
+    queries = block_images(0, 1, 0, 32, 3)[:, :3].reshape(1000, -1) / 255.0
     truth = block_labels(0, 1, 0)
-    plain = 100 * (nearest_neighbours(bank, queries, labels) == truth).mean()
+    plain = 100 * (nearest_neighbors(bank, queries, labels) == truth).mean()
     mean = bank.mean(0)
-    centered = 100 * (nearest_neighbours(bank - mean, queries - mean, labels) == truth).mean()
+    centered = 100 * (nearest_neighbors(bank - mean, queries - mean, labels) == truth).mean()
     assert 12 < plain < 28  # a bank of 12,000 gives about 5 and 12 more
     assert 18 < centered < 40
 
@@ -143,53 +143,53 @@ def test_other_sizes_show_the_same_scenes(tmp_path: Path) -> None:
 
 
 def test_one_channel_is_luminance(tmp_path: Path) -> None:
-    grey, rgb = shapes(tmp_path, channels=1).train.read(5), shapes(tmp_path).train.read(5)
-    assert grey.shape == (1, 32, 32)
+    gray, rgb = shapes(tmp_path, channels=1).train.read(5), shapes(tmp_path).train.read(5)
+    assert gray.shape == (1, 32, 32)
     expected = (rgb.float() * torch.tensor([0.299, 0.587, 0.114])[:, None, None]).sum(0)
-    assert (grey[0].float() - expected).abs().max() < 1.5
+    assert (gray[0].float() - expected).abs().max() < 1.5
     with pytest.raises(UserError, match=r"data\.channels = 2"):
         shapes(tmp_path, channels=2)
 
 
-def pictures_of(source: ImageSource) -> torch.Tensor:
+def images_of(source: ImageSource) -> torch.Tensor:
     return torch.stack([source.read(index) for index in range(len(source))])
 
 
 def test_the_cache_is_used_and_damage_is_mended(tmp_path: Path) -> None:
-    expected = pictures_of(shapes(tmp_path).train)
+    expected = images_of(shapes(tmp_path).train)
     (file,) = tmp_path.glob("shapes-train-*.npy")
     written = file.stat().st_mtime_ns
-    assert torch.equal(pictures_of(shapes(tmp_path).train), expected)
+    assert torch.equal(images_of(shapes(tmp_path).train), expected)
     assert file.stat().st_mtime_ns == written
     whole = file.read_bytes()
     zeroed = whole[:300] + bytes(4096) + whole[4396:]
     for damaged in (b"", whole[:60], whole[:-5000], zeroed, b"text" * 100, whole[:-1] + b"?"):
         file.write_bytes(damaged)
-        assert torch.equal(pictures_of(shapes(tmp_path).train), expected)
+        assert torch.equal(images_of(shapes(tmp_path).train), expected)
         assert file.read_bytes() == whole
     assert sorted(path.suffix for path in tmp_path.iterdir()) == [".npy", ".npy"]
 
 
-def test_without_a_cache_the_pictures_are_drawn_into_memory(
+def test_without_a_cache_the_images_are_drawn_into_memory(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     (tmp_path / "occupied").write_text("a file, so that no folder can be made here")
     with caplog.at_level(logging.WARNING):
         splits = shapes(tmp_path / "occupied", train=12, test=3)
     assert len([r for r in caplog.records if "drawing into memory" in r.message]) == 2
-    assert torch.equal(pictures_of(splits.train), pictures_of(shapes(tmp_path / "cache", train=12).train))
+    assert torch.equal(images_of(splits.train), images_of(shapes(tmp_path / "cache", train=12).train))
 
 
 def test_difficulty_constants_are_part_of_the_cache_name(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shapes(tmp_path)
-    monkeypatch.setattr(shape_pictures, "NOISE", 0.0)
+    monkeypatch.setattr(shape_images, "NOISE", 0.0)
     shapes(tmp_path)
     assert len(list(tmp_path.glob("shapes-train-*.npy"))) == 2
 
 
-def test_a_copy_takes_no_pictures_along(tmp_path: Path) -> None:
+def test_a_copy_takes_no_images_along(tmp_path: Path) -> None:
     source = shapes(tmp_path, train=1000).train
     state = pickle.dumps(source)
     assert len(state) < 20_000

@@ -19,7 +19,7 @@ from dino_exp.data.source import CorruptImageError, decode_image, read_image
 RED, GREEN = (200, 40, 10), (20, 180, 60)
 
 
-def two_colours(size: tuple[int, int] = (16, 8)) -> Image.Image:
+def two_colors(size: tuple[int, int] = (16, 8)) -> Image.Image:
     """Red on the left, green on the right; edges on block borders, so that JPEG keeps them."""
     image = Image.new("RGB", size, RED)
     image.paste(GREEN, (size[0] // 2, 0, *size))
@@ -32,23 +32,23 @@ def encoded(image: Image.Image, file_format: str, **options: Any) -> bytes:
     return buffer.getvalue()
 
 
-def grey16() -> Image.Image:
+def gray16() -> Image.Image:
     return Image.fromarray(np.full((8, 16), 200 * 256 + 17, dtype=np.uint16))
 
 
-GOOD = {  # content, and the colours on the left and on the right
-    "rgb.jpg": (encoded(two_colours(), "JPEG", quality=95), RED, GREEN),
-    "cmyk.jpg": (encoded(two_colours().convert("CMYK"), "JPEG", quality=95), RED, GREEN),
-    "grey.jpg": (encoded(Image.new("L", (16, 8), 90), "JPEG"), (90, 90, 90), (90, 90, 90)),
-    "rgb.png": (encoded(two_colours(), "PNG"), RED, GREEN),
-    "palette.png": (encoded(two_colours().quantize(4), "PNG"), RED, GREEN),
-    "palette.gif": (encoded(two_colours().quantize(4), "GIF"), RED, GREEN),
+GOOD = {  # content, and the colors on the left and on the right
+    "rgb.jpg": (encoded(two_colors(), "JPEG", quality=95), RED, GREEN),
+    "cmyk.jpg": (encoded(two_colors().convert("CMYK"), "JPEG", quality=95), RED, GREEN),
+    "gray.jpg": (encoded(Image.new("L", (16, 8), 90), "JPEG"), (90, 90, 90), (90, 90, 90)),
+    "rgb.png": (encoded(two_colors(), "PNG"), RED, GREEN),
+    "palette.png": (encoded(two_colors().quantize(4), "PNG"), RED, GREEN),
+    "palette.gif": (encoded(two_colors().quantize(4), "GIF"), RED, GREEN),
     "alpha.png": (encoded(Image.new("RGBA", (16, 8), (*RED, 128)), "PNG"), RED, RED),
-    "grey_alpha.png": (encoded(Image.new("LA", (16, 8), (90, 3)), "PNG"), (90, 90, 90), (90, 90, 90)),
+    "gray_alpha.png": (encoded(Image.new("LA", (16, 8), (90, 3)), "PNG"), (90, 90, 90), (90, 90, 90)),
     "bilevel.png": (encoded(Image.new("1", (16, 8), 1), "PNG"), (255, 255, 255), (255, 255, 255)),
-    "grey16.png": (encoded(grey16(), "PNG"), (200, 200, 200), (200, 200, 200)),
-    "grey16.tif": (encoded(grey16(), "TIFF"), (200, 200, 200), (200, 200, 200)),
-    "webp.webp": (encoded(two_colours(), "WEBP", lossless=True), RED, GREEN),
+    "gray16.png": (encoded(gray16(), "PNG"), (200, 200, 200), (200, 200, 200)),
+    "gray16.tif": (encoded(gray16(), "TIFF"), (200, 200, 200), (200, 200, 200)),
+    "webp.webp": (encoded(two_colors(), "WEBP", lossless=True), RED, GREEN),
 }
 
 
@@ -57,15 +57,15 @@ def test_every_kind_of_file_becomes_rgb_and_luminance(name: str, tmp_path: Path)
     content, left, right = GOOD[name]
     red, green, blue = left
     (tmp_path / name).write_bytes(content)
-    rgb, grey = read_image(tmp_path / name, 3), read_image(tmp_path / name, 1)
-    assert (rgb.dtype, rgb.shape, grey.shape) == (torch.uint8, (3, 8, 16), (1, 8, 16))
+    rgb, gray = read_image(tmp_path / name, 3), read_image(tmp_path / name, 1)
+    assert (rgb.dtype, rgb.shape, gray.shape) == (torch.uint8, (3, 8, 16), (1, 8, 16))
     assert (rgb[:, 4, 2].int() - torch.tensor(left)).abs().max() <= 3
     assert (rgb[:, 4, 13].int() - torch.tensor(right)).abs().max() <= 3
-    assert abs(int(grey[0, 4, 2]) - (0.299 * red + 0.587 * green + 0.114 * blue)) <= 3
+    assert abs(int(gray[0, 4, 2]) - (0.299 * red + 0.587 * green + 0.114 * blue)) <= 3
 
 
 @pytest.mark.parametrize("file_format", ["PNG", "JPEG", "GIF"])
-def test_a_single_pixel_is_a_picture(file_format: str, tmp_path: Path) -> None:
+def test_a_single_pixel_is_a_image(file_format: str, tmp_path: Path) -> None:
     path = tmp_path / "pixel"
     path.write_bytes(encoded(Image.new("L", (1, 1), 77), file_format))
     assert read_image(path, 3).flatten().tolist() == [77, 77, 77]
@@ -74,7 +74,7 @@ def test_a_single_pixel_is_a_picture(file_format: str, tmp_path: Path) -> None:
 def test_exif_orientation_is_not_applied(tmp_path: Path) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6  # "rotate by 90 degrees to show"
-    two_colours().save(tmp_path / "turned.jpg", exif=exif)
+    two_colors().save(tmp_path / "turned.jpg", exif=exif)
     assert read_image(tmp_path / "turned.jpg", 3).shape == (3, 8, 16)
 
 
@@ -111,8 +111,8 @@ def npy(array: np.ndarray) -> bytes:
 NOISE = Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8))
 BAD = {
     "empty.jpg": (b"", "the file is empty"),
-    "text.jpg": (b"this is no picture", "not a picture"),
-    "page.png": (b"<!DOCTYPE html><html></html>", "not a picture"),
+    "text.jpg": (b"this is no image", "not an image"),
+    "page.png": (b"<!DOCTYPE html><html></html>", "not an image"),
     "half.jpg": (encoded(NOISE, "JPEG")[:2000], "damaged or truncated"),
     "header.jpg": (encoded(NOISE, "JPEG")[:30], "damaged or truncated"),
     "half.png": (encoded(NOISE, "PNG")[:5000], "damaged or truncated"),
@@ -174,14 +174,14 @@ def test_other_formats_are_not_asked_and_come_in_full() -> None:
 
     for file_format in ("PNG", "WEBP", "GIF"):
         content = encoded(SMOOTH, file_format)
-        assert decode_image(content, "picture", 3, backend="fast", shrink=shrink).shape == (3, 217, 333)
+        assert decode_image(content, "image", 3, backend="fast", shrink=shrink).shape == (3, 217, 333)
 
 
 def test_both_backends_decode_to_the_same_values() -> None:
     for name, (content, *_) in GOOD.items():
         fast, pil = (decode_image(content, name, 3, backend=backend) for backend in ("fast", "pil"))
         assert torch.equal(fast, pil)
-        if name.startswith("grey16"):  # Pillow cuts 16 bits off at 255
+        if name.startswith("gray16"):  # Pillow cuts 16 bits off at 255
             continue
         released = np.asarray(Image.open(io.BytesIO(content)).convert("RGB"))
         assert np.array_equal(pil.permute(1, 2, 0), released)
@@ -196,6 +196,6 @@ def test_jpeg_is_read_without_torchvision_s_decoder(
     torchvision_has: Callable[..., torch.Tensor] | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     content = encoded(SMOOTH, "JPEG")
-    expected = decode_image(content, "picture", 3, backend="fast")
+    expected = decode_image(content, "image", 3, backend="fast")
     monkeypatch.setattr(source, "decode_jpeg", torchvision_has)
-    assert torch.equal(decode_image(content, "picture", 3, backend="fast"), expected)
+    assert torch.equal(decode_image(content, "image", 3, backend="fast"), expected)

@@ -12,7 +12,7 @@ import torch
 from dino_exp.data import torchvision_sets
 from dino_exp.data.torchvision_sets import DEBIAN_FASHION_MNIST, cifar10, fashion_mnist
 from dino_exp.errors import UserError
-from tests.sources import classes_of, held_out, labels_of
+from tests.data.sources import classes_of, held_out, labels_of
 
 LOADER_ONLY: dict[str, Any] = {
     "name": "set",

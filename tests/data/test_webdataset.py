@@ -14,11 +14,11 @@ from dino_exp.data import file_ranges, webdataset
 from dino_exp.data.file_sets import expand_braces
 from dino_exp.data.source import CorruptImageError, Splits, decode_image
 from dino_exp.errors import UserError
+from tests.data.sources import classes_of, held_out, labels_of
 from tests.data.stored import as_shards, by_class, encoded, write_shard
-from tests.sources import classes_of, held_out, labels_of
 
 pytestmark = pytest.mark.usefixtures("cache")
-PICTURES = by_class(encoded(20), 3)
+IMAGES = by_class(encoded(20), 3)
 
 
 def load(root: Path | str | None, val_root: Path | str | None = "auto") -> Splits:
@@ -41,33 +41,33 @@ def decoded(content: bytes) -> torch.Tensor:
 
 
 def test_folder_pattern_and_list_hold_the_same_samples_in_any_order(tmp_path: Path) -> None:
-    folder = as_shards(tmp_path / "set", PICTURES)
+    folder = as_shards(tmp_path / "set", IMAGES)
     (folder / "list.txt").write_text(
         "train-000000.tar\n\ntrain-000001.tar\n" + str(folder / "train-000002.tar")
     )
     for root in (folder, folder / "train-{000000..000002}.tar", folder / "train-*.tar", folder / "list.txt"):
         source = load(root).train
         assert (len(source), source.classes) == (20, ["0", "1", "2"])
-        assert labels_of(source).tolist() == [label for _, label in PICTURES]
+        assert labels_of(source).tolist() == [label for _, label in IMAGES]
         for index in (19, 0, 7, 6, 13):
-            assert torch.equal(source.read(index), decoded(PICTURES[index][0]))
+            assert torch.equal(source.read(index), decoded(IMAGES[index][0]))
         assert source.name(7) == f"{folder / 'train-000001.tar'}: 000007.jpg"
-        with pytest.raises(IndexError, match="picture 20 of 20"):
+        with pytest.raises(IndexError, match="image 20 of 20"):
             source.name(20)
 
 
 def test_a_sample_is_the_consecutive_members_of_one_base_name(tmp_path: Path) -> None:
-    (one, _), (two, _) = PICTURES[:2]
+    (one, _), (two, _) = IMAGES[:2]
     long = "n01440764/" + "x" * 120
     write_shard(
         tmp_path / "0.tar",
         [
             (f"{long}.json", b'{"label": 7, "caption": "a tench"}'),
             (f"{long}.JPEG", one),
-            ("b/2.seg.png", two),  # the first picture of its sample
+            ("b/2.seg.png", two),  # the first image of its sample
             ("b/2.cls", b"12\n"),
             ("b/2.jpg", one),
-            ("b/3.txt", b"no picture in this sample"),
+            ("b/3.txt", b"no image in this sample"),
             ("b/.hidden.jpg", two),
         ],
     )
@@ -86,10 +86,10 @@ def test_a_sample_is_the_consecutive_members_of_one_base_name(tmp_path: Path) ->
 def test_held_out_shards_are_found_and_never_trained_on(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    together = as_shards(tmp_path / "together", PICTURES, stem="imagenet-train")
-    as_shards(together, PICTURES[::4], stem="imagenet-val")
-    as_shards(tmp_path / "apart" / "train", PICTURES)
-    as_shards(tmp_path / "apart" / "val", PICTURES[::4])
+    together = as_shards(tmp_path / "together", IMAGES, stem="imagenet-train")
+    as_shards(together, IMAGES[::4], stem="imagenet-val")
+    as_shards(tmp_path / "apart" / "train", IMAGES)
+    as_shards(tmp_path / "apart" / "val", IMAGES[::4])
     with caplog.at_level(logging.INFO):
         for root in (
             together,
@@ -99,14 +99,14 @@ def test_held_out_shards_are_found_and_never_trained_on(
             splits = load(root)
             assert (len(splits.train), len(held_out(splits))) == (20, 5)
             assert held_out(splits).classes == splits.train.classes
-            assert labels_of(held_out(splits)).tolist() == [label for _, label in PICTURES[::4]]
-    assert len([r for r in caplog.records if "held-out pictures" in r.message]) == 3
+            assert labels_of(held_out(splits)).tolist() == [label for _, label in IMAGES[::4]]
+    assert len([r for r in caplog.records if "held-out images" in r.message]) == 3
     assert load(together, val_root=None).test is None
     assert len(load(together, val_root=None).train) == 20
     assert len(load(together / "imagenet-val-*.tar", val_root=None).train) == 5
     with pytest.raises(UserError, match=r"is among the training shards"):
         load(tmp_path / "apart" / "train", tmp_path / "apart" / "train")
-    as_shards(tmp_path / "other", [(PICTURES[0][0], 0), (PICTURES[1][0], 9)])
+    as_shards(tmp_path / "other", [(IMAGES[0][0], 0), (IMAGES[1][0], 9)])
     with pytest.raises(UserError, match=r"class '9' \(1 such\) is not among the 3 classes"):
         load(together, tmp_path / "other")
 
@@ -114,7 +114,7 @@ def test_held_out_shards_are_found_and_never_trained_on(
 def test_the_headers_are_read_once_and_a_damaged_index_is_mended(
     tmp_path: Path, cache: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    folder = as_shards(tmp_path / "set", PICTURES)
+    folder = as_shards(tmp_path / "set", IMAGES)
     first = load(folder).train
     (index,) = cache.glob("webdataset-*.npz")
     whole = index.read_bytes()
@@ -127,7 +127,7 @@ def test_the_headers_are_read_once_and_a_damaged_index_is_mended(
     with caplog.at_level(logging.INFO):
         load(folder)
         assert caplog.text == ""
-        as_shards(folder, PICTURES[:8])  # other content, so another index
+        as_shards(folder, IMAGES[:8])  # other content, so another index
         assert (len(load(folder).train), "reading the headers of the shards" in caplog.text) == (14, True)
     assert len(list(cache.glob("webdataset-*.npz"))) == 2
     cache.rename(tmp_path / "gone")
@@ -136,7 +136,7 @@ def test_the_headers_are_read_once_and_a_damaged_index_is_mended(
 
 
 def test_a_shard_that_cannot_be_read_is_named_before_training(tmp_path: Path) -> None:
-    folder = as_shards(tmp_path / "set", PICTURES)
+    folder = as_shards(tmp_path / "set", IMAGES)
     shard = folder / "train-000001.tar"
     whole = shard.read_bytes()
     with tarfile.open(shard) as tar:
@@ -165,7 +165,7 @@ def test_a_shard_that_cannot_be_read_is_named_before_training(tmp_path: Path) ->
 
 
 def test_mistakes_are_named(tmp_path: Path) -> None:
-    (one, _), (two, _) = PICTURES[:2]
+    (one, _), (two, _) = IMAGES[:2]
     (tmp_path / "empty").mkdir()
     write_shard(tmp_path / "text" / "0.tar", [("a.txt", b"hello")])
     write_shard(tmp_path / "word" / "0.tar", [("a.cls", b"dog"), ("a.jpg", one)])
@@ -176,7 +176,7 @@ def test_mistakes_are_named(tmp_path: Path) -> None:
         (tmp_path / "nowhere" / "x", r"data\.root = .*nowhere/x: there is no such folder or file"),
         (tmp_path / "empty", r"data\.root = .*empty: no \.tar files in that folder"),
         (tmp_path / "empty" / "*.tar", r"no file has such a name"),
-        (tmp_path / "text", r"no pictures in 1 shards; they end in"),
+        (tmp_path / "text", r"no images in 1 shards; they end in"),
         (tmp_path / "word", r"word/0\.tar: a\.cls: b'dog' is no label"),
         (tmp_path / "json", r"json/0\.tar: a\.json: not JSON"),
         (tmp_path / "half", r"half/0\.tar: b\.jpg: no label .* 1 of 2 samples"),
@@ -186,8 +186,8 @@ def test_mistakes_are_named(tmp_path: Path) -> None:
             load(root)
 
 
-def test_a_shard_that_changes_makes_its_pictures_unreadable(tmp_path: Path) -> None:
-    folder = as_shards(tmp_path / "set", PICTURES)
+def test_a_shard_that_changes_makes_its_images_unreadable(tmp_path: Path) -> None:
+    folder = as_shards(tmp_path / "set", IMAGES)
     source = load(folder).train
     source.read(8)  # its shard is open now
     shard = folder / "train-000001.tar"
@@ -196,7 +196,7 @@ def test_a_shard_that_changes_makes_its_pictures_unreadable(tmp_path: Path) -> N
     with pytest.raises(CorruptImageError, match=r"changed after the run began") as caught:
         source.read(12)
     assert caught.value.name == f"{shard}: 000012.jpg"
-    assert torch.equal(source.read(0), decoded(PICTURES[0][0]))
+    assert torch.equal(source.read(0), decoded(IMAGES[0][0]))
     shard.unlink()
     with pytest.raises(CorruptImageError, match=r"No such file"):
         pickle.loads(pickle.dumps(source)).read(12)
@@ -204,19 +204,19 @@ def test_a_shard_that_changes_makes_its_pictures_unreadable(tmp_path: Path) -> N
 
 def test_copies_take_no_open_files_and_few_stay_open(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(file_ranges, "OPEN_FILES", 4)
-    source = load(as_shards(tmp_path / "set", PICTURES, each=2)).train
+    source = load(as_shards(tmp_path / "set", IMAGES, each=2)).train
     copy = pickle.loads(pickle.dumps(source))
     for one in (source, copy):
         assert isinstance(one, webdataset.ShardSource)
         for index in (*range(20), *reversed(range(20))):
-            assert torch.equal(one.read(index), decoded(PICTURES[index][0]))
+            assert torch.equal(one.read(index), decoded(IMAGES[index][0]))
         assert len(one._bytes._open) == 4
 
 
 def test_corrupt_members_are_named(tmp_path: Path) -> None:
-    write_shard(tmp_path / "0.tar", [("a.jpg", b"not a picture"), ("b.jpg", b"")])
+    write_shard(tmp_path / "0.tar", [("a.jpg", b"not an image"), ("b.jpg", b"")])
     source = load(tmp_path).train
-    for index, reason in enumerate(("not a picture", "the file is empty")):
+    for index, reason in enumerate(("not an image", "the file is empty")):
         with pytest.raises(CorruptImageError, match=rf"0\.tar: {'ab'[index]}\.jpg: {reason}"):
             source.read(index)
 
@@ -224,11 +224,11 @@ def test_corrupt_members_are_named(tmp_path: Path) -> None:
 def test_pax_headers_are_understood(tmp_path: Path) -> None:
     with tarfile.open(tmp_path / "0.tar", "w", format=tarfile.PAX_FORMAT) as shard:
         member = tarfile.TarInfo("ordner/" + "ü" * 90 + ".jpg")
-        member.size = len(PICTURES[0][0])
-        shard.addfile(member, io.BytesIO(PICTURES[0][0]))
+        member.size = len(IMAGES[0][0])
+        shard.addfile(member, io.BytesIO(IMAGES[0][0]))
     source = load(tmp_path).train
     assert source.name(0).endswith("ordner/" + "ü" * 90 + ".jpg")
-    assert torch.equal(source.read(0), decoded(PICTURES[0][0]))
+    assert torch.equal(source.read(0), decoded(IMAGES[0][0]))
 
 
 def test_braces_expand_as_in_a_shell() -> None:

@@ -1,4 +1,4 @@
-"""Tiny data sets laid out as they are published, mostly of one colour, and a network that sees the colour."""
+"""Tiny data sets laid out as they are published, mostly of one color, and a network that sees the color."""
 
 from __future__ import annotations
 
@@ -13,25 +13,25 @@ from PIL import Image
 from torch import Tensor, nn
 
 
-class MeanColour(nn.Module):
+class MeanColor(nn.Module):
     """The feature is the mean of each channel. `pooled` gives features by place."""
 
     def __init__(self) -> None:
         super().__init__()
         self.pooled = nn.AvgPool2d(2)
 
-    def forward(self, pictures: Tensor) -> Tensor:
-        return self.pooled(pictures).mean(dim=(2, 3))
+    def forward(self, images: Tensor) -> Tensor:
+        return self.pooled(images).mean(dim=(2, 3))
 
 
-def colour(degrees: float) -> tuple[int, int, int]:
-    """Of which the mean colour, normalised to -1 ... 1, has the cosine of a difference of angles."""
+def color(degrees: float) -> tuple[int, int, int]:
+    """Of which the mean color, normalized to -1 ... 1, has the cosine of a difference of angles."""
     angle = math.radians(degrees)
     return round(127.5 + 90 * math.cos(angle)), round(127.5 + 90 * math.sin(angle)), 128
 
 
 def flat(degrees: float, size: tuple[int, int] = (24, 16)) -> Image.Image:
-    return Image.new("RGB", size, colour(degrees))
+    return Image.new("RGB", size, color(degrees))
 
 
 def noise(seed: int, size: tuple[int, int]) -> Image.Image:
@@ -40,21 +40,21 @@ def noise(seed: int, size: tuple[int, int]) -> Image.Image:
     return Image.fromarray(values).resize(size)
 
 
-def save(picture: Image.Image, path: Path) -> None:
+def save(image: Image.Image, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    picture.save(path, quality=95, subsampling=0)
+    image.save(path, quality=95, subsampling=0)
 
 
 def revisited(
     root: Path, name: str, database: Sequence[Image.Image], queries: Sequence[Image.Image], gnd: list[Any]
 ) -> Path:
-    """root/<name> with its pictures; gives the path of gnd_<name>.pkl."""
+    """root/<name> with its images; gives the path of gnd_<name>.pkl."""
     folder = root / name
     lists: dict[str, Any] = {"gnd": gnd}
-    for key, prefix, pictures in (("imlist", "all_souls", database), ("qimlist", "query", queries)):
-        lists[key] = [f"{prefix}_{number:06d}" for number in range(len(pictures))]
-        for each, picture in zip(lists[key], pictures, strict=True):
-            save(picture, folder / "jpg" / f"{each}.jpg")
+    for key, prefix, images in (("imlist", "all_souls", database), ("qimlist", "query", queries)):
+        lists[key] = [f"{prefix}_{number:06d}" for number in range(len(images))]
+        for each, image in zip(lists[key], images, strict=True):
+            save(image, folder / "jpg" / f"{each}.jpg")
     path = folder / f"gnd_{name}.pkl"
     path.write_bytes(pickle.dumps(lists, protocol=2))
     return path

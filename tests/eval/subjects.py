@@ -1,4 +1,4 @@
-"""A small network as evaluations are given it, and pictures and features from memory."""
+"""A small network as evaluations are given it, and images and features from memory."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def tiny_vit(seed: int = 0, image_size: int = 32) -> VisionTransformer:
 
 
 def subject(backbone: nn.Module | None = None, *, image_size: int = 32, channels: int = 3) -> Subject:
-    """On the CPU in float32; pictures are normalised to -1 ... 1 and seen whole."""
+    """On the CPU in float32; images are normalized to -1 ... 1 and seen whole."""
     backbone = (backbone or tiny_vit(image_size=image_size)).eval().requires_grad_(False)
     return Subject(
         name="tiny",
@@ -41,7 +41,7 @@ def subject(backbone: nn.Module | None = None, *, image_size: int = 32, channels
 
 @dataclass
 class GivenData:
-    """`LabelledData` whose features are what the test says."""
+    """`LabeledData` whose features are what the test says."""
 
     splits: Splits
     given: dict[str, BlockFeatures] = field(default_factory=dict)
@@ -50,10 +50,10 @@ class GivenData:
         return self.given[split]
 
 
-def pictures(
+def images(
     labels: list[int] | np.ndarray, *, classes: list[str] | None = None, size: int = 32
 ) -> ArraySource:
-    """Noise pictures (N, 3, size, size) with these labels."""
+    """Noise images (N, 3, size, size) with these labels."""
     labels = np.asarray(labels, dtype=np.int64)
     generator = torch.Generator().manual_seed(len(labels))
     images = torch.randint(0, 256, (len(labels), 3, size, size), generator=generator, dtype=torch.uint8)
@@ -76,6 +76,6 @@ class ConvNet(nn.Sequential):
 
 
 def block_features(values: Tensor) -> BlockFeatures:
-    """(N, rows, D), or (N, D) for a single row, of pictures 0 ... N-1."""
+    """(N, rows, D), or (N, D) for a single row, of images 0 ... N-1."""
     values = values if values.ndim == 3 else values.unsqueeze(1)
     return BlockFeatures(values.float(), torch.arange(len(values)))

@@ -14,9 +14,9 @@ from omegaconf import OmegaConf
 from PIL import Image
 
 from dino_exp.config.compose import compose
-from dino_exp.config.evaluation import check
-from dino_exp.eval.command import main
-from dino_exp.run import train
+from dino_exp.config.compose_evaluation import check
+from dino_exp.eval.evaluate_command import main
+from dino_exp.train.run import train
 from tests.programs import Program, ranks, see_off
 
 
@@ -29,7 +29,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def run(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A run of its own, and a cache that holds its pictures but no features."""
+    """A run of its own, and a cache that holds its images but no features."""
     path = tmp_path / "run"
     shutil.copytree(trained, path)
     monkeypatch.chdir(tmp_path)
@@ -65,7 +65,7 @@ def test_several_evaluations_share_features_that_a_second_command_finds(
     command = [f"run={run}", "eval=[knn,linear]", "linear.epochs=2", "linear.blocks=1,2", "tracker=none"]
     assert main(command) == 0
     folders = features_of_cache(tmp_path)
-    assert len(folders) == 2  # of training and held-out pictures
+    assert len(folders) == 2  # of training and held-out images
     before = [(folder / "values.0").stat().st_mtime_ns for folder in folders]
     first = records(run)
     assert main([f"run={run}", "eval=knn", "tracker=none"]) == 0
@@ -106,12 +106,12 @@ def test_without_a_place_for_a_cache_features_stay_in_memory(
     assert records(run)[0]["figures"] == figures
 
 
-def class_folders(root: Path, classes: int = 2, pictures: int = 6) -> Path:
+def class_folders(root: Path, classes: int = 2, images: int = 6) -> Path:
     for split in ("train", "val"):
         for label in range(classes):
             folder = root / split / f"class{label}"
             folder.mkdir(parents=True)
-            for number in range(pictures):
+            for number in range(images):
                 noise = np.random.default_rng(100 * label + number).integers(
                     0, 100, (40, 48, 3), dtype=np.uint8
                 )
@@ -125,7 +125,7 @@ def test_weights_from_elsewhere_on_class_folders(
     import timm
 
     monkeypatch.chdir(tmp_path)
-    root = class_folders(tmp_path / "pictures")
+    root = class_folders(tmp_path / "images")
     torch.save({"state_dict": timm.create_model("resnet18", num_classes=7).state_dict()}, tmp_path / "w.pth")
     words = ["weights=w.pth", "backbone=timm", "backbone.name=resnet18", f"data.root={root}", "image_size=32"]
     assert main([*words, "eval=knn", "knn.k=3", "tracker=none"]) == 0
@@ -184,13 +184,13 @@ class Attack:
 
 
 @pytest.mark.parametrize(
-    "problem", ["other network", "truncated", "attack", "one class", "one picture", "no labels"]
+    "problem", ["other network", "truncated", "attack", "one class", "one image", "no labels"]
 )
 def test_bad_files_are_named_and_nothing_is_written(
     problem: str, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     checkpoint = run / "checkpoints" / "last.pt"
-    root = class_folders(tmp_path / "pictures", classes=1 if problem == "one class" else 2)
+    root = class_folders(tmp_path / "images", classes=1 if problem == "one class" else 2)
     words = [f"weights={checkpoint}", "backbone=vit_micro", f"data.root={root}", "image_size=32"]
     if problem == "other network":
         words[1] = "backbone=vit_tiny"
@@ -203,17 +203,17 @@ def test_bad_files_are_named_and_nothing_is_written(
         expected = "refused"
     elif problem == "one class":
         expected = "no labels, or all the same"
-    elif problem == "one picture":
+    elif problem == "one image":
         flat = tmp_path / "flat"
         flat.mkdir()
         shutil.copy(root / "class0" / "0.png", flat)
         words[2] = f"data.root={flat}"
-        expected = "no held-out pictures"
+        expected = "no held-out images"
     else:
         flat = tmp_path / "flat"
         flat.mkdir()
-        for picture in (root / "class0").iterdir():
-            shutil.copy(picture, flat)
+        for image in (root / "class0").iterdir():
+            shutil.copy(image, flat)
         words[2:3] = [f"data.root={flat}", f"data.val_root={root.parent / 'val'}"]
         expected = "labels"
     before = sorted(path for path in tmp_path.rglob("*"))
@@ -223,20 +223,20 @@ def test_bad_files_are_named_and_nothing_is_written(
     assert not (tmp_path / "executed").exists()
 
 
-def test_unreadable_pictures_are_said_and_too_many_refused(
+def test_unreadable_images_are_said_and_too_many_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, run: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    root = class_folders(tmp_path / "pictures", pictures=10)
+    root = class_folders(tmp_path / "images", images=10)
     (root / "class0" / "3.png").write_bytes(b"cut off")
     words = [f"run={run}", "data=image_folder", f"data.root={root}", "knn.k=3", "tracker=none"]
     assert main([*words, "eval=knn,linear"]) == 2
     assert not (run / "evaluations.json").exists()  # refused to the second evaluation too
-    assert "knn: data.max_corrupt = 0.01: 1 of 20 pictures of train cannot be read" in capsys.readouterr().err
+    assert "knn: data.max_corrupt = 0.01: 1 of 20 images of train cannot be read" in capsys.readouterr().err
     assert main([*words, "data.max_corrupt=0.1"]) == 0
-    assert records(run)[0]["notes"] == ["1 of 20 pictures of train could not be read and are left out."]
+    assert records(run)[0]["notes"] == ["1 of 20 images of train could not be read and are left out."]
 
 
-def test_other_pictures_are_normalised_as_the_network_is_used_to(run: Path, tmp_path: Path) -> None:
+def test_other_images_are_normalized_as_the_network_is_used_to(run: Path, tmp_path: Path) -> None:
     words = [f"run={run}", "data=image_folder", f"data.root={tmp_path}"]
     cfg = check(words).cfg
     assert cfg is not None
@@ -249,7 +249,7 @@ def test_other_pictures_are_normalised_as_the_network_is_used_to(run: Path, tmp_
 def test_another_architecture_for_the_same_weights_is_another_record(
     run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    root = class_folders(tmp_path / "pictures")
+    root = class_folders(tmp_path / "images")
     weights = run / "checkpoints" / "last.pt"
     words = [f"weights={weights}", "backbone=vit_micro", f"data.root={root}", "image_size=32", "knn.k=3"]
     for heads in (2, 4):
@@ -262,7 +262,7 @@ def test_a_place_that_cannot_be_written_is_found_before_the_work(
     run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "file").write_text("no folder")
-    root = class_folders(tmp_path / "pictures")
+    root = class_folders(tmp_path / "images")
     words = [f"weights={run / 'checkpoints' / 'last.pt'}", "backbone=vit_micro", f"data.root={root}"]
     assert main([*words, "image_size=32", "output_root=file", "tracker=none"]) == 2
     assert "output_root: " in capsys.readouterr().err
@@ -282,14 +282,14 @@ def test_an_evaluation_that_fails_leaves_the_others(
     run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from dino_exp.errors import UserError
-    from dino_exp.eval.nearest import NearestNeighbours
+    from dino_exp.eval.nearest import NearestNeighbors
 
-    def fail(self: NearestNeighbours, subject: object, data: object, folder: Path) -> None:
+    def fail(self: NearestNeighbors, subject: object, data: object, folder: Path) -> None:
         folder.mkdir(parents=True)
         (folder / "half.txt").write_text("half")
         raise UserError("the disk is full.")
 
-    monkeypatch.setattr(NearestNeighbours, "evaluate", fail)
+    monkeypatch.setattr(NearestNeighbors, "evaluate", fail)
     assert (
         main([f"run={run}", "eval=[knn,linear]", "linear.epochs=1", "linear.blocks=1", "tracker=none"]) == 2
     )
@@ -299,7 +299,7 @@ def test_an_evaluation_that_fails_leaves_the_others(
 
 
 def test_help_names_every_evaluation(capsys: pytest.CaptureFixture[str]) -> None:
-    from dino_exp.config.evaluations import EVALUATIONS
+    from dino_exp.config.evaluation_schema import EVALUATIONS
 
     assert main(["--help"]) == 0
     page = capsys.readouterr().out

@@ -13,7 +13,7 @@ from dino_exp.backbone.library import timm_backbone
 from dino_exp.backbone.tokens import block_tokens
 from dino_exp.data.source import CorruptImageError, ImageSource, Shrink, Splits
 from dino_exp.eval.extraction import Extracted
-from tests.eval.subjects import pictures, subject, tiny_vit
+from tests.eval.subjects import images, subject, tiny_vit
 
 
 def extracted(
@@ -35,10 +35,10 @@ def test_rows_are_class_tokens_of_the_last_blocks_and_the_mean_patch(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    source, backbone = pictures([0, 1] * 20), tiny_vit()
+    source, backbone = images([0, 1] * 20), tiny_vit()
     data = extracted(source, backbone, blocks=2)
     features = data.features("train")
-    whole = data.subject.normalised(source.images)
+    whole = data.subject.normalized(source.images)
     last_two = backbone.intermediate_tokens(whole, 2)
     expected = torch.stack([last_two[0][:, 0], last_two[1][:, 0], last_two[1][:, 1:].mean(dim=1)], dim=1)
     torch.testing.assert_close(features.values, expected, rtol=0, atol=1e-5)
@@ -51,24 +51,24 @@ def test_rows_are_class_tokens_of_the_last_blocks_and_the_mean_patch(
     assert too_many.blocks == 3  # all that there are
 
 
-def test_files_are_found_again_by_weights_pictures_and_size_alone(
+def test_files_are_found_again_by_weights_images_and_size_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    source = pictures([0, 1] * 4)
+    source = images([0, 1] * 4)
     first = extracted(source, tiny_vit(seed=0)).features("train")
     other = tiny_vit(seed=1)
     assert torch.equal(extracted(source, other).features("train").values, first.values)  # by their name
     assert not torch.equal(extracted(source, other, digest="b").features("train").values, first.values)
-    changed = pictures([0, 1] * 4)
+    changed = images([0, 1] * 4)
     changed.images[0, 0, 0, 0] ^= 255
     assert not torch.equal(extracted(changed, tiny_vit(seed=0)).features("train").values, first.values)
     assert len(list((tmp_path / "dino_exp" / "features").iterdir())) == 3
 
 
-def test_unreadable_pictures_have_no_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unreadable_images_have_no_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    source = pictures([0, 1] * 10)
+    source = images([0, 1] * 10)
     whole = extracted(source, tiny_vit(), digest="whole").features("train")
     read = source.read
 
@@ -94,11 +94,11 @@ def test_timms_transformers_have_blocks_and_convnets_their_own_feature(
     tokens = block_tokens(transformer, torch.randn(2, 3, 32, 32), 2)
     assert tokens is not None
     assert [tuple(each.patches.shape) for each in tokens] == [(2, 4, 192)] * 2
-    picture = torch.randn(1, 3, 32, 32)
-    last = block_tokens(transformer, picture, 1)
+    image = torch.randn(1, 3, 32, 32)
+    last = block_tokens(transformer, image, 1)
     assert last is not None
-    torch.testing.assert_close(last[0].class_token, transformer(picture))
+    torch.testing.assert_close(last[0].class_token, transformer(image))
     convnet = timm_backbone(name="resnet10t", **options).eval()
-    features = extracted(pictures([0, 1]), convnet, blocks=4).features("train")
+    features = extracted(images([0, 1]), convnet, blocks=4).features("train")
     assert features.blocks == 0
     assert features.final.shape == (2, 512)

@@ -9,8 +9,8 @@ from torch import nn
 from dino_exp.data.source import ArraySource
 from dino_exp.errors import UserError
 from dino_exp.eval.features import extract, normalize, pixels, resize_and_crop
+from tests.data.sources import Album
 from tests.eval.subjects import ConvNet
-from tests.sources import Album
 
 SETTINGS: dict[str, Any] = {
     "image_size": 8,
@@ -21,7 +21,7 @@ SETTINGS: dict[str, Any] = {
 }
 
 
-def random_pictures(n: int, side: int = 8, channels: int = 3, seed: int = 0) -> torch.Tensor:
+def random_images(n: int, side: int = 8, channels: int = 3, seed: int = 0) -> torch.Tensor:
     generator = torch.Generator().manual_seed(seed)
     return torch.randint(0, 256, (n, channels, side, side), generator=generator, dtype=torch.uint8)
 
@@ -37,7 +37,7 @@ def test_rows_are_the_network_in_eval_mode_and_nothing_of_it_moves() -> None:
     network[2].eval()  # a part that somebody froze stays frozen, the rest goes back to train mode
     network.get_buffer("1.running_mean").fill_(0.3)
     before = {key: value.clone() for key, value in network.state_dict().items()}
-    images = random_pictures(11)
+    images = random_images(11)
     got = extract(network, ArraySource("a", images, None, None, 3), range(11), batch_size=4, **SETTINGS)
 
     assert [module.training for module in network] == [True, True, False, True, True]
@@ -55,7 +55,7 @@ def test_modes_come_back_after_an_error_too() -> None:
     with pytest.raises(RuntimeError, match="to have 3 channels, but got 1"):
         extract(
             network,
-            Album(random_pictures(2, channels=1)),
+            Album(random_images(2, channels=1)),
             [0],
             batch_size=1,
             **SETTINGS | {"mean": [0.5], "std": [1]},
@@ -63,20 +63,20 @@ def test_modes_come_back_after_an_error_too() -> None:
     assert all(module.training for module in network.modules())
 
 
-def test_unreadable_pictures_leave_with_their_index() -> None:
-    mixed = [*random_pictures(3, side=8), *random_pictures(3, side=12), *random_pictures(2, side=8)]
+def test_unreadable_images_leave_with_their_index() -> None:
+    mixed = [*random_images(3, side=8), *random_images(3, side=12), *random_images(2, side=8)]
     asked = [7, 1, 2, 3, 5, 0]
     sound = extract(nn.Flatten(), Album(mixed), asked, batch_size=2, **SETTINGS)
     torn = extract(nn.Flatten(), Album(mixed, unreadable={1, 2, 5}), asked, batch_size=2, **SETTINGS)
     assert sound.indices.tolist() == asked
     assert torn.indices.tolist() == [7, 3, 0]
     assert torch.equal(torn.values, sound.values[[0, 3, 5]])
-    with pytest.raises(UserError, match=r"None of 1 pictures.*album 1"):
+    with pytest.raises(UserError, match=r"None of 1 images.*album 1"):
         extract(nn.Flatten(), Album(mixed, unreadable={1}), [1], batch_size=2, **SETTINGS)
 
 
 def test_threads_change_neither_order_nor_values() -> None:
-    album = Album([*random_pictures(9, side=16), *random_pictures(8, side=11)], unreadable={3})
+    album = Album([*random_images(9, side=16), *random_images(8, side=11)], unreadable={3})
     alone, ahead = (
         extract(nn.Flatten(), album, range(17), batch_size=3, workers=workers, **SETTINGS)
         for workers in (0, 3)
@@ -86,7 +86,7 @@ def test_threads_change_neither_order_nor_values() -> None:
 
 
 def test_resize_and_crop_is_the_released_codes() -> None:
-    # Resize(256, bicubic) and CenterCrop(224) of Pillow, on a smooth picture of uneven sides.
+    # Resize(256, bicubic) and CenterCrop(224) of Pillow, on a smooth image of uneven sides.
     y, x = np.mgrid[0:300, 0:407]
     array = np.stack([x * 0.6, y * 0.8, 127 + 90 * np.sin(x / 9) * np.cos(y / 7)], axis=-1).astype(np.uint8)
     short, long = 256, int(256 * 407 / 300)
@@ -99,8 +99,8 @@ def test_resize_and_crop_is_the_released_codes() -> None:
     assert np.abs(got.numpy().astype(int) - expected).max() <= 1
 
 
-def test_pictures_that_have_the_size_are_not_touched() -> None:
-    images = random_pictures(2)
+def test_images_that_have_the_size_are_not_touched() -> None:
+    images = random_images(2)
     assert torch.equal(resize_and_crop(images, 8, 1.0), images)
     assert resize_and_crop(images, 8, 0.875).shape == images.shape
     assert not torch.equal(resize_and_crop(images, 8, 0.875), images)
@@ -113,8 +113,8 @@ def test_normalize_asks_for_one_value_per_channel() -> None:
         normalize(images, [0.5] * 3, [0.5] * 3)
 
 
-def test_pixels_are_centred_by_the_bank_alone() -> None:
-    bank, queries = random_pictures(6, channels=2), random_pictures(3, channels=2, seed=1)
+def test_pixels_are_centered_by_the_bank_alone() -> None:
+    bank, queries = random_images(6, channels=2), random_images(3, channels=2, seed=1)
     got_bank, got_queries = pixels(
         Album(bank), range(6), Album(queries), [2, 0], image_size=8, crop_ratio=1.0, batch_size=4
     )

@@ -7,15 +7,16 @@ import torch
 from torch import nn
 
 from dino_exp.data.source import ArraySource, Splits
+from dino_exp.data.subset import evenly_spread
 from dino_exp.errors import UserError
-from dino_exp.eval.knn import KNN, knn_predict, spread
-from tests.sources import labels_of
+from dino_exp.eval.knn import KNN, knn_predict
+from tests.data.sources import labels_of
 
 
 def votes_by_loop(
     bank: torch.Tensor, labels: torch.Tensor, query: torch.Tensor, k: int, temperature: float, classes: int
 ) -> int:
-    """The definition, one neighbour at a time."""
+    """The definition, one neighbor at a time."""
     cosines = []
     for feature, label in zip(bank.tolist(), labels.tolist(), strict=True):
         dot = sum(a * b for a, b in zip(feature, query.tolist(), strict=True))
@@ -55,7 +56,7 @@ def test_agrees_with_the_definition_for_several_k_and_uneven_blocks() -> None:
     assert alone.tolist() == expected[1]
 
 
-def test_one_near_neighbour_outvotes_two_far_ones_only_at_low_temperature() -> None:
+def test_one_near_neighbor_outvotes_two_far_ones_only_at_low_temperature() -> None:
     # cosines with (1, 0): 1.0 for class 0; 0.8 and 0.6 for class 1.
     # T = 0.07: e^0 against e^(-0.2/0.07) + e^(-0.4/0.07) = 0.061; T = 1: 1 against 0.819 + 0.670.
     bank, labels = torch.tensor([[1.0, 0.0], [0.8, 0.6], [0.6, -0.8]]), torch.tensor([0, 1, 1])
@@ -74,7 +75,7 @@ def test_length_of_features_and_a_tiny_temperature_change_nothing_they_should_no
         ).tolist()
 
     assert predict(1, 1, 0.07) == predict(1e3, 1e-3, 0.07)
-    # exp(1 / 0.001) is not a float32; in the limit the nearest neighbour decides.
+    # exp(1 / 0.001) is not a float32; in the limit the nearest neighbor decides.
     nearest = knn_predict(bank, labels, queries, k=1, temperature=1, classes=3).tolist()
     assert predict(1, 1, 0.001) == nearest
 
@@ -93,10 +94,10 @@ def test_accuracy_is_a_percentage_and_nan_features_are_no_score() -> None:
 
 
 def test_spread_covers_the_set_and_does_not_alias_with_alternating_classes() -> None:
-    assert spread(7, None) == spread(7, 7) == spread(7, 9) == list(range(7))
-    chosen = spread(12_000, 1_200)
+    assert evenly_spread(7, None) == evenly_spread(7, 7) == evenly_spread(7, 9) == list(range(7))
+    chosen = evenly_spread(12_000, 1_200)
     assert len(set(chosen)) == 1_200
-    assert chosen == sorted(chosen) == spread(12_000, 1_200)
+    assert chosen == sorted(chosen) == evenly_spread(12_000, 1_200)
     assert max(np.diff([-1, *chosen, 12_000])) < 20
     counts = np.bincount([index % 10 for index in chosen])  # a step of 10 would see one class alone
     assert counts.min() > 110
@@ -104,7 +105,7 @@ def test_spread_covers_the_set_and_does_not_alias_with_alternating_classes() -> 
 
 
 def two_classes(n: int, seed: int) -> ArraySource:
-    """Dark pictures and bright ones, told apart by their first channel's mean."""
+    """Dark images and bright ones, told apart by their first channel's mean."""
     generator = torch.Generator().manual_seed(seed)
     labels = np.arange(n) % 2
     images = torch.randint(0, 100, (n, 3, 8, 8), generator=generator, dtype=torch.uint8)
@@ -113,15 +114,15 @@ def two_classes(n: int, seed: int) -> ArraySource:
 
 
 class Contrast(nn.Module):
-    """(mean, 1): pictures below the normalisation's mean point one way, those above it another."""
+    """(mean, 1): images below the normalization's mean point one way, those above it another."""
 
     feature_dim = 2
 
-    def forward(self, pictures: torch.Tensor) -> torch.Tensor:
-        return torch.stack([pictures.mean(dim=(1, 2, 3)), torch.full((len(pictures),), 0.1)], dim=1)
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return torch.stack([images.mean(dim=(1, 2, 3)), torch.full((len(images),), 0.1)], dim=1)
 
 
-def test_evaluate_goes_from_pictures_to_percent() -> None:
+def test_evaluate_goes_from_images_to_percent() -> None:
     train, test = two_classes(40, 0), two_classes(16, 1)
     splits = Splits(train, test)
     settings: dict[str, Any] = {"image_size": 8, "mean": [0.45] * 3, "std": [0.25] * 3, "device": "cpu"}
@@ -141,7 +142,7 @@ def test_what_cannot_be_evaluated_is_said(problem: str) -> None:
         test.classes = ["dark", "dim"]
     expected = {
         "no test": "held-out",
-        "no labels": "training pictures have no labels",
+        "no labels": "training images have no labels",
         "other classes": "bright, dim",
     }
     assert knn().applies(splits) == (problem == "other classes")

@@ -12,31 +12,31 @@ from sklearn.neighbors import KNeighborsClassifier
 from dino_exp.data.source import Splits
 from dino_exp.errors import UserError
 from dino_exp.eval.knn import nearest
-from dino_exp.eval.nearest import NearestNeighbours
-from tests.eval.subjects import GivenData, block_features, pictures, subject
-from tests.sources import held_out, labels_of
+from dino_exp.eval.nearest import NearestNeighbors
+from tests.data.sources import held_out, labels_of
+from tests.eval.subjects import GivenData, block_features, images, subject
 
 
 def noisy_classes(count: int, classes: int, seed: int) -> tuple[torch.Tensor, np.ndarray]:
     """Features (count, 12) that are right about as often as wrong."""
-    centres = torch.randn(classes, 12, generator=torch.Generator().manual_seed(0))
+    centers = torch.randn(classes, 12, generator=torch.Generator().manual_seed(0))
     labels = torch.arange(count) % classes
     noise = torch.randn(count, 12, generator=torch.Generator().manual_seed(seed))
-    return centres[labels] + 1.5 * noise, labels.numpy()
+    return centers[labels] + 1.5 * noise, labels.numpy()
 
 
-def knn(**changes: object) -> NearestNeighbours:
-    return NearestNeighbours(**({"k": [1, 10, 150], "temperature": 0.07} | changes))  # type: ignore[arg-type]
+def knn(**changes: object) -> NearestNeighbors:
+    return NearestNeighbors(**({"k": [1, 10, 150], "temperature": 0.07} | changes))  # type: ignore[arg-type]
 
 
 def given(classes: int = 8) -> GivenData:
     train, train_labels = noisy_classes(300, classes, seed=1)
     test, test_labels = noisy_classes(97, classes, seed=2)
-    splits = Splits(pictures(train_labels), pictures(test_labels))
+    splits = Splits(images(train_labels), images(test_labels))
     return GivenData(splits, {"train": block_features(train), "test": block_features(test)})
 
 
-def test_agrees_with_scikit_learns_weighted_neighbours(tmp_path: Path) -> None:
+def test_agrees_with_scikit_learns_weighted_neighbors(tmp_path: Path) -> None:
     data = given()
     found = knn().evaluate(subject(), data, tmp_path)
     bank, queries = data.given["train"].final.numpy(), data.given["test"].final.numpy()
@@ -50,14 +50,14 @@ def test_agrees_with_scikit_learns_weighted_neighbours(tmp_path: Path) -> None:
         of_right = shares[np.arange(len(queries)), labels_of(held_out(data.splits))]
         five = (of_right > 0) & ((shares > of_right[:, None]).sum(axis=1) < 5)
         expected[f"top5_k{k}"] = 100 * five.mean()
-    del expected["top5_k1"]  # as in eval_knn.py: one neighbour makes no five guesses
+    del expected["top5_k1"]  # as in eval_knn.py: one neighbor makes no five guesses
     assert found.figures == pytest.approx(expected)
     assert 30 < found.figures["top1_k10"] < 95  # neither trivial nor chance
     assert found.details == {"bank": 300, "queries": 97, "classes": 8}
 
 
 @pytest.mark.parametrize("in_order", [False, True])
-def test_block_by_block_finds_the_same_neighbours(in_order: bool) -> None:
+def test_block_by_block_finds_the_same_neighbors(in_order: bool) -> None:
     generator = torch.Generator().manual_seed(3)
     bank, queries = torch.randn(500, 6, generator=generator), torch.randn(41, 6, generator=generator)
     if in_order:  # each block is nearer to the first query than all before it
@@ -73,11 +73,11 @@ def test_block_by_block_finds_the_same_neighbours(in_order: bool) -> None:
     assert where.sort(dim=1).values.tolist() == [[0, 1, 2, 3, 4]] * 41
 
 
-def test_more_neighbours_than_pictures_are_noted_and_few_classes_have_no_top5(tmp_path: Path) -> None:
+def test_more_neighbors_than_images_are_noted_and_few_classes_have_no_top5(tmp_path: Path) -> None:
     data = given(classes=2)
     found = knn(k=[5, 400]).evaluate(subject(), data, tmp_path)
     assert list(found.figures) == ["top1_k5", "top1_k400"]
-    assert found.notes == ["k = 400 is more than the 300 pictures in the bank; all of them vote."]
+    assert found.notes == ["k = 400 is more than the 300 images in the bank; all of them vote."]
 
 
 def test_what_cannot_be_compared_is_refused(tmp_path: Path) -> None:
@@ -85,12 +85,12 @@ def test_what_cannot_be_compared_is_refused(tmp_path: Path) -> None:
     data.given["test"].values[3, 0, 1] = float("nan")
     with pytest.raises(UserError, match="not finite"):
         knn().evaluate(subject(), data, tmp_path)
-    without = GivenData(Splits(pictures([0, 1]), None))
+    without = GivenData(Splits(images([0, 1]), None))
     with pytest.raises(UserError, match=r"data\.val_root"):
         knn().check(subject(), without)
-    train, test = pictures([0, 1], classes=["cat", "dog"]), pictures([0, 1], classes=["cat", "cow"])
+    train, test = images([0, 1], classes=["cat", "dog"]), images([0, 1], classes=["cat", "cow"])
     with pytest.raises(UserError, match="cow, dog"):
         knn().check(subject(), GivenData(Splits(train, test)))
     train.labels = None
-    with pytest.raises(UserError, match="training pictures have no labels"):
+    with pytest.raises(UserError, match="training images have no labels"):
         knn().check(subject(), GivenData(Splits(train, test)))

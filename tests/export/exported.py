@@ -10,15 +10,15 @@ from torch import Tensor
 
 from dino_exp.config.compose import compose
 from dino_exp.export.trained import Trained, read_run
-from dino_exp.trainer import build_networks
+from dino_exp.train.networks import build_networks
 
-PICTURES = torch.randn(3, 3, 32, 32, generator=torch.Generator().manual_seed(5))
+IMAGES = torch.randn(3, 3, 32, 32, generator=torch.Generator().manual_seed(5))
 
 
 def features(run: Path, network: str = "teacher") -> Tensor:
-    """Of `PICTURES` by a run's last checkpoint."""
+    """Of `IMAGES` by a run's last checkpoint."""
     with torch.no_grad():
-        return read_run(run, "last").backbone(network)(PICTURES)
+        return read_run(run, "last").backbone(network)(IMAGES)
 
 
 def untrained(*overrides: str) -> Trained:
@@ -27,7 +27,7 @@ def untrained(*overrides: str) -> Trained:
     student, teacher = build_networks(cfg)
     with torch.no_grad():
         for network in (student, teacher):
-            network(2 * [PICTURES])  # moves the statistics
+            network(2 * [IMAGES])  # moves the statistics
             network.requires_grad_(False).eval()
     return Trained(
         path=Path("run"),

@@ -9,15 +9,15 @@ import pytest
 import torch
 
 from dino_exp.export import to_onnx
-from dino_exp.export.command import main
-from dino_exp.run_directory import RunDirectory
+from dino_exp.export.export_command import main
+from dino_exp.runs.run_directory import RunDirectory
 from tests.programs import run_program
 
 ROOT = Path(__file__).parents[2]
 
 
 def test_the_card_has_what_a_stranger_asks(patch_run: Path) -> None:
-    words = [f"run={patch_run}", "format=timm", "licence=apache-2.0"]
+    words = [f"run={patch_run}", "format=timm", "license=apache-2.0"]
     done = run_program("-m", "dino_exp.export", *words, folder=patch_run.parent)
     out = patch_run / "export" / "timm_teacher_last"
     assert (done.returncode, done.stdout, done.stderr) == (0, f"{out}\n", "")
@@ -28,14 +28,14 @@ def test_the_card_has_what_a_stranger_asks(patch_run: Path) -> None:
         "license: apache-2.0",
         "The teacher's backbone of the run `run`",
         "after step 2.",
-        "Pictures: 32 x 32 pixels, 3 channels",
+        "Images: 32 x 32 pixels, 3 channels",
         "less the mean [0.5, 0.5, 0.5]",
         "| data | shapes |",
         "| prototypes | 64 |",
         f"| verdict | {summary['verdict']}: {summary['evidence']} |",
-        f"| k-NN top-1 of the teacher on held-out pictures | {summary['knn_top1']:.1f} % |",
+        f"| k-NN top-1 of the teacher on held-out images | {summary['knn_top1']:.1f} % |",
         f"revision {status['git_revision'] or 'unknown'}",
-        "Licence: apache-2.0.",
+        "License: apache-2.0.",
     ):
         assert line in card
     assert list(out.parent.iterdir()) == [out]

@@ -13,15 +13,15 @@ import pytest
 import timm
 import torch
 
-from dino_exp import checkpoint
 from dino_exp.backbone.vit import VisionTransformer
 from dino_exp.config.compose import compose
 from dino_exp.errors import UserError
 from dino_exp.export import to_onnx, to_released, to_timm, to_torchhub
-from dino_exp.export.command import main
+from dino_exp.export.export_command import main
 from dino_exp.export.trained import Trained
-from dino_exp.run import train
-from tests.export.exported import PICTURES, code_in, features, untrained
+from dino_exp.train import checkpoint
+from dino_exp.train.run import train
+from tests.export.exported import IMAGES, code_in, features, untrained
 
 
 def test_timm_loads_the_weights_as_the_card_says(
@@ -31,7 +31,7 @@ def test_timm_loads_the_weights_as_the_card_says(
         out = tmp_path / network
         assert main([f"run={patch_run}", "format=timm", f"network={network}", f"out={out}"]) == 0
         monkeypatch.chdir(out)
-        names = {"pictures": PICTURES}
+        names = {"images": IMAGES}
         with torch.no_grad():
             exec(code_in(out), names)
         expected = features(patch_run, network)
@@ -60,8 +60,8 @@ def test_library_backbones_keep_their_own_names(tmp_path: Path, overrides: list[
     to_timm.write(run, "teacher", tmp_path)
     model = timm.create_model(name, checkpoint_path=str(tmp_path / "model.safetensors"), num_classes=0).eval()
     with torch.no_grad():
-        expected = run.teacher.backbone(PICTURES)
-        torch.testing.assert_close(model(PICTURES), expected, rtol=1e-5, atol=1e-5)
+        expected = run.teacher.backbone(IMAGES)
+        torch.testing.assert_close(model(IMAGES), expected, rtol=1e-5, atol=1e-5)
 
 
 def load_pretrained_weights(
@@ -88,7 +88,7 @@ def test_the_released_scripts_read_the_checkpoint_and_so_does_a_run(patch_run: P
         assert missing == []
         assert {key.partition(".")[0] for key in unexpected} == {"head"}
         with torch.no_grad():
-            assert torch.equal(model(PICTURES), features(patch_run, network))
+            assert torch.equal(model(IMAGES), features(patch_run, network))
     with torch.serialization.safe_globals([argparse.Namespace]):
         content = torch.load(file, weights_only=True)
     assert content.keys() == {"student", "teacher", "epoch", "args", "dino_loss"}
@@ -132,7 +132,7 @@ def test_torch_hub_needs_nothing_of_this_project(tmp_path: Path) -> None:
         assert f'torch.hub.load("path/to/this/folder", "{name}", source="local")' in use
         assert len(list(folder.iterdir())) == 3
         with torch.no_grad():
-            torch.save({"pictures": PICTURES, "features": run.teacher.backbone(PICTURES)}, folder / "known")
+            torch.save({"images": IMAGES, "features": run.teacher.backbone(IMAGES)}, folder / "known")
     code = """if True:
         import importlib.util, sys, torch
         sys.modules["dino_exp"] = None
@@ -143,7 +143,7 @@ def test_torch_hub_needs_nothing_of_this_project(tmp_path: Path) -> None:
             sys.path.insert(0, name)
             spec.loader.exec_module(hubconf := importlib.util.module_from_spec(spec))
             offered = [each for each in dir(hubconf) if callable(getattr(hubconf, each)) and each[0] != "_"]
-            print(offered == [name], torch.equal(model(known["pictures"]), known["features"]), model.training)
+            print(offered == [name], torch.equal(model(known["images"]), known["features"]), model.training)
         """
     done = subprocess.run(
         [sys.executable, "-c", code, *names], cwd=tmp_path, capture_output=True, text=True, timeout=120
@@ -152,16 +152,16 @@ def test_torch_hub_needs_nothing_of_this_project(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("overrides", [["backbone=resnet18_cifar"], []], ids=["torchvision", "vit"])
-def test_onnx_runtime_gives_the_features_for_any_number_of_pictures(
+def test_onnx_runtime_gives_the_features_for_any_number_of_images(
     tmp_path: Path, overrides: list[str]
 ) -> None:
     run = untrained(*overrides)
     to_onnx.write(run, "teacher", tmp_path)
     session = onnxruntime.InferenceSession(str(tmp_path / "model.onnx"), providers=["CPUExecutionProvider"])
     for count in (1, 3):
-        (found,) = session.run(None, {"pictures": PICTURES[:count].numpy()})
+        (found,) = session.run(None, {"images": IMAGES[:count].numpy()})
         with torch.no_grad():
-            expected = run.teacher.backbone(PICTURES[:count])
+            expected = run.teacher.backbone(IMAGES[:count])
         torch.testing.assert_close(torch.from_numpy(found), expected, rtol=1e-4, atol=1e-4)
 
 

@@ -14,13 +14,13 @@ from typing import Any
 from dino_exp import cli
 from dino_exp.config.compose import compose
 from dino_exp.config.identity import run_id
+from dino_exp.config.launcher_settings import with_changes
 from dino_exp.config.schema import Config
-from dino_exp.run_directory import RunDirectory
-from launchers import sweep, worker
+from dino_exp.runs.manifest import Manifest
+from dino_exp.runs.run_directory import RunDirectory
+from launchers import submission, worker
 from launchers.__main__ import main as launchers
-from launchers.manifest import Manifest
-from launchers.settings import with_changes
-from launchers.sweep import Submission, Wanted
+from launchers.submission import Submission, Wanted
 
 SWEEP = Path("outputs/debug_sweep_seed")
 HERE = Path(__file__).parent
@@ -115,7 +115,7 @@ def submit(seeds: Iterable[int], *changes: str, launcher: str = "slurm") -> Subm
     """What `train.py` does with a checked sweep over trainer.seed and changed keys of hydra.launcher."""
     settings = with_changes(launcher, {}, changes)
     runs = [Wanted(run_id(config(seed)), (f"trainer.seed={seed}",), config(seed)) for seed in seeds]
-    return sweep.submit(SWEEP, launcher, settings, runs)
+    return submission.submit(SWEEP, launcher, settings, runs)
 
 
 def resume(*changes: str) -> int:

@@ -83,7 +83,7 @@ def work_off_queue(folder: str) -> None:
 
 if __name__ == "__main__":
     words = [word for word in sys.argv[1:] if word != "-u"]
-    if words[:2] == ["-m", "launchers.train"] and words[3] == "--share":
+    if words[:2] == ["-m", "launchers.training_process"] and words[3] == "--share":
         train(Path(words[2]), int(words[4]))
     elif words[:2] == ["-m", "launchers.local"]:
         work_off_queue(words[2])

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from dino_exp.run_directory import is_locked
+from dino_exp.runs.run_directory import is_locked
 from launchers.__main__ import main as launchers
 from launchers.local import QUEUE_LOCK, QUEUE_LOG, Place, places
 from launchers.states import Observer

@@ -19,15 +19,15 @@ from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState
 
 from dino_exp import cli
-from dino_exp.cli import Outcome
+from dino_exp.config import launcher_settings as settings_module
 from dino_exp.config.compose import check, compose
+from dino_exp.config.hydra_loader import loader
 from dino_exp.config.identity import run_id
-from dino_exp.config.loader import loader
+from dino_exp.config.search_space import probes, space_of
 from dino_exp.errors import UserError
+from dino_exp.train.attempt import Outcome
 from launchers import search as search_module
-from launchers import settings as settings_module
 from launchers.search import JOURNAL, LOCK, search
-from launchers.space import probes, space_of
 from tests.programs import run_program
 
 TEMPERATURE = "loss.teacher_temp=tag(log,interval(0.01,0.09))"
@@ -355,8 +355,8 @@ SEARCH = ["-m", "hydra/sweeper=optuna", "experiment=debug"]
         ),
         (
             "trainer.seed=0,1 data=image_folder data.root=. data.val_root=null",
-            "data.val_root = null: a search compares its runs by k-NN, which needs labelled held-out "
-            "pictures; give their folder.",
+            "data.val_root = null: a search compares its runs by k-NN, which needs labeled held-out "
+            "images; give their folder.",
         ),
     ],
 )

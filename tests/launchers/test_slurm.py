@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
+from dino_exp.config.launcher_settings import minutes, with_changes
 from dino_exp.errors import UserError
 from launchers import slurm
 from launchers.children import ROOT
-from launchers.settings import minutes, with_changes
 from tests.launchers.doubles import HERE, SWEEP, Cluster, submit
 
 SCRIPTS = {

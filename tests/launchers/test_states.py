@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 from filelock import FileLock
 
+from dino_exp.runs.manifest import Entry, Manifest
 from launchers import slurm
 from launchers.local import LOCAL, QUEUE_LOCK
-from launchers.manifest import Entry, Manifest
 from launchers.states import Observer
 from tests.launchers.doubles import Cluster
 

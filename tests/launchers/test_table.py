@@ -10,7 +10,7 @@ import pytest
 from pyarrow import csv, parquet
 from rich.console import Console
 
-from launchers.manifest import Entry, Manifest
+from dino_exp.runs.manifest import Entry, Manifest
 from launchers.states import RunState
 from launchers.table import collect, counts, failures, remark, rows, sweep_table
 

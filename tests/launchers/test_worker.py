@@ -12,11 +12,11 @@ from typing import Any
 
 import pytest
 
-from dino_exp.processes import Processes
-from dino_exp.run_directory import RunDirectory
+from dino_exp.parallel.processes import Processes
+from dino_exp.runs.manifest import Entry, Manifest
+from dino_exp.runs.run_directory import RunDirectory
 from launchers import worker
 from launchers.children import Child, tail
-from launchers.manifest import Entry, Manifest
 from tests.launchers.doubles import Cluster, Played, wait_until
 
 TWO_BY_TWO = {
@@ -210,7 +210,7 @@ def seen(directory: RunDirectory) -> dict[str, Any]:
     return content
 
 
-def test_one_run_that_fails_leaves_its_neighbours_alone(job: Any) -> None:
+def test_one_run_that_fails_leaves_its_neighbors_alone(job: Any) -> None:
     task = job(a="finish", b="fail", c="kill", d="finish")
     assert task.work() > 0
     assert task.states() == ["finished", "failed", "failed", "finished"]

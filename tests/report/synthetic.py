@@ -172,7 +172,7 @@ def write_sweep(path: Path, runs: Sequence[Mapping[str, Any]], manifest: bool = 
 
 
 def temps_momenta(seeds: int = 1) -> list[dict[str, Any]]:
-    """A sweep with a boundary: hot teachers and slow centres collapse."""
+    """A sweep with a boundary: hot teachers and slow centers collapse."""
     runs = []
     for temp in (0.02, 0.04, 0.07, 0.1, 0.2):
         for momentum in (0, 0.9, 0.99, 0.999):

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from dino_exp.report.load import load
+from dino_exp.report.loading import load
 from dino_exp.report.page import write_report
 from tests.report.synthetic import lines, temps_momenta, write_lines, write_run, write_sweep
 

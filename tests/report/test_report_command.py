@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from dino_exp.report import command
-from dino_exp.report.command import main
+from dino_exp.report import report_command
+from dino_exp.report.report_command import main
 from tests.programs import run_program
 from tests.report.synthetic import (
     CONFIG,
@@ -39,8 +39,8 @@ def test_a_line_per_file_and_exit_code_2_for_what_is_neither(tmp_path: Path) -> 
     assert paths[0] == tmp_path / "out" / "index.html"
     assert {path.suffix for path in paths} == {".html", ".png", ".svg"}
     assert all(path.stat().st_size > 500 for path in paths)
-    with Image.open(tmp_path / "out" / "loss.png") as picture:
-        assert picture.width > 800
+    with Image.open(tmp_path / "out" / "loss.png") as image:
+        assert image.width > 800
     page = paths[0].read_text()
     for wanted in (
         "Verdict: healthy",
@@ -106,7 +106,7 @@ def test_watching_goes_on_until_the_run_ends(
             write_lines(path / "metrics.jsonl", [record(1, 1, "slow")])
             write_json(path / "status.json", status | {"state": "finished"})
 
-    monkeypatch.setattr(command.time, "sleep", wait)
+    monkeypatch.setattr(report_command.time, "sleep", wait)
     assert main([str(path), "--watch", "7"]) == 0
     assert seen == [(True, 7.0), (True, 7.0)]
     assert "data-refresh" not in page.read_text()
@@ -125,7 +125,7 @@ def test_watching_waits_for_the_first_run(
         if len(seen) == 4:
             write_run(path / "vit_micro_00000001")
 
-    monkeypatch.setattr(command.time, "sleep", wait)
+    monkeypatch.setattr(report_command.time, "sleep", wait)
     assert main([str(path), "--watch"]) == 0
     assert seen == [False, False, True, True]
     lines = capsys.readouterr().out.splitlines()
@@ -136,7 +136,7 @@ def test_watching_waits_for_the_first_run(
     def interrupt(seconds: float) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(command.time, "sleep", interrupt)
+    monkeypatch.setattr(report_command.time, "sleep", interrupt)
     assert main([str(tmp_path / "never"), "--watch"]) == 130
 
 

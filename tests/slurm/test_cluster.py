@@ -12,9 +12,9 @@ import pyarrow.parquet
 import pytest
 import torch
 
-from dino_exp import checkpoint
-from dino_exp.run_directory import RunDirectory, read_metrics
-from launchers.manifest import Manifest
+from dino_exp.runs.manifest import Manifest
+from dino_exp.runs.run_directory import RunDirectory, read_metrics
+from dino_exp.train import checkpoint
 from tests.programs import Program, run_program, until
 
 pytestmark = [pytest.mark.slurm, pytest.mark.timeout(900)]

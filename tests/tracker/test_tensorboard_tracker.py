@@ -23,7 +23,7 @@ def read_back(directory: Path) -> EventAccumulator:
     return events
 
 
-def test_scalars_pictures_and_texts_are_there(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_scalars_images_and_texts_are_there(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     Image.new("RGB", (8, 4), "red").save(tmp_path / "loss.png")
     tracker: Tracker = TensorboardTracker(mode="auto")
     tracker.start(run_info(tmp_path))
@@ -39,8 +39,8 @@ def test_scalars_pictures_and_texts_are_there(tmp_path: Path, caplog: pytest.Log
     assert events.Tags()["scalars"] == ["loss", "knn_top1"]
     assert [(event.step, event.value) for event in events.Scalars("loss")] == [(10, 8.25), (20, 7.5)]
     assert [(event.step, event.value) for event in events.Scalars("knn_top1")] == [(20, 43.0)]
-    (picture,) = events.Images("plots/loss")
-    assert (picture.step, picture.width, picture.height) == (20, 8, 4)
+    (image,) = events.Images("plots/loss")
+    assert (image.step, image.width, image.height) == (20, 8, 4)
     texts = {
         tag: [event.tensor_proto.string_val[0].decode() for event in events.Tensors(tag)]
         for tag in events.Tags()["tensors"]

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from dino_exp.config.compose import compose
-from dino_exp.run import train
-from dino_exp.run_directory import RunDirectory, read_metrics
+from dino_exp.runs.run_directory import RunDirectory, read_metrics
+from dino_exp.train.run import train
 
 pytestmark = pytest.mark.wandb
 
@@ -41,7 +41,7 @@ def test_the_mirror_holds_what_metrics_jsonl_holds(tmp_path: Path, wandb_home: P
     for line in lines:
         (mirrored,) = [item for item in items if item["step"] == line["step"] and line.keys() <= item.keys()]
         assert {key: mirrored[key] for key in line} == pytest.approx(line)
-    pictures = {key.removesuffix(".path") for item in items for key in item if key.endswith(".path")}
-    assert pictures == {"crops", "curves", "attention"}
+    images = {key.removesuffix(".path") for item in items for key in item if key.endswith(".path")}
+    assert images == {"crops", "curves", "attention"}
     (exit_record,) = [record["exit"] for record in records if record["type"] == "exit"]
     assert exit_record.get("exit_code", 0) == 0

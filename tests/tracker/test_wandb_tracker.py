@@ -98,11 +98,11 @@ def test_offline_run_holds_what_was_logged(tmp_path: Path, caplog: pytest.LogCap
     assert (run["run_id"], run["project"], run["run_group"]) == ("abc123", "p", "my-sweep")
     assert run["display_name"] == "small-run"
     assert {key: run["config"]["update"][key] for key in CONFIG} == CONFIG
-    first, second, picture, last = rows(records)
+    first, second, image, last = rows(records)
     assert first == {"step": 10, "loss": 8.317766, "lr": 0.0005}
     assert second == {"step": 20, "loss": "NaN", "verdict": "collapsed"}
-    assert (picture["step"], picture["plots/loss.width"], picture["plots/loss.height"]) == (20, 8, 4)
-    assert (segment / "files" / picture["plots/loss.path"]).is_file()
+    assert (image["step"], image["plots/loss.width"], image["plots/loss.height"]) == (20, 8, 4)
+    assert (segment / "files" / image["plots/loss.path"]).is_file()
     assert last == {"step": 30, "loss": 7.5}
     assert only(records, "alert")["title"] == ("collapse " * 10)[:63]
     assert any(
@@ -197,8 +197,8 @@ def test_process_ends_and_nothing_is_lost_without_an_answer(
     tmp_path: Path, login: WandbServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     failing = WandbServer()
-    failing.behaviour = "error"
-    login.behaviour = "silent"
+    failing.behavior = "error"
+    login.behavior = "silent"
     addresses = {"silent": login.url, "error": failing.url, "refused": "http://127.0.0.1:1"}
     trainings = {}
     for how, address in addresses.items():
@@ -224,7 +224,7 @@ def test_server_that_falls_silent_does_not_hold_the_end(
     mirror = tracker(timeout=8)
     mirror.start(run_info(tmp_path))
     wait_for(lambda: "abc123" in login.runs)
-    login.behaviour = "silent"
+    login.behavior = "silent"
     mirror.log({"loss": 1.5}, step=1)
     mirror.finish({"verdict": "healthy"}, exit_code=0)
     (segment,) = segments(tmp_path, "run")
@@ -234,7 +234,7 @@ def test_server_that_falls_silent_does_not_hold_the_end(
         f"metrics.jsonl in the run directory has everything. Upload the rest: {command}"
     ]
     assert rows(read_back(segment)) == [{"step": 1, "loss": 1.5}]
-    login.behaviour = "answer"
+    login.behavior = "answer"
     wandb_cli(*shlex.split(command)[1:])
     assert [row["loss"] for row in login.history["abc123"].values()] == [1.5]
     assert login.exit_codes == {"abc123": 0}

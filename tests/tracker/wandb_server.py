@@ -7,13 +7,13 @@ from typing import Any
 
 
 class WandbServer:
-    """`behaviour` is answer, error (500 to everything) or silent (never an answer); it may change any time.
+    """`behavior` is answer, error (500 to everything) or silent (never an answer); it may change any time.
 
     `history` are the metric rows that arrived, by run and place in it, as the real server keeps them.
     """
 
     def __init__(self) -> None:
-        self.behaviour = "answer"
+        self.behavior = "answer"
         self.history: dict[str, dict[int, dict[str, Any]]] = {}
         self.runs: dict[str, dict[str, Any]] = {}
         self.exit_codes: dict[str, int] = {}
@@ -89,10 +89,10 @@ def _handler(server: WandbServer) -> type[BaseHTTPRequestHandler]:
         def do_POST(self) -> None:
             body = self.rfile.read(int(self.headers.get("content-length", 0)))
             server.requests += 1
-            if server.behaviour == "silent":
+            if server.behavior == "silent":
                 server.closed.wait()
                 return
-            if server.behaviour == "error":
+            if server.behavior == "error":
                 self.answer(500, {})
                 return
             reply: dict[str, Any] = {}

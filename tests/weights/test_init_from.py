@@ -11,16 +11,17 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-from dino_exp import checkpoint, cli
+from dino_exp import cli
 from dino_exp.config.compose import compose
 from dino_exp.config.identity import run_id
 from dino_exp.config.schema import Config
 from dino_exp.config.targets import build
 from dino_exp.errors import UserError
-from dino_exp.run import train
-from dino_exp.run_directory import RunDirectory, read_metrics
-from dino_exp.trainer import Trainer
-from dino_exp.weights.released import released_layout
+from dino_exp.runs.run_directory import RunDirectory, read_metrics
+from dino_exp.train import checkpoint
+from dino_exp.train.run import train
+from dino_exp.train.trainer import Trainer
+from dino_exp.weights.released_layout import released_layout
 
 STILL = (
     "optimizer.lr=0",
@@ -29,7 +30,7 @@ STILL = (
     "ema.momentum=1",
     "loss.center_momentum=0.75",
 )
-"""Nothing moves but the centre."""
+"""Nothing moves but the center."""
 
 
 def configuration(*overrides: str) -> Config:
@@ -59,7 +60,7 @@ def trainer_of(cfg: Config) -> Trainer:
     return trainer
 
 
-def test_a_run_begins_with_both_networks_and_the_centre_of_another(
+def test_a_run_begins_with_both_networks_and_the_center_of_another(
     source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     cfg = configuration(f"init_from={source}", *STILL, "trainer.seed=1")
@@ -76,14 +77,14 @@ def test_a_run_begins_with_both_networks_and_the_centre_of_another(
     assert "last.pt: a checkpoint of this project, step 2" in said
     assert f"teacher its teacher's backbone and head: {len(before['teacher'])} tensors" in said
     assert f"student its student's backbone and head: {len(before['student'])} tensors" in said
-    assert "centre the file's, of norm " in said
+    assert "center the file's, of norm " in said
     assert "lr, weight decay, λ and τ_t by this run's schedules from step 0" in said
     summary = RunDirectory(tmp_path / "run").read_summary()
     assert summary["initial_knn_top1"] == read_metrics(source / "metrics.jsonl")[-1]["knn_top1"]
     assert "untrained_knn_top1" not in summary
 
 
-def test_a_released_checkpoint_brings_its_centre_and_a_backbone_nothing_else(
+def test_a_released_checkpoint_brings_its_center_and_a_backbone_nothing_else(
     source: Path, tmp_path: Path
 ) -> None:
     ours = saved(source)
@@ -109,18 +110,18 @@ def test_a_released_checkpoint_brings_its_centre_and_a_backbone_nothing_else(
     for trainer in (only, alone):
         assert not trainer.dino_loss.center.any()
         assert not trainer.dino_loss.center_initialized
-        assert trainer.taken["centre"].startswith("starts as configured (loss.center_init = first_batch)")
+        assert trainer.taken["center"].startswith("starts as configured (loss.center_init = first_batch)")
         assert trainer.taken["student"].endswith("the head starts from the seed")
 
 
-def test_the_centre_must_be_one_for_this_loss(source: Path, tmp_path: Path) -> None:
+def test_the_center_must_be_one_for_this_loss(source: Path, tmp_path: Path) -> None:
     sinkhorn = trainer_of(configuration(f"init_from={source}", "loss.centering=sinkhorn"))
-    assert sinkhorn.taken["centre"] == "not used (loss.centering = sinkhorn)"
+    assert sinkhorn.taken["center"] == "not used (loss.centering = sinkhorn)"
     assert not sinkhorn.dino_loss.center.any()
     ours = saved(source)
     torch.save({"teacher": ours["teacher"], "dino_loss": {"center": torch.ones(1, 9)}}, tmp_path / "odd.pth")
     odd = trainer_of(configuration(f"init_from={tmp_path}/odd.pth"))
-    assert odd.taken["centre"].endswith("the file's is (1, 9), and this run's (1, 64)")
+    assert odd.taken["center"].endswith("the file's is (1, 9), and this run's (1, 64)")
     assert not odd.dino_loss.center.any()
 
 

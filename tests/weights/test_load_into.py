@@ -11,12 +11,12 @@ from torch import nn
 
 from dino_exp.backbone.library import torchvision_backbone
 from dino_exp.errors import UserError
-from dino_exp.weights.load import load_into
-from dino_exp.weights.released import our_names
+from dino_exp.weights.load_into import load_into
+from dino_exp.weights.released_layout import our_names
 from tests.weights.tiny_networks import network, tiny_vit
 
 FILE = Path("weights.pth")
-PICTURES = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+IMAGES = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
 
 
 def test_positions_are_resized_by_the_rule_that_trained_weights_expect() -> None:
@@ -25,7 +25,7 @@ def test_positions_are_resized_by_the_rule_that_trained_weights_expect() -> None
     loaded = network(tiny_vit(image_size=32))
     report = load_into(loaded, our_names(source.state_dict()), FILE, head=False)
     with torch.no_grad():
-        assert torch.equal(loaded.backbone(PICTURES), source(PICTURES))
+        assert torch.equal(loaded.backbone(IMAGES), source(IMAGES))
     assert report.resized == "position embedding resized from 14x14 to 8x8 patches"
     assert report.resized in report.sentence()
     assert report.missing == report.unexpected == []
@@ -44,7 +44,7 @@ def test_a_classifier_is_left_over_and_reported() -> None:
     assert "2 unused (backbone.fc.weight, backbone.fc.bias)" in report.sentence()
     source.fc = nn.Identity()
     with torch.no_grad():
-        assert torch.equal(backbone.eval()(PICTURES), source.eval()(PICTURES))
+        assert torch.equal(backbone.eval()(IMAGES), source.eval()(IMAGES))
 
 
 def without(state: dict[str, torch.Tensor], name: str) -> dict[str, torch.Tensor]:

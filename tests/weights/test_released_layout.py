@@ -11,9 +11,9 @@ import torch
 from timm.models.xcit import checkpoint_filter_fn
 from torch import nn
 
-from dino_exp.weights.files import read
-from dino_exp.weights.load import load_into
-from dino_exp.weights.released import our_names, released_layout, released_names
+from dino_exp.weights.load_into import load_into
+from dino_exp.weights.released_layout import our_names, released_layout, released_names
+from dino_exp.weights.weight_files import read
 from tests.weights.tiny_networks import network, released_checkpoint, tiny_vit
 
 

@@ -1,4 +1,4 @@
-"""A file of weights is read with nothing in it executed, and what it holds is recognised."""
+"""A file of weights is read with nothing in it executed, and what it holds is recognized."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ import torch
 from safetensors.torch import save_file
 
 from dino_exp.errors import UserError
-from dino_exp.weights.files import read
-from dino_exp.weights.place import digest, weights_file
+from dino_exp.runs.weights_file import digest, weights_file
+from dino_exp.weights.weight_files import read
 
 STATE = {"cls_token": torch.ones(1, 1, 3000)}
 

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from dino_exp.backbone.vit import VisionTransformer
-from dino_exp.head import DINOHead
-from dino_exp.model import DINONetwork
+from dino_exp.dino.head import DINOHead
+from dino_exp.dino.model import DINONetwork
 
 
 def tiny_vit(image_size: int = 32, seed: int = 0) -> VisionTransformer:

@@ -1,0 +1,216 @@
+"""From a command line of `evaluate.py` to a checked configuration, before anything is created."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from hydra.core.override_parser.types import Override
+from omegaconf import DictConfig, ListConfig, OmegaConf
+
+from dino_exp.config import messages, relations
+from dino_exp.config.compose import has_key, set_value
+from dino_exp.config.evaluation_schema import EVALUATIONS
+from dino_exp.config.hydra_loader import EVALUATE, CompositionError, Loader, loader, parse_arguments
+from dino_exp.config.overrides import OverrideReader
+from dino_exp.config.schema import VitConfig, schema_of
+from dino_exp.config.stored import read_config
+from dino_exp.config.validate import node_problems
+from dino_exp.errors import UserError
+from dino_exp.installation import as_typed
+from dino_exp.runs import former_names
+from dino_exp.runs.run_directory import RunDirectory
+from dino_exp.runs.weights_file import weights_file
+
+GROUPS = ("backbone", "data", "tracker")
+FROM_DATA = {"knn", "linear", "low_shot", "finetune"}
+"""Evaluations that are about the images of `data`; the others bring their own, or can."""
+
+
+@dataclass
+class CheckedEvaluation:
+    """What a command line means."""
+
+    problems: list[str] = field(default_factory=list)
+    """One line each; empty if it can run."""
+    warnings: list[str] = field(default_factory=list)
+    """What was typed by a former name, one line each."""
+    cfg: DictConfig | None = None
+    """As far as it could be composed; its `eval` is a list."""
+    choices: dict[str, str] = field(default_factory=dict)
+    """Option in force, by group."""
+
+
+def check(argv: Sequence[str]) -> CheckedEvaluation:
+    """Compose and validate; creates nothing."""
+    checked = CheckedEvaluation()
+    try:
+        arguments = parse_arguments(argv, "evaluate.py", "eval=knn")
+        if arguments.multirun:
+            raise UserError(
+                as_typed("-m: evaluate.py evaluates one network; give eval=[knn,linear] for several.")
+            )
+        options = loader(arguments.config_dir, EVALUATE)
+        words, checked.warnings = former_names.TABLE.present_words(arguments.overrides)
+        _fill(checked, options, words)
+    except UserError as error:
+        checked.problems.append(str(error))
+    except CompositionError as error:
+        checked.problems.append(f"{error.source}.yaml: {error}" if error.source else str(error))
+    return checked
+
+
+def needs_data(name: str, cfg: Any) -> bool:
+    """Whether an evaluation looks at the images of `data`."""
+    return name in FROM_DATA or (name in ("attention", "embed") and cfg[name].source is None)
+
+
+def own_size(name: str, cfg: Any) -> bool:
+    """Whether an evaluation sees squares of the general `image_size`; the others have sizes of their own."""
+    if name == "attention":
+        return cfg.attention.source is None and cfg.attention.image_size is None
+    return name not in ("retrieval", "copy_detection", "video_segmentation")
+
+
+def _fill(checked: CheckedEvaluation, options: Loader, texts: Sequence[str]) -> None:
+    reader = OverrideReader(options)
+    overrides = reader.read(texts)
+    chosen = [
+        each for each in overrides if options.is_group(each.key_or_group) and not each.is_sweep_override()
+    ]
+    composition = options.compose(tuple(str(each.input_line) for each in chosen))
+    checked.choices = composition.choices
+    cfg = copy.deepcopy(composition.run)
+    values = [_as_list(each, cfg, options) for each in overrides if each not in chosen]
+    for override in values:
+        if override.is_sweep_override():
+            key = override.key_or_group
+            reader.drop(key, f"{override.input_line}: several values, and {key} takes one.")
+    checked.problems += reader.problems
+    checked.problems += _place(cfg, values, {override.key_or_group for override in chosen})
+    if checked.problems:
+        return
+    for override in values:
+        if not has_key(cfg, override.key_or_group):
+            checked.problems.append(_unknown(override.key_or_group, cfg, options, checked.choices))
+        else:
+            problem = set_value(cfg, override)
+            checked.problems += [problem] if problem else []
+    checked.cfg = cfg
+    if not checked.problems:
+        checked.problems += problems(cfg)
+
+
+def _as_list(override: Override, cfg: DictConfig, options: Loader) -> Override:
+    """`eval=knn,linear` and `knn.k=20` as the lists that these keys take."""
+    key, text = override.key_or_group, override.get_value_string()
+    takes_list = has_key(cfg, key) and OmegaConf.is_list(OmegaConf.select(cfg, key))
+    is_list = not override.is_sweep_override() and isinstance(override.value(), list)
+    return options.parse(f"{key}=[{text}]") if takes_list and text and not is_list else override
+
+
+def _unknown(key: str, cfg: DictConfig, options: Loader, choices: dict[str, str]) -> str:
+    known = [name for name in cfg if name not in (*GROUPS, *EVALUATIONS)]
+    for group in (*GROUPS, *EVALUATIONS):
+        known += [f"{group}.{each.name}" for each in fields(schema_of(cfg[group]))]
+    names = [str(name) for name in known if not str(name).endswith("_target_")]
+    return messages.unknown_key(key, names, options.groups, choices, program="evaluate.py")
+
+
+def _place(cfg: DictConfig, values: Sequence[Override], groups: set[str]) -> Iterator[str]:
+    """Take network and images from the run, if one is named; what is wrong with run and weights."""
+    typed = {override.key_or_group: override.value() for override in values}
+    run, weights = typed.get("run"), typed.get("weights")
+    if (run is None) == (weights is None):
+        both = (
+            "both are given; keep one"
+            if run
+            else "give run=outputs/EXPERIMENT/RUN, or weights=FILE backbone=OPTION"
+        )
+        yield f"run, weights: {both}."
+        return
+    if run is None:
+        return
+    if "backbone" in groups or any(key.startswith("backbone.") for key in typed):
+        yield f"backbone: a run has its own; leave it out, or give weights={run}/checkpoints/last.pt instead."
+    directory = RunDirectory(Path(str(run)).expanduser())
+    if not directory.config_file.is_file():
+        yield f"run = {run}: no run, because it has no config.yaml; give outputs/EXPERIMENT/RUN."
+        return
+    try:
+        own: Any = read_config(directory)
+    except UserError as error:
+        yield str(error)
+        return
+    for group in ("backbone", *({"data", "tracker"} - groups)):
+        cfg[group] = own[group]
+    if "data" in groups:  # other images, but the network wants them as it is used to
+        for key in ("channels", "mean", "std"):
+            cfg.data[key] = own.data[key]
+    cfg.image_size, cfg.crop_ratio = own.crops.global_size, own.eval.crop_ratio
+
+
+def problems(cfg: DictConfig) -> list[str]:
+    """What is wrong with a composed configuration, one line each."""
+    found = list(_words(cfg))
+    nodes = [("", cfg), *((f"{group}.", cfg[group]) for group in ("backbone", "tracker"))]
+    nodes += [(f"{name}.", cfg[name]) for name in cfg.eval if name in EVALUATIONS]
+    from_data = any(needs_data(name, cfg) for name in cfg.eval)
+    nodes += [("data.", cfg.data)] if from_data else []
+    for prefix, node in nodes:
+        found += [problem for _, problem in node_problems(prefix, node, cfg)]
+        found += [
+            f"{prefix}{key} = []: give one value at least." for key in node if _is_empty(node, str(key))
+        ]
+    if found:
+        return found
+    found += relations.backbone(cfg)
+    if from_data:
+        found += relations.data(cfg)
+        found = found or list(relations.folder_problems(cfg))
+    return found + list(_relations(cfg))
+
+
+def _is_empty(node: DictConfig, key: str) -> bool:
+    """Whether a list has nothing in it; `eval` is looked at by itself."""
+    value = None if OmegaConf.is_missing(node, key) else node[key]
+    return key != "eval" and isinstance(value, ListConfig) and not len(value)
+
+
+def _words(cfg: DictConfig) -> Iterator[str]:
+    if not cfg.eval:
+        yield f"eval = []: name one evaluation or several: {', '.join(EVALUATIONS)}."
+    for name in cfg.eval:
+        if name not in EVALUATIONS:
+            near = messages.did_you_mean(messages.closest(str(name), EVALUATIONS)[:1])
+            yield f"eval = {name}: no such evaluation{near or '.'} There are: {', '.join(EVALUATIONS)}."
+    if len(set(cfg.eval)) < len(cfg.eval):
+        yield f"eval = {messages.show(list(cfg.eval))}: one of them is named twice; keep one."
+
+
+def _relations(cfg: DictConfig) -> Iterator[str]:
+    if cfg.weights is not None:
+        try:
+            weights_file(cfg.weights)
+        except UserError as error:
+            yield f"weights = {error}"
+    if cfg.checkpoint == "best" and cfg.run is None:
+        yield "checkpoint = best: a run has it; for weights give the file itself."
+    if cfg.precision == "fp16" and cfg.device == "cpu":
+        yield "precision = fp16: not on device = cpu; use precision=bf16 or fp32."
+    if schema_of(cfg.backbone) is VitConfig:
+        patch = cfg.backbone.patch_size
+        sizes = {"image_size": cfg.image_size}
+        sizes |= (
+            {"copy_detection.image_size": cfg.copy_detection.image_size}
+            if "copy_detection" in cfg.eval
+            else {}
+        )
+        for key, size in sizes.items():
+            if size and size % patch:
+                below = size // patch * patch
+                near = f"nearest are {below} and {below + patch}" if below else f"the smallest is {patch}"
+                yield f"{key} = {size}: not a multiple of the patch of {patch} pixels; {near}."

@@ -1,0 +1,240 @@
+"""The typed configuration of `evaluate.py`: one dataclass per evaluation, by default the paper's protocol."""
+
+# ruff: noqa: RUF009 - `number` and `choice` are dataclasses.field with bounds
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from omegaconf import MISSING
+
+from dino_exp.config.fields import choice, number
+from dino_exp.config.schema import BackboneConfig, DataConfig, TrackerConfig
+
+
+@dataclass(kw_only=True)
+class KnnConfig:
+    """Weighted k-NN on the held-out images, with all training images as bank (section 4.1)."""
+
+    _target_: str = "dino_exp.eval.nearest.NearestNeighbors"
+    k: list[int] = number([10, 20, 100, 200], at_least=1)
+    """Numbers of neighbors that vote, each a result of its own."""
+    temperature: float = number(0.07, above=0)
+    """T in a neighbor's weight exp(similarity / T)."""
+
+
+@dataclass(kw_only=True)
+class LinearConfig:
+    """Linear classifiers on the frozen features: all settings at once, the best by a validation split."""
+
+    _target_: str = "dino_exp.eval.linear.linear_probe.Linear"
+    method: str = choice("sgd", ["sgd", "logistic"])
+    """`sgd`: the paper's, for each learning rate. `logistic`: scikit-learn's optimum, for each of `cs`."""
+    blocks: list[int] = number([1, 4], at_least=1)
+    """Class tokens of how many last blocks make the feature; each number is a choice of its own, and more
+    than there are is all."""
+    patch_mean: list[bool] = field(default_factory=lambda: [False, True])
+    """Whether the mean patch token of the last block joins them; each is a choice of its own."""
+    lrs: list[float] = number(
+        [1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 1e-2, 2e-2, 5e-2, 1e-1, 2e-1, 5e-1, 1.0], above=0
+    )
+    """Learning rates for a batch of 256, scaled linearly with `batch_size`."""
+    cs: list[float] = number([0.01, 0.1, 1.0, 10.0, 100.0], above=0)
+    """Inverse strengths of the L2 penalty of `logistic`."""
+    epochs: int | None = number(None, at_least=1)
+    """Passes over the training features; null is as many as make 12,500 steps, from 10 to 100."""
+    batch_size: int = number(1024, at_least=1)
+    """Images per step."""
+    standardize: bool = True
+    """Shift and scale each number of the features to mean 0 and deviation 1 over the training images, which
+    the released code does not do: without it, a common mean hides the classes from SGD."""
+    momentum: float = number(0.9, at_least=0, below=1)
+    """Of SGD."""
+    weight_decay: float = number(0.0, at_least=0)
+    """Of SGD."""
+    val_share: float = number(0.1, at_least=0, below=1)
+    """Share of the training images that chooses the setting; 0 needs a single one and chooses nothing."""
+    augment: bool = False
+    """Cut and flip the training images anew in each epoch (the released protocol): a forward pass over all
+    of them per epoch, instead of one in all. A setting that was chosen is not trained again on all."""
+
+
+@dataclass(kw_only=True)
+class LowShotConfig:
+    """Logistic regression on the features of few labeled images (the paper's appendix)."""
+
+    _target_: str = "dino_exp.eval.linear.low_shot.LowShot"
+    shares: list[float] = number([0.01, 0.1], above=0, at_most=1)
+    """Shares of the training images that keep their labels; of every class alike, and one at least."""
+    draws: int = number(3, at_least=1)
+    """Random choices of these images; figures are means over them."""
+    cs: list[float] = number([0.01, 0.1, 1.0, 10.0, 100.0], above=0)
+    """Inverse strengths of the L2 penalty, chosen by cross-validation where there are enough images."""
+
+
+@dataclass(kw_only=True)
+class FinetuneConfig:
+    """The whole network trained with labels, from the weights."""
+
+    _target_: str = "dino_exp.eval.finetune.finetuning.Finetune"
+    epochs: int = number(30, at_least=1)
+    """Passes over the training images."""
+    batch_size: int = number(256, at_least=1)
+    """Images per step over all processes; at most the training images."""
+    lr: float = number(5e-4, above=0)
+    """Peak learning rate of AdamW for a batch of 256, scaled linearly."""
+    layer_decay: float = number(0.75, above=0, at_most=1)
+    """Learning rate of each block as a factor of that of the block above; transformers with blocks only."""
+    weight_decay: float = number(0.05, at_least=0)
+    """Of AdamW; biases and one-dimensional tensors have none."""
+    warmup_epochs: float = number(5.0, at_least=0)
+    """Epochs of linear warm-up, at most `epochs`; then a cosine to 0."""
+    label_smoothing: float = number(0.1, at_least=0, below=1)
+    """Share of the target that goes to all classes alike."""
+    crop_scale: list[float] = number([0.2, 1.0], above=0, at_most=1, length=2)
+    """Least and greatest share of the image's area in a training crop."""
+
+
+@dataclass(kw_only=True)
+class AttentionConfig:
+    """Where the class token looks: images of it, and its overlap with masks (figures 1 and 4)."""
+
+    _target_: str = "dino_exp.eval.attention.attention_maps.AttentionMaps"
+    source: str | None = None
+    """An image, a folder of images, or a video (GIF, WebP); null is the held-out images of `data`."""
+    masks: str | None = None
+    """Folder of PNG masks named as the images of `source`, of the same size; null takes those of `data`.
+    0 is background, 255 void, all else the object; in images from black to white the object is white."""
+    mass: float = number(0.6, above=0, below=1)
+    """Share of the attention that the thresholded map keeps."""
+    image_size: int | None = number(None, at_least=1, at_most=4096)
+    """Shorter side of the images of `source`, whose shape is kept (the paper's figures: 480), or side of
+    the squares of `data`; null is the general `image_size`."""
+    images: int = number(8, at_least=1)
+    """Images drawn on a sheet; the overlap with masks is over all of a folder, and 1,000 of `data`."""
+
+
+@dataclass(kw_only=True)
+class RetrievalConfig:
+    """Image retrieval on revisited Oxford and Paris (Radenovic et al. 2018), as in the paper's Table 3."""
+
+    _target_: str = "dino_exp.eval.ranking.retrieval.Retrieval"
+    root: str | None = None
+    """Folder with roxford5k/ and rparis6k/, each with jpg/ and gnd_<name>.pkl."""
+    datasets: list[str] = field(default_factory=lambda: ["roxford5k", "rparis6k"])
+    """Which of them."""
+    image_size: int = number(224, at_least=1, at_most=4096)
+    """Longer side of the images in pixels; they keep their shape, and smaller ones are not enlarged."""
+    multiscale: bool = False
+    """Mean over the scales 1, 1/sqrt(2) and 1/2."""
+    crop_queries: bool = False
+    """Cut queries to their boxes, as the data sets' authors do; the released code sees them whole."""
+
+
+@dataclass(kw_only=True)
+class CopyDetectionConfig:
+    """Copy detection on INRIA Copydays, the strong subset (Douze et al. 2009), as in the paper's Table 4."""
+
+    _target_: str = "dino_exp.eval.ranking.copy_detection.CopyDetection"
+    root: str | None = None
+    """Folder with original/ and strong/."""
+    image_size: int = number(320, at_least=1, at_most=4096)
+    """Side of the square images."""
+    whitening: str | None = None
+    """Folder of other images whose features whiten these (the paper: 20,000 of YFCC100M); null does not."""
+    distractors: str | None = None
+    """Folder of images to be found by mistake (the paper: 10,000 of YFCC100M); null has none."""
+
+
+@dataclass(kw_only=True)
+class VideoSegmentationConfig:
+    """Masks carried through videos by patch similarity on DAVIS 2017 (Jabri et al. 2020), Table 5."""
+
+    _target_: str = "dino_exp.eval.davis.video_segmentation.VideoSegmentation"
+    root: str | None = None
+    """Folder of DAVIS 2017 with JPEGImages/480p, Annotations/480p and ImageSets/2017."""
+    split: str = "val"
+    """File in ImageSets/2017 that lists the videos."""
+    image_size: int = number(480, at_least=64, at_most=4096)
+    """Shorter side of the frames, a multiple of the patch; the longer one is cut to a multiple of 64."""
+    frames: int = number(7, at_least=1)
+    """Frames before the present one that masks are carried from, beside the first."""
+    neighborhood: int = number(12, at_least=0)
+    """How far away in patches a patch looks; 0 is everywhere."""
+    neighbors: int = number(5, at_least=1)
+    """Most similar patches that a patch takes its mask from; ties with the last one count."""
+    temperature: float = number(0.1, above=0)
+    """T in a patch's weight exp(similarity / T)."""
+
+
+@dataclass(kw_only=True)
+class EmbedConfig:
+    """Features in a file, and a look at what lies beside what."""
+
+    _target_: str = "dino_exp.eval.embed.embedding.Embed"
+    source: str | None = None
+    """Folder of images, with or without classes, or a list of paths; null is those held out of `data`."""
+    format: str = choice("parquet", ["parquet", "npz"])
+    """Of the file of names and features: parquet or npz."""
+    map: str = choice("tsne", ["tsne", "umap", "none"])
+    """Method of the two-dimensional map: tsne, umap (which needs umap-learn), or none."""
+    map_size: int = number(2000, at_least=4)
+    """Images on the map, whose neighbors among all images are compared; of more, evenly spread ones."""
+
+
+EVALUATIONS: dict[str, type] = {
+    "knn": KnnConfig,
+    "linear": LinearConfig,
+    "low_shot": LowShotConfig,
+    "finetune": FinetuneConfig,
+    "attention": AttentionConfig,
+    "retrieval": RetrievalConfig,
+    "copy_detection": CopyDetectionConfig,
+    "video_segmentation": VideoSegmentationConfig,
+    "embed": EmbedConfig,
+}
+"""What `eval=` may name."""
+
+
+@dataclass(kw_only=True)
+class EvaluateConfig:
+    """What to evaluate, on what, and how."""
+
+    run: str | None = None
+    """Folder of a run: its network, its images, its size of a global crop."""
+    weights: str | None = None
+    """Or a file of weights for `backbone`."""
+    eval: list[str] = field(default_factory=lambda: ["knn"])
+    """One evaluation or several, e.g. knn or [knn,linear]."""
+    network: str = choice("teacher", ["teacher", "student"])
+    """Which network of the run or of a full checkpoint: teacher or student."""
+    checkpoint: str = choice("last", ["last", "best"])
+    """Which checkpoint of the run: last, or best by k-NN."""
+    image_size: int | None = number(None, at_least=1, at_most=4096)
+    """Side of the images; null is the run's crops.global_size, and 224 for weights."""
+    crop_ratio: float | None = number(None, at_least=0.1, at_most=1)
+    """Central share of the resized image's side that is seen; null is the run's, and 0.875 for weights."""
+    batch_size: int = number(256, at_least=1)
+    """Images per forward pass."""
+    precision: str = choice("fp32", ["fp32", "bf16", "fp16", "auto"])
+    """Autocast type of the forward pass: fp32, bf16, fp16, or auto, which is bf16 on a GPU that has it."""
+    device: str = choice("auto", ["auto", "cpu", "cuda", "mps"])
+    """Where to compute; `auto` takes the first of cuda, mps, cpu that is there."""
+    num_workers: int | None = number(None, at_least=0)
+    """Threads that prepare images; null chooses from the cores at hand."""
+    seed: int = number(0, at_least=0, at_most=2**32 - 1)
+    """Of everything that is drawn: classifiers' weights, splits, few labeled images."""
+    output_root: str = "outputs"
+    """Where results for `weights` go: <output_root>/evaluations/<name of the file>_<digest>."""
+    backbone: BackboneConfig = MISSING
+    data: DataConfig = MISSING
+    tracker: TrackerConfig = field(default_factory=TrackerConfig)
+    knn: KnnConfig = field(default_factory=KnnConfig)
+    linear: LinearConfig = field(default_factory=LinearConfig)
+    low_shot: LowShotConfig = field(default_factory=LowShotConfig)
+    finetune: FinetuneConfig = field(default_factory=FinetuneConfig)
+    attention: AttentionConfig = field(default_factory=AttentionConfig)
+    retrieval: RetrievalConfig = field(default_factory=RetrievalConfig)
+    copy_detection: CopyDetectionConfig = field(default_factory=CopyDetectionConfig)
+    video_segmentation: VideoSegmentationConfig = field(default_factory=VideoSegmentationConfig)
+    embed: EmbedConfig = field(default_factory=EmbedConfig)

@@ -1,0 +1,225 @@
+"""Hydra's parser, loader and sweeper without its application; no other module knows Hydra's internals."""
+
+from __future__ import annotations
+
+import argparse
+import copy
+from collections.abc import Mapping, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any, NamedTuple, NoReturn
+
+import yaml
+from hydra import version
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra._internal.utils import create_config_search_path, get_args_parser
+from hydra.core.config_search_path import SearchPathQuery
+from hydra.core.object_type import ObjectType
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override, Quote, QuotedString
+from hydra.core.utils import setup_globals
+from hydra.errors import HydraException
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf.errors import (
+    InterpolationKeyError,
+    InterpolationResolutionError,
+    InterpolationToMissingValueError,
+    MissingMandatoryValue,
+    OmegaConfBaseException,
+    UnsupportedInterpolationType,
+)
+
+from dino_exp.config.register import CONF, register
+from dino_exp.errors import UserError
+from dino_exp.installation import as_typed
+from dino_exp.runs import former_names
+
+VERSION_BASE = "1.3"
+CONFIG_NAME = "config"
+EVALUATE = "evaluate"
+"""The other table of contents, that of `evaluate.py`."""
+
+
+class CompositionError(Exception):
+    """A YAML file that does not fit; `key` is the offending key where Hydra names one."""
+
+    def __init__(self, message: str, source: str | None, key: str | None, unknown: bool) -> None:
+        super().__init__(message)
+        self.source, self.key, self.unknown = source, key, unknown
+
+
+class Composition(NamedTuple):
+    """A composed configuration."""
+
+    whole: DictConfig
+    """With Hydra's own node."""
+    run: DictConfig
+    """What a run sees."""
+
+    @property
+    def choices(self) -> dict[str, str]:
+        """The option in force, by group."""
+        return dict(self.whole.hydra.runtime.choices)
+
+
+class Loader:
+    """Composes configurations from `conf/` and, before it, a folder of the user's own.
+
+    Args:
+        config_dir: what `--config-dir` names, or None.
+        config_name: the table of contents, a file of `conf/`.
+    """
+
+    def __init__(self, config_dir: str | None = None, config_name: str = CONFIG_NAME) -> None:
+        if not CONF.is_dir():
+            raise UserError(f"{CONF}: no such folder; the installation is incomplete, install it again.")
+        self.config_name = config_name
+        version.setbase(VERSION_BASE)
+        setup_globals()
+        register()
+        search_path = create_config_search_path(str(CONF))
+        if config_dir is not None:
+            if not Path(config_dir).is_dir():
+                raise UserError(f"--config-dir {config_dir}: there is no such folder.")
+            path = f"file://{Path(config_dir).resolve()}"
+            search_path.prepend("command-line", path, SearchPathQuery(provider="schema", path=None))
+        self._hydra = ConfigLoaderImpl(config_search_path=search_path)
+        self._parser = OverridesParser.create(config_loader=self._hydra)
+        self._parsed: dict[str, Override] = {}  # a sweep repeats the same texts many times
+        self._composed: dict[tuple[str, ...], Composition] = {}
+        defaults = yaml.safe_load((CONF / f"{config_name}.yaml").read_text("utf-8"))["defaults"]
+        contents = {group for entry in defaults if isinstance(entry, dict) for group in entry}
+        self.groups: list[str] = sorted(contents & set(self._hydra.get_group_options("", ObjectType.GROUP)))
+
+    def is_group(self, key: str) -> bool:
+        """Whether `key` chooses among files (`backbone`, `hydra/launcher`) and does not set a value."""
+        if "/" in key:
+            return not key.startswith("schema/") and bool(self.options(key))
+        return key in self.groups
+
+    def options(self, group: str) -> list[str]:
+        """The files of a group."""
+        return sorted(self._hydra.get_group_options(group, ObjectType.CONFIG))
+
+    def parse(self, text: str) -> Override:
+        """One override; raises `HydraException` where it is malformed."""
+        if text not in self._parsed:
+            self._parsed[text] = self._parser.parse_overrides([text])[0]
+        return self._parsed[text]
+
+    def compose(self, choices: tuple[str, ...]) -> Composition:
+        """What the group choices give; shared by all who ask, so copy it before a change.
+
+        Raises:
+            CompositionError: a file names a key, value or option that does not exist.
+        """
+        if choices not in self._composed:
+            try:
+                cfg = self._hydra.load_configuration(self.config_name, list(choices), RunMode.RUN)
+            except (HydraException, OmegaConfBaseException) as error:
+                raise _composition_error(error) from error
+            self._composed[choices] = Composition(cfg, without_hydra(cfg))
+        return self._composed[choices]
+
+    @staticmethod
+    def expand(overrides: Sequence[Override]) -> list[list[str]]:
+        """The runs of a sweep in the order in which Hydra's sweeper makes them; each a list of overrides."""
+        return BasicSweeper.split_arguments(list(overrides), None)[0]
+
+    @staticmethod
+    def set_in_hydra(cfg: DictConfig, override: Override) -> str | None:
+        """Apply an override of Hydra's own configuration, which may add and delete; says what is wrong."""
+        try:
+            ConfigLoaderImpl._apply_overrides_to_config([override], cfg)
+            OmegaConf.select(cfg, override.key_or_group)
+        except (InterpolationToMissingValueError, MissingMandatoryValue):
+            return None  # Hydra fills it in later
+        except (InterpolationKeyError, UnsupportedInterpolationType) as error:
+            return str(error).splitlines()[0]
+        except InterpolationResolutionError:
+            return None  # a resolver that works only during a run, such as ${hydra:...}
+        except (HydraException, OmegaConfBaseException) as error:
+            return str(error.__cause__ or error).splitlines()[0]
+        except (AttributeError, TypeError, ValueError):  # OmegaConf's, for values of the wrong shape
+            return "Hydra cannot take this value"
+        return None
+
+
+def without_hydra(whole: DictConfig) -> DictConfig:
+    """A copy without Hydra's node."""
+    run = copy.deepcopy(whole)
+    with open_dict(run):
+        del run["hydra"]
+    return run
+
+
+@cache
+def loader(config_dir: str | None = None, config_name: str = CONFIG_NAME) -> Loader:
+    """One loader per process, folder and table of contents: opening it takes longer than composing."""
+    return Loader(config_dir, config_name)
+
+
+def _composition_error(error: BaseException) -> CompositionError:
+    first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    source = first.split("'")[1] if first.startswith("In '") else None
+    cause: BaseException | None = error
+    while cause is not None and not isinstance(cause, OmegaConfBaseException):
+        cause = cause.__cause__ or cause.__context__
+    if cause is None:
+        return CompositionError(first, source, None, unknown=False)
+    reason = str(cause.msg or cause).splitlines()[0]
+    unknown = type(cause).__name__ in ("ConfigKeyError", "ConfigAttributeError")
+    return CompositionError(reason, source, cause.full_key, unknown)
+
+
+def parse_arguments(
+    argv: Sequence[str], program: str = "train.py", example: str = "trainer.epochs=5"
+) -> argparse.Namespace:
+    """The command line as Hydra reads it; program and example are for the error.
+
+    Raises:
+        UserError: an option that does not exist, or that would leave the checked configuration.
+    """
+    parser = get_args_parser()
+
+    def refuse(message: str) -> NoReturn:
+        raise UserError(
+            f"{message}. Values are written key=value, e.g. {example}; see {as_typed(program)} --help."
+        )
+
+    parser.error = refuse  # type: ignore[method-assign]  # argparse would print its usage and exit
+    arguments = parser.parse_intermixed_args(list(argv))
+    if sum([arguments.run, arguments.multirun, arguments.cfg is not None, arguments.info is not None]) > 1:
+        raise UserError("--run, --multirun, --cfg and --info: give one of them.")
+    if arguments.resolve and arguments.cfg is None:
+        raise UserError("--resolve: goes with --cfg, e.g. --cfg job --resolve.")
+    for name in ("config_path", "config_name", "experimental_rerun"):
+        if getattr(arguments, name) is not None:
+            raise UserError(
+                f"--{name.replace('_', '-')}: not supported; --config-dir DIR adds options of your own."
+            )
+    return arguments
+
+
+def override_text(key: str, value: str) -> str:
+    """key='value', quoted for Hydra's grammar."""
+    return f"{key}={QuotedString(value, Quote.single).with_quotes()}"
+
+
+def sweeper_parameters(cfg: DictConfig) -> list[str]:
+    """Return the sweep that a configuration file asks for (`hydra.sweeper.params`), as overrides of today."""
+    parameters = OmegaConf.select(cfg, "hydra.sweeper.params")
+    words = [f"{key}={value}" for key, value in parameters.items()] if isinstance(parameters, Mapping) else []
+    return former_names.TABLE.present_words(words)[0]
+
+
+def is_basic(node: Any) -> bool:
+    """Whether a launcher node is Hydra's own, which works in this process."""
+    return str(node.get("_target_", "")).startswith("hydra._internal.core_plugins.basic_")
+
+
+def is_grid(node: Any) -> bool:
+    """Whether a sweeper node goes through all combinations."""
+    return is_basic(node) or str(node.get("_target_", "")).endswith(".GridSweeper")

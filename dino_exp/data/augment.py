@@ -1,0 +1,299 @@
+"""What happens to a crop once it is cut: flip, rotation, color jitter, grayscale, blur, solarize, normalize.
+
+The order and the strengths are the released code's (rotation is ours, and off there). Parameters are drawn
+per crop from uniform numbers in the loader; the pixels are changed here in batches on the training device.
+Values stay in floating point between the steps, where PIL rounds to bytes.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Callable
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch._dynamo.exc import TorchDynamoException
+
+from dino_exp.data.fused_color import LUMINANCE, FusedColor, jitter_steps
+
+log = logging.getLogger(__name__)
+
+FLIP, ROTATION, JITTER, ORDER, BRIGHTNESS, CONTRAST, SATURATION, HUE, GRAY, SIGMA, SOLARIZE = range(11)
+"""Columns of the parameter table. ORDER is one of the 24 orders of the four jitter steps."""
+
+_ORDERS = np.array(
+    [(a, b, c, 6 - a - b - c) for a in range(4) for b in range(4) for c in range(4) if len({a, b, c}) == 3]
+)
+
+
+class Augment:
+    """The photometric half of the released augmentation; see `AugmentConfig` for each argument.
+
+    Args:
+        channels: channels of an image. Saturation, hue and grayscale need three and are left out otherwise.
+        mean, std: per channel, of values in 0–1, for the last step.
+    """
+
+    uniforms = 11
+    """Uniform numbers that one crop uses."""
+
+    def __init__(
+        self,
+        *,
+        flip: float,
+        rotation: float,
+        jitter: float,
+        brightness: float,
+        contrast: float,
+        saturation: float,
+        hue: float,
+        gray: float,
+        blur: list[float],
+        blur_sigma: list[float],
+        solarize: float,
+        channels: int,
+        mean: list[float],
+        std: list[float],
+    ) -> None:
+        self.flip, self.rotation, self.jitter = flip, rotation, jitter
+        self.strengths = np.array([brightness, contrast, saturation, hue])
+        self.gray, self.blur, self.blur_sigma, self.solarize = gray, blur, blur_sigma, solarize
+        self.rgb = channels == 3
+        self.mean = torch.tensor(mean).view(-1, 1, 1)
+        self.std = torch.tensor(std).view(-1, 1, 1)
+        # One radius for all, so that a crop does not depend on what else is in its batch.
+        self.blur_radius = max(1, math.ceil(3 * blur_sigma[1]))
+        self._fused: FusedColor | None = None
+
+    @property
+    def left_out(self) -> list[str]:
+        """Steps that these images cannot take because they are not RGB."""
+        wanted = {"saturation": self.strengths[2], "hue": self.strengths[3], "grayscale": self.gray}
+        return [] if self.rgb else [step for step, strength in wanted.items() if strength > 0]
+
+    def parameters(self, uniform: np.ndarray) -> np.ndarray:
+        """Parameters of the crops of one or more images.
+
+        Args:
+            uniform: (crops, images, `uniforms`) numbers in [0, 1); crops 0 and 1 are the global ones.
+
+        Returns:
+            float32 (crops, images, 11), columns as named at the top of this module.
+        """
+        u = np.moveaxis(uniform, -1, 0)
+        table = np.zeros(uniform.shape, np.float32)
+        table[..., FLIP] = u[0] < self.flip
+        table[..., ROTATION] = (2 * u[1] - 1) * self.rotation
+        table[..., JITTER] = u[2] < self.jitter
+        table[..., ORDER] = np.floor(u[3] * 24)
+        factors = (2 * np.moveaxis(u[4:8], 0, -1) - 1) * self.strengths
+        table[..., BRIGHTNESS : HUE + 1] = factors + np.array([1, 1, 1, 0])
+        table[..., GRAY] = u[8] < self.gray
+        probability = np.full(len(table), self.blur[2])
+        probability[:2] = self.blur[:2]
+        # One uniform number decides whether to blur and, rescaled, how much.
+        chosen = u[9] < probability[:, None]
+        share = u[9] / np.maximum(probability, 1e-12)[:, None]
+        low, high = self.blur_sigma
+        table[..., SIGMA] = np.where(chosen, low + share * (high - low), 0)
+        table[1, :, SOLARIZE] = u[10][1] < self.solarize
+        return table
+
+    def fuse(self) -> None:
+        """From now on change RGB crops by the compiled form of the steps: the same values, in fewer passes.
+
+        It pays after some thousand photographs. Where it cannot be compiled (on a CPU that takes a C++
+        compiler), a line says so and the steps go on as they are.
+        """
+        self._fused = FusedColor() if self.rgb else None
+
+    @torch.no_grad()
+    def __call__(self, crops: torch.Tensor, parameters: torch.Tensor) -> torch.Tensor:
+        """Augment and normalize crops of one size.
+
+        Args:
+            crops: uint8 (N, C, S, S) on the training device.
+            parameters: float32 (N, 11) on the CPU, so that choosing the crops of a step waits for no device.
+
+        Returns:
+            float32 (N, C, S, S) on the device of `crops`.
+        """
+        crops = self._flip_and_rotate(crops, parameters)
+        if self._fused is not None:
+            try:
+                return self._in_two_passes(self._fused, crops, parameters)
+            except TorchDynamoException as error:
+                self._fused = None
+                log.warning("Color is augmented uncompiled, several times slower: %s", _why(error))
+        return self._step_by_step(crops, parameters)
+
+    def normalize(self, crops: torch.Tensor) -> torch.Tensor:
+        """Only the last step: uint8 or 0–1 (N, C, S, S) to float32."""
+        x = _in_unit_range(crops)
+        return (x - self.mean.to(x.device)) / self.std.to(x.device)
+
+    def _step_by_step(self, crops: torch.Tensor, parameters: torch.Tensor) -> torch.Tensor:
+        """The definition: each step changes the crops that it was drawn for."""
+        x = _in_unit_range(crops)
+        if self.jitter > 0:
+            x = self._color_jitter(x, parameters)
+        if self.rgb:
+            _change(x, parameters[:, GRAY] > 0, lambda part, _: _gray(part).expand_as(part), parameters)
+        _change(x, parameters[:, SIGMA] > 0, lambda part, p: self._blur(part, p[:, SIGMA]), parameters)
+        _change(x, parameters[:, SOLARIZE] > 0, lambda part, _: solarize(part), parameters)
+        return x.sub_(self.mean.to(x.device)).div_(self.std.to(x.device))
+
+    def _in_two_passes(
+        self, fused: FusedColor, crops: torch.Tensor, parameters: torch.Tensor
+    ) -> torch.Tensor:
+        """The same, compiled. The blur comes last: it commutes with the normalization.
+
+        It does not commute with the solarization, which the few crops that have both get after it.
+        """
+        device = crops.device
+        blurred, solarized = parameters[:, SIGMA] > 0, parameters[:, SOLARIZE] > 0
+        order = torch.from_numpy(_ORDERS)[parameters[:, ORDER].long()]
+        steps, earlier = jitter_steps(parameters[:, JITTER] > 0, order, parameters[:, BRIGHTNESS : HUE + 1])
+        x = fused.color(
+            crops,
+            steps,
+            earlier,
+            (parameters[:, GRAY] > 0).to(device),
+            (solarized & ~blurred).to(device),
+            self.mean.flatten().to(device),
+            self.std.flatten().to(device),
+        )
+        rows = blurred.nonzero().squeeze(1)
+        if len(rows):
+            where = rows.to(device)
+            part = fused.blur(x[where], gaussian_kernel(parameters[rows, SIGMA], self.blur_radius).to(device))
+            _change(part, solarized[rows], lambda both, _: self._solarize_normalized(both), parameters[rows])
+            x[where] = part
+        return x
+
+    def _solarize_normalized(self, x: torch.Tensor) -> torch.Tensor:
+        mean, std = self.mean.to(x.device), self.std.to(x.device)
+        return (solarize(x * std + mean) - mean) / std
+
+    def _blur(self, x: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
+        return gaussian_blur(x, gaussian_kernel(sigma, self.blur_radius))
+
+    def _flip_and_rotate(self, crops: torch.Tensor, parameters: torch.Tensor) -> torch.Tensor:
+        """Flipped bytes, or values in 0–1 where crops are rotated; a copy."""
+        if self.rotation == 0:
+            # Whole rows are taken, which is a copy; changing rows of bytes in place takes four times as long.
+            taken = torch.arange(len(crops)) + len(crops) * (parameters[:, FLIP] > 0)
+            return torch.cat([crops, crops.flip(-1)]).index_select(0, taken.to(crops.device))
+        x = _in_unit_range(crops)
+        angle = torch.deg2rad(parameters[:, ROTATION])
+        side = 1 - 2 * parameters[:, FLIP]
+        zero = torch.zeros_like(angle)
+        rows = [side * angle.cos(), -side * angle.sin(), zero, angle.sin(), angle.cos(), zero]
+        matrix = torch.stack(rows, 1).view(-1, 2, 3).to(x.device)
+        grid = F.affine_grid(matrix, list(x.shape), align_corners=False)
+        return F.grid_sample(x, grid, mode="bilinear", padding_mode="reflection", align_corners=False)
+
+    def _color_jitter(self, x: torch.Tensor, parameters: torch.Tensor) -> torch.Tensor:
+        steps: list[Callable[[torch.Tensor, torch.Tensor], torch.Tensor]] = [
+            lambda part, p: brightness(part, p[:, BRIGHTNESS]),
+            lambda part, p: contrast(part, p[:, CONTRAST]),
+            lambda part, p: saturation(part, p[:, SATURATION]),
+            lambda part, p: hue(part, p[:, HUE]),
+        ]
+        order = torch.from_numpy(_ORDERS)[parameters[:, ORDER].long()]
+        jittered = parameters[:, JITTER] > 0
+        for turn in range(4):
+            for number, step in enumerate(steps):
+                if self.strengths[number] > 0 and (self.rgb or number < 2):
+                    _change(x, jittered & (order[:, turn] == number), step, parameters)
+        return x
+
+
+def _change(
+    x: torch.Tensor,
+    chosen: torch.Tensor,
+    step: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
+    parameters: torch.Tensor,
+) -> None:
+    """Apply a step in place to the chosen crops only."""
+    index = chosen.nonzero().squeeze(1)
+    if len(index):
+        where = index.to(x.device)
+        x[where] = step(x[where], parameters[index].to(x.device))
+
+
+def _in_unit_range(crops: torch.Tensor) -> torch.Tensor:
+    """Bytes as float32 in 0–1; what is floating point already stays."""
+    return crops if crops.is_floating_point() else crops.float().div_(255)
+
+
+def _why(error: Exception) -> str:
+    return next((line for line in reversed(str(error).splitlines()) if "rror" in line), type(error).__name__)
+
+
+def _gray(x: torch.Tensor) -> torch.Tensor:
+    """Luminance (N, 1, S, S) as PIL's mode L weighs it; the mean over channels where there are not three."""
+    if x.shape[1] != 3:
+        return x.mean(1, keepdim=True)
+    weight = torch.tensor(LUMINANCE, device=x.device).view(3, 1, 1)
+    return (x * weight).sum(1, keepdim=True)
+
+
+def _blend(x: torch.Tensor, other: torch.Tensor | float, factor: torch.Tensor) -> torch.Tensor:
+    factor = factor.view(-1, 1, 1, 1)
+    return (x * factor + other * (1 - factor)).clamp_(0, 1)
+
+
+def brightness(x: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:
+    """Blend with black; x (N, C, S, S) in 0–1, factor (N,)."""
+    return _blend(x, 0.0, factor)
+
+
+def contrast(x: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:
+    """Blend with the mean luminance of each image."""
+    return _blend(x, _gray(x).mean((1, 2, 3), keepdim=True), factor)
+
+
+def saturation(x: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:
+    """Blend with the image's own grayscale; three channels."""
+    return _blend(x, _gray(x), factor)
+
+
+def hue(x: torch.Tensor, shift: torch.Tensor) -> torch.Tensor:
+    """Turn the hue by `shift` (N,) of a full circle, value and saturation unchanged; three channels."""
+    r, g, b = x.unbind(1)
+    value, brightest = x.max(1)
+    chroma = value - x.amin(1)
+    safe = chroma.clamp_min(1e-8)
+    sixths = torch.where(
+        brightest == 0, (g - b) / safe, torch.where(brightest == 1, 2 + (b - r) / safe, 4 + (r - g) / safe)
+    )
+    sixths = sixths + 6 * shift.view(-1, 1, 1)
+    # The inverse of the hexagon: each channel falls from `value` by the chroma, a third of the circle apart.
+    offset = torch.tensor([5.0, 3.0, 1.0], device=x.device).view(3, 1, 1)
+    place = torch.remainder(sixths[:, None] + offset, 6)
+    return value[:, None] - chroma[:, None] * torch.minimum(place, 4 - place).clamp_(0, 1)
+
+
+def gaussian_kernel(sigma: torch.Tensor, radius: int) -> torch.Tensor:
+    """Weights of a Gaussian of σ = sigma (N,) pixels at −radius … radius, (N, 2 · radius + 1)."""
+    at = torch.arange(-radius, radius + 1, device=sigma.device)
+    kernel = torch.exp(-0.5 * (at / sigma[:, None]) ** 2)
+    return kernel / kernel.sum(1, keepdim=True)
+
+
+def gaussian_blur(x: torch.Tensor, kernel: torch.Tensor) -> torch.Tensor:
+    """Filter x (N, C, S, S) with kernel (N, 2R + 1) across and down, edges repeated."""
+    n, c, height, width = x.shape
+    kernel = kernel.repeat_interleave(c, 0)
+    planes = F.pad(x.reshape(1, n * c, height, width), [kernel.shape[1] // 2] * 4, mode="replicate")
+    planes = F.conv2d(planes, kernel[:, None, None, :], groups=n * c)
+    planes = F.conv2d(planes, kernel[:, None, :, None], groups=n * c)
+    return planes.view(n, c, height, width)
+
+
+def solarize(x: torch.Tensor) -> torch.Tensor:
+    """Invert the values that round to 128 / 255 and above."""
+    return torch.where(x >= 127.5 / 255, 1 - x, x)

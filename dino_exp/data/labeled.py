@@ -1,0 +1,109 @@
+"""What the sources of stored images keep of ten million of them: numbers and characters in tensors.
+
+A Python object per image would take gigabytes in each process; tensors go to the loader's processes
+through shared memory.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from array import array
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from dino_exp.errors import UserError
+
+
+class Names:
+    """Many names in one buffer: name i is characters[ends[i] : ends[i + 1]]."""
+
+    def __init__(self, characters: bytes | bytearray | np.ndarray, ends: array[int] | np.ndarray) -> None:
+        self.characters = _tensor(characters, np.uint8)
+        self.ends = _tensor(ends, np.int64)
+
+    def __len__(self) -> int:
+        return len(self.ends) - 1
+
+    def __getitem__(self, index: int) -> str:
+        if not 0 <= index < len(self):
+            raise IndexError(f"image {index} of {len(self)}")
+        return os.fsdecode(self.characters[self.ends[index] : self.ends[index + 1]].numpy().tobytes())
+
+
+class Labeled:
+    """The part of an `ImageSource` that has to do with labels, with the place that data.root said."""
+
+    has_masks = False
+
+    def __init__(self, place: Path) -> None:
+        self.place = place
+        self.classes: list[str] | None = None
+        self._labels: torch.Tensor | None = None
+
+    @property
+    def labels(self) -> np.ndarray | None:
+        return None if self._labels is None else self._labels.numpy()
+
+    def mask(self, index: int) -> torch.Tensor:
+        raise ValueError("stored images have no masks")
+
+    def label(self, labels: array[int] | np.ndarray, classes: list[str]) -> None:
+        """Take int64 labels (N,) and their classes; a single class counts as none, k-NN would be right."""
+        if len(classes) > 1:
+            self.classes, self._labels = classes, _tensor(labels, np.int64)
+
+    def relabel(self, classes: list[str] | None, number: Sequence[int]) -> None:
+        """Give label i the number number[i] of other classes, or drop all labels (classes = None)."""
+        self.classes = classes
+        if classes is None or self._labels is None:
+            self._labels = None
+        else:
+            self._labels = torch.tensor(number, dtype=torch.int64)[self._labels]
+
+    def use_classes_of(self, train: Labeled, where: str) -> None:
+        """Number the labels of these held-out images as the training images' labels are numbered.
+
+        Raises UserError, which names `where` (a key and its value), if classes are missing or unknown.
+        """
+        if train.classes is None:
+            self.relabel(None, [])
+            return
+        if self.classes is None or self.labels is None:
+            raise UserError(
+                f"{where} ({self.place}): these images have fewer than two classes, and those of data.root "
+                f"({train.place}) have {len(train.classes):,}. Label them with the same classes, or set "
+                "data.val_root=null."
+            )
+        position = {name: number for number, name in enumerate(train.classes)}
+        present = {self.classes[label] for label in np.unique(self.labels)}
+        unknown = sorted(present - position.keys())
+        if unknown:
+            raise UserError(
+                f"{where} ({self.place}): class {unknown[0]!r} ({len(unknown):,} such) is not among the "
+                f"{len(train.classes):,} classes of data.root ({train.place}). Make the class names agree, "
+                "or set data.val_root=null."
+            )
+        self.relabel(train.classes, [position.get(name, -1) for name in self.classes])
+
+
+def digest(*parts: object) -> str:
+    """A short hash of bytes, arrays, and whatever has a faithful repr; the name of what is made from them."""
+    hashed = hashlib.sha256()
+    for part in parts:
+        if isinstance(part, np.ndarray):
+            part = part.data
+        hashed.update(part if isinstance(part, (bytes, memoryview)) else repr(part).encode())
+        hashed.update(b"\0")
+    return hashed.hexdigest()[:16]
+
+
+def _tensor(values: bytes | bytearray | array[int] | np.ndarray, kind: type) -> torch.Tensor:
+    if not isinstance(values, np.ndarray):
+        if not len(values):  # np.frombuffer wants a byte
+            return torch.from_numpy(np.empty(0, dtype=kind))
+        values = np.frombuffer(bytearray(values) if isinstance(values, bytes) else values, dtype=kind)
+    return torch.from_numpy(values)

@@ -1,0 +1,34 @@
+"""The teacher as an exponential moving average of the student: teacher ← λ·teacher + (1 − λ)·student."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from dino_exp.dino.schedule import constant_schedule, cosine_schedule, linear_schedule
+
+
+def momentum_schedule(
+    *, schedule: str, momentum: float, final_momentum: float, total_steps: int
+) -> np.ndarray:
+    """λ of every step, (total_steps,). The cosine ends one step short of `final_momentum`."""
+    if schedule == "constant":
+        return constant_schedule(momentum, total_steps)
+    if schedule == "linear":
+        return linear_schedule(momentum, final_momentum, total_steps)
+    return cosine_schedule(momentum, final_momentum, total_steps)
+
+
+@torch.no_grad()
+def update_teacher(teacher: nn.Module, student: nn.Module, momentum: float) -> None:
+    """Move the teacher's parameters towards the student's, in place and in the parameters' own precision.
+
+    Call it after the optimizer's step, with the λ of that step. Buffers stay the teacher's own: its batch
+    norms gather their own statistics. Both networks must have the same parameters in the same order.
+    """
+    targets: list[Tensor] = list(teacher.parameters())
+    sources: list[Tensor] = list(student.parameters())
+    if len(targets) != len(sources):
+        raise ValueError(f"the teacher has {len(targets)} parameters and the student {len(sources)}")
+    torch._foreach_lerp_(targets, sources, 1 - momentum)

@@ -1,0 +1,239 @@
+"""The DINO loss: cross-entropy between teacher and student over pairs of crops (section 3.1).
+
+The sum over pairs factorises. With z = student logits / τ_s of one crop, and T the sum of the teacher's
+distributions over the global crops that this crop is paired with (m of them: the other one for a global crop,
+both for a local crop), the crop's terms are
+
+    Σ_pairs H(P_t, P_s) = m · logsumexp(z) − Σ_k T_k z_k,    gradient in z:  m · softmax(z) − T.
+
+So each crop is read once, instead of once per pair, and the gradient is known before the backward pass.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from dino_exp.parallel import distributed
+
+SINKHORN_ITERATIONS = 3
+
+
+class DINOLoss(nn.Module):
+    """Cross-entropy of the centered, sharpened teacher with the student, and the teacher's center.
+
+    Buffers, both for the checkpoint: `center` (1, K), and `center_initialized`, which is false until the
+    first batch where `center_init = first_batch`.
+    """
+
+    center: Tensor
+    center_initialized: Tensor
+
+    def __init__(
+        self,
+        *,
+        out_dim: int,
+        student_temp: float = 0.1,
+        teacher_temp: float = 0.04,
+        warmup_teacher_temp: float = 0.04,
+        warmup_teacher_temp_epochs: int = 0,
+        center_momentum: float = 0.9,
+        center_init: str = "zeros",
+        centering: str = "mean",
+        sharpening: bool = True,
+    ) -> None:
+        super().__init__()
+        self.student_temp = student_temp
+        self.teacher_temp = teacher_temp if sharpening else student_temp
+        self.warmup = np.linspace(warmup_teacher_temp, teacher_temp, warmup_teacher_temp_epochs * sharpening)
+        self.center_momentum = center_momentum
+        self.centering = centering
+        self.register_buffer("center", torch.zeros(1, out_dim))
+        self.register_buffer("center_initialized", torch.tensor(center_init != "first_batch"))
+        self.awaits_first_batch = center_init == "first_batch" and centering == "mean"
+
+    def teacher_temp_at(self, epoch: int) -> float:
+        """τ_t of an epoch: linear warm-up that includes both its ends, then constant."""
+        return float(self.warmup[epoch]) if epoch < len(self.warmup) else self.teacher_temp
+
+    def forward(self, student_logits: Tensor, teacher_logits: Tensor, teacher_temp: float) -> Tensor:
+        """Mean cross-entropy over the 2·(n − 1) pairs of different crops; then moves the center.
+
+        `student_logits` (n·B, K) and `teacher_logits` (2·B, K) are crop-major: rows [i·B, (i + 1)·B) are
+        crop i, global crops first. The loss uses the center of the previous step. It is a scalar of
+        float32 even where the logits are of a half type. Raises `ValueError` for shapes that do not fit.
+        """
+        check_shapes(student_logits, teacher_logits, self.center.shape[1])
+        with torch.autocast(student_logits.device.type, enabled=False):
+            probabilities = self.teacher_probabilities(teacher_logits, teacher_temp)
+            loss = cross_entropy_over_pairs(student_logits, probabilities, self.student_temp)
+            self.move_center(teacher_logits)
+        return loss
+
+    @torch.no_grad()
+    def teacher_probabilities(self, teacher_logits: Tensor, teacher_temp: float) -> Tensor:
+        """P_t = softmax((logits − center) / τ_t) with the present center, (2·B, K) -> (2·B, K).
+
+        float32 at least; a temperature of 0 puts everything on the largest. Under `centering = sinkhorn` the
+        rows are balanced over both global crops of the whole batch instead. The first call of a run starts
+        the center where `center_init = first_batch`.
+        """
+        if self.awaits_first_batch:
+            self._start_center(teacher_logits)
+        # outside `mean` the center is 0, and the subtraction only makes a float32 copy
+        logits = teacher_logits - self.center
+        if teacher_temp == 0:
+            return torch.zeros_like(logits).scatter_(1, logits.argmax(dim=1, keepdim=True), 1.0)
+        logits.div_(teacher_temp)
+        return sinkhorn_knopp(logits) if self.centering == "sinkhorn" else torch.softmax(logits, dim=1)
+
+    def _start_center(self, teacher_logits: Tensor) -> None:
+        # a tensor decides, which a checkpoint may have loaded, so that nothing waits for the device
+        batch_mean = self._batch_mean(teacher_logits)
+        self.center.copy_(torch.where(self.center_initialized, self.center, batch_mean))
+        self.center_initialized.fill_(True)
+        self.awaits_first_batch = False
+
+    @torch.no_grad()
+    def move_center(self, teacher_logits: Tensor) -> None:
+        """center ← m·center + (1 − m)·mean of all processes' teacher logits (2·B, K); once per step."""
+        if self.centering == "mean":
+            batch_mean = self._batch_mean(teacher_logits)
+            self.center.mul_(self.center_momentum).add_(batch_mean, alpha=1 - self.center_momentum)
+
+    def _batch_mean(self, teacher_logits: Tensor) -> Tensor:
+        """Mean over the global crops of all processes, (1, K) in the center's type."""
+        return distributed.mean(teacher_logits.mean(dim=0, keepdim=True, dtype=self.center.dtype))
+
+
+def check_shapes(student_logits: Tensor, teacher_logits: Tensor, out_dim: int) -> None:
+    """Raise `ValueError` unless the logits are (n·B, K) and (2·B, K) for whole numbers n >= 2 and B."""
+    rows, batch = len(student_logits), len(teacher_logits) // 2
+    whole = batch > 0 and len(teacher_logits) == 2 * batch and rows >= 2 * batch and rows % batch == 0
+    if not whole or student_logits.shape[1:] != (out_dim,) or teacher_logits.shape[1:] != (out_dim,):
+        raise ValueError(
+            f"student logits {tuple(student_logits.shape)} and teacher logits {tuple(teacher_logits.shape)}: "
+            f"must be (n·B, {out_dim}) and (2·B, {out_dim}) for n >= 2 crops of B images"
+        )
+
+
+def sinkhorn_knopp(scores: Tensor) -> Tensor:
+    """Balanced assignment exp(scores) (R, K) -> (R, K): rows sum to 1, and all prototypes get an equal share.
+
+    Three iterations over the rows of all processes, ending with the rows (SwAV, Caron et al. 2020; DINOv2).
+    In logarithms, where no temperature over- or underflows.
+    """
+    log_q = scores
+    for _ in range(SINKHORN_ITERATIONS):
+        log_q = log_q - logsumexp_over_batch(log_q)
+        log_q = torch.log_softmax(log_q, dim=1)
+    return log_q.exp()
+
+
+def logsumexp_over_batch(scores: Tensor) -> Tensor:
+    """logsumexp over the rows of all processes, (R, K) -> (1, K)."""
+    local = torch.logsumexp(scores, dim=0, keepdim=True)
+    if not distributed.several():
+        return local
+    largest = distributed.largest(local.clone())
+    return distributed.total((local - largest).exp_()).log_() + largest
+
+
+def cross_entropy_over_pairs(
+    student_logits: Tensor, teacher_probabilities: Tensor, student_temp: float
+) -> Tensor:
+    """Mean of H(P_t, P_s) over the pairs of different crops; differentiable in the student's logits.
+
+    `student_logits` (n·B, K) of any floating type; `teacher_probabilities` (2·B, K) of float32 or float64,
+    whose memory is used as scratch: its values are lost.
+    """
+    if torch.is_grad_enabled() and student_logits.requires_grad:
+        return _PairwiseCrossEntropy.apply(student_logits, teacher_probabilities, student_temp)
+    return _loss_and_gradient(student_logits, teacher_probabilities, student_temp, None, 1.0)
+
+
+class _PairwiseCrossEntropy(torch.autograd.Function):
+    """Computes the gradient together with the loss, and in the backward pass only scales it."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, student_logits: Tensor, teacher_probabilities: Tensor, student_temp: float
+    ) -> Tensor:
+        gradient = torch.empty_like(student_logits, memory_format=torch.contiguous_format)
+        ctx.gradient_scale = gradient_scale(student_logits, teacher_probabilities, student_temp)
+        ctx.save_for_backward(gradient)
+        return _loss_and_gradient(
+            student_logits, teacher_probabilities, student_temp, gradient, ctx.gradient_scale
+        )
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor, None, None]:
+        (gradient,) = ctx.saved_tensors
+        scale = grad_output / ctx.gradient_scale
+        if scale.device.type == "cpu" and scale.item() == 1.0:
+            return gradient, None, None
+        # in place: a second backward pass through the same graph is refused by autograd, not silently wrong
+        return gradient.mul_(scale), None, None
+
+
+def gradient_scale(student_logits: Tensor, teacher_probabilities: Tensor, student_temp: float) -> float:
+    """Power of two by which the stored gradient is larger than the true one; 1 except in float16.
+
+    The loss scale of mixed precision arrives only in the backward pass, and most entries of the true gradient
+    are too small for float16: they would be lost before it. Stored entries are at most 2**15 instead, and the
+    exact power of two is taken back afterwards.
+    """
+    if student_logits.dtype != torch.float16:
+        return 1.0
+    largest = 2 * pair_weight(student_logits, teacher_probabilities) / student_temp
+    return 2.0 ** (15 - math.ceil(math.log2(largest)))
+
+
+def pair_weight(student_logits: Tensor, teacher_probabilities: Tensor) -> float:
+    """Weight of one sample of one pair in the mean: 1 / (B · number of pairs)."""
+    batch = len(teacher_probabilities) // 2
+    return 1.0 / (batch * 2 * (len(student_logits) // batch - 1))
+
+
+def _loss_and_gradient(
+    student_logits: Tensor,
+    teacher_probabilities: Tensor,
+    student_temp: float,
+    gradient: Tensor | None,
+    gradient_scale: float,
+) -> Tensor:
+    """Loss; writes its gradient times `gradient_scale` into `gradient` (n·B, K) where one is given.
+
+    Scratch is one crop's (B, K) of the probabilities' type, or two where `gradient` cannot be the second.
+    """
+    batch = len(teacher_probabilities) // 2
+    weight = pair_weight(student_logits, teacher_probabilities)
+    slope = gradient_scale * weight / student_temp
+    # targets become −slope · T, so that one operation per crop writes m · slope · softmax(z) − slope · T
+    first, second = teacher_probabilities.mul_(-slope).split(batch)
+    # of one dimension, not a scalar: it makes half types promote before they are multiplied
+    inverse_temp = teacher_probabilities.new_full((1,), 1 / student_temp)
+    loss = teacher_probabilities.new_zeros(())
+    likelihood: Tensor | None = None
+    z: Tensor | None = None
+    for crop, logits in enumerate(student_logits.split(batch)):
+        if crop == 2:
+            first += second  # the global crops are done; every local crop is paired with both
+        target, pairs = (second, 1) if crop == 0 else (first, 1 if crop == 1 else 2)
+        rows = slice(crop * batch, (crop + 1) * batch)
+        if gradient is not None and gradient.dtype == target.dtype:
+            z = gradient[rows]
+        z = torch.mul(logits, inverse_temp, out=z)
+        likelihood = torch.softmax(z, dim=1, out=likelihood)
+        # at the largest entry, z − log softmax(z) is the logsumexp without a further pass of exponentials
+        log_sum = z.amax(dim=1) - likelihood.amax(dim=1).log_()
+        loss += pairs * weight * log_sum.sum() + torch.dot(target.flatten(), z.flatten()) * (weight / slope)
+        if gradient is not None:
+            torch.add(target, likelihood, alpha=pairs * slope, out=gradient[rows])
+    return loss

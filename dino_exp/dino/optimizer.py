@@ -1,0 +1,133 @@
+"""Optimizers, their parameter groups, gradient clipping, and the frozen last layer.
+
+The trainer sets the learning rate of all groups, and the weight decay of the first, before each step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+def parameter_groups(*models: nn.Module) -> list[dict[str, Any]]:
+    """Trainable parameters in two groups: with weight decay, and without.
+
+    Biases and one-dimensional tensors (norms) have none; everything else has it, position embedding, class
+    token and the last layer's gain of shape (K, 1) included.
+    """
+    decayed: list[nn.Parameter] = []
+    others: list[nn.Parameter] = []
+    for model in models:
+        for name, parameter in model.named_parameters():
+            if parameter.requires_grad:
+                is_bias = name.rpartition(".")[2] == "bias"
+                (others if is_bias or parameter.ndim == 1 else decayed).append(parameter)
+    return [{"params": decayed}, {"params": others, "weight_decay": 0.0}]
+
+
+def adamw(*, params: list[dict[str, Any]]) -> torch.optim.Optimizer:
+    """AdamW (Loshchilov and Hutter 2019) with β = (0.9, 0.999).
+
+    One fused kernel where the device has it: on a CPU 4 to 9 times faster than a loop over tensors.
+    """
+    tensors = [parameter for group in params for parameter in group["params"]]
+    fused = all(tensor.device.type in ("cpu", "cuda", "mps") for tensor in tensors)
+    return torch.optim.AdamW(params, lr=0.0, weight_decay=0.0, fused=fused)
+
+
+def sgd(*, params: list[dict[str, Any]]) -> torch.optim.Optimizer:
+    """Stochastic gradient descent with momentum 0.9.
+
+    Not fused: PyTorch's fused kernel fails when the last layer thaws after its momentum-less start.
+    """
+    return torch.optim.SGD(params, lr=0.0, momentum=0.9)
+
+
+def lars(*, params: list[dict[str, Any]]) -> torch.optim.Optimizer:
+    """LARS with momentum 0.9 and trust coefficient 0.001, for convolutional networks and large batches."""
+    return LARS(params)
+
+
+class LARS(torch.optim.Optimizer):
+    """Layer-wise adaptive rate scaling (You et al. 2017), as in the released code.
+
+    Weight decay and the trust ratio eta·|w| / |gradient + weight_decay·w| apply to tensors that are not
+    one-dimensional; biases and norms take a plain momentum step.
+    """
+
+    def __init__(
+        self,
+        params: Iterable[Any],
+        lr: float = 0.0,
+        weight_decay: float = 0.0,
+        momentum: float = 0.9,
+        eta: float = 0.001,
+    ) -> None:
+        super().__init__(params, dict(lr=lr, weight_decay=weight_decay, momentum=momentum, eta=eta))
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """One update of every parameter that has a gradient."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            plain = [p for p in group["params"] if p.grad is not None and p.ndim == 1]
+            scaled = [p for p in group["params"] if p.grad is not None and p.ndim != 1]
+            self._move(plain, [p.grad for p in plain], group)
+            self._move(scaled, trust_scaled(scaled, [p.grad for p in scaled], group), group)
+        return loss
+
+    def _move(self, params: list[Tensor], updates: list[Tensor], group: dict[str, Any]) -> None:
+        if not params:
+            return
+        for param in params:
+            if "mu" not in self.state[param]:
+                self.state[param]["mu"] = torch.zeros_like(param)
+        velocities = [self.state[param]["mu"] for param in params]
+        torch._foreach_mul_(velocities, group["momentum"])
+        torch._foreach_add_(velocities, updates)
+        torch._foreach_add_(params, velocities, alpha=-group["lr"])
+
+
+def trust_scaled(params: list[Tensor], gradients: list[Tensor], group: dict[str, Any]) -> list[Tensor]:
+    """(gradient + weight_decay·w) · eta·|w| / |gradient + weight_decay·w|; unscaled where a norm is 0."""
+    if not params:
+        return []
+    updates = torch._foreach_add(gradients, params, alpha=group["weight_decay"])
+    weight_norms = torch.stack(torch._foreach_norm(params))
+    update_norms = torch.stack(torch._foreach_norm(updates))
+    both = (weight_norms > 0) & (update_norms > 0)
+    ratios = torch.where(both, group["eta"] * weight_norms / update_norms, 1.0)
+    torch._foreach_mul_(updates, list(ratios.unbind()))
+    return list(updates)
+
+
+@torch.no_grad()
+def clip_gradients(parameters: Iterable[Tensor], max_norm: float) -> Tensor:
+    """Scale each gradient tensor whose L2 norm exceeds `max_norm` down to it; 0 switches clipping off.
+
+    Gradients must have been unscaled before. Parameters without a gradient are passed over. Nothing waits for
+    the device. Returns the norm over all gradients before clipping, a scalar on the gradients' device.
+    """
+    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    if not gradients:
+        return torch.zeros(())
+    norms = torch.stack(torch._foreach_norm(gradients))
+    if max_norm > 0:
+        factors = (max_norm / (norms + 1e-6)).clamp_(max=1.0)
+        torch._foreach_mul_(gradients, list(factors.unbind()))
+    return torch.linalg.vector_norm(norms)
+
+
+def freeze_last_layer(head: nn.Module) -> None:
+    """Drop the gradients of `head.last_layer`, so that the optimizer neither moves nor decays it.
+
+    Call it after clipping. Gradients of zero would not do: AdamW would still decay the weights.
+    """
+    for parameter in head.get_submodule("last_layer").parameters():
+        parameter.grad = None

@@ -1,0 +1,1 @@
+"""DAVIS 2017: objects followed through videos by the similarity of patches."""

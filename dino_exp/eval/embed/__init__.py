@@ -1,0 +1,1 @@
+"""Features of images in a file, their nearest neighbors, and maps of them."""

@@ -1,0 +1,241 @@
+"""The command line of `evaluate.py`: check everything, do one after the other, write down what is found."""
+
+from __future__ import annotations
+
+import shutil
+import signal
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
+
+from omegaconf import DictConfig, OmegaConf
+from rich.console import Console
+from rich.text import Text
+
+from dino_exp.config.compose_evaluation import check, own_size
+from dino_exp.config.evaluation_schema import EvaluateConfig
+from dino_exp.errors import FAILED, INTERRUPTED, USER_ERROR, UserError, refuse, warn
+from dino_exp.parallel.rank_zero import in_all_processes
+
+if TYPE_CHECKING:  # torch comes last: refusing and helping need not wait for it
+    from dino_exp.eval.extraction import Extracted
+    from dino_exp.eval.opening import Origin
+    from dino_exp.eval.subject import Evaluation, Subject
+
+
+SHOWN_FILES = 8
+
+
+class Order(NamedTuple):
+    """What rank 0 tells the other processes to evaluate."""
+
+    config: str
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Check and run a command line; returns the exit code.
+
+    0: done. 2: the configuration, a file or a data set is wrong, and nothing was written of that evaluation.
+    """
+    words = list(sys.argv[1:] if argv is None else argv)
+    return in_all_processes(lambda: command_line(words), follow)
+
+
+def follow() -> int:
+    """Evaluate what rank 0 sends, until it sends the exit code."""
+    from dino_exp.parallel import distributed
+
+    order: Order | int = distributed.from_main(FAILED)
+    while isinstance(order, Order):
+        cfg = OmegaConf.create(order.config)
+        assert isinstance(cfg, DictConfig)
+        attempt(cfg)
+        order = distributed.from_main(FAILED)
+    return order
+
+
+def command_line(argv: list[str]) -> int:
+    """`main` where this process alone decides."""
+    wants_help = not argv or any(word in ("--help", "-h") for word in argv)
+    checked = check([word for word in argv if word not in ("--help", "-h")])
+    if wants_help:
+        from dino_exp.config.evaluate_help import print_help
+
+        print_help(Console(), checked)
+        return 0 if argv else USER_ERROR
+    if "--cfg" in argv and checked.cfg is not None:
+        print(OmegaConf.to_yaml(checked.cfg), end="")
+        return refuse(checked.problems) if checked.problems else 0
+    warn(checked.warnings)
+    if checked.problems or checked.cfg is None:
+        return refuse(checked.problems)
+    from dino_exp.parallel import distributed
+
+    distributed.from_main(Order(OmegaConf.to_yaml(checked.cfg)))
+    # as Ctrl-C, so that nothing half-written stays; a preempted job is told so
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    return attempt(checked.cfg)
+
+
+def attempt(cfg: DictConfig) -> int:
+    """Evaluate, and turn whatever happens into an exit code."""
+    from dino_exp.parallel import distributed
+
+    try:
+        return evaluate(cast(EvaluateConfig, cfg))
+    except UserError as error:
+        if distributed.is_main():
+            refuse([str(error)])
+        if distributed.several() and not isinstance(error, distributed.AgreedError):
+            distributed.leave(USER_ERROR)
+        return USER_ERROR
+    except KeyboardInterrupt:
+        code = INTERRUPTED
+    except Exception:
+        traceback.print_exc()
+        code = FAILED
+    if distributed.several():
+        distributed.leave(code)
+    return code
+
+
+def evaluate(cfg: EvaluateConfig) -> int:
+    """Open the network, check all evaluations, then do them; all processes call it.
+
+    Raises:
+        UserError: before anything is written, for what can be known beforehand.
+    """
+    from dino_exp.config.targets import build
+    from dino_exp.eval import records
+    from dino_exp.eval.extraction import Extracted
+    from dino_exp.eval.mirror import mirror
+    from dino_exp.eval.opening import open_subject
+    from dino_exp.parallel import distributed
+
+    console = Console(highlight=False, soft_wrap=True, quiet=not distributed.is_main())
+    with distributed.agreed():
+        subject, origin = open_subject(cfg)
+        folder = results_folder(cfg, origin)
+        records.read(folder)
+        if distributed.is_main():
+            refuse_unwritable(folder, "run" if cfg.run is not None else "output_root")
+    introduce(console, cfg, subject, origin)
+    with distributed.agreed():
+        evaluations: dict[str, Evaluation] = {name: build(getattr(cfg, name)) for name in cfg.eval}
+        blocks = max(cfg.linear.blocks) if "linear" in cfg.eval else 0
+        data = Extracted(subject, cfg.data, blocks=blocks, progress=console.is_terminal)
+        for evaluation in evaluations.values():
+            evaluation.check(subject, data)
+    failed, done = False, []
+    for name, evaluation in evaluations.items():
+        about = records.about(name, cfg, subject, origin)
+        try:
+            record = one(name, evaluation, subject, data, folder, about)
+        except UserError as error:
+            if distributed.several() and not isinstance(error, distributed.AgreedError):
+                raise
+            if distributed.is_main():
+                refuse([f"{name}: {error}"])
+            failed = True
+            continue
+        if distributed.is_main():
+            show(console, record, folder)
+            records.add(folder, record)
+            done.append(record)
+    if distributed.is_main() and done:
+        console.print(f"Written to {folder / records.FILE}.")
+        mirror(cfg, folder, done, console)
+    return USER_ERROR if failed else 0
+
+
+def one(
+    name: str,
+    evaluation: Evaluation,
+    subject: Subject,
+    data: Extracted,
+    folder: Path,
+    about: dict[str, Any],
+) -> dict[str, Any]:
+    """Do one evaluation; its files appear together, in the place of those of the same evaluation before.
+
+    Another process that does the very same waits, because both would write the same files.
+    """
+    from dino_exp.eval import records
+    from dino_exp.eval.extraction import lock_of
+    from dino_exp.parallel import distributed
+
+    target = folder / records.folder_of(about)
+    temporary = target.with_name(f".{target.name}")
+    with lock_of(target):
+        if distributed.is_main():
+            shutil.rmtree(temporary, ignore_errors=True)  # of one that was killed
+        distributed.from_main(None)
+        began = time.monotonic()
+        try:
+            findings = evaluation.evaluate(subject, data, temporary)
+            if distributed.is_main() and temporary.exists():
+                shutil.rmtree(target, ignore_errors=True)
+                temporary.rename(target)
+                findings.files = [
+                    (target / path.relative_to(temporary)).relative_to(folder) for path in findings.files
+                ]
+        finally:
+            if distributed.is_main():
+                shutil.rmtree(temporary, ignore_errors=True)
+                if target.parent.is_dir() and not any(target.parent.iterdir()):
+                    target.parent.rmdir()
+    if about["data"] is not None:
+        findings.notes += data.left_out()
+    return records.completed(about, findings, time.monotonic() - began, subject)
+
+
+def refuse_unwritable(folder: Path, key: str) -> None:
+    """Raise UserError where nothing can be written; better known before hours of work than after."""
+    there = next(each for each in (folder, *folder.parents) if each.exists())
+    try:
+        with tempfile.TemporaryFile(dir=there):
+            pass
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise UserError(f"{key}: {there} cannot be written ({reason}); results belong there.") from None
+
+
+def results_folder(cfg: EvaluateConfig, origin: Origin) -> Path:
+    """The run's own folder, or one for these weights."""
+    if cfg.run is not None:
+        return Path(cfg.run).expanduser()
+    return Path(cfg.output_root).expanduser() / "evaluations" / f"{origin.file.stem[:60]}_{origin.sha256[:8]}"
+
+
+def introduce(console: Console, cfg: EvaluateConfig, subject: Subject, origin: Origin) -> None:
+    """Say what is about to be evaluated."""
+    precision = str(subject.autocast_type or "float32").removeprefix("torch.")
+    size = subject.image_size
+    console.print(f"[bold]Evaluating {', '.join(cfg.eval)}[/]")
+    console.print(Text(f"network   {origin.name}"))
+    console.print(Text(f"backbone  {cfg.backbone.name}: {origin.report}"))
+    if any(own_size(name, cfg) for name in cfg.eval):
+        console.print(f"images  {size} x {size}, the central {subject.crop_ratio:.0%} of the shorter side")
+    console.print(f"machine   {subject.device.type}, {precision}\n")
+
+
+def show(console: Console, record: dict[str, Any], folder: Path) -> None:
+    """Print figures, notes and files of one evaluation."""
+    from dino_exp.metrics import in_words
+
+    console.print(f"[bold]{record['evaluation']}[/] ({record['seconds']:,.1f} s)")
+    words = {in_words(name): value for name, value in record["figures"].items()}
+    width = max(map(len, words), default=0)
+    for word, value in words.items():
+        console.print(f"  {word:{width}}  {value:.1f} %")
+    for note in record["notes"]:
+        console.print(Text(f"  {note}", style="dim"))
+    for name in record["files"][:SHOWN_FILES]:  # whole, so that they can be copied
+        console.print(Text(f"  {folder / name}"))
+    if len(record["files"]) > SHOWN_FILES:
+        console.print(f"  and {len(record['files']) - SHOWN_FILES} more files")
+    console.print()

@@ -1,0 +1,1 @@
+"""Training the entire network with labels, from its pretrained weights."""

@@ -1,0 +1,1 @@
+"""Linear classifiers on frozen features, with all labels or with few."""

@@ -1,0 +1,1 @@
+"""Images ranked by the similarity of their features: retrieval and copy detection."""

@@ -1,0 +1,175 @@
+"""Copy detection on INRIA Copydays, the strong subset (Douze et al. 2009), by a network's features alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from dino_exp.backbone.tokens import block_tokens, has_block_tokens, spatial_features
+from dino_exp.errors import UserError
+from dino_exp.eval.ranking.average_precision import average_precision, best_first
+from dino_exp.eval.ranking.image_files import check_takes, features_of, images_below, patch_side
+from dino_exp.eval.subject import Findings, LabeledData, Subject
+from dino_exp.parallel import distributed
+
+LAYOUT = (
+    "root/original/*.jpg and root/strong/*.jpg, copies named as their original in the first four characters"
+)
+GEM_POWER = 4
+RANKED = 20
+"""A copy's original counts as not found behind so many images, as in the released code."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CopyDetection:
+    """Mean average precision of finding the originals of strongly edited copies; fields as in the config.
+
+    As in the released `eval_copy_detection.py`: images squeezed to a square, class token and pooled patch
+    tokens side by side, copies looked up among originals and distractors.
+    """
+
+    root: str | None
+    image_size: int
+    whitening: str | None
+    distractors: str | None
+
+    def check(self, subject: Subject, data: LabeledData) -> None:
+        """Raise UserError where folders or originals are missing, or the size does not fit the network."""
+        originals, copies = self._copydays()
+        originals_of(copies, originals)
+        _listed("whitening", self.whitening)
+        _listed("distractors", self.distractors)
+        patch, size = patch_side(subject.backbone), self.image_size
+        if size % patch:
+            below = size // patch * patch
+            raise UserError(
+                f"copy_detection.image_size = {size}: not a multiple of backbone.patch_size = {patch}; "
+                f"nearest are {below or patch} and {below + patch}."
+            )
+        check_takes("copy_detection.image_size", size, [(size, size)], _forward(subject), subject)
+
+    def evaluate(self, subject: Subject, data: LabeledData, folder: Path) -> Findings:
+        """Figure `map_strong`, over all copies."""
+        originals, copies = self._copydays()
+        distractors = _listed("distractors", self.distractors)
+        others = _listed("whitening", self.whitening)
+        queries = self._features(copies, subject)
+        database = self._features(originals + distractors, subject)
+        learned_on = self._features(others, subject) if others else None
+        if not distributed.is_main():
+            return Findings()
+        if learned_on is not None:
+            whiten = whitening(learned_on)
+            queries, database = whiten(queries), whiten(database)
+        orders = best_first(queries, database, RANKED)
+        positives = originals_of(copies, originals)
+        precisions = [
+            average_precision([rank for rank, row in enumerate(order) if row in right], len(right))
+            for order, right in zip(orders, positives, strict=True)
+        ]
+        return Findings(
+            figures={"map_strong": 100 * sum(precisions) / len(precisions)},
+            details={
+                "copies": len(copies),
+                "originals": len(originals),
+                "distractors": len(distractors),
+                "whitening_images": len(others),
+            },
+            notes=self._notes(len(others), queries.shape[1]),
+        )
+
+    def _copydays(self) -> tuple[list[Path], list[Path]]:
+        """Originals and strong copies, sorted by name."""
+        if self.root is None:
+            raise UserError(
+                f"copy_detection.root is null: give the folder of Copydays; the layout is {LAYOUT}."
+            )
+        root = Path(self.root).expanduser()
+        originals, copies = (sorted((root / part).glob("*.jpg")) for part in ("original", "strong"))
+        for part, files in (("original", originals), ("strong", copies)):
+            if not files:
+                raise UserError(f"{root / part}: no images *.jpg there. The layout is {LAYOUT}.")
+        return originals, copies
+
+    def _features(self, files: list[Path], subject: Subject) -> Tensor:
+        return features_of(files, self._show, _forward(subject), subject)
+
+    def _show(self, number: int, image: Image.Image) -> Image.Image:
+        return image.resize((self.image_size, self.image_size), Image.Resampling.BICUBIC)
+
+    def _notes(self, whitened_on: int, dimensions: int) -> list[str]:
+        notes = []
+        if self.distractors is None or self.whitening is None:
+            notes.append(
+                "The paper's figures are with 10,000 distractors and with whitening learned on 20,000 other "
+                "images, both from YFCC100M (copy_detection.distractors and .whitening)."
+            )
+        if 0 < whitened_on < dimensions:
+            notes.append(
+                f"Whitening was learned on {whitened_on:,} images, fewer than the features' {dimensions:,} "
+                "dimensions, so that many directions are scaled by rounding errors."
+            )
+        return notes
+
+
+def originals_of(copies: list[Path], originals: list[Path]) -> list[set[int]]:
+    """Numbers of each copy's originals; a UserError naming a copy that has none."""
+    by_prefix: dict[str, set[int]] = {}
+    for number, original in enumerate(originals):
+        by_prefix.setdefault(original.name[:4], set()).add(number)
+    for copy in copies:
+        if copy.name[:4] not in by_prefix:
+            raise UserError(
+                f"{copy}: has no original {copy.name[:4]}*.jpg in {originals[0].parent}. "
+                f"The layout is {LAYOUT}."
+            )
+    return [by_prefix[copy.name[:4]] for copy in copies]
+
+
+def generalized_mean(features: Tensor) -> Tensor:
+    """GeM pooling with power 4 (Radenovic et al. 2019) of n places, (B, n, D) -> (B, D).
+
+    Negative values count as 1e-6.
+    """
+    return features.clamp(min=1e-6).pow(GEM_POWER).mean(dim=1).pow(1 / GEM_POWER)
+
+
+def descriptor(backbone: nn.Module, images: Tensor) -> Tensor:
+    """The network's own feature beside its pooled features by place, (B, C, H, W) -> (B, D + D').
+
+    Of a transformer the class token and the patch tokens of the last block, both after the final norm.
+    """
+    if has_block_tokens(backbone):
+        tokens = block_tokens(backbone, images, 1)
+        assert tokens is not None
+        own, places = tokens[-1]
+    else:
+        own, places = backbone(images), spatial_features(backbone, images).flatten(2).transpose(1, 2)
+    return torch.cat((own.float(), generalized_mean(places.float())), dim=1)
+
+
+def whitening(features: Tensor) -> Callable[[Tensor], Tensor]:
+    """Learned on other images' features (N, D), makes of (M, D) features whitened ones (M, D).
+
+    As in the released code the mean is taken off what is whitened, while the directions and their scales are
+    of the second moments about 0, which scikit-learn's PCA would take about the mean. Directions with less
+    than 1e-5 of the largest count as that.
+    """
+    features = features.double()
+    mean = features.mean(dim=0)
+    strengths, directions = torch.linalg.eigh(features.t() @ features / len(features))
+    scaled = directions / strengths.clamp(min=float(strengths.max()) * 1e-5).sqrt()
+    return lambda rows: ((rows.double() - mean) @ scaled).float()
+
+
+def _listed(field: str, folder: str | None) -> list[Path]:
+    return [] if folder is None else images_below(f"copy_detection.{field}", Path(folder).expanduser())
+
+
+def _forward(subject: Subject) -> Callable[[Tensor], Tensor]:
+    return lambda images: descriptor(subject.backbone, subject.normalized(images))

@@ -1,0 +1,310 @@
+"""The figures of a comparison, and its page."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import altair as alt
+
+from dino_exp.atomic import write_atomically
+from dino_exp.plots.drawing import Figure, Row, show, to_spec, write_files
+from dino_exp.plots.html_page import render
+from dino_exp.report.compare.compare_evaluations import evaluation_rows
+from dino_exp.report.compare.comparison import (
+    Comparison,
+    Pair,
+    answer,
+    common_differences,
+    difference_text,
+    knn,
+    pair_row,
+)
+from dino_exp.report.page import PAGE, page_link
+from dino_exp.report.run_data import SEED, RunData
+from dino_exp.report.run_figures import FIGURES, LINES, Curves
+from dino_exp.report.run_files import number
+from dino_exp.report.sweep.cells import short
+from dino_exp.report.thinning import thinned
+from dino_exp.report.values import value_text
+
+WIDTH, HEIGHT = 420, 210
+SIDES = ["A", "B"]
+COLORS = alt.Color("side:N", title=None, scale=alt.Scale(domain=SIDES), legend=LINES)
+DASHES = alt.StrokeDash(
+    "side:N", title=None, scale=alt.Scale(domain=SIDES, range=[[1, 0], [6, 3]]), legend=LINES
+)
+AXIS = alt.Axis(labelExpr="format(datum.value, '~s')", tickCount=4)
+MOST_PANELS = 30
+SHARES = {
+    "knn": ("k-NN of the teacher, percent", "knn_top1"),
+    "entropy": ("Entropy of the teacher, h / ln K", "teacher/entropy_share"),
+    "mutual_information": ("Mutual information / ln K", "teacher/mutual_information_share"),
+    "loss": ("Loss / ln K", "loss"),
+}
+"""Of the small panels: title and metric; the loss there as a share of ln K, because K may differ."""
+
+
+def write_comparison(comparison: Comparison, folder: Path) -> list[Path]:
+    """Write the page and its figures into `folder`; returns all paths, the page's first."""
+    folder.mkdir(parents=True, exist_ok=True)
+    differences = knn_differences(comparison)
+    curves = curve_figures(comparison)
+    figures = [*([differences] if differences else []), *curves]
+    common, rest = common_differences(comparison)
+    links = [page_link(path, folder) for path in (comparison.a, comparison.b)]
+    text = render(
+        "compare.html",
+        figures,
+        None,
+        comparison=comparison,
+        sides=list(zip(SIDES, comparison.names, links, strict=True)),
+        sentences=answer(comparison),
+        rows=[(pair_row(pair), _links(pair.a, folder), _links(pair.b, folder)) for pair in comparison.pairs],
+        worth=evaluation_rows(comparison),
+        differences=differences,
+        curves=curves,
+        common=common,
+        rest=rest,
+    )
+    paths = [path for figure in figures for path in write_files(figure, folder)]
+    page = folder / PAGE
+    write_atomically(page, lambda file: file.write(text.encode(errors="replace")))
+    return [page, *paths]
+
+
+def _links(runs: Sequence[RunData], folder: Path) -> list[tuple[str, str, str]]:
+    """Of each run: what to call it beside the others, its name, and where it is."""
+    words = [f"seed {value_text(run.values[SEED])}" if SEED in run.values else "run" for run in runs]
+    return [(word, run.name, page_link(run.path, folder)) for word, run in zip(words, runs, strict=True)]
+
+
+def curve_figures(comparison: Comparison) -> list[Figure]:
+    """All curves of one pair on one axis each, or a panel per pair for the main ones."""
+    both = comparison.both
+    by_step = same_batch(both)
+    if len(both) == 1:
+        found = [_curves(both[0], curves, by_step) for curves in FIGURES]
+    else:
+        found = [_panels(both, name, by_step) for name in SHARES] if both else []
+    return [figure for figure in found if figure]
+
+
+def same_batch(pairs: list[Pair]) -> bool:
+    """Whether a step is as many images in all runs; otherwise curves go over images."""
+    runs = [run for pair in pairs for run in (*pair.a, *pair.b)]
+    sizes = {images / step for run in runs for step, images in run.series("images")[-1:] if images and step}
+    return len({round(size) for size in sizes}) <= 1
+
+
+def _points(run: RunData, key: str, by_step: bool) -> list[tuple[int, float | None]]:
+    """Step, or images seen, and value; of the loss in a panel its share of ln K."""
+    points = []
+    for record in run.metrics:
+        at = number(record.get("step" if by_step else "images"))
+        if at is not None and key in record:
+            points.append((int(at), number(record[key])))
+    return thinned(points)
+
+
+def _rows(
+    pair: Pair, key: str, by_step: bool, scaled: Callable[[RunData], float] = lambda run: 1.0
+) -> list[Row]:
+    return [
+        {"at": at, "value": value * scaled(run), "side": side, "run": _run_name(run, side)}
+        for side, runs in zip(SIDES, (pair.a, pair.b), strict=True)
+        for run in runs
+        for at, value in _points(run, key, by_step)
+        if value is not None
+    ]
+
+
+def _run_name(run: RunData, side: str) -> str:
+    seed = run.config.get("trainer", {}).get("seed") if run.config else run.values.get("trainer.seed")
+    return f"{side}: {run.label}" + (f", seed {value_text(float(seed))}" if isinstance(seed, int) else "")
+
+
+def _lines(by_step: bool, title: str | None, form: str, zero: bool) -> alt.Chart:
+    return (
+        alt.Chart(alt.NamedData("points"))
+        .mark_line(strokeWidth=2, opacity=0.85, aria=False, clip=True)
+        .encode(
+            x=alt.X("at:Q", title=_across(by_step), scale=alt.Scale(nice=False), axis=AXIS),
+            y=alt.Y("value:Q", title=title, scale=alt.Scale(zero=zero)),
+            color=COLORS,
+            strokeDash=DASHES,
+            detail="run:N",
+            tooltip=[
+                alt.Tooltip("run:N"),
+                alt.Tooltip("at:Q", title=_across(by_step), format=","),
+                alt.Tooltip("value:Q", format=form),
+            ],
+        )
+    )
+
+
+def _across(by_step: bool) -> str:
+    return "step" if by_step else "images seen"
+
+
+def _curves(pair: Pair, curves: Curves, by_step: bool) -> Figure | None:
+    """One metric of the teacher of both sides; None where a schedule is the same or nothing was logged."""
+    key = next(iter(curves.keys.values()))
+    rows = _rows(pair, key, by_step)
+    of_side = {side: [row for row in rows if row["side"] == side] for side in SIDES}
+    if not rows or (curves.title.endswith("as applied") and _same(pair, key)):
+        return None
+    layers: list[alt.Chart] = [_lines(by_step, curves.unit or None, curves.form, curves.zero)]
+    datasets: dict[str, list[Row]] = {"points": rows}
+    if curves.points:
+        layers.append(layers[0].mark_point(filled=True, size=45, aria=False))
+    if curves.name == "loss":
+        datasets["level"] = list(_uniform(pair))
+        line = alt.Chart(alt.NamedData("level")).encode(y="value:Q")
+        layers.append(line.mark_rule(strokeDash=[3, 3], aria=False))
+        layers.append(
+            line.mark_text(align="right", dx=-4, dy=-6, fontSize=11, aria=False).encode(
+                text="text:N", x=alt.value("width")
+            )
+        )
+    title = curves.title + (" of the teacher" if len(curves.keys) > 1 and curves.name != "ranks" else "")
+    ends = {
+        side: [row for row in of_side[side] if row["at"] == of_side[side][-1]["at"]]
+        for side in SIDES
+        if of_side[side]
+    }
+    words = [f"{side} ends at {_mean(each, curves.form)}" for side, each in ends.items()]
+    return Figure(
+        f"compare_{curves.name}",
+        title,
+        to_spec(alt.layer(*layers).properties(width=WIDTH, height=HEIGHT), datasets),
+        f"{title}: {'; '.join(words)}.",
+        ("", "runs", "at the end"),
+        [
+            (side, str(len({row["run"] for row in of_side[side]})), _mean(each, curves.form))
+            for side, each in ends.items()
+        ],
+        renderer="svg" if len(rows) < 1500 else "canvas",
+    )
+
+
+def _same(pair: Pair, key: str) -> bool:
+    """Whether a schedule is the same at all steps that both sides logged."""
+    a, b = (dict(runs[0].series(key)) for runs in (pair.a, pair.b))
+    return all(math.isclose(a[step] or 0.0, b[step] or 0.0, rel_tol=1e-6) for step in a.keys() & b.keys())
+
+
+def _uniform(pair: Pair) -> Iterator[Row]:
+    """ln K of both sides, once where it is the same."""
+    known: dict[float, list[str]] = {}
+    for side, runs in zip(SIDES, (pair.a, pair.b), strict=True):
+        ln_k = next((run.ln_k for run in runs if run.ln_k), None)
+        if ln_k:
+            known.setdefault(round(ln_k, 6), []).append(side)
+    for ln_k, sides in known.items():
+        yield {
+            "value": ln_k,
+            "text": f"ln K = {ln_k:.3f}" + ("" if len(known) == 1 else f" of {' and '.join(sides)}"),
+        }
+
+
+def _mean(rows: list[Row], form: str) -> str:
+    return show(sum(row["value"] for row in rows) / len(rows), form)
+
+
+def _panel(pair: Pair) -> str:
+    """The values alone; what they are of is said once."""
+    return " · ".join(value_text(value) for _, value in pair.settings)
+
+
+def _keys(pairs: Sequence[Pair]) -> str:
+    """What the values are of."""
+    return " · ".join(short(key) for key, _ in pairs[0].settings)
+
+
+def _panels(pairs: list[Pair], name: str, by_step: bool) -> Figure | None:
+    """A small panel per pair."""
+    title, key = SHARES[name]
+    scaled = (lambda run: 1 / (run.ln_k or 1.0)) if name == "loss" else (lambda run: 1.0)
+    rows = [
+        {**row, "pair": _panel(pair), "place": place}
+        for place, pair in enumerate(pairs[:MOST_PANELS])
+        for row in _rows(pair, key, by_step, scaled)
+    ]
+    if not rows:
+        return None
+    lines = _lines(by_step, None, ".4g", zero=name not in ("knn", "loss")).encode(
+        x=alt.X("at:Q", title=None, axis=AXIS), y=alt.Y("value:Q", title=None, axis=alt.Axis(tickCount=3))
+    )
+    chart = lines.properties(width=128, height=84).facet(
+        facet=alt.Facet(
+            "pair:N",
+            title=None,
+            sort=alt.EncodingSortField("place", op="min"),
+            header=alt.Header(labelLimit=150),
+        ),
+        columns=5,
+        spacing=14,
+    )
+    left = f" The first {MOST_PANELS} of {len(pairs)}." if len(pairs) > MOST_PANELS else ""
+    return Figure(
+        f"compare_{name}",
+        title,
+        to_spec(chart, {"points": rows}),
+        f"{title} of A and B, a panel for each of {min(len(pairs), MOST_PANELS)} pairs.",
+        renderer="canvas",
+        note=f"A panel for each {_keys(pairs)}, over the {'steps' if by_step else 'images seen'}.{left}",
+    )
+
+
+def knn_differences(comparison: Comparison) -> Figure | None:
+    """B − A of each pair, with twice its standard error where there are seeds; None for a single pair."""
+    pairs = [pair for pair in comparison.both if pair.difference is not None]
+    if len(comparison.both) < 2 or not pairs:
+        return None
+    pairs = sorted(pairs, key=lambda pair: -(pair.difference or 0.0))
+    rows: list[Row] = []
+    for pair in pairs[:MOST_PANELS]:
+        reach = 2 * (pair.standard_error or 0.0)
+        middle = pair.difference or 0.0
+        n = f"{knn(pair.a)[2]} and {knn(pair.b)[2]}"
+        rows.append(
+            {"of": _panel(pair), "mean": middle, "low": middle - reach, "high": middle + reach, "n": n}
+        )
+    names = [_panel(pair) for pair in pairs[:MOST_PANELS]]
+    y = alt.Y("of:N", title=None, sort=names, axis=alt.Axis(labelLimit=110))
+    x = alt.X(
+        "low:Q",
+        title="k-NN of B − k-NN of A, points",
+        scale=alt.Scale(padding=8),  # of half a point, which would be cut off at the edge
+        axis=alt.Axis(tickCount=6),
+    )
+    tooltip = [
+        alt.Tooltip("of:N", title=_keys(pairs)),
+        alt.Tooltip("mean:Q", title="B − A", format="+.1f"),
+        alt.Tooltip("low:Q", title="less twice its standard error", format="+.1f"),
+        alt.Tooltip("high:Q", title="and more", format="+.1f"),
+        alt.Tooltip("n:N", title="seeds"),
+    ]
+    base = alt.Chart(alt.NamedData("pairs")).encode(y=y, tooltip=tooltip)
+    chart = alt.layer(
+        alt.Chart(alt.NamedData("zero")).mark_rule(strokeDash=[3, 3], aria=False).encode(x="value:Q"),
+        base.mark_rule(strokeWidth=3, aria=False).encode(x=x, x2="high:Q"),
+        base.mark_point(filled=True, size=80, aria=False, color="#0072B2").encode(x="mean:Q"),
+    ).properties(width=520, height=24 * len(names))
+    table: list[Sequence[str]] = [(pair.label, difference_text(pair)) for pair in pairs]
+    left = (
+        f" The first {MOST_PANELS} of {len(pairs)}; all are in the table." if len(pairs) > MOST_PANELS else ""
+    )
+    return Figure(
+        "compare_differences",
+        "k-NN of B less that of A",
+        to_spec(chart, {"pairs": rows, "zero": [{"value": 0.0}]}),
+        "Difference of k-NN in points: "
+        + "; ".join(f"{label}: {text}" for label, text in table[:MOST_PANELS]),
+        ("runs", "B − A, points"),
+        table,
+        note=f"A row for each {_keys(pairs)}. Bars: twice the standard error, where both sides have several "
+        f"seeds.{left}",
+    )

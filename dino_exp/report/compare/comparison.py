@@ -1,0 +1,336 @@
+"""Two runs or two sweeps side by side: which of their runs belong together, and what differs between them."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from dino_exp.config.identity import differing_keys
+from dino_exp.errors import UserError
+from dino_exp.report.loading import load
+from dino_exp.report.run_data import SEED, RunData
+from dino_exp.report.run_files import read_config
+from dino_exp.report.sweep.axes import configured
+from dino_exp.report.sweep.cells import short, spread
+from dino_exp.report.values import Value, as_value, value_text
+
+MOST_ROWS = 40
+"""Of a table in the terminal."""
+
+
+Settings = tuple[tuple[str, Value], ...]
+"""A run's place on the axes of both sides, but for the seed: keys in alphabetical order, with values."""
+
+
+@dataclass
+class Pair:
+    """Runs of A and of B in the same place, of any seed; one side may have none."""
+
+    settings: Settings
+    """None for two single runs."""
+    a: list[RunData] = field(default_factory=list)
+    b: list[RunData] = field(default_factory=list)
+    differing: dict[str, tuple[Any, Any]] = field(default_factory=dict)
+    """Keys of the configuration that differ, with both values; but for the seeds, where there are several."""
+
+    @property
+    def of_two_data_sets(self) -> bool:
+        """Whether A and B were trained and measured on different images."""
+        return "data.name" in self.differing
+
+    @property
+    def label(self) -> str:
+        """loss.center_momentum=0.9 loss.teacher_temp=0.04"""
+        return " ".join(f"{key}={value_text(value)}" for key, value in self.settings)
+
+    @property
+    def brief(self) -> str:
+        """center_momentum=0.9 teacher_temp=0.04"""
+        return " ".join(f"{short(key)}={value_text(value)}" for key, value in self.settings)
+
+    @property
+    def difference(self) -> float | None:
+        """Mean k-NN of B less that of A, in points; None where they are of two data sets."""
+        a, b = knn(self.a)[0], knn(self.b)[0]
+        return None if a is None or b is None or self.of_two_data_sets else b - a
+
+    @property
+    def standard_error(self) -> float | None:
+        """Of the difference, from the spread over seeds; None where a side has fewer than two."""
+        (_, sd_a, n_a), (_, sd_b, n_b) = knn(self.a), knn(self.b)
+        return None if sd_a is None or sd_b is None else math.hypot(sd_a / n_a**0.5, sd_b / n_b**0.5)
+
+
+@dataclass
+class Comparison:
+    """Two folders, and their runs in pairs."""
+
+    a: Path
+    b: Path
+    pairs: list[Pair]
+    """Those with runs on both sides first."""
+    problems: list[str] = field(default_factory=list)
+
+    @property
+    def names(self) -> tuple[str, str]:
+        """What to call the folders: the last parts of their paths, as many as tell them apart."""
+        a, b = self.a.resolve().parts, self.b.resolve().parts
+        count = next(count for count in range(1, len(a) + len(b)) if a[-count:] != b[-count:])
+        return str(Path(*a[-count:])), str(Path(*b[-count:]))
+
+    @property
+    def both(self) -> list[Pair]:
+        """The pairs with runs on both sides."""
+        return [pair for pair in self.pairs if pair.a and pair.b]
+
+
+def knn(runs: Sequence[RunData]) -> tuple[float | None, float | None, int]:
+    """Mean, standard deviation (None for less than two) and number of the runs' k-NN."""
+    return spread([run.knn for run in runs])
+
+
+def compare(a: Path, b: Path) -> Comparison:
+    """Pair the runs of two folders.
+
+    Raises:
+        UserError: one of them is neither a run nor a sweep.
+    """
+    if a.resolve() == b.resolve():
+        raise UserError(f"{a}: given twice; name two folders.")
+    comparison = Comparison(a, b, [])
+    sides = [
+        _runs(path, name, comparison.problems) for path, name in zip((a, b), comparison.names, strict=True)
+    ]
+    keys = sorted({key for runs in sides for run in runs for key in run.values} - {SEED})
+    first, second = (_grouped(runs, keys) for runs in sides)
+    pairs = [Pair(each, first.get(each, []), second.get(each, [])) for each in {**first, **second}]
+    comparison.pairs = sorted(pairs, key=lambda pair: not (pair.a and pair.b))
+    for pair in comparison.both:
+        _find_differences(pair, comparison.problems)
+    if not comparison.both:
+        why = (
+            f"no run of A has the same {', '.join(keys)} as one of B" if all(sides) else "a side has no runs"
+        )
+        comparison.problems.append(f"There are no pairs: {why}.")
+    return comparison
+
+
+def _runs(path: Path, name: str, problems: list[str]) -> list[RunData]:
+    data = load(path)
+    problems += [f"{name}: {problem}" for problem in data.problems]
+    if isinstance(data, RunData):
+        return [data]
+    problems += [f"{name}: {run.label}: {problem}" for run in data.runs for problem in run.problems]
+    return data.runs
+
+
+def _grouped(runs: Sequence[RunData], keys: Sequence[str]) -> dict[Settings, list[RunData]]:
+    """Runs by their values of `keys`; an axis of the other side alone is a constant here."""
+    groups: dict[Settings, list[RunData]] = {}
+    for run in runs:
+        place = tuple((key, run.values[key] if key in run.values else configured(run, key)) for key in keys)
+        groups.setdefault(place, []).append(run)
+    return groups
+
+
+def _find_differences(pair: Pair, problems: list[str]) -> None:
+    """Set what differs between the first run of each side; runs of a side differ in nothing but the seed."""
+    first, second = (
+        runs[0].config or read_config(runs[0].path / "config.yaml", []) for runs in (pair.a, pair.b)
+    )
+    try:
+        one, other = (config.get("eval") or {} for config in (first, second))
+        of_eval = {key: (one.get(key), other.get(key)) for key in sorted({*one, *other})}
+        pair.differing = differing_keys(first, second)
+        pair.differing |= {f"eval.{key}": each for key, each in of_eval.items() if each[0] != each[1]}
+    except Exception as error:  # whatever stands in an old configuration, the rest must come
+        where = f" of {pair.label}" if pair.label else ""
+        problems.append(f"The configurations{where} cannot be compared: {type(error).__name__}: {error}.")
+    if len(pair.a) > 1 or len(pair.b) > 1:
+        pair.differing.pop(SEED, None)
+
+
+def common_differences(
+    comparison: Comparison,
+) -> tuple[dict[str, tuple[str, str]], dict[str, dict[str, tuple[str, str]]]]:
+    """What differs in the same way in all pairs, and by label what differs in one pair besides."""
+    texts = {
+        pair.label: {key: (_text(a), _text(b)) for key, (a, b) in pair.differing.items()}
+        for pair in comparison.both
+    }
+    counts = Counter((key, values) for differing in texts.values() for key, values in differing.items())
+    common = {key: values for (key, values), count in counts.items() if count == len(texts)}
+    rest = {
+        label: {key: values for key, values in differing.items() if key not in common}
+        for label, differing in texts.items()
+    }
+    return common, {label: differing for label, differing in rest.items() if differing}
+
+
+def _text(value: Any) -> str:
+    return "–" if value is None else value_text(as_value(value))
+
+
+# ---- in words ----------------------------------------------------------------------------------------------
+
+
+def with_spread(runs: Sequence[RunData]) -> str:
+    """72.4 ± 1.3 (n=3)"""
+    return spread_text([run.knn for run in runs], ".1f")
+
+
+def gain(runs: Sequence[RunData]) -> str:
+    """+52.4 ± 1.3 (n=3), k-NN over that of the untrained network"""
+    known = [(run.knn, run.untrained_knn) for run in runs]
+    return spread_text([None if a is None or b is None else a - b for a, b in known], "+.1f")
+
+
+def spread_text(values: Sequence[float | None], form: str) -> str:
+    """72.4 ± 1.3 (n=3) of the values that are known"""
+    mean, deviation, count = spread(values)
+    if mean is None:
+        return "–"
+    return f"{mean:{form}}" + ("" if deviation is None else f" ± {deviation:.1f}") + f" (n={count})"
+
+
+def difference_text(pair: Pair) -> str:
+    """+3.1 (se 1.2), with the standard error of the difference"""
+    if pair.difference is None:
+        return "–"
+    return f"{pair.difference:+.1f}" + (
+        "" if pair.standard_error is None else f" (se {pair.standard_error:.1f})"
+    )
+
+
+def answer(comparison: Comparison) -> list[str]:
+    """The k-NN difference and what can be said about its spread, in sentences."""
+    sentences = about_data([pair for pair in comparison.both if pair.of_two_data_sets])
+    pairs = [pair for pair in comparison.both if pair.difference is not None]
+    if not pairs:
+        unknown = ["k-NN cannot be compared: no pair has it on both sides."] if comparison.both else []
+        return sentences or unknown
+    if len(pairs) == 1:
+        pair = pairs[0]
+        of = f" with {pair.label}" if pair.label else ""
+        sentences += [
+            f"k-NN top-1 in percent{of}: A {with_spread(pair.a)}, B {with_spread(pair.b)}: "
+            f"B − A = {pair.difference:+.1f} points."
+        ]
+    else:
+        mean, deviation, count = spread([pair.difference for pair in pairs])
+        assert mean is not None
+        better = sum((pair.difference or 0.0) > 0 for pair in pairs)
+        sentences += [
+            f"k-NN top-1, B − A: {mean:+.1f} points on average over {count} pairs, with a standard deviation "
+            f"between pairs of {deviation:.1f}; B is better in {better}."
+        ]
+    return [*sentences, about_seeds(pairs)]
+
+
+def about_data(pairs: Sequence[Pair]) -> list[str]:
+    """That k-NN of two data sets says nothing, and what does, for pairs that have two."""
+    if not pairs:
+        return []
+    of_a, of_b = (
+        ", ".join(sorted({str(pair.differing["data.name"][side]) for pair in pairs})) for side in (0, 1)
+    )
+    a, b = [run for pair in pairs for run in pair.a], [run for pair in pairs for run in pair.b]
+    return [
+        f"k-NN of different data sets is not comparable: A is of {of_a}, B of {of_b}.",
+        f"k-NN top-1 in percent: A {with_spread(a)}, B {with_spread(b)}; gain over the untrained network, "
+        f"in points: A {gain(a)}, B {gain(b)}.",
+    ]
+
+
+def about_seeds(pairs: Sequence[Pair]) -> str:
+    """What the seeds tell about the differences."""
+    known = [pair for pair in pairs if pair.standard_error is not None]
+    if not known:
+        return (
+            "A side with one run (n=1) says nothing about the spread: another seed alone may make such a "
+            "difference. For several seeds there is sweep=seeds."
+        )
+    clear = [pair for pair in known if abs(pair.difference or 0.0) > 2 * (pair.standard_error or 0.0)]
+    if len(pairs) == 1:
+        error = known[0].standard_error
+        verb = "is more than twice" if clear else "is within twice"
+        return (
+            f"± is the standard deviation over seeds. The difference {verb} its standard error, {error:.1f}."
+        )
+    single = len(pairs) - len(known)
+    number = "1 pair" if len(known) == 1 else f"{len(known)} pairs"
+    return (
+        f"± is the standard deviation over seeds. Of {number} with several seeds on both sides, "
+        f"the difference is more than twice its standard error in {len(clear)}."
+        + (f" In {single}, a side with one run (n=1) says nothing about the spread." if single else "")
+    )
+
+
+def outcomes(runs: Sequence[RunData]) -> str:
+    """healthy, or with their numbers: 2 healthy, 1 slow"""
+    counts = Counter(run.outcome for run in runs).most_common()
+    return ", ".join(word if len(counts) == 1 else f"{number} {word}" for word, number in counts)
+
+
+def print_comparison(comparison: Comparison, console: Console) -> None:
+    """What a terminal shows: the answer, the pairs, the configuration."""
+    _say(console, f"A  {comparison.a}\nB  {comparison.b}\n", *answer(comparison), "")
+    console.print(_pairs_table(comparison))
+    _say(console, "")
+    common, rest = common_differences(comparison)
+    title = "Configuration" if len(comparison.both) < 2 else "Configuration, in all pairs"
+    if common:
+        console.print(_keys_table(title, common))
+    elif comparison.both:
+        _say(console, f"{title}: nothing that could change the result differs.")
+    for label, differing in list(rest.items())[:MOST_ROWS]:
+        console.print(_keys_table(f"Configuration, in {label}", differing))
+    _say(console, "", *comparison.problems[:MOST_ROWS])
+
+
+def _say(console: Console, *sentences: str) -> None:
+    for sentence in sentences:
+        console.print(Text(sentence), soft_wrap=True)
+
+
+def _pairs_table(comparison: Comparison) -> Table:
+    title = "k-NN top-1 in percent: mean ± standard deviation over seeds (number)"
+    table = Table(title=title, title_justify="left", box=None, padding=(0, 2, 0, 0))
+    table.add_column("runs", overflow="fold", min_width=22)
+    for head in ("A", "B", "B − A"):
+        table.add_column(head, justify="right", no_wrap=True)
+    table.add_column("verdict", overflow="fold", min_width=9)
+    for pair in comparison.pairs[:MOST_ROWS]:
+        _, a, b, difference, first, second = pair_row(pair)
+        verdict = first if first == second else f"{first} → {second}"
+        table.add_row(*(Text(text) for text in (pair.brief or "all", a, b, difference, verdict)))
+    if len(comparison.pairs) > MOST_ROWS:
+        table.add_row(Text(f"and {len(comparison.pairs) - MOST_ROWS} more", style="dim"))
+    return table
+
+
+def pair_row(pair: Pair) -> tuple[str, ...]:
+    """Runs, k-NN of A, of B, difference, verdicts of A, of B."""
+    a, b = (outcomes(runs) or "no such run" for runs in (pair.a, pair.b))
+    knn_a, knn_b = (
+        with_spread(runs) + (f",\ngain {gain(runs)}" if pair.of_two_data_sets else "")
+        for runs in (pair.a, pair.b)
+    )
+    return (pair.label or "all", knn_a, knn_b, difference_text(pair), a, b)
+
+
+def _keys_table(title: str, differing: dict[str, tuple[str, str]]) -> Table:
+    table = Table(title=title, title_justify="left", box=None, padding=(0, 2, 0, 0))
+    for head in ("key", "A", "B"):
+        table.add_column(head, overflow="fold")
+    for key, values in differing.items():
+        table.add_row(*(Text(text) for text in (key, *values)))
+    return table

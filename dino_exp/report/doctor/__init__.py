@@ -1,0 +1,1 @@
+"""What a training's log shows, and what to try against it."""

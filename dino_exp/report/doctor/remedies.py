@@ -1,0 +1,163 @@
+"""What to try against what the doctor finds, the first thing first."""
+
+from __future__ import annotations
+
+import math
+
+from dino_exp.report.doctor.training_log import TrainingLog
+from dino_exp.report.run_data import UNFINISHED
+from dino_exp.report.run_files import number
+
+RELEASED = {
+    "loss.teacher_temp": "--teacher_temp",
+    "loss.warmup_teacher_temp_epochs": "--warmup_teacher_temp_epochs",
+    "loss.center_momentum": "center_momentum of DINOLoss",
+    "ema.momentum": "--momentum_teacher",
+    "optimizer.lr": "--lr",
+    "optimizer.warmup_epochs": "--warmup_epochs",
+    "optimizer.clip_grad": "--clip_grad",
+    "trainer.precision": "--use_fp16 false",
+    "head.out_dim": "--out_dim",
+}
+"""What our keys are called in the released code."""
+
+USUAL_PEAKS = {"adamw": 1e-3, "sgd": 0.06, "lars": 4.8}
+"""The peak of the learning rate, lr · batch / 256, in published runs by optimizer."""
+FAR_ABOVE = 5.0
+"""Times the usual peak. Of our runs those at up to 4 times were as good as others; at 600 none learned."""
+IMAGES_PER_PROTOTYPE = 7.0
+"""The paper has 20; the smallest ratio in what others advise is 7.6, 65,536 from 500,000 images."""
+SHARPEST = 0.02
+"""The lowest temperature that is advised: lower ones make information of the teacher's noise."""
+
+
+def against_uniform(log: TrainingLog) -> tuple[str, ...]:
+    """The teacher's output is flat."""
+    advice = sharper_teacher(log)
+    if log.setting("loss.center_init") == "zeros" and (log.length or math.inf) < 10_000:
+        advice += ("loss.center_init=first_batch, which short runs need.",)
+    return _in_order(log, (*advice, *fewer_prototypes(log), lower_learning_rate(log)))
+
+
+def against_one_hot(log: TrainingLog) -> tuple[str, ...]:
+    """The teacher's output is one prototype."""
+    advice = []
+    key, momentum = called(log, "loss.center_momentum"), log.setting("loss.center_momentum")
+    if momentum is None:
+        advice.append(f"a center that is subtracted and follows: {key} 0.9, not more than 0.99.")
+    elif momentum > 0.9:
+        advice.append(f"{key}=0.9 (now {momentum:g}): the center is too slow to follow the teacher.")
+    elif momentum > 0:
+        advice.append(f"{key}={momentum / 2:g} (now {momentum:g}).")
+    temperature = log.setting("loss.teacher_temp")
+    if temperature is None or temperature < 0.04:
+        advice.append(f"a softer teacher: {called(log, 'loss.teacher_temp')} 0.04.")
+    return _in_order(log, (*advice, lower_learning_rate(log)))
+
+
+def against_constant(log: TrainingLog) -> tuple[str, ...]:
+    """The teacher's output is the same for all images, at an entropy between."""
+    return _in_order(log, (following_center(log), lower_learning_rate(log)))
+
+
+def against_disagreement(log: TrainingLog) -> tuple[str, ...]:
+    """The student does not come to say what the teacher says."""
+    teacher = f"a teacher that moves slowly: {with_value(log, 'ema.momentum')}, 0.996 in the paper."
+    return _in_order(log, (lower_learning_rate(log), teacher, following_center(log)))
+
+
+def against_slow(log: TrainingLog) -> tuple[str, ...]:
+    """The outputs hardly depend on the image."""
+    longer = "wait" if log.state in ("", *UNFINISHED) else "longer training (trainer.epochs)"
+    reason = "runs have come out of this, with a falling entropy and a rising mutual information."
+    return _in_order(log, (f"{longer}: {reason}", *sharper_teacher(log)))
+
+
+def _in_order(log: TrainingLog, advice: tuple[str, ...]) -> tuple[str, ...]:
+    """A learning rate far too high comes before all else, and what was switched off before other advice."""
+    first = (lower_learning_rate(log),) if times_usual_peak(log) > FAR_ABOVE else ()
+    return tuple(dict.fromkeys((*first, *(missing_parts(log) or advice))))
+
+
+def missing_parts(log: TrainingLog) -> tuple[str, ...]:
+    """What was switched off."""
+    centering, sharpening = log.setting("loss.centering") == "none", log.setting("loss.sharpening") is False
+    advice = []
+    if centering and sharpening:
+        advice.append(
+            "loss.centering=mean loss.sharpening=true: with neither, the student agrees with the teacher "
+            "soonest by saying the same of every image."
+        )
+    elif centering:
+        advice.append("loss.centering=mean: without it one prototype takes all.")
+    elif sharpening:
+        advice.append("loss.sharpening=true: without it the teacher flattens.")
+    if log.setting("ema.momentum") == 0:
+        advice.append("ema.momentum=0.99: the teacher must not be the student.")
+    return tuple(advice)
+
+
+def sharper_teacher(log: TrainingLog) -> tuple[str, ...]:
+    """A lower temperature, where there is room for one."""
+    key, warm_up = called(log, "loss.teacher_temp"), called(log, "loss.warmup_teacher_temp_epochs")
+    temperature = log.setting("loss.teacher_temp")
+    if temperature is None:
+        return (
+            f"a sharper teacher: {key} 0.04, or 0.02 for small data; more than that only with {warm_up}.",
+        )
+    if temperature > 0.04:
+        return (f"{key}=0.04 (now {temperature:g}), or warm it up from there with {warm_up}.",)
+    if temperature > SHARPEST:
+        return (f"{key}={max(temperature / 2, SHARPEST):g} (now {temperature:g}).",)
+    return ()
+
+
+def following_center(log: TrainingLog) -> str:
+    """loss.center_momentum (now 0.99)"""
+    return f"a center that follows: {with_value(log, 'loss.center_momentum')}, 0.9 in the paper."
+
+
+def fewer_prototypes(log: TrainingLog) -> tuple[str, ...]:
+    """A smaller K where it is too large for the data set; in words where that is not known."""
+    key, k, images = called(log, "head.out_dim"), log.out_dim or 0, log.images
+    if not images:
+        few = f"fewer prototypes for small data: {key}, at most a tenth of the number of images."
+        return (few,) if k > 1024 else ()
+    better = 2 ** max(6, int(math.log2(images / 10)))
+    return (f"{key}={better}.",) if images / IMAGES_PER_PROTOTYPE < k and better < k else ()
+
+
+def times_usual_peak(log: TrainingLog) -> float:
+    """The peak of the learning rate as a multiple of the usual; 0 where it is not known."""
+    rate, batch = number(log.setting("optimizer.lr")), number(log.batch_size)
+    usual = USUAL_PEAKS.get(str(log.setting("optimizer._target_")).rpartition(".")[2])
+    return rate * batch / 256 / usual if rate and batch and usual else 0.0
+
+
+def lower_learning_rate(log: TrainingLog) -> str:
+    """The usual one where it is far above that; else half of it, or a longer way up."""
+    times = times_usual_peak(log)
+    if times > FAR_ABOVE:
+        rate = log.setting("optimizer.lr")
+        return f"optimizer.lr={rate / times:.2g} (now {rate:g}, {times:.0f} times what is usual)."
+    now, warm_up = (with_value(log, f"optimizer.{name}") for name in ("lr", "warmup_epochs"))
+    return f"half the learning rate: {now}; or a longer warm-up: {warm_up}."
+
+
+def clip_gradients(log: TrainingLog) -> tuple[str, ...]:
+    """Where they are not clipped at 3 already."""
+    limit = number(log.setting("optimizer.clip_grad"))
+    if limit is not None and 0 < limit <= 3:
+        return ()
+    return (f"gradient clipping at 3 or less: {with_value(log, 'optimizer.clip_grad')}.",)
+
+
+def called(log: TrainingLog, key: str) -> str:
+    """A setting by the name that the log's owner knows it by."""
+    return key if log.ours or log.config else RELEASED.get(key, key)
+
+
+def with_value(log: TrainingLog, key: str) -> str:
+    """optimizer.lr (now 0.008)"""
+    value = log.setting(key)
+    return called(log, key) + ("" if value is None else f" (now {value:g})")

@@ -1,0 +1,144 @@
+"""Records of evaluations.json, read without trusting them."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from dino_exp.report.run_files import number
+from dino_exp.report.values import as_value, value_text
+from dino_exp.runs import former_names
+
+FILE = "evaluations.json"
+
+
+class Kind(NamedTuple):
+    """An evaluation as people know it."""
+
+    title: str
+    head: str
+    """Of a column."""
+    figure: str
+    """The one to show where there is place for one."""
+
+
+KINDS = {
+    "knn": Kind("k-NN", "k-NN (eval) %", "top1_k20"),
+    "linear": Kind("Linear classifier", "linear %", "top1"),
+    "low_shot": Kind("Few labels", "few labels %", "top1_share0.01"),
+    "finetune": Kind("Fine-tuning", "fine-tuned %", "top1"),
+    "attention": Kind("Attention maps", "Jaccard %", "jaccard_mean"),
+    "retrieval": Kind("Image retrieval", "retrieval mAP %", "roxford5k_map_medium"),
+    "copy_detection": Kind("Copy detection", "copies mAP %", "map_strong"),
+    "video_segmentation": Kind("Video segmentation", "J&F %", "jf_mean"),
+    "embed": Kind("Features", "same class %", "same_class_k10"),
+}
+"""In the order of pages."""
+
+
+def title(evaluation: str) -> str:
+    """Of one that is not known, its name."""
+    return KINDS[evaluation].title if evaluation in KINDS else evaluation
+
+
+@dataclass(frozen=True)
+class Result:
+    """A record of evaluations.json, as far as it can be understood."""
+
+    evaluation: str
+    network: str
+    checkpoint: str
+    step: int | None
+    data: str
+    figures: dict[str, float | None]
+    """In percent."""
+    circumstances: dict[str, str]
+    """Settings, images, data and weights by dotted key: all else that a figure may depend on."""
+    when: str
+    notes: list[str]
+    files: list[str]
+    """Relative to the run's folder."""
+
+    @property
+    def title(self) -> str:
+        """The evaluation as people know it."""
+        return title(self.evaluation)
+
+    @property
+    def of(self) -> str:
+        """teacher, last checkpoint, step 900"""
+        checkpoint = f"{self.checkpoint} checkpoint" if self.checkpoint else ""
+        step = "" if self.step is None else f"step {self.step:,}"
+        return ", ".join(part for part in (self.network, checkpoint, step) if part) or "–"
+
+
+def read_evaluations(folder: Path, problems: list[str]) -> list[Result]:
+    """The results in a run's folder, oldest first; none without the file.
+
+    What is broken is left out, with a line in `problems`.
+    """
+    try:
+        # All numbers as float: an integer may be too large for what is done with it later.
+        content = json.loads((folder / FILE).read_bytes(), parse_int=float)
+        if not isinstance(content, list):
+            problems.append(f"{FILE} holds no JSON list.")
+            return []
+        results = [_result(record) for record in content]
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    except (OSError, ValueError, RecursionError) as error:
+        problems.append(f"{FILE} cannot be read: {' '.join(str(error).split())[:200]}.")
+        return []
+    broken = results.count(None)
+    if broken:
+        problems.append(f"{FILE}: {broken} of {len(results)} records name no evaluation, left out.")
+    return [result for result in results if result is not None]
+
+
+def _result(record: Any) -> Result | None:
+    if not isinstance(record, dict):
+        return None
+    record = former_names.TABLE.present_evaluation(record)
+    if not _text(record.get("evaluation")):
+        return None
+    weights, data, settings, images, figures = (
+        part if isinstance(part := record.get(key), dict) else {}
+        for key in ("weights", "data", "settings", "images", "figures")
+    )
+    step = number(weights.get("step"))
+    set_here = {key: value for key, value in settings.items() if value is not None or key not in images}
+    circumstances = {**images, **set_here}  # an evaluation's own image_size goes before that of all
+    circumstances |= {f"data.{key}": value for key, value in data.items() if key != "name"}
+    circumstances["weights"] = _text(weights.get("sha256"))[:12] or _text(weights.get("file"))
+    return Result(
+        evaluation=_text(record.get("evaluation")),
+        network=_text(weights.get("network")) or _text(weights.get("name")),
+        checkpoint=_text(weights.get("checkpoint")),
+        step=None if step is None else int(step),
+        data=_text(data.get("name")) or "–",
+        figures={name: number(value) for name, value in figures.items()},
+        circumstances={key: value_text(as_value(value)) for key, value in circumstances.items()},
+        when=_time(_text(record.get("when"))),
+        notes=_texts(record.get("notes")),
+        files=_texts(record.get("files")),
+    )
+
+
+def _text(value: Any) -> str:
+    return value if isinstance(value, str) else ""
+
+
+def _texts(value: Any) -> list[str]:
+    return [text for text in value if text and isinstance(text, str)] if isinstance(value, list) else []
+
+
+def _time(text: str) -> str:
+    """An ISO time in UTC, to the minute; what is none, as it is."""
+    try:
+        time = datetime.fromisoformat(text.replace("Z", "+00:00"))
+        return f"{time.astimezone(timezone.utc) if time.tzinfo else time:%Y-%m-%d %H:%M}"
+    except (ValueError, OverflowError):
+        return text

@@ -1,0 +1,208 @@
+"""Read a run's or a sweep's folder, whatever state the files are in.
+
+Nothing here raises for what a run wrote or failed to write: what is missing is listed in `problems`.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Iterable
+from dataclasses import fields
+from pathlib import Path
+
+from dino_exp.errors import UserError
+from dino_exp.report.evaluation_records import read_evaluations
+from dino_exp.report.run_data import RunData, SweepData
+from dino_exp.report.run_files import number, read_config, read_json, read_lines
+from dino_exp.report.sweep.axes import find_axes
+from dino_exp.report.values import value_text
+from dino_exp.runs import former_names
+from dino_exp.runs.manifest import Entry, Manifest
+from dino_exp.runs.run_directory import RunDirectory, newer_format
+from launchers.children import tail
+from launchers.states import SILENT_SECONDS, Observer
+
+RUN_FILES = ("config.yaml", "status.json", "metrics.jsonl", "summary.json")
+
+
+RUN_NAME = re.compile(r".+_[0-9a-f]{8}(-\d+)?")
+"""What run folders are called, also those in which nothing was written yet."""
+
+
+MOST_POINTS = 150
+"""Of a curve, in a page."""
+
+
+SWEEP_POINTS = 24_000
+"""Of the curves of all runs of a sweep together."""
+
+
+def load(path: Path) -> RunData | SweepData:
+    """A run's folder, or a sweep's.
+
+    Raises:
+        UserError: if it is neither. An empty folder is a sweep without runs.
+    """
+    if not path.is_dir():
+        raise UserError(f"{path}: no such folder; give that of a run or of a sweep, e.g. outputs/demo.")
+    if any((path / name).exists() for name in RUN_FILES):
+        return load_run(path)
+    folders = run_folders(path)
+    if folders or Manifest.path(path).exists():
+        return load_sweep(path)
+    if RUN_NAME.fullmatch(path.resolve().name):
+        return load_run(path)
+    left = [each for each in path.iterdir() if each.name != "report" and not each.name.startswith(".")]
+    if left:
+        inside = sorted(each.name for each in left if each.is_dir() and run_folders(each))
+        hint = f" Its folder {inside[0]} holds some." if inside else ""
+        raise UserError(f"{path}: neither a run nor a sweep: no config.yaml in it or in its folders.{hint}")
+    return load_sweep(path)
+
+
+def run_folders(path: Path) -> list[Path]:
+    """The folders in `path` that are runs, or were made to be."""
+    folders = sorted(each for each in path.iterdir() if each.is_dir() and not each.name.startswith("."))
+    return [
+        each
+        for each in folders
+        if any((each / name).exists() for name in RUN_FILES) or RUN_NAME.fullmatch(each.name)
+    ]
+
+
+def load_run(path: Path, most: int | None = None) -> RunData:
+    """A run's folder; the problems say what it lacks.
+
+    Args:
+        path: the run directory.
+        most: about how many records of its metrics to read; None is all.
+    """
+    run = RunData(path)
+    run.status = read_json(path / "status.json", run.problems)
+    if newer_format(run.status):
+        run.problems.append(f"status.json: {newer_format(run.status)}. What is shown here may be wrong.")
+    run.summary = former_names.TABLE.present_record(read_json(path / "summary.json", run.problems))
+    run.metrics = read_lines(path / "metrics.jsonl", run.problems, most)
+    run.evaluations = read_evaluations(path, run.problems)
+    if most is None:
+        run.config = read_config(path / "config.yaml", run.problems)
+    if not run.metrics:
+        run.problems.append("No metrics were logged.")
+    elif run.knn is None:
+        run.problems.append("No k-NN of the trained network was measured.")
+    lost = [name for name in ("loss", "teacher/entropy_share") if _not_finite(run, name)]
+    run.problems += [f"{name} is not a number at step {_not_finite(run, name):,}." for name in lost]
+    run.state, run.note = state_of(run)
+    if run.state in ("failed", "lost"):
+        run.last_words = last_words(path, [])
+    return run
+
+
+def _not_finite(run: RunData, key: str) -> int | None:
+    return next((step for step, value in run.series(key) if value is None), None)
+
+
+def state_of(run: RunData) -> tuple[str, str]:
+    """The state of a run without a manifest: a silent one that nobody holds is lost."""
+    known = run.status.get("state") or run.summary.get("state")
+    if not known:
+        return ("unknown", "no status.json") if run.metrics else ("pending", "nothing was logged yet")
+    heartbeat = number(run.status.get("heartbeat"))
+    silent = heartbeat is None or time.time() - heartbeat > SILENT_SECONDS
+    if known == "running" and silent and not _held(run.path):
+        since = "" if heartbeat is None else f" since {utc(heartbeat)}"
+        return "lost", f"no sign of life{since}"
+    return str(known), ""
+
+
+def _held(path: Path) -> bool:
+    try:
+        return RunDirectory(path).is_held()
+    except OSError:  # another person's folder: then only its heartbeat speaks
+        return False
+
+
+def utc(seconds: float | None) -> str:
+    """A time in seconds since 1970 as people read it; nothing for what is no time."""
+    try:
+        return "" if seconds is None else time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(seconds))
+    except (OverflowError, ValueError, OSError):
+        return ""
+
+
+def last_words(path: Path, job_logs: Iterable[Path], lines: int = 6) -> str:
+    """The end of a run's traceback or log, or of its job's log where it never came to speak."""
+    for place in (path / "traceback.txt", path / "log.txt", *job_logs):
+        try:
+            text = tail(place, lines).strip()
+        except OSError:
+            continue
+        if text:
+            return text
+    return ""
+
+
+def load_sweep(path: Path) -> SweepData:
+    """A folder of runs, with a launcher's manifest or without."""
+    sweep = SweepData(path)
+    manifest = _manifest(path, sweep.problems)
+    folders = {each.name: each for each in run_folders(path)}
+    names = [*manifest.runs, *(name for name in folders if name not in manifest.runs)]
+    most = max(24, min(MOST_POINTS, SWEEP_POINTS // max(1, len(names))))
+    sweep.runs = [load_run(path / name, most) for name in names]
+    if manifest.runs:
+        _states_from(manifest, sweep)
+    find_axes(sweep)
+    data = sweep.axes.get("data.name") or sweep.axes.get("experiment") or []
+    if len(data) > 1:
+        some = ", ".join(map(value_text, data[:6]))
+        sweep.problems.append(f"k-NN is of several data sets ({some}), and does not compare between them.")
+    if not sweep.runs:
+        sweep.problems.append("There are no runs in this folder.")
+    return sweep
+
+
+def _manifest(path: Path, problems: list[str]) -> Manifest:
+    """The manifest as far as it can be understood; keys of another version are left out."""
+    content = read_json(Manifest.path(path), problems)
+    if newer_format(content):
+        problems.append(f"manifest.json: {newer_format(content)}. What is shown here may be wrong.")
+    manifest = Manifest(path, str(content.get("launcher") or ""))
+    known = {each.name for each in fields(Entry)}
+    entries = content.get("runs")
+    for name, entry in entries.items() if isinstance(entries, dict) else ():
+        values = (
+            {key: value for key, value in entry.items() if key in known} if isinstance(entry, dict) else {}
+        )
+        overrides = values.get("overrides")
+        values["overrides"] = list(map(str, overrides)) if isinstance(overrides, list) else []
+        manifest.runs[name] = Entry(**{"config_hash": "", **values})
+    manifest.use_present_names()
+    return manifest
+
+
+def _states_from(manifest: Manifest, sweep: SweepData) -> None:
+    """What launchers and SLURM know of the runs goes before what their files say."""
+    runs = {run.name: run for run in sweep.runs}
+    readable = {
+        name: entry
+        for name, entry in manifest.runs.items()
+        if not any("status.json" in problem for problem in runs[name].problems)
+    }
+    for name, entry in manifest.runs.items():
+        runs[name].overrides = entry.overrides
+    for run in sweep.runs:
+        if run.name not in manifest.runs:
+            run.note = "not in the manifest"
+    try:
+        states = Observer().observe(Manifest(manifest.folder, manifest.launcher, {}, readable))
+    except (OSError, ValueError, TypeError) as error:
+        sweep.problems.append(f"Who has the runs could not be asked: {error}.")
+        return
+    for state in states:
+        run = runs[state.name]
+        run.state, run.note = state.state, state.note
+        if run.state in ("failed", "lost", "cancelled"):
+            logs = sorted((manifest.folder / "jobs").glob(f"{state.entry.job}_*_log.out"))
+            run.last_words = last_words(run.path, logs)

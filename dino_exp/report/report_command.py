@@ -1,0 +1,212 @@
+"""The command line of `report.py`."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import ModuleType
+
+from rich.console import Console
+
+from dino_exp.errors import UserError
+from dino_exp.installation import as_typed
+from dino_exp.report import evaluation_records
+from dino_exp.report.loading import RUN_FILES, load, run_folders
+from dino_exp.report.run_data import UNFINISHED, RunData, SweepData
+
+USER_ERROR = 2
+INTERRUPTED = 130
+LIBRARIES = ("altair", "vl_convert", "jinja2")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Do what the command line says; returns the exit code: 2 for a folder that is neither run nor sweep.
+
+    The doctor's is 1 for a collapse or divergence.
+    """
+    argv = list(sys.argv[1:] if argv is None else argv)
+    try:
+        if argv[:1] == ["doctor"]:
+            return consult(argv[1:])
+        arguments = parser().parse_args(argv)
+        for path in (arguments.folder, *(arguments.compare or ())):
+            if path is not None and path.is_file():
+                raise UserError(
+                    f"{path}: a file; give the folder of a run or of a sweep, e.g. {path.parent}. "
+                    f"For a log there is {as_typed('python report.py')} doctor {path}."
+                )
+        if arguments.compare:
+            if arguments.folder is not None or arguments.watch is not None:
+                parser().error("--compare A B goes with neither another FOLDER nor --watch")
+            first, second = arguments.compare
+            return side_by_side(first, second, arguments.out)
+        if arguments.folder is None:
+            parser().error("give the FOLDER of a run or a sweep, --compare A B, or doctor LOG")
+        if arguments.watch is not None:
+            return watch(arguments.folder, arguments.out, arguments.watch)
+        page()
+        write(load(arguments.folder), arguments.out)
+    except UserError as error:
+        print(error, file=sys.stderr)
+        return USER_ERROR
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    return 0
+
+
+def parser() -> argparse.ArgumentParser:
+    """What can be typed."""
+    result = argparse.ArgumentParser(
+        prog=as_typed("python report.py"),
+        description="Write FOLDER/report/index.html, one page about a run or a sweep, and its figures as PNG "
+        "and SVG.",
+        epilog=f"{as_typed('python report.py')} doctor LOG [--out-dim K] says what is wrong with a run, and "
+        "what to try first; LOG is a run directory, or another code's log of JSON lines.",
+    )
+    result.add_argument(
+        "folder",
+        type=Path,
+        nargs="?",
+        metavar="FOLDER",
+        help="of a run or a sweep, e.g. outputs/demo_sweep_lr",
+    )
+    result.add_argument(
+        "--compare",
+        type=Path,
+        nargs=2,
+        metavar=("A", "B"),
+        help="two runs or two sweeps side by side: curves, configuration, k-NN with its spread over seeds",
+    )
+    result.add_argument("--out", type=Path, metavar="DIR", help="where to write (default: FOLDER/report)")
+    result.add_argument(
+        "--watch",
+        type=_seconds,
+        nargs="?",
+        const=15.0,
+        metavar="SECONDS",
+        help="write again whenever something changed, looking every SECONDS (default 15), until no run goes "
+        "on; the open page loads itself again. Waits where there is no run yet",
+    )
+    return result
+
+
+def _seconds(text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(
+            f"{text} is no number of seconds; type {as_typed('python report.py')} {text} --watch, or "
+            "--watch 15"
+        ) from None
+    if not 1 <= seconds <= 86400:
+        raise argparse.ArgumentTypeError(f"{text} is not from 1 to 86400 seconds")
+    return seconds
+
+
+def page() -> ModuleType:
+    """The module that writes pages; its library begins to load while the caller reads the folder.
+
+    Raises:
+        UserError: if a library is missing.
+    """
+    try:
+        from dino_exp.plots import drawing
+        from dino_exp.report import page
+    except ModuleNotFoundError as error:
+        if error.name and error.name.partition(".")[0] in LIBRARIES:
+            raise UserError(
+                f"{error.name} is missing; reports need pip install 'dino-exp[report]'."
+            ) from None
+        raise
+    drawing.library_ahead()
+    return page
+
+
+def write(data: RunData | SweepData, out: Path | None, refresh: float | None = None) -> None:
+    """Write the report of what was loaded, and print a line per file.
+
+    Raises:
+        UserError: if a library is missing, or the folder cannot be written.
+    """
+    pages = page()
+    folder = out or data.path / "report"
+    say(folder, lambda: pages.write_report(data, folder, refresh))
+
+
+def say(folder: Path, written: Callable[[], list[Path]]) -> None:
+    """Have files written into `folder`, and print their paths, one a line."""
+    try:
+        paths = written()
+    except OSError as error:
+        where = error.filename2 or folder  # where a file was to be renamed to
+        reason = "it is a file" if folder.is_file() else error.strerror or str(error)
+        raise UserError(f"{where} cannot be written: {reason}. Give another folder with --out DIR.") from None
+    for path in paths:
+        print(path, flush=True)
+
+
+def side_by_side(first: Path, second: Path, out: Path | None) -> int:
+    """Print how two runs or sweeps differ, and write the page about it; returns the exit code."""
+    from dino_exp.report.compare.comparison import compare, print_comparison
+
+    page()
+    comparison = compare(first, second)
+    print_comparison(comparison, Console())
+    from dino_exp.report.compare.compare_figures import write_comparison
+
+    name = "_and_".join(each.replace(os.sep, "_")[-80:] for each in comparison.names)
+    folder = out or first / "report" / name
+    say(folder, lambda: write_comparison(comparison, folder))
+    return 0
+
+
+def consult(argv: Sequence[str]) -> int:
+    """`report.py doctor`: 1 for a collapse or divergence, else 0."""
+    from dino_exp.report.doctor.doctor_command import doctor
+
+    words = argparse.ArgumentParser(
+        prog=as_typed("python report.py doctor"),
+        description="Say what is wrong with a run, and what to try first.",
+    )
+    words.add_argument("log", type=Path, metavar="LOG", help="a run directory, or a log of JSON lines")
+    words.add_argument("--out-dim", type=int, metavar="K", help="prototypes, where the log does not tell")
+    arguments = words.parse_args(argv)
+    return doctor(arguments.log, arguments.out_dim, Console())
+
+
+def watch(folder: Path, out: Path | None, seconds: float) -> int:
+    """Write the report again and again from the first run until no run goes on; Ctrl-C ends it."""
+    page()
+    before = None
+    while True:
+        now = fingerprint(folder)
+        data = load(folder) if folder.exists() else SweepData(folder)
+        runs = data.runs if isinstance(data, SweepData) else [data]
+        over = bool(runs) and not any(run.state in UNFINISHED for run in runs)
+        state = (now, [run.state for run in runs])
+        if state != before and runs:
+            write(data, out, None if over else seconds)
+        elif state != before:
+            print(f"{folder}: no run yet; waiting for the first one.", flush=True)
+        if over:
+            return 0
+        before = state
+        time.sleep(seconds)
+
+
+def fingerprint(folder: Path) -> list[tuple[str, int, int]]:
+    """What tells whether anything was written: name, size and time of each file that a report reads."""
+    folders = [folder, *run_folders(folder)] if folder.is_dir() else []
+    found = []
+    for each in folders:
+        for name in (*RUN_FILES, evaluation_records.FILE, "manifest.json"):
+            try:
+                known = (each / name).stat()
+            except OSError:
+                continue
+            found.append((f"{each.name}/{name}", known.st_size, known.st_mtime_ns))
+    return found

@@ -1,0 +1,157 @@
+"""A run and a sweep as data."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from dino_exp.report.evaluation_records import Result
+from dino_exp.report.run_files import number
+from dino_exp.report.values import Value, value_text
+
+SEED = "trainer.seed"
+UNFINISHED = ("running", "pending", "preempted")
+
+
+@dataclass
+class RunData:
+    """One run, as far as its files tell."""
+
+    path: Path
+    state: str = "unknown"
+    """That of status.json, or lost or pending where nobody has the run."""
+    note: str = ""
+    """What a person should know beside the state."""
+    overrides: list[str] = field(default_factory=list)
+    """What sets it apart in its sweep, from the manifest."""
+    values: dict[str, Value] = field(default_factory=dict)
+    """Its place on each of the sweep's axes."""
+    config: dict[str, Any] = field(default_factory=dict)
+    status: dict[str, Any] = field(default_factory=dict)
+    summary: dict[str, Any] = field(default_factory=dict)
+    metrics: list[dict[str, Any]] = field(default_factory=list)
+    """Records of metrics.jsonl by step; in a sweep only some of them."""
+    evaluations: list[Result] = field(default_factory=list)
+    """What `evaluate.py` found, oldest first."""
+    problems: list[str] = field(default_factory=list)
+    """What is missing or broken, a sentence each."""
+    last_words: str = ""
+    """Of a run that failed or was lost."""
+
+    @property
+    def name(self) -> str:
+        """The run's id."""
+        return self.path.name
+
+    @property
+    def label(self) -> str:
+        """What sets it apart, or its name where nothing does."""
+        swept = [f"{key}={value_text(value)}" for key, value in self.values.items()] or self.overrides
+        return " ".join(swept) or self.name
+
+    @property
+    def verdict(self) -> str:
+        """One of `dino_exp.dino.verdict.WORDS`, perhaps of another version, or nothing."""
+        seen = (record.get("verdict") for record in reversed(self.metrics))
+        word = self.summary.get("verdict") or next((word for word in seen if word), "")
+        return str(word)
+
+    @property
+    def outcome(self) -> str:
+        """The verdict of a run that came to one, else its state; of a run that goes on both."""
+        ended_badly = self.state in ("failed", "lost", "cancelled") and self.verdict != "diverged"
+        if ended_badly or not self.verdict:
+            return self.state
+        return f"{self.state}: {self.verdict}" if self.state in UNFINISHED else self.verdict
+
+    @property
+    def evidence(self) -> str:
+        """The sentence behind the verdict; for a run without a summary, from its last figures."""
+        if self.summary.get("evidence"):
+            return str(self.summary["evidence"])
+        shares = {
+            "teacher entropy": self.last("teacher/entropy_share"),
+            "KL": self.last("kl_share"),
+            "mutual information": self.last("teacher/mutual_information_share"),
+        }
+        known = [f"{name} is {share:.3f} of ln K" for name, share in shares.items() if share is not None]
+        return f"at step {self.metrics[-1]['step']:,}, {', '.join(known)}" if known and self.metrics else ""
+
+    @property
+    def step(self) -> int | None:
+        """The last step that is known of."""
+        steps = [number(self.status.get("step")), number(self.summary.get("steps"))]
+        steps += [number(record["step"]) for record in self.metrics[-1:]]
+        known = [step for step in steps if step is not None]
+        return int(max(known)) if known else None
+
+    @property
+    def total_steps(self) -> int | None:
+        """Where the run ends."""
+        total = number(self.status.get("total_steps"))
+        return None if total is None else int(total)
+
+    @property
+    def ln_k(self) -> float | None:
+        """The loss of a uniform collapse."""
+        return self.last("ln_k")
+
+    @property
+    def knn(self) -> float | None:
+        """k-NN of the trained teacher, percent; None for a run that ended before it was measured."""
+        if "knn_top1" in self.summary:
+            return number(self.summary["knn_top1"])
+        trained = [value for step, value in self.series("knn_top1") if step > 0 and value is not None]
+        return trained[-1] if trained else None
+
+    @property
+    def untrained_knn(self) -> float | None:
+        """k-NN of the untrained network, percent; None where the run began with others' weights."""
+        if self.config.get("init_from"):
+            return None
+        known = number(self.summary.get("untrained_knn_top1"))
+        if known is None:
+            known = next((value for step, value in self.series("knn_top1") if step == 0), None)
+        return known
+
+    def last(self, key: str) -> float | None:
+        """The last known value of a metric."""
+        final = self.summary.get("final")
+        known = number(self.summary.get(key))
+        if known is None and isinstance(final, dict):
+            known = number(final.get(key))
+        if known is None and not (isinstance(final, dict) and key in final):
+            values = (number(record[key]) for record in reversed(self.metrics) if key in record)
+            known = next((value for value in values if value is not None), None)
+        return known
+
+    def series(self, key: str) -> list[tuple[int, float | None]]:
+        """Step and value wherever a metric was logged; None where it was not a finite number."""
+        return [(int(record["step"]), number(record[key])) for record in self.metrics if key in record]
+
+
+@dataclass
+class SweepData:
+    """The runs of a folder, and what sets them apart."""
+
+    path: Path
+    runs: list[RunData] = field(default_factory=list)
+    axes: dict[str, list[Value]] = field(default_factory=dict)
+    """Swept keys and the values that they take: numbers in order, then words."""
+    alike: dict[str, list[str]] = field(default_factory=dict)
+    """Keys that change together with an axis, so that they are none themselves."""
+    problems: list[str] = field(default_factory=list)
+
+    @property
+    def name(self) -> str:
+        """The folder's."""
+        return self.path.resolve().name
+
+    @property
+    def over(self) -> bool:
+        """Whether no run will change any more by itself."""
+        return not any(run.state in UNFINISHED for run in self.runs)
+
+
+# ---- sweeps ------------------------------------------------------------------------------------------------

@@ -1,0 +1,34 @@
+"""A run's images as they go into its page."""
+
+from __future__ import annotations
+
+import base64
+import io
+from pathlib import Path
+
+from PIL import Image
+
+MOST_BYTES = 900_000
+MOST_PIXELS = 1600
+"""On the longer side."""
+
+
+def as_data_url(path: Path) -> str:
+    """A PNG file as it is, or smaller where it is large; empty where it cannot be read."""
+    try:
+        content = path.read_bytes()
+        with Image.open(io.BytesIO(content)) as image:
+            if len(content) > MOST_BYTES or max(image.size) > 2 * MOST_PIXELS:
+                content = _smaller(image)
+            kind = Image.MIME[Image.open(io.BytesIO(content)).format or "PNG"]
+    except (OSError, ValueError, Image.DecompressionBombError):
+        return ""
+    return f"data:{kind};base64,{base64.b64encode(content).decode()}"
+
+
+def _smaller(image: Image.Image) -> bytes:
+    image = image.convert("RGB")
+    image.thumbnail((MOST_PIXELS, MOST_PIXELS))
+    out = io.BytesIO()
+    image.save(out, "JPEG", quality=85)
+    return out.getvalue()

@@ -1,0 +1,1 @@
+"""The page of a sweep: its axes, phase diagram, curves and table."""

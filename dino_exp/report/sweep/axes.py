@@ -1,0 +1,115 @@
+"""What sets the runs of a sweep apart: swept keys, and their values."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from dino_exp.config.identity import GROUPS, WITHOUT_EFFECT, settings
+from dino_exp.report.run_files import read_config
+from dino_exp.report.values import UNKNOWN, Value, as_value, in_order, value_text
+
+if TYPE_CHECKING:
+    from dino_exp.report.run_data import RunData, SweepData
+
+LEADERS = (
+    "loss.teacher_temp",
+    "loss.center_momentum",
+    "ema.momentum",
+    "head.out_dim",
+    "optimizer.lr",
+    "trainer.batch_size",
+    "trainer.seed",
+    "data.name",
+    "backbone.name",
+)
+"""What people think of first: of keys that change together, and of axes for a map."""
+
+
+def find_axes(sweep: SweepData) -> None:
+    """Set the sweep's axes, from what was swept or else from the configurations."""
+    swept = [_assignments(run.overrides) for run in sweep.runs]
+    keys = list(dict.fromkeys(key for values in swept for key in values))
+    keys = [key for key in keys if len({values.get(key) for values in swept}) > 1]
+    if keys:
+        for run, values in zip(sweep.runs, swept, strict=True):
+            run.values = {key: values[key] if key in values else configured(run, key) for key in keys}
+    elif len(sweep.runs) > 1:
+        keys = _compare_configs(sweep)
+    for key in _leading(sweep, keys):
+        sweep.axes[key] = in_order({run.values[key] for run in sweep.runs})
+    for run in sweep.runs:
+        run.values = {key: run.values[key] for key in sweep.axes}
+
+
+def _assignments(overrides: Sequence[str]) -> dict[str, Value]:
+    pairs = (override.lstrip("+~").partition("=") for override in overrides)
+    return {key: as_value(text) for key, _, text in pairs}
+
+
+def configured(run: RunData, key: str) -> Value:
+    """The value that a run has where it was not overridden."""
+    node: Any = run.config or read_config(run.path / "config.yaml", [])
+    if key == "experiment":
+        key = "name"
+    for name in key.split("."):
+        if not isinstance(node, dict) or name not in node:
+            return UNKNOWN
+        node = node[name]
+    if isinstance(node, dict):  # a group, whose option is called after what it makes
+        node = node.get("name") or node.get("schedule") or UNKNOWN
+    return as_value(node)
+
+
+def _compare_configs(sweep: SweepData) -> list[str]:
+    """Find what differs between the runs; sets their values."""
+    flat = []
+    for run in sweep.runs:
+        run.config = read_config(run.path / "config.yaml", run.problems)
+        flat.append(_identity(run.config))
+    everywhere = list(dict.fromkeys(key for values in flat for key in values))
+    keys, partly = [], []
+    for key in everywhere:
+        seen = {value_text(as_value(values[key])) for values in flat if key in values}
+        if len(seen) > 1:
+            keys.append(key)
+        elif any(values and key not in values for values in flat):
+            partly.append(key)
+    if partly:
+        some = ", ".join(partly[:6])
+        sweep.problems.append(f"Runs of different versions: not all know {some}.")
+    for run, values in zip(sweep.runs, flat, strict=True):
+        run.values = {key: as_value(values[key]) if key in values else UNKNOWN for key in keys}
+    return keys
+
+
+def _identity(config: dict[str, Any]) -> dict[str, Any]:
+    try:
+        return settings(config)
+    except (KeyError, TypeError, ValueError):  # of another version, or not whole
+        groups = {group: config[group] for group in GROUPS if isinstance(config.get(group), dict)}
+        return {key: value for key, value in _flat(groups, "") if key not in WITHOUT_EFFECT}
+
+
+def _flat(node: dict[str, Any], prefix: str) -> Iterable[tuple[str, Any]]:
+    for key, value in node.items():
+        if isinstance(value, dict):
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def _leading(sweep: SweepData, keys: Sequence[str]) -> list[str]:
+    """One key of each set of keys that always change together; the others go to `alike`."""
+    first: dict[tuple[int, ...], str] = {}
+    for key in sorted(keys, key=lambda key: LEADERS.index(key) if key in LEADERS else len(LEADERS)):
+        numbers: dict[Value, int] = {}
+        pattern = tuple(numbers.setdefault(run.values[key], len(numbers)) for run in sweep.runs)
+        if pattern in first:
+            sweep.alike.setdefault(first[pattern], []).append(key)
+        else:
+            first[pattern] = key
+    return sorted(
+        (key for key in keys if key in first.values()),
+        key=lambda key: LEADERS.index(key) if key in LEADERS else len(LEADERS),
+    )

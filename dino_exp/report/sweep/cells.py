@@ -1,0 +1,156 @@
+"""The runs of a sweep gathered into the cells of a map over two of its axes."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from itertools import combinations
+from statistics import fmean, stdev
+
+from dino_exp.report.run_data import SEED, RunData, SweepData
+from dino_exp.report.values import Value, value_text
+
+MOST_TICKS = 24
+"""Values that an axis shows one by one; of more, numbers are gathered into ranges."""
+RANGES = 12
+MOST_CELLS = 8_000
+"""Of the maps over all pairs of axes together."""
+MIXED = "mixed"
+"""Of a cell whose runs came to different ends."""
+
+
+@dataclass
+class Cell:
+    """The runs in one place of a map."""
+
+    x: str
+    y: str
+    xi: int
+    yi: int
+    runs: list[RunData] = field(default_factory=list)
+
+    def mean(self, measure: Callable[[RunData], float | None]) -> tuple[float | None, float | None, int]:
+        """Mean, standard deviation (None for less than two) and number of the runs that have the value."""
+        return spread([measure(run) for run in self.runs])
+
+    @property
+    def outcome(self) -> str:
+        """That of more than half of the runs, or `mixed`."""
+        word, number = Counter(run.outcome for run in self.runs).most_common(1)[0]
+        return word if 2 * number > len(self.runs) else MIXED
+
+    @property
+    def outcomes(self) -> str:
+        """healthy, or with their numbers: 2 healthy, 1 slow"""
+        counts = Counter(run.outcome for run in self.runs)
+        if len(counts) == 1:
+            return next(iter(counts))
+        return ", ".join(f"{number} {word}" for word, number in counts.most_common())
+
+
+def spread(values: Sequence[float | None]) -> tuple[float | None, float | None, int]:
+    """Mean, standard deviation and number of the values that are known."""
+    known = [value for value in values if value is not None]
+    if not known:
+        return None, None, 0
+    return fmean(known), stdev(known) if len(known) > 1 else None, len(known)
+
+
+class Ticks:
+    """The places along an axis: its values, or ranges of numbers where there are too many."""
+
+    def __init__(self, values: Sequence[Value], most: int = MOST_TICKS, ranges: int = RANGES) -> None:
+        numbers = [value for value in values if isinstance(value, float)]
+        words = [value for value in values if not isinstance(value, float)]
+        self.ranged = len(values) > most and len(numbers) > ranges
+        self.edges: list[float] = _edges(numbers, ranges) if self.ranged else []
+        if self.ranged:
+            pairs = zip(self.edges, self.edges[1:], strict=False)
+            self.labels = [f"{low:.3g} – {high:.3g}" for low, high in pairs] + words
+        else:
+            self.labels = [value_text(value) for value in values]
+        self.labels = self.labels if len(self.labels) <= most else [*self.labels[: most - 1], "others"]
+
+    def of(self, value: Value) -> int:
+        """The place of a value."""
+        if self.ranged and isinstance(value, float):
+            inside = sum(value >= edge for edge in self.edges[1:-1])
+            return min(inside, len(self.edges) - 2)
+        text = value_text(value)
+        return self.labels.index(text) if text in self.labels else len(self.labels) - 1
+
+
+def _edges(numbers: Sequence[float], count: int) -> list[float]:
+    """Even ranges; on a logarithmic scale where the numbers span more than a factor of 30."""
+    low, high = min(numbers), max(numbers)
+    if low > 0 and high / low > 30:
+        steps = math.log(high / low) / count
+        return [low * math.exp(steps * index) for index in range(count)] + [high]
+    return [low + (high - low) * index / count for index in range(count)] + [high]
+
+
+def map_axes(sweep: SweepData) -> list[str]:
+    """The axes that a map can have, seeds last because they are what one averages over."""
+    return [key for key in sweep.axes if key != SEED] + [key for key in sweep.axes if key == SEED]
+
+
+def pairs(sweep: SweepData) -> Sequence[tuple[str, str | None]]:
+    """Pairs of axes for maps, the first the one to begin with; with one axis, that axis alone.
+
+    As many as a page can hold; the first axes have all their pairs.
+    """
+    axes = map_axes(sweep)
+    if len(axes) < 2:
+        return [(axis, None) for axis in axes]
+    at_once = sorted(combinations(range(len(axes)), 2), key=lambda pair: pair[::-1])
+    most = max(1, MOST_CELLS // len(sweep.runs))
+    return [(axes[first], axes[second]) for first, second in at_once[:most]]
+
+
+def gather(
+    sweep: SweepData, x: str, y: str | None, most: int = MOST_TICKS, ranges: int = RANGES
+) -> list[Cell]:
+    """The cells that have runs, by rows; all runs are in one."""
+    columns = Ticks(sweep.axes[x], most, ranges)
+    rows = Ticks(sweep.axes[y], most, ranges) if y else None
+    cells: dict[tuple[int, int], Cell] = {}
+    for run in sweep.runs:
+        xi = columns.of(run.values[x])
+        yi = rows.of(run.values[y]) if rows and y else 0
+        cell = cells.setdefault((yi, xi), Cell(columns.labels[xi], rows.labels[yi] if rows else "", xi, yi))
+        cell.runs.append(run)
+    return [cells[place] for place in sorted(cells)]
+
+
+def averaged_over(sweep: SweepData, x: str, y: str | None) -> list[str]:
+    """The axes that a map over x and y does not show."""
+    return [key for key in sweep.axes if key not in (x, y)]
+
+
+def seed_groups(sweep: SweepData) -> list[tuple[str, list[RunData]]]:
+    """Runs that differ in nothing but the seed, by the values that tell groups apart.
+
+    Empty where no group has two.
+    """
+    if SEED not in sweep.axes:
+        return []
+    groups: dict[tuple[Value, ...], list[RunData]] = {}
+    others = [key for key in sweep.axes if key != SEED]
+    for run in sweep.runs:
+        groups.setdefault(tuple(run.values[key] for key in others), []).append(run)
+    if all(len(runs) < 2 for runs in groups.values()):
+        return []
+    return [(" · ".join(map(value_text, values)), runs) for values, runs in groups.items()]
+
+
+def heads(keys: Sequence[str]) -> list[str]:
+    """Short names of keys, where they remain different."""
+    names = [short(key) for key in keys]
+    return [key if names.count(name) > 1 else name for key, name in zip(keys, names, strict=True)]
+
+
+def short(key: str) -> str:
+    """teacher_temp of loss.teacher_temp"""
+    return key.rpartition(".")[2]

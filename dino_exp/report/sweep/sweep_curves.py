@@ -1,0 +1,185 @@
+"""The curves of all runs of a sweep as small multiples, a panel per cell of the phase diagram."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import altair as alt
+
+from dino_exp.plots.drawing import QUIET, Figure, Row, show, to_spec
+from dino_exp.report.run_data import RunData, SweepData
+from dino_exp.report.run_files import number
+from dino_exp.report.sweep.cells import Cell, gather, pairs, short, spread
+from dino_exp.report.verdicts import KINDS, describe
+
+STEPS = alt.Axis(labelExpr="format(datum.value, '~s')", tickCount=3)
+KIND_COLORS = alt.Scale(domain=list(KINDS), range="ordinal")
+CURVES = {
+    "loss": "loss / ln K",
+    "entropy": "h / ln K of the teacher",
+    "kl": "KL / ln K",
+    "mi": "mutual information / ln K",
+    "knn": "k-NN of the teacher, percent",
+}
+PANEL = 128
+"""Width of one, in pixels."""
+MOST_TICKS, RANGES = 10, 8
+"""Of an axis in the small multiples, so that there are at most a hundred."""
+
+
+def of_each_metric(curves: Figure) -> list[Figure]:
+    """The small multiples once for each metric that the page lets one choose, for the files beside it."""
+    (chosen,) = curves.spec["params"]
+    figures = []
+    for metric in (name for name, title in CURVES.items() if title in curves.columns):
+        name = curves.name if metric == chosen["value"] else f"{curves.name}_{metric}"
+        spec = {**curves.spec, "params": [chosen | {"value": metric}]}
+        figures.append(replace(curves, name=name, title=f"{curves.title}: {CURVES[metric]}", spec=spec))
+    return figures
+
+
+def small_multiples(sweep: SweepData) -> Figure | None:
+    """The curves of all runs, a panel per cell of the phase diagram; None where nothing was logged."""
+    named = pairs(sweep)
+    if named:
+        cells = gather(sweep, *named[0], most=MOST_TICKS, ranges=RANGES)
+        titles = [_cell_title(cell, named[0][1]) for cell in cells]
+    else:
+        cells, titles = [Cell("", "", 0, 0, sweep.runs)], ["all runs"]
+    order = sorted(range(len(cells)), key=lambda index: (-cells[index].yi, cells[index].xi))
+    places = {id(run): index for index, run in enumerate(sweep.runs)}
+    rows = [row for cell in cells for run in cell.runs for row in _curve_rows(run, places[id(run)], cell)]
+    shown = [name for name in CURVES if any(row[name] is not None for row in rows)]
+    if not shown:
+        return None
+    if named and named[0][1]:
+        rows += _empty_panels(cells)
+    metric = alt.param(name="metric", value="entropy" if "entropy" in shown else shown[0])
+    curves = alt.Chart(alt.NamedData("curves"))
+    lines = (
+        curves.transform_calculate(value="datum[metric]")
+        .transform_filter("isValid(datum.value)")
+        .mark_line(strokeWidth=1.6, aria=False, clip=True)
+        .encode(
+            x=alt.X("step:Q", title=None, axis=STEPS),
+            y=alt.Y("value:Q", title=None, axis=alt.Axis(tickCount=3)),
+            color=alt.Color("kind:N", title=None, scale=KIND_COLORS, legend=kinds_legend(sweep)),
+            strokeDash=alt.StrokeDash(
+                "kind:N",
+                title=None,
+                scale=alt.Scale(domain=list(KINDS), range=[[1, 0], [8, 3], [4, 3], [2, 2]]),
+            ),
+            detail="run:N",
+            tooltip=[alt.Tooltip("label:N", title="run"), alt.Tooltip("outcome:N", title="verdict")],
+        )
+    )
+    # a panel for what has no curve, or it would be missing
+    words = (
+        curves.transform_filter("datum.nothing")
+        .mark_text(fontSize=10, color=QUIET, aria=False)
+        .encode(x=alt.value(PANEL / 2), y=alt.value(40), text="outcome:N", detail="run:N")
+    )
+    panels = alt.layer(lines, words).properties(width=PANEL, height=84)
+    header = alt.Header(labelLimit=PANEL)
+    column = alt.EncodingSortField("xi", op="min")
+    if named and named[0][1]:
+        x, y = named[0]
+        downwards = alt.EncodingSortField("yi", op="min", order="descending")
+        chart = panels.facet(
+            row=alt.Row("y:N", title=y, sort=downwards, header=header),
+            column=alt.Column("x:N", title=x, sort=column, header=header),
+            spacing=14,
+        ).add_params(metric)
+    else:
+        chart = panels.facet(
+            facet=alt.Facet("x:N", title=named[0][0] if named else None, sort=column, header=header),
+            columns=min(5, len(cells)),
+            spacing=14,
+        ).add_params(metric)
+    figure = Figure(
+        "curves",
+        "Curves of all runs",
+        to_spec(chart, {"curves": rows}),
+        f"{len(cells)} panels with the curves of {len(sweep.runs)} runs; color and dashes are the verdict.",
+        renderer="canvas",
+        note=_panels(named),
+    )
+    figure.columns = ("panel", "verdict", *(CURVES[name] for name in shown))
+    figure.table = [
+        (titles[index], cells[index].outcomes, *(_last_mean(cells[index], name) for name in shown))
+        for index in order
+    ]
+    return figure
+
+
+_KEYS = {
+    "entropy": "teacher/entropy_share",
+    "kl": "kl_share",
+    "mi": "teacher/mutual_information_share",
+    "knn": "knn_top1",
+}
+
+
+def _cell_title(cell: Cell, y: str | None) -> str:
+    return f"{cell.x} · {cell.y}" if y else cell.x
+
+
+def _panels(named: Sequence[tuple[str, str | None]]) -> str:
+    axes = " · ".join(short(axis) for axis in named[0] if axis) if named else ""
+    return f"A panel for each {axes}; evenly spaced logged steps." if axes else "Evenly spaced logged steps."
+
+
+def _loss_share(record: dict[str, Any]) -> float | None:
+    loss, ln_k = number(record.get("loss")), number(record.get("ln_k"))
+    return loss / ln_k if loss is not None and ln_k else None
+
+
+def _curve_rows(run: RunData, place: int, cell: Cell) -> list[Row]:
+    kind = describe(run.outcome).kind
+    of = {"run": place, "x": cell.x or "all runs", "y": cell.y, "xi": cell.xi, "yi": cell.yi}
+    of |= {"kind": kind, "label": run.label, "outcome": run.outcome}
+    rows: list[Row] = []
+    for record in run.metrics:
+        values = {name: _rounded(number(record.get(key))) for name, key in _KEYS.items()}
+        rows.append({**of, "step": record["step"], "loss": _rounded(_loss_share(record)), **values})
+    nothing = all(row[name] is None for row in rows for name in CURVES)
+    for row in rows:
+        row["nothing"] = False
+    if nothing:
+        rows.append({**of, **dict.fromkeys(("step", *CURVES)), "nothing": True})
+    return rows
+
+
+def _empty_panels(cells: Sequence[Cell]) -> list[Row]:
+    """A row for each place of the grid that has no runs, without which Vega moves the others up."""
+    columns, lines = {cell.xi: cell.x for cell in cells}, {cell.yi: cell.y for cell in cells}
+    taken = {(cell.xi, cell.yi) for cell in cells}
+    blank = dict.fromkeys(("step", *CURVES, "run")) | {"kind": KINDS[0], "label": "", "outcome": ""}
+    return [
+        {"x": x, "y": y, "xi": xi, "yi": yi, **blank, "nothing": False}
+        for xi, x in columns.items()
+        for yi, y in lines.items()
+        if (xi, yi) not in taken
+    ]
+
+
+def kinds_legend(sweep: SweepData) -> alt.Legend:
+    """A legend of the kinds that there are."""
+    there = {describe(run.outcome).kind for run in sweep.runs}
+    return alt.Legend(orient="top", values=[kind for kind in KINDS if kind in there])
+
+
+def _rounded(value: float | None) -> float | None:
+    return None if value is None else float(f"{value:.4g}")
+
+
+def _last_mean(cell: Cell, name: str) -> str:
+    if name == "loss":
+        values = [_loss_share({"loss": run.last("loss"), "ln_k": run.ln_k}) for run in cell.runs]
+    elif name == "knn":
+        values = [run.knn for run in cell.runs]
+    else:
+        values = [run.last(_KEYS[name]) for run in cell.runs]
+    return show(spread(values)[0], ".1f" if name == "knn" else ".3f")

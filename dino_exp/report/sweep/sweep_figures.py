@@ -1,0 +1,389 @@
+"""The figures of a sweep's page."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import altair as alt
+
+from dino_exp.plots.drawing import CELLS, QUIET, Figure, Row, show, to_spec
+from dino_exp.report.run_data import SEED, RunData, SweepData
+from dino_exp.report.sweep import paper
+from dino_exp.report.sweep.cells import Cell, gather, pairs, seed_groups, short, spread
+from dino_exp.report.sweep.sweep_curves import KIND_COLORS, kinds_legend
+from dino_exp.report.values import value_text
+from dino_exp.report.verdicts import KINDS, OUTCOMES, describe
+
+
+class Measure(NamedTuple):
+    """A figure that a run ends with."""
+
+    name: str
+    title: str
+    of: Callable[[RunData], float | None]
+    form: str
+
+
+KNN = Measure("knn", "k-NN top-1 of the teacher, percent", lambda run: run.knn, ".1f")
+ENTROPY = Measure(
+    "entropy", "Entropy of the teacher, h / ln K", lambda run: run.last("teacher/entropy_share"), ".2f"
+)
+DIVERGENCE = Measure("kl", "KL(teacher ‖ student) / ln K", lambda run: run.last("kl_share"), ".2f")
+INFORMATION = Measure(
+    "mutual_information",
+    "Mutual information of image and prototype, share of ln K",
+    lambda run: run.last("teacher/mutual_information_share"),
+    ".2f",
+)
+MAPS = (KNN, INFORMATION, ENTROPY, DIVERGENCE)
+BRIEF = {"knn": "k-NN, %", "mutual_information": "MI / ln K", "entropy": "h / ln K", "kl": "KL / ln K"}
+
+
+def measure_of(sweep: SweepData) -> Measure:
+    """k-NN, or where no run has it the mutual information."""
+    return KNN if any(run.knn is not None for run in sweep.runs) else INFORMATION
+
+
+# ---- maps --------------------------------------------------------------------------------------------------
+
+
+class MapData(NamedTuple):
+    """The cells of the maps over one pair of axes."""
+
+    x: str
+    y: str | None
+    rows: list[Row]
+
+
+def measures_of(sweep: SweepData) -> list[Measure]:
+    """What there are maps of: all that some run has, k-NN first."""
+    return [each for each in MAPS if any(each.of(run) is not None for run in sweep.runs)]
+
+
+def map_data(sweep: SweepData) -> list[MapData]:
+    """For each pair of axes, the cells with all that the maps show."""
+    places = {id(run): index for index, run in enumerate(sweep.runs)}
+    return [
+        MapData(x, y, [_cell_row(cell, x, y, places) for cell in gather(sweep, x, y)])
+        for x, y in pairs(sweep)
+    ]
+
+
+def _cell_row(cell: Cell, x: str, y: str | None, places: dict[int, int]) -> Row:
+    row: Row = {"x": cell.x, "y": cell.y, "xi": cell.xi, "yi": cell.yi, "outcome": cell.outcome}
+    row["outcomes"] = cell.outcomes
+    row["runs"] = [places[id(run)] for run in cell.runs]
+    row["n"] = len(cell.runs)
+    for measure in MAPS:
+        mean, deviation, count = cell.mean(measure.of)
+        row[measure.name] = None if mean is None else round(mean, 4)
+        known = show(mean, measure.form)
+        if deviation is not None:
+            known += f" ± {deviation:{measure.form}} ({count} runs)"
+        row[f"{measure.name}_text"] = known
+    place = f"{x} {cell.x}" + (f", {y} {cell.y}" if y else "")
+    row["label"] = f"{place}: {row['outcomes']}, k-NN {row['knn_text']}"
+    return row
+
+
+def maps(sweep: SweepData, data: Sequence[MapData]) -> list[Figure]:
+    """The phase diagram of k-NN, and the same maps of what the verdict goes by, over the first axes."""
+    return [_map(sweep, data[0], measure) for measure in measures_of(sweep)] if data else []
+
+
+def _map(sweep: SweepData, data: MapData, measure: Measure) -> Figure:
+    low, high = domain([measure.of(run) for run in sweep.runs], measure)
+    middle = low + 0.52 * (high - low)
+    seen = {run.outcome for run in sweep.runs} | {str(row["outcome"]) for row in data.rows}
+    words = [*(word for word in OUTCOMES if word in seen), *sorted(seen - OUTCOMES.keys())]
+    name = measure.name
+    base = alt.Chart(alt.NamedData(CELLS)).encode(
+        x=alt.X(
+            "x:N",
+            title=data.x,
+            sort=alt.EncodingSortField("xi", op="min"),
+            axis=alt.Axis(labelAngle=0, labelOverlap=False, labelLimit=60, grid=False),
+        ),
+        y=alt.Y(
+            "y:N",
+            title=data.y,
+            sort=alt.EncodingSortField("yi", op="min", order="descending"),
+            axis=alt.Axis(grid=False) if data.y else alt.Axis(labels=False, ticks=False),
+        ),
+    )
+    known = f"isValid(datum.{name})"
+    ink = (
+        alt.when(f"!{known}")
+        .then(alt.value(QUIET))
+        .when(f"datum.{name} >= {middle}")
+        .then(alt.value("black"))
+        .otherwise(alt.value("white"))
+    )
+    tooltip = [
+        alt.Tooltip("x:N", title=data.x),
+        *([alt.Tooltip("y:N", title=data.y)] if data.y else []),
+        alt.Tooltip("outcomes:N", title="verdict"),
+        *(alt.Tooltip(f"{each.name}_text:N", title=BRIEF[each.name]) for each in MAPS),
+        alt.Tooltip("n:Q", title="runs"),
+    ]
+    legend = alt.Legend(
+        orient="bottom",
+        direction="horizontal",
+        columns=3,
+        symbolSize=90,
+    )
+    shapes = alt.Scale(domain=words, range=[describe(word).shape for word in words])
+    chart = alt.layer(
+        base.transform_filter(known)
+        .mark_rect(aria=False)
+        .encode(
+            color=alt.Color(
+                f"{name}:Q",
+                title=None,
+                scale=alt.Scale(scheme="viridis", domain=[low, high], clamp=True),
+                legend=alt.Legend(orient="top", gradientLength=220, format=".2~f", values=_ends(low, high)),
+            ),
+        ),
+        # White with a dark rim: seen on every color, and in the legend on light and dark pages.
+        base.mark_point(
+            size=80, yOffset=-9, aria=False, fill="white", stroke="black", strokeWidth=1.2, opacity=1
+        ).encode(shape=alt.Shape("outcome:N", title=None, scale=shapes, legend=legend)),
+        base.transform_calculate(number=f"{known} ? format(datum.{name}, '{measure.form}') : '–'")
+        .mark_text(dy=10, fontSize=12, fontWeight="bold", aria=False)
+        .encode(text="number:N", color=ink),
+        # On top of all, so that the whole of a cell is hovered over, clicked, and focused by the keyboard.
+        base.mark_rect(stroke=QUIET, strokeWidth=0.5, cursor="pointer", fill="transparent")
+        .encode(tooltip=tooltip, description="label:N")
+        .properties(name="cells"),
+    )
+    columns = len({row["x"] for row in data.rows})
+    chart = chart.properties(width=max(240, 62 * columns), height={"step": 46})
+    over = f" over {data.x}" + (f" and {data.y}" if data.y else "")
+    figure = Figure(
+        f"map_{name}",
+        measure.title,
+        to_spec(chart, {CELLS: data.rows}),
+        f"{measure.title}{over}: {len(data.rows)} cells, from {show(low, measure.form)} to "
+        f"{show(high, measure.form)}. The mark in a cell is the verdict.",
+    )
+    figure.columns, figure.table = map_table(data)
+    return figure
+
+
+def _ends(low: float, high: float) -> list[float]:
+    """The ends of a color scale and what is between, for its legend."""
+    return [low + (high - low) * index / 4 for index in range(5)]
+
+
+def map_table(data: MapData) -> tuple[Sequence[str], list[Sequence[str]]]:
+    """The numbers of the maps, a row per cell."""
+    heads = [data.x, *([data.y] if data.y else []), "verdict", *BRIEF.values(), "runs"]
+    rows: list[Sequence[str]] = [
+        (
+            row["x"],
+            *([row["y"]] if data.y else []),
+            row["outcomes"],
+            *(row[f"{measure.name}_text"] for measure in MAPS),
+            str(row["n"]),
+        )
+        for row in data.rows
+    ]
+    return heads, rows
+
+
+def domain(values: Sequence[float | None], measure: Measure) -> tuple[float, float]:
+    """The ends of a color scale: shares from 0, an entropy to 1, k-NN from its lowest to its highest."""
+    known = [value for value in values if value is not None]
+    if measure is ENTROPY:
+        return 0.0, 1.0
+    low, high = (min(known), max(known)) if known else (0.0, 1.0)
+    low = low if measure is KNN else 0.0
+    return low, high if high - low > 1e-6 else low + 1.0
+
+
+# ---- effect of each axis, seeds, the paper -----------------------------------------------------------------
+
+
+def effects(sweep: SweepData) -> list[Figure]:
+    """For each axis but seeds, all runs and their mean at each of its values."""
+    return [_effect(sweep, axis, measure_of(sweep)) for axis in effect_axes(sweep)]
+
+
+def effect_axes(sweep: SweepData) -> list[str]:
+    """The axes whose effect is shown; seeds have a figure of their own."""
+    return [axis for axis in sweep.axes if axis != SEED]
+
+
+def _effect(sweep: SweepData, axis: str, measure: Measure) -> Figure:
+    cells = gather(sweep, axis, None)
+    points = [
+        {"x": cell.x, "xi": cell.xi, "value": measure.of(run), "run": run.label, "outcome": run.outcome}
+        for cell in cells
+        for run in cell.runs
+    ]
+    means: list[Row] = []
+    table: list[Sequence[str]] = []
+    for cell in cells:
+        mean, deviation, count = cell.mean(measure.of)
+        means.append(
+            {"x": cell.x, "xi": cell.xi, "mean": mean, "n": count, "sd": show(deviation, measure.form)}
+        )
+        table.append(
+            (cell.x, show(mean, measure.form), show(deviation, measure.form), f"{count} of {len(cell.runs)}")
+        )
+    marks = alt.Scale(domain=list(KINDS), range=["circle", "diamond", "square", "cross"])
+    for point in points:
+        point["kind"] = describe(str(point["outcome"])).kind
+    x = alt.X(
+        "x:N",
+        title=axis,
+        sort=alt.EncodingSortField("xi", op="min"),
+        axis=alt.Axis(labelAngle=0, labelOverlap=True, labelLimit=120),
+    )
+    dots = (
+        alt.Chart(alt.NamedData("points"))
+        .mark_point(filled=True, size=55, opacity=0.75, aria=False)
+        .encode(
+            x=x,
+            y=alt.Y("value:Q", title=_axis_title(measure), scale=alt.Scale(zero=False)),
+            color=alt.Color("kind:N", title=None, scale=KIND_COLORS, legend=kinds_legend(sweep)),
+            shape=alt.Shape("kind:N", title=None, scale=marks),
+            tooltip=[
+                alt.Tooltip("run:N"),
+                alt.Tooltip("value:Q", title=measure.title, format=measure.form),
+                alt.Tooltip("outcome:N", title="verdict"),
+            ],
+        )
+    )
+    ticks = (
+        alt.Chart(alt.NamedData("means"))
+        .mark_tick(thickness=3, size=34, color=QUIET, aria=False)
+        .encode(
+            x=x,
+            y="mean:Q",
+            tooltip=[
+                alt.Tooltip("x:N", title=axis),
+                alt.Tooltip("mean:Q", format=measure.form),
+                alt.Tooltip("sd:N", title="standard deviation"),
+                alt.Tooltip("n:Q", title="runs"),
+            ],
+        )
+    )
+    return Figure(
+        f"effect_{axis.replace('/', '_')}",
+        f"Effect of {axis}",
+        to_spec(alt.layer(ticks, dots).properties(width=400, height=230), {"points": points, "means": means}),
+        f"{measure.title} by {axis}: "
+        + "; ".join(f"{row[0]}: mean {row[1]}" for row in table)
+        + ". Points are runs, bars their mean over all other axes.",
+        (axis, "mean", "standard deviation", "runs with a value"),
+        table,
+        renderer="svg" if len(points) < 400 else "canvas",
+    )
+
+
+def _axis_title(measure: Measure) -> str:
+    return "k-NN, percent" if measure is KNN else "mutual information / ln K"
+
+
+MOST_GROUPS = 40
+
+
+def seeds(sweep: SweepData) -> Figure | None:
+    """Mean and standard deviation over seeds of each combination of the other axes; None for one seed."""
+    groups = seed_groups(sweep)
+    if not groups:
+        return None
+    measure = measure_of(sweep)
+    rows: list[Row] = []
+    points: list[Row] = []
+    table: list[Sequence[str]] = []
+    for name, runs in groups:
+        mean, deviation, count = spread([measure.of(run) for run in runs])
+        name = name or "all runs"
+        table.append(
+            (name, show(mean, measure.form), show(deviation, measure.form), f"{count} of {len(runs)}")
+        )
+        if mean is not None:
+            span = deviation or 0.0
+            rows.append({"of": name, "mean": mean, "low": mean - span, "high": mean + span, "n": count})
+            points += [
+                {"of": name, "value": measure.of(run), "seed": value_text(run.values[SEED])} for run in runs
+            ]
+    rows.sort(key=lambda row: -row["mean"])
+    drawn = rows[:MOST_GROUPS]
+    names = {row["of"] for row in drawn}
+    points = [point for point in points if point["of"] in names]
+    order = [row["of"] for row in drawn]
+    y = alt.Y("of:N", title=None, sort=order, axis=alt.Axis(labelLimit=260))
+    base = alt.Chart(alt.NamedData("groups")).encode(y=y)
+    tooltip = [
+        alt.Tooltip("of:N", title="runs"),
+        alt.Tooltip("mean:Q", format=measure.form),
+        alt.Tooltip("low:Q", title="mean − sd", format=measure.form),
+        alt.Tooltip("high:Q", title="mean + sd", format=measure.form),
+        alt.Tooltip("n:Q", title="seeds"),
+    ]
+    scale = alt.Scale(zero=False)
+    chart = alt.layer(
+        base.mark_rule(strokeWidth=3, aria=False).encode(
+            x=alt.X("low:Q", title=_axis_title(measure), scale=scale), x2="high:Q", tooltip=tooltip
+        ),
+        base.mark_point(filled=True, size=80, aria=False, color="#0072B2").encode(
+            x="mean:Q", tooltip=tooltip
+        ),
+        alt.Chart(alt.NamedData("points"))
+        .mark_point(shape="stroke", angle=90, size=60, opacity=0.8, aria=False, color="#D55E00")
+        .encode(
+            y=y, x="value:Q", tooltip=[alt.Tooltip("seed:N"), alt.Tooltip("value:Q", format=measure.form)]
+        ),
+    ).properties(width=520, height=24 * max(1, len(drawn)))
+    others = " · ".join(short(key) for key in sweep.axes if key != SEED)
+    note = f"By {others}." if others else ""
+    if len(rows) > MOST_GROUPS:
+        note += f" The best {MOST_GROUPS} of {len(rows)}; all are in the table."
+    return Figure(
+        "seeds",
+        "Seeds: mean ± standard deviation",
+        to_spec(chart, {"groups": drawn, "points": points}),
+        f"{measure.title}, mean over seeds ± standard deviation: "
+        + "; ".join(f"{row[0]}: {row[1]} ± {row[2]}" for row in table[:MOST_GROUPS]),
+        ("runs", "mean", "standard deviation", "seeds with a value"),
+        table,
+        note=note,
+    )
+
+
+def paper_rows(sweep: SweepData) -> list[tuple[str, Figure]]:
+    """The paper's own figures for each axis that it has a table of, by the axis."""
+    return [(axis, _paper_row(axis)) for axis in sweep.axes if axis in paper.ROWS]
+
+
+def _paper_row(axis: str) -> Figure:
+    rows: list[Row] = [
+        {"x": value, "xi": index, "knn": knn} for index, (value, knn) in enumerate(paper.ROWS[axis])
+    ]
+    base = alt.Chart(alt.NamedData("paper")).encode(
+        x=alt.X(
+            "x:N",
+            title=axis,
+            sort=alt.EncodingSortField("xi", op="min"),
+            axis=alt.Axis(labelAngle=0, labelLimit=130, labelOverlap=True),
+        ),
+        y=alt.Y("knn:Q", title="k-NN, percent (ImageNet)", scale=alt.Scale(domain=[0, 80])),
+        tooltip=[alt.Tooltip("x:N", title=axis), alt.Tooltip("knn:Q", title="k-NN, the paper's")],
+    )
+    chart = alt.layer(
+        base.mark_point(size=80, shape="square", strokeWidth=2, color=QUIET, filled=False, aria=False),
+        base.mark_text(dy=-12, fontSize=11, aria=False).encode(text=alt.Text("knn:Q", format=".1f")),
+    )
+    return Figure(
+        f"paper_{axis}",
+        f"{paper.TITLE}: {axis}",
+        to_spec(chart.properties(width=400, height=230), {"paper": rows}),
+        f"{paper.TITLE}: k-NN by {axis}: " + ", ".join(f"{value}: {knn}" for value, knn in paper.ROWS[axis]),
+        (axis, "k-NN, ImageNet"),
+        [(value, f"{knn:.1f}") for value, knn in paper.ROWS[axis]],
+        note=paper.REMARKS.get(axis, ""),
+    )

@@ -1,0 +1,126 @@
+"""The table of all runs on a sweep's page."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
+
+from dino_exp.metrics import in_words
+from dino_exp.plots.drawing import show
+from dino_exp.report.evaluation_records import KINDS, Result, title
+from dino_exp.report.evaluation_results import differing_circumstances, in_order, remark
+from dino_exp.report.run_data import RunData, SweepData
+from dino_exp.report.sweep.cells import heads as short_heads
+from dino_exp.report.values import value_text
+
+MOST_COLUMNS = 6
+"""Of figures that `evaluate.py` found."""
+
+Cell = tuple[str, Any]
+"""Text, and what it is sorted by."""
+Head = tuple[str, str]
+"""Text, and what it is short for."""
+
+
+def table(
+    sweep: SweepData, links: Sequence[str], problems: list[str]
+) -> tuple[list[Head], list[tuple[RunData, str, list[Cell]]]]:
+    """Heads and rows of the table; `problems` says which of its figures do not compare."""
+    axes = list(sweep.axes)
+    found = columns(sweep.runs, problems)
+    heads = [(word, "") for word in ("state", "verdict", "k-NN %")]
+    heads += zip(short_heads(axes), axes, strict=True)
+    heads += [(word, "") for word in ("student %", "untrained %", "gain")]
+    heads += [(column.head, column.meaning) for column in found]
+    heads += [(word, "") for word in ("h / ln K", "KL / ln K", "MI / ln K", "loss", "step", "images/s")]
+    return heads, [
+        (run, link, _cells(sweep, run, [column.values[index] for column in found]))
+        for index, (run, link) in enumerate(zip(sweep.runs, links, strict=True))
+    ]
+
+
+def _cells(sweep: SweepData, run: RunData, found: Sequence[float | None]) -> list[Cell]:
+    gain = None if run.knn is None or run.untrained_knn is None else run.knn - run.untrained_knn
+    student = run.last("student_knn_top1") if run.knn is not None else None
+    numbers = [
+        (student, ".1f"),
+        (run.untrained_knn, ".1f"),
+        (gain, "+.1f"),
+        *((value, ".1f") for value in found),
+        (run.last("teacher/entropy_share"), ".3f"),
+        (run.last("kl_share"), ".3f"),
+        (run.last("teacher/mutual_information_share"), ".3f"),
+        (run.last("loss"), ".3f"),
+        (None if run.step is None else float(run.step), ",.0f"),
+        (run.last("images_per_second"), ",.0f"),
+    ]
+    swept = [(value_text(run.values[axis]), run.values[axis]) for axis in sweep.axes]
+    first = [(run.state, run.state), (run.verdict or "–", run.verdict), _number_cell(run.knn, ".1f")]
+    return [*first, *swept, *(_number_cell(value, form) for value, form in numbers)]
+
+
+def _number_cell(value: float | None, form: str) -> Cell:
+    return show(value, form), "" if value is None else value
+
+
+# ---- what evaluate.py found --------------------------------------------------------------------------------
+
+
+class Column(NamedTuple):
+    """A figure of all runs."""
+
+    head: str
+    meaning: str
+    values: list[float | None]
+
+
+def columns(runs: Sequence[RunData], problems: list[str]) -> list[Column]:
+    """A column per evaluation, of its main figure in each run's newest result.
+
+    `problems` gets a line for those whose figures do not compare.
+    Without the k-NN where it is the one that training measured.
+    """
+    names = [result.evaluation for result in in_order(each for run in runs for each in run.evaluations)]
+    found = []
+    for name in dict.fromkeys(names):
+        figure = _main_figure(name, runs)
+        newest = [_newest(run, name, figure) for run in runs]
+        values = [result.figures[figure] if result else None for result in newest]
+        known = [(run, value) for run, value in zip(runs, values, strict=True) if value is not None]
+        if not known or (name == "knn" and all(_same(value, run.knn) for run, value in known)):
+            continue
+        head = KINDS[name].head if name in KINDS else f"{name} %"
+        found.append(Column(head, f"{title(name)}: {in_words(figure)}, the newest result", values))
+        if len(found) <= MOST_COLUMNS:
+            problems += _incomparable(title(name), runs, newest)
+    return found[:MOST_COLUMNS]
+
+
+def _same(value: float, other: float | None) -> bool:
+    return other is not None and abs(value - other) < 0.05
+
+
+def _main_figure(evaluation: str, runs: Sequence[RunData]) -> str:
+    """That of KINDS where a run has it, else the first that there is."""
+    results = [each for run in runs for each in run.evaluations if each.evaluation == evaluation]
+    names = [name for each in results for name, value in each.figures.items() if value is not None]
+    preferred = KINDS[evaluation].figure if evaluation in KINDS else ""
+    return preferred if preferred in names or not names else names[0]
+
+
+def _newest(run: RunData, evaluation: str, figure: str) -> Result | None:
+    fitting = (each for each in reversed(run.evaluations) if each.evaluation == evaluation)
+    return next((each for each in fitting if each.figures.get(figure) is not None), None)
+
+
+def _incomparable(evaluation: str, runs: Sequence[RunData], newest: Sequence[Result | None]) -> Iterable[str]:
+    pairs = [(run, result) for run, result in zip(runs, newest, strict=True) if result]
+    results = [result for _, result in pairs]
+    unlike = [key for key in ("network", "checkpoint", "data") if len({getattr(r, key) for r in results}) > 1]
+    unlike += [key for key in differing_circumstances(results) if key != "weights"]
+    if unlike:
+        yield f"{evaluation}: the runs' figures were measured differently, in {', '.join(unlike)}."
+    old = sum(remark(result, run) != "" and result.checkpoint == "last" for run, result in pairs)
+    if old:
+        runs_text = "1 run" if old == 1 else f"{old} runs"
+        yield f"{evaluation}: the figure of {runs_text} is not of the last step."

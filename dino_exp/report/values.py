@@ -1,0 +1,47 @@
+"""Values of configuration keys as places on an axis, and as text."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from typing import Any
+
+from dino_exp.report.run_files import number
+
+Value = float | str
+"""Of a swept key; lists and words as text."""
+
+
+UNKNOWN = "unknown"
+"""The place of a run whose configuration cannot be read, or does not know the key."""
+
+
+def as_value(value: Any) -> Value:
+    """A configuration's value as a place on an axis: a number, or text."""
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, (int, float)):
+        return float(value) if number(value) is not None else str(value)
+    if isinstance(value, (list, tuple)):
+        return "[" + ", ".join(value_text(as_value(item)) for item in value) + "]"
+    if value is None:
+        return "null"
+    text = str(value)
+    if text.startswith("["):
+        return re.sub(r"\s*,\s*", ", ", text)
+    try:
+        return as_value(float(text))
+    except ValueError:
+        return text
+
+
+def value_text(value: Value) -> str:
+    """0.04 and not 0.04000000001; words as they are."""
+    return f"{value:.10g}" if isinstance(value, float) else value
+
+
+def in_order(values: Iterable[Value]) -> list[Value]:
+    """Numbers by size, then words."""
+    values = list(values)
+    numbers = [value for value in values if isinstance(value, float)]
+    return [*sorted(numbers), *sorted(str(value) for value in values if not isinstance(value, float))]

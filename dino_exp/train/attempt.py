@@ -1,0 +1,65 @@
+"""One attempt at a run, and how it ended."""
+
+from __future__ import annotations
+
+import traceback
+from dataclasses import dataclass
+from pathlib import Path
+from typing import cast
+
+from omegaconf import DictConfig
+
+from dino_exp.config.identity import run_id
+from dino_exp.config.schema import Config
+from dino_exp.errors import FAILED, INTERRUPTED, USER_ERROR, UserError, refuse
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How one run ended."""
+
+    run_id: str
+    state: str
+    exit_code: int
+    message: str
+    knn_top1: float | None = None
+
+
+def attempt(cfg: Config | DictConfig, directory: Path, group: str | None) -> Outcome:
+    """Train, and turn whatever happens into an outcome.
+
+    One of several processes leaves at once after an error that the others do not share, because there is no
+    telling what they wait for.
+    """
+    from dino_exp.parallel import distributed
+    from dino_exp.train.run import train
+
+    name, together = run_id(cfg), not distributed.several()
+    try:
+        result = train(cast(Config, cfg), directory, group)
+        return Outcome(name, result.state, result.exit_code, result.message, result.knn_top1)
+    except UserError as error:
+        if distributed.is_main():
+            remove_if_empty(directory, Path(cfg.output_root))
+            refuse([str(error)])
+        together = together or isinstance(error, distributed.AgreedError)
+        outcome = Outcome(name, "failed", USER_ERROR, str(error))
+    except KeyboardInterrupt:
+        outcome = Outcome(name, "preempted", INTERRUPTED, "stopped by Ctrl-C")
+    except Exception as error:
+        traceback.print_exc()
+        outcome = Outcome(name, "failed", FAILED, f"{type(error).__name__}: {error}")
+    if not together:
+        distributed.leave(outcome.exit_code)
+    return outcome
+
+
+def remove_if_empty(directory: Path, root: Path) -> None:
+    """Take away the folders that Hydra made for a run that never began."""
+    for folder in (directory, *directory.parents):
+        try:
+            folder.rmdir()
+        except OSError:
+            return
+        if folder == root.resolve():
+            return

@@ -1,0 +1,93 @@
+"""What a run shows for itself: its crops, curves, attention, and the raw pixels' k-NN to compare with."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+from dino_exp.data.subset import evenly_spread
+from dino_exp.eval.attention.attend import attend, attention_mass
+from dino_exp.plots.run_curves import plot_curves
+from dino_exp.plots.sheets import plot_attention, plot_crops
+from dino_exp.runs.run_directory import RunDirectory
+from dino_exp.tracker import Tracker
+from dino_exp.train.networks import build_networks
+from dino_exp.train.trainer import Trainer
+
+log = logging.getLogger(__name__)
+
+RAW_PIXELS_UP_TO = 64
+"""Image side above which raw pixels are not compared with: they would not fit in memory as features."""
+MASS_IMAGES = 1000
+SHEET_IMAGES = 8
+
+
+def draw_crops(trainer: Trainer, directory: RunDirectory, tracker: Tracker) -> None:
+    """Draw `plots/crops.png`: the first images as the networks will see them in the first epoch."""
+    data, source = trainer.cfg.data, trainer.splits.train
+    indices = list(range(min(SHEET_IMAGES, len(source))))
+    batch = trainer.crop_batches[0, indices]
+    by_crop = [crop for view in trainer.augmented(batch) for crop in view.cpu().split(len(indices))]
+    rows = [
+        (source.read(index), [crops[row] for crops in by_crop])
+        for row, index in enumerate(indices)
+        if index not in batch.corrupt
+    ]
+    out = directory.plots / "crops.png"
+    if rows:
+        plot_crops(rows, out, mean=list(data.mean), std=list(data.std))
+        tracker.image("crops", out, 0)
+
+
+def draw(trainer: Trainer, directory: RunDirectory, tracker: Tracker) -> dict[str, Any]:
+    """Draw `plots/*.png`, send them to the tracker, and return what they show, for `summary.json`."""
+    shown: dict[str, Any] = {}
+    if trainer.knn.applies(trainer.splits) and trainer.cfg.crops.global_size <= RAW_PIXELS_UP_TO:
+        shown["raw_pixels_knn_top1"] = trainer.knn.evaluate_pixels(
+            trainer.splits, image_size=trainer.cfg.crops.global_size, device=trainer.device
+        )
+    curves = directory.plots / "curves.png"
+    if plot_curves(directory.metrics_file, curves):
+        tracker.image("curves", curves, trainer.step)
+    if trainer.splits.test is not None and hasattr(trainer.teacher.backbone, "class_attention"):
+        shown |= _attention(trainer, directory)
+        tracker.image("attention", directory.plots / "attention.png", trainer.step)
+    return shown
+
+
+def _attention(trainer: Trainer, directory: RunDirectory) -> dict[str, Any]:
+    """The class token's attention over held-out images, before and after training."""
+    source, data = trainer.splits.test, trainer.cfg.data
+    assert source is not None
+    _, untrained = build_networks(trainer.cfg)  # the seed gives the same weights again
+    wanted = evenly_spread(len(source), MASS_IMAGES if source.has_masks else SHEET_IMAGES)
+    before, after = (
+        attend(
+            network.backbone,
+            source,
+            wanted,
+            image_size=trainer.cfg.crops.global_size,
+            crop_ratio=trainer.cfg.eval.crop_ratio,
+            mean=list(data.mean),
+            std=list(data.std),
+            device=trainer.device,
+        )
+        for network in (untrained.to(trainer.device), trainer.teacher)
+    )
+    caption, result = "", {}
+    if after.masks is not None and before.masks is not None:
+        mass, untrained_mass = (
+            attention_mass(each.attention, each.masks) for each in (after, before) if each.masks is not None
+        )
+        caption = mass.sentence(untrained_mass)
+        result = {"attention": mass.to_dict(), "untrained_attention": untrained_mass.to_dict()}
+    first = slice(0, SHEET_IMAGES)
+    plot_attention(
+        after.images[first],
+        after.attention[first],
+        None if after.masks is None else after.masks[first],
+        before.attention[first],
+        directory.plots / "attention.png",
+        caption=caption,
+    )
+    return result

@@ -1,0 +1,110 @@
+"""All that follows from the configuration and the size of the data: lengths, schedules, derived numbers."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from dino_exp.config.schema import Config
+from dino_exp.config.targets import build
+from dino_exp.dino.schedule import cosine_schedule
+from dino_exp.dino.verdict import Judge
+from dino_exp.errors import UserError
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Lengths in steps, and the value of each scheduled quantity at every step."""
+
+    batch_size: int
+    steps_per_epoch: int
+    total_steps: int
+    """Steps that the schedules span."""
+    stop_step: int
+    """Steps after which the run is finished; less than `total_steps` with `trainer.max_steps`."""
+    warmup_steps: int
+    freeze_steps: int
+    """Steps at the start in which the last layer does not move."""
+    eval_steps: int
+    """Steps between two k-NN evaluations."""
+    out_dim: int
+    lr: np.ndarray
+    weight_decay: np.ndarray
+    ema_momentum: np.ndarray
+
+    @classmethod
+    def of(cls, cfg: Config, images: int, processes: int = 1) -> Plan:
+        """The plan of a configuration for a training set of `images` images.
+
+        Raises `UserError` for a batch that is larger, or cannot be shared out among the processes.
+        """
+        batch_size, parts = cfg.trainer.batch_size, processes * cfg.trainer.accumulate
+        if batch_size % parts:
+            below = batch_size // parts * parts
+            nearest = f"nearest are {below} and {below + parts}" if below else f"the smallest is {parts}"
+            raise UserError(
+                f"trainer.batch_size = {batch_size}: not a multiple of {processes} processes times "
+                f"trainer.accumulate = {cfg.trainer.accumulate}; {nearest}."
+            )
+        if images < batch_size:
+            raise UserError(
+                f"trainer.batch_size = {batch_size}: the data set has only {images} images, "
+                f"less than one batch; use at most {images}."
+            )
+        per_epoch = images // batch_size
+        total = cfg.trainer.epochs * per_epoch
+        optimizer = cfg.optimizer
+        warmup = round(optimizer.warmup_epochs * per_epoch)
+        return cls(
+            batch_size=batch_size,
+            steps_per_epoch=per_epoch,
+            total_steps=total,
+            stop_step=min(total, cfg.trainer.max_steps or total),
+            warmup_steps=warmup,
+            freeze_steps=round(optimizer.freeze_last_layer_epochs * per_epoch),
+            eval_steps=cfg.eval.every_epochs * per_epoch,
+            out_dim=cfg.head.out_dim,
+            lr=cosine_schedule(optimizer.lr * batch_size / 256, optimizer.min_lr, total, warmup_steps=warmup),
+            weight_decay=cosine_schedule(optimizer.weight_decay, optimizer.final_weight_decay, total),
+            ema_momentum=build(cfg.ema, total_steps=total),
+        )
+
+    def epoch(self, step: int) -> int:
+        """The epoch, from 0, that a step belongs to."""
+        return step // self.steps_per_epoch
+
+    def facts(self) -> dict[str, str]:
+        """What a person would otherwise work out by hand, as name and text."""
+        momentum = float(self.ema_momentum[0])
+        if momentum == 0:
+            memory = "none: the teacher is the student"
+        elif momentum == 1:
+            memory = "the teacher never moves"
+        else:
+            steps = math.log(0.5) / math.log(momentum)
+            memory = f"{steps:,.0f} steps = {steps / self.steps_per_epoch:.2g} epochs at λ = {momentum:g}"
+        length = f"{self.steps_per_epoch:,} per epoch, {self.total_steps:,} in all"
+        if self.stop_step < self.total_steps:
+            length += f", stopping after {self.stop_step:,} (trainer.max_steps)"
+        return {
+            "steps": length,
+            "learning rate": f"0 → {self.lr.max():.3g} in {self.warmup_steps:,} steps → {self.lr[-1]:.2g} "
+            f"(batch {self.batch_size} / 256)",
+            "weight decay": f"{self.weight_decay[0]:.3g} → {self.weight_decay[-1]:.3g}",
+            "teacher's half-life": memory,
+            "last layer frozen": f"{self.freeze_steps:,} steps",
+            "ln K": f"{math.log(self.out_dim):.4f} (the loss of a uniform collapse, K = {self.out_dim:,})",
+        }
+
+
+def judge_of(cfg: Config, *, warmup_steps: int, total_steps: int) -> Judge:
+    """Return the judge of a run, from its configuration and its schedules' steps."""
+    return Judge(
+        out_dim=cfg.head.out_dim,
+        crops=2 * cfg.trainer.batch_size,
+        warmup_steps=max(50, warmup_steps),
+        total_steps=total_steps,
+        center_momentum=cfg.loss.center_momentum if cfg.loss.centering == "mean" else 0.0,
+    )

@@ -1,0 +1,95 @@
+"""What a person sees while a run goes on: a live line on a terminal, a line now and then in a log file."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from types import TracebackType
+from typing import Any
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.text import Text
+
+from dino_exp.console import LOG_LINES
+from dino_exp.dino.verdict import Verdict
+
+COLORS = {"healthy": "green", "slow": "yellow", "warming-up": "cyan"}
+
+
+def verdict_text(verdict: Verdict) -> Text:
+    """The word in its color: red for collapsed and diverged."""
+    return Text(verdict.word, style=f"bold {COLORS.get(verdict.word, 'red')}")
+
+
+class RunProgress:
+    """Shows steps, loss, teacher entropy, KL, center norm, k-NN, images/s, time left, and the verdict."""
+
+    def __init__(self, console: Console, stop_step: int) -> None:
+        self.console, self.stop_step = console, stop_step
+        self._bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=None),
+            MofNCompleteColumn(),
+            TextColumn("steps, left"),
+            TimeRemainingColumn(),
+            console=console,
+        )
+        self._task = self._bar.add_task("starting", total=stop_step)
+        self._stats = Text("")
+        self._live: Live | None = None
+        self._last_line = 0
+        self._shown = 0.0
+
+    def __enter__(self) -> RunProgress:
+        if self.console.is_terminal:
+            group = Group(self._bar, self._stats)
+            self._live = Live(group, console=self.console, refresh_per_second=4)
+            self._live.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._live:
+            self._live.stop()
+
+    def step(self, step: int) -> None:
+        """Move the bar; cheap enough for every step."""
+        now = time.monotonic()
+        if self._live and now - self._shown > 0.2:
+            self._bar.update(self._task, completed=step)
+            self._shown = now
+
+    def logged(self, step: int, metrics: Mapping[str, Any], verdict: Verdict) -> None:
+        """Show a logged step's metrics (names as in metrics.jsonl)."""
+        text = Text("  ".join(self._numbers(metrics)))
+        if self._live:
+            self._bar.update(self._task, completed=step, description=verdict_text(verdict).markup)
+            self._stats.plain = text.plain
+        elif (
+            step == self.stop_step
+            or "knn_top1" in metrics
+            or step - self._last_line >= self.stop_step / LOG_LINES
+        ):
+            self._last_line = step
+            self.console.print(f"step {step}/{self.stop_step}", text, "", verdict_text(verdict))
+
+    @staticmethod
+    def _numbers(metrics: Mapping[str, Any]) -> list[str]:
+        shown = {
+            "loss": ("loss", "{:.3f}"),
+            "ln_k": ("ln K", "{:.3f}"),
+            "teacher/entropy_share": ("h/ln K", "{:.3f}"),
+            "kl": ("KL", "{:.3f}"),
+            "teacher/mutual_information_share": ("MI/ln K", "{:.3f}"),
+            "center_norm": ("center", "{:.2f}"),
+            "knn_top1": ("k-NN", "{:.1f}%"),
+            "images_per_second": ("images/s", "{:.0f}"),
+        }
+        return [
+            f"{label} {form.format(metrics[key])}"
+            for key, (label, form) in shown.items()
+            if metrics.get(key) is not None
+        ]

@@ -1,0 +1,347 @@
+"""A run from its configuration to its summary: where it lives, whether it goes on, and how it ends."""
+
+from __future__ import annotations
+
+import datetime
+import logging
+import socket
+import time
+import traceback
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import OmegaConf
+from rich.console import Console
+from rich.text import Text
+
+from dino_exp import machine
+from dino_exp.atomic import write_atomically
+from dino_exp.config.identity import differing_keys
+from dino_exp.config.schema import Config
+from dino_exp.config.stored import read_plain
+from dino_exp.config.targets import build
+from dino_exp.console import console_for_a_run, log_lines_on, table
+from dino_exp.data.source import Splits
+from dino_exp.errors import UserError
+from dino_exp.parallel import distributed
+from dino_exp.parallel.interrupt import Interrupt
+from dino_exp.runs import environment
+from dino_exp.runs.revision import git_revision
+from dino_exp.runs.run_directory import OthersRunDirectory, RunDirectory, job_id
+from dino_exp.tracker import NoTracker, RunInfo, Tracker, new_tracker_id
+from dino_exp.train import checkpoint
+from dino_exp.train.closing import draw, draw_crops
+from dino_exp.train.progress import RunProgress, verdict_text
+from dino_exp.train.trainer import Trainer
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """How a run ended."""
+
+    state: str
+    """finished, preempted, collapsed (stopped on purpose) or failed."""
+    exit_code: int
+    directory: Path
+    message: str
+    """The verdict and its figures, or the error."""
+    knn_top1: float | None = None
+    """Of the final teacher, in percent."""
+
+
+def train(cfg: Config, path: Path, group: str | None = None) -> RunResult:
+    """Train, go on with, or show the run of `cfg` in the directory `path`.
+
+    All processes of a run call it with the same arguments; rank 0 decides and writes, the others follow.
+
+    Args:
+        cfg: a validated configuration.
+        path: the run directory; with `resume=never` one beside it if it holds a run already.
+        group: the sweep that the run belongs to, for the tracker.
+
+    Raises:
+        UserError: the configuration or a file cannot work; nothing was written.
+    """
+    console = console_for_a_run()
+    if cfg.resume == "never":
+        path = distributed.from_main(RunDirectory.beside(path).path)
+    is_main = distributed.is_main()
+    directory = RunDirectory(path) if is_main else OthersRunDirectory(path)
+    with distributed.agreed():
+        refuse_foreign(directory, cfg)
+    ended = distributed.from_main(directory.read_status().get("state"))
+    if ended in ("finished", "collapsed"):
+        return show_ended(directory, console)
+    begun = distributed.from_main((directory.checkpoints / "last.pt").exists())
+    with log_lines_on(console):
+        try:
+            with distributed.agreed():
+                splits: Splits = build(cfg.data)
+                device = machine.choose_device(cfg.trainer.device)
+                machine.use_threads(device, machine.choose_workers(cfg.trainer.num_workers, device))
+                trainer = Trainer(cfg, splits, device)
+                if getattr(cfg, "init_from", None) and not begun:
+                    trainer.begin_with_weights()
+                tracker: Tracker = build(cfg.tracker) if is_main else NoTracker()
+            with distributed.agreed():
+                directory.hold()
+            # until the very end: torchrun sends the survivors of a failure SIGTERM while they write it down
+            with Interrupt() as interrupt:
+                return _run(cfg, directory, trainer, tracker, console, group, interrupt)
+        finally:
+            directory.release()
+
+
+def refuse_foreign(directory: RunDirectory, cfg: Config) -> None:
+    """Raise `UserError` if the directory holds another training's run, or one of a newer version."""
+    directory.read_status()
+    if not directory.config_file.exists():
+        return
+    different = differing_keys(read_plain(directory), cfg)
+    if different:
+        lines = "".join(
+            f"\n  {key}: {there!r} there, {here!r} here" for key, (there, here) in different.items()
+        )
+        raise UserError(
+            f"{directory.path}: this directory holds a run with another configuration:{lines}\n"
+            "Choose another directory, or leave hydra.run.dir alone: it is made from the configuration."
+        )
+
+
+def show_ended(directory: RunDirectory, console: Console) -> RunResult:
+    """Print the summary of a run that is over already."""
+    summary = directory.read_summary()
+    state, verdict = summary["state"], summary["verdict"]
+    shown = ("verdict", "evidence", "knn_top1", "untrained_knn_top1", "initial_knn_top1", "steps")
+    rows = {key: summary[key] for key in shown if summary.get(key) is not None}
+    console.print(table(f"This run is over already: {state}", rows | {"directory": str(directory.path)}))
+    console.print("To train it afresh beside this one, add resume=never.")
+    return RunResult(state, 0, directory.path, f"{state} before; {verdict}", summary["knn_top1"])
+
+
+def _run(
+    cfg: Config,
+    directory: RunDirectory,
+    trainer: Trainer,
+    tracker: Tracker,
+    console: Console,
+    group: str | None,
+    interrupt: Interrupt,
+) -> RunResult:
+    is_main, last = distributed.is_main(), directory.checkpoints / "last.pt"
+    resumed = distributed.from_main(last.exists())
+    with distributed.agreed():
+        if resumed:
+            trainer.restore(checkpoint.load(last))
+    if is_main:
+        begin(cfg, directory, trainer, tracker, group, resumed)
+    distributed.from_main(None)  # the directory is as it should be before anyone may fail
+    introduce(trainer, directory, console, resumed)
+    state, summary = "failed", {}
+    try:
+        if trainer.step == 0 and is_main:
+            draw_crops(trainer, directory, tracker)
+        with RunProgress(console, trainer.plan.stop_step) as progress:
+            state = trainer.fit(directory, tracker, progress, interrupt)
+        directory.write_status(step=trainer.step)
+        summary = summarize(trainer, state)
+        if state in ("finished", "collapsed") and is_main:
+            summary |= draw(trainer, directory, tracker)
+        if state != "preempted":
+            directory.write_summary(summary)
+        exit_code = 1 if state == "failed" else 0
+        if state == "preempted":
+            exit_code = 128 + (interrupt.signal or 0)
+        if state == "failed" and is_main:
+            directory.write_traceback(summary["evidence"] + "\n")
+    except BaseException as error:
+        state = "preempted" if isinstance(error, KeyboardInterrupt) else "failed"
+        if state == "failed":
+            note_failure(directory)
+        directory.write_status(state=state)
+        tracker.finish({"state": state, "error": str(error)}, exit_code=1)
+        raise
+    directory.write_status(state=state)
+    tracker.finish(summary | {"state": state}, exit_code)
+    message = conclude(trainer, directory, console, state, summary)
+    return RunResult(state, exit_code, directory.path, message, summary.get("knn_top1"))
+
+
+def begin(
+    cfg: Config,
+    directory: RunDirectory,
+    trainer: Trainer,
+    tracker: Tracker,
+    group: str | None,
+    resumed: bool,
+) -> None:
+    """Write what the directory holds from the start, and start the tracker."""
+    before, code = directory.read_status(), git_revision()
+    if before.get("git_revision") not in (None, code["git_revision"]):
+        log.warning("The code is not the one that began this run: %s.", before["git_revision"])
+    tracker_id = before.get("tracker_id") or new_tracker_id()
+    resolved = OmegaConf.to_yaml(cfg, resolve=True)
+    write_atomically(directory.config_file, lambda file: file.write(resolved.encode()))
+    directory.rewind_metrics(trainer.step if resumed else -1)
+    directory.traceback_file.unlink(missing_ok=True)
+    directory.write_status(
+        state="running",
+        step=trainer.step,
+        total_steps=trainer.plan.stop_step,
+        attempt=before.get("attempt", 0) + 1,
+        attempts=[*attempts_before(before), this_attempt(trainer)],
+        tracker_id=tracker_id,
+        run_id=directory.path.name,
+        **code,
+    )
+    config = OmegaConf.to_container(cfg, resolve=True)
+    assert isinstance(config, dict)
+    tracker.start(
+        RunInfo(
+            directory=directory.path,
+            name=directory.path.name,
+            group=group,
+            config={str(key): value for key, value in config.items()},
+            tracker_id=tracker_id,
+            resume_step=trainer.step,
+        )
+    )
+
+
+def attempts_before(status: dict[str, Any]) -> list[dict[str, Any]]:
+    """The earlier attempts, the last of which ended at its last heartbeat."""
+    attempts = status.get("attempts", [])
+    if attempts and "until" not in attempts[-1]:
+        attempts[-1] |= {"until": status.get("heartbeat"), "to_step": status.get("step")}
+    return attempts
+
+
+def this_attempt(trainer: Trainer) -> dict[str, Any]:
+    """When, where and from which step the run goes on; times in seconds since 1970."""
+    return {
+        "began": time.time(),
+        "from_step": trainer.step,
+        "host": socket.gethostname(),
+        "job": job_id(),
+        "processes": distributed.count(),
+        "device": trainer.device.type,
+    }
+
+
+def note_failure(directory: RunDirectory) -> None:
+    """Write the traceback of the process that failed first; the others only lost their connection to it."""
+    text = traceback.format_exc()
+    if distributed.several():
+        who = f"process {distributed.rank()} of {distributed.count()} on {socket.gethostname()}"
+        text = f"{who}:\n{text}"
+    if not directory.write_traceback(text):
+        log.error("Another process of this run failed first: see %s.", directory.traceback_file)
+
+
+def introduce(trainer: Trainer, directory: RunDirectory, console: Console, resumed: bool) -> None:
+    """Print what was derived from the configuration."""
+    cfg, splits = trainer.cfg, trainer.splits
+    parameters = sum(parameter.numel() for parameter in trainer.student.backbone.parameters())
+    precision = str(trainer.autocast_type or torch.float32).removeprefix("torch.")
+    held_out = f", {len(splits.test):,} held out" if splits.test else ""
+    rows = {
+        "data": f"{cfg.data.name}: {len(splits.train):,} images{held_out}",
+        "backbone": f"{cfg.backbone.name}: {parameters:,} parameters",
+        "machine": f"{trainer.device.type}, {precision}, {torch.get_num_threads()} threads, "
+        f"{trainer.workers} loader processes",
+        **shares(trainer),
+        **trainer.plan.facts(),
+        "directory": str(directory.path),
+    }
+    if trainer.taken:
+        console.print(table("Weights to begin with", trainer.taken))
+    console.print(table(f"DINO: {directory.path.name}", rows))
+    if trainer.augment.left_out:
+        console.print(
+            f"data.channels = {cfg.data.channels}: {', '.join(trainer.augment.left_out)} need RGB and are "
+            "left out."
+        )
+    if not trainer.knn.applies(splits):
+        console.print("No labeled held-out images: k-NN is off (for folders, set data.val_root).")
+    if resumed:
+        console.print(f"Going on from step {trainer.step:,} of {trainer.plan.stop_step:,}.")
+
+
+def shares(trainer: Trainer) -> dict[str, str]:
+    """How the batch is shared out, where it is."""
+    processes, parts, batch = distributed.count(), trainer.cfg.trainer.accumulate, trainer.plan.batch_size
+    if processes * parts == 1:
+        return {}
+    of_a_process = f"{batch} images = {processes} processes x {batch // processes}"
+    return {"batch": f"{of_a_process}, in {parts} parts" if parts > 1 else of_a_process}
+
+
+def summarize(trainer: Trainer, state: str) -> dict[str, Any]:
+    """The content of `summary.json` that needs no further work."""
+    verdict = trainer.judge.verdict
+    final = {} if not trainer.last_metrics else {"final": trainer.last_metrics}
+    trained = max(trainer.training_seconds, 1e-9)
+    began_as = "initial" if getattr(trainer.cfg, "init_from", None) else "untrained"
+    return {
+        "state": state,
+        "verdict": verdict.word,
+        "evidence": verdict.evidence,
+        "knn_top1": trainer.last_metrics.get("knn_top1"),
+        "student_knn_top1": trainer.last_metrics.get("student_knn_top1"),
+        "best_knn_top1": trainer.best_knn if trainer.best_knn >= 0 else None,
+        f"{began_as}_knn_top1": trainer.untrained_knn,
+        "steps": trainer.step,
+        "images_per_second": trainer.step * trainer.plan.batch_size / trained,
+        "wall_seconds": trainer.seconds,
+        "peak_memory_mib": machine.peak_memory_mib(trainer.device),
+        "corrupt_images": [trainer.splits.train.name(index) for index in sorted(trainer.corrupt)],
+        "ended": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        "environment": environment.environment(trainer.device) | {"processes": distributed.count()},
+        **final,
+    }
+
+
+def conclude(
+    trainer: Trainer, directory: RunDirectory, console: Console, state: str, summary: dict[str, Any]
+) -> str:
+    """Print the closing table; returns its essence as one line."""
+    verdict = trainer.judge.verdict
+    if state == "preempted":
+        console.print(
+            f"Stopped at step {trainer.step:,} of {trainer.plan.stop_step:,}; saved. "
+            "The same command goes on from there."
+        )
+        return f"stopped at step {trainer.step}"
+    rows: dict[str, Any] = {"verdict": verdict_text(verdict), "because": verdict.evidence}
+    if summary["knn_top1"] is not None:
+        before = "initial" if "initial_knn_top1" in summary else "untrained"
+        rows[f"k-NN, {before} → now"] = f"{summary[f'{before}_knn_top1']:.1f} % → {summary['knn_top1']:.1f} %"
+    if summary.get("raw_pixels_knn_top1") is not None:
+        rows["k-NN of raw pixels"] = f"{summary['raw_pixels_knn_top1']:.1f} %"
+    if summary.get("attention"):
+        now, untrained = summary["attention"], summary["untrained_attention"]
+        rows["attention on the object"] = (
+            f"{now['mass']:.0%} of the class token's, on {now['area']:.0%} of the image "
+            f"(untrained {untrained['mass']:.0%}, centered Gaussian {now['gaussian_mass']:.0%})"
+        )
+    rows["speed"] = f"{summary['images_per_second']:,.0f} images/s, {summary['wall_seconds']:,.0f} s in all"
+    if summary["corrupt_images"]:
+        rows["unreadable images"] = str(len(summary["corrupt_images"]))
+    rows["state"] = Text(state)
+    for name, path in (
+        ("crops", directory.plots / "crops.png"),
+        ("curves", directory.plots / "curves.png"),
+        ("attention", directory.plots / "attention.png"),
+        ("directory", directory.path),
+    ):
+        if path.exists():
+            rows[name] = str(path)
+    console.print(table("Result", rows))
+    if state == "failed":
+        return f"{verdict.word}: {verdict.evidence}"
+    knn = "" if summary["knn_top1"] is None else f", k-NN {summary['knn_top1']:.1f} %"
+    return f"{verdict.word}{knn}"

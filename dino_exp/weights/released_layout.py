@@ -1,0 +1,81 @@
+"""The released code's names and layout, to ours and back, value for value.
+
+Ours are `backbone.*` and `head.*`, with the library's own names inside `backbone`. The released code's full
+checkpoint is a dictionary with `student`, `teacher`, `dino_loss`, `epoch`, `args` and more, whose student is
+wrapped for several GPUs (`module.`), as is the teacher where there is batch norm (facebookresearch/dino,
+`main_dino.py`).
+"""
+
+from __future__ import annotations
+
+from argparse import Namespace
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+State = dict[str, Tensor]
+
+GAIN = ("last_layer.parametrizations.weight.original0", "last_layer.weight_g")
+DIRECTION = ("last_layer.parametrizations.weight.original1", "last_layer.weight_v")
+"""What torch's newer weight norm calls the gain and the direction, and what the released code does."""
+
+
+def our_names(state: Mapping[str, Tensor]) -> State:
+    """The tensors of a network under our names; those of a bare backbone become `backbone.*`."""
+    stripped = {key.removeprefix("module."): value for key, value in state.items()}
+    if not any(key.startswith("backbone.") for key in stripped):
+        stripped = {f"backbone.{key}": value for key, value in stripped.items()}
+    result: State = {}
+    for key, value in stripped.items():
+        if key.startswith("head."):
+            result[key.replace(*GAIN).replace(*DIRECTION)] = value
+        elif "cls_attn_blocks." in key and ".attn.qkv." in key:
+            # timm's XCiT makes only one query, that of the class token, and so keeps the three apart
+            for letter, part in zip("qkv", value.chunk(3), strict=True):
+                result[key.replace(".qkv.", f".{letter}.")] = part
+        else:
+            result[key.replace("backbone.pos_embeder.", "backbone.pos_embed.")] = value
+    return result
+
+
+def released_names(state: Mapping[str, Tensor], *, wrapped: bool) -> State:
+    """The inverse of `our_names` for a network with a head; `wrapped` puts `module.` before every name."""
+    result: State = {}
+    for key, value in state.items():
+        name = key.replace("backbone.pos_embed.", "backbone.pos_embeder.")
+        if "cls_attn_blocks." in key and ".attn.q." in key:
+            value = torch.cat([state[key.replace(".q.", f".{letter}.")] for letter in "qkv"])
+            name = key.replace(".q.", ".qkv.")
+        elif "cls_attn_blocks." in key and (".attn.k." in key or ".attn.v." in key):
+            continue
+        result[f"module.{name}" if wrapped else name] = value
+    return result
+
+
+def released_layout(
+    student: Mapping[str, Tensor],
+    teacher: Mapping[str, Tensor],
+    center: Tensor,
+    *,
+    epoch: int,
+    args: Mapping[str, Any],
+) -> dict[str, Any]:
+    """A full checkpoint as `main_dino.py` writes it, less the optimizer's state.
+
+    Args:
+        student: all tensors of the student under our names.
+        teacher: the same of the teacher.
+        center: (1, K).
+        epoch: the epoch that comes next, from 0.
+        args: the command line's values by the released names.
+    """
+    has_batch_norm = any(key.endswith(".running_mean") for key in student)
+    return {
+        "student": released_names(student, wrapped=True),
+        "teacher": released_names(teacher, wrapped=has_batch_norm),
+        "epoch": epoch,
+        "args": Namespace(**args),
+        "dino_loss": {"center": center},
+    }

@@ -1,0 +1,188 @@
+"""A sweep from its configurations to its submission: what is there already, what is missing, who gets it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, TypeVar
+
+from omegaconf import DictConfig, OmegaConf
+
+from dino_exp.atomic import write_atomically
+from dino_exp.config.identity import identity, run_id
+from dino_exp.config.schema import Config
+from dino_exp.errors import UserError
+from dino_exp.runs.manifest import Entry, Manifest, changing
+from dino_exp.runs.revision import git_revision
+from dino_exp.runs.run_directory import RunDirectory
+from dino_exp.tracker import new_tracker_id
+from launchers import local, slurm
+from launchers.states import Observer, RunState
+
+Item = TypeVar("Item")
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """A run that was asked for."""
+
+    name: str
+    """Of its directory."""
+    overrides: tuple[str, ...]
+    """What sets it apart from the other runs."""
+    cfg: Config | DictConfig
+
+    @cached_property
+    def config_hash(self) -> str:
+        """SHA-256 of all values that can change the result."""
+        return hashlib.sha256(json.dumps(identity(self.cfg), sort_keys=True).encode()).hexdigest()
+
+
+@dataclass
+class Submission:
+    """What came of a command."""
+
+    manifest: Manifest
+    submitted: list[str]
+    """Names of the runs that were given to a job or a queue now."""
+    left_alone: dict[str, str]
+    """The others by name, and why: their state, or that they have failed too often."""
+
+
+def wanted(cfgs: Sequence[DictConfig], overrides: Sequence[tuple[str, ...]], folder: Path) -> list[Wanted]:
+    """The runs of a sweep; with `resume=never` each has a directory that is new."""
+    runs = []
+    for cfg, own in zip(cfgs, overrides, strict=True):
+        name = run_id(cfg)
+        if cfg.resume == "never":
+            name = RunDirectory.beside(folder / name).path.name
+            cfg.resume = "auto"  # whoever comes back to this directory must not look for a new one
+        runs.append(Wanted(name, own, cfg))
+    return runs
+
+
+def plan(
+    manifest: Manifest, runs: Sequence[Wanted], max_retries: int
+) -> tuple[list[Wanted], dict[str, str], set[str]]:
+    """Which of `runs` are missing, the others by name and why, and who has failed; changes nothing."""
+    before = {run.name: run for run in Observer().observe(manifest)}
+    missing, left_alone = [], {}
+    for run in runs:
+        refuse_other_configuration(manifest, run)
+        reason = why_not(run.name, before, manifest, max_retries)
+        if reason:
+            left_alone[run.name] = reason
+        else:
+            missing.append(run)
+    return missing, left_alone, {name for name, run in before.items() if run.state == "failed"}
+
+
+def submit(folder: Path, launcher: str, settings: Mapping[str, Any], runs: Sequence[Wanted]) -> Submission:
+    """Give to `launcher` what of `runs` is missing, and write down who has it.
+
+    Args:
+        folder: the sweep's.
+        launcher: slurm or local.
+        settings: as the fields of that launcher's settings class.
+        runs: all that the sweep should have; those of the folder that are not among them stay as they are.
+
+    Raises:
+        UserError: the folder cannot be written, another configuration's run is in the way, or SLURM refuses.
+    """
+    refuse_newer_runs(folder, runs)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with changing(folder):
+            manifest = Manifest.load_or_new(folder)
+            manifest.launcher = launcher
+            manifest.settings = {key: value for key, value in settings.items() if key != "_target_"}
+            missing, left_alone, failed = plan(manifest, runs, settings["max_retries"])
+            for run in runs:
+                manifest.runs.setdefault(run.name, Entry(list(run.overrides), run.config_hash))
+            for run in missing:
+                prepare(manifest, run)
+                manifest.runs[run.name].retries += run.name in failed
+            manifest.save()
+            give(manifest, settings, [run.name for run in missing])
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise UserError(f"{folder}: cannot be written ({reason}); choose another output_root.") from None
+    if launcher == "local" and missing:
+        local.start_queue(folder)
+    return Submission(manifest, [run.name for run in missing], left_alone)
+
+
+def why_not(name: str, before: Mapping[str, RunState], manifest: Manifest, max_retries: int) -> str:
+    """Why a run is not to be submitted; empty if it is."""
+    run = before.get(name)
+    state = run.state if run else manifest.directory(name).read_status().get("state", "")
+    if state in ("finished", "collapsed"):
+        return str(state)
+    if not run and manifest.directory(name).is_held():
+        return "running, by a process that no launcher started"
+    if run and run.in_hand:
+        return f"{state}, job {run.entry.job}" if run.entry.job != local.LOCAL else state
+    if run and state == "failed" and run.entry.retries >= max_retries:
+        return f"failed {run.entry.retries + 1} times (hydra.launcher.max_retries = {max_retries})"
+    return ""
+
+
+def refuse_newer_runs(folder: Path, runs: Sequence[Wanted]) -> None:
+    """Raise `UserError` for a sweep of which a newer version of this program has written a file."""
+    manifest = Manifest.load_or_new(folder)
+    for name in {*manifest.runs, *(run.name for run in runs)}:
+        manifest.directory(name).read_status()
+
+
+def refuse_other_configuration(manifest: Manifest, run: Wanted) -> None:
+    """A `UserError` if a run's short hash is that of another configuration."""
+    entry = manifest.runs.get(run.name)
+    if entry and entry.config_hash != run.config_hash:
+        raise UserError(
+            f"{manifest.folder / run.name}: belongs to another configuration with the same short hash; give "
+            "this sweep a folder of its own with name=..."
+        )
+
+
+def prepare(manifest: Manifest, run: Wanted) -> None:
+    """Write what a run needs to be trained by whoever comes: configuration, state, the tracker's id."""
+    entry = manifest.runs[run.name]
+    entry.cancelled, entry.job = False, None
+    directory = manifest.directory(run.name)
+    text = OmegaConf.to_yaml(run.cfg, resolve=True)
+    write_atomically(directory.config_file, lambda file: file.write(text.encode()))
+    directory.traceback_file.unlink(missing_ok=True)
+    status = directory.read_status()
+    tracker_id = status.get("tracker_id") or new_tracker_id()
+    directory.mark(state="pending", run_id=run.name, tracker_id=tracker_id, **git_revision())
+
+
+def give(manifest: Manifest, settings: Mapping[str, Any], names: Sequence[str]) -> None:
+    """Hand runs to the launcher; every array is written down as soon as SLURM has it."""
+    if manifest.launcher == "local":
+        _note(manifest, [[name] for name in names], [local.LOCAL] * len(names))
+        return
+    if not names:
+        return
+    chosen = OmegaConf.create(dict(settings))
+    arrays = slurm.arrays_of(groups_of(names, settings["runs_per_gpu"]))
+    for groups in arrays:
+        _note(manifest, groups, slurm.submit(chosen, manifest.folder, groups, len(arrays)))
+
+
+def groups_of(runs: Sequence[Item], size: int) -> list[list[Item]]:
+    """The runs of each job."""
+    return [list(runs[start : start + size]) for start in range(0, len(runs), size)]
+
+
+def _note(manifest: Manifest, groups: Sequence[list[str]], jobs: Sequence[str]) -> None:
+    for names, job in zip(groups, jobs, strict=True):
+        for name in names:
+            entry = manifest.runs[name]
+            entry.job = job
+            entry.jobs.append(job)
+    manifest.save()

@@ -1,0 +1,138 @@
+"""Whatever lies in a folder of images: it is cropped as it looks, or named and skipped. No worker dies."""
+
+import io
+import struct
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from dino_exp.data.augment import Augment
+from dino_exp.data.crops import MultiCrop
+from dino_exp.data.folder import load
+from dino_exp.data.loader import CropBatches, batches
+from dino_exp.data.source import CorruptImageError
+
+RED = (200, 40, 10)
+GRAY = (120, 120, 120)
+
+
+def encoded(image: Image.Image, file_format: str, **options: object) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, file_format, **options)
+    return buffer.getvalue()
+
+
+def plain(
+    mode: str = "RGB", color: float | tuple[int, ...] = RED, size: tuple[int, int] = (64, 48)
+) -> Image.Image:
+    return Image.new(mode, size, color)
+
+
+def turned() -> Image.Exif:
+    exif = Image.Exif()
+    exif[0x0112] = 6  # "rotate by 90 degrees to show"
+    return exif
+
+
+def of_size(content: bytes, width: int, height: int) -> bytes:
+    """A PNG whose header says another size."""
+    changed = bytearray(content)
+    changed[16:24] = struct.pack(">II", width, height)
+    changed[29:33] = struct.pack(">I", zlib.crc32(changed[12:29]))
+    return bytes(changed)
+
+
+NOISE = Image.fromarray(np.random.default_rng(0).integers(0, 256, (48, 64, 3), dtype=np.uint8))
+LARGE_NOISE = NOISE.resize((1024, 768), Image.Resampling.BICUBIC)
+"""Large enough to be decoded at an eighth."""
+BLUE = plain(color=(0, 0, 255)).quantize(2)
+
+READABLE = {
+    "alpha.png": (encoded(plain("RGBA", (*RED, 0)), "PNG"), RED),
+    "animated.gif": (encoded(plain().quantize(2), "GIF", save_all=True, append_images=[BLUE, BLUE]), RED),
+    "cmyk.jpg": (encoded(plain().convert("CMYK"), "JPEG", quality=95), RED),
+    "exif.jpg": (encoded(plain(), "JPEG", quality=95, exif=turned()), RED),
+    "gray.jpg": (encoded(plain("L", 120), "JPEG"), GRAY),
+    "large.jpg": (encoded(plain(size=(1024, 768)), "JPEG", quality=95), RED),
+    "large_cmyk.jpg": (encoded(plain(size=(1024, 768)).convert("CMYK"), "JPEG", quality=95), RED),
+    "large_gray.jpg": (encoded(plain("L", 120, (1024, 768)), "JPEG"), GRAY),
+    "palette.png": (encoded(plain().quantize(2), "PNG"), RED),
+    "single.jpg": (encoded(plain("L", 120, (1, 1)), "JPEG"), GRAY),
+    "single.png": (encoded(plain(size=(1, 1)), "PNG"), RED),
+    "sixteen.png": (encoded(Image.fromarray(np.full((48, 64), 120 * 257, np.uint16)), "PNG"), GRAY),
+    "thin.png": (encoded(plain(size=(900, 1)), "PNG"), RED),
+}
+UNREADABLE = {
+    "empty.jpg": b"",
+    "half.gif": encoded(NOISE.quantize(64), "GIF")[:2000],
+    "half.jpg": encoded(NOISE, "JPEG")[:2000],
+    "half.png": encoded(NOISE, "PNG")[:5000],
+    "half_progressive.jpg": encoded(NOISE, "JPEG", progressive=True)[:1500],
+    "huge.png": of_size(encoded(plain(size=(1, 1)), "PNG"), 20_000, 20_000),
+    "large_half.jpg": encoded(LARGE_NOISE, "JPEG")[:20_000],
+    "page.png": b"<!DOCTYPE html><html></html>",
+    "text.jpg": b"a text file named .jpg",
+    "without_end.jpg": encoded(LARGE_NOISE, "JPEG")[:-300],
+}
+
+
+@pytest.mark.parametrize("channels", [3, 1])
+@pytest.mark.parametrize("backend", ["fast", "pil"])
+def test_every_file_is_cropped_as_it_looks_or_skipped_by_name(
+    backend: str, channels: int, tmp_path: Path
+) -> None:
+    for name, content in ({k: v for k, (v, _) in READABLE.items()} | UNREADABLE).items():
+        (tmp_path / name).write_bytes(content)
+    (tmp_path / "last.png").write_bytes(READABLE["palette.png"][0])
+    source = load(
+        name="image_folder",
+        root=str(tmp_path),
+        val_root=None,
+        channels=channels,
+        mean=[0.5] * channels,
+        std=[0.5] * channels,
+        max_corrupt=1.0,
+        backend=backend,
+        packed=False,
+        packed_side=None,
+    ).train
+    crops = MultiCrop(
+        global_size=16, global_scale=[0.4, 1.0], local_size=8, local_number=2, local_scale=[0.1, 0.4]
+    )
+    nothing = Augment(
+        flip=0.0,
+        rotation=0.0,
+        jitter=0.0,
+        brightness=0.0,
+        contrast=0.0,
+        saturation=0.0,
+        hue=0.0,
+        gray=0.0,
+        blur=[0.0, 0.0, 0.0],
+        blur_sigma=[0.1, 2.0],
+        solarize=0.0,
+        channels=channels,
+        mean=[0.5] * channels,
+        std=[0.5] * channels,
+    )
+    dataset = CropBatches(source, crops, nothing, seed=0, backend=backend)
+    one_by_one = [(0, [index]) for index in range(len(source))]
+    made = list(batches(dataset, one_by_one, workers=2, pin_memory=False))  # type: ignore[arg-type]
+    assert len(made) == len(READABLE) + len(UNREADABLE) + 1
+    for index, batch in enumerate(made):
+        name = Path(source.name(index)).name
+        if name in UNREADABLE:
+            assert batch.corrupt[0] == index
+            with pytest.raises(CorruptImageError, match=name):
+                source.read(index)
+        else:
+            assert batch.corrupt.tolist() == []
+            color = torch.tensor(READABLE.get(name, (b"", RED))[1], dtype=torch.float)
+            if channels == 1:
+                color = (color * torch.tensor([0.299, 0.587, 0.114])).sum(0, keepdim=True)
+            for part in (batch.global_crops, batch.local_crops):
+                assert (part - color[:, None, None]).abs().max() <= 4, name

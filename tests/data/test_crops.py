@@ -1,0 +1,100 @@
+"""Boxes are drawn as torchvision draws them, and cut as Pillow resizes."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torchvision.transforms import InterpolationMode, RandomResizedCrop
+from torchvision.transforms.v2.functional import resized_crop
+
+from dino_exp.data.crops import MultiCrop
+
+
+def multi_crop(**changes: Any) -> MultiCrop:
+    released: dict[str, Any] = dict(
+        global_size=32, global_scale=[0.4, 1.0], local_size=16, local_number=2, local_scale=[0.05, 0.4]
+    )
+    return MultiCrop(**(released | changes))
+
+
+def test_boxes_have_torchvision_s_distribution() -> None:
+    crops, rng = multi_crop(), np.random.default_rng(0)
+    height, width, n = 60, 100, 4000
+    ours = np.stack([crops.boxes(rng.random((4, crops.uniforms)), height, width) for _ in range(n)])
+    torch.manual_seed(0)
+    image = torch.zeros(3, height, width)
+    for crop, scale in ((0, (0.4, 1.0)), (3, (0.05, 0.4))):
+        theirs = np.array([RandomResizedCrop.get_params(image, scale, (3 / 4, 4 / 3)) for _ in range(n)])
+        np.testing.assert_allclose(ours[:, crop].mean(0), theirs.mean(0), rtol=0.05, atol=0.6)
+        np.testing.assert_allclose(ours[:, crop].std(0), theirs.std(0), rtol=0.06, atol=0.4)
+
+
+@pytest.mark.parametrize(("height", "width"), [(1, 1), (1, 50), (50, 1), (7, 300), (33, 31)])
+def test_boxes_lie_in_the_image_however_odd_it_is(height: int, width: int) -> None:
+    crops, rng = multi_crop(), np.random.default_rng(1)
+    for _ in range(50):
+        boxes = crops.boxes(rng.random((4, crops.uniforms)), height, width)
+        top, left, h, w = boxes.T
+        assert (h >= 1).all()
+        assert (w >= 1).all()
+        assert (top >= 0).all()
+        assert (left >= 0).all()
+        assert (top + h <= height).all()
+        assert (left + w <= width).all()
+
+
+def test_cut_is_pillow_s_antialiased_bicubic() -> None:
+    rng = np.random.default_rng(2)
+    smooth = np.asarray(Image.fromarray(rng.integers(0, 256, (12, 9, 3), np.uint8)).resize((90, 120), 2))
+    image = torch.from_numpy(smooth.copy()).permute(2, 0, 1)
+    boxes = np.array([[10, 5, 80, 70], [0, 0, 120, 90], [3, 4, 20, 30], [90, 60, 16, 16]])
+    for crop, (top, left, h, w), size in zip(
+        multi_crop().cut(image, boxes), boxes, (32, 32, 16, 16), strict=True
+    ):
+        box = (left, top, left + w, top + h)
+        theirs = np.asarray(Image.fromarray(smooth).crop(box).resize((size, size), Image.Resampling.BICUBIC))
+        assert np.abs(crop.permute(1, 2, 0).numpy().astype(int) - theirs).max() <= 1
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_cut_is_bit_for_bit_torchvision_s_resized_crop(layout: torch.memory_format) -> None:
+    rng = np.random.default_rng(3)
+    image = torch.from_numpy(rng.integers(0, 256, (1, 3, 90, 130), np.uint8)).contiguous(
+        memory_format=layout
+    )[0]
+    crops = multi_crop()
+    for _ in range(10):
+        boxes = crops.boxes(rng.random((4, crops.uniforms)), 90, 130)
+        for crop, box, size in zip(crops.cut(image, boxes), boxes.tolist(), crops.sizes, strict=True):
+            theirs = resized_crop(
+                image, *box, [size, size], interpolation=InterpolationMode.BICUBIC, antialias=True
+            )
+            assert torch.equal(crop, theirs)
+
+
+def test_a_image_is_shrunk_as_far_as_its_smallest_box_allows() -> None:
+    crops = multi_crop()  # of 32 and 16 pixels
+    large, small = [0, 0, 800, 900], [5, 5, 141, 300]
+    assert crops.factor(np.array([large, large, small, small])) == 8
+    assert crops.factor(np.array([large, [0, 0, 300, 281], small, small])) == 4
+    assert crops.factor(np.array([large, large, small, [5, 5, 140, 300]])) == 4
+    assert crops.factor(np.array([large, large, small, [5, 5, 70, 300]])) == 1
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_crops_of_a_shrunk_image_lie_where_those_of_the_full_one_do(channels: int) -> None:
+    """Linear ramps say where a crop was taken: a shift by a quarter of its pixels would change them by 2."""
+    rows, columns = torch.meshgrid(torch.arange(405), torch.arange(610), indexing="ij")
+    full = torch.stack([rows * 0.6, columns * 0.4, 250 - rows * 0.3 - columns * 0.2])[:channels]
+    padded = torch.nn.functional.pad(full[None], [0, 6, 0, 3], mode="replicate")
+    shrunk = torch.nn.functional.avg_pool2d(padded, 8)[0].round().byte()
+    crops, rng = multi_crop(), np.random.default_rng(4)
+    for _ in range(20):
+        boxes = crops.boxes(rng.random((4, crops.uniforms)), 405, 610)
+        ours = crops.cut_shrunk(shrunk, boxes, 8)
+        for crop, reference in zip(ours, crops.cut(full.round().byte(), boxes), strict=True):
+            assert crop.shape == reference.shape
+            inner = (crop.int() - reference.int())[:, 2:-2, 2:-2]
+            assert inner.abs().max() <= 1

@@ -1,0 +1,133 @@
+"""Each verdict from the metrics that mean it."""
+
+import math
+
+import pytest
+
+from dino_exp.config.compose import compose
+from dino_exp.dino.verdict import WORDS, Judge, Verdict
+from dino_exp.train.plan import judge_of
+
+HEALTHY = {
+    "loss": 2.0,
+    "grad_norm": 1.0,
+    "teacher/mutual_information_share": 0.3,
+    "student/mutual_information_share": 0.1,
+    "teacher/entropy_share": 0.5,
+    "kl_share": 0.1,
+}
+DEAD = {"teacher/mutual_information_share": 0.0, "student/mutual_information_share": 0.0}
+TOTAL = 5000
+
+
+def judge(out_dim: int = 64, crops: int = 64, center_momentum: float = 0.9) -> Judge:
+    return Judge(
+        out_dim=out_dim,
+        crops=crops,
+        warmup_steps=100,
+        total_steps=TOTAL,
+        center_momentum=center_momentum,
+    )
+
+
+def after(*seen: dict[str, float], judge: Judge | None = None, step: int = 1000) -> Verdict:
+    judge = judge or globals()["judge"]()
+    verdicts = [judge.observe(step + 50 * place, HEALTHY | values) for place, values in enumerate(seen)]
+    return verdicts[-1]
+
+
+@pytest.mark.parametrize(
+    ("values", "word", "advice"),
+    [
+        ({}, "healthy", "entropy is 0.500"),
+        ({"teacher/mutual_information_share": 0.01}, "slow", "hardly"),
+        ({"student/mutual_information_share": 0.01}, "slow", "hardly"),
+        (DEAD | {"teacher/entropy_share": 0.999}, "collapsed-uniform", "lower loss.teacher_temp"),
+        (DEAD | {"teacher/entropy_share": 0.01}, "collapsed-one-hot", "loss.center_momentum"),
+        (DEAD | {"teacher/entropy_share": 0.84}, "collapsed-constant", "loss.centering"),
+        # near ln K, and runs have come back from there
+        (
+            {"teacher/mutual_information_share": 0.0006, "student/mutual_information_share": 1e-4},
+            "slow",
+            "0.0006 of its maximum",
+        ),
+        # a teacher so sharp that its last differences look like knowledge
+        ({"student/mutual_information_share": 0.0005}, "slow", "0.0005 in the student"),
+        ({"loss": math.nan}, "diverged", "optimizer.lr"),
+        ({"grad_norm": math.inf}, "diverged", "grad_norm"),
+        ({"grad_norm": None}, "healthy", "entropy is 0.500"),  # fp16 skipped the step
+    ],
+)
+def test_the_word_and_its_evidence(values: dict[str, float], word: str, advice: str) -> None:
+    verdict = after(values, values, values)
+    assert verdict.word == word
+    assert word in WORDS
+    assert advice in verdict.evidence
+
+
+def test_nothing_is_called_before_the_warmup_is_over_but_divergence() -> None:
+    assert after(DEAD, DEAD, step=10).word == "warming-up"
+    early = judge()
+    assert early.observe(1, HEALTHY | DEAD).word == "warming-up"
+    assert early.observe(2, HEALTHY | {"loss": math.nan}).word == "diverged"
+
+
+def test_one_odd_batch_decides_nothing_and_a_collapse_can_be_recovered_from() -> None:
+    assert not after(DEAD, DEAD, {}).collapsed
+    recovering = judge()
+    assert after(DEAD, DEAD, DEAD, judge=recovering).collapsed
+    verdict = after({}, {}, {}, judge=recovering, step=2000)
+    assert verdict.word == "healthy"
+    assert "until step 2000 the run was collapsed" in verdict.evidence
+
+
+@pytest.mark.parametrize(
+    ("center_momentum", "begins", "called", "lasting"),
+    [
+        (0.0, 1000, 1100, 1050),  # the third logged step in a row
+        (0.9, 1000, 1100, 1050),
+        (0.99, 1000, 1300, 1300),  # the center is 95 % there
+        (0.99, 4800, 4900, 4850),  # too late for that
+        (0.999, 1000, 4000, 4000),
+        (0.9999, 1000, 1100, 1050),  # 30,000 steps, more than the run has
+    ],
+)
+def test_a_slow_center_is_waited_for_where_it_can_still_catch_up(
+    center_momentum: float, begins: int, called: int, lasting: int
+) -> None:
+    waiting = judge(center_momentum=center_momentum)
+    said = {
+        step: waiting.observe(step, HEALTHY | (DEAD if step >= begins else {}))
+        for step in range(500, TOTAL, 50)
+    }
+    assert min(step for step, verdict in said.items() if verdict.collapsed) == called
+    assert said[begins - 50].word == "healthy"
+    assert {said[step].word for step in range(begins, called, 50)} == {"slow"}
+    assert said[called - 50].evidence.endswith(f"which is a collapse if it lasts until step {lasting}")
+
+
+def test_few_crops_limit_what_can_be_known() -> None:
+    share = {"teacher/mutual_information_share": 0.01, "student/mutual_information_share": 0.01}
+    assert after(share, share, share).word == "slow"
+    assert after(share, share, share, judge=judge(out_dim=65536, crops=16)).word == "healthy"
+
+
+def test_the_judge_of_a_run_takes_what_it_needs_from_its_configuration() -> None:
+    words = ["loss.center_momentum=0.99", "head.out_dim=256", "trainer.batch_size=8"]
+    with_center, without = (
+        judge_of(compose([*words, f"loss.centering={centering}"]), warmup_steps=10, total_steps=TOTAL)
+        for centering in ("mean", "none")
+    )
+    assert with_center.ceiling == pytest.approx(0.5)
+    assert with_center.warmup_steps == 50
+    assert with_center.catching_up == pytest.approx(300)
+    assert without.catching_up == 3
+
+
+def test_state_goes_through_a_checkpoint() -> None:
+    first = judge()
+    after(DEAD, DEAD, judge=first)
+    second = judge()
+    second.load_state_dict(first.state_dict())
+    assert second.verdict == first.verdict
+    assert second.observe(1100, HEALTHY | DEAD).collapsed

@@ -1,0 +1,261 @@
+"""DAVIS in small: squares that move by a patch per frame, and a network that sees colors."""
+
+from __future__ import annotations
+
+import shutil
+import threading
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from dino_exp.data.source import Splits
+from dino_exp.errors import UserError
+from dino_exp.eval.davis.video_segmentation import VideoSegmentation, _network_size
+from dino_exp.parallel import distributed
+from tests.eval.subjects import GivenData, images, subject, tiny_vit
+
+HEIGHT, WIDTH, SIDE, PATCH = 64, 128, 24, 8
+COLORS = [(0, 0, 0), (255, 0, 0), (0, 255, 0)]
+PALETTE = [*range(200, 206), *([9] * 762)]
+
+# A square of whole patches is carried exactly. Enlarging rounds its corners: 0.5, 1.5, 2.5 and 3.5 pixels
+# within the outline the object's share is 9, 11, 13 and 15 sixteenths, and the products of two of them are
+# below one half for six pairs of rows and columns, so that six pixels of each corner become background.
+REGION = 100 * (SIDE**2 - 4 * 6) / SIDE**2
+
+
+class Colors(nn.Module):
+    """Mean color of each patch of 8; it has no tokens, so the layer's output is found by place."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.pool = nn.AvgPool2d(PATCH)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.pool(images).mean(dim=(2, 3))
+
+
+class Square(NamedTuple):
+    label: int
+    top: int
+    left: int
+    step: int
+
+
+def make_video(root: Path, name: str, squares: list[Square], count: int) -> None:
+    for index in range(count):
+        labels = np.zeros((HEIGHT, WIDTH), dtype=np.uint8)
+        for label, top, left, step in squares:
+            labels[top : top + SIDE, left + step * index :][:, :SIDE] = label
+        frame = Image.fromarray(np.array(COLORS, dtype=np.uint8)[labels])
+        labels[:3, :3] = 255  # void, background to us
+        annotation = Image.fromarray(labels)
+        annotation.putpalette(PALETTE)
+        for folder, image, suffix in (("JPEGImages", frame, "jpg"), ("Annotations", annotation, "png")):
+            path = root / folder / "480p" / name / f"{index:05}.{suffix}"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            image.save(path, quality=95, subsampling=0)  # which PNG passes over
+
+
+@pytest.fixture(scope="module")
+def davis(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("davis")
+    make_video(root, "alone", [Square(1, 16, 16, 8)], 6)
+    make_video(root, "pair", [Square(1, 8, 8, 8), Square(2, 32, 104, -8)], 5)
+    (root / "ImageSets/2017").mkdir(parents=True)
+    (root / "ImageSets/2017/val.txt").write_text("alone\npair\n")
+    return root
+
+
+def segmentation(folder: Path, **changes: Any) -> VideoSegmentation:
+    settings: dict[str, Any] = {
+        "root": str(folder),
+        "split": "val",
+        "image_size": 64,
+        "frames": 2,
+        "neighborhood": 3,
+        "neighbors": 5,
+        "temperature": 0.1,
+    }
+    return VideoSegmentation(**(settings | changes))
+
+
+def data() -> GivenData:
+    return GivenData(Splits(images([0, 1]), None))
+
+
+def test_moving_squares_are_followed(davis: Path, tmp_path: Path) -> None:
+    evaluation, seen = segmentation(davis), subject(Colors())
+    evaluation.check(seen, data())
+    findings = evaluation.evaluate(seen, data(), tmp_path / "video_segmentation")
+    names = ["jf_mean", "j_mean", "j_recall", "j_decay", "f_mean", "f_recall", "f_decay"]
+    assert list(findings.figures) == names
+    assert findings.figures["j_mean"] == pytest.approx(REGION)
+    # of a corner's contour the middle pixel is more than the 2 pixels of tolerance away from the rounded one
+    assert 95 < findings.figures["f_mean"] < 100
+    assert findings.figures["jf_mean"] == pytest.approx(
+        (findings.figures["j_mean"] + findings.figures["f_mean"]) / 2
+    )
+    assert (findings.figures["j_recall"], findings.figures["f_recall"]) == (100, 100)
+    assert findings.figures["j_decay"] == pytest.approx(0)
+    assert (findings.details["videos"], findings.details["objects"]) == (2, 3)
+    assert findings.details["per_object"]["pair"]["2"]["j_mean"] == pytest.approx(REGION)
+
+    predictions = tmp_path / "video_segmentation/predictions"
+    assert findings.files == [predictions]
+    assert sorted(path.name for path in (predictions / "pair").iterdir()) == [f"{n:05}.png" for n in range(5)]
+    with Image.open(predictions / "pair/00004.png") as last:
+        assert last.mode == "P"
+        assert last.getpalette() == PALETTE
+        labels = np.array(last)
+    assert labels[20, 52] == 1  # the middle of the squares four steps on
+    assert labels[44, 84] == 2
+    assert np.bincount(labels.flat).tolist() == [HEIGHT * WIDTH - 2 * 552, 552, 552]
+    with (
+        Image.open(davis / "Annotations/480p/alone/00000.png") as given,
+        Image.open(predictions / "alone/00000.png") as written,
+    ):
+        np.testing.assert_array_equal(np.array(written), np.array(given))
+
+
+def test_a_network_without_an_eye_for_the_objects_loses_them(davis: Path, tmp_path: Path) -> None:
+    class Blind(Colors):
+        def forward(self, images: Tensor) -> Tensor:
+            return super().forward(torch.ones_like(images))
+
+    figures = segmentation(davis, neighborhood=0).evaluate(subject(Blind()), data(), tmp_path).figures
+    assert figures["j_mean"] < 30
+
+
+def test_a_transformer_takes_the_frames(davis: Path, tmp_path: Path) -> None:
+    evaluation, seen = segmentation(davis), subject(tiny_vit())
+    evaluation.check(seen, data())
+    assert 0 < evaluation.evaluate(seen, data(), tmp_path).figures["jf_mean"] < 100
+
+
+def test_two_processes_share_the_videos(davis: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    here, meeting, said = threading.local(), threading.Barrier(2), [None, None]
+
+    def from_all(value: Any) -> list[Any]:
+        said[here.rank] = value
+        meeting.wait(timeout=60)
+        everything = list(said)
+        meeting.wait(timeout=60)
+        return everything
+
+    monkeypatch.setattr(distributed, "rank", lambda: here.rank)
+    monkeypatch.setattr(distributed, "count", lambda: 2)
+    monkeypatch.setattr(distributed, "from_all", from_all)
+    found: dict[int, Any] = {}
+
+    def process(rank: int) -> None:
+        here.rank = rank
+        found[rank] = segmentation(davis).evaluate(subject(Colors()), data(), tmp_path / str(rank))
+
+    threads = [threading.Thread(target=process, args=(rank,)) for rank in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(timeout=60)
+    assert found[0].figures == found[1].figures
+    assert found[0].figures["j_mean"] == pytest.approx(REGION)
+    written = [[path.name for path in (tmp_path / str(rank) / "predictions").iterdir()] for rank in range(2)]
+    assert written == [["alone"], ["pair"]]
+
+
+def test_frames_are_sized_as_in_the_released_code() -> None:
+    assert _network_size((480, 854), 480, 8) == (480, 832)
+    assert _network_size((480, 910), 480, 16) == (480, 896)
+    assert _network_size((1920, 1080), 480, 16) == (832, 480)
+    assert _network_size((300, 300), 480, 16) == (480, 448)
+    assert _network_size((480, 854), 490, 14) == (490, 840)  # 64 is no multiple of 14, but 56 is
+
+
+def relabel(path: Path, labels: np.ndarray) -> None:
+    Image.fromarray(labels).save(path)
+
+
+def remove(paths: Iterable[Path]) -> None:
+    for path in paths:
+        path.unlink()
+
+
+DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
+    "no list": (lambda root: (root / "ImageSets/2017/val.txt").unlink(), "lists the videos"),
+    "empty list": (lambda root: (root / "ImageSets/2017/val.txt").write_text("\n"), "is empty"),
+    "no frames": (
+        lambda root: shutil.rmtree(root / "JPEGImages/480p/pair"),
+        "JPEGImages/480p/pair: no .jpg files.*DAVIS 2017 has JPEGImages/480p/<video>/00000.jpg",
+    ),
+    "no annotation": (
+        lambda root: (root / "Annotations/480p/pair/00002.png").unlink(),
+        "pair/00002.png: there is no such file, but its frame is there",
+    ),
+    "another size": (
+        lambda root: relabel(root / "Annotations/480p/pair/00002.png", np.zeros((32, 64), dtype=np.uint8)),
+        "00002.png: is 64x32 pixels, and .*00000.jpg is 128x64",
+    ),
+    "two frames": (
+        lambda root: remove(root / f"JPEGImages/480p/pair/0000{n}.jpg" for n in (0, 1, 2)),
+        "pair: has 2 frames, but a video needs at least 3",
+    ),
+    "no objects": (
+        lambda root: relabel(
+            root / "Annotations/480p/pair/00000.png", np.full((HEIGHT, WIDTH), 255, dtype=np.uint8)
+        ),
+        "pair/00000.png: has no object to follow",
+    ),
+    "colors": (
+        lambda root: relabel(
+            root / "Annotations/480p/pair/00000.png", np.zeros((HEIGHT, WIDTH, 3), dtype=np.uint8)
+        ),
+        r"pair/00000.png: has colors \(RGB\), not labels",
+    ),
+    "no image": (
+        lambda root: (root / "Annotations/480p/pair/00003.png").write_bytes(b"no"),
+        "pair/00003.png: cannot be read as an image",
+    ),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_files_that_cannot_work_are_named(davis: Path, tmp_path: Path, damage: str) -> None:
+    root = tmp_path / "davis"
+    shutil.copytree(davis, root)
+    spoil, message = DAMAGE[damage]
+    spoil(root)
+    with pytest.raises(UserError, match=message):
+        segmentation(root).check(subject(Colors()), data())
+
+
+def test_damaged_frames_are_named(davis: Path, tmp_path: Path) -> None:
+    root = tmp_path / "davis"
+    shutil.copytree(davis, root)
+    frame = root / "JPEGImages/480p/alone/00002.jpg"
+    frame.write_bytes(frame.read_bytes()[:200])
+    with pytest.raises(UserError, match=r"alone/00002\.jpg.*cannot be followed"):
+        segmentation(root).evaluate(subject(Colors()), data(), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("changes", "backbone", "message"),
+    [
+        ({"root": None}, Colors(), "root is null: give the folder of DAVIS 2017"),
+        ({"root": "/nowhere"}, Colors(), "/nowhere: there is no such folder"),
+        ({"image_size": 66}, tiny_vit(), "image_size = 66: .* patch size 4; 68, for example"),
+        ({"image_size": 32}, Colors(), "image_size = 32: must be at least 64"),
+        ({"image_size": 68}, Colors(), "image_size = 68: makes frames of 128x68, on which .* 16x8 features"),
+        ({}, nn.Linear(3, 3), "The network cannot take frames such as .*00000.jpg"),
+    ],
+)
+def test_settings_that_cannot_work_are_named(
+    davis: Path, changes: dict[str, Any], backbone: nn.Module, message: str
+) -> None:
+    with pytest.raises(UserError, match=message):
+        segmentation(davis, **changes).check(subject(backbone), data())

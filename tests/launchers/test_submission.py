@@ -1,0 +1,334 @@
+"""A sweep from its command line to the jobs that have it, and typed again after some of them have ended."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from omegaconf import OmegaConf
+
+from dino_exp.config.compose import compose
+from dino_exp.errors import UserError
+from dino_exp.runs.manifest import Manifest
+from launchers import slurm
+from launchers.__main__ import main as launchers
+from tests.launchers.doubles import (
+    ON_SLURM,
+    SWEEP,
+    Cluster,
+    by_seed,
+    dino,
+    directory,
+    jobs,
+    mark,
+    resume,
+    submit,
+    the_sweep,
+    trained_by,
+)
+
+
+def test_everything_is_written_down_and_each_job_has_its_run(cluster: Cluster) -> None:
+    assert dino(*ON_SLURM, "trainer.seed=0,1,2") == 0
+    manifest = the_sweep()
+    assert jobs() == {0: ["100_0"], 1: ["100_1"], 2: ["100_2"]}
+    for seed, name in by_seed(manifest).items():
+        entry, directory = manifest.runs[name], manifest.directory(name)
+        assert (entry.job, entry.overrides) == (f"100_{seed}", [f"trainer.seed={seed}"])
+        assert trained_by(manifest, f"100_{seed}") == [name]
+        cfg = OmegaConf.load(directory.config_file)
+        assert cfg == compose(["experiment=debug", f"trainer.seed={seed}"])
+        assert directory.read_status()["state"] == "pending"
+    assert len({entry.config_hash for entry in manifest.runs.values()}) == 3
+    assert all(len(entry.config_hash) == 64 for entry in manifest.runs.values())
+
+
+def test_typing_it_again_submits_nothing(cluster: Cluster, capsys: pytest.CaptureFixture[str]) -> None:
+    dino(*ON_SLURM, "trainer.seed=0,1")
+    before = the_sweep()
+    capsys.readouterr()
+    assert dino(*ON_SLURM, "trainer.seed=0,1") == 0
+    assert len(cluster.calls("sbatch")) == 1
+    assert the_sweep() == before
+    assert capsys.readouterr().out.splitlines()[:2] == [
+        "outputs/debug_sweep_seed: submitted 0 runs.",
+        "Left alone: 2 pending.",
+    ]
+
+
+def test_a_larger_sweep_submits_what_is_missing_and_no_more(
+    cluster: Cluster, capsys: pytest.CaptureFixture[str]
+) -> None:
+    submit(range(8))
+    mark(0, state="finished")
+    failed = mark(1, state="failed", tracker_id="kept")
+    failed.write_traceback("ValueError: of the first attempt")
+    mark(2, state="preempted")  # and the job is gone, too often requeued
+    mark(3, state="preempted")  # and the job waits to go on
+    mark(4, state="running")
+    mark(5, state="running")  # and the job is gone: lost
+    mark(6, state="collapsed")
+    ended = dict.fromkeys(("100_0", "100_6"), "COMPLETED") | dict.fromkeys(("100_1", "100_2"), "FAILED")
+    cluster.move({**ended, "100_4": "RUNNING", "100_5": "NODE_FAIL"})
+    capsys.readouterr()
+    assert dino(*ON_SLURM, "trainer.seed=0,1,2,3,4,5,6,7,8,9") == 0
+
+    manifest = the_sweep()
+    names = by_seed(manifest)
+    again = {seed: own[-1] for seed, own in jobs().items() if own[-1].startswith("101")}
+    assert again == {1: "101_0", 2: "101_1", 5: "101_2", 8: "101_3", 9: "101_4"}
+    for seed, job in again.items():
+        assert trained_by(manifest, job) == [names[seed]]
+    assert jobs()[5] == ["100_5", "101_2"]
+    assert {
+        seed: manifest.runs[name].retries for seed, name in names.items() if manifest.runs[name].retries
+    } == {1: 1}
+    status = failed.read_status()
+    assert (status["state"], status["tracker_id"]) == ("pending", "kept")
+    assert not failed.traceback_file.exists()
+    shown = capsys.readouterr().out.splitlines()
+    assert shown[0] == "outputs/debug_sweep_seed: submitted 5 runs as job 101."
+    assert sorted(shown[1:6]) == [
+        f"Left alone: 1 {state}." for state in ("collapsed", "finished", "pending", "preempted", "running")
+    ]
+
+
+def test_a_smaller_sweep_leaves_the_others_in_the_folder(cluster: Cluster) -> None:
+    submit(range(3))
+    cluster.set(jobs={})
+    assert [name[-11:-9] for name in submit([1, 2]).submitted] == ["s1", "s2"]
+    assert {seed: len(own) for seed, own in jobs().items()} == {0: 1, 1: 2, 2: 2}
+
+
+def test_a_failed_run_is_tried_again_max_retries_times(cluster: Cluster) -> None:
+    for attempt in range(3):
+        again = submit([0], "max_retries=1")
+        assert len(jobs()[0]) == min(2, attempt + 1)
+        mark(0, state="failed")
+        cluster.move({jobs()[0][-1]: "FAILED"})
+    assert list(again.left_alone.values()) == ["failed 2 times (hydra.launcher.max_retries = 1)"]
+    assert resume("max_retries=2") == 0
+    assert len(jobs()[0]) == 3
+
+
+def test_a_run_that_memory_ran_out_for_counts_as_failed(cluster: Cluster) -> None:
+    for _ in range(3):
+        submit([0], "max_retries=1")
+        mark(0, state="running")  # killed with its worker, so nobody wrote how it ended
+        cluster.move({jobs()[0][-1]: "OUT_OF_MEMORY"})
+    assert len(jobs()[0]) == 2
+
+
+def test_when_squeue_does_not_answer_nothing_is_given_to_a_second_job(cluster: Cluster) -> None:
+    submit([0, 1])
+    mark(0, state="running")
+    cluster.set(down=True)
+    assert submit([0, 1]).submitted == []
+
+
+def test_a_run_that_somebody_trains_by_hand_is_left_to_them(cluster: Cluster) -> None:
+    by_hand = directory(2)
+    by_hand.hold()
+    mark(2, state="running")
+    submission = submit([1, 2])
+    by_hand.release()
+    assert submission.submitted == [directory(1).path.name]
+    assert submission.left_alone == {by_hand.path.name: "running, by a process that no launcher started"}
+
+
+def test_arrays_are_no_longer_than_the_site_allows(cluster: Cluster) -> None:
+    cluster.set(max_array_size=3)
+    submit(range(7), "array_parallelism=6")
+    ids = ["100_0", "100_1", "100_2", "101_0", "101_1", "101_2", "102"]
+    assert jobs() == {seed: [job] for seed, job in enumerate(ids)}
+    assert sorted(cluster.read()["jobs"]) == ids
+    manifest = the_sweep()
+    assert [trained_by(manifest, job) for job in ids] == [[name] for name in by_seed(manifest).values()]
+    assert "#SBATCH --array=0-2%2\n" in cluster.script("100")  # the arrays share the six
+    assert "--array" not in cluster.script("102")
+
+
+def test_what_slurm_took_before_it_refused_is_not_submitted_twice(cluster: Cluster) -> None:
+    cluster.set(max_array_size=2, room=1)
+    with pytest.raises(UserError, match=r"SLURM refuses the job: .*QOSMaxSubmitJobPerUserLimit"):
+        submit(range(4))
+    assert jobs() == {0: ["100_0"], 1: ["100_1"], 2: [], 3: []}
+    cluster.set(room=None)
+    submit(range(4))
+    assert jobs() == {0: ["100_0"], 1: ["100_1"], 2: ["101_0"], 3: ["101_1"]}
+
+
+def test_runs_that_share_a_gpu_share_a_job(cluster: Cluster) -> None:
+    submit(range(5), "runs_per_gpu=2")
+    assert jobs() == {0: ["100_0"], 1: ["100_0"], 2: ["100_1"], 3: ["100_1"], 4: ["100_2"]}
+    names = by_seed(the_sweep())
+    assert trained_by(the_sweep(), "100_1") == [names[2], names[3]]
+    mark(0, state="finished")
+    mark(1, state="failed")
+    cluster.move({"100_0": "FAILED"})
+    submit(range(5), "runs_per_gpu=2")
+    assert jobs()[1] == ["100_0", "101"]
+    assert trained_by(the_sweep(), "101") == [names[1]]
+
+
+def test_cancelled_runs_are_marked_before_the_order_and_come_back(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    submit(range(3))
+    mark(1, state="running")
+    mark(2, state="finished")
+    cluster.move({"100_1": "RUNNING", "100_2": "COMPLETED"})
+    marked_before: list[bool] = []
+    scancel = slurm.cancel
+
+    def watched(jobs: list[str]) -> None:
+        marked_before.extend(entry.cancelled for entry in the_sweep().runs.values())
+        scancel(jobs)
+
+    monkeypatch.setattr(slurm, "cancel", watched)
+    assert launchers(["cancel", str(SWEEP)]) == 0
+    assert marked_before == [True, True, False]
+    assert cluster.calls("scancel") == [["100_0", "100_1"]]
+    mark(1, state="preempted")  # it has saved
+    assert resume() == 0
+    assert jobs() == {0: ["100_0", "101_0"], 1: ["100_1", "101_1"], 2: ["100_2"]}
+    assert not any(entry.cancelled for entry in the_sweep().runs.values())
+
+
+def test_a_shared_job_is_cancelled_when_nobody_else_needs_it(
+    cluster: Cluster, capsys: pytest.CaptureFixture[str]
+) -> None:
+    submit(range(4), "runs_per_gpu=2")
+    mark(0, state="finished")
+    assert launchers(["cancel", str(SWEEP), "seed=2"]) == 0
+    assert cluster.calls("scancel") == []
+    assert "Job 100_1 also has runs that were not named" in capsys.readouterr().out
+    assert launchers(["cancel", str(SWEEP)]) == 0
+    assert cluster.calls("scancel") == [["100_0", "100_1"]]
+
+
+def test_another_configuration_under_the_same_short_hash(cluster: Cluster) -> None:
+    submit([0, 1])
+    manifest = the_sweep()
+    manifest.runs[by_seed(manifest)[1]].config_hash = "0" * 64
+    manifest.save()
+    cluster.set(jobs={})
+    before = Manifest.path(SWEEP).read_bytes()
+    with pytest.raises(UserError, match="another configuration with the same short hash"):
+        submit([0, 1])
+    assert Manifest.path(SWEEP).read_bytes() == before
+    assert len(cluster.calls("sbatch")) == 1
+
+
+def test_with_resume_never_each_typing_is_a_sweep_of_new_runs(cluster: Cluster) -> None:
+    dino(*ON_SLURM, "trainer.seed=0,1", "resume=never")
+    assert dino(*ON_SLURM, "trainer.seed=0,1", "resume=never") == 0
+    names = list(the_sweep().runs)
+    assert names[2:] == [f"{name}-2" for name in names[:2]]
+    written = OmegaConf.load(the_sweep().directory(names[2]).config_file)
+    assert written.resume == "auto"  # the job that is requeued goes on in this directory
+
+
+@pytest.mark.parametrize(
+    ("argv", "error"),
+    [
+        (
+            ["hydra.launcher.time_limit=soon"],
+            "hydra.launcher.time_limit = soon: not a duration; write minutes",
+        ),
+        (
+            ["hydra.launcher.time_limit=1", "hydra.launcher.grace_seconds=60"],
+            "grace_seconds = 60: must be shorter",
+        ),
+        (["hydra.launcher.partitoin=gpu"], "hydra.launcher.partitoin"),
+        (["hydra.launcher.nodes=two"], "hydra.launcher.nodes"),
+        (["hydra.launcher.nodes=0"], "hydra.launcher.nodes = 0"),
+        (
+            ["hydra.launcher.runs_per_gpu=2", "hydra.launcher.nodes=2"],
+            "runs_per_gpu = 2: runs that share a GPU",
+        ),
+        (["hydra.launcher.setup=['export WANDB_API_KEY=hunter2']"], "hydra.launcher.setup: has KEY, TOKEN"),
+        (["+hydra.launcher.sbatch={export: 'HF_TOKEN=hunter2'}"], "hydra.launcher.sbatch: has KEY, TOKEN"),
+        (
+            ["+hydra.launcher.sbatch.gpus_per_node=2"],
+            "hydra.launcher.sbatch.gpus_per_node: the launcher sets this",
+        ),
+        (["trainer.seed=5,x"], "trainer.seed = x: must be a whole number"),
+        (["loss.teacher_temp=-1"], "loss.teacher_temp = -1"),
+    ],
+)
+def test_what_is_wrong_is_refused_before_anything_exists(
+    here: Path, cluster: Cluster, capsys: pytest.CaptureFixture[str], argv: list[str], error: str
+) -> None:
+    assert dino(*ON_SLURM, "trainer.seed=0,1", *argv) == 2
+    told = capsys.readouterr()
+    assert error in told.err
+    assert told.err.count("\n") == 1
+    assert "hunter2" not in told.out + told.err
+    assert list(here.iterdir()) == []
+    assert cluster.calls("sbatch") == []
+
+
+def test_a_sites_file_with_hours_that_yaml_reads_as_a_number(
+    here: Path, cluster: Cluster, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    site = tmp_path / "site" / "hydra" / "launcher" / "ours.yaml"
+    site.parent.mkdir(parents=True)
+    site.write_text("defaults: [slurm]\npartition: long\ntime_limit: 8:00:00\n")
+    argv = ["-m", "experiment=debug", "hydra/launcher=ours", "trainer.seed=0,1"]
+    assert dino("--config-dir", str(tmp_path / "site"), *argv) == 2
+    assert "hydra.launcher.time_limit = 28800: minutes?" in capsys.readouterr().err
+    assert list(here.iterdir()) == []
+
+
+def test_a_launcher_needs_a_sweep(here: Path, cluster: Cluster, capsys: pytest.CaptureFixture[str]) -> None:
+    assert dino(*ON_SLURM[1:]) == 2
+    assert capsys.readouterr().err == "hydra/launcher = slurm: works with -m, also for one run; add -m.\n"
+    assert list(here.iterdir()) == []
+
+
+def test_without_slurm_there_is_nothing_to_submit_to(
+    here: Path, cluster: Cluster, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cluster.without("sbatch")
+    assert dino(*ON_SLURM, "trainer.seed=0,1") == 2
+    assert "there is no sbatch here" in capsys.readouterr().err
+    assert list(here.iterdir()) == []
+
+
+def test_an_output_root_that_cannot_be_written(
+    here: Path, cluster: Cluster, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (here / "file").touch()
+    assert dino(*ON_SLURM, "trainer.seed=0,1", "output_root=file/outputs") == 2
+    assert "file/outputs/debug_sweep_seed: cannot be written (Not a directory)" in capsys.readouterr().err
+    assert [path.name for path in here.iterdir()] == ["file"]
+    assert cluster.calls("sbatch") == []
+
+
+def test_a_dry_run_shows_the_script_and_creates_nothing(
+    here: Path, cluster: Cluster, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cluster.without("sbatch", "squeue")  # it may be tried away from the cluster
+    settings = ["hydra.launcher.time_limit=0:30:00", "hydra.launcher.gpus_per_node=4"]
+    assert dino(*ON_SLURM, "trainer.seed=0,1,2", "hydra.launcher.dry_run=true", *settings) == 0
+    shown = capsys.readouterr().out
+    assert "#SBATCH --array=0-2%3\n" in shown
+    assert "trainer.seed=1: to be submitted\n" in shown
+    assert "3 of 3 runs would be submitted; nothing was." in shown
+    assert "At most 6.0 GPU-hours per attempt: 3 jobs x 4 GPUs x 0.5 h" in shown
+    assert list(here.iterdir()) == []
+
+
+def test_waiting_ends_with_the_runs_and_tells_of_the_failed_one(
+    cluster: Cluster, capsys: pytest.CaptureFixture[str]
+) -> None:
+    submit([0, 1])
+    mark(0, state="finished")
+    mark(1, state="failed").write_traceback("Traceback\nValueError: a loss of NaN")
+    cluster.set(jobs={"100_0": "COMPLETED", "100_1": "FAILED"})
+    settings = ["hydra.launcher.detach=false", "hydra.launcher.max_retries=0"]
+    assert dino(*ON_SLURM, "trainer.seed=0,1", *settings) == 1
+    shown = capsys.readouterr().out
+    assert "2 runs: 1 finished, 1 failed" in shown
+    assert "ValueError: a loss of NaN" in shown

@@ -1,0 +1,293 @@
+"""Two processes through the front door: the same run as one, however it ends."""
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from dino_exp.config.compose import compose
+from dino_exp.config.targets import build
+from dino_exp.parallel import distributed
+from dino_exp.runs.run_directory import RunDirectory, read_metrics
+from dino_exp.train import checkpoint
+from dino_exp.train.run import train
+from dino_exp.train.trainer import Trainer
+from tests.programs import ROOT, Program, in_two_processes, ranks, see_off
+
+TORCHRUN = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone"]
+# 20 steps, several epochs, and batch norm in the stem. AdamW would make far more of a rounding error than SGD
+# does, and batch norm in the head still more; the test in float64 has them.
+RUN = [
+    "experiment=debug",
+    "data.train_size=64",
+    "data.test_size=32",
+    "trainer.batch_size=16",
+    "trainer.epochs=5",
+    "optimizer=sgd",
+    "optimizer.warmup_epochs=1",
+]
+
+
+def cache(folder: Path) -> dict[str, str]:
+    return {"XDG_CACHE_HOME": str(folder / "cache")}
+
+
+def pair(folder: Path, *words: str, script: str = "train.py") -> list[Program]:
+    return ranks(script, *words, folder=folder, environment=cache(folder))
+
+
+def only_run(folder: Path) -> RunDirectory:
+    (path,) = (folder / "outputs" / "debug").iterdir()
+    return RunDirectory(path)
+
+
+def weights(directory: RunDirectory) -> dict[str, torch.Tensor]:
+    state = checkpoint.load(directory.checkpoints / "last.pt")
+    parts = {part: state[part] for part in ("student", "teacher", "loss")}
+    tensors = {f"{part}.{name}": tensor for part in parts for name, tensor in parts[part].items()}
+    return {name: tensor for name, tensor in tensors.items() if "running_" not in name}
+
+
+@pytest.fixture(scope="module")
+def one_process(tmp_path_factory: pytest.TempPathFactory) -> RunDirectory:
+    folder = tmp_path_factory.mktemp("one")
+    program = Program("train.py", *RUN, folder=folder, environment=cache(folder))
+    assert program.wait() == 0, program.output
+    return only_run(folder)
+
+
+@pytest.fixture(scope="module")
+def rounded_otherwise(tmp_path_factory: pytest.TempPathFactory) -> RunDirectory:
+    """The same run with every weight moved to a neighboring number before each step.
+
+    What this changes is what rounding grows to on this machine: sums in another order may change as much.
+    """
+    folder = tmp_path_factory.mktemp("rounded")
+    step = Trainer.train_step
+
+    def nudged(self: Trainer, views: list[torch.Tensor], observe: bool = False) -> object:
+        generator = torch.Generator().manual_seed(self.step)
+        with torch.no_grad():
+            for parameter in self.student.parameters():
+                up = torch.rand(parameter.shape, generator=generator) < 0.5
+                toward = torch.where(up, torch.inf, -torch.inf)
+                parameter.copy_(torch.nextafter(parameter, toward))
+        return step(self, views, observe)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(folder / "cache"))
+        patch.setattr(Trainer, "train_step", nudged)
+        train(compose(RUN), folder / "run")
+    return RunDirectory(folder / "run")
+
+
+def farthest(values: Callable[[RunDirectory], torch.Tensor], one: RunDirectory, other: RunDirectory) -> float:
+    return float((values(one) - values(other)).abs().max())
+
+
+def losses(directory: RunDirectory) -> torch.Tensor:
+    lines = read_metrics(directory.metrics_file)
+    return torch.tensor([line["loss"] for line in lines if line["step"]], dtype=torch.float64)
+
+
+def all_weights(directory: RunDirectory) -> torch.Tensor:
+    return torch.cat([tensor.double().flatten() for tensor in weights(directory).values()])
+
+
+def assert_same_but_for_rounding(
+    found: RunDirectory, expected: RunDirectory, rounded_otherwise: RunDirectory
+) -> None:
+    """No farther apart than ten times what rounding makes of the run."""
+    for values in (losses, all_weights):
+        assert farthest(values, found, expected) < 10 * farthest(values, rounded_otherwise, expected)
+
+
+def test_two_processes_make_the_run_of_one(
+    tmp_path: Path, one_process: RunDirectory, rounded_otherwise: RunDirectory
+) -> None:
+    first, second = processes = pair(tmp_path, *RUN)
+    assert see_off(processes) == [0, 0], first.output + second.output
+    assert "16 images = 2 processes x 8" in first.stdout
+    assert first.stdout.count("step 20/20") == first.stdout.count("\nverdict ") == 1
+    assert second.output == ""
+    directory = only_run(tmp_path)
+    assert directory.path.name == one_process.path.name
+    lines = [read_metrics(run.metrics_file) for run in (one_process, directory)]
+    assert [line["step"] for line in lines[1]] == list(range(21))
+    machine = {"images_per_second", "data_wait_share", "peak_memory_mib"}
+    for expected, line in zip(*lines, strict=True):
+        assert line.keys() == expected.keys()
+        for name in line.keys() - machine:
+            value = expected[name]
+            assert line[name] == (value if isinstance(value, str) else pytest.approx(value, 1e-3, 1e-3)), name
+    assert_same_but_for_rounding(directory, one_process, rounded_otherwise)
+    assert directory.read_summary()["environment"]["processes"] == 2
+
+
+def test_a_signal_to_one_process_stops_both_and_one_can_go_on(
+    tmp_path: Path, one_process: RunDirectory, rounded_otherwise: RunDirectory
+) -> None:
+    processes = pair(tmp_path, *RUN)
+    processes[0].until_it_says("step 4/20")
+    processes[1].signal(signal.SIGTERM)
+    assert see_off(processes) == [143, 143], processes[0].output
+    directory = only_run(tmp_path)
+    status = directory.read_status()
+    assert status["state"] == "preempted"
+    assert 4 <= checkpoint.load(directory.checkpoints / "last.pt")["step"] == status["step"] < 20
+    alone = Program("train.py", *RUN, folder=tmp_path, environment=cache(tmp_path))
+    assert alone.wait() == 0
+    assert f"Going on from step {status['step']}" in alone.stdout
+    assert directory.read_status()["state"] == "finished"
+    assert_same_but_for_rounding(directory, one_process, rounded_otherwise)
+
+
+@pytest.mark.spawn
+def test_torchrun_starts_a_run_and_hands_its_exit_code_on(tmp_path: Path) -> None:
+    process = subprocess.Popen(
+        [sys.executable, *TORCHRUN, str(ROOT / "train.py"), *RUN, "trainer.epochs=50"],
+        cwd=tmp_path,
+        env=os.environ | cache(tmp_path),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    assert process.stdout is not None
+    assert any("step 8/200" in line for line in process.stdout)
+    os.kill(worker(process, rank=1), signal.SIGTERM)
+    output = process.communicate()[0]
+    assert process.returncode != 0
+    assert output.count("exitcode  : 143") >= 1, output
+    status = only_run(tmp_path).read_status()
+    assert (status["state"], status["attempts"][0]["processes"]) == ("preempted", 2)
+
+
+def worker(of: subprocess.Popen[str], rank: int) -> int:
+    """The id of a process that torchrun has started."""
+    for child in Path(f"/proc/{of.pid}/task/{of.pid}/children").read_text().split():
+        if f"\0RANK={rank}\0" in "\0" + Path(f"/proc/{child}/environ").read_text():
+            return int(child)
+    raise AssertionError(f"no process with RANK={rank}")
+
+
+FAILING = """
+import sys
+
+from dino_exp.parallel import distributed
+from dino_exp.cli import main
+from dino_exp.train.trainer import Trainer
+
+train_step = Trainer.train_step
+
+
+def failing(self, views, observe=False):
+    if distributed.rank() == 1 and self.step == 3:
+        raise RuntimeError("the GPU has fallen off the bus")
+    return train_step(self, views, observe)
+
+
+Trainer.train_step = failing
+sys.exit(main())
+"""
+
+
+def test_an_error_in_one_process_ends_both_and_is_the_one_that_is_kept(tmp_path: Path) -> None:
+    (tmp_path / "failing.py").write_text(FAILING)
+    processes = pair(tmp_path, *RUN, script=str(tmp_path / "failing.py"))
+    assert 0 not in see_off(processes)
+    directory = only_run(tmp_path)
+    kept = directory.traceback_file.read_text()
+    assert kept.startswith(f"process 1 of 2 on {os.uname().nodename}:\nTraceback")
+    assert kept.endswith("RuntimeError: the GPU has fallen off the bus\n"), processes[0].output
+    assert directory.read_status()["state"] == "failed"
+
+
+def test_a_killed_process_takes_the_other_along(tmp_path: Path) -> None:
+    processes = pair(tmp_path, *RUN, "trainer.epochs=50")
+    processes[0].until_it_says("step 8/200")
+    processes[1].kill()
+    assert 0 not in see_off(processes)
+    directory = only_run(tmp_path)
+    assert directory.read_status()["state"] == "failed"
+    assert checkpoint.load(directory.checkpoints / "last.pt")["step"] in range(5, 200, 5)
+
+
+@pytest.mark.parametrize(
+    ("word", "said"),
+    [
+        ("trainer.epochs=0", "trainer.epochs = 0: must be at least 1"),
+        ("trainer.batch_size=15", "trainer.batch_size = 15: not a multiple of 2 processes times"),
+    ],
+)
+def test_what_is_wrong_is_said_once_and_nothing_is_created(tmp_path: Path, word: str, said: str) -> None:
+    first, second = processes = pair(tmp_path, *RUN, word)
+    assert see_off(processes) == [2, 2]
+    assert first.stderr.startswith(said)
+    assert first.stderr.count("\n") == 1
+    assert second.output == ""
+    assert not (tmp_path / "outputs").exists()
+
+
+def test_a_sweep_makes_its_runs_one_after_the_other_and_a_refused_one_does_not_end_it(tmp_path: Path) -> None:
+    swept = "trainer.max_steps=1,2", "trainer.batch_size=15,16"
+    first, second = processes = pair(tmp_path, *RUN, "-m", *swept)
+    assert 0 not in see_off(processes)
+    assert first.stderr.count("trainer.batch_size = 15: not a multiple of 2 processes") == 2, first.output
+    assert second.output == ""
+    runs = [RunDirectory(path) for path in (tmp_path / "outputs").glob("*/vit_micro_*")]
+    assert sorted(run.read_summary()["steps"] for run in runs) == [1, 2]
+    assert all(run.read_status()["state"] == "finished" for run in runs)
+
+
+STEPS = {
+    "batch norm in stem and head, AdamW": ["head.use_bn=true"],
+    "in parts": ["backbone.stem=patch", "trainer.accumulate=2", "loss.center_init=first_batch"],
+    "sinkhorn": ["loss.centering=sinkhorn"],
+    "channels last": ["backbone=resnet18_cifar", "crops.global_size=16", "crops.local_size=8"],
+    "parameters without gradient": [],
+}
+
+
+def steps(folder: str, case: str) -> tuple[list[dict[str, torch.Tensor]], list[dict[str, torch.Tensor]]]:
+    """What two steps on this process's part of the same noise report, and the weights after them."""
+    cfg = compose(["experiment=debug", f"data.root={folder}", "trainer.batch_size=8", *STEPS[case]])
+    trainer = Trainer(cfg, build(cfg.data), torch.device("cpu"))
+    networks = (trainer.student, trainer.teacher)
+    if case == "parameters without gradient":
+        for network in networks:
+            network.backbone.unused = torch.nn.Linear(3, 3)
+    for module in (*networks, trainer.dino_loss):
+        module.double()
+    trainer.join()
+    size = 8 // distributed.count()
+    here = slice(distributed.rank() * size, (distributed.rank() + 1) * size)
+    observed = []
+    for step in range(2):
+        generator = torch.Generator().manual_seed(step)
+        views = [
+            torch.randn(number, 8, 3, size, size, generator=generator, dtype=torch.float64)
+            for number, size in ((2, cfg.crops.global_size), (cfg.crops.local_number, cfg.crops.local_size))
+        ]
+        local = [view[:, here].flatten(0, 1) for view in views]
+        observed.append(trainer.train_step(local, observe=True)[1])
+    return observed, [module.state_dict() for module in (*networks, trainer.dino_loss)]
+
+
+def steps_of_a_process(rank: int, folder: str) -> None:
+    torch.save({case: steps(folder, case) for case in STEPS}, f"{folder}/{rank}.pt")
+
+
+def test_steps_in_float64_are_those_of_one_process_to_the_last_digits(tmp_path: Path) -> None:
+    whole = {case: steps(str(tmp_path), case) for case in STEPS}
+    in_two_processes(steps_of_a_process, str(tmp_path))
+    for rank in range(2):
+        parts = torch.load(tmp_path / f"{rank}.pt")
+        for case, (observed, weights) in whole.items():
+            # ranks and entropies are of float32
+            torch.testing.assert_close(parts[case][0], observed, rtol=1e-5, atol=1e-5)
+            torch.testing.assert_close(parts[case][1], weights, rtol=0, atol=1e-10)

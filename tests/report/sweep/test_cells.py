@@ -1,0 +1,120 @@
+"""Gathering runs into the cells of a map, and curves into few points."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from dino_exp.report.loading import load_sweep
+from dino_exp.report.sweep.cells import Ticks, gather, pairs, seed_groups, spread
+from dino_exp.report.sweep.sweep_curves import of_each_metric, small_multiples
+from dino_exp.report.sweep.sweep_figures import KNN, map_data, paper_rows
+from dino_exp.report.thinning import thinned
+from tests.report.synthetic import temps_momenta, write_sweep
+
+
+def test_a_cell_is_the_mean_over_the_other_axes(tmp_path: Path) -> None:
+    sweep = load_sweep(write_sweep(tmp_path, temps_momenta(seeds=3)))
+    assert pairs(sweep)[0] == ("loss.teacher_temp", "loss.center_momentum")
+    cells = gather(sweep, "loss.teacher_temp", "loss.center_momentum")
+    assert sum(len(cell.runs) for cell in cells) == len(sweep.runs) == 60
+    sound = next(cell for cell in cells if (cell.x, cell.y) == ("0.02", "0.9"))
+    assert sound.mean(KNN.of) == (pytest.approx(75 - 3 - 2.7 + 1), pytest.approx(1.0), 3)
+    assert sound.outcome == "healthy"
+    name, runs = seed_groups(sweep)[0]
+    assert name == "0.02 · 0"
+    assert [run.values["trainer.seed"] for run in runs] == [0.0, 1.0, 2.0]
+
+
+def test_every_pair_of_many_axes_has_a_map(tmp_path: Path) -> None:
+    keys = ["optimizer.lr", "loss.teacher_temp", "trainer.seed", *(f"augment.a{index}" for index in range(7))]
+    runs = [
+        {"values": {key: (index * 7 + place) % 5 for place, key in enumerate(keys)} | {"trainer.seed": index}}
+        for index in range(12)
+    ]
+    for run, place in zip(runs, range(12), strict=True):
+        run["values"] |= {
+            key: (place * (n + 2) // 3) % 4 for n, key in enumerate(keys) if key != "trainer.seed"
+        }
+    sweep = load_sweep(write_sweep(tmp_path, runs))
+    axes = list(sweep.axes)
+    assert len(axes) > 6
+    found = pairs(sweep)
+    assert len(found) == len(axes) * (len(axes) - 1) // 2
+    assert found[0] == ("loss.teacher_temp", "optimizer.lr")
+    assert all("trainer.seed" not in pair for pair in found[: -len(axes) + 1])
+
+
+def test_seeds_that_are_all_different_are_no_groups(tmp_path: Path) -> None:
+    runs = temps_momenta()
+    for index, run in enumerate(runs):
+        run["values"]["trainer.seed"] = index
+    sweep = load_sweep(write_sweep(tmp_path, runs))
+    assert "trainer.seed" in sweep.axes
+    assert seed_groups(sweep) == []
+
+
+def test_a_run_without_curves_keeps_its_panel(tmp_path: Path) -> None:
+    folder = write_sweep(tmp_path, temps_momenta())
+    (folder / "vit_micro_run4_00000004" / "metrics.jsonl").unlink()
+    figure = small_multiples(load_sweep(folder))
+    assert figure is not None
+    rows = figure.spec["datasets"]["curves"]
+    assert len({(row["x"], row["y"]) for row in rows}) == 20
+    assert [(row["x"], row["y"]) for row in rows if row["nothing"]] == [("0.04", "0")]
+    files = of_each_metric(figure)
+    assert [each.name for each in files] == ["curves_loss", "curves", "curves_kl", "curves_mi", "curves_knn"]
+    assert "h / ln K" in files[1].title
+
+
+def test_a_cell_of_different_ends_is_mixed(tmp_path: Path) -> None:
+    runs = temps_momenta(seeds=2)
+    runs[0]["verdict"] = "slow"
+    sweep = load_sweep(write_sweep(tmp_path, runs))
+    cell = gather(sweep, "loss.teacher_temp", "loss.center_momentum")[0]
+    assert cell.outcome == "mixed"
+    assert sorted(cell.outcomes.split(", ")) == ["1 healthy", "1 slow"]
+
+
+def test_many_values_become_ranges_that_hold_all() -> None:
+    values = [1e-5 * 1.1**index for index in range(100)]
+    ticks = Ticks([*values, "null"])
+    places = [ticks.of(value) for value in values]
+    assert len(ticks.labels) == 13
+    assert places == sorted(places)
+    assert set(places) == set(range(12))
+    assert ticks.labels[ticks.of("null")] == "null"
+    words = Ticks([f"w{index}" for index in range(40)])
+    assert len(words.labels) == 24
+    assert words.labels[words.of("w39")] == "others"
+
+
+def test_spread() -> None:
+    assert spread([None]) == (None, None, 0)
+    assert spread([3.0, None]) == (3.0, None, 1)
+    assert spread([1.0, 3.0]) == (2.0, pytest.approx(2**0.5), 2)
+
+
+def test_thinned_curves_keep_spikes_ends_and_gaps() -> None:
+    points: list[tuple[int, float | None]] = [(step, float(step % 7)) for step in range(20_000)]
+    points[777] = (777, 1e6)
+    points[9999] = (9999, None)
+    thin = thinned(points, 150)
+    assert len(thin) <= 152
+    assert thin[0] == points[0]
+    assert thin[-1] == points[-1]
+    assert (777, 1e6) in thin
+    assert (9999, None) in thin
+    assert [step for step, _ in thin] == sorted(step for step, _ in thin)
+
+
+def test_the_papers_figures_stay_apart(tmp_path: Path) -> None:
+    sweep = load_sweep(write_sweep(tmp_path, temps_momenta()))
+    axes = dict(paper_rows(sweep))
+    assert set(axes) == {"loss.teacher_temp", "loss.center_momentum"}
+    figure = axes["loss.center_momentum"]
+    assert "ImageNet, ViT-S/16, from the paper" in figure.title
+    assert [row["knn"] for row in figure.spec["datasets"]["paper"]] == [69.1, 69.7, 69.4, 0.1]
+    ours = {row["knn"] for data in map_data(sweep) for row in data.rows}
+    assert not ours & {69.1, 69.4, 0.1}

@@ -1,0 +1,398 @@
+"""A rename orphans nothing: identities have first names, readers present ones, and the table has no gap."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import fields
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+from omegaconf import OmegaConf
+
+from dino_exp import cli
+from dino_exp.config import compose_evaluation
+from dino_exp.config.compose import check, compose
+from dino_exp.config.evaluation_schema import EVALUATIONS, EvaluateConfig
+from dino_exp.config.hydra_loader import EVALUATE, loader
+from dino_exp.config.identity import GROUPS, differing_keys, identity, run_id
+from dino_exp.config.launcher_settings import SETTINGS, OptunaSettings
+from dino_exp.config.schema import SCHEMAS, Config
+from dino_exp.config.search_space import Choices, Numbers
+from dino_exp.config.stored import parse, read_config, read_plain
+from dino_exp.config.targets import KNOWN, targets_of
+from dino_exp.dino.verdict import WORDS
+from dino_exp.errors import UserError
+from dino_exp.eval import records
+from dino_exp.metrics import in_words
+from dino_exp.report.run_files import read_lines
+from dino_exp.runs import former_names
+from dino_exp.runs.former_names import TABLE, Names
+from dino_exp.runs.manifest import Manifest
+from dino_exp.runs.run_directory import RunDirectory, read_metrics
+from launchers.search import in_first_names
+
+FORMER = json.loads(
+    (Path(__file__).parents[1] / "data_of_former_versions" / "9aa5416" / "names.json").read_text()
+)
+
+# ---- the table itself --------------------------------------------------------------------------------------
+
+
+def schemas() -> Iterator[tuple[str, type]]:
+    """All classes of the schema, with what their keys begin with."""
+    yield "", Config
+    yield "", EvaluateConfig
+    for group, classes in (*SCHEMAS.items(), *((name, {"": kind}) for name, kind in EVALUATIONS.items())):
+        yield from ((f"{group}.", kind) for kind in classes.values())
+    yield from (("hydra.launcher.", kind) for kind in SETTINGS.values())
+    yield "hydra.sweeper.", OptunaSettings
+
+
+KEYS = {f"{prefix}{field.name}" for prefix, kind in schemas() for field in fields(kind)}
+TARGETS = KNOWN | {target for kind in (*SETTINGS.values(), OptunaSettings) for target in targets_of(kind)}
+GROUPS_OF_KEYS = {key.rpartition(".")[0] for key in KEYS} - {""}
+
+
+@cache
+def options(group: str) -> list[str]:
+    """Of a group of `train.py` or `evaluate.py`."""
+    return [*loader().options(group), *loader(None, EVALUATE).options(group)]
+
+
+@cache
+def words(key: str) -> set[str]:
+    """What a key may be set to, where that is one of a list; and the words in a run's files."""
+    known = {
+        word
+        for prefix, kind in schemas()
+        for field in fields(kind)
+        if f"{prefix}{field.name}" == key and "choices" in field.metadata
+        for word in field.metadata["choices"].words
+    }
+    others = {"eval": set(EVALUATIONS), "evaluation": set(EVALUATIONS), "verdict": set(WORDS)}
+    states = {"pending", "running", "preempted", "finished", "failed", "collapsed", "cancelled"}
+    return known | (others | {"state": states}).get(key, set())
+
+
+def is_group(name: str) -> bool:
+    return name in GROUPS_OF_KEYS or bool(options(name))
+
+
+def test_every_entry_leads_to_something_present_and_no_former_name_is_used_again() -> None:
+    """With these two rules no entry can be ambiguous, and chains cannot form."""
+    assert set(TABLE.targets.values()) <= TARGETS
+    assert not TABLE.targets.keys() & TARGETS
+    assert all(key in KEYS or is_group(key) for key in TABLE.keys.values())
+    assert not [key for key in TABLE.keys if key in KEYS or is_group(key)]
+    for former, present in TABLE.options.items():
+        group, _, option = former.partition("=")
+        assert present in options(group), former
+        assert option not in options(group), former
+    for former, present in TABLE.values.items():
+        key, _, word = former.partition("=")
+        known = words(key)
+        assert not known or (present in known and word not in known), former
+    assert not TABLE.metrics.keys() & set(TABLE.metrics.values())
+    assert TABLE.later_keys.keys() <= KEYS
+
+
+# ---- nothing of 9aa5416 is forgotten -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("program", FORMER["keys"])
+def test_every_former_key_is_known(program: str) -> None:
+    assert [key for key in FORMER["keys"][program] if TABLE.present_key(key) not in KEYS] == []
+
+
+def test_every_former_target_option_and_word_is_known() -> None:
+    targets = FORMER["targets"]
+    assert [each for each in targets if TABLE.present_value("x._target_", each) not in TARGETS] == []
+    for former, names in FORMER["options"].items():
+        group = TABLE.present_key(former)
+        assert [name for name in names if TABLE.present_value(group, name) not in options(group)] == [], group
+    for former, names in FORMER["words"].items():
+        key = TABLE.present_key(former)
+        assert [name for name in names if TABLE.present_value(key, name) not in words(key)] == [], key
+
+
+def test_every_former_figure_has_words() -> None:
+    for evaluation_name, figures in FORMER["evaluation"]["figures"].items():
+        unknown = [name for name in figures if in_words(present := TABLE.present_metric(name)) == present]
+        assert [name for name in unknown if name not in ("mass", "area")] == [], evaluation_name
+
+
+def test_a_key_that_came_later_is_said_to() -> None:
+    """Otherwise it would give every run of before another name."""
+    former = {key for keys in FORMER["keys"].values() for key in keys}
+    of_records = {*GROUPS, *EVALUATIONS}
+    new = {key for key in KEYS - former if "." in key and key.partition(".")[0] in of_records}
+    known = former | TABLE.later_keys.keys()
+    assert [key for key in sorted(new) if TABLE.first_key(key) not in known and "_target_" not in key] == []
+
+
+def test_command_lines_mean_the_runs_that_they_meant(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "pictures").mkdir()
+    monkeypatch.chdir(tmp_path)
+    found = {}
+    for line in FORMER["runs"]:
+        checked = check(TABLE.present_words(line.split())[0])
+        assert checked.errors == [], line
+        folder = checked.sweep_dir
+        if checked.cfg is not None:
+            folder = f"{checked.cfg.output_root}/{checked.cfg.name}"
+        found[line] = {"folder": folder, "runs": sorted(run.run_id for run in checked.runs)}
+    assert [line for line in found if found[line] != FORMER["runs"][line]] == []
+
+
+# ---- what the table does -----------------------------------------------------------------------------------
+# Present names are those of this revision, so the former ones are invented.
+
+RENAMED = Names(
+    targets={
+        "oldest.Loss": "dino_exp.dino.loss.DINOLoss",
+        "older.Loss": "dino_exp.dino.loss.DINOLoss",
+        "older.vit": "dino_exp.backbone.vit.vit",
+    },
+    keys={
+        "loss.centre_momentum": "loss.center_momentum",
+        "criterion": "loss",
+        "criterion.tau": "loss.teacher_temp",
+        "hydra.launcher.queue": "hydra.launcher.partition",
+        "attention.photos": "attention.images",
+    },
+    options={"ablation=sans_ema": "no_ema", "ema=thesis": "paper", "hydra/launcher=cluster": "slurm"},
+    values={"loss.centering=moyenne": "mean", "verdict=well": "healthy", "loss.center_init=null": "zeros"},
+    metrics={"centre_norm": "center_norm", "knn": "knn_top1", "images_seen": "images"},
+    later_keys={"loss.sharpening": True, "backbone.stem": "patch"},
+)
+
+
+@pytest.fixture
+def renamed(monkeypatch: pytest.MonkeyPatch) -> Names:
+    """The present schema as if it had been renamed from something else."""
+    monkeypatch.setattr(former_names, "TABLE", RENAMED)
+    return RENAMED
+
+
+def former_config() -> dict[str, Any]:
+    """A configuration as it was written before the renames, and before two keys came."""
+    cfg: Any = OmegaConf.to_container(compose(["experiment=debug", "backbone.stem=patch"]), resolve=True)
+    cfg["criterion"] = {
+        {"center_momentum": "centre_momentum", "teacher_temp": "tau"}.get(key, key): value
+        for key, value in cfg.pop("loss").items()
+        if key != "sharpening"
+    }
+    cfg["criterion"] |= {"_target_": "older.Loss", "centering": "moyenne"}
+    cfg["backbone"] |= {"_target_": "older.vit"}
+    del cfg["backbone"]["stem"]
+    return cfg
+
+
+def test_an_identity_has_the_first_names(renamed: Names) -> None:
+    values = identity(compose(["experiment=debug", "backbone.stem=patch", "loss.sharpening=true"]))
+    assert values["criterion._target_"] == "oldest.Loss"
+    assert values["criterion.centre_momentum"] == 0.5
+    assert values["criterion.tau"] == 0.02
+    assert values["criterion.centering"] == "moyenne"
+    assert not values.keys() & {"loss.center_momentum", "loss.sharpening", "criterion.sharpening"}
+    other = identity(compose(["experiment=debug", "loss.sharpening=false"]))
+    assert other["criterion.sharpening"] is False
+    assert other["backbone.stem"] == "conv"
+
+
+def test_a_former_configuration_is_the_same_run(renamed: Names, tmp_path: Path) -> None:
+    cfg = compose(["experiment=debug", "backbone.stem=patch"])
+    directory = RunDirectory(tmp_path)
+    directory.config_file.write_text(OmegaConf.to_yaml(OmegaConf.create(former_config())))
+    assert differing_keys(read_plain(directory), cfg) == {}
+    stored = read_config(directory)
+    assert run_id(stored) == run_id(cfg)
+    assert stored == cfg
+    assert OmegaConf.get_type(stored.loss) is OmegaConf.get_type(cfg.loss)
+
+
+def test_the_value_of_before_is_not_the_default(renamed: Names) -> None:
+    """A key that came later has it, where its class has the key."""
+    text = OmegaConf.to_yaml(OmegaConf.create(former_config() | {"backbone": {"_target_": "x", "name": "y"}}))
+    config = parse(text.encode())
+    assert config["loss"]["sharpening"] is True
+    assert "stem" not in config["backbone"]
+
+
+def test_what_is_no_name_at_all_is_refused(tmp_path: Path) -> None:
+    directory = RunDirectory(tmp_path)
+    cfg: Any = OmegaConf.to_container(compose(["experiment=debug"]), resolve=True)
+    cfg["loss"]["centre_momentum"] = 0.5
+    directory.config_file.write_text(OmegaConf.to_yaml(OmegaConf.create(cfg)))
+    with pytest.raises(UserError, match=r"loss\.centre_momentum: no such key; did you mean loss\.center_mom"):
+        read_config(directory)
+    cfg["loss"].pop("centre_momentum")
+    cfg["data"]["_target_"] = "os.system"
+    directory.config_file.write_text(OmegaConf.to_yaml(OmegaConf.create(cfg)))
+    with pytest.raises(UserError, match=r"data\._target_ = os\.system: no component of this project"):
+        read_config(directory)
+
+
+def test_a_key_there_under_two_names_is_refused(renamed: Names) -> None:
+    with pytest.raises(ValueError, match=r"there twice; it is now called loss\.teacher_temp"):
+        renamed.present_config({"loss": {"teacher_temp": 1}, "criterion": {"tau": 2}})
+
+
+def test_what_is_typed_is_understood_and_said(renamed: Names, capsys: pytest.CaptureFixture[str]) -> None:
+    typed = {
+        "criterion.tau=0.02,0.04": "loss.teacher_temp=0.02,0.04",
+        "ablation=sans_ema,no_sharpening": "ablation=no_ema,no_sharpening",
+        "loss.centering=choice(moyenne,'none')": "loss.centering=choice(mean,'none')",
+        "criterion=dino": "loss=dino",
+        "+hydra.launcher.queue=long": "+hydra.launcher.partition=long",
+        "loss.student_temp=${criterion.tau}": "loss.student_temp=${loss.teacher_temp}",
+        "data.root=/a/moyenne": "data.root=/a/moyenne",
+        "hydra/launcher=cluster": "hydra/launcher=slurm",
+    }
+    assert renamed.present_words(list(typed))[0] == list(typed.values())
+    words = ["-m", "criterion.tau=0.02,0.04", "ablation=sans_ema,no_sharpening", "trainer.seed=x"]
+    assert cli.main(words) == 2
+    assert capsys.readouterr().err.splitlines()[:2] == [
+        "warning: criterion.tau=0.02,0.04: now called loss.teacher_temp=0.02,0.04.",
+        "warning: ablation=sans_ema,no_sharpening: now called ablation=no_ema,no_sharpening.",
+    ]
+    assert compose(["criterion.tau=0.03"]).loss.teacher_temp == 0.03
+    checked = compose_evaluation.check(["run=nowhere", "attention.photos=3"])
+    assert checked.warnings == ["attention.photos=3: now called attention.images=3."]
+
+
+def test_a_file_of_the_users_own_is_told(renamed: Names, tmp_path: Path) -> None:
+    file = tmp_path / "experiment" / "mine.yaml"
+    file.parent.mkdir()
+    for content, error in (
+        ("loss: {centre_momentum: 0.5}", "loss.centre_momentum: now called loss.center_momentum."),
+        (
+            "loss: {centering: moyenne}",
+            "loss.centering = moyenne: now called mean.",
+        ),
+        (
+            "loss: {_target_: older.Loss}",
+            "loss._target_ = older.Loss: now called dino_exp.dino.loss.DINOLoss.",
+        ),
+        (
+            "defaults: [{override /ema: thesis}]",
+            "ema=thesis: now called ema=paper. A configuration file asks for it.",
+        ),
+    ):
+        file.write_text(f"# @package _global_\n{content}\n")
+        loader.cache_clear()
+        (found,) = check(["--config-dir", str(tmp_path), "experiment=mine"]).errors
+        assert found.endswith(error)
+
+
+def test_a_sweep_in_a_file_of_the_users_own_is_understood(renamed: Names, tmp_path: Path) -> None:
+    (tmp_path / "sweep").mkdir()
+    content = "# @package _global_\nhydra: {sweeper: {params: {criterion.tau: '0.02,0.04'}}}\n"
+    (tmp_path / "sweep" / "mine.yaml").write_text(content)
+    checked = check(["-m", "--config-dir", str(tmp_path), "sweep=mine", "loss.center_momentum=0,0.9"])
+    assert checked.errors == []
+    assert checked.runs[0].overrides == ("loss.teacher_temp=0.02", "loss.center_momentum=0")
+    assert checked.sweep_dir == "outputs/demo_mine_centre_momentum"
+
+
+def test_metrics_are_read_by_present_names(renamed: Names, tmp_path: Path) -> None:
+    directory = RunDirectory(tmp_path)
+    lines = [{"step": step, "centre_norm": 1.0, "verdict": "well"} for step in range(9)]
+    lines[5]["knn"] = 50.0
+    directory.metrics_file.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    present = {"step": 5, "center_norm": 1.0, "verdict": "healthy", "knn_top1": 50.0}
+    assert read_metrics(directory.metrics_file)[5] == present
+    directory.rewind_metrics(6)
+    directory.append_metrics({"step": 7, "center_norm": 2.0})
+    written = [json.loads(line) for line in directory.metrics_file.read_text().splitlines()]
+    assert [line["step"] for line in written] == list(range(8))
+    assert all("center_norm" in line and "centre_norm" not in line for line in written)
+    directory.summary_file.write_text(
+        '{"knn": 1.0, "final": {"centre_norm": 2.0}, "environment": {"knn": 3}}'
+    )
+    assert directory.read_summary() == {
+        "knn_top1": 1.0,
+        "final": {"center_norm": 2.0},
+        "environment": {"knn": 3},
+    }
+
+
+def test_a_knn_in_the_middle_of_a_large_file_is_found_by_any_name(
+    renamed: Names, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("dino_exp.report.run_files.WHOLE_BYTES", 1000)
+    lines: list[dict[str, Any]] = [{"step": step, "centre_norm": 1.0} for step in range(5000)]
+    lines[1234]["knn"] = 50.0
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    found = read_lines(tmp_path / "metrics.jsonl", [], 24)
+    assert {"step": 1234, "center_norm": 1.0, "knn_top1": 50.0} in found
+
+
+def test_a_checkpoint_is_read_by_present_names(renamed: Names) -> None:
+    state = {
+        "step": 3,
+        "last_metrics": {"centre_norm": 1.0},
+        "judge": {"recent": [{"centre_norm": 2.0}], "word": "healthy"},
+    }
+    assert renamed.present_state(state) == {
+        "step": 3,
+        "last_metrics": {"center_norm": 1.0},
+        "judge": {"recent": [{"center_norm": 2.0}], "word": "healthy"},
+    }
+
+
+def test_evaluations_keep_their_keys(renamed: Names, monkeypatch: pytest.MonkeyPatch) -> None:
+    former = {
+        "evaluation": "attention",
+        "weights": {"sha256": "1", "network": "teacher", "step": 3},
+        "backbone": {"_target_": "older.vit", "name": "vit_micro"},
+        "data": None,
+        "settings": {"photos": 8, "mass": 0.6},
+        "images_seen": {"seed": 0},
+        "figures": {"knn": 1.0},
+    }
+    monkeypatch.setattr(former_names, "TABLE", Names())
+    key = records.key({**former, "images": former["images_seen"]})
+    monkeypatch.setattr(former_names, "TABLE", renamed)
+    present = renamed.present_evaluation(former)
+    assert list(present) == [{"images_seen": "images"}.get(name, name) for name in former]
+    assert present["backbone"]["_target_"] == "dino_exp.backbone.vit.vit"
+    assert present["settings"] == {"images": 8, "mass": 0.6}
+    assert present["images"] == {"seed": 0}
+    assert present["figures"] == {"knn_top1": 1.0}
+    assert renamed.first_node("backbone", present["backbone"]) == {
+        "_target_": "older.vit",
+        "name": "vit_micro",
+    }
+    assert key != records.key(present)  # the field `images_seen` is part of it
+    assert records.key(present) == records.key(renamed.present_evaluation(present))
+
+
+def test_a_manifest_is_read_by_present_names(renamed: Names, tmp_path: Path) -> None:
+    entry = {"overrides": ["criterion.tau=0.02", "ablation=sans_ema"], "config_hash": "1"}
+    content = {"launcher": "cluster", "settings": {"queue": "long"}, "runs": {"a": entry}}
+    Manifest.path(tmp_path).write_text(json.dumps(content))
+    manifest = Manifest.load(tmp_path)
+    assert (manifest.launcher, manifest.settings) == ("slurm", {"partition": "long"})
+    assert manifest.runs["a"].overrides == ["loss.teacher_temp=0.02", "ablation=no_ema"]
+
+
+def test_a_search_goes_on_with_its_study(renamed: Names) -> None:
+    assert in_first_names(Numbers("loss.teacher_temp", 0.02, 0.2)) == Numbers("criterion.tau", 0.02, 0.2)
+    space = in_first_names(Choices("ablation", ("no_ema", "sound")))
+    assert space == Choices("ablation", ("sans_ema", "sound"))
+    assert renamed.present_word(f"{space.key}={space.text('sans_ema')}") == "ablation=no_ema"
+
+
+def test_groups_that_were_renamed_after_their_keys() -> None:
+    """Whichever came first, the oldest name is the identity's."""
+    names = Names(keys={"augment": "augmentation", "augmentation.grey": "augmentation.gray"})
+    assert names.present_key("augment.grey") == "augmentation.gray"
+    assert names.first_key("augmentation.gray") == "augment.grey"
+    assert names.first_key("augmentation.flip") == "augment.flip"
+    names = Names(keys={"augment.grey": "augmentation.gray", "augment": "augmentation"})
+    assert names.present_key("augment.gray") == "augmentation.gray"
+    assert names.first_key("augmentation.gray") == "augment.grey"

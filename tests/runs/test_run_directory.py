@@ -1,0 +1,110 @@
+"""Files are whole or absent, and what a resume logs again is dropped first."""
+
+import json
+import os
+from pathlib import Path
+from typing import IO, Any, NoReturn
+
+import pytest
+import torch
+
+from dino_exp.atomic import write_atomically
+from dino_exp.errors import UserError
+from dino_exp.runs.run_directory import RunDirectory
+from dino_exp.train import checkpoint
+from tests.programs import Program
+
+
+def test_a_failed_write_leaves_the_old_file_and_no_other(tmp_path: Path) -> None:
+    file = tmp_path / "last.pt"
+    write_atomically(file, lambda out: out.write(b"whole"))
+
+    def broken(out: IO[bytes]) -> NoReturn:
+        out.write(b"ha")
+        raise OSError("disk full")
+
+    with pytest.raises(OSError, match="disk full"):
+        write_atomically(file, broken)
+    assert file.read_bytes() == b"whole"
+    assert list(tmp_path.iterdir()) == [file]
+    (tmp_path / "plain").write_text("")
+    assert file.stat().st_mode == (tmp_path / "plain").stat().st_mode
+
+
+def test_rewind_drops_later_steps_and_a_line_cut_short(tmp_path: Path) -> None:
+    directory = RunDirectory(tmp_path)
+    for step in (0, 10, 20, 30):
+        directory.append_metrics({"step": step, "loss": float("nan") if step == 10 else 1.0})
+    with directory.metrics_file.open("a") as file:
+        file.write('{"step": 40, "lo')
+    directory.rewind_metrics(20)
+    lines = [json.loads(line) for line in directory.metrics_file.read_text().splitlines()]
+    assert [line["step"] for line in lines] == [0, 10, 20]
+    assert lines[1]["loss"] is None
+
+
+def test_a_summary_is_strict_json(tmp_path: Path) -> None:
+    directory = RunDirectory(tmp_path)
+    directory.write_summary({"attention": {"auc": float("nan"), "mass": 0.5}, "values": [float("inf"), 1]})
+    assert directory.read_summary() == {"attention": {"auc": None, "mass": 0.5}, "values": [None, 1]}
+
+
+def test_status_keeps_what_is_not_changed(tmp_path: Path) -> None:
+    RunDirectory(tmp_path).write_status(state="running", step=3, attempt=1)
+    again = RunDirectory(tmp_path)
+    again.write_status(step=4)
+    status = again.read_status()
+    assert (status["state"], status["step"], status["attempt"]) == ("running", 4, 1)
+    assert {"heartbeat", "host", "pid", "slurm_job_id"} <= status.keys()
+
+
+def test_a_run_that_another_process_is_at_is_refused_until_that_is_killed(tmp_path: Path) -> None:
+    (tmp_path / "hold.py").write_text(
+        "import sys, time; from pathlib import Path; from dino_exp.runs.run_directory import RunDirectory\n"
+        "directory = RunDirectory(Path(sys.argv[1])); directory.hold()\n"
+        "directory.write_status(state='running'); print('held', flush=True); time.sleep(300)"
+    )
+    other = Program(str(tmp_path / "hold.py"), str(tmp_path), folder=tmp_path)
+    other.until_it_says("held")
+    with pytest.raises(UserError, match=f"process {other.pid}"):
+        RunDirectory(tmp_path).hold()
+    other.kill()
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints" / ".last.pt.1a2b").write_text("half")
+    RunDirectory(tmp_path).hold()
+    assert list((tmp_path / "checkpoints").iterdir()) == []
+
+
+def test_beside_finds_the_next_free_name(tmp_path: Path) -> None:
+    path = tmp_path / "run"
+    assert RunDirectory.beside(path).path == path
+    for expected in ("run-2", "run-3"):
+        RunDirectory.beside(path).config_file.parent.mkdir(parents=True)
+        RunDirectory.beside(path).config_file.write_text("")
+        assert RunDirectory.beside(path).path.name == expected
+
+
+def test_a_damaged_checkpoint_is_named(tmp_path: Path) -> None:
+    file = tmp_path / "last.pt"
+    checkpoint.save(file, {"step": 3, "weights": torch.ones(99)})
+    assert checkpoint.load(file)["step"] == 3
+    file.write_bytes(file.read_bytes()[:100])
+    with pytest.raises(UserError, match=r"last\.pt"):
+        checkpoint.load(file)
+
+
+class Attack:
+    """What leaves a folder behind when it is unpickled."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.mkdir, (str(self.folder),)
+
+
+def test_a_checkpoint_that_would_run_code_is_refused_and_runs_nothing(tmp_path: Path) -> None:
+    torch.save({"step": 3, "student": Attack(tmp_path / "executed")}, tmp_path / "last.pt")
+    with pytest.raises(UserError, match=r"last\.pt: not a checkpoint that can be loaded"):
+        checkpoint.load(tmp_path / "last.pt")
+    assert not (tmp_path / "executed").exists()

@@ -1,0 +1,73 @@
+"""The design's one-way streets: who may import whom."""
+
+from __future__ import annotations
+
+import ast
+from collections import defaultdict
+from graphlib import TopologicalSorter
+
+from tests.programs import ROOT
+
+LAYERS = (
+    ("errors", "installation", "atomic"),
+    ("parallel",),
+    ("console", "machine", "seeding", "metrics"),
+    ("backbone",),
+    ("dino",),
+    ("data",),
+    ("runs",),
+    ("config",),
+    ("plots", "tracker", "weights"),
+    ("eval",),
+    ("train",),
+    ("launchers",),
+    ("report", "export"),
+    ("cli",),
+)
+"""From the ground up: a room imports its own layer's files within itself, and lower layers. See
+docs/architecture.md."""
+FLOOR = {room: floor for floor, rooms in enumerate(LAYERS) for room in rooms}
+
+
+def imports() -> dict[str, set[str]]:
+    """Return what each module of the project imports of it, lazily or not; modules by their dotted names."""
+    files = [path for folder in ("dino_exp", "launchers") for path in (ROOT / folder).rglob("*.py")]
+    names = {".".join(path.relative_to(ROOT).with_suffix("").parts): path for path in files}
+    names = {name.removesuffix(".__init__"): path for name, path in names.items()}
+    found: dict[str, set[str]] = defaultdict(set)
+    for name, path in names.items():
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ImportFrom) and node.module:
+                full = (f"{node.module}.{alias.name}" for alias in node.names)
+                found[name].update(each if each in names else node.module for each in full)
+            elif isinstance(node, ast.Import):
+                found[name].update(alias.name for alias in node.names)
+        found[name] &= names.keys() - {name}
+    return found
+
+
+def room(module: str) -> str:
+    first, *rest = module.split(".")
+    return rest[0] if first == "dino_exp" and rest else first
+
+
+def test_every_import_goes_down() -> None:
+    upward = [
+        f"{module} -> {target}"
+        for module, targets in imports().items()
+        for target in targets
+        if "__main__" not in module
+        and room(target) != "dino_exp"
+        and room(module) != room(target)
+        and FLOOR[room(module)] <= FLOOR[room(target)]
+    ]
+    assert upward == []
+
+
+def test_no_modules_import_each_other_in_a_loop() -> None:
+    list(TopologicalSorter(imports()).static_order())  # raises CycleError
+
+
+def test_no_two_modules_have_one_name() -> None:
+    names = [module.rpartition(".")[2] for module in imports() if "__main__" not in module]
+    assert sorted(name for name in set(names) if names.count(name) > 1) == []

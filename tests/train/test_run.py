@@ -1,0 +1,414 @@
+"""Whole runs through the front door: what they leave behind, and that nothing is lost however they end."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from omegaconf import OmegaConf
+
+from dino_exp.config.compose import compose
+from dino_exp.config.schema import Config
+from dino_exp.errors import UserError
+from dino_exp.runs.run_directory import RunDirectory, read_metrics
+from dino_exp.train import checkpoint
+from dino_exp.train.run import train
+from dino_exp.train.trainer import Trainer
+from tests.programs import ROOT, Program
+
+SMALL = ("experiment=debug", "trainer.batch_size=16", "data.train_size=128", "data.test_size=64")
+STOCHASTIC = "backbone.drop_path_rate=0.2"  # so that the random state matters
+
+
+def configuration(*overrides: str) -> Config:
+    return compose([*SMALL, *overrides])
+
+
+def start(folder: Path, *overrides: str, **how: bool) -> Program:
+    cache = {"XDG_CACHE_HOME": str(folder / "cache")}
+    return Program("train.py", *SMALL, *overrides, folder=folder, environment=cache, **how)
+
+
+def only_run(folder: Path) -> RunDirectory:
+    (path,) = (folder / "outputs" / "debug").iterdir()
+    return RunDirectory(path)
+
+
+def steps_logged(directory: RunDirectory) -> list[int]:
+    return [line["step"] for line in map(json.loads, directory.metrics_file.read_text().splitlines())]
+
+
+def weights(directory: RunDirectory) -> dict[str, torch.Tensor]:
+    state = checkpoint.load(directory.checkpoints / "last.pt")
+    parts = {part: state[part] for part in ("student", "teacher", "loss")}
+    return {f"{part}.{name}": tensor for part, tensors in parts.items() for name, tensor in tensors.items()}
+
+
+def assert_same_weights(first: RunDirectory, second: RunDirectory) -> None:
+    ours, theirs = weights(first), weights(second)
+    assert ours.keys() == theirs.keys()
+    different = [name for name in ours if not torch.equal(ours[name], theirs[name])]
+    assert different == []
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> tuple[RunDirectory, str]:
+    folder = tmp_path_factory.mktemp("undisturbed")
+    program = start(folder, STOCHASTIC, plots=True)
+    assert program.wait() == 0, program.output
+    return only_run(folder), program.stdout
+
+
+@pytest.mark.spawn
+def test_python_train_py_makes_the_run_that_a_fork_makes(
+    tmp_path: Path, undisturbed: tuple[RunDirectory, str]
+) -> None:
+    """As a person types it; what the other tests see of forks holds for it too."""
+    command = [sys.executable, str(ROOT / "train.py"), *SMALL, STOCHASTIC]
+    cache = {"XDG_CACHE_HOME": str(tmp_path / "cache")}
+    done = subprocess.run(command, cwd=tmp_path, env=os.environ | cache, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    directory = only_run(tmp_path)
+    assert files(directory) == files(undisturbed[0])
+    assert_same_weights(directory, undisturbed[0])
+
+
+def files(directory: RunDirectory) -> set[str]:
+    held = (str(path.relative_to(directory.path)) for path in directory.path.rglob("*") if path.is_file())
+    return {name for name in held if not name.startswith("wandb/")} - {".lock"}
+
+
+def test_the_command_line_leaves_a_whole_run_directory(undisturbed: tuple[RunDirectory, str]) -> None:
+    directory, output = undisturbed
+    assert files(directory) == {
+        "config.yaml",
+        "status.json",
+        "metrics.jsonl",
+        "summary.json",
+        "checkpoints/last.pt",
+        "checkpoints/best.pt",
+        "plots/curves.png",
+        "plots/attention.png",
+        "plots/crops.png",
+    }
+    assert {path.name for path in directory.path.parents[2].iterdir()} == {"outputs", "cache"}
+
+    status = directory.read_status()
+    assert (status["state"], status["step"], status["total_steps"], status["attempt"]) == (
+        "finished",
+        16,
+        16,
+        1,
+    )
+    config = OmegaConf.load(directory.config_file)
+    assert config.backbone.drop_path_rate == 0.2
+    assert directory.path.name.startswith("vit_micro_")
+
+    assert steps_logged(directory) == list(range(17))
+    lines = read_metrics(directory.metrics_file)
+    wanted = {
+        "loss",
+        "ln_k",
+        "kl",
+        "kl_share",
+        "grad_norm",
+        "lr",
+        "weight_decay",
+        "ema_momentum",
+        "teacher_temp",
+    }
+    wanted |= {"center_norm", "center_change", "teacher_student_distance", "images_per_second", "verdict"}
+    wanted |= {"data_wait_share", "peak_memory_mib", "epoch", "images"}
+    statistics = {"entropy", "entropy_share", "marginal_entropy", "mutual_information", "logit_spread"}
+    statistics |= {
+        "prototypes_used",
+        "prototypes_perplexity",
+        "feature_std",
+        "feature_rank",
+        "bottleneck_rank",
+    }
+    wanted |= {f"{network}/{name}" for network in ("teacher", "student") for name in statistics}
+    for line in lines[1:]:
+        assert wanted <= line.keys()
+        assert line["loss"] == pytest.approx(line["kl"] + line["teacher/entropy"], rel=1e-5)
+        assert line["teacher/mutual_information"] == pytest.approx(
+            line["teacher/marginal_entropy"] - line["teacher/entropy"], abs=1e-5
+        )
+    assert [line["step"] for line in lines if "knn_top1" in line] == [0, 8, 16]
+
+    summary = directory.read_summary()
+    assert summary["verdict"] == "warming-up"
+    assert summary["knn_top1"] == lines[-1]["knn_top1"]
+    assert summary["untrained_knn_top1"] == lines[0]["knn_top1"]
+    assert summary["environment"]["torch"] == torch.__version__.split("+")[0]
+    assert summary["final"]["step"] == 16
+    assert {"images_per_second", "wall_seconds", "peak_memory_mib", "raw_pixels_knn_top1"} <= summary.keys()
+    assert 0 < summary["attention"]["mass"] < 1
+
+    state = torch.load(directory.checkpoints / "last.pt", weights_only=True)
+    assert state["step"] == 16
+    for text in ("ln K", "4.1589", "k-NN", "verdict", str(directory.path.name)):
+        assert text in output
+
+
+def test_a_run_killed_twice_ends_with_the_same_weights(
+    tmp_path: Path, undisturbed: tuple[RunDirectory, str]
+) -> None:
+    first = start(tmp_path, STOCHASTIC)
+    first.until_it_says("step 3/16")  # no checkpoint yet
+    first.kill()
+    second = start(tmp_path, STOCHASTIC, "trainer.num_workers=1")
+    second.until_it_says("step 12/16")
+    second.kill()
+    directory = only_run(tmp_path)
+    assert directory.read_status()["state"] == "running"
+    at = checkpoint.load(directory.checkpoints / "last.pt")["step"]
+    assert at >= 10
+    third = start(tmp_path, STOCHASTIC)
+    assert third.wait() == 0, third.output
+    output = third.stdout
+    assert f"Going on from step {at}" in output
+    assert steps_logged(directory) == list(range(17))
+    assert directory.read_status()["attempt"] == 3
+    assert_same_weights(directory, undisturbed[0])
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2])
+def test_a_signal_saves_at_the_next_step_and_the_run_goes_on(
+    tmp_path: Path,
+    number: signal.Signals,
+    undisturbed: tuple[RunDirectory, str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    cfg = configuration(STOCHASTIC)
+    with monkeypatch.context() as patch:
+        send_at(patch, 6, number)
+        stopped = train(cfg, tmp_path / "run")
+    assert (stopped.state, stopped.exit_code) == ("preempted", 128 + number)
+    directory = RunDirectory(tmp_path / "run")
+    assert directory.read_status()["state"] == "preempted"
+    assert checkpoint.load(directory.checkpoints / "last.pt")["step"] == directory.read_status()["step"] == 6
+    assert not directory.summary_file.exists()
+    assert train(cfg, tmp_path / "run").state == "finished"
+    assert steps_logged(directory) == list(range(17))
+    assert_same_weights(directory, undisturbed[0])
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR2])
+def test_a_signal_to_the_loader_processes_too_saves_all_the_same(
+    tmp_path: Path, number: signal.Signals
+) -> None:
+    """Ctrl-C and SLURM's preemption reach every process of a run."""
+    long = ("trainer.num_workers=2", "trainer.epochs=40", "trainer.checkpoint_every=320")
+    process = start(tmp_path, *long, own_group=True)
+    process.until_it_says("/320")
+    os.killpg(process.pid, number)
+    assert process.wait() == 128 + number, process.output
+    directory = only_run(tmp_path)
+    assert directory.read_status()["state"] == "preempted"
+    assert checkpoint.load(directory.checkpoints / "last.pt")["step"] == directory.read_status()["step"] > 0
+    assert not directory.traceback_file.exists()
+
+
+Views = list[torch.Tensor]
+
+
+def before_step(patch: pytest.MonkeyPatch, number: int, act: Callable[[Views], Views]) -> None:
+    """Have the trainer take from `act` what its `number`-th step sees."""
+    original = Trainer.train_step
+
+    def stepping(self: Trainer, views: Views, observe: bool = False) -> object:
+        return original(self, act(views) if self.step + 1 == number else views, observe)
+
+    patch.setattr(Trainer, "train_step", stepping)
+
+
+def send_at(patch: pytest.MonkeyPatch, step: int, *signals: signal.Signals) -> None:
+    """Send signals to this process while the run makes its `step`-th step."""
+
+    def send(views: Views) -> Views:
+        for number in signals:
+            os.kill(os.getpid(), number)
+        return views
+
+    before_step(patch, step, send)
+
+
+def test_a_second_ctrl_c_leaves_at_once_with_the_checkpoint_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        send_at(patch, 8, signal.SIGINT, signal.SIGINT)
+        with pytest.raises(KeyboardInterrupt):
+            train(configuration(), tmp_path / "run")
+    directory = RunDirectory(tmp_path / "run")
+    assert checkpoint.load(directory.checkpoints / "last.pt")["step"] == 5
+    assert directory.read_status()["state"] == "preempted"
+    assert not directory.traceback_file.exists()
+    assert train(configuration(), tmp_path / "run").state == "finished"
+
+
+def test_a_finished_run_is_shown_and_never_touched(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cfg = configuration("trainer.max_steps=3")
+    train(cfg, tmp_path / "run")
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*")}
+    capsys.readouterr()
+    shown = train(cfg, tmp_path / "run")
+    assert shown.exit_code == 0
+    output = capsys.readouterr().out
+    assert "over already: finished" in output
+    assert "resume=never" in output
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*")} == before
+
+    afresh = train(configuration("trainer.max_steps=3", "resume=never"), tmp_path / "run")
+    assert afresh.directory == tmp_path / "run-2"
+    assert_same_weights(RunDirectory(tmp_path / "run"), RunDirectory(tmp_path / "run-2"))
+
+
+def test_another_configuration_is_refused_with_the_differing_keys(tmp_path: Path) -> None:
+    train(configuration("trainer.max_steps=2"), tmp_path / "run")
+    with pytest.raises(UserError, match=r"loss\.teacher_temp: 0\.02 there, 0\.03 here"):
+        train(configuration("trainer.max_steps=2", "loss.teacher_temp=0.03"), tmp_path / "run")
+    same = configuration("trainer.max_steps=2", "trainer.log_every=7", "tracker.mode=offline")
+    assert train(same, tmp_path / "run").state == "finished"
+
+
+def test_a_run_that_diverges_fails_says_where_and_keeps_the_last_good_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cfg = configuration("trainer.checkpoint_every=2")
+    before_step(monkeypatch, 8, lambda views: [view * float("nan") for view in views])
+    result = train(cfg, tmp_path / "run")
+    directory = RunDirectory(tmp_path / "run")
+    assert (result.state, result.exit_code) == ("failed", 1)
+    assert directory.read_summary()["verdict"] == "diverged"
+    assert "optimizer.lr" in directory.traceback_file.read_text()
+    state = checkpoint.load(directory.checkpoints / "last.pt")
+    assert state["step"] == 6
+    assert all(tensor.isfinite().all() for tensor in state["student"].values())
+
+
+def test_an_exception_leaves_its_traceback(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(views: Views) -> Views:
+        raise RuntimeError("out of everything")
+
+    with monkeypatch.context() as patch:
+        before_step(patch, 1, fail)
+        with pytest.raises(RuntimeError, match="out of everything"):
+            train(configuration(), tmp_path / "run")
+    directory = RunDirectory(tmp_path / "run")
+    assert directory.read_status()["state"] == "failed"
+    assert "out of everything" in directory.traceback_file.read_text()
+    assert train(configuration(), tmp_path / "run").state == "finished"
+    assert not directory.traceback_file.exists()
+
+
+def image_folder(folder: Path, classes: int = 2, each: int = 20) -> Path:
+    from PIL import Image
+
+    for number in range(classes):
+        (folder / f"class{number}").mkdir(parents=True)
+        for index in range(each):
+            color = (40 * number, 10 * index, 100)
+            Image.new("RGB", (40, 36), color).save(folder / f"class{number}" / f"{index}.png")
+    return folder
+
+
+def folder_configuration(root: Path, *overrides: str) -> Config:
+    small = ("data=image_folder", f"data.root={root}", "trainer.batch_size=8", "trainer.max_steps=10")
+    return compose(["experiment=debug", *small, *overrides])
+
+
+def test_images_without_labels_train_without_k_nn(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    flat = image_folder(tmp_path / "images", classes=1) / "class0"
+    train(folder_configuration(flat), tmp_path / "run")
+    directory = RunDirectory(tmp_path / "run")
+    assert ["knn_top1" in line for line in read_metrics(directory.metrics_file)] == [False] * 4
+    assert directory.read_summary()["knn_top1"] is None
+    assert "k-NN is off" in capsys.readouterr().out
+
+
+def test_corrupt_images_are_skipped_counted_and_too_many_an_error(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    root = image_folder(tmp_path / "images")
+    (root / "class0" / "3.png").write_bytes(b"not an image")
+    train(folder_configuration(root, "data.max_corrupt=0.1"), tmp_path / "run")
+    assert RunDirectory(tmp_path / "run").read_summary()["corrupt_images"] == [str(root / "class0" / "3.png")]
+    assert sum("3.png" in record.message for record in caplog.records) == 1
+    with pytest.raises(UserError, match=r"data\.max_corrupt = 0\.01: 1 of 40 .*3\.png"):
+        train(folder_configuration(root), tmp_path / "strict")
+    assert RunDirectory(tmp_path / "strict").read_status()["state"] == "failed"
+
+
+@pytest.mark.parametrize("channels", [1, 4])
+def test_any_number_of_channels(tmp_path: Path, channels: int, capsys: pytest.CaptureFixture[str]) -> None:
+    from PIL import Image
+
+    (tmp_path / "images").mkdir()
+    for index in range(16):
+        mode = {1: "L", 4: "RGBA"}[channels]
+        Image.new(mode, (36, 36), (index,) * channels if channels > 1 else index).save(
+            tmp_path / "images" / f"{index}.png"
+        )
+    stats = [f"data.channels={channels}", f"data.mean={[0.5] * channels}", f"data.std={[0.25] * channels}"]
+    cfg = folder_configuration(tmp_path / "images", *stats)
+    assert train(cfg, tmp_path / "run").state == "finished"
+    assert "saturation, hue, grayscale need RGB and are left out" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "backbone",
+    [
+        ["backbone=resnet18"],
+        ["backbone=timm", "backbone.name=convnext_atto"],
+        ["backbone=xcit_small", "backbone.name=xcit_nano_12_p8_224"],
+        ["backbone=torchvision", "backbone.name=shufflenet_v2_x0_5"],
+    ],
+)
+def test_library_backbones_train(tmp_path: Path, backbone: list[str]) -> None:
+    small = ("crops.global_size=64", "crops.local_size=32", "eval.bank_size=16", "eval.query_size=8")
+    cfg = configuration(*backbone, *small, "trainer.max_steps=2", "trainer.batch_size=8")
+    assert train(cfg, tmp_path / "run").state == "finished"
+    assert not (tmp_path / "run" / "plots" / "attention.png").exists()
+
+
+def test_precision_and_device_errors_name_the_key(tmp_path: Path) -> None:
+    for overrides, message in (
+        (("trainer.device=mps",), r"trainer\.device = mps"),
+        (
+            ("backbone=timm", "backbone.name=vgg11", "crops.local_size=8"),
+            r"cannot take images of 8x8",
+        ),
+        (("trainer.batch_size=300",), r"trainer\.batch_size = 300"),
+    ):
+        with pytest.raises(UserError, match=message):
+            train(configuration(*overrides), tmp_path / "run")
+        assert not (tmp_path / "run").exists()
+
+
+def test_on_collapse_stop_ends_the_run(tmp_path: Path) -> None:
+    cfg = configuration(
+        "trainer.epochs=40",
+        "trainer.on_collapse=stop",
+        "trainer.log_every=10",
+        "trainer.checkpoint_every=100",
+        "eval.every_epochs=1000",
+        "loss.centering=none",
+    )
+    result = train(cfg, tmp_path / "run")
+    directory = RunDirectory(tmp_path / "run")
+    assert (result.state, result.exit_code) == ("collapsed", 0)
+    assert directory.read_status()["state"] == "collapsed"
+    summary = directory.read_summary()
+    assert summary["verdict"].startswith("collapsed")
+    assert summary["steps"] < 320
+    assert train(cfg, tmp_path / "run").state == "collapsed"
+    assert directory.read_summary() == summary

@@ -1,0 +1,137 @@
+"""One step: in parts, in half precision, compiled."""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from dino_exp.config.compose import compose
+from dino_exp.config.targets import build
+from dino_exp.errors import UserError
+from dino_exp.seeding import seed_step
+from dino_exp.train.trainer import Trainer
+
+WITHOUT_BATCH_NORM = ("backbone.stem=patch", "trainer.batch_size=16")
+DOUBLE = torch.float64
+
+
+def trainer(cache: Path, *overrides: str) -> Trainer:
+    cfg = compose(["experiment=debug", f"data.root={cache}", *overrides])
+    return Trainer(cfg, build(cfg.data), torch.device("cpu"))
+
+
+def views(of: Trainer, step: int, dtype: torch.dtype = torch.float32) -> list[torch.Tensor]:
+    """Noise in the shapes of the configuration's crops."""
+    batch, crops = of.cfg.trainer.batch_size, of.cfg.crops
+    generator = torch.Generator().manual_seed(step)
+    return [
+        torch.randn(number * batch, 3, size, size, generator=generator, dtype=dtype)
+        for number, size in ((2, crops.global_size), (crops.local_number, crops.local_size))
+    ]
+
+
+def weights(of: Trainer) -> dict[str, Any]:
+    return {
+        "student": of.student.state_dict(),
+        "teacher": of.teacher.state_dict(),
+        "loss": of.dino_loss.state_dict(),
+    }
+
+
+@pytest.mark.parametrize(
+    ("extra", "centers"),
+    [((), True), (("loss.centering=sinkhorn",), False), (("loss.center_init=first_batch",), True)],
+)
+def test_a_batch_in_four_parts_is_the_batch(tmp_path: Path, extra: tuple[str, ...], centers: bool) -> None:
+    whole, in_parts = (
+        trainer(tmp_path, *WITHOUT_BATCH_NORM, *extra, f"trainer.accumulate={parts}") for parts in (1, 4)
+    )
+    seen = []
+    for each in (whole, in_parts):
+        for network in (each.student, each.teacher, each.dino_loss):
+            network.double()
+        seen.append([each.train_step(views(each, step, DOUBLE), observe=True) for step in range(3)])
+    torch.testing.assert_close(seen[1], seen[0], rtol=0, atol=1e-11)
+    torch.testing.assert_close(weights(in_parts), weights(whole), rtol=0, atol=1e-12)
+    assert (whole.dino_loss.center.abs().max() > 1e-3) == centers
+
+
+def test_half_precision_keeps_loss_center_and_weights_in_float32(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain, half = trainer(tmp_path), trainer(tmp_path, "trainer.precision=bf16", "trainer.accumulate=2")
+    dtypes = set()
+    half.student.backbone.register_forward_hook(lambda _, inputs, output: dtypes.add(output.dtype))
+    original = half.dino_loss.teacher_probabilities
+
+    def noting(logits: torch.Tensor, temperature: float) -> torch.Tensor:
+        dtypes.add(logits.dtype)
+        probabilities = original(logits, temperature)
+        assert probabilities.dtype == torch.float32
+        return probabilities
+
+    monkeypatch.setattr(half.dino_loss, "teacher_probabilities", noting)
+    losses = [each.train_step(views(each, 0), observe=True)[0] for each in (plain, half)]
+    assert dtypes == {torch.bfloat16, torch.float32}  # the backbone ends in a layer norm, the head does not
+    assert losses[1].dtype == half.dino_loss.center.dtype == torch.float32
+    assert all(parameter.dtype == torch.float32 for parameter in half.teacher.parameters())
+    assert losses[1].item() == pytest.approx(losses[0].item(), rel=0.02)
+
+
+def test_the_scaler_sees_a_step_once_however_many_parts_it_has(tmp_path: Path) -> None:
+    plain, scaled = (trainer(tmp_path, *WITHOUT_BATCH_NORM, "trainer.accumulate=4") for _ in range(2))
+    scaled.scaler = torch.amp.GradScaler("cpu", init_scale=1024.0, growth_interval=2)
+    for step in range(3):
+        for each in (plain, scaled):
+            each.train_step(views(each, step))
+    assert scaled.scaler.get_scale() == 2048  # grew once, after two whole steps
+    torch.testing.assert_close(weights(scaled), weights(plain), rtol=1e-4, atol=1e-5)
+
+    before = {name: value.clone() for name, value in scaled.student.state_dict().items()}
+    bias = scaled.student.get_parameter("head.mlp.0.bias")
+    torch.nn.init.constant_(bias, torch.inf)  # of one part as of all
+    before["head.mlp.0.bias"] = bias.detach().clone()
+    scaled.train_step(views(scaled, 3))
+    assert scaled.scaler.get_scale() == 1024
+    assert all(torch.equal(value, before[name]) for name, value in scaled.student.state_dict().items())
+
+
+def test_what_a_step_draws_depends_on_seed_step_and_process_alone() -> None:
+    drawn: dict[tuple[int, int, int], list[float]] = {}
+    for key in ((0, 0, 0), (0, 0, 1), (0, 1, 0), (1, 0, 0), (0, 0, 0)):
+        torch.rand(7)
+        seed_step(*key)
+        value = torch.rand(3).tolist()
+        assert drawn.setdefault(key, value) == value
+    assert len({tuple(value) for value in drawn.values()}) == 4
+
+
+@pytest.mark.spawn  # a C++ compiler
+def test_a_compiled_network_trains_alike_and_is_evaluated_uncompiled(tmp_path: Path) -> None:
+    if shutil.which("g++") is None:
+        pytest.skip("torch.compile needs a C++ compiler on a CPU")
+    small = ("backbone.drop_path_rate=0.3", "backbone.depth=1")
+    plain, compiled = trainer(tmp_path, *small), trainer(tmp_path, *small, "trainer.compile=true")
+    assert compiled.student.state_dict().keys() == plain.student.state_dict().keys()
+    for step in range(4):
+        losses = [each.train_step(views(each, step))[0].item() for each in (plain, compiled)]
+        assert losses[1] == pytest.approx(losses[0], abs=1e-4)
+    graphs = torch._dynamo.utils.counters["stats"]["unique_graphs"]
+    assert graphs > 0
+    assert compiled._knn_top1(compiled.teacher) == pytest.approx(plain._knn_top1(plain.teacher), abs=2)
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == graphs
+
+
+def test_compiling_without_a_compiler_says_what_is_missing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def none_there(*arguments: Any, **options: Any) -> Any:
+        raise RuntimeError("InvalidCxxCompiler: No working C++ compiler found\nand forty lines more")
+
+    monkeypatch.setattr(torch, "compile", none_there)
+    with pytest.raises(
+        UserError, match=r"trainer\.compile = true: .*\(InvalidCxxCompiler: .* found\)\. It needs"
+    ):
+        trainer(tmp_path, "trainer.compile=true")
