@@ -8,7 +8,7 @@ from dataclasses import Field, fields
 from typing import Any, Protocol, cast
 
 from omegaconf import MISSING as NOT_SET
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from dino_exp.config.evaluation_schema import EVALUATIONS
 from dino_exp.config.schema import SCHEMAS
@@ -64,3 +64,15 @@ def build(node: Component | DictConfig | Mapping[str, Any], **extra: Any) -> Any
     # Not recursive: a `_target_` inside a field would slip past the check.
     component = instantiate(node, _partial_=True, _recursive_=False, _convert_="all")
     return component(**extra)
+
+
+def build_from(node: Component | DictConfig) -> Any:
+    """Call a node's `_target_` with the node itself, as an object of its schema's class.
+
+    Raises:
+        UserError: the `_target_` is not one of the schema's.
+    """
+    from hydra.utils import get_object
+
+    check_target(node._target_)
+    return get_object(node._target_)(OmegaConf.to_object(node))
