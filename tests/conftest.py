@@ -9,6 +9,7 @@ from collections.abc import Iterator
 import pytest
 
 from tests import programs
+from tests.browser import browser as browser  # a fixture
 
 # before torch is imported: threads that wait for one another are slow beside other work, and round otherwise
 os.environ.setdefault("OMP_NUM_THREADS", "1")
