@@ -79,15 +79,10 @@ def script(settings: Any, folder: Path, jobs: int) -> str:
 
 def arrays_of(groups: Sequence[list[str]]) -> list[Sequence[list[str]]]:
     """Split the jobs into arrays no larger than the site allows."""
-    size = max_array_size()
-    return [groups[start : start + size] for start in range(0, len(groups), size)]
-
-
-def max_array_size() -> int:
-    """Return the number of jobs that the site allows in one array."""
     shown = output_of("scontrol", "show", "config") or ""
     found = re.search(r"^MaxArraySize\s*=\s*(\d+)", shown, re.MULTILINE)
-    return max(1, int(found.group(1)) if found else USUAL_MAX_ARRAY_SIZE)
+    size = max(1, int(found.group(1)) if found else USUAL_MAX_ARRAY_SIZE)
+    return [groups[start : start + size] for start in range(0, len(groups), size)]
 
 
 def submit(settings: Any, folder: Path, groups: Sequence[list[str]], arrays: int) -> list[str]:

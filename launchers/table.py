@@ -201,8 +201,5 @@ def collect(manifest: Manifest, runs: Sequence[RunState]) -> list[Path]:
 
 def one_type(values: list[Any]) -> list[Any]:
     """Return a column as text if it has text and numbers, e.g. temperatures and the word null."""
-    return (
-        [None if value is None else str(value) for value in values]
-        if any(isinstance(value, str) for value in values)
-        else values
-    )
+    has_text = any(isinstance(value, str) for value in values)
+    return [str(value) if has_text and value is not None else value for value in values]

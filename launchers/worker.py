@@ -123,25 +123,26 @@ def requeue(folder: Path, names: list[str], max_requeues: int, log: Path) -> int
     state = (output_of("squeue", "-h", "-j", job, "-o", "%T", timeout=None) or "").strip()
     if state == "":
         log_event(log, "not requeued: squeue does not answer here; resume the sweep")
-        return FAILED_TO_REQUEUE
-    if state != "RUNNING":  # by scancel; a requeue would bring the job back
+    elif state != "RUNNING":  # by scancel; a requeue would bring the job back
         mark_cancelled(folder, names)
         log_event(log, f"cancelled: the job is {state}")
-        return FAILED_TO_REQUEUE
-    if restarts >= max_requeues:
+    elif restarts >= max_requeues:
         log_event(log, f"not requeued: hydra.launcher.max_requeues = {max_requeues} is reached")
-        return FAILED_TO_REQUEUE
+    elif refusal := _requeue(job):
+        log_event(log, f"not requeued: {refusal}; resume the sweep")
+    else:
+        log_event(log, f"job {job} is back in the queue")
+        time.sleep(60)  # SLURM ends this process; exiting before that would make the job a failed one
+    return FAILED_TO_REQUEUE
+
+
+def _requeue(job: str) -> str:
+    """Put a job back into the queue, and return what SLURM says if it refuses."""
     try:
         done = subprocess.run(["scontrol", "requeue", job], capture_output=True, text=True)
-        refusal = (done.stderr or done.stdout).strip() if done.returncode else ""
     except OSError as error:
-        refusal = str(error)
-    if refusal:
-        log_event(log, f"not requeued: {refusal}; resume the sweep")
-        return FAILED_TO_REQUEUE
-    log_event(log, f"job {job} is back in the queue")
-    time.sleep(60)  # SLURM ends this process; exiting before that would make the job a failed one
-    return FAILED_TO_REQUEUE
+        return str(error)
+    return (done.stderr or done.stdout).strip() if done.returncode else ""
 
 
 def mark_cancelled(folder: Path, names: list[str]) -> None:

@@ -203,20 +203,7 @@ class RunDirectory:
 class OthersRunDirectory(RunDirectory):
     """The directory for the other processes of a run, which do not hold it and write only tracebacks."""
 
-    def hold(self) -> None:
+    def _ignore(self, *values: Any, **changes: Any) -> None:
         pass
 
-    def release(self) -> None:
-        pass
-
-    def write_status(self, **changes: Any) -> None:
-        pass
-
-    def append_metrics(self, metrics: dict[str, Any]) -> None:
-        pass
-
-    def rewind_metrics(self, step: int) -> None:
-        pass
-
-    def write_summary(self, summary: dict[str, Any]) -> None:
-        pass
+    hold = release = write_status = append_metrics = rewind_metrics = write_summary = _ignore

@@ -203,9 +203,7 @@ def test_slots_with_the_same_cores_are_still_different(monkeypatch: pytest.Monke
     assert len(set(slots_of(monkeypatch, "0", 1, None, per_gpu=3))) == 3
 
 
-def test_invalid_settings_of_a_local_sweep_are_refused(
-    here: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_invalid_local_settings_are_refused(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert dino(*LOCALLY, "trainer.seed=0,1", "hydra.launcher.runs_at_once=0") == 2
     assert "hydra.launcher.runs_at_once = 0" in capsys.readouterr().err
     assert dino(*LOCALLY[1:]) == 2

@@ -154,7 +154,7 @@ def test_changed_settings_are_checked_as_on_the_command_line(cluster: Cluster) -
             with_changes("slurm", old, [change])
 
 
-def test_a_job_has_an_absolute_path_to_its_pickle(
+def test_a_job_has_the_absolute_path_of_its_pickle(
     cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     submit([0])

@@ -99,9 +99,7 @@ def test_a_hundred_runs_take_one_call_of_squeue_and_sacct(tmp_path: Path, cluste
     assert [len(cluster.calls(command)) for command in ("squeue", "sacct")] == [1, 1]
 
 
-def test_a_run_that_ends_during_the_call_of_squeue_is_not_lost(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_run_that_ends_during_squeue_is_not_lost(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     manifest = a_sweep(tmp_path, {("running", GONE, False): ("", False)})
 
     def slow_queue() -> dict[str, str]:

@@ -281,15 +281,13 @@ def test_hours_that_yaml_reads_as_a_number_are_refused_in_a_sites_file(
     assert list(here.iterdir()) == []
 
 
-def test_a_launcher_without_multirun_is_refused(
-    here: Path, cluster: Cluster, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_launcher_needs_multirun(here: Path, cluster: Cluster, capsys: pytest.CaptureFixture[str]) -> None:
     assert dino(*ON_SLURM[1:]) == 2
     assert capsys.readouterr().err == "hydra/launcher = slurm: works with -m, also for one run; add -m.\n"
     assert list(here.iterdir()) == []
 
 
-def test_the_slurm_launcher_without_sbatch_is_refused(
+def test_the_slurm_launcher_needs_sbatch(
     here: Path, cluster: Cluster, capsys: pytest.CaptureFixture[str]
 ) -> None:
     cluster.without("sbatch")

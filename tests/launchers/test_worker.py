@@ -301,9 +301,7 @@ def test_a_run_that_was_cancelled_before_its_job_started_is_not_started(job: Any
     assert tail(task.directories[1].path / "log.txt", 1) == ""
 
 
-def test_a_run_that_is_cancelled_while_it_trains_is_not_requeued(
-    job: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_run_that_is_cancelled_midway_is_not_requeued(job: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     task = job(a="finish", b="signal 15 a/done go")
     start = Child.start
 

@@ -241,9 +241,7 @@ def test_a_key_under_two_names_is_refused(renamed: Names) -> None:
         renamed.present_config({"loss": {"teacher_temp": 1}, "criterion": {"tau": 2}})
 
 
-def test_typed_former_names_are_translated_with_a_warning(
-    renamed: Names, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_typed_former_names_are_translated(renamed: Names, capsys: pytest.CaptureFixture[str]) -> None:
     typed = {
         "criterion.tau=0.02,0.04": "loss.teacher_temp=0.02,0.04",
         "ablation=sans_ema,no_sharpening": "ablation=no_ema,no_sharpening",
@@ -266,9 +264,7 @@ def test_typed_former_names_are_translated_with_a_warning(
     assert checked.warnings == ["attention.photos=3: now called attention.images=3."]
 
 
-def test_former_names_in_a_users_file_are_refused_with_the_present_name(
-    renamed: Names, tmp_path: Path
-) -> None:
+def test_former_names_in_a_users_file_are_refused(renamed: Names, tmp_path: Path) -> None:
     file = tmp_path / "experiment" / "mine.yaml"
     file.parent.mkdir()
     for content, error in (
@@ -324,7 +320,7 @@ def test_metrics_are_read_in_present_names(renamed: Names, tmp_path: Path) -> No
     }
 
 
-def test_a_knn_in_the_middle_of_a_large_file_is_found_under_a_former_name(
+def test_a_knn_in_a_large_file_is_found_under_a_former_name(
     renamed: Names, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("dino_exp.report.run_files.WHOLE_BYTES", 1000)
@@ -348,9 +344,7 @@ def test_a_checkpoint_is_read_in_present_names(renamed: Names) -> None:
     }
 
 
-def test_evaluations_keep_their_keys_in_spite_of_renames(
-    renamed: Names, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_evaluations_keep_their_keys(renamed: Names, monkeypatch: pytest.MonkeyPatch) -> None:
     former = {
         "evaluation": "attention",
         "weights": {"sha256": "1", "network": "teacher", "step": 3},

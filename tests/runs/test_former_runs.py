@@ -30,6 +30,7 @@ from dino_exp.runs.run_directory import FORMAT, RunDirectory, read_metrics
 from dino_exp.train import checkpoint
 from launchers import __main__ as launchers
 from launchers import local
+from tests.launchers.doubles import dino
 
 PROJECT = Path(__file__).parents[2]
 FORMER = Path(__file__).parents[1] / "data_of_former_versions" / "9aa5416"
@@ -167,18 +168,10 @@ def test_a_sweep_is_shown_collected_and_resumed(
     said = capsys.readouterr().out
     assert "submitted 1 runs." in said
     assert "Left alone: 1 finished." in said
-    assert dino(SWEEP) == 0
+    assert dino(*SWEEP) == 0
     assert "submitted 1 runs." in capsys.readouterr().out  # it has not started
     assert content(next(Path(folder).glob("*tt0.02*"))) == untouched
     assert len(list(Path(folder).glob("*/config.yaml"))) == 2
-
-
-def dino(argv: list[str]) -> int:
-    """Run `train.py`, and return its exit code, also where a launcher exits."""
-    try:
-        return cli.main(argv)
-    except SystemExit as leaving:
-        return int(leaving.code or 0)
 
 
 # ---- runs of a newer version -------------------------------------------------------------------------------
@@ -194,8 +187,8 @@ REFUSED: dict[str, tuple[str, Callable[[], int]]] = {
         lambda: cli.main([*TINY, f"init_from={the_run('interrupted')}/checkpoints/last.pt"]),
     ),
     "doctor": ("status.json", lambda: report.main(["doctor", str(the_run("interrupted"))])),
-    "sweep": ("manifest.json", lambda: dino(SWEEP)),
-    "search": ("manifest.json", lambda: dino([*SWEEP[:-2], "hydra/sweeper=optuna"])),
+    "sweep": ("manifest.json", lambda: dino(*SWEEP)),
+    "search": ("manifest.json", lambda: dino(*SWEEP[:-2], "hydra/sweeper=optuna")),
     **{
         f"launchers {command}": ("manifest.json", partial(launchers.main, [command, "outputs/sweep"]))
         for command in ("status", "wait", "collect", "resume", "cancel", "logs")
@@ -225,7 +218,7 @@ def test_a_sweep_with_a_run_of_a_newer_version_is_not_changed(
     (newer,) = Path("outputs/sweep").glob("*tt0.04*/status.json")
     newer.write_text(json.dumps(json.loads(newer.read_text()) | {"format": FORMAT + 1}))
     before = content(here)
-    assert dino(SWEEP) == 2
+    assert dino(*SWEEP) == 2
     assert launchers.main(["resume", "outputs/sweep"]) == 2
     assert content(here) == before
 
