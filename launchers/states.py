@@ -71,17 +71,16 @@ class Observer:
             runs.append(RunState(name, entry, status.get("state", "pending"), status))
         local = [run for run in runs if run.state not in ENDED and run.entry.job == LOCAL]
         submitted = [run for run in runs if run.state not in ENDED and run.entry.job not in (None, LOCAL)]
-        if local:
-            queue_runs = is_locked(manifest.folder / QUEUE_LOCK)
-            for run in local:
-                held = manifest.directory(run.name).is_held()
-                if _has_not_ended(run, manifest):
-                    _apply_locks(run, queue_runs, held)
+        queue_runs = bool(local) and is_locked(manifest.folder / QUEUE_LOCK)
+        for run in local:
+            held = manifest.directory(run.name).is_held()
+            if _has_not_ended(run, manifest):
+                _apply_locks(run, queue_runs, held)
         if submitted:
             self._ask_slurm(submitted)
-            for run in submitted:
-                if _has_not_ended(run, manifest):
-                    self._apply_slurm(run)
+        for run in submitted:
+            if _has_not_ended(run, manifest):
+                self._apply_slurm(run)
         for run in runs:
             if run.entry.job is None and run.state not in ENDED:
                 run.state, run.note = "lost", "was never submitted"

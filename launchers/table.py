@@ -12,6 +12,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from dino_exp.atomic import write_atomically
 from dino_exp.runs import former_names
 from dino_exp.runs.manifest import Manifest
 from dino_exp.runs.run_directory import RunDirectory
@@ -194,8 +195,8 @@ def collect(manifest: Manifest, runs: Sequence[RunState]) -> list[Path]:
     columns = list(dict.fromkeys(key for row in content for key in row))
     table = pa.table({column: one_type([row.get(column) for row in content]) for column in columns})
     paths = [manifest.folder / "runs.csv", manifest.folder / "runs.parquet"]
-    csv.write_csv(table, paths[0])
-    parquet.write_table(table, paths[1])
+    write_atomically(paths[0], lambda file: csv.write_csv(table, file))
+    write_atomically(paths[1], lambda file: parquet.write_table(table, file))
     return paths
 
 

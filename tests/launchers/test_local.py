@@ -49,6 +49,12 @@ def log() -> str:
     return (SWEEP / QUEUE_LOG).read_text()
 
 
+def signal_queue(number: signal.Signals) -> None:
+    """Send a signal to the queue."""
+    (process,) = re.findall(r"queue: process (\d+)", log())
+    os.kill(int(process), number)
+
+
 def states() -> list[str]:
     """Return the states that `python -m launchers status` shows."""
     return [run.state for run in Observer().observe(the_sweep())]
@@ -132,9 +138,7 @@ def test_stopping_the_queue_makes_its_runs_save(played: Played) -> None:
     do(1, "deaf")
     submit([0, 1, 2], "runs_at_once=2", launcher="local")
     wait_for([0, 1], "running")
-    queue = re.search(r"queue: process (\d+)", log())
-    assert queue
-    os.kill(int(queue[1]), signal.SIGTERM)
+    signal_queue(signal.SIGTERM)
     wait_for_the_queue()
     assert states() == ["preempted", "preempted", "lost"]
     for seed in (0, 1):
@@ -147,9 +151,7 @@ def test_a_run_survives_the_kill_of_its_queue(played: Played) -> None:
     do(0, "gate go")
     submit([0, 1], "runs_at_once=1", launcher="local")
     wait_for([0], "running")
-    queue = re.search(r"queue: process (\d+)", log())
-    assert queue
-    os.kill(int(queue[1]), signal.SIGKILL)
+    signal_queue(signal.SIGKILL)
     wait_until(lambda: not is_locked(SWEEP / QUEUE_LOCK))
     assert states() == ["running", "lost"]
     assert submit([0, 1], "runs_at_once=1", launcher="local").submitted == [directory(1).path.name]

@@ -37,10 +37,10 @@ def seen(path: Path, out_dim: int | None = None) -> tuple[int, str]:
     return code, text.getvalue()
 
 
-def finding(path: Path, title: str, out_dim: int | None = None) -> Finding | None:
-    """Return the finding whose title begins with `title`."""
+def finding(path: Path, title: str, out_dim: int | None = None) -> Finding:
+    """Return the finding whose title begins with `title`; there must be one."""
     found = diagnose(read_log(path, out_dim))
-    return next((each for each in found if each.title.startswith(title)), None)
+    return next(each for each in found if each.title.startswith(title))
 
 
 def by_epoch(path: Path, losses: Sequence[float], **more: Any) -> Path:
@@ -188,8 +188,8 @@ def test_a_doubtful_loss_is_not_reported_as_good(
 ) -> None:
     log = tmp_path / "log.jsonl"
     write_lines(log, [{"step": step, "loss": loss} for step, loss in enumerate(losses)])
-    assert finding(log, title, out_dim) is not None
-    assert finding(log, NO_COLLAPSE, out_dim) is None
+    assert finding(log, title, out_dim).severity != "good"
+    assert NO_COLLAPSE not in [each.title for each in diagnose(read_log(log, out_dim))]
     code, text = seen(log, out_dim)
     assert code == 0
     assert ("the loss was not compared with ln K: give it as --out-dim K" in text) == (out_dim is None)
@@ -197,10 +197,9 @@ def test_a_doubtful_loss_is_not_reported_as_good(
 
 def test_a_loss_above_ln_k(tmp_path: Path) -> None:
     falls = [9.5, 9.0, 8.4, *[6.0 - 0.05 * epoch for epoch in range(20)]]
-    assert finding(by_epoch(tmp_path / "falls", falls), NO_COLLAPSE, 4096) is not None
+    assert finding(by_epoch(tmp_path / "falls", falls), NO_COLLAPSE, 4096).severity == "good"
     rises = by_epoch(tmp_path / "rises", [*falls, 7.0, 8.0, 9.0, 10.0])
     above = finding(rises, "The loss is above ln K", 4096)
-    assert above is not None
     assert above.evidence.startswith("Since epoch 25; it is 10 now, 1.20 times ln K.")
     assert [words.partition(":")[0] for words in above.advice] == [
         "half the learning rate",
@@ -254,7 +253,6 @@ def test_a_step_that_fp16_skipped_is_no_divergence(tmp_path: Path) -> None:
 def test_jumps_of_loss_and_gradient(tmp_path: Path) -> None:
     run = ours(tmp_path / "run", each=lambda index: {"loss": 5.5, "grad_norm": 30.0} if index == 20 else {})
     jump = finding(run, "Learning rate probably too high")
-    assert jump is not None
     assert "The loss jumps once, at step 1,181, from 3.25 to 5.5." in jump.evidence
     assert "The gradient norm jumps once, at step 1,181" in jump.evidence
     assert jump.advice[0].startswith("half the learning rate: optimizer.lr (now 0.008)")
@@ -266,7 +264,6 @@ def test_jumps_of_loss_and_gradient(tmp_path: Path) -> None:
         **{"optimizer.clip_grad": 0},
     )
     jump = finding(unclipped, "Learning rate probably too high")
-    assert jump is not None
     assert jump.advice[1] == "gradient clipping at 3 or less: optimizer.clip_grad (now 0)."
 
 
@@ -318,7 +315,6 @@ def test_no_teacher_temperature_below_0_02_is_advised(temperature: float, first:
     settings: dict[str, Any] = {"loss.teacher_temp": temperature, "loss.center_init": "first_batch"}
     run = ours(tmp_path / "run", each=lambda _: {"verdict": "collapsed-uniform"}, **settings)
     stuck = finding(run, "Stuck at ln K")
-    assert stuck is not None
     assert stuck.advice[0].startswith(first)
     assert stuck.advice[-1].startswith("half the learning rate")
 
@@ -337,10 +333,8 @@ def test_all_findings_advise_the_same_k(tmp_path: Path) -> None:
 def test_a_warning_about_settings_is_only_a_remark_for_a_healthy_run(tmp_path: Path) -> None:
     settings: dict[str, Any] = {"loss.center_momentum": 0.999}
     run = ours(tmp_path / "run", **settings)
-    warning = finding(run, "train.py warns of")
-    assert (warning and warning.severity) == "remark"
-    warning = finding(DATA / "slow_center", "train.py warns of")
-    assert (warning and warning.severity) == "doubtful"
+    assert finding(run, "train.py warns of").severity == "remark"
+    assert finding(DATA / "slow_center", "train.py warns of").severity == "doubtful"
 
 
 @pytest.mark.parametrize(("state", "first"), [("running", "wait: "), ("finished", "longer training (")])
@@ -348,12 +342,11 @@ def test_slow(state: str, first: str, tmp_path: Path) -> None:
     run = ours(tmp_path / "run", each=lambda _: {"verdict": "slow"})
     (run / "status.json").write_text(json.dumps({"state": state, "heartbeat": time.time()}))
     slow = finding(run, "Slow: the outputs hardly depend on the image yet")
-    assert slow is not None
     assert slow.advice[0].startswith(first)
     evidence = "teacher entropy is 0.002 of ln K: since step 900 the outputs do not depend on the image"
     (run / "summary.json").write_text(json.dumps({"verdict": "slow", "evidence": evidence}))
     slow = finding(run, "Slow")
-    assert (slow and slow.evidence) == f"T{evidence[1:]}."
+    assert slow.evidence == f"T{evidence[1:]}."
 
 
 def test_slow_with_outputs_that_do_not_depend_on_the_image(tmp_path: Path) -> None:
@@ -363,7 +356,6 @@ def test_slow_with_outputs_that_do_not_depend_on_the_image(tmp_path: Path) -> No
         return {"verdict": "slow" if index >= 20 else "healthy", **shares}
 
     slow = finding(ours(tmp_path / "run", each=waiting), "Slow: the outputs do not depend on the image")
-    assert slow is not None
     assert slow.evidence.startswith("Since step 1,181, which is a collapse if it lasts.")
 
 
@@ -372,7 +364,7 @@ def test_the_state_is_the_same_as_in_the_report(tmp_path: Path) -> None:
     (run / "status.json").write_text(json.dumps({"state": "running", "heartbeat": 1_700_000_000}))
     assert read_log(run).state == load_run(run).state == "lost"
     lost = finding(run, "The run is lost")
-    assert (lost and lost.evidence) == "It was at step 2,250; no sign of life since 2023-11-14 22:13:20 UTC."
+    assert lost.evidence == "It was at step 2,250; no sign of life since 2023-11-14 22:13:20 UTC."
     (run / "status.json").write_text(json.dumps({"state": "running", "heartbeat": time.time()}))
     assert read_log(run).state == load_run(run).state == "running"
 
@@ -463,13 +455,12 @@ def test_a_recovered_run_and_one_that_does_not_learn_the_classes(tmp_path: Path)
 
     recovered = ours(tmp_path / "recovered", each=first_collapsed)
     remark = finding(recovered, "It had collapsed, and recovered")
-    assert remark is not None
     assert "Collapsed at 5 of 40 logged steps, first at step 225, last at step 450" in remark.evidence
     assert seen(recovered)[0] == 0
     other = ours(tmp_path / "other", each=no_better)
     with (other / "metrics.jsonl").open("a") as file:
         file.write(json.dumps({"step": 0, "knn_top1": 19.5}) + "\n")
-    assert finding(other, "It learns something, but not the classes") is not None
+    assert finding(other, "It learns something, but not the classes").severity == "doubtful"
 
 
 def test_an_early_run_with_an_incomplete_line(tmp_path: Path) -> None:
