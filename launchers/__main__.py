@@ -37,7 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "collect": "write runs.csv and runs.parquet: overrides, verdicts, k-NN, diagnostics, hours",
         "resume": "submit lost, stopped and failed runs again; key=value changes keys of hydra.launcher",
         "cancel": "stop all runs, or those whose name or overrides contain all WORDS; they save first",
-        "logs": "show the last log lines of all unfinished runs, or of those that contain all WORDS",
+        "logs": "show the last log lines of all unfinished runs, or of those that match all WORDS",
     }
     for name, text in helps.items():
         command = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")

@@ -80,7 +80,7 @@ class Comparison:
 
     @property
     def names(self) -> tuple[str, str]:
-        """Names of the folders: as many of the last parts of their paths as differ."""
+        """Names of the folders: enough of the last parts of their paths to tell them apart."""
         a, b = self.a.resolve().parts, self.b.resolve().parts
         count = next(count for count in range(1, len(a) + len(b)) if a[-count:] != b[-count:])
         return str(Path(*a[-count:])), str(Path(*b[-count:]))
