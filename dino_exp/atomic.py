@@ -1,4 +1,4 @@
-"""Files that are whole or absent, whatever stops the program that writes them."""
+"""Files that are either complete or absent, whatever stops the program that writes them."""
 
 from __future__ import annotations
 
@@ -28,3 +28,8 @@ def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
         os.fsync(folder)
     finally:
         os.close(folder)
+
+
+def write_text_atomically(path: Path, text: str) -> None:
+    """Write a UTF-8 text file atomically; lone surrogates, as in undecodable paths, become question marks."""
+    write_atomically(path, lambda file: file.write(text.encode(errors="replace")))

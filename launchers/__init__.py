@@ -1,6 +1,6 @@
-"""Sends the runs of a sweep to a SLURM cluster or to this machine, and keeps track of them.
+"""Submission of sweeps to a SLURM cluster or to this machine, and the commands that follow them.
 
-A sweep's folder holds all that is known of it: `manifest.json` (what was asked for, and which job has it) and
-one run directory each (what became of it). Everything here reads and writes these files alone, so whoever
-submitted may go away, and anyone may ask later.
+A sweep's folder holds everything that is known about it: `manifest.json` (its runs, and which job has each)
+and one run directory per run (its state and results). Launchers keep no other state, so the process that
+submitted may exit, and anybody can ask later.
 """

@@ -1,4 +1,4 @@
-"""Looking after a sweep that was submitted: `python -m launchers COMMAND outputs/SWEEP`."""
+"""Commands for a sweep that was submitted: `python -m launchers COMMAND outputs/SWEEP`."""
 
 from __future__ import annotations
 
@@ -22,32 +22,32 @@ from launchers.launch import a_console, announce
 from launchers.local import LOCAL
 from launchers.states import Observer, RunState
 from launchers.submission import Wanted, submit
-from launchers.watch import how_to_come_back, show, wait
+from launchers.watch import how_to_come_back, print_sweep, wait
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Do what the command line says; returns the exit code."""
+    """Run the command, and return its exit code."""
     parser = argparse.ArgumentParser(
         prog=as_typed("python -m launchers"), description=as_typed((__doc__ or "").splitlines()[0])
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     helps = {
-        "status": "how each run stands; exit code 1 if any failed or is lost",
-        "wait": "the same, live, until none is in anyone's hands",
+        "status": "show the state of each run; exit code 1 if any failed or is lost",
+        "wait": "show a live table until no run is active; exit code as for status",
         "collect": "write runs.csv and runs.parquet: overrides, verdicts, k-NN, diagnostics, hours",
-        "resume": "submit again what is lost, stopped, or failed; key=value changes hydra.launcher's keys",
-        "cancel": "stop all runs, or those whose name or overrides contain WORDS; they save first",
-        "logs": "the last lines of the logs of all runs that are not finished, or of those named",
+        "resume": "submit lost, stopped and failed runs again; key=value changes keys of hydra.launcher",
+        "cancel": "stop all runs, or those whose name or overrides contain all WORDS; they save first",
+        "logs": "show the last log lines of all unfinished runs, or of those that match all WORDS",
     }
     for name, text in helps.items():
         command = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
-        command.add_argument("folder", type=Path, help="a sweep's, e.g. outputs/demo_sweep_teacher_temp")
+        command.add_argument("folder", type=Path, help="a sweep, e.g. outputs/demo_sweep_teacher_temp")
         if name == "resume":
             command.add_argument("changes", nargs="*", metavar="key=value", help="e.g. partition=long")
         if name in ("cancel", "logs"):
-            command.add_argument("words", nargs="*", help="e.g. teacher_temp=0.04")
+            command.add_argument("words", nargs="*", metavar="WORDS", help="e.g. teacher_temp=0.04")
         if name == "logs":
-            command.add_argument("-n", "--lines", type=int, default=20, help="of each log (default 20)")
+            command.add_argument("-n", "--lines", type=int, default=20, help="lines of each log (default 20)")
     arguments = parser.parse_args(argv)
     console = a_console()
     try:
@@ -55,39 +55,44 @@ def main(argv: Sequence[str] | None = None) -> int:
         if arguments.command == "resume":
             return resume(manifest, arguments.changes, console)
         if arguments.command == "wait":
-            return watch(manifest, console)
+            return wait_with_table(manifest, console)
         runs = Observer().observe(manifest)
         if arguments.command == "status":
-            show(manifest, runs, console)
-            return verdict(runs)
+            print_sweep(manifest, runs, console)
+            return exit_code(runs)
         if arguments.command == "collect":
             for path in table.collect(manifest, runs):
                 console.print(Text(f"{path}: {len(runs)} runs"), soft_wrap=True)
             return 0
-        named = chosen(runs, arguments.words)
+        named = matching(runs, arguments.words)
         if arguments.command == "cancel":
             return cancel(manifest, named, runs, console)
-        return logs(manifest, named, arguments.lines, console, everything=bool(arguments.words))
+        shown = [run for run in named if arguments.words or run.state != "finished"]
+        return print_logs(manifest, shown, arguments.lines, console)
     except UserError as error:
         return refuse([str(error)])
 
 
-def verdict(runs: Sequence[RunState]) -> int:
-    """1 if a run failed or is lost."""
+def exit_code(runs: Sequence[RunState]) -> int:
+    """Return 1 if a run failed or is lost, otherwise 0."""
     return FAILED if any(run.state in ("failed", "lost") for run in runs) else 0
 
 
-def watch(manifest: Manifest, console: Console) -> int:
-    """Wait with a table."""
+def wait_with_table(manifest: Manifest, console: Console) -> int:
+    """Wait until no run is active or Ctrl-C is pressed, and return the exit code."""
     try:
-        return verdict(wait(manifest.folder, manifest.runs.keys(), console))
+        return exit_code(wait(manifest.folder, manifest.runs.keys(), console))
     except KeyboardInterrupt:
         console.print(f"Stopped waiting. {how_to_come_back(manifest.folder)}")
         return INTERRUPTED
 
 
-def chosen(runs: Sequence[RunState], words: Sequence[str]) -> list[RunState]:
-    """The runs whose name or overrides contain all of `words`; a `UserError` if there are none."""
+def matching(runs: Sequence[RunState], words: Sequence[str]) -> list[RunState]:
+    """Return the runs whose name or overrides contain all of `words`.
+
+    Raises:
+        UserError: No run does.
+    """
     found = [run for run in runs if all(word in " ".join([run.name, *run.entry.overrides]) for word in words)]
     if not found:
         raise UserError(f"{' '.join(words)}: no run of this sweep has that in its name or overrides.")
@@ -95,7 +100,7 @@ def chosen(runs: Sequence[RunState], words: Sequence[str]) -> list[RunState]:
 
 
 def resume(manifest: Manifest, changes: Sequence[str], console: Console) -> int:
-    """Submit again whatever nobody has in hand and is not finished."""
+    """Submit again all runs that are neither active nor finished, with changed launcher settings."""
     words, renamed = former_names.TABLE.present_words([f"hydra.launcher.{change}" for change in changes])
     warn(renamed)
     changes = [word.removeprefix("hydra.launcher.") for word in words]
@@ -112,33 +117,36 @@ def resume(manifest: Manifest, changes: Sequence[str], console: Console) -> int:
 
 
 def cancel(manifest: Manifest, named: Sequence[RunState], runs: Sequence[RunState], console: Console) -> int:
-    """Take those `named` of all `runs` from whoever has them; they save first, and `resume` takes them up."""
-    names = [run.name for run in named if run.in_hand]
+    """Stop the active ones of the runs `named`, out of all `runs` of the sweep.
+
+    They save first, and `resume` continues them. A job is cancelled if no other run needs it.
+    """
+    names = [run.name for run in named if run.active]
     with changing(manifest.folder):
         current = Manifest.load(manifest.folder)
         for name in names:
             current.runs[name].cancelled = True
-        current.save()  # before the order, so that no job puts itself back into the queue
+        current.save()  # before scancel, so that no job puts itself back into the queue
         jobs = {job for name in names if (job := current.runs[name].job) and job != LOCAL}
-        others = {run.entry.job for run in runs if run.in_hand and not current.runs[run.name].cancelled}
+        others = {run.entry.job for run in runs if run.active and not current.runs[run.name].cancelled}
         shared = jobs & others
         slurm.cancel(sorted(jobs - shared))
     console.print(f"{manifest.folder}: cancelled {len(names)} runs.")
     if shared:
         console.print(
-            f"Job {', '.join(sorted(map(str, shared)))} also has runs that were not named; those named go on "
-            "until it is requeued."
+            f"Job {', '.join(sorted(map(str, shared)))} also has runs that were not named; the named ones "
+            "continue until it is requeued."
         )
     return 0
 
 
-def logs(manifest: Manifest, runs: Sequence[RunState], lines: int, console: Console, everything: bool) -> int:
+def print_logs(manifest: Manifest, runs: Sequence[RunState], lines: int, console: Console) -> int:
     """Print the last lines of the runs' logs."""
     for run in runs:
-        if everything or run.state != "finished":
-            console.print(Text(f"\n{' '.join(run.entry.overrides) or run.name}: {run.state}", style="bold"))
-            log = manifest.directory(run.name).path / "log.txt"
-            console.print(Text(tail(log, lines) or table.why(manifest, run, lines)), soft_wrap=True)
+        console.print(Text(f"\n{run.label}: {run.state}", style="bold"))
+        log = manifest.directory(run.name).path / "log.txt"
+        text = tail(log, lines) or table.why(manifest, run, lines) or "There is no log yet."
+        console.print(Text(text), soft_wrap=True)
     return 0
 
 

@@ -1,4 +1,4 @@
-"""Runs as child processes: started with their share of the machine, watched, told to stop, and seen off."""
+"""Runs as child processes, each with its share of the machine."""
 
 from __future__ import annotations
 
@@ -12,28 +12,30 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from dino_exp.errors import USER_ERROR
 from dino_exp.installation import CHECKOUT, ROOT
 from dino_exp.runs.run_directory import RunDirectory
 
 ENDED = ("finished", "collapsed", "failed")
-USER_ERROR = 2
+"""States after which no job trains a run any further."""
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 
 
-def say(log: Path, text: str) -> None:
-    """Add a line to a log, with the time."""
+def log_event(log: Path, text: str) -> None:
+    """Append a line to a log, with the time."""
     with log.open("a") as file:
         file.write(f"--- {time.strftime('%Y-%m-%d %H:%M:%S')} {text}\n")
 
 
-def project() -> dict[str, str]:
-    """Return the variables with which other processes, started in any folder, run the code that runs here.
+def python_path() -> dict[str, str]:
+    """Return the environment variables with which a process in any folder imports this copy of the code.
 
-    An installed project is found without a path. PYTHONSAFEPATH has Python 3.11 and later ignore the working
+    An installed project needs no path. PYTHONSAFEPATH makes Python 3.11 and later ignore the working
     directory, which may hold another checkout.
     """
     paths = [str(ROOT), os.environ.get("PYTHONPATH", "")]
-    place = {"PYTHONPATH": os.pathsep.join(filter(None, paths))} if CHECKOUT else {}
-    return {**place, "PYTHONSAFEPATH": "1"}
+    path = {"PYTHONPATH": os.pathsep.join(filter(None, paths))} if CHECKOUT else {}
+    return {**path, "PYTHONSAFEPATH": "1"}
 
 
 @dataclass
@@ -54,64 +56,58 @@ class Child:
         rank: int = 0,
         cores: set[int] | None = None,
     ) -> Child:
-        """Start `launchers.training_process` on a run directory.
+        """Start `launchers.training_process` for a run.
 
         Args:
-            directory: the run's.
-            environment: variables beside this process's own.
-            share: runs that share its GPU.
-            rank: among the run's processes; each has a log of its own.
-            cores: those that it may use; None is all that this process may.
+            directory: The run's directory.
+            environment: Variables to add to those of this process.
+            share: Number of runs on the same GPU.
+            rank: Rank of the process within the run; each rank has its own log.
+            cores: CPU cores that the process may use; None for all that this process may use.
         """
         log = directory.path / ("log.txt" if rank == 0 else f"log.{rank}.txt")
-        say(log, f"starting on {os.uname().nodename}")
+        log_event(log, f"starting on {os.uname().nodename}")
         with log.open("ab") as output:
+            command = ["-u", "-m", "launchers.training_process", str(directory.path), "--share", str(share)]
             process = subprocess.Popen(
-                [
-                    sys.executable,
-                    "-u",
-                    "-m",
-                    "launchers.training_process",
-                    str(directory.path),
-                    "--share",
-                    str(share),
-                ],
+                [sys.executable, *command],
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
-                env={**os.environ, **project(), **environment},
+                env={**os.environ, **python_path(), **environment},
             )
         if cores:
             os.sched_setaffinity(process.pid, cores)
         return cls(directory, process, log)
 
-    def tell(self, number: int) -> None:
-        """Have the run save and stop at its next step."""
+    def send(self, number: int) -> None:
+        """Send a signal; a stop signal makes the run save and stop at its next step."""
         if self.process.poll() is None:
             self.process.send_signal(number)
 
     @property
     def ended(self) -> bool:
-        """Whether the process is gone."""
+        """Whether the process has exited."""
         return self.process.poll() is not None
 
     @property
     def stopped(self) -> bool:
-        """Whether it ended because it was asked to, and may go on later.
+        """Whether the process ended because of a stop signal, so that the run can be resumed.
 
-        A run that has saved exits with 128 + the signal; one that does not listen yet is ended by it.
+        A run that has saved exits with 128 + the signal; one that has no handler yet is killed by the signal.
         """
         code = self.process.returncode
         return -code in STOP_SIGNALS or code - 128 in STOP_SIGNALS
 
-    def see_off(self) -> int:
-        """Write down how it ended where it could not do so itself; returns its exit code, above 0.
+    def record_exit(self) -> int:
+        """Record how the process ended where it could not do so itself, and return its exit code (>= 0).
 
-        A process that the system kills leaves no word, and neither does one that never came to its run.
+        A process that the system kills records nothing, and neither does one that fails before it has
+        opened its run.
         """
         code = self.process.returncode
         how = f"exit code {code}" if code >= 0 else f"killed by {signal.Signals(-code).name}"
-        say(self.log, f"ended: {how}")
+        log_event(self.log, f"ended: {how}")
         if code == 0:
             return 0
         state = self.directory.read_status().get("state")
@@ -120,9 +116,9 @@ class Child:
                 self.directory.mark(state="preempted")
             return 128 + abs(code) % 128
         if self.directory.is_held() and code == USER_ERROR:
-            return code  # the run is another's
+            return code  # another process holds the run
         if code < 0:
-            out_of_memory = ", as the system does when memory runs out" if code == -signal.SIGKILL else ""
+            out_of_memory = ", usually because memory ran out" if code == -signal.SIGKILL else ""
             with self.directory.traceback_file.open("a") as file:
                 file.write(f"{self.log.name}: {how}{out_of_memory}\n")
         elif state not in ENDED:
@@ -132,11 +128,8 @@ class Child:
         return code if code > 0 else 128 - code
 
 
-STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
-
-
 def tail(log: Path, lines: int) -> str:
-    """The last lines of a log, without what a live display overwrites."""
+    """Return the last lines of a log, without text that a live display has overwritten."""
     if not log.exists():
         return ""
     with log.open("rb") as file:
@@ -146,7 +139,7 @@ def tail(log: Path, lines: int) -> str:
 
 
 class StopSignals:
-    """While entered, hands each stop signal to all children, those of the future included."""
+    """Context in which stop signals are forwarded to all children, also to those started later."""
 
     def __init__(self) -> None:
         self.children: list[Child] = []
@@ -154,7 +147,7 @@ class StopSignals:
         self._previous: dict[int, Any] = {}
 
     def __enter__(self) -> StopSignals:
-        self._previous = {number: signal.signal(number, self._hand_on) for number in STOP_SIGNALS}
+        self._previous = {number: signal.signal(number, self._forward) for number in STOP_SIGNALS}
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -162,13 +155,13 @@ class StopSignals:
             signal.signal(number, handler)
 
     def add(self, child: Child) -> Child:
-        """A child that has just been started."""
+        """Add a child that was just started, and return it."""
         self.children.append(child)
         if self.signal is not None:
-            child.tell(self.signal)
+            child.send(self.signal)
         return child
 
-    def _hand_on(self, number: int, frame: object) -> None:
+    def _forward(self, number: int, frame: object) -> None:
         self.signal = self.signal or number
         for child in self.children:
-            child.tell(number)
+            child.send(number)

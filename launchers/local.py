@@ -1,7 +1,7 @@
-"""This machine's queue: `python -m launchers.local SWEEP` trains a sweep's waiting runs, so many at a time.
+"""The queue of this machine: `python -m launchers.local SWEEP` trains a sweep's pending runs.
 
-It runs on its own, so the terminal that submitted may be closed. What it has to do stands in the manifest,
-which it reads again and again: runs may be added, and cancelled, at any time.
+It is a process of its own, so the terminal that submitted may be closed. It reads the manifest again before
+each decision, so runs may be added and cancelled at any time.
 """
 
 from __future__ import annotations
@@ -19,54 +19,43 @@ from filelock import FileLock, Timeout
 
 from dino_exp.runs.manifest import Manifest, changing
 from dino_exp.runs.run_directory import is_locked
-from launchers.children import Child, StopSignals, project, say
+from launchers.children import Child, StopSignals, log_event, python_path
 
 QUEUE_LOCK = ".queue.lock"
 QUEUE_LOG = "queue.log"
 LOCAL = "local"
-"""The job of a run that is this machine's."""
+"""The job id of runs that this queue trains."""
 POLL_SECONDS = 0.5
 
 
 @dataclass(frozen=True)
-class Place:
-    """What one run at a time has of this machine."""
+class Slot:
+    """The share of this machine that one run uses at a time."""
 
     number: int
     gpu: str | None
     share: int
-    """Runs on the same GPU."""
+    """Number of runs on the same GPU."""
     cores: frozenset[int]
-    """Empty where the system cannot bind a process to cores."""
+    """CPU cores; empty where the system cannot bind a process to cores."""
 
 
-def places(settings: Any) -> list[Place]:
-    """The machine shared out: GPUs if there are any, and groups of neighboring cores."""
+def slots(settings: Any) -> list[Slot]:
+    """Return the slots of this machine: its GPUs, if any, and groups of neighboring cores."""
     gpus = visible_gpus()
     cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
     count = settings["runs_at_once"] or (len(gpus) * settings["runs_per_gpu"] if gpus else len(cores) or 1)
     each = max(1, len(cores) // count)
-    groups = (
-        [
-            [cores[(start + offset) % len(cores)] for offset in range(each)]
-            for start in range(0, each * count, each)
-        ]
-        if cores
-        else [[]] * count
-    )
-    return [
-        Place(
-            number,
-            gpus[number % len(gpus)] if gpus else None,
-            -(-count // len(gpus)) if gpus else 1,
-            frozenset(group),
-        )
-        for number, group in enumerate(groups)
-    ]
+    share = -(-count // len(gpus)) if gpus else 1
+    found = []
+    for number in range(count):
+        own = [cores[(number * each + offset) % len(cores)] for offset in range(each)] if cores else []
+        found.append(Slot(number, gpus[number % len(gpus)] if gpus else None, share, frozenset(own)))
+    return found
 
 
 def visible_gpus() -> list[str]:
-    """The GPUs that this process may use, as CUDA_VISIBLE_DEVICES names them."""
+    """Return the GPUs that this process may use, as CUDA_VISIBLE_DEVICES names them."""
     named = os.environ.get("CUDA_VISIBLE_DEVICES")
     if named is not None:
         return [gpu for gpu in named.split(",") if gpu and gpu != "-1"]
@@ -79,9 +68,9 @@ def visible_gpus() -> list[str]:
 
 
 def start_queue(folder: Path) -> None:
-    """Start the queue in the background, and come back when it is at work.
+    """Start the queue in the background, and return once it is running.
 
-    Where there is one already, the new one goes away by itself.
+    If a queue is running already, the new one exits by itself.
     """
     with (folder / QUEUE_LOG).open("ab") as log:
         process = subprocess.Popen(
@@ -89,8 +78,8 @@ def start_queue(folder: Path) -> None:
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=subprocess.STDOUT,
-            start_new_session=True,  # Ctrl-C in the terminal is not for it
-            env={**os.environ, **project()},
+            start_new_session=True,  # so that Ctrl-C in the terminal does not reach it
+            env={**os.environ, **python_path()},
         )
     while process.poll() is None and not is_locked(folder / QUEUE_LOCK):
         time.sleep(0.05)
@@ -102,11 +91,11 @@ class Queue:
     def __init__(self, folder: Path, stop: StopSignals) -> None:
         self.folder, self.stop = folder, stop
         self.manifest = Manifest.load(folder)
-        self.places = places(self.manifest.settings)
-        self.busy: dict[Place, Child] = {}
+        self.slots = slots(self.manifest.settings)
+        self.busy: dict[Slot, Child] = {}
 
     def waiting(self) -> list[str]:
-        """Runs that nobody has begun."""
+        """Return the names of the runs that have not started."""
         started = {child.directory.path.name for child in self.busy.values()}
         return [
             name
@@ -118,53 +107,53 @@ class Queue:
         ]
 
     def work(self, lock: FileLock) -> None:
-        """Train until no run waits, or a stop signal comes, on which all runs save."""
+        """Train until no run is waiting; after a stop signal, until all runs have saved and stopped."""
         while True:
-            with changing(self.folder):  # so that nobody adds a run between the last look and the end
+            with changing(self.folder):  # so that no run is added between the last check and the release
                 self.manifest = Manifest.load(self.folder)
                 waiting = self.waiting() if self.stop.signal is None else []
                 if not waiting and not self.busy:
                     lock.release()
                     return
-            for place in self.places:
-                if waiting and place not in self.busy:
-                    self.busy[place] = self.start(waiting.pop(0), place)
+            for slot in self.slots:
+                if waiting and slot not in self.busy:
+                    self.busy[slot] = self.start(waiting.pop(0), slot)
             time.sleep(POLL_SECONDS)
-            self.look_after()
+            self.check_children()
 
-    def start(self, name: str, place: Place) -> Child:
-        """Begin a run."""
-        environment = {} if place.gpu is None else {"CUDA_VISIBLE_DEVICES": place.gpu}
+    def start(self, name: str, slot: Slot) -> Child:
+        """Start a run in a slot."""
+        environment = {} if slot.gpu is None else {"CUDA_VISIBLE_DEVICES": slot.gpu}
         directory = self.manifest.directory(name)
-        say(self.folder / QUEUE_LOG, f"{name}: starting")
-        child = Child.start(directory, environment, share=place.share, cores=set(place.cores))
+        log_event(self.folder / QUEUE_LOG, f"{name}: starting")
+        child = Child.start(directory, environment, share=slot.share, cores=set(slot.cores))
         return self.stop.add(child)
 
-    def look_after(self) -> None:
-        """Stop what was cancelled, and see off what has ended."""
-        for place, child in list(self.busy.items()):
+    def check_children(self) -> None:
+        """Stop the runs that were cancelled, and free the slots of those that have ended."""
+        for slot, child in list(self.busy.items()):
             name = child.directory.path.name
             cancelled = self.manifest.runs[name].cancelled
             if cancelled:
-                child.tell(signal.SIGTERM)
+                child.send(signal.SIGTERM)
             if child.ended:
-                code = child.see_off()
+                code = child.record_exit()
                 if cancelled and child.stopped:
                     child.directory.mark(state="cancelled")
-                say(self.folder / QUEUE_LOG, f"{name}: exit code {code}")
+                log_event(self.folder / QUEUE_LOG, f"{name}: exit code {code}")
                 self.stop.children.remove(child)
-                del self.busy[place]
+                del self.busy[slot]
 
 
 def main(folder: Path) -> None:
-    """Hold the sweep's queue while there is work; leave if another process holds it."""
+    """Run the sweep's queue until nothing is left to train; return at once if another process runs it."""
     lock = FileLock(folder / QUEUE_LOCK)
     try:
         lock.acquire(timeout=5)
     except Timeout:
-        return  # that one sees what is new
+        return  # the other queue reads the manifest again and finds the new runs
     with StopSignals() as stop:
-        say(folder / QUEUE_LOG, f"queue: process {os.getpid()}")
+        log_event(folder / QUEUE_LOG, f"queue: process {os.getpid()}")
         Queue(folder, stop).work(lock)
 
 

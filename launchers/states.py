@@ -1,4 +1,4 @@
-"""What has become of each run of a sweep: from its own files first, then from whoever has its job."""
+"""States of the runs of a sweep: from their own files first, then from SLURM or the local queue."""
 
 from __future__ import annotations
 
@@ -14,40 +14,45 @@ from launchers.children import ENDED
 from launchers.local import LOCAL, QUEUE_LOCK
 
 SILENT_SECONDS = 120.0
-"""Without a heartbeat for so long, a run may be dead; evaluations and slow file systems are shorter."""
+"""Seconds without a heartbeat after which a run may be dead; evaluations and slow file systems take less."""
 
-ENDS = {"CANCELLED": "cancelled", "OUT_OF_MEMORY": "failed"}
-"""What SLURM's word for the end of a job means for its run; after any other end the run is lost."""
+STATES_BY_JOB_END = {"CANCELLED": "cancelled", "OUT_OF_MEMORY": "failed"}
+"""State of a run by the final state of its job; after any other final state the run is lost."""
 
 
 @dataclass
 class RunState:
-    """One run as it stands."""
+    """The current state of one run."""
 
     name: str
     entry: Entry
     state: str
-    """That of status.json, or `cancelled`, or `lost`: begun or submitted, and nobody has it any more."""
+    """The state in status.json, or `cancelled`, or `lost`: not ended, but no job or process has the run."""
     status: Mapping[str, Any] = field(default_factory=dict)
     """The content of status.json."""
-    in_hand: bool = False
-    """Whether a job or a queue has it, so that it will go on by itself."""
+    active: bool = False
+    """Whether a job, a queue or a process has the run, so that it starts or continues by itself."""
     note: str = ""
-    """What SLURM says, where it matters."""
+    """What is known about its job, for people."""
+
+    @property
+    def label(self) -> str:
+        """The overrides that set the run apart from the others, or its name if there are none."""
+        return " ".join(self.entry.overrides) or self.name
 
     @property
     def silent_seconds(self) -> float | None:
-        """Since its last sign of life, for a run that should be showing some."""
+        """Seconds since the last heartbeat; None for a run that is not running or has had none."""
         if self.state != "running" or "heartbeat" not in self.status:
             return None
         return max(0.0, time.time() - self.status["heartbeat"])
 
 
 class Observer:
-    """Looks at a sweep again and again, and asks SLURM seldom.
+    """A reader of the states of sweeps that can be called often and asks SLURM seldom.
 
     Args:
-        ask_every: seconds between two questions.
+        ask_every: Seconds between two calls of squeue.
     """
 
     def __init__(self, ask_every: float = 30.0) -> None:
@@ -59,24 +64,23 @@ class Observer:
         self._ended: dict[str, str] = {}
 
     def observe(self, manifest: Manifest) -> list[RunState]:
-        """All runs in the manifest's order."""
+        """Return the states of all runs, in the order of the manifest."""
         runs = []
         for name, entry in manifest.runs.items():
             status = manifest.directory(name).read_status()
             runs.append(RunState(name, entry, status.get("state", "pending"), status))
         local = [run for run in runs if run.state not in ENDED and run.entry.job == LOCAL]
         submitted = [run for run in runs if run.state not in ENDED and run.entry.job not in (None, LOCAL)]
-        if local:
-            queue_lives = is_locked(manifest.folder / QUEUE_LOCK)
-            for run in local:
-                held = manifest.directory(run.name).is_held()
-                if _not_done(run, manifest):
-                    _judge_local(run, queue_lives, held)
+        queue_runs = bool(local) and is_locked(manifest.folder / QUEUE_LOCK)
+        for run in local:
+            held = manifest.directory(run.name).is_held()
+            if _has_not_ended(run, manifest):
+                _apply_locks(run, queue_runs, held)
         if submitted:
             self._ask_slurm(submitted)
-            for run in submitted:
-                if _not_done(run, manifest):
-                    self._judge_submitted(run)
+        for run in submitted:
+            if _has_not_ended(run, manifest):
+                self._apply_slurm(run)
         for run in runs:
             if run.entry.job is None and run.state not in ENDED:
                 run.state, run.note = "lost", "was never submitted"
@@ -91,38 +95,39 @@ class Observer:
                 gone = [run.entry.job for run in runs if run.entry.job and run.entry.job not in self._queue]
                 self._ended = slurm.accounting(gone)
 
-    def _judge_submitted(self, run: RunState) -> None:
+    def _apply_slurm(self, run: RunState) -> None:
+        """Set the state of a run on SLURM from what squeue and sacct said about its job."""
         job = run.entry.job or ""
         if self._queue is None:
-            run.in_hand, run.note = True, "squeue does not answer"
+            run.active, run.note = True, "squeue does not answer"
         elif job in self._queue:
-            run.in_hand, run.note = True, f"job {self._queue[job].lower()}"
+            run.active, run.note = True, f"job {self._queue[job].lower()}"
             silent_since = run.status.get("heartbeat", 0.0)
             if run.state == "running" and self._queue[job] == "PENDING" and silent_since < self._asked_at:
-                run.state = "preempted"  # killed, and put back
+                run.state = "preempted"  # killed and requeued
         elif run.entry.cancelled or run.state == "cancelled":
             run.state = "cancelled"
         else:
             end = self._ended.get(job)
-            run.state = ENDS.get(end or "", "preempted" if run.state == "preempted" else "lost")
+            run.state = STATES_BY_JOB_END.get(end or "", "preempted" if run.state == "preempted" else "lost")
             run.note = f"job ended as {end}" if end else "the job is gone"
 
 
-def _not_done(run: RunState, manifest: Manifest) -> bool:
-    """Whether a run has not ended, by what it says now.
+def _has_not_ended(run: RunState, manifest: Manifest) -> bool:
+    """Read a run's status again, and return whether the run has not ended.
 
-    It may have ended, and left its job or queue, after it was looked at and before these were.
+    It may have ended, and left its job or queue, between the first reading and the look at the queue.
     """
     run.status = manifest.directory(run.name).read_status()
     run.state = run.status.get("state", "pending")
     return run.state not in ENDED
 
 
-def _judge_local(run: RunState, queue_lives: bool, held: bool) -> None:
-    """A run lives while a process holds it; one that waits, while there is a queue."""
-    waits = run.state in ("pending", "running") and queue_lives and not run.entry.cancelled
-    run.in_hand = held or waits
-    if not run.in_hand and run.entry.cancelled:
+def _apply_locks(run: RunState, queue_runs: bool, held: bool) -> None:
+    """Set the state of a local run: it is active while a process holds it, or while it waits in a queue."""
+    waits = run.state in ("pending", "running") and queue_runs and not run.entry.cancelled
+    run.active = held or waits
+    if not run.active and run.entry.cancelled:
         run.state = "cancelled"
-    elif not run.in_hand and run.state in ("pending", "running"):
-        run.state, run.note = "lost", "the queue is gone" if not queue_lives else ""
+    elif not run.active and run.state in ("pending", "running"):
+        run.state, run.note = "lost", "" if queue_runs else "the queue is gone"

@@ -1,4 +1,4 @@
-"""A sweep from its configurations to its submission: what is there already, what is missing, who gets it."""
+"""Submission of a sweep: which of its runs are missing, and which job gets each."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 from omegaconf import DictConfig, OmegaConf
 
-from dino_exp.atomic import write_atomically
+from dino_exp.atomic import write_text_atomically
 from dino_exp.config.identity import identity, run_id
 from dino_exp.config.schema import Config
 from dino_exp.errors import UserError
@@ -31,9 +31,9 @@ class Wanted:
     """A run that was asked for."""
 
     name: str
-    """Of its directory."""
+    """Name of its directory."""
     overrides: tuple[str, ...]
-    """What sets it apart from the other runs."""
+    """The overrides that set it apart from the other runs of the sweep."""
     cfg: Config | DictConfig
 
     @cached_property
@@ -44,23 +44,23 @@ class Wanted:
 
 @dataclass
 class Submission:
-    """What came of a command."""
+    """The result of submitting a sweep."""
 
     manifest: Manifest
     submitted: list[str]
-    """Names of the runs that were given to a job or a queue now."""
+    """Names of the runs that a job or the queue has now been given."""
     left_alone: dict[str, str]
-    """The others by name, and why: their state, or that they have failed too often."""
+    """The other runs by name, and the reason: their state, or that they have failed too often."""
 
 
 def wanted(cfgs: Sequence[DictConfig], overrides: Sequence[tuple[str, ...]], folder: Path) -> list[Wanted]:
-    """The runs of a sweep; with `resume=never` each has a directory that is new."""
+    """Return the runs of a sweep; with `resume=never` each gets a new directory."""
     runs = []
     for cfg, own in zip(cfgs, overrides, strict=True):
         name = run_id(cfg)
         if cfg.resume == "never":
             name = RunDirectory.beside(folder / name).path.name
-            cfg.resume = "auto"  # whoever comes back to this directory must not look for a new one
+            cfg.resume = "auto"  # later attempts must stay in this directory
         runs.append(Wanted(name, own, cfg))
     return runs
 
@@ -68,12 +68,15 @@ def wanted(cfgs: Sequence[DictConfig], overrides: Sequence[tuple[str, ...]], fol
 def plan(
     manifest: Manifest, runs: Sequence[Wanted], max_retries: int
 ) -> tuple[list[Wanted], dict[str, str], set[str]]:
-    """Which of `runs` are missing, the others by name and why, and who has failed; changes nothing."""
+    """Return the runs to submit, the others by name with the reason, and the names of failed runs.
+
+    It changes nothing.
+    """
     before = {run.name: run for run in Observer().observe(manifest)}
     missing, left_alone = [], {}
     for run in runs:
         refuse_other_configuration(manifest, run)
-        reason = why_not(run.name, before, manifest, max_retries)
+        reason = reason_to_skip(run.name, before, manifest, max_retries)
         if reason:
             left_alone[run.name] = reason
         else:
@@ -82,16 +85,17 @@ def plan(
 
 
 def submit(folder: Path, launcher: str, settings: Mapping[str, Any], runs: Sequence[Wanted]) -> Submission:
-    """Give to `launcher` what of `runs` is missing, and write down who has it.
+    """Submit the missing ones of `runs`, and record in the manifest which job has each.
 
     Args:
-        folder: the sweep's.
+        folder: Folder of the sweep.
         launcher: slurm or local.
-        settings: as the fields of that launcher's settings class.
-        runs: all that the sweep should have; those of the folder that are not among them stay as they are.
+        settings: As the fields of that launcher's settings class.
+        runs: All runs that are wanted; other runs in the folder stay as they are.
 
     Raises:
-        UserError: the folder cannot be written, another configuration's run is in the way, or SLURM refuses.
+        UserError: The folder cannot be written, a directory belongs to another configuration, or SLURM
+            refuses the job.
     """
     refuse_newer_runs(folder, runs)
     try:
@@ -107,7 +111,7 @@ def submit(folder: Path, launcher: str, settings: Mapping[str, Any], runs: Seque
                 prepare(manifest, run)
                 manifest.runs[run.name].retries += run.name in failed
             manifest.save()
-            give(manifest, settings, [run.name for run in missing])
+            assign_jobs(manifest, settings, [run.name for run in missing])
     except OSError as error:
         reason = error.strerror or str(error)
         raise UserError(f"{folder}: cannot be written ({reason}); choose another output_root.") from None
@@ -116,15 +120,15 @@ def submit(folder: Path, launcher: str, settings: Mapping[str, Any], runs: Seque
     return Submission(manifest, [run.name for run in missing], left_alone)
 
 
-def why_not(name: str, before: Mapping[str, RunState], manifest: Manifest, max_retries: int) -> str:
-    """Why a run is not to be submitted; empty if it is."""
+def reason_to_skip(name: str, before: Mapping[str, RunState], manifest: Manifest, max_retries: int) -> str:
+    """Return why a run is not submitted; empty if it is to be submitted."""
     run = before.get(name)
     state = run.state if run else manifest.directory(name).read_status().get("state", "")
     if state in ("finished", "collapsed"):
         return str(state)
     if not run and manifest.directory(name).is_held():
-        return "running, by a process that no launcher started"
-    if run and run.in_hand:
+        return "running, in a process that no launcher started"
+    if run and run.active:
         return f"{state}, job {run.entry.job}" if run.entry.job != local.LOCAL else state
     if run and state == "failed" and run.entry.retries >= max_retries:
         return f"failed {run.entry.retries + 1} times (hydra.launcher.max_retries = {max_retries})"
@@ -132,54 +136,53 @@ def why_not(name: str, before: Mapping[str, RunState], manifest: Manifest, max_r
 
 
 def refuse_newer_runs(folder: Path, runs: Sequence[Wanted]) -> None:
-    """Raise `UserError` for a sweep of which a newer version of this program has written a file."""
+    """Raise `UserError` if a newer version of this program has written a file of the sweep."""
     manifest = Manifest.load_or_new(folder)
     for name in {*manifest.runs, *(run.name for run in runs)}:
         manifest.directory(name).read_status()
 
 
 def refuse_other_configuration(manifest: Manifest, run: Wanted) -> None:
-    """A `UserError` if a run's short hash is that of another configuration."""
+    """Raise `UserError` if a run's directory belongs to another configuration with the same short hash."""
     entry = manifest.runs.get(run.name)
     if entry and entry.config_hash != run.config_hash:
         raise UserError(
-            f"{manifest.folder / run.name}: belongs to another configuration with the same short hash; give "
-            "this sweep a folder of its own with name=..."
+            f"{manifest.folder / run.name}: belongs to another configuration with the same short hash; set "
+            "name=... to use another folder for this sweep."
         )
 
 
 def prepare(manifest: Manifest, run: Wanted) -> None:
-    """Write what a run needs to be trained by whoever comes: configuration, state, the tracker's id."""
+    """Write what any process needs to train a run: its configuration, state and tracker id."""
     entry = manifest.runs[run.name]
     entry.cancelled, entry.job = False, None
     directory = manifest.directory(run.name)
-    text = OmegaConf.to_yaml(run.cfg, resolve=True)
-    write_atomically(directory.config_file, lambda file: file.write(text.encode()))
+    write_text_atomically(directory.config_file, OmegaConf.to_yaml(run.cfg, resolve=True))
     directory.traceback_file.unlink(missing_ok=True)
     status = directory.read_status()
     tracker_id = status.get("tracker_id") or new_tracker_id()
     directory.mark(state="pending", run_id=run.name, tracker_id=tracker_id, **git_revision())
 
 
-def give(manifest: Manifest, settings: Mapping[str, Any], names: Sequence[str]) -> None:
-    """Hand runs to the launcher; every array is written down as soon as SLURM has it."""
+def assign_jobs(manifest: Manifest, settings: Mapping[str, Any], names: Sequence[str]) -> None:
+    """Give runs to the queue or to SLURM; each array is recorded as soon as SLURM has accepted it."""
     if manifest.launcher == "local":
-        _note(manifest, [[name] for name in names], [local.LOCAL] * len(names))
+        _record_jobs(manifest, [[name] for name in names], [local.LOCAL] * len(names))
         return
     if not names:
         return
     chosen = OmegaConf.create(dict(settings))
     arrays = slurm.arrays_of(groups_of(names, settings["runs_per_gpu"]))
     for groups in arrays:
-        _note(manifest, groups, slurm.submit(chosen, manifest.folder, groups, len(arrays)))
+        _record_jobs(manifest, groups, slurm.submit(chosen, manifest.folder, groups, len(arrays)))
 
 
 def groups_of(runs: Sequence[Item], size: int) -> list[list[Item]]:
-    """The runs of each job."""
+    """Split runs into the groups that share a job."""
     return [list(runs[start : start + size]) for start in range(0, len(runs), size)]
 
 
-def _note(manifest: Manifest, groups: Sequence[list[str]], jobs: Sequence[str]) -> None:
+def _record_jobs(manifest: Manifest, groups: Sequence[list[str]], jobs: Sequence[str]) -> None:
     for names, job in zip(groups, jobs, strict=True):
         for name in names:
             entry = manifest.runs[name]

@@ -1,7 +1,8 @@
-"""A sweep as tables: live while it goes on, its failures at the end, and as CSV and Parquet files."""
+"""Tables of a sweep: its runs, its failures, and the CSV and Parquet files of `collect`."""
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,6 +12,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from dino_exp.atomic import write_atomically
 from dino_exp.runs import former_names
 from dino_exp.runs.manifest import Manifest
 from dino_exp.runs.run_directory import RunDirectory
@@ -27,23 +29,29 @@ STYLES = {
     "lost": "bold red",
     "cancelled": "magenta",
 }
-"""Also the order in which states are counted."""
+"""Styles by state, in the order in which states are counted."""
 URGENT = ("failed", "lost", "running", "preempted")
-"""States that a person wants to see first."""
+"""States shown first where there is not room for all runs."""
 LIVE_WIDTH = 60
-"""Columns of a run's overrides in a live table, so that the other columns have room."""
+"""Greatest width of the overrides in a live table, in characters, so that the other columns have room."""
 
 
 def counts(runs: Sequence[RunState]) -> Text:
-    """9 runs: 4 finished, 2 running, 3 pending"""
+    """Return the numbers of runs by state: 9 runs: 4 finished, 2 running, 3 pending."""
     numbers = Counter(run.state for run in runs)
     text = Text(f"{len(runs)} runs: ")
     parts = [Text(f"{numbers[state]} {state}", style) for state, style in STYLES.items() if numbers[state]]
     return text + Text(", ").join(parts)
 
 
-def sweep_table(manifest: Manifest, runs: Sequence[RunState], most: int | None = None) -> RenderableType:
-    """The runs; where only so many lines fit, those that move or need someone, each on one line."""
+def runs_table(manifest: Manifest, runs: Sequence[RunState], most: int | None = None) -> RenderableType:
+    """Return a table of the runs.
+
+    Args:
+        manifest: Manifest of the sweep.
+        runs: Runs to show.
+        most: Largest number of rows, each on one line; urgent runs come first. None shows all runs.
+    """
     shown = list(runs)
     if most is not None and len(shown) > most:
         shown = sorted(shown, key=lambda run: URGENT.index(run.state) if run.state in URGENT else len(URGENT))
@@ -65,14 +73,14 @@ def sweep_table(manifest: Manifest, runs: Sequence[RunState], most: int | None =
 
 
 def cells(manifest: Manifest, run: RunState) -> list[Text]:
-    """One run's row."""
+    """Return the row of one run."""
     directory = manifest.directory(run.name)
     summary = directory.read_summary() if run.state in ("finished", "collapsed", "failed") else {}
     last = summary or last_metrics(directory)
     step, total = run.status.get("step"), run.status.get("total_steps")
     knn = last.get("knn_top1")
     return [
-        Text(" ".join(run.entry.overrides) or run.name),
+        Text(run.label),
         Text(run.state, STYLES.get(run.state, "")),
         Text("" if step is None else f"{step:,}/{total:,}"),
         Text(last.get("verdict") or ""),
@@ -83,7 +91,7 @@ def cells(manifest: Manifest, run: RunState) -> list[Text]:
 
 
 def remark(run: RunState) -> str:
-    """What a person should know about a run beside its state."""
+    """Return what a person should know about a run besides its state."""
     words = [run.note] if run.note and run.note != "job running" else []
     silent = run.silent_seconds
     if silent is not None and silent > SILENT_SECONDS:
@@ -94,9 +102,7 @@ def remark(run: RunState) -> str:
 
 
 def last_metrics(directory: RunDirectory) -> dict[str, Any]:
-    """The last whole line of metrics.jsonl, read from its end."""
-    import json
-
+    """Return the last complete line of metrics.jsonl, read from the end of the file."""
     for line in reversed(tail(directory.metrics_file, 2).splitlines()):
         try:
             return former_names.TABLE.present_record(json.loads(line))
@@ -106,7 +112,7 @@ def last_metrics(directory: RunDirectory) -> dict[str, Any]:
 
 
 def failures(manifest: Manifest, runs: Sequence[RunState], lines: int = 4) -> RenderableType | None:
-    """The runs that failed or were lost, each with the last lines of its traceback or log."""
+    """Return a table of failed and lost runs, each with the last lines of its traceback or log."""
     table = Table(title="Failures", title_justify="left", box=None, padding=(0, 2, 1, 0))
     table.add_column("run", overflow="fold")
     table.add_column("state", no_wrap=True)
@@ -114,7 +120,7 @@ def failures(manifest: Manifest, runs: Sequence[RunState], lines: int = 4) -> Re
     for run in runs:
         if run.state in ("failed", "lost"):
             table.add_row(
-                Text(" ".join(run.entry.overrides) or run.name),
+                Text(run.label),
                 Text(run.state, STYLES[run.state]),
                 Text(why(manifest, run, lines)),
             )
@@ -122,19 +128,19 @@ def failures(manifest: Manifest, runs: Sequence[RunState], lines: int = 4) -> Re
 
 
 def why(manifest: Manifest, run: RunState, lines: int) -> str:
-    """The last words of a run, or of its job where it never came to speak."""
+    """Return the end of a run's traceback or log, or of its job's log if the run wrote neither."""
     directory = manifest.directory(run.name)
-    places = [directory.traceback_file, directory.path / "log.txt"]
-    places += sorted((manifest.folder / "jobs").glob(f"{run.entry.job}_*_log.out")) if run.entry.job else []
-    for place in places:
-        text = tail(place, lines).strip()
+    paths = [directory.traceback_file, directory.path / "log.txt"]
+    paths += sorted((manifest.folder / "jobs").glob(f"{run.entry.job}_*_log.out")) if run.entry.job else []
+    for path in paths:
+        text = tail(path, lines).strip()
         if text:
-            return "\n".join(filter(None, [run.note, text, f"({place})"]))
+            return "\n".join(filter(None, [run.note, text, f"({path})"]))
     return run.note
 
 
 def rows(manifest: Manifest, runs: Sequence[RunState]) -> list[dict[str, Any]]:
-    """One row per run: what was swept, how it ended, its final figures, and what it cost."""
+    """Return one row per run: swept values, outcome, final metrics and cost."""
     result = []
     for run in runs:
         summary = manifest.directory(run.name).read_summary()
@@ -161,7 +167,7 @@ def rows(manifest: Manifest, runs: Sequence[RunState]) -> list[dict[str, Any]]:
 
 
 def number_or_text(value: str) -> float | str:
-    """A swept value in its own type, so that a table can be sorted by it."""
+    """Return a swept value as a number if it is one, so that tables sort by it."""
     try:
         return float(value)
     except ValueError:
@@ -169,7 +175,7 @@ def number_or_text(value: str) -> float | str:
 
 
 def cost(run: RunState) -> dict[str, float]:
-    """Attempts, and hours in which they held the machine, work that was lost included."""
+    """Return the number of attempts, and their hours and GPU-hours, including work that was lost."""
     hours = gpu_hours = 0.0
     attempts = run.status.get("attempts", [])
     for attempt in attempts:
@@ -181,7 +187,7 @@ def cost(run: RunState) -> dict[str, float]:
 
 
 def collect(manifest: Manifest, runs: Sequence[RunState]) -> list[Path]:
-    """Write `runs.csv` and `runs.parquet` into the sweep's folder."""
+    """Write `runs.csv` and `runs.parquet` into the sweep's folder, and return their paths."""
     import pyarrow as pa
     from pyarrow import csv, parquet
 
@@ -189,15 +195,12 @@ def collect(manifest: Manifest, runs: Sequence[RunState]) -> list[Path]:
     columns = list(dict.fromkeys(key for row in content for key in row))
     table = pa.table({column: one_type([row.get(column) for row in content]) for column in columns})
     paths = [manifest.folder / "runs.csv", manifest.folder / "runs.parquet"]
-    csv.write_csv(table, paths[0])
-    parquet.write_table(table, paths[1])
+    write_atomically(paths[0], lambda file: csv.write_csv(table, file))
+    write_atomically(paths[1], lambda file: parquet.write_table(table, file))
     return paths
 
 
 def one_type(values: list[Any]) -> list[Any]:
-    """Text throughout where a column has both, as with temperatures and the word null."""
-    return (
-        [None if value is None else str(value) for value in values]
-        if any(isinstance(value, str) for value in values)
-        else values
-    )
+    """Return a column as text if it has text and numbers, e.g. temperatures and the word null."""
+    has_text = any(isinstance(value, str) for value in values)
+    return [str(value) if has_text and value is not None else value for value in values]

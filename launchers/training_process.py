@@ -1,6 +1,6 @@
-"""One process of one run, from its configuration: `python -m launchers.training_process DIRECTORY`.
+"""One process of a run, started by a launcher: `python -m launchers.training_process DIRECTORY`.
 
-Launchers start it; nothing is composed here, so that all processes and attempts train the same.
+It reads the stored configuration and composes nothing, so all processes and attempts train the same run.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from dino_exp.train.attempt import attempt
 
 
 def main() -> int:
-    """Train; returns the exit code of `train.py`."""
+    """Train, and return the exit code that `train.py` would return."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("directory", type=Path)
     parser.add_argument("--share", type=int, default=1, help="runs that share this run's GPU")
@@ -27,10 +27,10 @@ def main() -> int:
         cfg = read_config(RunDirectory(directory))
     except UserError as error:
         return refuse([str(error)])
-    from dino_exp.parallel import distributed  # torch comes last, when all else is in order
+    from dino_exp.parallel import distributed  # imports torch, so only once the configuration is valid
 
     if arguments.share > 1:
-        take_share_of_memory(1 / arguments.share)
+        limit_gpu_memory(1 / arguments.share)
     processes = Processes.of()
     if processes.count == 1:
         return attempt(cfg, directory, directory.parent.name).exit_code
@@ -39,8 +39,8 @@ def main() -> int:
     distributed.leave(outcome.exit_code)
 
 
-def take_share_of_memory(share: float) -> None:
-    """Fail in this run, and not in its neighbors, when it needs more GPU memory than its share."""
+def limit_gpu_memory(share: float) -> None:
+    """Make this run fail, and not the others on its GPU, if it needs more memory than its share."""
     import torch
 
     if torch.cuda.is_available():

@@ -1,4 +1,4 @@
-"""Waiting for a sweep, with a table; whoever stops waiting stops nothing else."""
+"""Waiting for a sweep, with a live table; to stop waiting stops no run."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from rich.text import Text
 from dino_exp.installation import as_typed
 from dino_exp.runs.manifest import Manifest
 from launchers.states import Observer, RunState
-from launchers.table import failures, sweep_table
+from launchers.table import failures, runs_table
 
 POLL_SECONDS = 2.0
 OTHER_LINES = 5
-"""Of the live table beside the runs."""
+"""Lines of the live table besides the runs."""
 
 
 def wait(folder: Path, names: Collection[str], console: Console) -> list[RunState]:
-    """Show the sweep until none of the runs `names` is in anyone's hands; these as they ended.
+    """Show the sweep until none of the runs `names` is active, and return their final states.
 
-    On a terminal a live table; elsewhere a line whenever a run changes.
+    A terminal shows a live table; otherwise a line is printed whenever the state of a run changes.
     """
     observer, manifest = Observer(), Manifest.load(folder)
     before: dict[str, str] = {}
@@ -35,32 +35,32 @@ def wait(folder: Path, names: Collection[str], console: Console) -> list[RunStat
             manifest = Manifest.load(folder)
             runs = [run for run in observer.observe(manifest) if run.name in names]
             if live:
-                live.update(sweep_table(manifest, runs, max(3, console.height - OTHER_LINES)), refresh=True)
+                live.update(runs_table(manifest, runs, max(3, console.height - OTHER_LINES)), refresh=True)
             for run in runs:
                 if not live and before.get(run.name) != run.state:
-                    console.print(Text(f"{' '.join(run.entry.overrides) or run.name}: {run.state}"))
+                    console.print(Text(f"{run.label}: {run.state}"))
                 before[run.name] = run.state
-            if not any(run.in_hand for run in runs):
+            if not any(run.active for run in runs):
                 break
             time.sleep(POLL_SECONDS)
     finally:
         if live:
             live.stop()
-    show(manifest, runs, console)
+    print_sweep(manifest, runs, console)
     return runs
 
 
-def show(manifest: Manifest, runs: list[RunState], console: Console) -> None:
-    """The whole table, and below it what went wrong."""
-    console.print(sweep_table(manifest, runs))
+def print_sweep(manifest: Manifest, runs: list[RunState], console: Console) -> None:
+    """Print the table of all runs, and below it the failures."""
+    console.print(runs_table(manifest, runs))
     failed = failures(manifest, runs)
     if failed:
         console.print(failed)
 
 
 def how_to_come_back(folder: Path) -> str:
-    """The commands for a sweep that goes on without anyone watching."""
+    """Return a sentence with the commands for a sweep that runs in the background."""
     return (
-        f"The runs go on. {as_typed('python -m launchers')} status {folder} shows them, and resume, cancel, "
-        "logs, collect in its place do what they say; the same command as before waits again."
+        f"The runs continue. {as_typed('python -m launchers')} status {folder} shows them; the commands "
+        "wait, logs, cancel, resume and collect take the same folder."
     )

@@ -1,7 +1,7 @@
-"""What a SLURM job does: `work` is called in each of its tasks, and starts and watches the runs.
+"""The work of a SLURM job: `work` is called in each of its tasks, and starts and watches the runs.
 
-This process imports no torch and survives its runs, so it can say how they ended and put the job back into
-the queue.
+This process imports no torch and outlives its runs, so that it can record how they ended and put the job back
+into the queue.
 """
 
 from __future__ import annotations
@@ -16,19 +16,19 @@ from pathlib import Path
 from dino_exp.parallel.processes import RENDEZVOUS
 from dino_exp.runs.manifest import Manifest
 from dino_exp.runs.run_directory import RunDirectory, job_id
-from launchers.children import ENDED, Child, StopSignals, say
+from launchers.children import ENDED, Child, StopSignals, log_event
 
 POLL_SECONDS = 0.2
 FAILED_TO_REQUEUE = 75  # EX_TEMPFAIL
 
 
 def work(folder: str, names: list[str], max_requeues: int) -> None:
-    """Train runs of a sweep, each in processes of its own; the task exits non-zero if one fails.
+    """Train runs of a sweep, each in its own processes; the task exits with an error if one fails.
 
     Args:
-        folder: the sweep's.
-        names: one run, of which this task is one process; or, in a job of one task, several at a time.
-        max_requeues: how often SLURM may have restarted the job for it to go back into the queue.
+        folder: Folder of the sweep.
+        names: One run, of which this task is one process; in a job of one task also several runs.
+        max_requeues: Number of restarts after which the job is not put back into the queue.
     """
     rank, count = int(os.environ.get("SLURM_PROCID", 0)), int(os.environ.get("SLURM_NTASKS", 1))
     directories = [RunDirectory(Path(folder) / name) for name in names]
@@ -36,42 +36,49 @@ def work(folder: str, names: list[str], max_requeues: int) -> None:
     with StopSignals() as stop:
         for directory in directories:
             if count > 1 or directory.path.name in still_wanted(Path(folder), names):
-                place = environment(directory, os.environ, len(names))
-                children.append(stop.add(Child.start(directory, place, share=len(names), rank=rank)))
+                variables = process_variables(directory, os.environ, len(names))
+                children.append(stop.add(Child.start(directory, variables, share=len(names), rank=rank)))
         while not all(child.ended for child in children):
             time.sleep(POLL_SECONDS)
-        codes = [child.see_off() for child in children]
+        codes = [child.record_exit() for child in children]
         if stop.signal is not None and any(child.stopped for child in children):
-            # the job ends when rank 0 has put it back; an error of another task would end it before
+            # the job ends once rank 0 has requeued it; an error of another task would end it earlier
             sys.exit(requeue(Path(folder), names, max_requeues, children[0].log) if rank == 0 else 0)
     sys.exit(max(codes, default=0) or int(any_failed(Path(folder), names)))
 
 
 def still_wanted(folder: Path, names: list[str]) -> list[str]:
-    """The runs that have not ended, are not cancelled, and have not been given to another job since."""
+    """Return the runs that have not ended, are not cancelled, and still belong to this job."""
     entries, mine = Manifest.load(folder).runs, (None, job_id())
     return [
         name
         for name in names
-        if not entries[name].cancelled and entries[name].job in mine and state_of(folder, name) not in ENDED
+        if not entries[name].cancelled
+        and entries[name].job in mine
+        and recorded_state(folder, name) not in ENDED
     ]
 
 
 def any_failed(folder: Path, names: list[str]) -> bool:
-    """Whether one of the runs has failed, now or in an earlier attempt of the job."""
-    return any(state_of(folder, name) == "failed" for name in names)
+    """Return whether one of the runs has failed, now or in an earlier attempt of the job."""
+    return any(recorded_state(folder, name) == "failed" for name in names)
 
 
-def state_of(folder: Path, name: str) -> str | None:
-    """A run's, as its status file has it."""
+def recorded_state(folder: Path, name: str) -> str | None:
+    """Return the state in a run's status.json."""
     return RunDirectory(folder / name).read_status().get("state")
 
 
-def environment(directory: RunDirectory, given: Mapping[str, str], runs: int) -> dict[str, str]:
-    """Variables that tell a run's process its place and its share, from those that SLURM set.
+def process_variables(directory: RunDirectory, given: Mapping[str, str], runs: int) -> dict[str, str]:
+    """Return the variables that tell a process of a run its ranks and its share of the cores.
 
-    GPUs stay as SLURM bound them: where it shows each task its own one, the task is alone as far as CUDA is
-    concerned; where it shows all of a node's to all of the node's tasks, the local rank chooses.
+    GPUs stay as SLURM bound them. If each task sees only its own GPU, the local rank is 0 of 1; if all tasks
+    of a node see all its GPUs, the local rank selects one.
+
+    Args:
+        directory: Directory of the run.
+        given: Variables that SLURM set for this task.
+        runs: Number of runs that share the task.
     """
     cpus = int(given.get("SLURM_CPUS_PER_TASK", 1))
     variables = {"SLURM_CPUS_PER_TASK": str(max(1, cpus // runs))}
@@ -88,13 +95,13 @@ def environment(directory: RunDirectory, given: Mapping[str, str], runs: int) ->
         "WORLD_SIZE": str(count),
         "LOCAL_RANK": str(local_rank),
         "LOCAL_WORLD_SIZE": str(local_count),
-        # a name that the run directory cleans up when it is next held
+        # the next process that holds the run removes files with such names
         RENDEZVOUS: str(directory.path / f".rendezvous.{attempt}"),
     }
 
 
 def tasks_here(given: Mapping[str, str]) -> int:
-    """Tasks of the job step on this node; SLURM writes all nodes' numbers as in 2(x3),1."""
+    """Return the number of tasks on this node; SLURM writes the numbers of all nodes as in 2(x3),1."""
     numbers: list[int] = []
     for part in given.get("SLURM_STEP_TASKS_PER_NODE", "1").split(","):
         number, _, times = part.partition("(x")
@@ -103,50 +110,52 @@ def tasks_here(given: Mapping[str, str]) -> int:
 
 
 def requeue(folder: Path, names: list[str], max_requeues: int, log: Path) -> int:
-    """Have SLURM put this job back into the queue; the exit code if it will not, or must not.
+    """Have SLURM put this job back into the queue, and return the exit code of the task if it does not.
 
-    SLURM does not do so by itself for a job that ends in time, neither after a preemption nor at the limit.
+    SLURM does not requeue a job by itself that ends within its grace time, neither after a preemption nor at
+    the time limit.
     """
     job, restarts = os.environ["SLURM_JOB_ID"], int(os.environ.get("SLURM_RESTART_COUNT", 0))
     if not still_wanted(folder, names):
         mark_cancelled(folder, names)
-        say(log, "cancelled")
+        log_event(log, "cancelled")
         return int(any_failed(folder, names))
-    state = ask("squeue", "-h", "-j", job, "-o", "%T")
+    state = (output_of("squeue", "-h", "-j", job, "-o", "%T", timeout=None) or "").strip()
     if state == "":
-        say(log, "not requeued: squeue does not answer here; resume the sweep")
-        return FAILED_TO_REQUEUE
-    if state != "RUNNING":  # scancel; a requeue would raise the job from the dead
+        log_event(log, "not requeued: squeue does not answer here; resume the sweep")
+    elif state != "RUNNING":  # by scancel; a requeue would bring the job back
         mark_cancelled(folder, names)
-        say(log, f"cancelled: the job is {state}")
-        return FAILED_TO_REQUEUE
-    if restarts >= max_requeues:
-        say(log, f"not requeued: hydra.launcher.max_requeues = {max_requeues} is reached")
-        return FAILED_TO_REQUEUE
-    try:
-        done = subprocess.run(["scontrol", "requeue", job], capture_output=True, text=True)
-        refusal = (done.stderr or done.stdout).strip() if done.returncode else ""
-    except OSError as error:
-        refusal = str(error)
-    if refusal:
-        say(log, f"not requeued: {refusal}; resume the sweep")
-        return FAILED_TO_REQUEUE
-    say(log, f"job {job} is back in the queue")
-    time.sleep(60)  # SLURM ends this process; ending by itself would make the job a failed one
+        log_event(log, f"cancelled: the job is {state}")
+    elif restarts >= max_requeues:
+        log_event(log, f"not requeued: hydra.launcher.max_requeues = {max_requeues} is reached")
+    elif refusal := _requeue(job):
+        log_event(log, f"not requeued: {refusal}; resume the sweep")
+    else:
+        log_event(log, f"job {job} is back in the queue")
+        time.sleep(60)  # SLURM ends this process; exiting before that would make the job a failed one
     return FAILED_TO_REQUEUE
 
 
+def _requeue(job: str) -> str:
+    """Put a job back into the queue, and return what SLURM says if it refuses."""
+    try:
+        done = subprocess.run(["scontrol", "requeue", job], capture_output=True, text=True)
+    except OSError as error:
+        return str(error)
+    return (done.stderr or done.stdout).strip() if done.returncode else ""
+
+
 def mark_cancelled(folder: Path, names: list[str]) -> None:
-    """Write down that the runs were stopped on purpose, those that had ended by then excepted."""
+    """Record that the runs were stopped on purpose, except those that have ended."""
     for name in names:
-        if state_of(folder, name) not in ENDED:
+        if recorded_state(folder, name) not in ENDED:
             RunDirectory(folder / name).mark(state="cancelled")
 
 
-def ask(*command: str) -> str:
-    """What a command prints; nothing where it fails, or is not there, as in a container."""
+def output_of(*command: str, timeout: float | None = 30) -> str | None:
+    """Return what a command prints, or None if it fails, is missing (as in a container), or times out."""
     try:
-        done = subprocess.run(command, capture_output=True, text=True)
-    except OSError:
-        return ""
-    return done.stdout.strip() if done.returncode == 0 else ""
+        done = subprocess.run(command, capture_output=True, text=True, timeout=timeout)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout if done.returncode == 0 else None

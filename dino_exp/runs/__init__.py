@@ -1,1 +1,1 @@
-"""The contract on disk: the files of a run and of a sweep, and the names that they have had."""
+"""The on-disk contract: the files of runs and sweeps, and the former names in them."""

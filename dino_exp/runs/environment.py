@@ -1,4 +1,4 @@
-"""What made a result: versions, hardware and revision."""
+"""The software and hardware that a result comes from."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from dino_exp.runs.revision import git_revision
 
 
 def environment(device: torch.device) -> dict[str, Any]:
-    """Versions, hardware and git revision, for `summary.json`."""
+    """Return package versions, hardware and git revision, for `summary.json`."""
     packages = ("torch", "torchvision", "timm", "numpy", "hydra-core", "wandb")
     name = (
         torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or device.type

@@ -1,13 +1,12 @@
-"""What things were called before: the one table of former names, by which a rename orphans nothing.
+"""Former names of everything that files and command lines can name, so that a rename breaks nothing.
 
-Whatever reads an older run's files translates former names to present ones, and so does the command line.
-A run's identity goes the other way: it is written in the first name that each thing had, so that it depends
-on what is computed and not on what that is called or where its code is. Renaming something that a file or a
-command line can name takes one line here.
+Readers of older files translate former names to present ones, and so does the command line. The identity of
+a run uses the first name of each thing instead, so that it depends on what is computed, and not on what that
+is called or where its code is. Renaming something that a file or a command line can name takes one line here.
 
-Every entry points at the present name: a name that changes again gets a second line, and the first line is
-changed to point at the new name too. Of several former names of one thing the first that is listed is the
-oldest, which is the one that identities have. A former name is never given to something else.
+Every entry points to the present name: if a name changes again, add a second line, and point the first line
+to the new name too. Of several former names of one thing, the first in the table is the oldest, and
+identities use it. Never reuse a former name for something else.
 """
 
 from __future__ import annotations
@@ -84,7 +83,7 @@ Config = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Names:
-    """The table, in both directions."""
+    """Tables of former names, with translations in both directions."""
 
     targets: Mapping[str, str] = field(default_factory=dict)
     keys: Mapping[str, str] = field(default_factory=dict)
@@ -96,11 +95,11 @@ class Names:
     # ---- from former names to present ones -------------------------------------------------------
 
     def present_key(self, key: str) -> str:
-        """Return what a dotted key is called now; a renamed group renames the keys in it."""
+        """Return the present name of a dotted key; renaming a group renames the keys in it."""
         return _renamed(key, self.keys)
 
     def present_value(self, key: str, value: Any) -> Any:
-        """Return what the value of a present key is called now; other than words stay as they are."""
+        """Return the present name of a present key's value; only text is ever translated."""
         if isinstance(value, list):
             return [self.present_value(key, item) for item in value]
         if not isinstance(value, str):
@@ -113,7 +112,7 @@ class Names:
         """Return a configuration of plain dictionaries in present names.
 
         Raises:
-            ValueError: it has both the former and the present name of a key.
+            ValueError: The configuration has a key under its former and its present name.
         """
         if not (self.keys or self.targets or self._words):
             return dict(config)
@@ -125,16 +124,16 @@ class Names:
             for part in path:
                 node = node.setdefault(part, {})
             if last in node:
-                raise ValueError(f"{key}: there twice; it is now called {name}")
+                raise ValueError(f"{key}: given twice; it is now called {name}")
             node[last] = self.present_value(name, value)
         return result
 
     def present_metric(self, name: str) -> str:
-        """Return what a metric, or another name in a run's files, is called now."""
+        """Return the present name of a metric or of another field in a run's files."""
         return self.metrics.get(name, name)
 
     def present_record(self, record: dict[str, Any]) -> dict[str, Any]:
-        """Return a line of metrics.jsonl, a summary, or a judge's state in present names."""
+        """Return a line of metrics.jsonl, a summary, or the state of a judge in present names."""
         if not (self.metrics or self._words):
             return record
         return {
@@ -156,13 +155,13 @@ class Names:
         return {self.present_metric(key): result[self.present_metric(key)] for key in record}
 
     def present_state(self, state: dict[str, Any]) -> dict[str, Any]:
-        """Return a checkpoint's content in present names; tensors keep theirs."""
+        """Return the content of a checkpoint in present names; tensors keep their names."""
         state = {self.present_metric(key): value for key, value in state.items()}
         records = {key: self.present_record(state[key]) for key in ("last_metrics", "judge") if key in state}
         return state | records
 
     def present_word(self, word: str) -> str:
-        """Return an override as it is typed now, each value of a sweep or list by itself."""
+        """Return an override in present names, including each value of a sweep or list."""
         found = re.fullmatch(r"([+~]*)([^=@]+)(@[^=]*)?(?:(=)(.*))?", word, re.DOTALL)
         if not found or not (self.keys or self.targets or self._words):
             return word
@@ -173,7 +172,7 @@ class Names:
         return f"{sign}{key}{package}{equals}{text}"
 
     def present_words(self, words: Sequence[str]) -> tuple[list[str], list[str]]:
-        """Return overrides as they are typed now, and a sentence for each that is typed otherwise."""
+        """Return overrides in present names, and a sentence for each that has changed."""
         present = [self.present_word(word) for word in words]
         pairs = zip(words, present, strict=True)
         return present, [f"{old}: now called {new}." for old, new in pairs if old != new]
@@ -200,19 +199,19 @@ class Names:
         return f"{self.first_key(key)}{equals}{self.first_value(key, text)}"
 
     def first_metric(self, name: str) -> str:
-        """Return the first name of a metric or another name in a run's files."""
+        """Return the first name of a metric or of another field in a run's files."""
         return self._first_metrics.get(name, name)
 
     def names_of_metric(self, name: str) -> list[str]:
-        """Return all names that a present metric has had, the present one included."""
+        """Return the present name of a metric, followed by all its former names."""
         return [name, *(former for former, present in self.metrics.items() if present == name)]
 
     def is_as_before(self, key: str, value: Any) -> bool:
-        """Return whether a later key has the value that says what was computed before it came."""
+        """Return whether a key is a later one and has the value that reproduces runs from before it."""
         return key in self.later_keys and bool(self.later_keys[key] == value)
 
     def first_node(self, group: str, node: Config) -> dict[str, Any]:
-        """Return a group of a configuration in first names, without later keys that change nothing."""
+        """Return a group of a configuration in first names, without later keys that change no result."""
         prefix, result = f"{self.first_key(group)}.", {}
         for name, value in node.items():
             key = f"{group}.{name}"
@@ -220,7 +219,7 @@ class Names:
                 result[self.first_key(key).removeprefix(prefix)] = self.first_value(key, value)
         return result
 
-    # ---- within ----------------------------------------------------------------------------------
+    # ---- inverted tables -------------------------------------------------------------------------
 
     def _present(self, name: str, value: Any) -> Any:
         if isinstance(value, dict):
@@ -255,7 +254,7 @@ TABLE = Names(TARGETS, KEYS, OPTIONS, VALUES, METRICS, LATER_KEYS)
 
 
 def _first(pairs: Iterator[tuple[Any, str]]) -> dict[Any, str]:
-    """The first value of each key."""
+    """Return the first value of each key."""
     result: dict[Any, str] = {}
     for key, value in pairs:
         result.setdefault(key, value)
@@ -263,7 +262,7 @@ def _first(pairs: Iterator[tuple[Any, str]]) -> dict[Any, str]:
 
 
 def _renamed(key: str, names: Mapping[str, str]) -> str:
-    """A dotted key after every renaming of it or of a group that it is in; the longest match goes first."""
+    """Return a dotted key after all renamings of it and of its groups; the longest match comes first."""
     parts = key.split(".")
     for length in range(len(parts), 0, -1):
         name = names.get(".".join(parts[:length]))

@@ -1,4 +1,4 @@
-"""`manifest.json` of a sweep's folder: which runs belong to it, and which job has each."""
+"""`manifest.json` in a sweep's folder: the runs of the sweep, and the job of each."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 
 from filelock import FileLock
 
-from dino_exp.atomic import write_atomically
+from dino_exp.atomic import write_text_atomically
 from dino_exp.errors import UserError
 from dino_exp.runs import former_names
 from dino_exp.runs.run_directory import FORMAT, RunDirectory, refuse_newer, to_json
@@ -19,35 +19,37 @@ from dino_exp.runs.run_directory import FORMAT, RunDirectory, refuse_newer, to_j
 
 @dataclass
 class Entry:
-    """One run of a sweep; its name is that of its directory."""
+    """A run of a sweep."""
 
     overrides: list[str]
-    """What sets it apart from the other runs."""
+    """The overrides that set it apart from the other runs."""
     config_hash: str
     """SHA-256 of all values that can change the result."""
     job: str | None = None
-    """The job that has it now: SLURM's id, with _ and the array index; `local` for this machine's queue."""
+    """The present job: SLURM's id, with _ and the index in an array; `local` for this machine's queue."""
     jobs: list[str] = field(default_factory=list)
-    """All jobs that have had it, the present one last."""
+    """All jobs so far, the present one last."""
     retries: int = 0
-    """Times that it was submitted again after it had failed."""
+    """Number of times that it was submitted again after a failure."""
     cancelled: bool = False
-    """By `python -m launchers cancel`; its job may not put it back into the queue."""
+    """Whether `python -m launchers cancel` stopped it, so that its job must not requeue it."""
 
 
 @dataclass
 class Manifest:
-    """A sweep: its folder, its launcher, its runs."""
+    """The launcher and the runs of a sweep."""
 
     folder: Path
     launcher: str = ""
-    """Option of hydra/launcher's settings: slurm or local."""
+    """Launcher of the last submission: slurm or local."""
     settings: dict[str, Any] = field(default_factory=dict)
+    """Its settings, as the fields of its settings class."""
     runs: dict[str, Entry] = field(default_factory=dict)
+    """Runs by the names of their directories."""
 
     @classmethod
     def path(cls, folder: Path) -> Path:
-        """Where a sweep's manifest is."""
+        """Return the path of the manifest in a sweep's folder."""
         return folder / "manifest.json"
 
     @classmethod
@@ -55,7 +57,7 @@ class Manifest:
         """Return the manifest of a folder, in present names.
 
         Raises:
-            UserError: there is none, or a newer version of this program wrote it.
+            UserError: There is none, or a newer version of this program wrote it.
         """
         try:
             content = json.loads(cls.path(folder).read_text())
@@ -72,11 +74,11 @@ class Manifest:
 
     @classmethod
     def load_or_new(cls, folder: Path) -> Manifest:
-        """The manifest of a folder, an empty one where there is none."""
+        """Return the manifest of a folder, or an empty one if there is none."""
         return cls.load(folder) if cls.path(folder).exists() else cls(folder)
 
     def use_present_names(self) -> None:
-        """Translate what an older version wrote."""
+        """Translate the former names that an older version wrote."""
         table = former_names.TABLE
         self.launcher = table.present_value("hydra/launcher", self.launcher)
         config = table.present_config({"hydra": {"launcher": self.settings}})
@@ -85,23 +87,22 @@ class Manifest:
             entry.overrides = [table.present_word(word) for word in entry.overrides]
 
     def save(self) -> None:
-        """Write the file, whole or not at all."""
+        """Write the file atomically."""
         content = {
             "format": FORMAT,
             "launcher": self.launcher,
             "settings": self.settings,
             "runs": {name: asdict(entry) for name, entry in self.runs.items()},
         }
-        text = to_json(content, indent=1)
-        write_atomically(self.path(self.folder), lambda file: file.write(text.encode()))
+        write_text_atomically(self.path(self.folder), to_json(content, indent=1))
 
     def directory(self, name: str) -> RunDirectory:
-        """The directory of a run."""
+        """Return the directory of a run."""
         return RunDirectory(self.folder / name)
 
 
 @contextmanager
 def changing(folder: Path) -> Iterator[None]:
-    """Keep all others from changing the manifest; read it inside."""
+    """Hold the lock for changes of the manifest; load the manifest inside."""
     with FileLock(folder / ".manifest.lock"):
         yield

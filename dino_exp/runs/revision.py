@@ -1,4 +1,4 @@
-"""Which state of the code a result comes from."""
+"""The git revision that a result comes from."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from dino_exp.installation import CHECKOUT
 
 @cache
 def git_revision() -> dict[str, Any]:
-    """The commit of the code that runs, and whether files differ from it; nulls outside a checkout."""
-    if not CHECKOUT:  # the environment may lie in a repository of the user's
+    """Return the commit of the running code, and whether files differ from it; None outside a checkout."""
+    if not CHECKOUT:  # the installed package may lie in another repository
         return {"git_revision": None, "git_dirty": None}
 
     def git(*words: str) -> str | None:

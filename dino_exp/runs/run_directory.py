@@ -1,4 +1,4 @@
-"""A run's directory: everything about the run is in it, and every file is whole or absent.
+"""The directory of a run, which holds everything about it; each file is either complete or absent.
 
 `config.yaml`, `status.json`, `metrics.jsonl`, `summary.json`, `checkpoints/`, `traceback.txt`, `plots/`.
 """
@@ -15,17 +15,17 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from dino_exp.atomic import write_atomically
+from dino_exp.atomic import write_text_atomically
 from dino_exp.errors import UserError
 from dino_exp.runs import former_names
 
 FORMAT = 2
-"""Version of the files of runs and sweeps; files without a number are of version 1. Raised by every change
-that a program of before cannot read, a new name of a key or metric among them."""
+"""Version of the files of runs and sweeps; files without a number have version 1. Raise it with every change
+that older programs cannot read, such as a new name of a key or metric."""
 
 
 def to_json(value: Any, indent: int | None = None) -> str:
-    """Strict JSON, with null for NaN and infinities, which it has no word for."""
+    """Return strict JSON, with null for NaN and infinities, which JSON cannot express."""
     return json.dumps(_finite(value), indent=indent, allow_nan=False) + "\n"
 
 
@@ -38,7 +38,7 @@ def _finite(value: Any) -> Any:
 
 
 def newer_format(content: dict[str, Any]) -> str:
-    """Return what is wrong with a file that a newer version of this program wrote; nothing for all others."""
+    """Return the problem with a file that a newer version of this program wrote; empty for all others."""
     number = content.get("format", 1)
     if isinstance(number, int) and number <= FORMAT:
         return ""
@@ -46,16 +46,16 @@ def newer_format(content: dict[str, Any]) -> str:
 
 
 def refuse_newer(content: dict[str, Any], file: Path) -> None:
-    """Raise `UserError` for the content of a file that a newer version of this program wrote."""
+    """Raise `UserError` if a newer version of this program wrote the content of a file."""
     problem = newer_format(content)
     if problem:
         raise UserError(f"{file}: {problem}.")
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """Return the lines of a `metrics.jsonl` in present names; none where there is no file.
+    """Return the lines of a `metrics.jsonl` in present names; none if the file is missing.
 
-    A line that a kill cut short is dropped.
+    An incomplete last line, which a kill leaves, is dropped.
     """
     lines = []
     for line in path.read_text().splitlines() if path.exists() else []:
@@ -67,13 +67,13 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 
 
 def job_id() -> str | None:
-    """SLURM's id of the job that this process belongs to, as users write it: 12, or 12_3 in an array."""
+    """Return the id of the SLURM job of this process, as users write it: 12, or 12_3 in an array."""
     array, index = os.environ.get("SLURM_ARRAY_JOB_ID"), os.environ.get("SLURM_ARRAY_TASK_ID")
     return f"{array}_{index}" if array and index else os.environ.get("SLURM_JOB_ID")
 
 
 def is_locked(lock: Path) -> bool:
-    """Whether a living process holds a lock file."""
+    """Return whether a running process holds a lock file."""
     if not lock.exists():
         return False
     try:
@@ -84,7 +84,7 @@ def is_locked(lock: Path) -> bool:
 
 
 class RunDirectory:
-    """Reads and writes the files of one run; at most one process holds a run at a time."""
+    """The files of one run; at most one process holds a run at a time."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -100,7 +100,7 @@ class RunDirectory:
 
     @classmethod
     def beside(cls, path: Path) -> RunDirectory:
-        """The first of `path`, `path`-2, `path`-3, ... that holds no run yet."""
+        """Return the first of `path`, `path`-2, `path`-3, ... that has no run yet."""
         number, candidate = 1, path
         while (candidate / "config.yaml").exists():
             number += 1
@@ -108,32 +108,36 @@ class RunDirectory:
         return cls(candidate)
 
     def hold(self) -> None:
-        """Take the run for this process until it ends; a `UserError` if another one has it."""
-        self.read_status()  # before the lock's file is made
+        """Hold the run until this process ends.
+
+        Raises:
+            UserError: Another process holds it, or a newer version of this program wrote it.
+        """
+        self.read_status()  # before anything is created
         self.path.mkdir(parents=True, exist_ok=True)
         try:
-            self._lock.acquire(timeout=5)  # the loader's processes of a killed run let go within seconds
+            self._lock.acquire(timeout=5)  # the loader processes of a killed run release it within seconds
         except Timeout:
             status = self.read_status()
             raise UserError(
-                f"{self.path}: another process is at this run (process {status.get('pid')} on "
-                f"{status.get('host')}). Wait for it, stop it, or start a fresh run with resume=never."
+                f"{self.path}: held by another process (process {status.get('pid')} on "
+                f"{status.get('host')}). Wait for it, stop it, or start a new run with resume=never."
             ) from None
         for folder in (self.path, self.checkpoints, self.plots):
-            for half_written in folder.glob(".*.*"):  # by a process that was killed
-                half_written.unlink()
+            for incomplete in folder.glob(".*.*"):  # temporary files of a process that was killed
+                incomplete.unlink()
 
     def release(self) -> None:
-        """Let other processes take the run."""
+        """Let other processes hold the run."""
         self._lock.release()
 
     def read_status(self) -> dict[str, Any]:
-        """Return the content of `status.json`; empty before the first.
+        """Return the content of `status.json`; empty if the run has not been submitted or started.
 
-        Whoever reads or writes anything of the run comes by here first.
+        Call it before reading or writing any other file of the run.
 
         Raises:
-            UserError: a newer version of this program wrote it.
+            UserError: A newer version of this program wrote it.
         """
         status = json.loads(self.status_file.read_text()) if self.status_file.exists() else {}
         refuse_newer(status, self.status_file)
@@ -156,41 +160,38 @@ class RunDirectory:
         self._write_status(self._status)
 
     def mark(self, **changes: Any) -> None:
-        """Change fields of `status.json` from outside, while nobody holds the run; no sign of life."""
+        """Change fields of `status.json` while no process holds the run; the heartbeat stays as it is."""
         self._write_status(self.read_status() | changes)
 
     def _write_status(self, status: dict[str, Any]) -> None:
-        text = to_json(status | {"format": FORMAT}, indent=2)
-        write_atomically(self.status_file, lambda file: file.write(text.encode()))
+        write_text_atomically(self.status_file, to_json(status | {"format": FORMAT}, indent=2))
 
     def is_held(self) -> bool:
-        """Whether a living process has the run."""
+        """Return whether a running process holds the run."""
         return is_locked(self.path / ".lock")
 
     def append_metrics(self, metrics: dict[str, Any]) -> None:
-        """Add one line to `metrics.jsonl`."""
+        """Append a line to `metrics.jsonl`."""
         with self.metrics_file.open("a") as file:
             file.write(to_json(metrics))
 
     def rewind_metrics(self, step: int) -> None:
-        """Drop what was logged after `step`, because a resume logs it again."""
+        """Drop the lines after `step`, because a resume logs these steps again."""
         kept = [line for line in read_metrics(self.metrics_file) if line["step"] <= step]
-        text = "".join(map(to_json, kept))
-        write_atomically(self.metrics_file, lambda file: file.write(text.encode()))
+        write_text_atomically(self.metrics_file, "".join(map(to_json, kept)))
 
     def write_summary(self, summary: dict[str, Any]) -> None:
         """Write `summary.json`."""
-        text = to_json(summary, indent=2)
-        write_atomically(self.summary_file, lambda file: file.write(text.encode()))
+        write_text_atomically(self.summary_file, to_json(summary, indent=2))
 
     def read_summary(self) -> dict[str, Any]:
-        """Return the content of `summary.json` in present names; empty where there is none."""
+        """Return the content of `summary.json` in present names; empty if the file is missing."""
         if not self.summary_file.exists():
             return {}
         return former_names.TABLE.present_record(json.loads(self.summary_file.read_text()))
 
     def write_traceback(self, text: str) -> bool:
-        """Write `traceback.txt` unless another process of the run has; whether this one was the first."""
+        """Write `traceback.txt` unless another process of the run has, and return whether it was written."""
         try:
             with self.traceback_file.open("x") as file:
                 file.write(text)
@@ -200,22 +201,9 @@ class RunDirectory:
 
 
 class OthersRunDirectory(RunDirectory):
-    """The directory as the processes that do not hold the run have it: read, and a traceback at most."""
+    """The directory for the other processes of a run, which do not hold it and write only tracebacks."""
 
-    def hold(self) -> None:
+    def _ignore(self, *values: Any, **changes: Any) -> None:
         pass
 
-    def release(self) -> None:
-        pass
-
-    def write_status(self, **changes: Any) -> None:
-        pass
-
-    def append_metrics(self, metrics: dict[str, Any]) -> None:
-        pass
-
-    def rewind_metrics(self, step: int) -> None:
-        pass
-
-    def write_summary(self, summary: dict[str, Any]) -> None:
-        pass
+    hold = release = write_status = append_metrics = rewind_metrics = write_summary = _ignore

@@ -1,4 +1,4 @@
-"""Where weights are, and which they are: a file, and the digest of its content. Imports no torch."""
+"""Files of weights and their digests. Imports no torch."""
 
 from __future__ import annotations
 
@@ -13,43 +13,45 @@ from dino_exp.runs.run_directory import RunDirectory
 CHUNK = 2**20
 
 
-def weights_file(place: str) -> Path:
-    """The file that `place` means: itself, or the last checkpoint of a run's folder.
+def weights_file(path_or_run: str) -> Path:
+    """Return the file that `path_or_run` names: itself, or the last checkpoint of a run directory.
+
+    The file is not opened.
 
     Raises:
-        UserError: there is none, it is empty or closed to this user, or it is of a run that a newer version
-            of this program trains; it was not opened.
+        UserError: The file is missing, empty or not readable for this user, or it belongs to a run that a
+            newer version of this program wrote.
     """
-    path = Path(place).expanduser()
+    path = Path(path_or_run).expanduser()
     if path.is_dir():
         path = path / "checkpoints" / "last.pt"
         if not path.is_file():
             raise UserError(
-                f"{place}: a folder without checkpoints/last.pt; give the folder of a run that has saved, "
-                "e.g. outputs/demo/RUN, or a file of weights."
+                f"{path_or_run}: no checkpoints/last.pt in this folder; give a run that has saved a "
+                "checkpoint, e.g. outputs/demo/RUN, or a file of weights."
             )
     if not path.is_file():
         raise UserError(
-            f"{place}: there is no such file; give weights (.pth, .pt, .safetensors) or the folder of a run."
+            f"{path_or_run}: no such file; give weights (.pth, .pt, .safetensors) or a run directory."
         )
     if not os.access(path, os.R_OK):
-        raise UserError(f"{path}: may not be read by this user; change its permissions.")
+        raise UserError(f"{path}: this user may not read it; change its permissions.")
     if path.stat().st_size == 0:
-        raise UserError(f"{path}: an empty file; put whole weights in its place.")
+        raise UserError(f"{path}: an empty file; replace it with complete weights.")
     if path.parent.name == "checkpoints":
         RunDirectory(path.parent.parent).read_status()
     return path
 
 
-def digest(place: str | None) -> str | None:
-    """SHA-256 of the content of the weights at `place`; None where there are none.
+def digest(path_or_run: str | None) -> str | None:
+    """Return the SHA-256 of the weights that `path_or_run` names, or None if they cannot be read.
 
-    Remembered until the file changes, because a command line asks for it many times.
+    It is cached until the file changes, because composing a configuration asks for it many times.
     """
-    if place is None:
+    if path_or_run is None:
         return None
     try:
-        path = weights_file(place)
+        path = weights_file(path_or_run)
         known = path.stat()
         return _digest(str(path.absolute()), known.st_size, known.st_mtime_ns)
     except (UserError, OSError):

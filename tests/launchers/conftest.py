@@ -1,4 +1,4 @@
-"""A cluster without SLURM, and runs without training."""
+"""Fixtures: a cluster without SLURM, and runs without training."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.launchers.doubles import HERE, Cluster, Played, install
 
 @pytest.fixture
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty working directory, with wide output and none of SLURM's variables."""
+    """Return an empty working directory, with wide output and no SLURM variables."""
     folder = tmp_path / "work"
     folder.mkdir()
     monkeypatch.chdir(folder)
@@ -32,7 +32,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def cluster(here: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Cluster:
-    """Fake SLURM commands, and no other commands: this machine may have real ones."""
+    """Put fake SLURM commands on the PATH, and no other commands, because the real ones may be installed."""
     cluster = Cluster(tmp_path / "bin")
     monkeypatch.setenv("PATH", str(cluster.folder))
     return cluster
@@ -40,9 +40,9 @@ def cluster(here: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Clus
 
 @pytest.fixture
 def played(here: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Played]:
-    """Runs do what the `do` files in their folders say; whoever watches them looks often.
+    """Have runs do what the `do` files in their folders say, with short polling intervals.
 
-    Queues that still work in the end are stopped.
+    Queues that still run at the end are stopped.
     """
     queues: list[subprocess.Popen[bytes]] = []
 

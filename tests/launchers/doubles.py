@@ -1,4 +1,4 @@
-"""What the launchers' tests put in place of the outside, and how they look at a sweep."""
+"""Stand-ins for SLURM and for training, and short functions that read and change a sweep."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ ON_SLURM = ("-m", "experiment=debug", "hydra/launcher=slurm", "hydra.launcher.de
 LOCALLY = ("-m", "experiment=debug", "hydra/launcher=local")
 
 
-def install(script: Path, place: Path) -> None:
-    """A script as a command; it starts quickly, without the environment's packages."""
-    place.write_text(f"#!{PYTHON} -SE\n{script.read_text()}")
-    place.chmod(0o755)
+def install(script: Path, command: Path) -> None:
+    """Install a script as a command that starts quickly, without the packages of the environment."""
+    command.write_text(f"#!{PYTHON} -SE\n{script.read_text()}")
+    command.chmod(0o755)
 
 
 class Cluster:
-    """The fake SLURM of one test: what it was asked, and what it answers."""
+    """The fake SLURM of one test: its jobs, its settings, and the calls that it received."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -52,38 +52,38 @@ class Cluster:
             (folder / "git").symlink_to(git)
 
     def read(self) -> dict[str, Any]:
-        """All of `cluster.json`."""
+        """Return the content of `cluster.json`."""
         content: dict[str, Any] = json.loads(self.file.read_text())
         return content
 
     def set(self, **changes: Any) -> None:
-        """Change parts of `cluster.json`."""
+        """Change fields of `cluster.json`."""
         self.file.write_text(json.dumps(self.read() | changes))
 
     def move(self, jobs: Mapping[str, str]) -> None:
-        """Give jobs other states."""
+        """Set the states of jobs."""
         self.set(jobs=self.read()["jobs"] | jobs)
 
     def calls(self, command: str) -> list[list[str]]:
-        """The arguments of each call of a command."""
+        """Return the arguments of each call of a command."""
         return [words[1:] for words in self.read()["calls"] if words[0] == command]
 
     def forget_calls(self) -> None:
-        """So that the next ones stand alone."""
+        """Clear the record of calls."""
         self.set(calls=[])
 
     def script(self, job: str) -> str:
-        """What sbatch was given."""
+        """Return the script that sbatch was given."""
         return str(self.read()["scripts"][job.partition("_")[0]])
 
     def without(self, *commands: str) -> None:
-        """Take commands away."""
+        """Remove commands."""
         for command in commands:
             (self.folder / command).unlink()
 
 
 def dino(*argv: str) -> int:
-    """`train.py` with a command line; its exit code."""
+    """Run `train.py` with a command line, and return its exit code."""
     try:
         return cli.main(argv)
     except SystemExit as leaving:
@@ -91,14 +91,14 @@ def dino(*argv: str) -> int:
 
 
 class Played:
-    """A folder of runs that do what they are told instead of training."""
+    """A folder of fake runs, which follow instructions instead of training."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         folder.mkdir()
 
     def run(self, name: str, do: str) -> RunDirectory:
-        """A run that has been submitted, and what it does; see `fake_python.py`."""
+        """Return the directory of a submitted run that will do `do`; see `fake_python.py`."""
         directory = RunDirectory(self.folder / name)
         directory.mark(state="pending")
         (directory.path / "do").write_text(do)
@@ -107,46 +107,46 @@ class Played:
 
 @cache
 def config(seed: int) -> Config:
-    """Of one run; composing takes longer than all that is tested with it."""
+    """Return the configuration of a run; cached, because composing takes longer than the tests."""
     return compose(["experiment=debug", f"trainer.seed={seed}"])
 
 
 def submit(seeds: Iterable[int], *changes: str, launcher: str = "slurm") -> Submission:
-    """What `train.py` does with a checked sweep over trainer.seed and changed keys of hydra.launcher."""
+    """Submit a sweep over trainer.seed as `train.py` does, with changed keys of hydra.launcher."""
     settings = with_changes(launcher, {}, changes)
     runs = [Wanted(run_id(config(seed)), (f"trainer.seed={seed}",), config(seed)) for seed in seeds]
     return submission.submit(SWEEP, launcher, settings, runs)
 
 
 def resume(*changes: str) -> int:
-    """`python -m launchers resume` for the sweep."""
+    """Run `python -m launchers resume` for the sweep, and return its exit code."""
     return launchers(["resume", str(SWEEP), *changes])
 
 
 def the_sweep() -> Manifest:
-    """The sweep's manifest as it is now."""
+    """Return the present manifest of the sweep."""
     return Manifest.load(SWEEP)
 
 
 def directory(seed: int) -> RunDirectory:
-    """That of one run of the sweep."""
+    """Return the directory of one run of the sweep."""
     return RunDirectory(SWEEP / run_id(config(seed)))
 
 
 def mark(seed: int, **status: Any) -> RunDirectory:
-    """Say in a run's own status what has become of it."""
+    """Change the status of a run, and return its directory."""
     directory(seed).mark(**status)
     return directory(seed)
 
 
 def jobs() -> dict[int, list[str]]:
-    """All jobs that each seed has had."""
+    """Return all jobs that each seed has had."""
     manifest = the_sweep()
     return {seed: manifest.runs[name].jobs for seed, name in by_seed(manifest).items()}
 
 
 def by_seed(manifest: Manifest) -> dict[int, str]:
-    """The names of the runs of a sweep over trainer.seed."""
+    """Return the names of the runs of a sweep over trainer.seed, by seed."""
     return {
         int(override.partition("=")[2]): name
         for name, entry in manifest.runs.items()
@@ -156,7 +156,7 @@ def by_seed(manifest: Manifest) -> dict[int, str]:
 
 
 def trained_by(manifest: Manifest, job: str) -> list[str]:
-    """The runs that a job will train when it starts: what lies in its pickle."""
+    """Return the runs that a job will train, as its pickle says."""
     from submitit.core.utils import DelayedSubmission
 
     call = DelayedSubmission.load(manifest.folder / "jobs" / f"{job}_submitted.pkl")
@@ -167,9 +167,9 @@ def trained_by(manifest: Manifest, job: str) -> list[str]:
 
 
 def wait_until(true: Callable[[], object]) -> None:
-    """Fail if it does not come about in half a minute."""
+    """Wait until a condition is true, at most half a minute."""
     for _ in range(1500):
         if true():
             return
         time.sleep(0.02)
-    raise AssertionError("it did not come about")
+    raise AssertionError("the condition did not become true within 30 s")

@@ -1,17 +1,17 @@
-"""Stands where launchers look for Python, and plays the runs: what each does is in its folder's `do` file.
+"""A stand-in for Python that fakes runs: each run does what the `do` file in its folder says.
 
-    finish             writes that it has finished, and ends with 0
-    fail               writes that it has failed, with a traceback, and ends with 1
-    exit N             ends with N without a word
-    kill               is killed, as by the system when memory runs out
-    wait               holds the run until it is told to stop, saves, and ends with 128 + the signal
-    deaf               as `wait`, but does not listen, so that the signal ends it
-    signal N FILES     as `wait`, and when the sweep's folder has these files, sends the signal N to whoever
-                       started it, as SLURM does
-    gate FILES         finishes when the sweep's folder has these files
+    finish             records that it has finished, and exits with 0
+    fail               records that it has failed, with a traceback, and exits with 1
+    exit N             exits with N and records nothing
+    kill               is killed, as the system does when memory runs out
+    wait               holds the run until a stop signal, saves, and exits with 128 + the signal
+    deaf               as `wait`, but has no handler, so the signal kills it
+    signal N FILES     as `wait`; once the sweep's folder has these files, it sends the signal N to its
+                       parent, as SLURM does
+    gate FILES         finishes once the sweep's folder has these files
 
-Without a `do` file a run finishes. What it saw on starting is in `seen.json`; having finished it leaves
-`done`. `order.txt` in the sweep's folder has all starts.
+A run without a `do` file finishes. A run writes what it found at its start into `seen.json`, and `done` when
+it has finished. `order.txt` in the sweep's folder lists all starts.
 """
 
 import fcntl
@@ -26,7 +26,7 @@ SEEN = ("CUDA_VISIBLE_DEVICES", "SLURM_CPUS_PER_TASK", "RANK", "WORLD_SIZE", "LO
 
 
 def write_status(run: Path, **changes: object) -> None:
-    """Like the run's own, whole or not at all."""
+    """Change fields of status.json atomically, as a real run does."""
     file = run / "status.json"
     status = json.loads(file.read_text()) if file.exists() else {}
     temporary = file.with_name(f"new.{os.getpid()}")
@@ -35,7 +35,7 @@ def write_status(run: Path, **changes: object) -> None:
 
 
 def train(run: Path, share: int) -> None:
-    """What `do` says."""
+    """Do what the `do` file says."""
     do, *argument = (run / "do").read_text().split() if (run / "do").exists() else ["finish"]
     if do == "exit":
         print("a last word")
@@ -73,7 +73,7 @@ def train(run: Path, share: int) -> None:
 
 
 def work_off_queue(folder: str) -> None:
-    """The launcher's own queue, whose runs are played here again, and which looks more often."""
+    """Run the real queue, with this script as its Python and a short polling interval."""
     code = (
         "import sys; from pathlib import Path; from launchers import local; "
         "sys.executable, local.POLL_SECONDS = sys.argv[1], 0.02; local.main(Path(sys.argv[2]))"

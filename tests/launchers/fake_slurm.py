@@ -1,14 +1,14 @@
-"""SLURM's commands as this project uses them, over the jobs in a JSON file; the file's name says which it is.
+"""Stand-ins for the SLURM commands that this project calls; the name of the file selects the command.
 
-Like the real ones they refuse what they do not know, so that a wrong question fails in a test too. Copies of
-this file lie in one folder under the commands' names, and `cluster.json` beside them has
+Like the real commands they refuse arguments that they do not know, so a wrong call fails in the tests too.
+Copies of this file have the names of the commands, and `cluster.json` beside them has
 
     jobs: state of each job by id, `12` or in an array `12_3`
     next: id of the next job
     max_array_size: as in slurm.conf
-    room: submissions that the user's quality of service still allows; null is no limit
-    down: whether the controller answers nothing
-    calls: the command lines so far
+    room: number of submissions that are still accepted; null is no limit
+    down: whether the controller does not answer
+    calls: all command lines so far
     scripts: the text of each submission by job id
 """
 
@@ -82,12 +82,12 @@ def scontrol(cluster: dict[str, Any], arguments: list[str]) -> None:
 
 
 def srun(cluster: dict[str, Any], arguments: list[str]) -> None:
-    """There must be one; nobody calls it here."""
+    """Fail: submitit checks that srun exists, but nothing calls it."""
     fail("srun: error: not in a job")
 
 
 def fail(message: str) -> None:
-    """Leave as SLURM's commands do."""
+    """Print an error and exit, as SLURM's commands do."""
     print(message, file=sys.stderr)
     sys.exit(1)
 

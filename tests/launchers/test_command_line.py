@@ -75,7 +75,7 @@ def test_whoever_stops_waiting_stops_nothing_else(
 
     monkeypatch.setattr(watch, "time", SimpleNamespace(sleep=ctrl_c))
     assert launchers(["wait", str(SWEEP)]) == 130
-    assert f"The runs go on. python -m launchers status {SWEEP}" in capsys.readouterr().out
+    assert f"The runs continue. python -m launchers status {SWEEP}" in capsys.readouterr().out
     assert four.calls("scancel") == []
 
 

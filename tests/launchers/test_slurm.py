@@ -1,4 +1,4 @@
-"""What SLURM is given and asked, and what is made of its answers."""
+"""SLURM: the scripts that it gets, the commands that are called, and how their output is read."""
 
 from __future__ import annotations
 
@@ -32,30 +32,30 @@ SCRIPTS = {
     ],
     "shared_gpu": ["runs_per_gpu=4", "array_parallelism=2", "grace_seconds=300", "time_limit=90"],
 }
-"""Changed settings by the golden file's name; each for nine runs."""
+"""Changed settings by the name of the golden file; each for nine runs."""
 
 
-def without_places(script: str, python: str) -> str:
-    """The text without what differs from machine to machine."""
+def without_paths(script: str, python: str) -> str:
+    """Return the script with the paths of this machine replaced by names."""
     folder = str(slurm.job_folder(SWEEP))
     return script.replace(folder, "@FOLDER@").replace(str(ROOT), "@ROOT@").replace(python, "@PYTHON@")
 
 
 @pytest.mark.parametrize("name", SCRIPTS)
-def test_sbatch_gets_this_script_and_the_dry_run_shows_it(
+def test_the_sbatch_script_is_golden_and_the_dry_run_shows_it(
     cluster: Cluster, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     monkeypatch.setattr("sys.executable", "/here/python")
     submit(range(9), *SCRIPTS[name])
-    got = without_places(cluster.script("100"), "/here/python")
+    got = without_paths(cluster.script("100"), "/here/python")
     assert got == (HERE / "golden" / f"{name}.sh").read_text()
     settings = OmegaConf.create(with_changes("slurm", {}, SCRIPTS[name]))
     jobs = len([job for job in cluster.read()["jobs"] if job.startswith("100")])
-    preview = without_places(slurm.script(settings, SWEEP, jobs), "/here/python")
+    preview = without_paths(slurm.script(settings, SWEEP, jobs), "/here/python")
     assert preview == got
 
 
-def test_one_job_alone_is_no_array(cluster: Cluster) -> None:
+def test_a_single_job_is_not_an_array(cluster: Cluster) -> None:
     submit([0], "gpus_per_node=0", "tasks_per_node=2")
     script = cluster.script("100")
     assert "--array" not in script
@@ -64,7 +64,7 @@ def test_one_job_alone_is_no_array(cluster: Cluster) -> None:
     assert re.search(r"^srun .*/jobs/%j_%t_log\.out --kill-on-bad-exit=1 ", script, re.MULTILINE)
 
 
-def test_the_site_says_how_long_an_array_may_be(cluster: Cluster) -> None:
+def test_arrays_are_no_longer_than_max_array_size(cluster: Cluster) -> None:
     cluster.set(max_array_size=4)
     groups = [[str(number)] for number in range(9)]
     assert [len(array) for array in slurm.arrays_of(groups)] == [4, 4, 1]
@@ -74,7 +74,7 @@ def test_the_site_says_how_long_an_array_may_be(cluster: Cluster) -> None:
     assert [len(array) for array in slurm.arrays_of(groups)] == [9]
 
 
-def test_no_answer_is_not_an_empty_queue(cluster: Cluster) -> None:
+def test_a_failing_squeue_is_not_an_empty_queue(cluster: Cluster) -> None:
     assert slurm.queue() == {}
     cluster.set(jobs={"5": "RUNNING", "6_2": "PENDING", "7": "COMPLETED"})
     assert slurm.queue() == {"5": "RUNNING", "6_2": "PENDING"}
@@ -84,7 +84,7 @@ def test_no_answer_is_not_an_empty_queue(cluster: Cluster) -> None:
     assert slurm.queue() is None
 
 
-def test_accounts_are_asked_once_and_may_be_missing(cluster: Cluster) -> None:
+def test_sacct_is_called_once_and_may_be_missing(cluster: Cluster) -> None:
     cluster.set(jobs={"5_0": "TIMEOUT", "5_1": "CANCELLED", "8": "NODE_FAIL"})
     assert slurm.accounting(["5_0", "5_1", "8"]) == {"5_0": "TIMEOUT", "5_1": "CANCELLED", "8": "NODE_FAIL"}
     assert [words[4] for words in cluster.calls("sacct")] == ["5,8"]
@@ -96,7 +96,7 @@ def test_accounts_are_asked_once_and_may_be_missing(cluster: Cluster) -> None:
     assert slurm.accounting(["8"]) == {}
 
 
-def test_a_cancellation_that_slurm_did_not_hear_is_an_error(cluster: Cluster) -> None:
+def test_a_failing_scancel_is_an_error(cluster: Cluster) -> None:
     slurm.cancel([])
     cluster.set(jobs={"5_0": "RUNNING", "5_1": "RUNNING", "6": "PENDING"})
     slurm.cancel(["5_1", "6"])
@@ -119,26 +119,26 @@ def test_a_cancellation_that_slurm_did_not_hear_is_an_error(cluster: Cluster) ->
         ("1-00:00:59", 1441),
     ],
 )
-def test_durations_as_slurm_writes_them(text: str, expected: int) -> None:
+def test_slurm_durations_are_read_as_minutes(text: str, expected: int) -> None:
     assert minutes(text) == expected
 
 
 @pytest.mark.parametrize(
     "text", ["", "0", "0:00:00", "-5", "1h", "1:2:3:4", "1-", "1--2", "x-1", "1.5", "infinite"]
 )
-def test_what_is_no_duration(text: str) -> None:
+def test_an_invalid_duration_is_refused(text: str) -> None:
     with pytest.raises(UserError, match=r"hydra\.launcher\.time_limit = .*: not a duration; write minutes"):
         minutes(text)
 
 
-def test_minutes_that_yaml_may_have_made_of_hours(cluster: Cluster) -> None:
+def test_a_large_number_of_minutes_is_refused_as_hours_misread_by_yaml(cluster: Cluster) -> None:
     with pytest.raises(UserError, match=r"time_limit = 28800: minutes\? YAML reads 8:00:00 as 28800"):
         with_changes("slurm", {}, ["time_limit=28800"])
     assert with_changes("slurm", {}, ["time_limit=8:00:00"])["time_limit"] == "8:00:00"
     assert with_changes("slurm", {}, ["time_limit=1440"])["time_limit"] == "1440"
 
 
-def test_changes_are_checked_like_a_command_line(cluster: Cluster) -> None:
+def test_changed_settings_are_checked_as_on_the_command_line(cluster: Cluster) -> None:
     old = {"partition": "short", "nodes": 2}
     new = with_changes("slurm", old, ["partition=long", "time_limit=4:00:00", "sbatch.exclude=n7"])
     assert (new["partition"], new["nodes"], new["time_limit"]) == ("long", 2, "4:00:00")
@@ -154,7 +154,7 @@ def test_changes_are_checked_like_a_command_line(cluster: Cluster) -> None:
             with_changes("slurm", old, [change])
 
 
-def test_the_jobs_are_found_from_any_folder(
+def test_a_job_has_the_absolute_path_of_its_pickle(
     cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     submit([0])

@@ -1,4 +1,4 @@
-"""How a run stands, from its own word, the queue's and the accounts'; and how seldom SLURM is asked."""
+"""States of runs, from status.json, squeue, sacct and locks; and how seldom SLURM is called."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.launchers.doubles import Cluster
 GONE = None
 Cases = dict[tuple[str, str | None, bool], tuple[str, bool]]
 ON_SLURM: Cases = {
-    # status, SLURM's word for the job, cancelled: shown state, in hand
+    # state in status.json, state of the job, cancelled: resulting state, active
     ("pending", "PENDING", False): ("pending", True),
     ("pending", "RUNNING", False): ("pending", True),
     ("running", "RUNNING", False): ("running", True),
@@ -47,7 +47,7 @@ ON_SLURM: Cases = {
 
 
 def a_sweep(folder: Path, cases: Cases) -> Manifest:
-    """A run in each of the given states, with a job of its own."""
+    """Return the manifest of a sweep with a run in each of the given states, each with its own job."""
     manifest = Manifest(folder, "slurm")
     for number, (state, _, cancelled) in enumerate(cases):
         manifest.runs[f"run{number}"] = Entry([], "", f"7_{number}", cancelled=cancelled)
@@ -56,39 +56,33 @@ def a_sweep(folder: Path, cases: Cases) -> Manifest:
 
 
 @pytest.mark.parametrize("accounting", [True, False])
-def test_a_run_on_slurm(tmp_path: Path, cluster: Cluster, accounting: bool) -> None:
+def test_states_of_runs_on_slurm(tmp_path: Path, cluster: Cluster, accounting: bool) -> None:
     manifest = a_sweep(tmp_path / "sweep", ON_SLURM)
     words = [word for _, word, _ in ON_SLURM]
     cluster.set(jobs={f"7_{number}": word for number, word in enumerate(words) if word})
     if not accounting:
         cluster.without("sacct")
     shown = {
-        case: (run.state, run.in_hand)
+        case: (run.state, run.active)
         for case, run in zip(ON_SLURM, Observer().observe(manifest), strict=True)
     }
-    untold = (
-        {}
-        if accounting
-        else dict.fromkeys(
-            [("running", "OUT_OF_MEMORY", False), ("pending", "CANCELLED", False)], ("lost", False)
-        )
-    )
-    assert shown == ON_SLURM | untold
+    ends = [] if accounting else [case for case in ON_SLURM if case[1] in ("OUT_OF_MEMORY", "CANCELLED")]
+    assert shown == ON_SLURM | dict.fromkeys(ends, ("lost", False))
     assert len(cluster.calls("squeue")) == 1
     assert len(cluster.calls("sacct")) == accounting
 
 
-def test_nobody_is_lost_while_squeue_does_not_answer(tmp_path: Path, cluster: Cluster) -> None:
+def test_no_run_is_lost_while_squeue_does_not_answer(tmp_path: Path, cluster: Cluster) -> None:
     cases: Cases = {(state, GONE, False): (state, True) for state in ("pending", "running", "preempted")}
     manifest = a_sweep(tmp_path / "sweep", cases)
     cluster.set(down=True)
     runs = Observer().observe(manifest)
-    assert [(run.state, run.in_hand) for run in runs] == list(cases.values())
+    assert [(run.state, run.active) for run in runs] == list(cases.values())
     assert {run.note for run in runs} == {"squeue does not answer"}
     assert cluster.calls("sacct") == []
 
 
-def test_a_hundred_runs_are_one_question(tmp_path: Path, cluster: Cluster) -> None:
+def test_a_hundred_runs_take_one_call_of_squeue_and_sacct(tmp_path: Path, cluster: Cluster) -> None:
     cases: Cases = {("running", str(number), False): ("", True) for number in range(100)}
     manifest = a_sweep(tmp_path / "sweep", cases)
     cluster.set(jobs={f"7_{number}": "RUNNING" for number in range(99)})
@@ -99,9 +93,7 @@ def test_a_hundred_runs_are_one_question(tmp_path: Path, cluster: Cluster) -> No
     assert [len(cluster.calls(command)) for command in ("squeue", "sacct")] == [1, 1]
 
 
-def test_a_run_that_ends_while_slurm_is_asked_is_not_lost(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_run_that_ends_during_squeue_is_not_lost(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     manifest = a_sweep(tmp_path, {("running", GONE, False): ("", False)})
 
     def slow_queue() -> dict[str, str]:
@@ -113,18 +105,16 @@ def test_a_run_that_ends_while_slurm_is_asked_is_not_lost(
     assert [run.state for run in Observer().observe(manifest)] == ["finished"]
 
 
-def test_a_job_of_a_moment_ago_is_not_lost(tmp_path: Path, cluster: Cluster) -> None:
+def test_squeue_is_called_again_for_a_new_job(tmp_path: Path, cluster: Cluster) -> None:
     manifest = a_sweep(tmp_path / "sweep", {("pending", GONE, False): ("", False)})
     observer = Observer(ask_every=3600)
     assert [run.state for run in observer.observe(manifest)] == ["lost"]
-    manifest.runs["run0"].job = "8"  # somebody has resumed the sweep
+    manifest.runs["run0"].job = "8"  # the sweep was resumed
     cluster.set(jobs={"8": "PENDING"})
-    assert [run.in_hand for run in observer.observe(manifest)] == [True]
+    assert [run.active for run in observer.observe(manifest)] == [True]
 
 
-def test_a_run_that_has_begun_since_slurm_was_asked_is_not_preempted(
-    tmp_path: Path, cluster: Cluster
-) -> None:
+def test_a_run_that_started_after_the_last_squeue_is_not_preempted(tmp_path: Path, cluster: Cluster) -> None:
     manifest = a_sweep(tmp_path / "sweep", {("pending", "PENDING", False): ("", True)})
     cluster.set(jobs={"7_0": "PENDING"})
     observer = Observer(ask_every=3600)
@@ -134,7 +124,7 @@ def test_a_run_that_has_begun_since_slurm_was_asked_is_not_preempted(
     assert [run.state for run in Observer().observe(manifest)] == ["preempted"]
 
 
-def test_a_sweep_that_is_done_asks_nobody(tmp_path: Path, cluster: Cluster) -> None:
+def test_a_sweep_that_has_ended_calls_no_command(tmp_path: Path, cluster: Cluster) -> None:
     manifest = a_sweep(
         tmp_path / "sweep", {(state, GONE, False): ("", False) for state in ("finished", "failed")}
     )
@@ -142,13 +132,13 @@ def test_a_sweep_that_is_done_asks_nobody(tmp_path: Path, cluster: Cluster) -> N
     assert cluster.read()["calls"] == []
 
 
-def test_what_was_written_down_and_never_submitted_is_lost(tmp_path: Path, cluster: Cluster) -> None:
+def test_a_run_that_was_never_submitted_is_lost(tmp_path: Path, cluster: Cluster) -> None:
     manifest = Manifest(tmp_path, "slurm", {}, {"a": Entry([], ""), "b": Entry([], "")})
     manifest.directory("a").mark(state="pending")
-    assert [(run.state, run.in_hand) for run in Observer().observe(manifest)] == [("lost", False)] * 2
+    assert [(run.state, run.active) for run in Observer().observe(manifest)] == [("lost", False)] * 2
 
 
-def test_a_silent_run_shows_for_how_long(tmp_path: Path, cluster: Cluster) -> None:
+def test_silent_seconds_count_from_the_last_heartbeat(tmp_path: Path, cluster: Cluster) -> None:
     cases: Cases = {("running", str(number), False): ("", True) for number in range(2)}
     manifest = a_sweep(tmp_path / "sweep", cases | {("finished", GONE, False): ("", False)})
     manifest.directory("run0").mark(heartbeat=time.time() - 600)
@@ -161,7 +151,7 @@ def test_a_silent_run_shows_for_how_long(tmp_path: Path, cluster: Cluster) -> No
 
 @contextmanager
 def locked(*locks: Path) -> Iterator[None]:
-    """While entered, somebody has these."""
+    """Hold these locks within the context."""
     held = [FileLock(lock) for lock in locks]
     for lock in held:
         lock.acquire()
@@ -170,8 +160,8 @@ def locked(*locks: Path) -> Iterator[None]:
         lock.release()
 
 
-def test_a_run_of_this_machine(tmp_path: Path) -> None:
-    # status, cancelled, held by a process: shown state and whether in hand with the queue, and without it
+def test_states_of_local_runs(tmp_path: Path) -> None:
+    # state in status.json, cancelled, held by a process: state and active, with a queue and without
     cases = {
         ("pending", False, False): [("pending", True), ("lost", False)],
         ("pending", True, False): [("cancelled", False), ("cancelled", False)],
@@ -190,5 +180,5 @@ def test_a_run_of_this_machine(tmp_path: Path) -> None:
     for with_queue, queue in ((0, [tmp_path / QUEUE_LOCK]), (1, [])):
         with locked(*held, *queue):
             runs = Observer().observe(manifest)
-        shown = {case: (run.state, run.in_hand) for case, run in zip(cases, runs, strict=True)}
+        shown = {case: (run.state, run.active) for case, run in zip(cases, runs, strict=True)}
         assert shown == {case: expected[with_queue] for case, expected in cases.items()}

@@ -1,4 +1,4 @@
-"""A sweep from its command line to the jobs that have it, and typed again after some of them have ended."""
+"""Submission of a sweep, and of the same sweep again after some of its runs have ended."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from tests.launchers.doubles import (
 )
 
 
-def test_everything_is_written_down_and_each_job_has_its_run(cluster: Cluster) -> None:
+def test_a_sweep_is_recorded_and_each_job_has_its_run(cluster: Cluster) -> None:
     assert dino(*ON_SLURM, "trainer.seed=0,1,2") == 0
     manifest = the_sweep()
     assert jobs() == {0: ["100_0"], 1: ["100_1"], 2: ["100_2"]}
@@ -43,7 +43,7 @@ def test_everything_is_written_down_and_each_job_has_its_run(cluster: Cluster) -
     assert all(len(entry.config_hash) == 64 for entry in manifest.runs.values())
 
 
-def test_typing_it_again_submits_nothing(cluster: Cluster, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_same_sweep_again_submits_nothing(cluster: Cluster, capsys: pytest.CaptureFixture[str]) -> None:
     dino(*ON_SLURM, "trainer.seed=0,1")
     before = the_sweep()
     capsys.readouterr()
@@ -56,15 +56,15 @@ def test_typing_it_again_submits_nothing(cluster: Cluster, capsys: pytest.Captur
     ]
 
 
-def test_a_larger_sweep_submits_what_is_missing_and_no_more(
+def test_a_larger_sweep_submits_only_the_missing_runs(
     cluster: Cluster, capsys: pytest.CaptureFixture[str]
 ) -> None:
     submit(range(8))
     mark(0, state="finished")
     failed = mark(1, state="failed", tracker_id="kept")
     failed.write_traceback("ValueError: of the first attempt")
-    mark(2, state="preempted")  # and the job is gone, too often requeued
-    mark(3, state="preempted")  # and the job waits to go on
+    mark(2, state="preempted")  # and the job is gone: requeued too often
+    mark(3, state="preempted")  # and the job waits in the queue
     mark(4, state="running")
     mark(5, state="running")  # and the job is gone: lost
     mark(6, state="collapsed")
@@ -93,7 +93,7 @@ def test_a_larger_sweep_submits_what_is_missing_and_no_more(
     ]
 
 
-def test_a_smaller_sweep_leaves_the_others_in_the_folder(cluster: Cluster) -> None:
+def test_a_smaller_sweep_keeps_the_other_runs_in_the_folder(cluster: Cluster) -> None:
     submit(range(3))
     cluster.set(jobs={})
     assert [name[-11:-9] for name in submit([1, 2]).submitted] == ["s1", "s2"]
@@ -111,32 +111,32 @@ def test_a_failed_run_is_tried_again_max_retries_times(cluster: Cluster) -> None
     assert len(jobs()[0]) == 3
 
 
-def test_a_run_that_memory_ran_out_for_counts_as_failed(cluster: Cluster) -> None:
+def test_a_run_whose_job_ran_out_of_memory_counts_as_failed(cluster: Cluster) -> None:
     for _ in range(3):
         submit([0], "max_retries=1")
-        mark(0, state="running")  # killed with its worker, so nobody wrote how it ended
+        mark(0, state="running")  # killed with its worker, so no state was recorded
         cluster.move({jobs()[0][-1]: "OUT_OF_MEMORY"})
     assert len(jobs()[0]) == 2
 
 
-def test_when_squeue_does_not_answer_nothing_is_given_to_a_second_job(cluster: Cluster) -> None:
+def test_nothing_is_submitted_while_squeue_does_not_answer(cluster: Cluster) -> None:
     submit([0, 1])
     mark(0, state="running")
     cluster.set(down=True)
     assert submit([0, 1]).submitted == []
 
 
-def test_a_run_that_somebody_trains_by_hand_is_left_to_them(cluster: Cluster) -> None:
+def test_a_run_that_trains_outside_of_launchers_is_not_submitted(cluster: Cluster) -> None:
     by_hand = directory(2)
     by_hand.hold()
     mark(2, state="running")
     submission = submit([1, 2])
     by_hand.release()
     assert submission.submitted == [directory(1).path.name]
-    assert submission.left_alone == {by_hand.path.name: "running, by a process that no launcher started"}
+    assert submission.left_alone == {by_hand.path.name: "running, in a process that no launcher started"}
 
 
-def test_arrays_are_no_longer_than_the_site_allows(cluster: Cluster) -> None:
+def test_a_sweep_is_split_into_arrays_that_the_site_allows(cluster: Cluster) -> None:
     cluster.set(max_array_size=3)
     submit(range(7), "array_parallelism=6")
     ids = ["100_0", "100_1", "100_2", "101_0", "101_1", "101_2", "102"]
@@ -144,11 +144,11 @@ def test_arrays_are_no_longer_than_the_site_allows(cluster: Cluster) -> None:
     assert sorted(cluster.read()["jobs"]) == ids
     manifest = the_sweep()
     assert [trained_by(manifest, job) for job in ids] == [[name] for name in by_seed(manifest).values()]
-    assert "#SBATCH --array=0-2%2\n" in cluster.script("100")  # the arrays share the six
+    assert "#SBATCH --array=0-2%2\n" in cluster.script("100")  # three arrays share the six
     assert "--array" not in cluster.script("102")
 
 
-def test_what_slurm_took_before_it_refused_is_not_submitted_twice(cluster: Cluster) -> None:
+def test_jobs_accepted_before_a_refusal_are_not_submitted_twice(cluster: Cluster) -> None:
     cluster.set(max_array_size=2, room=1)
     with pytest.raises(UserError, match=r"SLURM refuses the job: .*QOSMaxSubmitJobPerUserLimit"):
         submit(range(4))
@@ -171,7 +171,7 @@ def test_runs_that_share_a_gpu_share_a_job(cluster: Cluster) -> None:
     assert trained_by(the_sweep(), "101") == [names[1]]
 
 
-def test_cancelled_runs_are_marked_before_the_order_and_come_back(
+def test_runs_are_marked_as_cancelled_before_scancel_and_can_be_resumed(
     cluster: Cluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     submit(range(3))
@@ -195,7 +195,7 @@ def test_cancelled_runs_are_marked_before_the_order_and_come_back(
     assert not any(entry.cancelled for entry in the_sweep().runs.values())
 
 
-def test_a_shared_job_is_cancelled_when_nobody_else_needs_it(
+def test_a_shared_job_is_cancelled_once_no_other_run_needs_it(
     cluster: Cluster, capsys: pytest.CaptureFixture[str]
 ) -> None:
     submit(range(4), "runs_per_gpu=2")
@@ -207,7 +207,7 @@ def test_a_shared_job_is_cancelled_when_nobody_else_needs_it(
     assert cluster.calls("scancel") == [["100_0", "100_1"]]
 
 
-def test_another_configuration_under_the_same_short_hash(cluster: Cluster) -> None:
+def test_another_configuration_with_the_same_short_hash_is_refused(cluster: Cluster) -> None:
     submit([0, 1])
     manifest = the_sweep()
     manifest.runs[by_seed(manifest)[1]].config_hash = "0" * 64
@@ -220,13 +220,13 @@ def test_another_configuration_under_the_same_short_hash(cluster: Cluster) -> No
     assert len(cluster.calls("sbatch")) == 1
 
 
-def test_with_resume_never_each_typing_is_a_sweep_of_new_runs(cluster: Cluster) -> None:
+def test_resume_never_submits_new_runs_each_time(cluster: Cluster) -> None:
     dino(*ON_SLURM, "trainer.seed=0,1", "resume=never")
     assert dino(*ON_SLURM, "trainer.seed=0,1", "resume=never") == 0
     names = list(the_sweep().runs)
     assert names[2:] == [f"{name}-2" for name in names[:2]]
     written = OmegaConf.load(the_sweep().directory(names[2]).config_file)
-    assert written.resume == "auto"  # the job that is requeued goes on in this directory
+    assert written.resume == "auto"  # a requeued job resumes in this directory
 
 
 @pytest.mark.parametrize(
@@ -257,7 +257,7 @@ def test_with_resume_never_each_typing_is_a_sweep_of_new_runs(cluster: Cluster) 
         (["loss.teacher_temp=-1"], "loss.teacher_temp = -1"),
     ],
 )
-def test_what_is_wrong_is_refused_before_anything_exists(
+def test_invalid_settings_are_refused_before_anything_is_created(
     here: Path, cluster: Cluster, capsys: pytest.CaptureFixture[str], argv: list[str], error: str
 ) -> None:
     assert dino(*ON_SLURM, "trainer.seed=0,1", *argv) == 2
@@ -269,7 +269,7 @@ def test_what_is_wrong_is_refused_before_anything_exists(
     assert cluster.calls("sbatch") == []
 
 
-def test_a_sites_file_with_hours_that_yaml_reads_as_a_number(
+def test_hours_that_yaml_reads_as_a_number_are_refused_in_a_sites_file(
     here: Path, cluster: Cluster, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     site = tmp_path / "site" / "hydra" / "launcher" / "ours.yaml"
@@ -281,13 +281,13 @@ def test_a_sites_file_with_hours_that_yaml_reads_as_a_number(
     assert list(here.iterdir()) == []
 
 
-def test_a_launcher_needs_a_sweep(here: Path, cluster: Cluster, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_launcher_needs_multirun(here: Path, cluster: Cluster, capsys: pytest.CaptureFixture[str]) -> None:
     assert dino(*ON_SLURM[1:]) == 2
     assert capsys.readouterr().err == "hydra/launcher = slurm: works with -m, also for one run; add -m.\n"
     assert list(here.iterdir()) == []
 
 
-def test_without_slurm_there_is_nothing_to_submit_to(
+def test_the_slurm_launcher_needs_sbatch(
     here: Path, cluster: Cluster, capsys: pytest.CaptureFixture[str]
 ) -> None:
     cluster.without("sbatch")
@@ -296,7 +296,7 @@ def test_without_slurm_there_is_nothing_to_submit_to(
     assert list(here.iterdir()) == []
 
 
-def test_an_output_root_that_cannot_be_written(
+def test_an_output_root_that_cannot_be_written_is_refused(
     here: Path, cluster: Cluster, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (here / "file").touch()
@@ -309,7 +309,7 @@ def test_an_output_root_that_cannot_be_written(
 def test_a_dry_run_shows_the_script_and_creates_nothing(
     here: Path, cluster: Cluster, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    cluster.without("sbatch", "squeue")  # it may be tried away from the cluster
+    cluster.without("sbatch", "squeue")  # a dry run also works away from the cluster
     settings = ["hydra.launcher.time_limit=0:30:00", "hydra.launcher.gpus_per_node=4"]
     assert dino(*ON_SLURM, "trainer.seed=0,1,2", "hydra.launcher.dry_run=true", *settings) == 0
     shown = capsys.readouterr().out
@@ -320,7 +320,7 @@ def test_a_dry_run_shows_the_script_and_creates_nothing(
     assert list(here.iterdir()) == []
 
 
-def test_waiting_ends_with_the_runs_and_tells_of_the_failed_one(
+def test_waiting_ends_with_the_runs_and_shows_the_failed_one(
     cluster: Cluster, capsys: pytest.CaptureFixture[str]
 ) -> None:
     submit([0, 1])

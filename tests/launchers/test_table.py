@@ -1,4 +1,4 @@
-"""A sweep in tables: what each run gave and cost, read back from the files that `collect` writes."""
+"""Tables of a sweep in the terminal, and the files that `collect` writes."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from rich.console import Console
 
 from dino_exp.runs.manifest import Entry, Manifest
 from launchers.states import RunState
-from launchers.table import collect, counts, failures, remark, rows, sweep_table
+from launchers.table import collect, counts, failures, remark, rows, runs_table
 
 ATTEMPTS = [
     {"began": 1000.0, "until": 4600.0, "to_step": 5, "processes": 4, "device": "cuda"},
@@ -22,7 +22,7 @@ ATTEMPTS = [
 
 @pytest.fixture
 def sweep(tmp_path: Path) -> tuple[Manifest, list[RunState]]:
-    """A run that finished, one that failed, and one that never came to a summary."""
+    """Return a sweep with a finished run, a failed one, and a lost one without a summary."""
     manifest = Manifest(tmp_path, "slurm")
     overrides = [
         ["loss.teacher_temp=0.04"],
@@ -53,7 +53,7 @@ def sweep(tmp_path: Path) -> tuple[Manifest, list[RunState]]:
     return manifest, runs
 
 
-def test_a_row_has_what_was_swept_what_came_and_what_it_cost(sweep: tuple[Manifest, list[RunState]]) -> None:
+def test_a_row_has_swept_values_results_and_cost(sweep: tuple[Manifest, list[RunState]]) -> None:
     row = rows(*sweep)[0]
     assert row["run"] == "run0"
     assert row["loss.teacher_temp"] == 0.04
@@ -64,7 +64,7 @@ def test_a_row_has_what_was_swept_what_came_and_what_it_cost(sweep: tuple[Manife
     assert row["jobs"] == "5_0 7_0"
 
 
-def test_both_files_have_every_run(sweep: tuple[Manifest, list[RunState]]) -> None:
+def test_csv_and_parquet_have_every_run(sweep: tuple[Manifest, list[RunState]]) -> None:
     paths = collect(*sweep)
     assert [path.name for path in paths] == ["runs.csv", "runs.parquet"]
     table = parquet.read_table(paths[1])
@@ -72,7 +72,7 @@ def test_both_files_have_every_run(sweep: tuple[Manifest, list[RunState]]) -> No
     assert table.column("state").to_pylist() == ["finished", "failed", "lost"]
     assert table.column("knn_top1").to_pylist() == [61.5, None, None]
     assert table.column("hours").to_pylist() == pytest.approx([1.5, 300 / 3600, 0])
-    # one type in a column, so that neither file loses the word
+    # a column has one type, so that neither file loses the text
     assert table.column("loss.teacher_temp").to_pylist() == ["0.04", "null", "0.1"]
     assert table.column("head").to_pylist() == [None, None, "dino"]
     text = csv.read_csv(paths[0])
@@ -81,7 +81,7 @@ def test_both_files_have_every_run(sweep: tuple[Manifest, list[RunState]]) -> No
     assert text.column("final.loss").to_pylist() == [1.5, None, None]
 
 
-def test_a_sweep_of_which_nothing_has_ended(tmp_path: Path) -> None:
+def test_collect_works_before_any_run_has_ended(tmp_path: Path) -> None:
     manifest = Manifest(tmp_path, "slurm", {}, {"a": Entry(["trainer.seed=0"], "")})
     paths = collect(manifest, [RunState("a", manifest.runs["a"], "pending")])
     for table in (csv.read_csv(paths[0]), parquet.read_table(paths[1])):
@@ -91,17 +91,17 @@ def test_a_sweep_of_which_nothing_has_ended(tmp_path: Path) -> None:
 
 
 def shown(*what: object) -> str:
-    """As a terminal would show it."""
+    """Return what a terminal would show."""
     console = Console(file=io.StringIO(), width=200)
     console.print(*what)
     assert isinstance(console.file, io.StringIO)
     return console.file.getvalue()
 
 
-def test_the_table_and_the_failures_below_it(sweep: tuple[Manifest, list[RunState]]) -> None:
+def test_the_table_shows_the_runs_and_the_failures_below_it(sweep: tuple[Manifest, list[RunState]]) -> None:
     manifest, runs = sweep
     runs[2].note = "the job is gone"
-    text = shown(sweep_table(manifest, runs))
+    text = shown(runs_table(manifest, runs))
     assert "3 runs: 1 finished, 1 failed, 1 lost" in text
     assert "61.5 %" in text
     assert "8/8" in text
@@ -112,18 +112,18 @@ def test_the_table_and_the_failures_below_it(sweep: tuple[Manifest, list[RunStat
     assert failures(manifest, runs[:1]) is None
 
 
-def test_a_long_sweep_shows_those_that_need_someone(tmp_path: Path) -> None:
+def test_a_short_table_shows_urgent_runs_first(tmp_path: Path) -> None:
     states = ["finished"] * 60 + ["failed", "running", "pending"]
     manifest = Manifest(tmp_path, "slurm", {}, {f"r{n}": Entry([f"n={n}"], "") for n in range(len(states))})
     runs = [RunState(f"r{n}", manifest.runs[f"r{n}"], state) for n, state in enumerate(states)]
-    text = shown(sweep_table(manifest, runs, 5))
+    text = shown(runs_table(manifest, runs, 5))
     assert "n=60" in text
     assert "n=61" in text
     assert text.count("n=") == 5
     assert counts(runs).plain == "63 runs: 60 finished, 1 running, 1 pending, 1 failed"
 
 
-def test_a_run_that_is_silent_or_on_its_second_attempt_is_remarked_upon() -> None:
+def test_silence_and_further_attempts_are_remarked() -> None:
     entry = Entry([], "")
     status = {"heartbeat": 0.0, "attempts": ATTEMPTS}
     assert remark(RunState("a", entry, "finished", status)) == "attempt 2"

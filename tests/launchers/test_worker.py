@@ -1,4 +1,4 @@
-"""A job's task: its runs' place and share, how it sees them off, and whether it goes back into the queue."""
+"""A task of a SLURM job: variables of its processes, recorded exits, and requeues."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ TWO_BY_TWO = {
     "CUDA_VISIBLE_DEVICES": "0,1",
 }
 
-# ---- place and share ------------------------------------------------------------------------------------
+# ---- ranks and shares -----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -53,47 +53,47 @@ TWO_BY_TWO = {
         ),
     ],
 )
-def test_a_task_tells_its_process_its_place(
+def test_a_process_learns_its_ranks_from_its_task(
     tmp_path: Path, changes: dict[str, str], expected: Processes
 ) -> None:
-    variables = worker.environment(RunDirectory(tmp_path), TWO_BY_TWO | changes, 1)
-    place = Processes.of(variables)
-    assert place.rendezvous == tmp_path / ".rendezvous.31-0"
-    assert (place.rank, place.count) == (expected.rank, expected.count)
-    assert (place.local_rank, place.local_count) == (expected.local_rank, expected.local_count)
+    variables = worker.process_variables(RunDirectory(tmp_path), TWO_BY_TWO | changes, 1)
+    found = Processes.of(variables)
+    assert found.rendezvous == tmp_path / ".rendezvous.31-0"
+    assert (found.rank, found.count) == (expected.rank, expected.count)
+    assert (found.local_rank, found.local_count) == (expected.local_rank, expected.local_count)
     assert variables["SLURM_CPUS_PER_TASK"] == "6"
-    assert "CUDA_VISIBLE_DEVICES" not in variables  # it stays as SLURM has it
+    assert "CUDA_VISIBLE_DEVICES" not in variables  # it stays as SLURM set it
 
 
-def test_every_attempt_meets_at_a_place_of_its_own(tmp_path: Path) -> None:
-    again = worker.environment(RunDirectory(tmp_path), TWO_BY_TWO | {"SLURM_RESTART_COUNT": "2"}, 1)
+def test_every_attempt_has_its_own_rendezvous_file(tmp_path: Path) -> None:
+    again = worker.process_variables(RunDirectory(tmp_path), TWO_BY_TWO | {"SLURM_RESTART_COUNT": "2"}, 1)
     assert Processes.of(again).rendezvous == tmp_path / ".rendezvous.31-2"
 
 
 @pytest.mark.parametrize(("runs", "cores"), [(1, "6"), (2, "3"), (4, "1"), (8, "1")])
-def test_one_task_leaves_its_runs_alone_and_shares_out_the_cores(
+def test_runs_of_a_single_task_are_single_processes_that_share_its_cores(
     tmp_path: Path, runs: int, cores: str
 ) -> None:
     one = TWO_BY_TWO | {"SLURM_NTASKS": "1", "SLURM_PROCID": "0", "SLURM_LOCALID": "0"}
-    variables = worker.environment(RunDirectory(tmp_path), one, runs)
+    variables = worker.process_variables(RunDirectory(tmp_path), one, runs)
     assert variables == {"SLURM_CPUS_PER_TASK": cores}
     assert Processes.of(variables) == Processes()
 
 
-# ---- seeing a run off -----------------------------------------------------------------------------------
+# ---- recorded exits -------------------------------------------------------------------------------------
 
 
 def ended(directory: RunDirectory) -> Child:
-    """A run that has come to its end."""
+    """Return the process of a run after its exit."""
     child = Child.start(directory, {})
     wait_until(lambda: child.ended)
     return child
 
 
-def test_a_run_that_ends_without_a_word_has_failed(played: Played) -> None:
+def test_an_exit_that_the_run_did_not_record_is_a_failure(played: Played) -> None:
     directory = played.run("a", "exit 3")
     child = ended(directory)
-    assert child.see_off() == 3
+    assert child.record_exit() == 3
     assert directory.read_status()["state"] == "failed"
     traceback = directory.traceback_file.read_text()
     assert traceback.startswith("exit code 3; log.txt ends with:\n")
@@ -101,64 +101,64 @@ def test_a_run_that_ends_without_a_word_has_failed(played: Played) -> None:
     assert tail(child.log, 1).endswith("ended: exit code 3")
 
 
-def test_a_run_that_the_system_kills_says_why(played: Played) -> None:
+def test_a_killed_run_has_the_signal_in_its_traceback(played: Played) -> None:
     directory = played.run("a", "kill")
-    assert ended(directory).see_off() == 128 + signal.SIGKILL
+    assert ended(directory).record_exit() == 128 + signal.SIGKILL
     assert directory.read_status()["state"] == "failed"
-    assert "log.txt: killed by SIGKILL, as the system does when memory runs out" in (
+    assert "log.txt: killed by SIGKILL, usually because memory ran out" in (
         directory.traceback_file.read_text()
     )
 
 
-def test_a_run_that_failed_keeps_its_own_words(played: Played) -> None:
+def test_a_failed_run_keeps_its_own_traceback(played: Played) -> None:
     directory = played.run("a", "fail")
-    assert ended(directory).see_off() == 1
+    assert ended(directory).record_exit() == 1
     assert directory.traceback_file.read_text() == "ValueError: a loss of NaN\n"
 
 
-def test_a_run_that_finished(played: Played) -> None:
+def test_a_finished_run_is_left_as_it_is(played: Played) -> None:
     directory = played.run("a", "finish")
-    assert ended(directory).see_off() == 0
+    assert ended(directory).record_exit() == 0
     assert directory.read_status()["state"] == "finished"
     assert not directory.traceback_file.exists()
 
 
 @pytest.mark.parametrize("do", ["wait", "deaf"])
-def test_a_run_that_is_told_to_stop_may_go_on_later(played: Played, do: str) -> None:
+def test_a_run_that_gets_a_stop_signal_is_preempted(played: Played, do: str) -> None:
     directory = played.run("a", do)
     child = Child.start(directory, {})
     wait_until(lambda: directory.read_status()["state"] == "running")
-    child.tell(signal.SIGTERM)
+    child.send(signal.SIGTERM)
     wait_until(lambda: child.ended)
     assert child.stopped
-    assert child.see_off() == 128 + signal.SIGTERM
+    assert child.record_exit() == 128 + signal.SIGTERM
     assert directory.read_status()["state"] == "preempted"
     assert not directory.traceback_file.exists()
 
 
-def test_a_run_that_another_process_has_is_left_to_it(played: Played) -> None:
+def test_a_run_that_another_process_holds_is_not_changed(played: Played) -> None:
     directory = played.run("a", "exit 2")
     directory.mark(state="running")
     directory.hold()
-    code = ended(directory).see_off()
+    code = ended(directory).record_exit()
     directory.release()
     assert code == 2
     assert directory.read_status()["state"] == "running"
     assert not directory.traceback_file.exists()
 
 
-def test_the_end_of_a_log_without_what_a_display_overwrites(tmp_path: Path) -> None:
+def test_tail_drops_text_that_a_display_has_overwritten(tmp_path: Path) -> None:
     log = tmp_path / "log.txt"
     assert tail(log, 3) == ""
     log.write_bytes(b"x" * 10_000 + b"\none\nstep 1\rstep 2\rstep 3\nthr\xffee\n")
     assert tail(log, 3) == "one\nstep 3\nthr�ee"
 
 
-# ---- a task's work --------------------------------------------------------------------------------------
+# ---- the work of a task ---------------------------------------------------------------------------------
 
 
 class Job:
-    """One task of a job in a sweep of runs that are played."""
+    """A task of a job in a sweep of fake runs."""
 
     def __init__(
         self, played: Played, cluster: Cluster, monkeypatch: pytest.MonkeyPatch, **runs: str
@@ -174,12 +174,12 @@ class Job:
         monkeypatch.setattr(worker, "time", SimpleNamespace(sleep=self.sleep))
 
     def sleep(self, seconds: float) -> None:
-        """As `time.sleep`, but SLURM does not take its time to end the task."""
+        """Record the seconds, and sleep at most 10 ms, as if SLURM ended the task at once."""
         self.slept.append(seconds)
         time.sleep(min(seconds, 0.01))
 
     def work(self, max_requeues: int = 100, **variables: str) -> int:
-        """Its exit code."""
+        """Run the worker, and return its exit code."""
         for name, value in variables.items():
             self.monkeypatch.setenv(name, value)
         with pytest.raises(SystemExit) as leaving:
@@ -187,11 +187,11 @@ class Job:
         return int(leaving.value.code or 0)
 
     def states(self) -> list[str]:
-        """Of its runs."""
+        """Return the states of its runs."""
         return [directory.read_status()["state"] for directory in self.directories]
 
     def cancel(self, *names: str) -> None:
-        """As `python -m launchers cancel` does first."""
+        """Mark runs as cancelled, as `python -m launchers cancel` does first."""
         manifest = Manifest.load(self.folder)
         for name in names:
             manifest.runs[name].cancelled = True
@@ -200,17 +200,17 @@ class Job:
 
 @pytest.fixture
 def job(played: Played, cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Makes a `Job` from its runs and what they do."""
+    """Return a function that makes a `Job` from its runs and their instructions."""
     return lambda **runs: Job(played, cluster, monkeypatch, **runs)
 
 
 def seen(directory: RunDirectory) -> dict[str, Any]:
-    """What a run found when it started."""
+    """Return what a run found at its start."""
     content: dict[str, Any] = json.loads((directory.path / "seen.json").read_text())
     return content
 
 
-def test_one_run_that_fails_leaves_its_neighbors_alone(job: Any) -> None:
+def test_a_failed_run_does_not_stop_the_other_runs_of_its_job(job: Any) -> None:
     task = job(a="finish", b="fail", c="kill", d="finish")
     assert task.work() > 0
     assert task.states() == ["finished", "failed", "failed", "finished"]
@@ -219,47 +219,47 @@ def test_one_run_that_fails_leaves_its_neighbors_alone(job: Any) -> None:
     assert [seen(directory)["SLURM_CPUS_PER_TASK"] for directory in task.directories] == ["1"] * 4
 
 
-def test_a_job_whose_runs_finish_is_well(job: Any) -> None:
+def test_a_job_whose_runs_finish_exits_with_0(job: Any) -> None:
     task = job(a="finish", b="finish")
     assert task.work() == 0
     assert task.states() == ["finished", "finished"]
     assert seen(task.directories[0])["SLURM_CPUS_PER_TASK"] == "2"
 
 
-def test_what_has_ended_is_not_begun_again(job: Any) -> None:
+def test_a_run_that_has_ended_is_not_started_again(job: Any) -> None:
     task = job(a="finish", b="finish")
     task.directories[0].mark(state="failed")
-    assert task.work() == 1  # a failed run is a failed job, in the attempt after it too
+    assert task.work() == 1  # a failed run fails its job, also in a later attempt of the job
     assert task.states() == ["failed", "finished"]
     assert not (task.directories[0].path / "log.txt").exists()
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR2])
-def test_a_job_that_is_preempted_or_out_of_time_goes_back_into_the_queue(job: Any, number: int) -> None:
+def test_a_job_that_is_preempted_or_at_its_time_limit_is_requeued(job: Any, number: int) -> None:
     task = job(a="finish", b=f"signal {int(number)} a/done")
     assert task.work(SLURM_RESTART_COUNT="4") == worker.FAILED_TO_REQUEUE
     assert task.states() == ["finished", "preempted"]
     assert task.cluster.calls("scontrol") == [["requeue", "50"]]
-    assert task.slept[-1] == 60  # SLURM ends it in this time
+    assert task.slept[-1] == 60  # SLURM ends the task within this time
     assert "job 50 is back in the queue" in (task.directories[0].path / "log.txt").read_text()
 
 
-def test_a_signal_after_the_last_run_has_ended_changes_nothing(
+def test_a_stop_signal_after_the_last_run_has_ended_changes_nothing(
     job: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    task, see_off = job(a="finish"), Child.see_off
+    task, record_exit = job(a="finish"), Child.record_exit
 
-    def told_too_late(child: Child) -> int:
+    def signal_first(child: Child) -> int:
         os.kill(os.getpid(), signal.SIGTERM)
-        return see_off(child)
+        return record_exit(child)
 
-    monkeypatch.setattr(Child, "see_off", told_too_late)
+    monkeypatch.setattr(Child, "record_exit", signal_first)
     assert task.work() == 0
     assert task.states() == ["finished"]
     assert task.cluster.calls("scontrol") == []
 
 
-def test_a_job_is_not_requeued_for_ever(job: Any) -> None:
+def test_a_job_is_requeued_at_most_max_requeues_times(job: Any) -> None:
     task = job(a="signal 15")
     assert task.work(max_requeues=3, SLURM_RESTART_COUNT="3") == worker.FAILED_TO_REQUEUE
     assert task.states() == ["preempted"]
@@ -267,7 +267,7 @@ def test_a_job_is_not_requeued_for_ever(job: Any) -> None:
     assert "hydra.launcher.max_requeues = 3 is reached" in tail(task.directories[0].path / "log.txt", 1)
 
 
-def test_a_job_that_slurm_will_not_requeue_says_so(job: Any) -> None:
+def test_a_refused_requeue_is_logged(job: Any) -> None:
     task = job(a="signal 15")
     task.cluster.without("scontrol")
     install_refusal(task.cluster.folder / "scontrol")
@@ -276,7 +276,7 @@ def test_a_job_that_slurm_will_not_requeue_says_so(job: Any) -> None:
     assert said.endswith("not requeued: Requested operation is presently disabled; resume the sweep")
 
 
-def test_a_job_that_cannot_ask_slurm_stays_as_it_is(job: Any) -> None:
+def test_a_job_without_squeue_is_not_requeued(job: Any) -> None:
     task = job(a="signal 15")
     task.cluster.without("squeue")  # as in a container
     assert task.work() == worker.FAILED_TO_REQUEUE
@@ -285,23 +285,23 @@ def test_a_job_that_cannot_ask_slurm_stays_as_it_is(job: Any) -> None:
     assert "not requeued: squeue does not answer here" in tail(task.directories[0].path / "log.txt", 1)
 
 
-def install_refusal(place: Path) -> None:
-    """A command that SLURM's administrator has switched off."""
-    place.write_text("#!/bin/sh\necho Requested operation is presently disabled >&2\nexit 1\n")
-    place.chmod(0o755)
+def install_refusal(command: Path) -> None:
+    """Install a command that refuses as if an administrator had disabled it."""
+    command.write_text("#!/bin/sh\necho Requested operation is presently disabled >&2\nexit 1\n")
+    command.chmod(0o755)
 
 
-def test_a_cancelled_run_is_not_raised_from_the_dead(job: Any) -> None:
+def test_a_run_that_was_cancelled_before_its_job_started_is_not_started(job: Any) -> None:
     task = job(a="finish", b="signal 15")
     task.cancel("b")
     (task.directories[1].path / "log.txt").write_text("")
     task.directories[1].mark(state="pending")
     assert task.work() == 0
-    assert task.states() == ["finished", "pending"]  # it was cancelled before its job began
+    assert task.states() == ["finished", "pending"]  # it was cancelled before its job started
     assert tail(task.directories[1].path / "log.txt", 1) == ""
 
 
-def test_runs_that_are_cancelled_while_they_train(job: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_that_is_cancelled_midway_is_not_requeued(job: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     task = job(a="finish", b="signal 15 a/done go")
     start = Child.start
 
@@ -319,7 +319,7 @@ def test_runs_that_are_cancelled_while_they_train(job: Any, monkeypatch: pytest.
 
 
 @pytest.mark.parametrize("state", ["COMPLETING", "CANCELLED"])
-def test_a_job_that_was_taken_by_scancel_stays_gone(job: Any, state: str) -> None:
+def test_a_job_that_was_stopped_by_scancel_is_not_requeued(job: Any, state: str) -> None:
     task = job(a="finish", b="signal 15 a/done")
     task.cluster.set(jobs={"50": state})
     assert task.work() == worker.FAILED_TO_REQUEUE
@@ -327,7 +327,7 @@ def test_a_job_that_was_taken_by_scancel_stays_gone(job: Any, state: str) -> Non
     assert task.cluster.calls("scontrol") == []
 
 
-def test_tasks_but_the_first_leave_the_requeue_to_it(job: Any) -> None:
+def test_only_the_first_task_requeues_the_job(job: Any) -> None:
     task = job(a="signal 15")
     assert task.work(**{**TWO_BY_TWO, "SLURM_JOB_ID": "50"}) == 0
     assert task.cluster.calls("scontrol") == []

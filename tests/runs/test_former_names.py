@@ -1,4 +1,4 @@
-"""A rename orphans nothing: identities have first names, readers present ones, and the table has no gap."""
+"""Former names: identities use first names, readers use present ones, and no former name is missing."""
 
 from __future__ import annotations
 
@@ -38,11 +38,11 @@ FORMER = json.loads(
     (Path(__file__).parents[1] / "data_of_former_versions" / "9aa5416" / "names.json").read_text()
 )
 
-# ---- the table itself --------------------------------------------------------------------------------------
+# ---- the tables --------------------------------------------------------------------------------------------
 
 
 def schemas() -> Iterator[tuple[str, type]]:
-    """All classes of the schema, with what their keys begin with."""
+    """Yield all classes of the schema, each with the prefix of its keys."""
     yield "", Config
     yield "", EvaluateConfig
     for group, classes in (*SCHEMAS.items(), *((name, {"": kind}) for name, kind in EVALUATIONS.items())):
@@ -58,13 +58,13 @@ GROUPS_OF_KEYS = {key.rpartition(".")[0] for key in KEYS} - {""}
 
 @cache
 def options(group: str) -> list[str]:
-    """Of a group of `train.py` or `evaluate.py`."""
+    """Return the options of a group of `train.py` or `evaluate.py`."""
     return [*loader().options(group), *loader(None, EVALUATE).options(group)]
 
 
 @cache
 def words(key: str) -> set[str]:
-    """What a key may be set to, where that is one of a list; and the words in a run's files."""
+    """Return the choices of a key, or the words that a field in a run's files may have."""
     known = {
         word
         for prefix, kind in schemas()
@@ -81,8 +81,8 @@ def is_group(name: str) -> bool:
     return name in GROUPS_OF_KEYS or bool(options(name))
 
 
-def test_every_entry_leads_to_something_present_and_no_former_name_is_used_again() -> None:
-    """With these two rules no entry can be ambiguous, and chains cannot form."""
+def test_every_entry_points_to_a_present_name_and_no_former_name_is_reused() -> None:
+    """With these two rules no entry is ambiguous, and there are no chains."""
     assert set(TABLE.targets.values()) <= TARGETS
     assert not TABLE.targets.keys() & TARGETS
     assert all(key in KEYS or is_group(key) for key in TABLE.keys.values())
@@ -99,7 +99,7 @@ def test_every_entry_leads_to_something_present_and_no_former_name_is_used_again
     assert TABLE.later_keys.keys() <= KEYS
 
 
-# ---- nothing of 9aa5416 is forgotten -----------------------------------------------------------------------
+# ---- all names of revision 9aa5416 -------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("program", FORMER["keys"])
@@ -118,14 +118,14 @@ def test_every_former_target_option_and_word_is_known() -> None:
         assert [name for name in names if TABLE.present_value(key, name) not in words(key)] == [], key
 
 
-def test_every_former_figure_has_words() -> None:
+def test_every_former_figure_has_a_label() -> None:
     for evaluation_name, figures in FORMER["evaluation"]["figures"].items():
         unknown = [name for name in figures if in_words(present := TABLE.present_metric(name)) == present]
         assert [name for name in unknown if name not in ("mass", "area")] == [], evaluation_name
 
 
-def test_a_key_that_came_later_is_said_to() -> None:
-    """Otherwise it would give every run of before another name."""
+def test_every_later_key_is_in_the_table() -> None:
+    """Otherwise the key would change the ids of all earlier runs."""
     former = {key for keys in FORMER["keys"].values() for key in keys}
     of_records = {*GROUPS, *EVALUATIONS}
     new = {key for key in KEYS - former if "." in key and key.partition(".")[0] in of_records}
@@ -133,7 +133,7 @@ def test_a_key_that_came_later_is_said_to() -> None:
     assert [key for key in sorted(new) if TABLE.first_key(key) not in known and "_target_" not in key] == []
 
 
-def test_command_lines_mean_the_runs_that_they_meant(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_former_command_lines_name_the_same_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "pictures").mkdir()
     monkeypatch.chdir(tmp_path)
     found = {}
@@ -147,8 +147,8 @@ def test_command_lines_mean_the_runs_that_they_meant(tmp_path: Path, monkeypatch
     assert [line for line in found if found[line] != FORMER["runs"][line]] == []
 
 
-# ---- what the table does -----------------------------------------------------------------------------------
-# Present names are those of this revision, so the former ones are invented.
+# ---- translations ------------------------------------------------------------------------------------------
+# Present names are those of this revision; the former names are invented.
 
 RENAMED = Names(
     targets={
@@ -172,13 +172,13 @@ RENAMED = Names(
 
 @pytest.fixture
 def renamed(monkeypatch: pytest.MonkeyPatch) -> Names:
-    """The present schema as if it had been renamed from something else."""
+    """Use a table of invented former names."""
     monkeypatch.setattr(former_names, "TABLE", RENAMED)
     return RENAMED
 
 
 def former_config() -> dict[str, Any]:
-    """A configuration as it was written before the renames, and before two keys came."""
+    """Return a configuration as it was written before the renames, and before two later keys."""
     cfg: Any = OmegaConf.to_container(compose(["experiment=debug", "backbone.stem=patch"]), resolve=True)
     cfg["criterion"] = {
         {"center_momentum": "centre_momentum", "teacher_temp": "tau"}.get(key, key): value
@@ -191,7 +191,7 @@ def former_config() -> dict[str, Any]:
     return cfg
 
 
-def test_an_identity_has_the_first_names(renamed: Names) -> None:
+def test_an_identity_uses_first_names(renamed: Names) -> None:
     values = identity(compose(["experiment=debug", "backbone.stem=patch", "loss.sharpening=true"]))
     assert values["criterion._target_"] == "oldest.Loss"
     assert values["criterion.centre_momentum"] == 0.5
@@ -203,7 +203,7 @@ def test_an_identity_has_the_first_names(renamed: Names) -> None:
     assert other["backbone.stem"] == "conv"
 
 
-def test_a_former_configuration_is_the_same_run(renamed: Names, tmp_path: Path) -> None:
+def test_a_configuration_in_former_names_is_the_same_run(renamed: Names, tmp_path: Path) -> None:
     cfg = compose(["experiment=debug", "backbone.stem=patch"])
     directory = RunDirectory(tmp_path)
     directory.config_file.write_text(OmegaConf.to_yaml(OmegaConf.create(former_config())))
@@ -214,15 +214,15 @@ def test_a_former_configuration_is_the_same_run(renamed: Names, tmp_path: Path) 
     assert OmegaConf.get_type(stored.loss) is OmegaConf.get_type(cfg.loss)
 
 
-def test_the_value_of_before_is_not_the_default(renamed: Names) -> None:
-    """A key that came later has it, where its class has the key."""
+def test_a_missing_later_key_gets_the_value_from_the_table(renamed: Names) -> None:
+    """This holds only where the class has the key; the default may be another value."""
     text = OmegaConf.to_yaml(OmegaConf.create(former_config() | {"backbone": {"_target_": "x", "name": "y"}}))
     config = parse(text.encode())
     assert config["loss"]["sharpening"] is True
     assert "stem" not in config["backbone"]
 
 
-def test_what_is_no_name_at_all_is_refused(tmp_path: Path) -> None:
+def test_an_unknown_name_is_refused(tmp_path: Path) -> None:
     directory = RunDirectory(tmp_path)
     cfg: Any = OmegaConf.to_container(compose(["experiment=debug"]), resolve=True)
     cfg["loss"]["centre_momentum"] = 0.5
@@ -236,12 +236,12 @@ def test_what_is_no_name_at_all_is_refused(tmp_path: Path) -> None:
         read_config(directory)
 
 
-def test_a_key_there_under_two_names_is_refused(renamed: Names) -> None:
-    with pytest.raises(ValueError, match=r"there twice; it is now called loss\.teacher_temp"):
+def test_a_key_under_two_names_is_refused(renamed: Names) -> None:
+    with pytest.raises(ValueError, match=r"given twice; it is now called loss\.teacher_temp"):
         renamed.present_config({"loss": {"teacher_temp": 1}, "criterion": {"tau": 2}})
 
 
-def test_what_is_typed_is_understood_and_said(renamed: Names, capsys: pytest.CaptureFixture[str]) -> None:
+def test_typed_former_names_are_translated(renamed: Names, capsys: pytest.CaptureFixture[str]) -> None:
     typed = {
         "criterion.tau=0.02,0.04": "loss.teacher_temp=0.02,0.04",
         "ablation=sans_ema,no_sharpening": "ablation=no_ema,no_sharpening",
@@ -264,7 +264,7 @@ def test_what_is_typed_is_understood_and_said(renamed: Names, capsys: pytest.Cap
     assert checked.warnings == ["attention.photos=3: now called attention.images=3."]
 
 
-def test_a_file_of_the_users_own_is_told(renamed: Names, tmp_path: Path) -> None:
+def test_former_names_in_a_users_file_are_refused(renamed: Names, tmp_path: Path) -> None:
     file = tmp_path / "experiment" / "mine.yaml"
     file.parent.mkdir()
     for content, error in (
@@ -288,7 +288,7 @@ def test_a_file_of_the_users_own_is_told(renamed: Names, tmp_path: Path) -> None
         assert found.endswith(error)
 
 
-def test_a_sweep_in_a_file_of_the_users_own_is_understood(renamed: Names, tmp_path: Path) -> None:
+def test_former_names_in_a_users_sweep_are_translated(renamed: Names, tmp_path: Path) -> None:
     (tmp_path / "sweep").mkdir()
     content = "# @package _global_\nhydra: {sweeper: {params: {criterion.tau: '0.02,0.04'}}}\n"
     (tmp_path / "sweep" / "mine.yaml").write_text(content)
@@ -298,7 +298,7 @@ def test_a_sweep_in_a_file_of_the_users_own_is_understood(renamed: Names, tmp_pa
     assert checked.sweep_dir == "outputs/demo_mine_centre_momentum"
 
 
-def test_metrics_are_read_by_present_names(renamed: Names, tmp_path: Path) -> None:
+def test_metrics_are_read_in_present_names(renamed: Names, tmp_path: Path) -> None:
     directory = RunDirectory(tmp_path)
     lines = [{"step": step, "centre_norm": 1.0, "verdict": "well"} for step in range(9)]
     lines[5]["knn"] = 50.0
@@ -320,7 +320,7 @@ def test_metrics_are_read_by_present_names(renamed: Names, tmp_path: Path) -> No
     }
 
 
-def test_a_knn_in_the_middle_of_a_large_file_is_found_by_any_name(
+def test_a_knn_in_a_large_file_is_found_under_a_former_name(
     renamed: Names, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("dino_exp.report.run_files.WHOLE_BYTES", 1000)
@@ -331,7 +331,7 @@ def test_a_knn_in_the_middle_of_a_large_file_is_found_by_any_name(
     assert {"step": 1234, "center_norm": 1.0, "knn_top1": 50.0} in found
 
 
-def test_a_checkpoint_is_read_by_present_names(renamed: Names) -> None:
+def test_a_checkpoint_is_read_in_present_names(renamed: Names) -> None:
     state = {
         "step": 3,
         "last_metrics": {"centre_norm": 1.0},
@@ -371,7 +371,7 @@ def test_evaluations_keep_their_keys(renamed: Names, monkeypatch: pytest.MonkeyP
     assert records.key(present) == records.key(renamed.present_evaluation(present))
 
 
-def test_a_manifest_is_read_by_present_names(renamed: Names, tmp_path: Path) -> None:
+def test_a_manifest_is_read_in_present_names(renamed: Names, tmp_path: Path) -> None:
     entry = {"overrides": ["criterion.tau=0.02", "ablation=sans_ema"], "config_hash": "1"}
     content = {"launcher": "cluster", "settings": {"queue": "long"}, "runs": {"a": entry}}
     Manifest.path(tmp_path).write_text(json.dumps(content))
@@ -380,15 +380,15 @@ def test_a_manifest_is_read_by_present_names(renamed: Names, tmp_path: Path) -> 
     assert manifest.runs["a"].overrides == ["loss.teacher_temp=0.02", "ablation=no_ema"]
 
 
-def test_a_search_goes_on_with_its_study(renamed: Names) -> None:
+def test_a_search_space_is_stored_in_first_names(renamed: Names) -> None:
     assert in_first_names(Numbers("loss.teacher_temp", 0.02, 0.2)) == Numbers("criterion.tau", 0.02, 0.2)
     space = in_first_names(Choices("ablation", ("no_ema", "sound")))
     assert space == Choices("ablation", ("sans_ema", "sound"))
     assert renamed.present_word(f"{space.key}={space.text('sans_ema')}") == "ablation=no_ema"
 
 
-def test_groups_that_were_renamed_after_their_keys() -> None:
-    """Whichever came first, the oldest name is the identity's."""
+def test_a_group_and_its_keys_may_be_renamed_in_any_order() -> None:
+    """The identity has the oldest name, whichever rename came first."""
     names = Names(keys={"augment": "augmentation", "augmentation.grey": "augmentation.gray"})
     assert names.present_key("augment.grey") == "augmentation.gray"
     assert names.first_key("augmentation.gray") == "augment.grey"

@@ -1,4 +1,4 @@
-"""Runs that a former revision wrote are found, read, resumed and evaluated, also after everything has moved.
+"""Runs of a former revision are found, read, resumed and evaluated, also after further renames.
 
 `data_of_former_versions/README.md` says where they come from.
 """
@@ -30,6 +30,7 @@ from dino_exp.runs.run_directory import FORMAT, RunDirectory, read_metrics
 from dino_exp.train import checkpoint
 from launchers import __main__ as launchers
 from launchers import local
+from tests.launchers.doubles import dino
 
 PROJECT = Path(__file__).parents[2]
 FORMER = Path(__file__).parents[1] / "data_of_former_versions" / "9aa5416"
@@ -45,13 +46,13 @@ SWEEP += ["hydra/launcher=local", "hydra.launcher.detach=true"]
 EVALUATE = ["eval=knn", "knn.k=[5,10]", "device=cpu"]
 SOON, IN_THE_END = 1e-4, 0.03
 """Relative tolerances of the first five losses after the resume, and of the weights' norms 50 steps later.
-Another CPU's kernels round otherwise by 1e-7, and the training makes more of it: noise of 1e-6 in all weights
-of step 10 changes those losses by less than 1e-6 and the norms by up to 2e-3; of 1e-5, by 5e-6 and 9e-3."""
+Another CPU rounds differently by 1e-7, and training amplifies this: noise of 1e-6 in all weights of step 10
+changes these losses by less than 1e-6 and the norms by up to 2e-3; noise of 1e-5, by 5e-6 and 9e-3."""
 
 
 @pytest.fixture
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A working directory with the former runs in its `outputs`."""
+    """Return a working directory with the former runs in its `outputs`."""
     shutil.copytree(FORMER / "outputs", tmp_path / "outputs")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["train.py"])
@@ -61,7 +62,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def the_run(name: str) -> Path:
-    """The only run of an experiment; another one beside it would be a run that was not found."""
+    """Return the only run of an experiment; a second one would mean that the first was not found."""
     (run,) = Path("outputs", name).iterdir()
     return run
 
@@ -76,7 +77,7 @@ def weights(run: Path) -> dict[str, torch.Tensor]:
 
 
 def present(former: Iterable[str]) -> set[str]:
-    """What names in a run's files are called now."""
+    """Return the present names of fields in a run's files."""
     return set(map(TABLE.present_metric, former))
 
 
@@ -88,7 +89,7 @@ def steps(run: Path) -> list[int]:
     return [json.loads(line)["step"] for line in (run / "metrics.jsonl").read_text().splitlines()]
 
 
-def test_a_finished_run_is_shown_and_not_touched(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_finished_run_is_shown_and_not_changed(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before = content(here / "outputs")
     assert cli.main(FINISHED) == 0
     assert "finished" in capsys.readouterr().out
@@ -108,14 +109,14 @@ def test_an_interrupted_run_is_resumed(here: Path) -> None:
     losses = {str(line["step"]): line.get("loss") for line in read_metrics(run / "metrics.jsonl")}
     assert {step: losses[step] for step in ends["losses"]} == pytest.approx(ends["losses"], rel=SOON)
     summary = RunDirectory(run).read_summary()
-    # what a run of today says, so that no former name is without a present one
+    # fields of a present run, so that every former name is known to have a present one
     logged = keys_in((run / "metrics.jsonl").read_text().splitlines())
     assert present(NAMES["metrics"]) - {"init_from"} <= logged
     assert present(NAMES["summary"]) - {present(["initial_knn_top1"]).pop()} <= summary.keys()
     assert present(NAMES["attention"]) <= summary[present(["attention"]).pop()].keys()
 
 
-def test_a_run_is_evaluated_in_the_place_of_the_same_evaluation(here: Path) -> None:
+def test_an_evaluation_replaces_the_former_one_of_the_same_kind(here: Path) -> None:
     run = the_run("finished")
     before = records.read(run)
     assert [str(records.folder_of(each)) for each in before] == [
@@ -140,13 +141,13 @@ def test_reports_and_exports_read_them(here: Path) -> None:
     assert export.main([f"run={run}", "format=timm", f"out={here / 'timm'}"]) == 0
 
 
-def test_another_run_begins_with_their_weights(here: Path) -> None:
+def test_init_from_reads_their_weights(here: Path) -> None:
     words = [*TINY, "name=next", "trainer.max_steps=1", "eval.bank_size=8", "eval.query_size=8"]
     assert cli.main([*words, f"init_from={the_run('finished')}"]) == 0
     assert RunDirectory(the_run("next")).read_summary()["initial_knn_top1"] is not None
 
 
-def test_a_sweep_is_looked_after(
+def test_a_sweep_is_shown_collected_and_resumed(
     here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = "outputs/sweep"
@@ -167,18 +168,10 @@ def test_a_sweep_is_looked_after(
     said = capsys.readouterr().out
     assert "submitted 1 runs." in said
     assert "Left alone: 1 finished." in said
-    assert dino(SWEEP) == 0
-    assert "submitted 1 runs." in capsys.readouterr().out  # nobody has begun it
+    assert dino(*SWEEP) == 0
+    assert "submitted 1 runs." in capsys.readouterr().out  # it has not started
     assert content(next(Path(folder).glob("*tt0.02*"))) == untouched
     assert len(list(Path(folder).glob("*/config.yaml"))) == 2
-
-
-def dino(argv: list[str]) -> int:
-    """`train.py`; its launchers leave the process."""
-    try:
-        return cli.main(argv)
-    except SystemExit as leaving:
-        return int(leaving.code or 0)
 
 
 # ---- runs of a newer version -------------------------------------------------------------------------------
@@ -194,8 +187,8 @@ REFUSED: dict[str, tuple[str, Callable[[], int]]] = {
         lambda: cli.main([*TINY, f"init_from={the_run('interrupted')}/checkpoints/last.pt"]),
     ),
     "doctor": ("status.json", lambda: report.main(["doctor", str(the_run("interrupted"))])),
-    "sweep": ("manifest.json", lambda: dino(SWEEP)),
-    "search": ("manifest.json", lambda: dino([*SWEEP[:-2], "hydra/sweeper=optuna"])),
+    "sweep": ("manifest.json", lambda: dino(*SWEEP)),
+    "search": ("manifest.json", lambda: dino(*SWEEP[:-2], "hydra/sweeper=optuna")),
     **{
         f"launchers {command}": ("manifest.json", partial(launchers.main, [command, "outputs/sweep"]))
         for command in ("status", "wait", "collect", "resume", "cancel", "logs")
@@ -204,7 +197,7 @@ REFUSED: dict[str, tuple[str, Callable[[], int]]] = {
 
 
 @pytest.mark.parametrize("program", REFUSED)
-def test_what_a_newer_version_wrote_is_not_touched(
+def test_files_of_a_newer_version_are_refused_and_not_changed(
     here: Path, capsys: pytest.CaptureFixture[str], program: str
 ) -> None:
     name, run = REFUSED[program]
@@ -219,32 +212,32 @@ def test_what_a_newer_version_wrote_is_not_touched(
     assert content(here) == before
 
 
-def test_a_sweep_with_a_run_of_a_newer_version_is_not_touched_either(
+def test_a_sweep_with_a_run_of_a_newer_version_is_not_changed(
     here: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (newer,) = Path("outputs/sweep").glob("*tt0.04*/status.json")
     newer.write_text(json.dumps(json.loads(newer.read_text()) | {"format": FORMAT + 1}))
     before = content(here)
-    assert dino(SWEEP) == 2
+    assert dino(*SWEEP) == 2
     assert launchers.main(["resume", "outputs/sweep"]) == 2
     assert content(here) == before
 
 
-def test_a_report_says_what_a_newer_version_wrote(here: Path) -> None:
+def test_a_report_names_files_of_a_newer_version(here: Path) -> None:
     for newer in (Path("outputs/sweep/manifest.json"), the_run("interrupted") / "status.json"):
         newer.write_text(json.dumps(json.loads(newer.read_text()) | {"format": FORMAT + 1}))
         assert report.main([str(newer.parent), "--out", "page"]) == 0
         assert f"{newer.name}: format {FORMAT + 1} is newer" in Path("page/index.html").read_text()
 
 
-# ---- after everything has moved ----------------------------------------------------------------------------
+# ---- after a move and renames ------------------------------------------------------------------------------
 
 MOVED = {
     r"\bclip_grad\b": "clip_gradients",  # a key
     r"\bno_ema\b": "without_ema",  # an option
     r"\bfirst_batch\b": "from_first_batch",  # a word
     r"\bkl_share\b": "kl_part",  # a metric, in checkpoints too
-    r"\bknn_top1\b": "knn_accuracy",  # what reports look for in the middle of a file
+    r"\bknn_top1\b": "knn_accuracy",  # a metric that reports search for in large files
     r"\bjaccard_even\b": "jaccard_everywhere",  # a figure of an evaluation
 }
 MOVED_TABLE = """
@@ -299,8 +292,8 @@ def moved_project(folder: Path) -> None:
 
 
 @pytest.mark.spawn
-def test_a_move_and_renames_orphan_nothing(here: Path) -> None:
-    """The same runs under a project in which things have other places and names."""
+def test_former_runs_work_after_a_move_and_renames(here: Path) -> None:
+    """The project here is a copy with a moved module and renamed keys, options, words and metrics."""
     moved_project(here / "moved")
     lines = "\n".join(" ".join(words) for words in (FINISHED, INTERRUPTED, EVALUATE))
     environment = os.environ | {"PYTHONPATH": str(here / "moved")}

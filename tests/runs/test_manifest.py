@@ -1,4 +1,4 @@
-"""The manifest survives whoever writes it, and one of several writers at a time changes it."""
+"""The manifest: atomic writes, and one writer at a time."""
 
 from __future__ import annotations
 
@@ -18,15 +18,13 @@ def a_manifest(folder: Path) -> Manifest:
     return Manifest(folder, "slurm", {"partition": None, "sbatch": {"exclude": "n1"}}, runs)
 
 
-def test_it_reads_back_what_it_wrote(tmp_path: Path) -> None:
+def test_a_manifest_is_read_as_it_was_written(tmp_path: Path) -> None:
     manifest = a_manifest(tmp_path)
     manifest.save()
     assert Manifest.load(tmp_path) == manifest
 
 
-def test_a_write_that_is_cut_short_leaves_the_old_one(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_failed_write_keeps_the_old_manifest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     manifest = a_manifest(tmp_path)
     manifest.save()
     before = Manifest.path(tmp_path).read_bytes()
@@ -42,7 +40,7 @@ def test_a_write_that_is_cut_short_leaves_the_old_one(
     assert [path.name for path in tmp_path.iterdir()] == ["manifest.json"]
 
 
-def test_two_writers_lose_nothing_of_each_other(tmp_path: Path) -> None:
+def test_several_writers_lose_no_run(tmp_path: Path) -> None:
     Manifest(tmp_path).save()
 
     def add(writer: int) -> None:
@@ -60,13 +58,13 @@ def test_two_writers_lose_nothing_of_each_other(tmp_path: Path) -> None:
     assert len(Manifest.load(tmp_path).runs) == 20
 
 
-def test_a_folder_that_is_no_sweeps(tmp_path: Path) -> None:
+def test_a_folder_without_a_manifest_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"no manifest\.json there; give the folder of a sweep"):
         Manifest.load(tmp_path)
     assert Manifest.load_or_new(tmp_path).runs == {}
 
 
-def test_the_file_is_for_other_programs_too(tmp_path: Path) -> None:
+def test_the_fields_of_the_file(tmp_path: Path) -> None:
     a_manifest(tmp_path).save()
     content = json.loads(Manifest.path(tmp_path).read_text())
     assert content["runs"]["a"]["job"] == "12_0"

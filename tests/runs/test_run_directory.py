@@ -1,4 +1,4 @@
-"""Files are whole or absent, and what a resume logs again is dropped first."""
+"""Files of a run: atomic writes, dropped log lines, the lock, and checkpoints."""
 
 import json
 import os
@@ -43,13 +43,13 @@ def test_rewind_drops_later_steps_and_a_line_cut_short(tmp_path: Path) -> None:
     assert lines[1]["loss"] is None
 
 
-def test_a_summary_is_strict_json(tmp_path: Path) -> None:
+def test_summary_json_is_strict(tmp_path: Path) -> None:
     directory = RunDirectory(tmp_path)
     directory.write_summary({"attention": {"auc": float("nan"), "mass": 0.5}, "values": [float("inf"), 1]})
     assert directory.read_summary() == {"attention": {"auc": None, "mass": 0.5}, "values": [None, 1]}
 
 
-def test_status_keeps_what_is_not_changed(tmp_path: Path) -> None:
+def test_status_keeps_unchanged_fields(tmp_path: Path) -> None:
     RunDirectory(tmp_path).write_status(state="running", step=3, attempt=1)
     again = RunDirectory(tmp_path)
     again.write_status(step=4)
@@ -58,7 +58,7 @@ def test_status_keeps_what_is_not_changed(tmp_path: Path) -> None:
     assert {"heartbeat", "host", "pid", "slurm_job_id"} <= status.keys()
 
 
-def test_a_run_that_another_process_is_at_is_refused_until_that_is_killed(tmp_path: Path) -> None:
+def test_a_run_cannot_be_held_until_the_process_that_holds_it_is_killed(tmp_path: Path) -> None:
     (tmp_path / "hold.py").write_text(
         "import sys, time; from pathlib import Path; from dino_exp.runs.run_directory import RunDirectory\n"
         "directory = RunDirectory(Path(sys.argv[1])); directory.hold()\n"
@@ -75,7 +75,7 @@ def test_a_run_that_another_process_is_at_is_refused_until_that_is_killed(tmp_pa
     assert list((tmp_path / "checkpoints").iterdir()) == []
 
 
-def test_beside_finds_the_next_free_name(tmp_path: Path) -> None:
+def test_beside_returns_the_next_free_name(tmp_path: Path) -> None:
     path = tmp_path / "run"
     assert RunDirectory.beside(path).path == path
     for expected in ("run-2", "run-3"):
@@ -84,7 +84,7 @@ def test_beside_finds_the_next_free_name(tmp_path: Path) -> None:
         assert RunDirectory.beside(path).path.name == expected
 
 
-def test_a_damaged_checkpoint_is_named(tmp_path: Path) -> None:
+def test_the_error_for_a_damaged_checkpoint_names_the_file(tmp_path: Path) -> None:
     file = tmp_path / "last.pt"
     checkpoint.save(file, {"step": 3, "weights": torch.ones(99)})
     assert checkpoint.load(file)["step"] == 3
@@ -94,7 +94,7 @@ def test_a_damaged_checkpoint_is_named(tmp_path: Path) -> None:
 
 
 class Attack:
-    """What leaves a folder behind when it is unpickled."""
+    """An object that creates a folder when it is unpickled."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -103,7 +103,7 @@ class Attack:
         return os.mkdir, (str(self.folder),)
 
 
-def test_a_checkpoint_that_would_run_code_is_refused_and_runs_nothing(tmp_path: Path) -> None:
+def test_a_checkpoint_that_would_run_code_is_refused_without_running_it(tmp_path: Path) -> None:
     torch.save({"step": 3, "student": Attack(tmp_path / "executed")}, tmp_path / "last.pt")
     with pytest.raises(UserError, match=r"last\.pt: not a checkpoint that can be loaded"):
         checkpoint.load(tmp_path / "last.pt")

@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# A throw-away SLURM cluster on one Debian machine, as root, for the tests beside this file: two nodes of 4 CPUs
+# A temporary SLURM cluster on one Debian machine, as root, for the tests beside this file: two nodes of 4 CPUs
 # and 2 "GPUs" (device files that nothing reads) each, accounting, and a partition `urgent` that preempts `gpu`.
 #   cluster.sh start | stop | accounting on|off | node NAME kill|start
-# All that it writes is in $SLURM_LAB (default /tmp/slurm-lab); $SLURM_CONF must be $SLURM_LAB/slurm.conf.
+# It writes only into $SLURM_LAB (default /tmp/slurm-lab); $SLURM_CONF must be $SLURM_LAB/slurm.conf.
 set -euo pipefail
 lab=${SLURM_LAB:-/tmp/slurm-lab}
 export SLURM_CONF=$lab/slurm.conf
@@ -49,7 +49,7 @@ AccountingStorageTRES=gres/gpu"
 
 wait_for() { for _ in $(seq 60); do "$@" >/dev/null 2>&1 && return 0; sleep 0.5; done; echo "timed out: $*" >&2; return 1; }
 
-end() { # of the daemon whose pid is in a file
+end() { # stop the daemon whose pid is in a file
   [ -f "$1" ] || return 0
   kill "$(cat "$1")" 2>/dev/null || true
   for _ in $(seq 40); do kill -0 "$(cat "$1" 2>/dev/null)" 2>/dev/null || return 0; sleep 0.25; done

@@ -1,4 +1,4 @@
-"""Sweeps on a real SLURM, with real training runs of seconds: nothing is lost, whatever happens to a job."""
+"""Sweeps on a real SLURM cluster, with training runs of seconds: whatever ends a job, nothing is lost."""
 
 import csv
 import os
@@ -23,7 +23,7 @@ SLURM = ["hydra/launcher=slurm", "hydra.launcher.cpus_per_task=1", "hydra.launch
 DETACHED = [*SLURM, "hydra.launcher.detach=true"]
 SMALL = ["experiment=debug", "trainer.batch_size=8", "crops.local_number=1", "eval.every_epochs=1000"]
 SHORT = [*SMALL, "trainer.max_steps=3"]
-# Long enough to be held in the middle; stochastic depth, so that the state of random numbers matters.
+# Long enough to be stopped in the middle; with stochastic depth, so that random states matter.
 LONG = [*SMALL, "trainer.epochs=2", "backbone.drop_path_rate=0.2"]
 STEPS = 64
 
@@ -35,9 +35,9 @@ def cluster(*words: str) -> None:
 
 @pytest.fixture(scope="module", autouse=True)
 def a_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Installed, started, and stopped again; its commands see it through SLURM_CONF."""
+    """Install, start and stop a cluster; SLURM's commands find it through SLURM_CONF."""
     if not hasattr(os, "geteuid") or os.geteuid() != 0 or not Path("/etc/debian_version").exists():
-        pytest.skip("a throw-away SLURM needs root on Debian")
+        pytest.skip("a temporary SLURM cluster needs root on Debian")
     lab = tmp_path_factory.mktemp("slurm", numbered=True)
     os.environ["SLURM_LAB"], os.environ["SLURM_CONF"] = str(lab), str(lab / "slurm.conf")
     try:
@@ -58,7 +58,7 @@ def train(folder: Path, *words: str) -> Program:
 
 
 def submit(folder: Path, name: str, *words: str) -> Path:
-    """A detached sweep's folder."""
+    """Submit a detached sweep, and return its folder."""
     done = train(folder, f"name={name}", *DETACHED, *words)
     assert done.returncode == 0, done.output
     return folder / "outputs" / name
@@ -77,7 +77,7 @@ def states(sweep: Path) -> list[str]:
 
 
 def job(sweep: Path) -> str:
-    """The job of a sweep's first run."""
+    """Return the job of a sweep's first run."""
     found = next(iter(Manifest.load(sweep).runs.values())).job
     assert found
     return found
@@ -88,9 +88,9 @@ def steps(run: RunDirectory) -> list[int]:
 
 
 def in_the_middle(run: RunDirectory) -> int:
-    """Wait until the run is in the middle, and hold its process there; returns that.
+    """Wait until the run is in the middle, freeze its process, and return the process id.
 
-    Held, because SLURM takes its time, and how far a run comes meanwhile depends on the machine.
+    SLURM reacts slowly, and how far a run would get in the meantime depends on the machine.
     """
     until(lambda: len(steps(run)) > 12 or run.traceback_file.exists(), "the run is in the middle")
     assert not run.traceback_file.exists(), run.traceback_file.read_text()
@@ -99,10 +99,10 @@ def in_the_middle(run: RunDirectory) -> int:
     return process
 
 
-def told_to_stop(process: int, number: signal.Signals) -> None:
-    """Wait until a signal of SLURM has come to a process that is held, and let it go on."""
-    until(lambda: is_pending(number, process) or not is_held(process), f"{number.name} comes to the run")
-    with suppress(ProcessLookupError):  # SLURM itself lets it go on, before SIGTERM
+def continue_after(number: signal.Signals, process: int) -> None:
+    """Wait until SLURM has sent a signal to a frozen process, and let the process continue."""
+    until(lambda: is_pending(number, process) or not is_frozen(process), f"the run gets {number.name}")
+    with suppress(ProcessLookupError):  # SLURM itself sends SIGCONT before SIGTERM
         os.kill(process, signal.SIGCONT)
 
 
@@ -111,12 +111,12 @@ def is_pending(number: signal.Signals, process: int) -> bool:
     return any(mask & 1 << (number - 1) for mask in masks)
 
 
-def is_held(process: int) -> bool:
+def is_frozen(process: int) -> bool:
     return process_status(process).get("State", "").startswith("T")
 
 
 def process_status(process: int) -> dict[str, str]:
-    """What the system says of a process; nothing of one that is gone."""
+    """Return the fields of /proc/PID/status; empty for a process that has exited."""
     try:
         lines = Path(f"/proc/{process}/status").read_text().splitlines()
     except FileNotFoundError:
@@ -124,8 +124,8 @@ def process_status(process: int) -> dict[str, str]:
     return dict(line.split(":\t", 1) for line in lines if ":\t" in line)
 
 
-def requeued(number: str, *changes: str) -> None:
-    """Wait until a job is back in the queue, and spare it SLURM's two minutes there."""
+def restart_requeued(number: str, *changes: str) -> None:
+    """Wait until a job is back in the queue, and start it without SLURM's delay of two minutes."""
     until(lambda: squeue(number) == "PENDING", f"job {number} is back in the queue")
     slurm("scontrol", "update", f"JobId={number}", "StartTime=now", *changes)
 
@@ -141,13 +141,13 @@ def squeue(number: str) -> str:
 
 
 def sacct(number: str) -> list[str]:
-    """How the tasks of a job ended, once accounting knows."""
+    """Return the final states of a job's tasks, once accounting has them."""
 
     def ended() -> list[str]:
         lines = slurm("sacct", "-n", "-P", "-X", "-j", number, "-o", "State").splitlines()
         return [line.split()[0] for line in lines]  # CANCELLED by 0
 
-    until(lambda: ended() and not {"RUNNING", "PENDING", "COMPLETING"} & set(ended()), "sacct knows")
+    until(lambda: ended() and not {"RUNNING", "PENDING", "COMPLETING"} & set(ended()), "sacct has them")
     return ended()
 
 
@@ -157,8 +157,8 @@ def weights(run: RunDirectory) -> dict[str, torch.Tensor]:
     return {f"{part}.{name}": tensor for part in parts for name, tensor in state[part].items()}
 
 
-def assert_undisturbed(run: RunDirectory, reference: RunDirectory, attempts: int) -> None:
-    """The same weights and the same steps as a run that nothing happened to."""
+def assert_same_as(reference: RunDirectory, run: RunDirectory, attempts: int) -> None:
+    """Assert that a run has the weights and steps of a run that was never stopped."""
     assert run.read_status()["state"] == "finished"
     assert run.read_status()["attempt"] == attempts
     assert steps(run) == list(range(STEPS + 1))
@@ -177,7 +177,7 @@ def reference(tmp_path_factory: pytest.TempPathFactory) -> RunDirectory:
     return run
 
 
-def test_a_grid_is_an_array_on_two_nodes_and_is_not_trained_twice(tmp_path: Path) -> None:
+def test_a_grid_runs_as_an_array_on_two_nodes_and_is_trained_once(tmp_path: Path) -> None:
     grid = ["loss.teacher_temp=0.02,0.03,0.04"]
     done = train(tmp_path, "name=grid", *SLURM, *SHORT, *grid)
     assert done.returncode == 0, done.output
@@ -199,7 +199,7 @@ def test_a_grid_is_an_array_on_two_nodes_and_is_not_trained_twice(tmp_path: Path
     assert "3 of 6 runs would be submitted" in larger.stdout
 
 
-def test_two_nodes_times_two_tasks_are_one_run(tmp_path: Path) -> None:
+def test_a_run_on_two_nodes_with_two_tasks_each(tmp_path: Path) -> None:
     config = [
         "experiment=debug",
         "trainer.batch_size=64",
@@ -229,7 +229,7 @@ def test_two_nodes_times_two_tasks_are_one_run(tmp_path: Path) -> None:
     assert ours == pytest.approx(theirs, abs=2e-5)
 
 
-def test_a_rank_that_dies_takes_the_others_along(tmp_path: Path) -> None:
+def test_a_killed_rank_ends_the_other_ranks(tmp_path: Path) -> None:
     sweep = submit(tmp_path, "pair", *LONG, "hydra.launcher.nodes=2")
     (run,) = runs(sweep)
     first = in_the_middle(run)
@@ -244,7 +244,7 @@ def test_a_rank_that_dies_takes_the_others_along(tmp_path: Path) -> None:
 
 
 def is_rank_1(environ: Path, run: RunDirectory) -> bool:
-    """Whether a process is the run's second one, and not one of its loader or tracker."""
+    """Return whether a process is rank 1 of a run, and not a process of its loader or tracker."""
     try:
         words = environ.with_name("cmdline").read_bytes().split(b"\0")
         return str(run.path).encode() in words and b"RANK=1" in environ.read_bytes().split(b"\0")
@@ -252,39 +252,39 @@ def is_rank_1(environ: Path, run: RunDirectory) -> bool:
         return False
 
 
-def test_a_preempted_run_goes_on_bit_exactly(tmp_path: Path, reference: RunDirectory) -> None:
+def test_a_preempted_run_resumes_bit_identically(tmp_path: Path, reference: RunDirectory) -> None:
     sweep = submit(tmp_path, "preempted", *LONG)
     (run,) = runs(sweep)
     process = in_the_middle(run)
     urgent = ["-p", "urgent", "-N2", "--gpus-per-node=2", "--time=5", "-o", "/dev/null", "--wrap", "sleep 1"]
     slurm("sbatch", *urgent)
-    told_to_stop(process, signal.SIGTERM)
-    requeued(job(sweep))
+    continue_after(signal.SIGTERM, process)
+    restart_requeued(job(sweep))
     assert run.read_status()["state"] == "preempted"
     tracker = run.read_status()["tracker_id"]
     waited = launchers(tmp_path, "wait", str(sweep))
     assert waited.returncode == 0, waited.stdout
-    assert_undisturbed(run, reference, attempts=2)
+    assert_same_as(reference, run, attempts=2)
     assert run.read_status()["tracker_id"] == tracker
     assert sacct(job(sweep)) == ["COMPLETED"]
 
 
-def test_a_time_limit_is_no_end(tmp_path: Path, reference: RunDirectory) -> None:
+def test_a_run_continues_after_the_time_limit(tmp_path: Path, reference: RunDirectory) -> None:
     limits = ["hydra.launcher.time_limit=30", "hydra.launcher.grace_seconds=60"]
     sweep = submit(tmp_path, "limit", *LONG, *limits)
     (run,) = runs(sweep)
     process = in_the_middle(run)
     minutes = int(slurm("squeue", "-h", "-j", job(sweep), "-o", "%M").rpartition(":")[0]) + 2
     slurm("scontrol", "update", f"JobId={job(sweep)}", f"TimeLimit={minutes}")
-    told_to_stop(process, signal.SIGUSR2)  # SLURM looks at the limits twice a minute
-    requeued(job(sweep), "TimeLimit=30")
+    continue_after(signal.SIGUSR2, process)  # SLURM checks the limits twice a minute
+    restart_requeued(job(sweep), "TimeLimit=30")
     assert run.read_status()["state"] == "preempted"
     waited = launchers(tmp_path, "wait", str(sweep))
     assert waited.returncode == 0, waited.stdout
-    assert_undisturbed(run, reference, attempts=2)
+    assert_same_as(reference, run, attempts=2)
 
 
-def test_a_dead_node_costs_no_run(tmp_path: Path, reference: RunDirectory) -> None:
+def test_a_run_continues_after_its_node_dies(tmp_path: Path, reference: RunDirectory) -> None:
     sweep = submit(tmp_path, "node", *LONG)
     (run,) = runs(sweep)
     in_the_middle(run)
@@ -292,25 +292,23 @@ def test_a_dead_node_costs_no_run(tmp_path: Path, reference: RunDirectory) -> No
     cluster("node", node, "kill")
     kill_processes_of(run)
     try:
-        requeued(job(sweep))
+        restart_requeued(job(sweep))
         waited = launchers(tmp_path, "wait", str(sweep))
     finally:
         cluster("node", node, "start")
     assert waited.returncode == 0, waited.stdout
-    assert_undisturbed(run, reference, attempts=2)
+    assert_same_as(reference, run, attempts=2)
 
 
 def kill_processes_of(run: RunDirectory) -> None:
-    """The run and the worker above it, at once and without a word."""
+    """Kill the process of a run and its worker."""
     child = run.read_status()["pid"]
     worker = int(Path(f"/proc/{child}/stat").read_text().rpartition(")")[2].split()[1])
     for process in (worker, child):
         os.kill(process, signal.SIGKILL)
 
 
-def test_a_killed_worker_leaves_a_lost_run_that_resume_takes_up(
-    tmp_path: Path, reference: RunDirectory
-) -> None:
+def test_a_run_whose_worker_was_killed_is_lost_until_resume(tmp_path: Path, reference: RunDirectory) -> None:
     sweep = submit(tmp_path, "killed", *LONG)
     (run,) = runs(sweep)
     in_the_middle(run)
@@ -322,12 +320,12 @@ def test_a_killed_worker_leaves_a_lost_run_that_resume_takes_up(
     resumed = launchers(tmp_path, "resume", str(sweep))
     assert resumed.returncode == 0, resumed.stderr
     assert launchers(tmp_path, "wait", str(sweep)).returncode == 0
-    assert_undisturbed(run, reference, attempts=2)
+    assert_same_as(reference, run, attempts=2)
     assert len(Manifest.load(sweep).runs[run.path.name].jobs) == 2
 
 
-def test_failures_are_failed_jobs_and_leave_the_others_alone(tmp_path: Path) -> None:
-    """One diverges, one cannot read its checkpoint, one is killed as if memory had run out, one collapses."""
+def test_failed_runs_fail_their_own_jobs_only(tmp_path: Path) -> None:
+    """One run collapses, one diverges, one cannot read its checkpoint, and one is killed."""
     words = [*SMALL, "trainer.epochs=6", "trainer.on_collapse=stop"]
     words += ["loss.centering=none", "loss.teacher_temp=0.005", "optimizer.lr=0.01,1e30,0.011,0.012"]
     sweep = submit(tmp_path, "failing", *words, "hydra.launcher.dry_run=false")
@@ -346,14 +344,14 @@ def test_failures_are_failed_jobs_and_leave_the_others_alone(tmp_path: Path) -> 
     assert len(steps(collapsing)) < 192
 
 
-def test_scancel_is_final_until_resume(tmp_path: Path) -> None:
+def test_cancelled_runs_stay_cancelled_until_resume(tmp_path: Path) -> None:
     sweep = submit(tmp_path, "cancelled", *LONG, "trainer.seed=3,4")
     first, second = runs(sweep)
     held = [in_the_middle(run) for run in (first, second)]
     slurm("scancel", job(sweep))
     cancelled = launchers(tmp_path, "cancel", str(sweep), "seed=4")
     for process in held:
-        told_to_stop(process, signal.SIGTERM)
+        continue_after(signal.SIGTERM, process)
     assert "cancelled 1 runs" in cancelled.stdout
     waited = launchers(tmp_path, "wait", str(sweep))
     assert "2 cancelled" in waited.stdout, waited.stdout
@@ -364,7 +362,7 @@ def test_scancel_is_final_until_resume(tmp_path: Path) -> None:
     assert [steps(run) for run in (first, second)] == [[0, *range(1, STEPS + 1)]] * 2
 
 
-def test_whoever_waits_may_go_away(tmp_path: Path) -> None:
+def test_runs_continue_without_the_process_that_waits_for_them(tmp_path: Path) -> None:
     words = ["train.py", "-m", "name=left", *SLURM]
     waiting = Program(*words, *SHORT, "trainer.seed=0,1", folder=tmp_path, environment=cache(tmp_path))
     waiting.until_it_says("pending")
@@ -393,7 +391,7 @@ def test_whoever_waits_may_go_away(tmp_path: Path) -> None:
     assert launchers(tmp_path, "wait", str(sweep)).returncode == 0
 
 
-def test_two_runs_share_a_gpu_and_not_their_fate(tmp_path: Path) -> None:
+def test_a_failed_run_does_not_stop_the_other_run_on_its_gpu(tmp_path: Path) -> None:
     sweep = submit(tmp_path, "shared", *SHORT, "optimizer.lr=0.01,1e30", "hydra.launcher.runs_per_gpu=2")
     assert launchers(tmp_path, "wait", str(sweep)).returncode == 1
     assert states(sweep) == ["finished", "failed"]
@@ -401,7 +399,7 @@ def test_two_runs_share_a_gpu_and_not_their_fate(tmp_path: Path) -> None:
     assert sacct(job(sweep)) == ["FAILED"]
 
 
-def test_without_accounting(tmp_path: Path) -> None:
+def test_a_killed_run_is_lost_without_accounting(tmp_path: Path) -> None:
     cluster("accounting", "off")
     try:
         sweep = submit(tmp_path, "alone", *LONG, "trainer.seed=5,6")

@@ -161,7 +161,7 @@ def test_a_resume_needs_the_weights_no_more(source: Path, tmp_path: Path) -> Non
     train(longer, stopped)
     for part in ("student", "teacher", "loss"):
         assert same(saved(stopped)[part], saved(tmp_path / "longer")[part])
-    with pytest.raises(UserError, match="there is no such file"):
+    with pytest.raises(UserError, match="no such file"):
         train(longer, tmp_path / "another")
     copy.write_bytes(b"something else")
     with pytest.raises(UserError, match=r"copy.pt: not the weights that the run was configured with"):
@@ -172,9 +172,9 @@ def test_a_resume_needs_the_weights_no_more(source: Path, tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("overrides", "error"),
     [
-        (["init_from=lost.pth"], "init_from = lost.pth: there is no such file"),
+        (["init_from=lost.pth"], "init_from = lost.pth: no such file"),
         (["init_from=empty.pth"], "init_from = empty.pth: an empty file"),
-        (["init_from=folder"], "init_from = folder: a folder without checkpoints/last.pt"),
+        (["init_from=folder"], "init_from = folder: no checkpoints/last.pt in this folder"),
         (["init_from=text.pth"], "text.pth: not a whole file of weights"),
         (["init_from=tensors.pth"], "tensors.pth: no tensor is named as one of the backbone's"),
         (["init_sha256=abc"], "init_sha256 = abc: not a SHA-256"),

@@ -106,8 +106,8 @@ def test_the_place_is_a_file_or_the_last_checkpoint_of_a_run(tmp_path: Path) -> 
     last = tmp_path / "run" / "checkpoints" / "last.pt"
     last.parent.mkdir(parents=True)
     for nothing, error in (
-        (tmp_path / "run", "a folder without checkpoints/last.pt"),
-        (tmp_path / "lost.pth", "there is no such file"),
+        (tmp_path / "run", "no checkpoints/last.pt in this folder"),
+        (tmp_path / "lost.pth", "no such file"),
     ):
         with pytest.raises(UserError, match=error):
             weights_file(str(nothing))

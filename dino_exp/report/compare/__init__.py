@@ -1,1 +1,1 @@
-"""Two runs or two sweeps side by side."""
+"""Comparison of two runs or two sweeps."""

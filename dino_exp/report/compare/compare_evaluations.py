@@ -1,4 +1,4 @@
-"""What `evaluate.py` found of two runs or sweeps, side by side."""
+"""Comparison of the evaluations of two runs or sweeps."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from dino_exp.report.sweep.cells import spread
 
 
 class Measured(NamedTuple):
-    """What has to be equal for two figures to compare."""
+    """Everything that must be equal for two figures to be comparable."""
 
     evaluation: str
     network: str
@@ -25,7 +25,7 @@ class Measured(NamedTuple):
 
 
 def evaluation_rows(comparison: Comparison) -> list[tuple[str, ...]]:
-    """Runs, evaluation, figure, A, B and B − A of all that both sides of a pair measured alike."""
+    """Return runs, evaluation, figure, A, B and B − A for each figure that both sides of a pair have."""
     rows: list[tuple[str, ...]] = []
     for pair in comparison.both:
         a, b = _figures(pair.a), _figures(pair.b)
@@ -40,7 +40,7 @@ def evaluation_rows(comparison: Comparison) -> list[tuple[str, ...]]:
 
 
 def _label(measured: Measured, among: Sequence[Measured]) -> str:
-    """Linear classifier, shapes, teacher, last checkpoint, and what else tells it from the others."""
+    """Return e.g. "Linear classifier, shapes, teacher, last checkpoint" and what differs from `among`."""
     named = measured._replace(circumstances=frozenset())
     alike = [each.circumstances for each in among if each._replace(circumstances=frozenset()) == named]
     apart = sorted(measured.circumstances - frozenset.intersection(*alike))
@@ -50,7 +50,7 @@ def _label(measured: Measured, among: Sequence[Measured]) -> str:
 
 
 def _figures(runs: Sequence[RunData]) -> dict[Measured, list[float | None]]:
-    """The newest value of each run."""
+    """Return the newest value of each run, by figure."""
     found: dict[Measured, list[float | None]] = {}
     for run in runs:
         newest: dict[Measured, float | None] = {}

@@ -1,4 +1,4 @@
-"""The figures of a comparison, and its page."""
+"""Figures and page of a comparison."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 import altair as alt
 
-from dino_exp.atomic import write_atomically
+from dino_exp.atomic import write_text_atomically
 from dino_exp.plots.drawing import Figure, Row, show, to_spec, write_files
 from dino_exp.plots.html_page import render
 from dino_exp.report.compare.compare_evaluations import evaluation_rows
@@ -43,11 +43,11 @@ SHARES = {
     "mutual_information": ("Mutual information / ln K", "teacher/mutual_information_share"),
     "loss": ("Loss / ln K", "loss"),
 }
-"""Of the small panels: title and metric; the loss there as a share of ln K, because K may differ."""
+"""Title and metric of the small panels; the loss is shown as a share of ln K, because K may differ."""
 
 
 def write_comparison(comparison: Comparison, folder: Path) -> list[Path]:
-    """Write the page and its figures into `folder`; returns all paths, the page's first."""
+    """Write the page and its figures into `folder`, and return their paths, the page first."""
     folder.mkdir(parents=True, exist_ok=True)
     differences = knn_differences(comparison)
     curves = curve_figures(comparison)
@@ -70,18 +70,18 @@ def write_comparison(comparison: Comparison, folder: Path) -> list[Path]:
     )
     paths = [path for figure in figures for path in write_files(figure, folder)]
     page = folder / PAGE
-    write_atomically(page, lambda file: file.write(text.encode(errors="replace")))
+    write_text_atomically(page, text)
     return [page, *paths]
 
 
 def _links(runs: Sequence[RunData], folder: Path) -> list[tuple[str, str, str]]:
-    """Of each run: what to call it beside the others, its name, and where it is."""
+    """Return the text, title and target of a link to each run."""
     words = [f"seed {value_text(run.values[SEED])}" if SEED in run.values else "run" for run in runs]
     return [(word, run.name, page_link(run.path, folder)) for word, run in zip(words, runs, strict=True)]
 
 
 def curve_figures(comparison: Comparison) -> list[Figure]:
-    """All curves of one pair on one axis each, or a panel per pair for the main ones."""
+    """Return all curves of a single pair, or for several pairs the main curves in a panel per pair."""
     both = comparison.both
     by_step = same_batch(both)
     if len(both) == 1:
@@ -92,14 +92,14 @@ def curve_figures(comparison: Comparison) -> list[Figure]:
 
 
 def same_batch(pairs: list[Pair]) -> bool:
-    """Whether a step is as many images in all runs; otherwise curves go over images."""
+    """Return whether a step has as many images in all runs; otherwise the x axis is images seen."""
     runs = [run for pair in pairs for run in (*pair.a, *pair.b)]
     sizes = {images / step for run in runs for step, images in run.series("images")[-1:] if images and step}
     return len({round(size) for size in sizes}) <= 1
 
 
 def _points(run: RunData, key: str, by_step: bool) -> list[tuple[int, float | None]]:
-    """Step, or images seen, and value; of the loss in a panel its share of ln K."""
+    """Return step or images seen, and the value there."""
     points = []
     for record in run.metrics:
         at = number(record.get("step" if by_step else "images"))
@@ -130,26 +130,26 @@ def _lines(by_step: bool, title: str | None, form: str, zero: bool) -> alt.Chart
         alt.Chart(alt.NamedData("points"))
         .mark_line(strokeWidth=2, opacity=0.85, aria=False, clip=True)
         .encode(
-            x=alt.X("at:Q", title=_across(by_step), scale=alt.Scale(nice=False), axis=AXIS),
+            x=alt.X("at:Q", title=_x_title(by_step), scale=alt.Scale(nice=False), axis=AXIS),
             y=alt.Y("value:Q", title=title, scale=alt.Scale(zero=zero)),
             color=COLORS,
             strokeDash=DASHES,
             detail="run:N",
             tooltip=[
                 alt.Tooltip("run:N"),
-                alt.Tooltip("at:Q", title=_across(by_step), format=","),
+                alt.Tooltip("at:Q", title=_x_title(by_step), format=","),
                 alt.Tooltip("value:Q", format=form),
             ],
         )
     )
 
 
-def _across(by_step: bool) -> str:
+def _x_title(by_step: bool) -> str:
     return "step" if by_step else "images seen"
 
 
 def _curves(pair: Pair, curves: Curves, by_step: bool) -> Figure | None:
-    """One metric of the teacher of both sides; None where a schedule is the same or nothing was logged."""
+    """Return a metric of both teachers, or None if a schedule is the same or nothing was logged."""
     key = next(iter(curves.keys.values()))
     rows = _rows(pair, key, by_step)
     of_side = {side: [row for row in rows if row["side"] == side] for side in SIDES}
@@ -190,13 +190,13 @@ def _curves(pair: Pair, curves: Curves, by_step: bool) -> Figure | None:
 
 
 def _same(pair: Pair, key: str) -> bool:
-    """Whether a schedule is the same at all steps that both sides logged."""
+    """Return whether a schedule has the same values at all steps that both sides logged."""
     a, b = (dict(runs[0].series(key)) for runs in (pair.a, pair.b))
     return all(math.isclose(a[step] or 0.0, b[step] or 0.0, rel_tol=1e-6) for step in a.keys() & b.keys())
 
 
 def _uniform(pair: Pair) -> Iterator[Row]:
-    """ln K of both sides, once where it is the same."""
+    """Yield ln K of both sides, once if it is the same."""
     known: dict[float, list[str]] = {}
     for side, runs in zip(SIDES, (pair.a, pair.b), strict=True):
         ln_k = next((run.ln_k for run in runs if run.ln_k), None)
@@ -214,22 +214,22 @@ def _mean(rows: list[Row], form: str) -> str:
 
 
 def _panel(pair: Pair) -> str:
-    """The values alone; what they are of is said once."""
+    """Return the values of a pair's settings; `_keys` has the names."""
     return " · ".join(value_text(value) for _, value in pair.settings)
 
 
 def _keys(pairs: Sequence[Pair]) -> str:
-    """What the values are of."""
+    """Return the names of the settings."""
     return " · ".join(short(key) for key, _ in pairs[0].settings)
 
 
 def _panels(pairs: list[Pair], name: str, by_step: bool) -> Figure | None:
-    """A small panel per pair."""
+    """Return a small panel per pair, or None if nothing was logged."""
     title, key = SHARES[name]
     scaled = (lambda run: 1 / (run.ln_k or 1.0)) if name == "loss" else (lambda run: 1.0)
     rows = [
-        {**row, "pair": _panel(pair), "place": place}
-        for place, pair in enumerate(pairs[:MOST_PANELS])
+        {**row, "pair": _panel(pair), "index": index}
+        for index, pair in enumerate(pairs[:MOST_PANELS])
         for row in _rows(pair, key, by_step, scaled)
     ]
     if not rows:
@@ -241,25 +241,25 @@ def _panels(pairs: list[Pair], name: str, by_step: bool) -> Figure | None:
         facet=alt.Facet(
             "pair:N",
             title=None,
-            sort=alt.EncodingSortField("place", op="min"),
+            sort=alt.EncodingSortField("index", op="min"),
             header=alt.Header(labelLimit=150),
         ),
         columns=5,
         spacing=14,
     )
-    left = f" The first {MOST_PANELS} of {len(pairs)}." if len(pairs) > MOST_PANELS else ""
+    cut = f" The first {MOST_PANELS} of {len(pairs)}." if len(pairs) > MOST_PANELS else ""
     return Figure(
         f"compare_{name}",
         title,
         to_spec(chart, {"points": rows}),
         f"{title} of A and B, a panel for each of {min(len(pairs), MOST_PANELS)} pairs.",
         renderer="canvas",
-        note=f"A panel for each {_keys(pairs)}, over the {'steps' if by_step else 'images seen'}.{left}",
+        note=f"A panel for each {_keys(pairs)}, over the {'steps' if by_step else 'images seen'}.{cut}",
     )
 
 
 def knn_differences(comparison: Comparison) -> Figure | None:
-    """B − A of each pair, with twice its standard error where there are seeds; None for a single pair."""
+    """Return B − A of each pair, with twice its standard error if there are seeds; None for a single pair."""
     pairs = [pair for pair in comparison.both if pair.difference is not None]
     if len(comparison.both) < 2 or not pairs:
         return None
@@ -277,14 +277,14 @@ def knn_differences(comparison: Comparison) -> Figure | None:
     x = alt.X(
         "low:Q",
         title="k-NN of B − k-NN of A, points",
-        scale=alt.Scale(padding=8),  # of half a point, which would be cut off at the edge
+        scale=alt.Scale(padding=8),  # so that half a point is not cut off at the edge
         axis=alt.Axis(tickCount=6),
     )
     tooltip = [
         alt.Tooltip("of:N", title=_keys(pairs)),
         alt.Tooltip("mean:Q", title="B − A", format="+.1f"),
-        alt.Tooltip("low:Q", title="less twice its standard error", format="+.1f"),
-        alt.Tooltip("high:Q", title="and more", format="+.1f"),
+        alt.Tooltip("low:Q", title="minus twice its standard error", format="+.1f"),
+        alt.Tooltip("high:Q", title="plus twice its standard error", format="+.1f"),
         alt.Tooltip("n:N", title="seeds"),
     ]
     base = alt.Chart(alt.NamedData("pairs")).encode(y=y, tooltip=tooltip)
@@ -294,17 +294,15 @@ def knn_differences(comparison: Comparison) -> Figure | None:
         base.mark_point(filled=True, size=80, aria=False, color="#0072B2").encode(x="mean:Q"),
     ).properties(width=520, height=24 * len(names))
     table: list[Sequence[str]] = [(pair.label, difference_text(pair)) for pair in pairs]
-    left = (
-        f" The first {MOST_PANELS} of {len(pairs)}; all are in the table." if len(pairs) > MOST_PANELS else ""
-    )
+    cut = f" The first {MOST_PANELS} of {len(pairs)}; the table has all." if len(pairs) > MOST_PANELS else ""
     return Figure(
         "compare_differences",
-        "k-NN of B less that of A",
+        "k-NN of B minus k-NN of A",
         to_spec(chart, {"pairs": rows, "zero": [{"value": 0.0}]}),
         "Difference of k-NN in points: "
         + "; ".join(f"{label}: {text}" for label, text in table[:MOST_PANELS]),
         ("runs", "B − A, points"),
         table,
         note=f"A row for each {_keys(pairs)}. Bars: twice the standard error, where both sides have several "
-        f"seeds.{left}",
+        f"seeds.{cut}",
     )

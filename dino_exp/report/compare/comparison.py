@@ -1,4 +1,4 @@
-"""Two runs or two sweeps side by side: which of their runs belong together, and what differs between them."""
+"""Comparison of two runs or two sweeps: pairs of their runs, and what differs between them."""
 
 from __future__ import annotations
 
@@ -23,65 +23,64 @@ from dino_exp.report.sweep.cells import short, spread
 from dino_exp.report.values import Value, as_value, value_text
 
 MOST_ROWS = 40
-"""Of a table in the terminal."""
-
+"""Largest number of rows of a table in the terminal."""
 
 Settings = tuple[tuple[str, Value], ...]
-"""A run's place on the axes of both sides, but for the seed: keys in alphabetical order, with values."""
+"""Values of a run on the axes of both sides, except the seed; keys in alphabetical order."""
 
 
 @dataclass
 class Pair:
-    """Runs of A and of B in the same place, of any seed; one side may have none."""
+    """Runs of A and of B with the same settings and any seed; one side may have none."""
 
     settings: Settings
-    """None for two single runs."""
+    """Empty for two single runs."""
     a: list[RunData] = field(default_factory=list)
     b: list[RunData] = field(default_factory=list)
     differing: dict[str, tuple[Any, Any]] = field(default_factory=dict)
-    """Keys of the configuration that differ, with both values; but for the seeds, where there are several."""
+    """Configuration keys that differ, with both values; without the seed, if a side has several."""
 
     @property
     def of_two_data_sets(self) -> bool:
-        """Whether A and B were trained and measured on different images."""
+        """Whether A and B were trained and evaluated on different data sets."""
         return "data.name" in self.differing
 
     @property
     def label(self) -> str:
-        """loss.center_momentum=0.9 loss.teacher_temp=0.04"""
+        """The settings, e.g. loss.center_momentum=0.9 loss.teacher_temp=0.04."""
         return " ".join(f"{key}={value_text(value)}" for key, value in self.settings)
 
     @property
     def brief(self) -> str:
-        """center_momentum=0.9 teacher_temp=0.04"""
+        """The settings in short, e.g. center_momentum=0.9 teacher_temp=0.04."""
         return " ".join(f"{short(key)}={value_text(value)}" for key, value in self.settings)
 
     @property
     def difference(self) -> float | None:
-        """Mean k-NN of B less that of A, in points; None where they are of two data sets."""
+        """Mean k-NN of B minus that of A, in points; None if unknown or of two data sets."""
         a, b = knn(self.a)[0], knn(self.b)[0]
         return None if a is None or b is None or self.of_two_data_sets else b - a
 
     @property
     def standard_error(self) -> float | None:
-        """Of the difference, from the spread over seeds; None where a side has fewer than two."""
+        """Standard error of the difference, from the spread over seeds; None if a side has fewer than two."""
         (_, sd_a, n_a), (_, sd_b, n_b) = knn(self.a), knn(self.b)
         return None if sd_a is None or sd_b is None else math.hypot(sd_a / n_a**0.5, sd_b / n_b**0.5)
 
 
 @dataclass
 class Comparison:
-    """Two folders, and their runs in pairs."""
+    """Two folders and the pairs of their runs."""
 
     a: Path
     b: Path
     pairs: list[Pair]
-    """Those with runs on both sides first."""
+    """The pairs, those with runs on both sides first."""
     problems: list[str] = field(default_factory=list)
 
     @property
     def names(self) -> tuple[str, str]:
-        """What to call the folders: the last parts of their paths, as many as tell them apart."""
+        """Names of the folders: enough of the last parts of their paths to tell them apart."""
         a, b = self.a.resolve().parts, self.b.resolve().parts
         count = next(count for count in range(1, len(a) + len(b)) if a[-count:] != b[-count:])
         return str(Path(*a[-count:])), str(Path(*b[-count:]))
@@ -93,7 +92,7 @@ class Comparison:
 
 
 def knn(runs: Sequence[RunData]) -> tuple[float | None, float | None, int]:
-    """Mean, standard deviation (None for less than two) and number of the runs' k-NN."""
+    """Return mean, standard deviation (None for fewer than two) and number of the runs' k-NN."""
     return spread([run.knn for run in runs])
 
 
@@ -101,10 +100,10 @@ def compare(a: Path, b: Path) -> Comparison:
     """Pair the runs of two folders.
 
     Raises:
-        UserError: one of them is neither a run nor a sweep.
+        UserError: One of them is neither a run nor a sweep, or both are the same.
     """
     if a.resolve() == b.resolve():
-        raise UserError(f"{a}: given twice; name two folders.")
+        raise UserError(f"{a}: given twice; give two folders.")
     comparison = Comparison(a, b, [])
     sides = [
         _runs(path, name, comparison.problems) for path, name in zip((a, b), comparison.names, strict=True)
@@ -133,16 +132,16 @@ def _runs(path: Path, name: str, problems: list[str]) -> list[RunData]:
 
 
 def _grouped(runs: Sequence[RunData], keys: Sequence[str]) -> dict[Settings, list[RunData]]:
-    """Runs by their values of `keys`; an axis of the other side alone is a constant here."""
+    """Group runs by their values of `keys`; a key that only the other side sweeps is a constant here."""
     groups: dict[Settings, list[RunData]] = {}
     for run in runs:
-        place = tuple((key, run.values[key] if key in run.values else configured(run, key)) for key in keys)
-        groups.setdefault(place, []).append(run)
+        own = tuple((key, run.values[key] if key in run.values else configured(run, key)) for key in keys)
+        groups.setdefault(own, []).append(run)
     return groups
 
 
 def _find_differences(pair: Pair, problems: list[str]) -> None:
-    """Set what differs between the first run of each side; runs of a side differ in nothing but the seed."""
+    """Set what differs between the first runs of the two sides; runs of one side differ only in the seed."""
     first, second = (
         runs[0].config or read_config(runs[0].path / "config.yaml", []) for runs in (pair.a, pair.b)
     )
@@ -151,7 +150,7 @@ def _find_differences(pair: Pair, problems: list[str]) -> None:
         of_eval = {key: (one.get(key), other.get(key)) for key in sorted({*one, *other})}
         pair.differing = differing_keys(first, second)
         pair.differing |= {f"eval.{key}": each for key, each in of_eval.items() if each[0] != each[1]}
-    except Exception as error:  # whatever stands in an old configuration, the rest must come
+    except Exception as error:  # whatever an old configuration contains, the rest is still shown
         where = f" of {pair.label}" if pair.label else ""
         problems.append(f"The configurations{where} cannot be compared: {type(error).__name__}: {error}.")
     if len(pair.a) > 1 or len(pair.b) > 1:
@@ -161,7 +160,7 @@ def _find_differences(pair: Pair, problems: list[str]) -> None:
 def common_differences(
     comparison: Comparison,
 ) -> tuple[dict[str, tuple[str, str]], dict[str, dict[str, tuple[str, str]]]]:
-    """What differs in the same way in all pairs, and by label what differs in one pair besides."""
+    """Return what differs in the same way in all pairs, and by label what else differs in a pair."""
     texts = {
         pair.label: {key: (_text(a), _text(b)) for key, (a, b) in pair.differing.items()}
         for pair in comparison.both
@@ -183,18 +182,18 @@ def _text(value: Any) -> str:
 
 
 def with_spread(runs: Sequence[RunData]) -> str:
-    """72.4 ± 1.3 (n=3)"""
+    """Return k-NN over seeds, e.g. 72.4 ± 1.3 (n=3)."""
     return spread_text([run.knn for run in runs], ".1f")
 
 
 def gain(runs: Sequence[RunData]) -> str:
-    """+52.4 ± 1.3 (n=3), k-NN over that of the untrained network"""
+    """Return k-NN minus that of the untrained network, e.g. +52.4 ± 1.3 (n=3)."""
     known = [(run.knn, run.untrained_knn) for run in runs]
     return spread_text([None if a is None or b is None else a - b for a, b in known], "+.1f")
 
 
 def spread_text(values: Sequence[float | None], form: str) -> str:
-    """72.4 ± 1.3 (n=3) of the values that are known"""
+    """Return mean, standard deviation and number of the known values, e.g. 72.4 ± 1.3 (n=3)."""
     mean, deviation, count = spread(values)
     if mean is None:
         return "–"
@@ -202,7 +201,7 @@ def spread_text(values: Sequence[float | None], form: str) -> str:
 
 
 def difference_text(pair: Pair) -> str:
-    """+3.1 (se 1.2), with the standard error of the difference"""
+    """Return the difference and its standard error, e.g. +3.1 (se 1.2)."""
     if pair.difference is None:
         return "–"
     return f"{pair.difference:+.1f}" + (
@@ -211,7 +210,7 @@ def difference_text(pair: Pair) -> str:
 
 
 def answer(comparison: Comparison) -> list[str]:
-    """The k-NN difference and what can be said about its spread, in sentences."""
+    """Return sentences about the k-NN difference and its spread."""
     sentences = about_data([pair for pair in comparison.both if pair.of_two_data_sets])
     pairs = [pair for pair in comparison.both if pair.difference is not None]
     if not pairs:
@@ -236,7 +235,7 @@ def answer(comparison: Comparison) -> list[str]:
 
 
 def about_data(pairs: Sequence[Pair]) -> list[str]:
-    """That k-NN of two data sets says nothing, and what does, for pairs that have two."""
+    """Return sentences for pairs of two data sets, whose k-NN cannot be compared; none without pairs."""
     if not pairs:
         return []
     of_a, of_b = (
@@ -251,12 +250,12 @@ def about_data(pairs: Sequence[Pair]) -> list[str]:
 
 
 def about_seeds(pairs: Sequence[Pair]) -> str:
-    """What the seeds tell about the differences."""
+    """Return a sentence about the spread of the differences over seeds."""
     known = [pair for pair in pairs if pair.standard_error is not None]
     if not known:
         return (
             "A side with one run (n=1) says nothing about the spread: another seed alone may make such a "
-            "difference. For several seeds there is sweep=seeds."
+            "difference. Use sweep=seeds to train several seeds."
         )
     clear = [pair for pair in known if abs(pair.difference or 0.0) > 2 * (pair.standard_error or 0.0)]
     if len(pairs) == 1:
@@ -275,13 +274,13 @@ def about_seeds(pairs: Sequence[Pair]) -> str:
 
 
 def outcomes(runs: Sequence[RunData]) -> str:
-    """healthy, or with their numbers: 2 healthy, 1 slow"""
+    """Return the verdicts of runs, e.g. healthy, or with their numbers: 2 healthy, 1 slow."""
     counts = Counter(run.outcome for run in runs).most_common()
     return ", ".join(word if len(counts) == 1 else f"{number} {word}" for word, number in counts)
 
 
 def print_comparison(comparison: Comparison, console: Console) -> None:
-    """What a terminal shows: the answer, the pairs, the configuration."""
+    """Print the answer, the pairs and the differences in the configuration."""
     _say(console, f"A  {comparison.a}\nB  {comparison.b}\n", *answer(comparison), "")
     console.print(_pairs_table(comparison))
     _say(console, "")
@@ -318,8 +317,8 @@ def _pairs_table(comparison: Comparison) -> Table:
 
 
 def pair_row(pair: Pair) -> tuple[str, ...]:
-    """Runs, k-NN of A, of B, difference, verdicts of A, of B."""
-    a, b = (outcomes(runs) or "no such run" for runs in (pair.a, pair.b))
+    """Return label, k-NN of A and B, difference, and verdicts of A and B."""
+    a, b = (outcomes(runs) or "missing" for runs in (pair.a, pair.b))
     knn_a, knn_b = (
         with_spread(runs) + (f",\ngain {gain(runs)}" if pair.of_two_data_sets else "")
         for runs in (pair.a, pair.b)

@@ -1,1 +1,1 @@
-"""What a training's log shows, and what to try against it."""
+"""Diagnosis of a training from its log, with advice."""

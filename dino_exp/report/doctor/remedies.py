@@ -1,4 +1,4 @@
-"""What to try against what the doctor finds, the first thing first."""
+"""Advice of the doctor, the most promising first."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ RELEASED = {
     "trainer.precision": "--use_fp16 false",
     "head.out_dim": "--out_dim",
 }
-"""What our keys are called in the released code."""
+"""Names of our keys in the released code."""
 
 USUAL_PEAKS = {"adamw": 1e-3, "sgd": 0.06, "lars": 4.8}
-"""The peak of the learning rate, lr · batch / 256, in published runs by optimizer."""
+"""Peak of the learning rate, lr · batch / 256, in published runs, by optimizer."""
 FAR_ABOVE = 5.0
-"""Times the usual peak. Of our runs those at up to 4 times were as good as others; at 600 none learned."""
+"""Multiple of the usual peak. Our runs at up to 4 times were as good as others; at 600 none learned."""
 IMAGES_PER_PROTOTYPE = 7.0
-"""The paper has 20; the smallest ratio in what others advise is 7.6, 65,536 from 500,000 images."""
+"""Fewest images per prototype. The paper has 20; the smallest that others advise is 7.6 (500,000 images)."""
 SHARPEST = 0.02
-"""The lowest temperature that is advised: lower ones make information of the teacher's noise."""
+"""The lowest advised teacher temperature; lower ones turn the teacher's noise into targets."""
 
 
 def against_uniform(log: TrainingLog) -> tuple[str, ...]:
-    """The teacher's output is flat."""
+    """Return advice for a uniform teacher output."""
     advice = sharper_teacher(log)
     if log.setting("loss.center_init") == "zeros" and (log.length or math.inf) < 10_000:
         advice += ("loss.center_init=first_batch, which short runs need.",)
@@ -40,11 +40,11 @@ def against_uniform(log: TrainingLog) -> tuple[str, ...]:
 
 
 def against_one_hot(log: TrainingLog) -> tuple[str, ...]:
-    """The teacher's output is one prototype."""
+    """Return advice for a teacher output of one prototype."""
     advice = []
     key, momentum = called(log, "loss.center_momentum"), log.setting("loss.center_momentum")
     if momentum is None:
-        advice.append(f"a center that is subtracted and follows: {key} 0.9, not more than 0.99.")
+        advice.append(f"a center that follows the teacher: {key} 0.9, at most 0.99.")
     elif momentum > 0.9:
         advice.append(f"{key}=0.9 (now {momentum:g}): the center is too slow to follow the teacher.")
     elif momentum > 0:
@@ -56,40 +56,40 @@ def against_one_hot(log: TrainingLog) -> tuple[str, ...]:
 
 
 def against_constant(log: TrainingLog) -> tuple[str, ...]:
-    """The teacher's output is the same for all images, at an entropy between."""
+    """Return advice for an output that is the same for all images, neither uniform nor one-hot."""
     return _in_order(log, (following_center(log), lower_learning_rate(log)))
 
 
 def against_disagreement(log: TrainingLog) -> tuple[str, ...]:
-    """The student does not come to say what the teacher says."""
+    """Return advice for a student that does not agree with its teacher."""
     teacher = f"a teacher that moves slowly: {with_value(log, 'ema.momentum')}, 0.996 in the paper."
     return _in_order(log, (lower_learning_rate(log), teacher, following_center(log)))
 
 
 def against_slow(log: TrainingLog) -> tuple[str, ...]:
-    """The outputs hardly depend on the image."""
+    """Return advice for outputs that hardly depend on the image."""
     longer = "wait" if log.state in ("", *UNFINISHED) else "longer training (trainer.epochs)"
-    reason = "runs have come out of this, with a falling entropy and a rising mutual information."
+    reason = "runs have recovered from this; entropy then falls and mutual information rises."
     return _in_order(log, (f"{longer}: {reason}", *sharper_teacher(log)))
 
 
 def _in_order(log: TrainingLog, advice: tuple[str, ...]) -> tuple[str, ...]:
-    """A learning rate far too high comes before all else, and what was switched off before other advice."""
+    """Put a learning rate that is far too high first; name switched-off parts instead of other advice."""
     first = (lower_learning_rate(log),) if times_usual_peak(log) > FAR_ABOVE else ()
     return tuple(dict.fromkeys((*first, *(missing_parts(log) or advice))))
 
 
 def missing_parts(log: TrainingLog) -> tuple[str, ...]:
-    """What was switched off."""
+    """Return advice to switch on what the configuration has switched off."""
     centering, sharpening = log.setting("loss.centering") == "none", log.setting("loss.sharpening") is False
     advice = []
     if centering and sharpening:
         advice.append(
-            "loss.centering=mean loss.sharpening=true: with neither, the student agrees with the teacher "
-            "soonest by saying the same of every image."
+            "loss.centering=mean loss.sharpening=true: with neither, the easiest way to agree is the same "
+            "output for every image."
         )
     elif centering:
-        advice.append("loss.centering=mean: without it one prototype takes all.")
+        advice.append("loss.centering=mean: without it one prototype takes every image.")
     elif sharpening:
         advice.append("loss.sharpening=true: without it the teacher flattens.")
     if log.setting("ema.momentum") == 0:
@@ -98,13 +98,11 @@ def missing_parts(log: TrainingLog) -> tuple[str, ...]:
 
 
 def sharper_teacher(log: TrainingLog) -> tuple[str, ...]:
-    """A lower temperature, where there is room for one."""
+    """Return advice for a lower teacher temperature, if there is room for one."""
     key, warm_up = called(log, "loss.teacher_temp"), called(log, "loss.warmup_teacher_temp_epochs")
     temperature = log.setting("loss.teacher_temp")
     if temperature is None:
-        return (
-            f"a sharper teacher: {key} 0.04, or 0.02 for small data; more than that only with {warm_up}.",
-        )
+        return (f"a sharper teacher: {key} 0.04, or 0.02 for small data; more only with {warm_up}.",)
     if temperature > 0.04:
         return (f"{key}=0.04 (now {temperature:g}), or warm it up from there with {warm_up}.",)
     if temperature > SHARPEST:
@@ -113,12 +111,12 @@ def sharper_teacher(log: TrainingLog) -> tuple[str, ...]:
 
 
 def following_center(log: TrainingLog) -> str:
-    """loss.center_momentum (now 0.99)"""
+    """Return advice for a faster center."""
     return f"a center that follows: {with_value(log, 'loss.center_momentum')}, 0.9 in the paper."
 
 
 def fewer_prototypes(log: TrainingLog) -> tuple[str, ...]:
-    """A smaller K where it is too large for the data set; in words where that is not known."""
+    """Return advice for a smaller K if it is too large for the data set, in words if that is not known."""
     key, k, images = called(log, "head.out_dim"), log.out_dim or 0, log.images
     if not images:
         few = f"fewer prototypes for small data: {key}, at most a tenth of the number of images."
@@ -128,24 +126,24 @@ def fewer_prototypes(log: TrainingLog) -> tuple[str, ...]:
 
 
 def times_usual_peak(log: TrainingLog) -> float:
-    """The peak of the learning rate as a multiple of the usual; 0 where it is not known."""
+    """Return the peak of the learning rate as a multiple of the usual one; 0 if not known."""
     rate, batch = number(log.setting("optimizer.lr")), number(log.batch_size)
     usual = USUAL_PEAKS.get(str(log.setting("optimizer._target_")).rpartition(".")[2])
     return rate * batch / 256 / usual if rate and batch and usual else 0.0
 
 
 def lower_learning_rate(log: TrainingLog) -> str:
-    """The usual one where it is far above that; else half of it, or a longer way up."""
+    """Return advice for the usual learning rate if it is far above that, else for half or a longer warmup."""
     times = times_usual_peak(log)
     if times > FAR_ABOVE:
         rate = log.setting("optimizer.lr")
         return f"optimizer.lr={rate / times:.2g} (now {rate:g}, {times:.0f} times what is usual)."
     now, warm_up = (with_value(log, f"optimizer.{name}") for name in ("lr", "warmup_epochs"))
-    return f"half the learning rate: {now}; or a longer warm-up: {warm_up}."
+    return f"half the learning rate: {now}; or a longer warmup: {warm_up}."
 
 
 def clip_gradients(log: TrainingLog) -> tuple[str, ...]:
-    """Where they are not clipped at 3 already."""
+    """Return advice to clip gradients, unless they are clipped at 3 or less."""
     limit = number(log.setting("optimizer.clip_grad"))
     if limit is not None and 0 < limit <= 3:
         return ()
@@ -153,11 +151,11 @@ def clip_gradients(log: TrainingLog) -> tuple[str, ...]:
 
 
 def called(log: TrainingLog, key: str) -> str:
-    """A setting by the name that the log's owner knows it by."""
+    """Return the name of a setting in the code that wrote the log."""
     return key if log.ours or log.config else RELEASED.get(key, key)
 
 
 def with_value(log: TrainingLog, key: str) -> str:
-    """optimizer.lr (now 0.008)"""
+    """Return the name of a setting and its value, e.g. optimizer.lr (now 0.008)."""
     value = log.setting(key)
     return called(log, key) + ("" if value is None else f" (now {value:g})")

@@ -1,18 +1,21 @@
-"""The log of a training, ours or another code's: loss by step, K, and what else is known.
+"""The log of a training, ours or another code's: loss by step, K, and whatever else is known.
 
 Ours is a run directory or its `metrics.jsonl`. Another code's is a file of JSON lines, each with a loss and a
-step or an epoch; such as the `log.txt` of the released code, one line per epoch.
+step or an epoch, such as the `log.txt` of the released code, with one line per epoch.
 """
 
 from __future__ import annotations
 
 import json
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from itertools import takewhile
 from pathlib import Path
 from statistics import median
 from typing import Any
 
+from dino_exp.dino.verdict import WINDOW
 from dino_exp.errors import UserError
 from dino_exp.report.loading import state_of
 from dino_exp.report.run_data import RunData
@@ -26,13 +29,15 @@ POSITIONS = {"step": ("step", "global_step", "iteration", "iter", "it"), "epoch"
 LOSS_KEYS = ("loss", "train_loss", "train/loss", "loss/train", "dino_loss", "train_dino_loss")
 GRAD_NORM_KEYS = ("grad_norm", "train_grad_norm", "train/grad_norm")
 OUT_DIM_KEYS = ("out_dim", "head.out_dim", "num_prototypes", "n_prototypes", "K")
-"""Names are matched in any case, but K as it stands: a small k may be that of k-NN."""
+"""Names match in any case, except K: a small k may be that of k-NN."""
 LIKELY_OUT_DIMS = tuple(2**power for power in range(6, 19))
-"""Where K is not known and the loss stands still at its logarithm."""
+"""Values of K that are tried if K is not known and the loss stands still at ln K."""
 
 AT_LN_K = 0.002
-"""Distance from ln K, as a share of it, within which a loss is that of a uniform collapse; runs that only
-start slowly keep three times as far."""
+"""Distance from ln K, as a share of it, within which a loss means uniform collapse; runs that only start
+slowly stay three times as far away."""
+FEWEST_LINES = 10
+"""Fewest lines of a log by steps that are judged."""
 
 
 @dataclass
@@ -40,49 +45,79 @@ class Record:
     """One logged step or epoch."""
 
     at: int
-    """The step; in a log by epochs, the epoch."""
+    """The step, or the epoch in a log by epochs."""
     values: dict[str, Any]
-    """As logged, but `loss` and `grad_norm` by these names; None for what is not a finite number."""
+    """The logged values; the loss and gradient norm are `loss` and `grad_norm`, and None if not finite."""
 
     def get(self, key: str) -> float | None:
-        """A metric; None where it was not logged or not finite."""
+        """Return a metric, or None if it was not logged or is not finite."""
         return number(self.values.get(key))
 
 
 @dataclass
 class TrainingLog:
-    """What is known of a training."""
+    """Everything that is known about a training."""
 
     path: Path
     records: list[Record]
-    """Those with a loss, in order."""
+    """The records with a loss, in order; at least one."""
     unit: str = "step"
-    """What `Record.at` counts: step or epoch; or line, where the log says neither."""
+    """What `Record.at` counts: step or epoch, or line if the log has neither."""
     out_dim: int | None = None
-    """K."""
+    """The number of prototypes, K."""
     how_known: str = ""
-    """Where K comes from, if nobody gave it."""
+    """How K was found, if it was neither given nor logged."""
     config: dict[str, Any] = field(default_factory=dict)
-    """Of a run of ours."""
+    """Configuration of a run of ours."""
     state: str = ""
-    """That of a run of ours, as its report has it: running, finished, lost, ..."""
+    """State of a run of ours, as in its report: running, finished, lost, ..."""
     state_note: str = ""
-    """What a person should know beside the state."""
+    """What a person should know besides the state."""
     status: dict[str, Any] = field(default_factory=dict)
     summary: dict[str, Any] = field(default_factory=dict)
     knn: list[tuple[int, float]] = field(default_factory=list)
-    """Step and top-1 in percent of the teacher; at step 0 of the untrained network."""
+    """Step and k-NN top-1 of the teacher in percent; step 0 is the untrained network."""
     broken_lines: int = 0
 
     @property
     def ours(self) -> bool:
-        """Whether the lines have this project's verdicts."""
+        """Whether the records have this project's verdicts."""
         return bool(self.records) and "verdict" in self.records[-1].values
 
     @property
     def words(self) -> list[str]:
-        """The verdict at each record."""
+        """The verdict of each record; empty in another code's log."""
         return [str(record.values.get("verdict") or "") for record in self.records]
+
+    @property
+    def verdict(self) -> str:
+        """The last verdict."""
+        return self.words[-1]
+
+    @property
+    def healthy(self) -> bool:
+        """Whether the last verdict is healthy."""
+        return self.verdict == "healthy"
+
+    @property
+    def early(self) -> bool:
+        """Whether the log is too short to judge."""
+        if self.ours:
+            return self.verdict == "warming-up"
+        return len(self.records) < (WINDOW if self.unit == "epoch" else FEWEST_LINES)
+
+    def since(self, holds: Callable[[Record], bool]) -> Record | None:
+        """Return the first record of the stretch up to the end in which a condition holds; None if none."""
+        stretch = list(takewhile(holds, reversed(self.records)))
+        return stretch[-1] if stretch else None
+
+    def count_since(self, first: Record) -> int:
+        """Return the number of records from `first` to the end."""
+        return sum(record.at >= first.at for record in self.records)
+
+    def position(self, record: Record) -> str:
+        """Return where a record is, e.g. step 1,181."""
+        return f"{self.unit} {record.at:,}"
 
     @property
     def last(self) -> Record:
@@ -91,11 +126,11 @@ class TrainingLog:
 
     @property
     def ln_k(self) -> float | None:
-        """The loss of a uniform collapse."""
+        """The loss of a uniform collapse; None if K is not known."""
         return math.log(self.out_dim) if self.out_dim else None
 
     def setting(self, key: str) -> Any:
-        """A value of the configuration by its dotted key; None where it is not known."""
+        """Return a value of the configuration by its dotted key, or None if it is not known."""
         node: Any = self.config
         for name in key.split("."):
             node = node.get(name) if isinstance(node, dict) else None
@@ -103,7 +138,7 @@ class TrainingLog:
 
     @property
     def batch_size(self) -> int | None:
-        """Images per step."""
+        """Images per step; None if not known."""
         return self.setting("trainer.batch_size")
 
     @property
@@ -116,7 +151,7 @@ class TrainingLog:
 
     @property
     def steps_per_epoch(self) -> float | None:
-        """Of a run of ours: from its data or length, else from the epoch that each step was logged in."""
+        """Steps per epoch of a run of ours, from its data set or length, else from the logged epochs."""
         epochs, size = number(self.setting("trainer.epochs")), number(self.setting("data.train_size"))
         if size and self.batch_size:
             return size // self.batch_size
@@ -132,13 +167,13 @@ class TrainingLog:
 
     @property
     def length(self) -> int:
-        """Steps that the schedules of a run of ours span; 0 where it is not known."""
+        """Number of steps of the schedules of a run of ours; 0 if not known."""
         epochs, per_epoch = number(self.setting("trainer.epochs")), self.steps_per_epoch
         return round(epochs * per_epoch) if epochs and per_epoch else 0
 
     @property
     def images(self) -> int | None:
-        """In the training set, to within a batch."""
+        """Number of training images, up to one batch; None if not known."""
         size = self.setting("data.train_size")
         if size is None and self.steps_per_epoch and self.batch_size:
             size = round(self.steps_per_epoch * self.batch_size)
@@ -146,10 +181,10 @@ class TrainingLog:
 
 
 def read_log(path: Path, out_dim: int | None = None) -> TrainingLog:
-    """The log in a run directory or file; `out_dim` is K for logs that do not say it.
+    """Read the log in a run directory or file; `out_dim` is K for logs that do not have it.
 
     Raises:
-        UserError: nothing there can be read as a training's log, or K is none.
+        UserError: `path` has no log of a training, or `out_dim` is less than 2.
     """
     if out_dim is not None and out_dim < 2:
         raise UserError(f"--out-dim {out_dim}: K is the number of prototypes, 2 or more.")
@@ -177,7 +212,7 @@ def read_log(path: Path, out_dim: int | None = None) -> TrainingLog:
     if not log.records:
         found = ", ".join(sorted({key for line in lines[:20] for key in line})[:12])
         raise UserError(
-            f"{file}: no line has a loss; it is looked for as {', '.join(LOSS_KEYS)}, and the lines have: "
+            f"{file}: no line has a loss under any of the names {', '.join(LOSS_KEYS)}; the lines have: "
             f"{found or 'nothing'}."
         )
     _find_out_dim(log, lines, out_dim)
@@ -188,7 +223,7 @@ def _log_file(path: Path) -> Path:
     if path.is_file():
         return path
     if not path.exists():
-        raise UserError(f"{path}: there is no such file or folder.")
+        raise UserError(f"{path}: no such file or folder.")
     if (path / "metrics.jsonl").is_file():
         return path / "metrics.jsonl"
     if (path / "config.yaml").is_file():
@@ -202,11 +237,11 @@ def _log_file(path: Path) -> Path:
     if Manifest.path(path).exists() or runs:
         example = f", e.g. {path / runs[0]}" if runs else ""
         raise UserError(f"{path}: a sweep; give one of its runs{example}.")
-    raise UserError(f"{path}: no metrics.jsonl or log.txt there; give a run directory or a log file.")
+    raise UserError(f"{path}: no metrics.jsonl or log.txt in it; give a run directory or a log file.")
 
 
 def _objects(file: Path) -> tuple[list[dict[str, Any]], int]:
-    """The lines that are JSON objects, and the number of those that are not."""
+    """Return the lines that are JSON objects, and the number of other lines."""
     try:
         texts = [text for text in file.read_text(errors="replace").splitlines() if text.strip()]
     except OSError as error:
@@ -223,7 +258,7 @@ def _objects(file: Path) -> tuple[list[dict[str, Any]], int]:
         raise UserError(f"{file}: empty; nothing was logged yet.")
     if not lines:
         example = '{"epoch": 3, "train_loss": 9.2}'
-        raise UserError(f"{file}: not a log of JSON lines, such as {example} on each.")
+        raise UserError(f"{file}: not a log of JSON lines, such as {example}.")
     return lines, len(texts) - len(lines)
 
 
@@ -235,7 +270,7 @@ def _unit(lines: list[dict[str, Any]]) -> str:
 
 
 def _records(lines: list[dict[str, Any]], unit: str) -> list[Record]:
-    """The lines with a loss, in order; of a position logged twice, as after a restart, the later one."""
+    """Return the lines with a loss, in order; of a step logged twice, as after a restart, the later line."""
     records: dict[int, Record] = {}
     for count, line in enumerate(lines):
         losses, gradients = _named(line, LOSS_KEYS), _named(line, GRAD_NORM_KEYS)
@@ -250,13 +285,13 @@ def _records(lines: list[dict[str, Any]], unit: str) -> list[Record]:
 
 
 def _named(line: dict[str, Any], keys: tuple[str, ...]) -> list[Any]:
-    """The values that a line has by these names, in their order; names are matched in any case."""
+    """Return the values that a line has under these names, in their order; names match in any case."""
     known = {name.lower(): value for name, value in line.items()} | line
     return [known[key] for key in keys if key in known]
 
 
 def _value(value: Any) -> float | None:
-    """A finite number, also where it was written as text."""
+    """Return a finite number, also if it was written as text, or None."""
     try:
         return number(float(value))
     except (TypeError, ValueError):
@@ -264,7 +299,7 @@ def _value(value: Any) -> float | None:
 
 
 def _find_out_dim(log: TrainingLog, lines: list[dict[str, Any]], given: int | None) -> None:
-    """Set K: as given, configured, logged, or from a loss that stands still at the logarithm of one."""
+    """Set K: given, configured, logged, or found from a loss that stands still at ln K."""
     configured, logged = number(log.setting("head.out_dim")), _logged_out_dim(lines)
     log.out_dim = given or (int(configured) if configured and configured >= 2 else None) or logged
     losses = [loss for record in log.records[-5:] if (loss := record.get("loss")) is not None]

@@ -23,7 +23,7 @@ DATA = Path(__file__).parents[1] / "data"
 
 
 def sweep(path: Path, knn: Mapping[float, Sequence[float]], manifest: bool = True, **common: Any) -> Path:
-    """A sweep over the teacher's temperature, with one seed for each of the k-NN."""
+    """Write a sweep over the teacher temperature, with a seed for each k-NN value."""
     common = {key.replace("__", "."): value for key, value in common.items()}  # ema__momentum
     runs = [
         {"values": {"loss.teacher_temp": temp, "trainer.seed": seed}, "knn": value}
@@ -69,7 +69,7 @@ def test_sweeps_are_paired_by_overrides_and_pooled_over_seeds(tmp_path: Path) ->
     assert common_differences(comparison) == ({"ema.momentum": ("0.99", "0.996")}, {})
 
 
-def test_without_manifests_and_with_numbers_written_otherwise(tmp_path: Path) -> None:
+def test_runs_are_paired_without_a_manifest_and_with_numbers_in_another_form(tmp_path: Path) -> None:
     a = sweep(tmp_path / "a", {0.02: [70.0], 0.1: [20.0]})
     manifest = json.loads((a / "manifest.json").read_text())
     for entry in manifest["runs"].values():
@@ -84,7 +84,7 @@ def test_without_manifests_and_with_numbers_written_otherwise(tmp_path: Path) ->
 
 
 def grid(path: Path, momenta: Sequence[float], **constant: float) -> Path:
-    """A sweep over two axes, with the same overrides of other keys in all runs."""
+    """Write a sweep over two axes, with the same overrides of other keys in all runs."""
     swept = [{"loss.teacher_temp": temp, "loss.center_momentum": m} for temp in (0.02, 0.04) for m in momenta]
     return write_sweep(
         path, [{"values": each | constant, "knn": 60.0 + 9 * i} for i, each in enumerate(swept)]
@@ -105,7 +105,7 @@ def test_constants_of_one_side_do_not_keep_pairs_apart(
         ]
         assert comparison.pairs == comparison.both
         assert common_differences(comparison) == ({name: (other, str(value))}, {})
-    # what is constant in B alone has its place on A's axis; and so has a run without a sweep
+    # a value that is constant in B has a position on A's axis, and so does a run without a sweep
     comparison = compare(a, grid(tmp_path / "line", (0.9,)))
     assert [pair.brief for pair in comparison.both] == [
         "center_momentum=0.9 teacher_temp=0.02",
@@ -115,7 +115,7 @@ def test_constants_of_one_side_do_not_keep_pairs_apart(
     assert pair.brief == "center_momentum=0.5 teacher_temp=0.02"
 
 
-def test_knn_of_two_data_sets_has_no_difference_but_gains(tmp_path: Path) -> None:
+def test_runs_on_two_data_sets_have_gains_instead_of_a_difference(tmp_path: Path) -> None:
     a = sweep(tmp_path / "a", {0.02: [70.0, 72.0]})
     b = sweep(tmp_path / "b", {0.02: [75.0, 79.0]}, data__name="fashion_mnist")
     comparison = compare(a, b)
@@ -131,7 +131,7 @@ def test_knn_of_two_data_sets_has_no_difference_but_gains(tmp_path: Path) -> Non
     assert "<td>71.0 ± 1.4 (n=2),\ngain +51.0 ± 1.4 (n=2)</td>" in text
 
 
-def test_folders_of_one_name_are_told_apart_and_linked_to(
+def test_folders_with_the_same_name_are_told_apart_and_linked(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     a = sweep(tmp_path / "jan" / "50%", {0.02: [70.0, 71.0], 0.04: [60.0]})
@@ -169,7 +169,7 @@ def test_the_differences_can_be_read_on_a_phone(tmp_path: Path, browser: Any) ->
     assert {"0.9 · 0.02", "0.999 · 0.04", "k-NN of B − k-NN of A, points"} <= set(found["texts"])
 
 
-def test_a_run_beside_seeds_of_another_and_one_pair_with_seeds(tmp_path: Path) -> None:
+def test_one_run_against_several_seeds_has_no_standard_error(tmp_path: Path) -> None:
     run = write_run(tmp_path / "run", knn=70.0, config=changed(CONFIG, {"head.out_dim": 256}))
     seeds = sweep(tmp_path / "seeds", {0.02: [71.0, 73.0]})
     comparison = compare(run, seeds)
@@ -180,7 +180,7 @@ def test_a_run_beside_seeds_of_another_and_one_pair_with_seeds(tmp_path: Path) -
     assert "The difference is more than twice its standard error, 1.4." in answer(others)[1]
 
 
-def test_curves_go_over_images_where_batches_differ(tmp_path: Path) -> None:
+def test_curves_are_over_images_if_batch_sizes_differ(tmp_path: Path) -> None:
     b = write_run(tmp_path / "b")
     same = curve_figures(compare(write_run(tmp_path / "a"), b))
     assert {figure.spec["layer"][0]["encoding"]["x"]["title"] for figure in same} == {"step"}
@@ -232,7 +232,7 @@ def test_a_page_of_two_sweeps(tmp_path: Path) -> None:
     }
 
 
-def test_what_cannot_be_compared(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_folders_that_cannot_be_compared(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = write_run(tmp_path / "run")
     with pytest.raises(UserError, match="given twice"):
         compare(run, run)
