@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Iterator
-from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import IO
@@ -14,6 +13,7 @@ import torch
 from torch import Tensor
 from torchvision.transforms.v2 import functional as transforms
 
+from dino_exp.config.evaluation_schema import AttentionConfig
 from dino_exp.data.subset import evenly_spread
 from dino_exp.errors import UserError
 from dino_exp.eval.attention import class_maps, videos
@@ -34,7 +34,6 @@ MOST_FRAMES = 16
 """Frames of a video in memory at once."""
 
 
-@dataclass(frozen=True, kw_only=True)
 class AttentionMaps:
     """Fields as in `AttentionConfig`.
 
@@ -43,22 +42,19 @@ class AttentionMaps:
     shown by the length of their features at each place.
     """
 
-    source: str | None
-    masks: str | None
-    mass: float
-    image_size: int | None
-    images: int
+    def __init__(self, cfg: AttentionConfig) -> None:
+        self.cfg = cfg
 
     def check(self, subject: Subject, data: LabeledData) -> None:
         """Look for the files, and try the network at the size."""
-        if self.source is None:
-            if self.masks is not None:
+        if self.cfg.source is None:
+            if self.cfg.masks is not None:
                 raise UserError(
-                    f"attention.masks = {self.masks}: give the folder of their images as attention.source."
+                    f"attention.masks = {self.cfg.masks}: give the folder of their images as attention.source."
                 )
             _ = data.splits
         else:
-            source = self._place("source", self.source)
+            source = self._place("source", self.cfg.source)
             if source.is_file() and videos.is_video(source):
                 self._check_video(source, subject)
             else:
@@ -78,12 +74,12 @@ class AttentionMaps:
         findings.details["maps"] = kind
         findings.notes.append(KINDS[kind])
         unit = class_maps.place_size(subject, self._side(subject))
-        if self.source is None:
+        if self.cfg.source is None:
             splits = data.splits
             source = splits.train if splits.test is None else splits.test
             images: Images = SetImages(source, subject, self._side(subject) // unit * unit)
         else:
-            place = self._place("source", self.source)
+            place = self._place("source", self.cfg.source)
             if place.is_file() and videos.is_video(place):
                 self._film(subject, place, unit, folder, findings)
                 return
@@ -92,7 +88,7 @@ class AttentionMaps:
         self._draw(subject, images, folder, findings)
 
     def _overlap(self, subject: Subject, images: Images, findings: Findings) -> None:
-        overlap, asked = Overlap(self.mass), images.with_masks()
+        overlap, asked = Overlap(self.cfg.mass), images.with_masks()
         for batch in images.batches(asked):
             found = class_maps.maps(subject, batch.images)
             for attention, mask in zip(found, batch.masks, strict=True):
@@ -105,7 +101,7 @@ class AttentionMaps:
         findings.figures.update(overlap.figures())
         findings.details.update(images=len(overlap), jaccard_by_head=overlap.by_head())
         for number, what in (
-            (len(images) - len(asked) if self.masks else 0, f"without a mask in {self.masks}"),
+            (len(images) - len(asked) if self.cfg.masks else 0, f"without a mask in {self.cfg.masks}"),
             (len(asked) - len(overlap) - overlap.empty, "that cannot be read"),
             (overlap.empty, "whose mask shows no object"),
         ):
@@ -114,13 +110,13 @@ class AttentionMaps:
 
     def _draw(self, subject: Subject, images: Images, folder: Path, findings: Findings) -> None:
         seen, features = [], []
-        for batch in images.batches(evenly_spread(len(images), self.images)):
+        for batch in images.batches(evenly_spread(len(images), self.cfg.images)):
             found = class_maps.maps(subject, batch.images)
             for image, attention, mask in zip(batch.images, found, batch.masks, strict=True):
                 maps = torch.cat([attention.mean(dim=0, keepdim=True), attention])
                 features.append(class_maps.place_features(subject, image))
-                seen.append((image, attention, keep_mass(maps, self.mass), mask))
-        asked = min(self.images, len(images))
+                seen.append((image, attention, keep_mass(maps, self.cfg.mass), mask))
+        asked = min(self.cfg.images, len(images))
         if len(seen) < asked:
             findings.notes.append(f"{asked - len(seen)} of the {asked} images to draw could not be read.")
         if not seen:
@@ -138,10 +134,10 @@ class AttentionMaps:
         ]
         kind = class_maps.kind_of(subject.backbone)
         note = (
-            f"Maps from 0 to their own maximum; most of it: the patches that hold {self.mass:.0%} of it, the "
+            f"Maps from 0 to their own maximum; most of it: the patches that hold {self.cfg.mass:.0%} of it, the "
             "others gray; features: their first three principal components as red, green and blue."
         )
-        single = self.source is not None and self._place("source", self.source).is_file()
+        single = self.cfg.source is not None and self._place("source", self.cfg.source).is_file()
         out = folder / (f"{Path(images.name(0)).stem}_attention.png" if single else "attention.png")
         caption = f"{kind.capitalize()}: {subject.name}"
         if single:
@@ -193,10 +189,10 @@ class AttentionMaps:
         return transforms.rgb_to_grayscale(image) if subject.channels == 1 else image
 
     def _side(self, subject: Subject) -> int:
-        return self.image_size or subject.image_size
+        return self.cfg.image_size or subject.image_size
 
     def _files(self, source: Path, subject: Subject, unit: int) -> FileImages:
-        masks = None if self.masks is None else self._place("masks", self.masks)
+        masks = None if self.cfg.masks is None else self._place("masks", self.cfg.masks)
         base = source.parent if source.is_file() else source
         return FileImages(image_files(source), base, masks, subject.channels, self._side(subject), unit)
 
@@ -204,15 +200,17 @@ class AttentionMaps:
         if len(images) == 1:
             next(images.batches([0]))
         images.check_masks()
-        if self.masks is not None and not images.with_masks():
+        if self.cfg.masks is not None and not images.with_masks():
             raise UserError(
-                f"attention.masks = {self.masks}: no mask of any image of attention.source = "
-                f"{self.source}; that of {images.name(0)} would be {Path(images.name(0)).stem}.png."
+                f"attention.masks = {self.cfg.masks}: no mask of any image of attention.source = "
+                f"{self.cfg.source}; that of {images.name(0)} would be {Path(images.name(0)).stem}.png."
             )
 
     def _check_video(self, path: Path, subject: Subject) -> None:
-        if self.masks is not None:
-            raise UserError(f"attention.masks = {self.masks}: {path} is a video, and masks are for images.")
+        if self.cfg.masks is not None:
+            raise UserError(
+                f"attention.masks = {self.cfg.masks}: {path} is a video, and masks are for images."
+            )
         if subject.channels not in (1, 3):
             raise UserError(
                 f"attention.source = {path}: a video has 3 channels; the network takes {subject.channels}."

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,6 +18,7 @@ from torchvision.transforms.v2 import functional as transforms
 
 from dino_exp.atomic import write_atomically
 from dino_exp.backbone.tokens import spatial_features
+from dino_exp.config.evaluation_schema import VideoSegmentationConfig
 from dino_exp.console import console_for_a_run
 from dino_exp.data.file_sets import existing
 from dino_exp.data.source import CorruptImageError, read_image
@@ -66,7 +66,6 @@ class ObjectScores(NamedTuple):
         return {name: 100 * value for name, value in values.items()}
 
 
-@dataclass(frozen=True, kw_only=True)
 class VideoSegmentation:
     """J and F of masks carried from the first frame by the released protocol; fields as in the configuration.
 
@@ -75,22 +74,17 @@ class VideoSegmentation:
     Other networks than transformers are compared by their last features that have a place.
     """
 
-    root: str | None
-    split: str
-    image_size: int
-    frames: int
-    neighborhood: int
-    neighbors: int
-    temperature: float
+    def __init__(self, cfg: VideoSegmentationConfig) -> None:
+        self.cfg = cfg
 
     def check(self, subject: Subject, data: LabeledData) -> None:
         """All files are there and fit one another, and the network takes the frames."""
         check_scipy()
         patch = _patch_size(subject.backbone)
-        if self.image_size < STEP or self.image_size % patch:
-            next_one = math.ceil(max(self.image_size, STEP) / patch) * patch
+        if self.cfg.image_size < STEP or self.cfg.image_size % patch:
+            next_one = math.ceil(max(self.cfg.image_size, STEP) / patch) * patch
             raise UserError(
-                f"video_segmentation.image_size = {self.image_size}: must be at least {STEP} and a multiple "
+                f"video_segmentation.image_size = {self.cfg.image_size}: must be at least {STEP} and a multiple "
                 f"of the network's patch size {patch}; {next_one}, for example."
             )
         videos = self._videos()
@@ -103,10 +97,10 @@ class VideoSegmentation:
         except (AssertionError, RuntimeError, ValueError, IndexError) as error:
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
             raise UserError(f"The network cannot take frames such as {path}: {reason}") from error
-        shape = _network_size(_size(path), self.image_size, patch)
+        shape = _network_size(_size(path), self.cfg.image_size, patch)
         if shape[0] % height or shape[1] % width or shape[0] // height != shape[1] // width:
             raise UserError(
-                f"video_segmentation.image_size = {self.image_size}: makes frames of {shape[1]}x{shape[0]}, "
+                f"video_segmentation.image_size = {self.cfg.image_size}: makes frames of {shape[1]}x{shape[0]}, "
                 f"on which the network's {width}x{height} features are no even grid; give a multiple of its "
                 "stride, such as 64 and its multiples."
             )
@@ -136,7 +130,7 @@ class VideoSegmentation:
             figures={name: float(np.mean([figures[name] for figures in every])) for name in every[0]},
             details={"videos": len(videos), "objects": len(every), "per_object": per_object},
             notes=[
-                f"Means over all objects ({len(every)}) of the videos in {self.split}.txt ({len(videos)}), "
+                f"Means over all objects ({len(every)}) of the videos in {self.cfg.split}.txt ({len(videos)}), "
                 "computed as by davis2017-evaluation, which takes the folder predictions/ as it is."
             ],
             files=[predictions],
@@ -144,10 +138,10 @@ class VideoSegmentation:
 
     def _videos(self) -> list[Video]:
         """Those of the split, with their files."""
-        if self.root is None:
+        if self.cfg.root is None:
             raise UserError(f"video_segmentation.root is null: give the folder of DAVIS 2017 ({LAYOUT}).")
-        root = existing("video_segmentation.root", self.root, f"the folder of DAVIS 2017 ({LAYOUT})")
-        names = root / LISTS / f"{self.split}.txt"
+        root = existing("video_segmentation.root", self.cfg.root, f"the folder of DAVIS 2017 ({LAYOUT})")
+        names = root / LISTS / f"{self.cfg.split}.txt"
         if not names.is_file():
             raise UserError(f"{names}: there is no such file, which lists the videos, one a line. {LAYOUT}.")
         videos = []
@@ -169,7 +163,7 @@ class VideoSegmentation:
             frame = read_image(path, subject.channels)
         except CorruptImageError as error:
             raise UserError(f"{error}; the video cannot be followed without this frame.") from error
-        size = _network_size(frame.shape[1:], self.image_size, _patch_size(subject.backbone))
+        size = _network_size(frame.shape[1:], self.cfg.image_size, _patch_size(subject.backbone))
         # not antialiased, as OpenCV's linear interpolation is not
         frame = transforms.resize(frame, list(size), InterpolationMode.BILINEAR, antialias=False)
         with subject.autocast():
@@ -184,7 +178,7 @@ class VideoSegmentation:
         size = labels.shape
         objects = range(1, _background_for_void(labels).max() + 1)
         first = self._features(subject, video.frames[0])
-        frame_size = _network_size(size, self.image_size, _patch_size(subject.backbone))
+        frame_size = _network_size(size, self.cfg.image_size, _patch_size(subject.backbone))
         small = _resized(_background_for_void(labels), first.shape[1:])
         one_hot = F.one_hot(torch.from_numpy(small).long(), len(objects) + 1).permute(2, 0, 1).float()
         others: Iterator[Tensor] = (self._features(subject, path) for path in video.frames[1:])
@@ -192,10 +186,10 @@ class VideoSegmentation:
             first,
             one_hot.to(first.device),
             others,
-            frames=self.frames,
-            neighborhood=self.neighborhood,
-            neighbors=self.neighbors,
-            temperature=self.temperature,
+            frames=self.cfg.frames,
+            neighborhood=self.cfg.neighborhood,
+            neighbors=self.cfg.neighbors,
+            temperature=self.cfg.temperature,
         )
         _write_labels(folder / video.annotations[0].name, labels, palette)
         values: list[list[tuple[float, float]]] = [[] for _ in objects]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import lru_cache
 from importlib.util import find_spec
 from pathlib import Path
@@ -15,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from dino_exp.config.evaluation_schema import EmbedConfig
 from dino_exp.config.schema import ImageFolderConfig
 from dino_exp.data.source import ImageSource
 from dino_exp.data.subset import evenly_spread
@@ -48,20 +48,17 @@ ALIKE = 1e-6
 """Difference of normalized features below which they are the same."""
 
 
-@dataclass(frozen=True, kw_only=True)
 class Embed:
     """The `embed` evaluation; fields as in `EmbedConfig`."""
 
-    source: str | None
-    format: str
-    map: str
-    map_size: int
+    def __init__(self, cfg: EmbedConfig) -> None:
+        self.cfg = cfg
 
     def check(self, subject: Subject, data: LabeledData) -> None:
-        for library, package in NEEDED[self.map].items():
+        for library, package in NEEDED[self.cfg.map].items():
             if find_spec(library) is None:
                 raise UserError(
-                    f"embed.map = {self.map}: {library} is missing; pip install {package}, or embed.map=none."
+                    f"embed.map = {self.cfg.map}: {library} is missing; pip install {package}, or embed.map=none."
                 )
         self._images(subject, data)
 
@@ -74,7 +71,7 @@ class Embed:
                 _refuse_not_finite(found)
         if not distributed.is_main():
             return Findings()
-        suffix, write = {"parquet": ("parquet", write_parquet), "npz": ("npz", write_npz)}[self.format]
+        suffix, write = {"parquet": ("parquet", write_parquet), "npz": ("npz", write_npz)}[self.cfg.format]
         file = folder / f"features.{suffix}"
         write(found, file, subject)
         findings = Findings(files=[file], details=_counts(found))
@@ -86,7 +83,7 @@ class Embed:
         if len(found.values) == 1:
             findings.notes.append("A single image has no neighbors, so there is neither sheet nor map.")
             return findings
-        rows = torch.tensor(evenly_spread(len(found.values), self.map_size))
+        rows = torch.tensor(evenly_spread(len(found.values), self.cfg.map_size))
         neighbors = nearest_others(found.values, rows, max(*AGREEMENT, SHEET_NEIGHBORS), subject.device)
         findings.details["images_compared"] = len(rows)
         if found.labels is not None:
@@ -94,14 +91,14 @@ class Embed:
             findings.figures, by_chance = agreement(labels, neighbors)
             findings.details["same_class_by_chance"] = by_chance
         findings.files.append(_write_sheet(found, neighbors, subject, folder))
-        if self.map != "none":
-            _write_map(found, neighbors, self.map, subject, folder, findings)
+        if self.cfg.map != "none":
+            _write_map(found, neighbors, self.cfg.map, subject, folder, findings)
         return findings
 
     def _images(self, subject: Subject, data: LabeledData) -> tuple[LabeledData, str, ImageSource]:
         """Whose features are wanted: a split of a data set."""
-        if self.source is not None:
-            data = _given(self.source, subject)
+        if self.cfg.source is not None:
+            data = _given(self.cfg.source, subject)
             try:
                 return data, "train", data.splits.train
             except UserError as error:

@@ -13,6 +13,7 @@ from torch import nn
 
 from dino_exp.backbone.tokens import spatial_features
 from dino_exp.backbone.vit import Block
+from dino_exp.config.evaluation_schema import AttentionConfig
 from dino_exp.data.source import ArraySource, Splits
 from dino_exp.errors import UserError
 from dino_exp.eval.attention import class_maps
@@ -24,8 +25,7 @@ from tests.eval.subjects import GivenData, images, subject, tiny_vit
 
 
 def attention(**fields: Any) -> AttentionMaps:
-    given: dict[str, Any] = {"source": None, "masks": None, "mass": 0.6, "image_size": None, "images": 8}
-    return AttentionMaps(**given | fields)
+    return AttentionMaps(AttentionConfig(**fields))
 
 
 def run(

@@ -14,6 +14,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from dino_exp.config.evaluation_schema import VideoSegmentationConfig
 from dino_exp.data.source import Splits
 from dino_exp.errors import UserError
 from dino_exp.eval.davis.video_segmentation import VideoSegmentation, _network_size
@@ -74,16 +75,8 @@ def davis(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def segmentation(folder: Path, **changes: Any) -> VideoSegmentation:
-    settings: dict[str, Any] = {
-        "root": str(folder),
-        "split": "val",
-        "image_size": 64,
-        "frames": 2,
-        "neighborhood": 3,
-        "neighbors": 5,
-        "temperature": 0.1,
-    }
-    return VideoSegmentation(**(settings | changes))
+    settings: dict[str, Any] = dict(root=str(folder), image_size=64, frames=2, neighborhood=3)
+    return VideoSegmentation(VideoSegmentationConfig(**settings | changes))
 
 
 def data() -> GivenData:

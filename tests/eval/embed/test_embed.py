@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import nn
 
+from dino_exp.config.evaluation_schema import EmbedConfig
 from dino_exp.data.source import Splits, read_image
 from dino_exp.errors import UserError
 from dino_exp.eval.embed import embedding as embed_module
@@ -30,7 +31,7 @@ def _cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def embed(**settings: Any) -> Embed:
-    return Embed(**{"source": None, "format": "parquet", "map": "none", "map_size": 2000, **settings})
+    return Embed(EmbedConfig(**{"map": "none", **settings}))
 
 
 def folder(root: Path, classes: list[str], each: int) -> list[Path]:
