@@ -76,7 +76,7 @@ class Finetune:
             most = len(train) // processes * processes
             raise UserError(
                 f"finetune.batch_size = {size}: there are only {len(train)} training images, less than one "
-                f"batch; use {f'at most {most}' if most else 'fewer processes and a smaller batch'}."
+                f"batch; use {f'at most {most}' if most else 'fewer processes'}."
             )
         if self.cfg.warmup_epochs > self.cfg.epochs:
             raise UserError(
@@ -86,7 +86,7 @@ class Finetune:
         least, greatest = self.cfg.crop_scale
         if least > greatest:
             raise UserError(
-                f"finetune.crop_scale = [{least:g}, {greatest:g}]: the smaller share of the area comes first; "
+                f"finetune.crop_scale = [{least:g}, {greatest:g}]: the smaller share comes first; "
                 f"use [{greatest:g}, {least:g}]."
             )
 

@@ -14,7 +14,7 @@ BEFORE_BLOCKS = frozenset(
 
 
 def has_layers(backbone: nn.Module) -> bool:
-    """Return whether the backbone is a transformer: patches, then blocks. Some convnets have only `blocks`."""
+    """Return whether a backbone is a transformer: patches, then blocks. Some convnets have only `blocks`."""
     blocks = getattr(backbone, "blocks", None)
     return isinstance(blocks, (nn.Sequential, nn.ModuleList)) and hasattr(backbone, "patch_embed")
 

@@ -267,7 +267,7 @@ def usual_epochs(images: int, batch_size: int) -> int:
 
 
 def best(strengths: Sequence[float], scores: np.ndarray) -> int:
-    """Return the index of the highest score; ties go to the smallest strength, then the first. NaN is lowest."""
+    """Return the index of the highest score; of equals the smallest strength, then the first. NaN loses."""
     return min(range(len(scores)), key=lambda n: (-np.nan_to_num(scores[n], nan=-1.0), strengths[n]))
 
 

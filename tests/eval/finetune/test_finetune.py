@@ -1,4 +1,4 @@
-"""Fine-tuning learns to tell dark from bright, does not change the subject, and is the same in two processes."""
+"""Fine-tuning tells dark from bright, does not change the subject, and is the same in two processes."""
 
 import dataclasses
 from pathlib import Path
