@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
+from omegaconf import OmegaConf
 from torch import Tensor
 
 from dino_exp.config.evaluation_schema import EmbedConfig
@@ -113,19 +114,8 @@ class Embed:
 @lru_cache(maxsize=1)
 def _source_data(root: str, subject: Subject) -> Extracted:
     """Return the images of a folder or a list; cached, because `check` and `evaluate` both need them."""
-    node: dict[str, Any] = {
-        "_target_": ImageFolderConfig._target_,
-        "name": "embed.source",
-        "root": root,
-        "val_root": None,
-        "channels": subject.channels,
-        "mean": [],
-        "std": [],
-        "max_corrupt": 1.0,
-        "backend": "fast",
-        "packed": False,
-        "packed_side": None,
-    }
+    cfg = ImageFolderConfig(root=root, val_root=None, channels=subject.channels, max_corrupt=1.0)
+    node = OmegaConf.structured(cfg)
     return Extracted(subject, node, progress=sys.stdout.isatty(), title="embed.source")
 
 

@@ -21,7 +21,7 @@ from dino_exp.eval.attention.attention_images import FileImages
 from dino_exp.eval.attention.attention_maps import AttentionMaps
 from dino_exp.eval.attention.videos import frames
 from dino_exp.eval.subject import Findings, Subject
-from tests.eval.subjects import GivenData, images, subject, tiny_vit
+from tests.eval.subjects import GivenData, Looker, images, subject, tiny_vit
 
 
 def attention(**fields: Any) -> AttentionMaps:
@@ -35,20 +35,6 @@ def run(
     network = network or subject(Looker(), image_size=8)
     evaluation.check(network, data)
     return evaluation.evaluate(network, data, folder)
-
-
-class Looker(nn.Module):
-    """Two heads on patches of 4 pixels, one by brightness, one uniform; the class token keeps a tenth."""
-
-    patch_size = 4
-
-    def class_attention(self, x: torch.Tensor) -> torch.Tensor:
-        bright = nn.functional.avg_pool2d(x.mean(dim=1), 4) + 1
-        heads = torch.stack([bright, torch.ones_like(bright)], dim=1)
-        return 0.9 * heads / heads.sum(dim=(2, 3), keepdim=True)
-
-    def forward_intermediates(self, x: torch.Tensor, **_: object) -> list[torch.Tensor]:
-        return [nn.functional.avg_pool2d(x, 4)]
 
 
 class Lit(ArraySource):

@@ -10,19 +10,7 @@ from dino_exp.data.source import ArraySource
 from dino_exp.errors import UserError
 from dino_exp.eval.attention.attend import AttentionMass, attend, attention_mass, patch_attention
 from dino_exp.eval.attention.attention_overlay import enlarged
-
-
-class Looker(nn.Module):
-    """Two heads on patches of 4 pixels, one by brightness, one uniform; the class token keeps 0.1."""
-
-    feature_dim, patch_size = 1, 4
-
-    def class_attention(self, images: torch.Tensor) -> torch.Tensor:
-        assert not self.training
-        bright = nn.functional.avg_pool2d(images.mean(dim=1), 4).clamp(min=0)
-        even = torch.ones_like(bright)
-        heads = torch.stack([bright, even], dim=1)
-        return 0.9 * heads / heads.sum(dim=(2, 3), keepdim=True)
+from tests.eval.subjects import Looker
 
 
 class Lit(ArraySource):
@@ -81,7 +69,7 @@ def test_sigma_of_the_gaussian_is_a_quarter_of_the_side() -> None:
 
 
 def test_attention_mass_of_the_images_of_a_source() -> None:
-    source, network = Lit(n=5), Looker().train()
+    source, network = Lit(n=5), Looker(dark=0.0).train()
     settings: dict[str, Any] = {
         "image_size": 8,
         "crop_ratio": 1.0,
@@ -115,7 +103,7 @@ def test_the_sentence_gives_the_baselines() -> None:
 
 
 def test_enlarged_maps_are_constant_on_each_patch() -> None:
-    network = Looker()
+    network = Looker(dark=0.0)
     image = torch.arange(64.0).view(1, 1, 8, 8).expand(1, 3, 8, 8)
     maps = enlarged(patch_attention(network, image), image)
     assert maps.shape == (1, 2, 8, 8)
