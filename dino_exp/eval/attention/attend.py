@@ -77,6 +77,13 @@ def patch_attention(backbone: nn.Module, images: Tensor) -> Tensor:
     return attention.clone()  # an ordinary tensor, not one of inference mode
 
 
+def enlarged(values: Tensor, size: torch.Size) -> Tensor:
+    """Enlarge values (..., h, w) to (..., H, W), constant on each patch (nearest); bool stays bool."""
+    flat = values.reshape(1, -1, *values.shape[-2:]).float()
+    sized = F.interpolate(flat, size=size, mode="nearest-exact").reshape(*values.shape[:-2], *size)
+    return sized > 0.5 if values.dtype == torch.bool else sized
+
+
 def attend(
     backbone: nn.Module,
     source: ImageSource,

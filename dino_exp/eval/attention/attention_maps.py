@@ -103,12 +103,12 @@ class AttentionMaps:
         findings.figures.update(overlap.figures())
         findings.details.update(images=len(overlap), jaccard_by_head=overlap.by_head())
         for number, what in (
-            (len(images) - len(asked) if self.cfg.masks else 0, f"without a mask in {self.cfg.masks}"),
-            (len(asked) - len(overlap) - overlap.empty, "that cannot be read"),
-            (overlap.empty, "whose mask has no object"),
+            (len(images) - len(asked) if self.cfg.masks else 0, f"no mask in {self.cfg.masks}"),
+            (len(asked) - len(overlap) - overlap.empty, "unreadable"),
+            (overlap.empty, "no object in the mask"),
         ):
             if number:
-                findings.notes.append(f"The overlap excludes {number} of {len(images)} images {what}.")
+                findings.notes.append(f"Not in the overlap: {number} of {len(images)} images ({what}).")
 
     def _draw(self, subject: Subject, images: MaskedImages, folder: Path, findings: Findings) -> None:
         seen, features = [], []

@@ -11,11 +11,11 @@ from pathlib import Path
 import matplotlib
 import numpy as np
 import torch
-import torch.nn.functional as F
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from dino_exp.eval.attention.attend import enlarged
 from dino_exp.plots.png import DPI, INK, QUIET, save
 from dino_exp.plots.sheets import channel_note, heat, outline, show, top_of
 
@@ -78,9 +78,8 @@ def side_by_side(frames: Tensor, maps: Tensor, top: float) -> Iterator[np.ndarra
     """
     zoom = max(1, -(-LEAST_HEIGHT // frames.shape[-2]))
     palette = (matplotlib.colormaps["inferno"](np.arange(256))[:, :3] * 255).round().astype(np.uint8)
-    levels = (maps / top).nan_to_num().clamp(0, 1).mul(255).round()[:, None]
-    sized = F.interpolate(levels, size=frames.shape[-2:], mode="nearest-exact")[:, 0]
-    for frame, level in zip(frames, sized, strict=True):
+    levels = (maps / top).nan_to_num().clamp(0, 1).mul(255).round()
+    for frame, level in zip(frames, enlarged(levels, frames.shape[-2:]), strict=True):
         image = frame.expand(3, -1, -1).permute(1, 2, 0).numpy()
         both = np.concatenate([image, palette[level.to(torch.uint8).numpy()]], axis=1)
         yield both.repeat(zoom, axis=0).repeat(zoom, axis=1)
@@ -88,16 +87,16 @@ def side_by_side(frames: Tensor, maps: Tensor, top: float) -> Iterator[np.ndarra
 
 def _summary_plots(shown: ImageMaps, kind: str) -> list[TitledPlot]:
     """Return plots of the image, its features, the mean map, and the patches that hold most of it."""
-    mean = f"mean {kind}" if len(shown.maps) > 1 else kind
+    mean, size = f"mean {kind}" if len(shown.maps) > 1 else kind, shown.image.shape[-2:]
 
     def image(axes: Axes) -> None:
         show(axes, shown.image)
         if shown.mask is not None:
-            outline(axes, enlarged(shown.mask, shown.image))
+            outline(axes, enlarged(shown.mask, size))
 
     return [
         TitledPlot("image" if shown.mask is None else "image, object", image),
-        TitledPlot("features", lambda axes: show(axes, enlarged(shown.colors, shown.image).mul(255).byte())),
+        TitledPlot("features", lambda axes: show(axes, enlarged(shown.colors, size).mul(255).byte())),
         TitledPlot(mean, lambda axes: _draw_map(axes, shown, shown.maps.mean(dim=0))),
         TitledPlot("most of it", lambda axes: _draw_kept(axes, shown, 0)),
     ]
@@ -121,17 +120,9 @@ def _draw_map(axes: Axes, shown: ImageMaps, values: Tensor) -> None:
 
 def _draw_kept(axes: Axes, shown: ImageMaps, row: int) -> None:
     """Draw the image, faded to gray outside the patches of this row of `kept`."""
-    image, inside = shown.image, enlarged(shown.kept[row], shown.image)
+    image, inside = shown.image, enlarged(shown.kept[row], shown.image.shape[-2:])
     show(axes, torch.where(inside, image, (0.3 * image + 0.7 * 128).to(torch.uint8)))
     outline(axes, inside)
-
-
-def enlarged(values: Tensor, image: Tensor) -> Tensor:
-    """Enlarge values (..., h, w) to the image's size (nearest); bool stays bool."""
-    flat = values.reshape(1, -1, *values.shape[-2:]).float()
-    sized = F.interpolate(flat, size=image.shape[-2:], mode="nearest-exact")[0]
-    sized = sized.reshape(*values.shape[:-2], *image.shape[-2:])
-    return sized > 0.5 if values.dtype == torch.bool else sized
 
 
 def _save(

@@ -7,13 +7,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
 from dino_exp.data.source import FORMATS
 from dino_exp.errors import UserError
-from dino_exp.eval.attention.attend import AttentionMass, attention_mass, centered_gaussian
+from dino_exp.eval.attention.attend import AttentionMass, attention_mass, centered_gaussian, enlarged
 
 OBJECT, VOID = 1, 255
 """Values of a mask; 0 is background. Void is ignored, such as the outlines of VOC."""
@@ -38,12 +37,10 @@ def jaccard(predicted: Tensor, mask: Tensor) -> Tensor:
 
     Patches are enlarged to the mask's size (nearest). Void pixels are ignored in both.
     """
-    flat = predicted.reshape(1, -1, *predicted.shape[-2:]).float()
-    sized = F.interpolate(flat, size=mask.shape, mode="nearest-exact")[0] > 0.5
+    sized = enlarged(predicted, mask.shape)
     inside, known = mask == OBJECT, mask != VOID
     both = (sized & inside).sum(dim=(-2, -1))
-    either = ((sized | inside) & known).sum(dim=(-2, -1))
-    return (both / either).reshape(predicted.shape[:-2])
+    return both / ((sized | inside) & known).sum(dim=(-2, -1))
 
 
 class Overlap:

@@ -248,7 +248,7 @@ class Linear:
             (0, chosen + 1, "smallest", "smaller"),
             (of_choice - 1, chosen - 1, "largest", "larger"),
         ):
-            # If the neighbor is as good, the end of the list won a tie only.
+            # If its neighbor is as good, the end of the list only won a tie.
             if of_choice > 1 and position == end and scores[neighbor] < scores[chosen]:
                 notes.append(
                     f"The best {what}, {strength:g}, is the {most} in linear.{key}; try {more} ones too."

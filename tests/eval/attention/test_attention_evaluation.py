@@ -152,7 +152,7 @@ def test_overlap_with_the_masks_of_a_data_set(tmp_path: Path) -> None:
         }
     )
     assert findings.details == {"maps": "attention", "images": 4, "jaccard_by_head": [50, 25]}
-    assert findings.notes[1:] == ["The overlap excludes 1 of 5 images whose mask has no object."]
+    assert findings.notes[1:] == ["Not in the overlap: 1 of 5 images (no object in the mask)."]
     assert findings.files == [tmp_path / "new/attention.png"]
     with Image.open(findings.files[0]) as sheet:
         assert min(sheet.size) > 300
@@ -192,8 +192,8 @@ def test_images_in_files_keep_their_shape(tmp_path: Path) -> None:
     assert findings.figures["jaccard_even"] == pytest.approx(100 * 80 / (16 * 25 - 24))
     assert findings.details["images"] == 2
     assert findings.notes[1:] == [
-        f"The overlap excludes 1 of 4 images without a mask in {tmp_path / 'masks'}.",
-        "The overlap excludes 1 of 4 images that cannot be read.",
+        f"Not in the overlap: 1 of 4 images (no mask in {tmp_path / 'masks'}).",
+        "Not in the overlap: 1 of 4 images (unreadable).",
         "1 of the 2 images to draw could not be read.",
     ]
     assert [path.name for path in findings.files] == ["attention.png"]

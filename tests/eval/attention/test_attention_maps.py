@@ -8,8 +8,7 @@ from torch import nn
 
 from dino_exp.data.source import ArraySource
 from dino_exp.errors import UserError
-from dino_exp.eval.attention.attend import AttentionMass, attend, attention_mass, patch_attention
-from dino_exp.eval.attention.attention_overlay import enlarged
+from dino_exp.eval.attention.attend import AttentionMass, attend, attention_mass, enlarged, patch_attention
 from tests.eval.subjects import Looker
 
 
@@ -105,7 +104,7 @@ def test_the_sentence_gives_the_baselines() -> None:
 def test_enlarged_maps_are_constant_on_each_patch() -> None:
     network = Looker(dark=0.0)
     image = torch.arange(64.0).view(1, 1, 8, 8).expand(1, 3, 8, 8)
-    maps = enlarged(patch_attention(network, image), image)
+    maps = enlarged(patch_attention(network, image), image.shape[-2:])
     assert maps.shape == (1, 2, 8, 8)
     patches = network.eval().class_attention(image)
     assert torch.equal(maps[0, :, 3, 4], patches[0, :, 0, 1])
