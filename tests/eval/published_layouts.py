@@ -1,4 +1,4 @@
-"""Tiny data sets laid out as they are published, mostly of one color, and a network that sees the color."""
+"""Tiny data sets in their published layouts, mostly of one color, and a network that sees the color."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 
 class MeanColor(nn.Module):
-    """The feature is the mean of each channel. `pooled` gives features by place."""
+    """A network whose feature is the mean of each channel; `pooled` gives spatial features."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -25,7 +25,7 @@ class MeanColor(nn.Module):
 
 
 def color(degrees: float) -> tuple[int, int, int]:
-    """Of which the mean color, normalized to -1 ... 1, has the cosine of a difference of angles."""
+    """Return a color by its angle: two colors, normalized to -1 ... 1, have the cosine of their angles."""
     angle = math.radians(degrees)
     return round(127.5 + 90 * math.cos(angle)), round(127.5 + 90 * math.sin(angle)), 128
 
@@ -35,7 +35,7 @@ def flat(degrees: float, size: tuple[int, int] = (24, 16)) -> Image.Image:
 
 
 def noise(seed: int, size: tuple[int, int]) -> Image.Image:
-    """Width and height in pixels."""
+    """Return blocks of random colors; size is width and height in pixels."""
     values = np.random.default_rng(seed).integers(0, 256, (size[1] // 4, size[0] // 4, 3), dtype=np.uint8)
     return Image.fromarray(values).resize(size)
 
@@ -48,7 +48,7 @@ def save(image: Image.Image, path: Path) -> None:
 def revisited(
     root: Path, name: str, database: Sequence[Image.Image], queries: Sequence[Image.Image], gnd: list[Any]
 ) -> Path:
-    """root/<name> with its images; gives the path of gnd_<name>.pkl."""
+    """Write root/<name> with its images; return the path of gnd_<name>.pkl."""
     folder = root / name
     lists: dict[str, Any] = {"gnd": gnd}
     for key, prefix, images in (("imlist", "all_souls", database), ("qimlist", "query", queries)):
@@ -63,5 +63,5 @@ def revisited(
 def entry(
     easy: Sequence[float], hard: Sequence[int], junk: Sequence[int], bbx: Sequence[float] = (0, 0, 24, 16)
 ) -> dict[str, Any]:
-    """What the ground truth says of a query; the types are as mixed as in real files."""
+    """Return a query's entry in the ground truth; the types are as mixed as in real files."""
     return {"bbx": list(bbx), "easy": np.array(easy), "hard": list(hard), "junk": np.array(junk)}

@@ -1,4 +1,4 @@
-"""A small network as evaluations are given it, and images and features from memory."""
+"""A small network as a subject of evaluations, and images and features in memory."""
 
 from __future__ import annotations
 
@@ -14,13 +14,35 @@ from dino_exp.eval.subject import BlockFeatures, Subject
 
 
 def tiny_vit(seed: int = 0, image_size: int = 32) -> VisionTransformer:
-    """16 dimensions, three blocks, two heads, patches of 4."""
+    """Return a transformer with 16 dimensions, three blocks, two heads and patches of 4 pixels."""
     torch.manual_seed(seed)
     return VisionTransformer(patch_size=4, embed_dim=16, depth=3, num_heads=2, image_size=image_size)
 
 
+class Looker(nn.Module):
+    """Two attention heads on patches of 4 pixels, one by brightness above `dark`, one uniform.
+
+    The class token attends to itself with a tenth.
+    """
+
+    patch_size = 4
+
+    def __init__(self, dark: float = -1.0) -> None:
+        super().__init__()
+        self.dark = dark
+
+    def class_attention(self, x: Tensor) -> Tensor:
+        assert not self.training
+        bright = nn.functional.avg_pool2d(x.mean(dim=1), 4) - self.dark
+        heads = torch.stack([bright, torch.ones_like(bright)], dim=1)
+        return 0.9 * heads / heads.sum(dim=(2, 3), keepdim=True)
+
+    def forward_intermediates(self, x: Tensor, **_: object) -> list[Tensor]:
+        return [nn.functional.avg_pool2d(x, 4)]
+
+
 def subject(backbone: nn.Module | None = None, *, image_size: int = 32, channels: int = 3) -> Subject:
-    """On the CPU in float32; images are normalized to -1 ... 1 and seen whole."""
+    """Return a subject on the CPU in float32; images are normalized to -1 ... 1 and not cropped."""
     backbone = (backbone or tiny_vit(image_size=image_size)).eval().requires_grad_(False)
     return Subject(
         name="tiny",
@@ -41,7 +63,7 @@ def subject(backbone: nn.Module | None = None, *, image_size: int = 32, channels
 
 @dataclass
 class GivenData:
-    """`LabeledData` whose features are what the test says."""
+    """`LabeledData` with features that the test gives."""
 
     splits: Splits
     given: dict[str, BlockFeatures] = field(default_factory=dict)
@@ -53,7 +75,7 @@ class GivenData:
 def images(
     labels: list[int] | np.ndarray, *, classes: list[str] | None = None, size: int = 32
 ) -> ArraySource:
-    """Noise images (N, 3, size, size) with these labels."""
+    """Return noise images (N, 3, size, size) with these labels."""
     labels = np.asarray(labels, dtype=np.int64)
     generator = torch.Generator().manual_seed(len(labels))
     images = torch.randint(0, 256, (len(labels), 3, size, size), generator=generator, dtype=torch.uint8)
@@ -62,7 +84,7 @@ def images(
 
 
 class ConvNet(nn.Sequential):
-    """A convolution with batch norm; its feature is as wide as the convolution, and it has no class token."""
+    """A convolution with batch norm and no class token; its feature is as wide as the convolution."""
 
     def __init__(self, width: int, *after: nn.Module, stride: int = 1) -> None:
         super().__init__(
@@ -76,6 +98,6 @@ class ConvNet(nn.Sequential):
 
 
 def block_features(values: Tensor) -> BlockFeatures:
-    """(N, rows, D), or (N, D) for a single row, of images 0 ... N-1."""
+    """Return values (N, rows, D), or (N, D) for a single row, as the features of images 0 ... N-1."""
     values = values if values.ndim == 3 else values.unsqueeze(1)
     return BlockFeatures(values.float(), torch.arange(len(values)))

@@ -1,1 +1,1 @@
-"""Where the class token looks: maps, their overlap with masks, and images and videos of both."""
+"""Attention of the class token: maps, their overlap with masks, and figures and videos of both."""

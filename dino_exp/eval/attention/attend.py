@@ -1,4 +1,4 @@
-"""Where the class token looks in the last block, and how much of that is the object (DINO, figure 1)."""
+"""Attention of the class token in the last block, and how much of it is on the object (DINO, figure 1)."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from dino_exp.eval.features import evaluating, normalize, resize_and_crop, still
 
 @dataclass(frozen=True)
 class Attended:
-    """Images as the network saw them, and what its class token attended to."""
+    """Images as the network saw them, and the attention of its class token."""
 
     images: Tensor
     """uint8 (N, C, S, S)."""
@@ -26,23 +26,23 @@ class Attended:
     masks: Tensor | None
     """float32 (N, S, S), the share of each pixel that the object covers; None without masks."""
     indices: list[int]
-    """Source index of each image."""
+    """The source's index of each image."""
 
 
 @dataclass(frozen=True)
 class AttentionMass:
-    """How well the attention finds the object; all shares in 0–1, means over the images."""
+    """How well the attention finds the object; shares in 0–1, means over the images."""
 
     mass: float
     """Share of the attention (mean over heads, over the patches) inside the mask."""
     area: float
-    """Share of the image inside the mask: the mass of an even attention."""
+    """Share of the image inside the mask, which is the mass of uniform attention."""
     gaussian_mass: float
     """Mass of a Gaussian at the image's center, sigma a quarter of its side: what centering alone gives."""
     auc: float
-    """Chance that a patch of the object (more than half covered) has more attention than one beside it."""
+    """Probability that a patch of the object (more than half covered) has more attention than one outside."""
     gaussian_auc: float
-    """The same for the Gaussian."""
+    """The AUC of the Gaussian."""
     images: int
     """Images in the means; those without both kinds of patch count for the masses only."""
 
@@ -50,7 +50,7 @@ class AttentionMass:
         return asdict(self)
 
     def sentence(self, untrained: AttentionMass | None = None) -> str:
-        """The numbers and what to compare them with, for a caption."""
+        """Return the numbers and their baselines as a caption."""
         before = f"untrained {untrained.mass:.0%}, " if untrained else ""
         auc_before = f"untrained {untrained.auc:.2f}, " if untrained else ""
         return (
@@ -61,7 +61,7 @@ class AttentionMass:
 
 
 def patch_attention(backbone: nn.Module, images: Tensor) -> Tensor:
-    """Attention of the last block's class token to the patches, float32 (B, heads, h, w) on the CPU.
+    """Return the attention of the last block's class token to the patches, float32 (B, heads, h, w), CPU.
 
     images: normalized (B, C, H, W) on the backbone's device. Raises UserError for backbones without
     `class_attention`.
@@ -69,17 +69,19 @@ def patch_attention(backbone: nn.Module, images: Tensor) -> Tensor:
     class_attention = getattr(backbone, "class_attention", None)
     if class_attention is None:
         raise UserError(
-            f"{type(backbone).__name__} has no class-token attention; attention maps need a ViT of this "
-            f"project (backbone=vit_small, for example)."
+            f"{type(backbone).__name__} has no class-token attention; use a ViT of this project, such as "
+            f"backbone=vit_small."
         )
     with evaluating(backbone):
         attention = class_attention(images).float().cpu()
     return attention.clone()  # an ordinary tensor, not one of inference mode
 
 
-def attention_maps(backbone: nn.Module, images: Tensor) -> Tensor:
-    """`patch_attention` at the images' size, (B, heads, H, W): each patch is a flat square (nearest)."""
-    return F.interpolate(patch_attention(backbone, images), size=images.shape[-2:], mode="nearest-exact")
+def enlarged(values: Tensor, size: torch.Size) -> Tensor:
+    """Enlarge values (..., h, w) to (..., H, W), constant on each patch (nearest); bool stays bool."""
+    flat = values.reshape(1, -1, *values.shape[-2:]).float()
+    sized = F.interpolate(flat, size=size, mode="nearest-exact").reshape(*values.shape[:-2], *size)
+    return sized > 0.5 if values.dtype == torch.bool else sized
 
 
 def attend(
@@ -94,9 +96,9 @@ def attend(
     device: torch.device | str,
     batch_size: int = 64,
 ) -> Attended:
-    """Attention, images and masks of a source, for `attention_mass` and `plot_attention`.
+    """Return attention, images and masks of a source, for `attention_mass` and `plot_attention`.
 
-    Masks are resized and cropped like their images. Unreadable images are left out.
+    Masks are resized and cropped like their images. Unreadable images are skipped.
     """
     images, attention, kept = [], [], []
     for batch, readable in still_images(
@@ -121,8 +123,7 @@ def _coverage(mask: Tensor, image_size: int, crop_ratio: float) -> Tensor:
 def attention_mass(attention: Tensor, masks: Tensor) -> AttentionMass:
     """Compare attention (N, heads, h, w) with masks (N, H, W), bool or shares in 0–1.
 
-    A patch's share of the object is the mean of the mask over it, so that patches on the outline count by
-    area. Give the attention per patch; maps at the image's size are compared per pixel instead.
+    A patch's share of the object is the mean of the mask over it, so patches on the outline count by area.
     """
     patches = attention.double().mean(dim=1)
     height, width = patches.shape[-2:]
@@ -139,19 +140,19 @@ def attention_mass(attention: Tensor, masks: Tensor) -> AttentionMass:
 
 
 def centered_gaussian(height: int, width: int) -> Tensor:
-    """exp(−(x² + y²) / 2σ²) at the patch centers, σ = a quarter of the side."""
+    """Return exp(−(x² + y²) / 2σ²) at the patch centers, (height, width), with σ a quarter of the side."""
     y, x = (torch.arange(n, dtype=torch.float64).add(0.5).div(n).sub(0.5).div(0.25) for n in (height, width))
     return torch.exp(-(y[:, None] ** 2 + x[None, :] ** 2) / 2)
 
 
 def _mass(attention: Tensor, coverage: Tensor) -> float:
-    """Mean over images of the share of the attention (N, h, w) that falls inside."""
+    """Return the share of the attention (N, h, w) that is on the object, the mean over images."""
     inside = (attention * coverage).sum(dim=(1, 2))
     return (inside / attention.sum(dim=(1, 2))).mean().item()
 
 
 def _mean_auc(attention: Tensor, inside: Tensor) -> float:
-    """Mean over images of the Mann–Whitney AUC (ties count half); NaN without an image that has both."""
+    """Return the Mann–Whitney AUC (ties count half), the mean over images that have both kinds, or NaN."""
     areas = []
     for values, positive in zip(attention.flatten(1), inside.flatten(1), strict=True):
         if positive.all() or not positive.any():

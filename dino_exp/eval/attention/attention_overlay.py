@@ -1,34 +1,34 @@
-"""Attention maps and the patches that hold most of each, beside their images."""
+"""Figures of images with their attention maps and the patches that hold most of each map."""
 
 from __future__ import annotations
 
 import textwrap
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import matplotlib
 import numpy as np
 import torch
-import torch.nn.functional as F
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from dino_exp.eval.attention.attend import enlarged
 from dino_exp.plots.png import DPI, INK, QUIET, save
 from dino_exp.plots.sheets import channel_note, heat, outline, show, top_of
 
 MAX_HEADS = 6
-"""Heads in a row of a sheet; the figure of a single image has them all."""
+"""Most heads in a row of a sheet; the figure of a single image has all heads."""
 
-
-WATCHABLE = 240
-"""Pixels: the least height of a video."""
+LEAST_HEIGHT = 240
+"""Least height of a video in pixels."""
 
 
 @dataclass(frozen=True)
-class Seen:
-    """An image and what a network made of it."""
+class ImageMaps:
+    """An image and its maps."""
 
     image: Tensor
     """uint8 (C, H, W)."""
@@ -37,106 +37,96 @@ class Seen:
     kept: Tensor
     """bool (1 + heads, h, w): the thresholded mean of the heads, then each head."""
     colors: Tensor
-    """float (3, h, w) in 0–1: features by place, as colors."""
+    """float (3, h, w) in 0–1: the features at each position, as colors."""
     mask: Tensor | None
     """bool (H', W'), true on the object."""
 
 
 @dataclass(frozen=True)
-class Cell:
+class TitledPlot:
+    """One cell of a figure."""
+
     title: str
     draw: Callable[[Axes], object]
 
 
-def plot_image(seen: Seen, out: Path, *, kind: str, note: str, caption: str) -> None:
-    """One image with the maps of all heads, as a PNG; kind is "attention" or "feature norm"."""
-    first, heads = _cells(seen, kind), _head_cells(seen)
+def plot_image(shown: ImageMaps, out: Path, *, kind: str, note: str, caption: str) -> None:
+    """Draw one image with the maps of all heads as a PNG; kind is "attention" or "feature norm"."""
+    first, heads = _summary_plots(shown, kind), _head_plots(shown)
     columns = 4 if len(heads) <= 8 else 6
     rows = [first, *(heads[start : start + columns] for start in range(0, len(heads), columns))]
-    _save(rows, max(columns, len(first)), seen.image.shape[-2:], out, caption, note, titled=True)
+    _save(rows, max(columns, len(first)), shown.image.shape[-2:], out, caption, note, titled=True)
 
 
-def plot_sheet(images: Sequence[Seen], out: Path, *, kind: str, note: str, caption: str) -> None:
-    """One row per image with the maps of the first heads, as a PNG; about 8 make a good sheet."""
+def plot_sheet(images: Sequence[ImageMaps], out: Path, *, kind: str, note: str, caption: str) -> None:
+    """Draw one row per image with the maps of the first heads as a PNG; about 8 rows make a good sheet."""
     rows = []
-    for seen in images:
-        maps = [_map(f"head {head + 1}", seen, head) for head in range(min(len(seen.maps), MAX_HEADS))]
-        rows.append(_cells(seen, kind) + (maps if len(seen.maps) > 1 else []))
-    shapes = {tuple(seen.image.shape[-2:]) for seen in images}
+    for shown in images:
+        heads = range(min(len(shown.maps), MAX_HEADS)) if len(shown.maps) > 1 else ()
+        rows.append(_summary_plots(shown, kind) + [_head_plot(shown, head) for head in heads])
+    shapes = {tuple(shown.image.shape[-2:]) for shown in images}
     shape = shapes.pop() if len(shapes) == 1 else (1, 1)
     note += channel_note(images[0].image[None])
     _save(rows, max(map(len, rows)), shape, out, caption, note, titled=False)
 
 
 def side_by_side(frames: Tensor, maps: Tensor, top: float) -> Iterator[np.ndarray]:
-    """Each frame uint8 (N, C, H, W) with its map (N, h, w) beside it, uint8 (H, 2 W, 3).
+    """Yield each frame of uint8 (N, C, H, W) with its map of (N, h, w) beside it, uint8 (H, 2 W, 3).
 
-    Colors of the map go from 0 to `top`; what is above has the color of `top`. Frames less than WATCHABLE
-    high are enlarged by a whole number.
+    The color scale goes from 0 to `top`, to which larger values are clamped. Frames lower than LEAST_HEIGHT
+    are enlarged by an integer factor.
     """
-    zoom = max(1, -(-WATCHABLE // frames.shape[-2]))
+    zoom = max(1, -(-LEAST_HEIGHT // frames.shape[-2]))
     palette = (matplotlib.colormaps["inferno"](np.arange(256))[:, :3] * 255).round().astype(np.uint8)
-    levels = (maps / top).nan_to_num().clamp(0, 1).mul(255).round()[:, None]
-    sized = F.interpolate(levels, size=frames.shape[-2:], mode="nearest-exact")[:, 0]
-    for frame, level in zip(frames, sized, strict=True):
+    levels = (maps / top).nan_to_num().clamp(0, 1).mul(255).round()
+    for frame, level in zip(frames, enlarged(levels, frames.shape[-2:]), strict=True):
         image = frame.expand(3, -1, -1).permute(1, 2, 0).numpy()
         both = np.concatenate([image, palette[level.to(torch.uint8).numpy()]], axis=1)
         yield both.repeat(zoom, axis=0).repeat(zoom, axis=1)
 
 
-def _cells(seen: Seen, kind: str) -> list[Cell]:
-    """Image, features, mean map and what holds most of it."""
-    mean = f"mean {kind}" if len(seen.maps) > 1 else kind
+def _summary_plots(shown: ImageMaps, kind: str) -> list[TitledPlot]:
+    """Return plots of the image, its features, the mean map, and the patches that hold most of it."""
+    mean, size = f"mean {kind}" if len(shown.maps) > 1 else kind, shown.image.shape[-2:]
 
     def image(axes: Axes) -> None:
-        show(axes, seen.image)
-        if seen.mask is not None:
-            outline(axes, _sized(seen.mask, seen.image))
+        show(axes, shown.image)
+        if shown.mask is not None:
+            outline(axes, enlarged(shown.mask, size))
 
     return [
-        Cell("image" if seen.mask is None else "image, object", image),
-        Cell("features", lambda axes: show(axes, _sized(seen.colors, seen.image).mul(255).byte())),
-        Cell(mean, lambda axes: _heat_of(axes, seen, seen.maps.mean(dim=0))),
-        Cell("most of it", lambda axes: _kept(axes, seen.image, seen.kept[0])),
+        TitledPlot("image" if shown.mask is None else "image, object", image),
+        TitledPlot("features", lambda axes: show(axes, enlarged(shown.colors, size).mul(255).byte())),
+        TitledPlot(mean, lambda axes: _draw_map(axes, shown, shown.maps.mean(dim=0))),
+        TitledPlot("most of it", lambda axes: _draw_kept(axes, shown, 0)),
     ]
 
 
-def _head_cells(seen: Seen) -> list[Cell]:
-    cells = []
-    for head in range(len(seen.maps)) if len(seen.maps) > 1 else ():
-        kept = seen.kept[1 + head]
-        cells += [
-            _map(f"head {head + 1}", seen, head),
-            Cell("", lambda axes, kept=kept: _kept(axes, seen.image, kept)),  # type: ignore[misc]  # of a default
-        ]
-    return cells
+def _head_plots(shown: ImageMaps) -> list[TitledPlot]:
+    """Return two plots per head, if there are several: its map, and the patches that hold most of it."""
+    plots = []
+    for head in range(len(shown.maps)) if len(shown.maps) > 1 else ():
+        plots += [_head_plot(shown, head), TitledPlot("", partial(_draw_kept, shown=shown, row=1 + head))]
+    return plots
 
 
-def _map(title: str, seen: Seen, head: int) -> Cell:
-    return Cell(title, lambda axes: _heat_of(axes, seen, seen.maps[head]))
+def _head_plot(shown: ImageMaps, head: int) -> TitledPlot:
+    return TitledPlot(f"head {head + 1}", lambda axes: _draw_map(axes, shown, shown.maps[head]))
 
 
-def _heat_of(axes: Axes, seen: Seen, values: Tensor) -> None:
-    heat(axes, values, tuple(seen.image.shape[-2:]), top_of(values))
+def _draw_map(axes: Axes, shown: ImageMaps, values: Tensor) -> None:
+    heat(axes, values, tuple(shown.image.shape[-2:]), top_of(values))
 
 
-def _kept(axes: Axes, image: Tensor, kept: Tensor) -> None:
-    """The image, faded to gray outside the patches that are kept."""
-    inside = _sized(kept, image)
+def _draw_kept(axes: Axes, shown: ImageMaps, row: int) -> None:
+    """Draw the image, faded to gray outside the patches of this row of `kept`."""
+    image, inside = shown.image, enlarged(shown.kept[row], shown.image.shape[-2:])
     show(axes, torch.where(inside, image, (0.3 * image + 0.7 * 128).to(torch.uint8)))
     outline(axes, inside)
 
 
-def _sized(values: Tensor, image: Tensor) -> Tensor:
-    """Values (..., h, w) at the image's size (nearest); bool stays bool."""
-    flat = values.reshape(1, -1, *values.shape[-2:]).float()
-    sized = F.interpolate(flat, size=image.shape[-2:], mode="nearest-exact")[0]
-    sized = sized.reshape(*values.shape[:-2], *image.shape[-2:])
-    return sized > 0.5 if values.dtype == torch.bool else sized
-
-
 def _save(
-    rows: Sequence[Sequence[Cell]],
+    rows: Sequence[Sequence[TitledPlot]],
     columns: int,
     shape: Sequence[int],
     out: Path,
@@ -145,7 +135,7 @@ def _save(
     *,
     titled: bool,
 ) -> None:
-    """Draw the cells, each of the images' shape; titles over every row, or over the first alone."""
+    """Draw plots of the images' shape in rows, with titles over every row if `titled`, else the first."""
     width = 10.0 if titled else min(max(1.5 * columns, 6.0), 10.0)
     cell = (width - 0.2) / columns
     tall = cell * min(max(shape[0] / shape[1], 0.4), 2.5)
@@ -156,11 +146,11 @@ def _save(
     footer = 0.14 + 0.16 * (note.count("\n") + 1)
     height = header + footer + len(rows) * tall + (len(rows) - 1) * gap
     figure = Figure(figsize=(width, height), dpi=DPI, facecolor="white")
-    for row, cells in enumerate(rows):
+    for row, plots in enumerate(rows):
         bottom = height - header - (row + 1) * tall - row * gap
-        for column, each in enumerate(cells):
-            place = (0.13 + column * cell) / width, bottom / height, (cell - 0.06) / width, tall / height
-            axes = figure.add_axes(place)
+        for column, each in enumerate(plots):
+            left = 0.13 + column * cell
+            axes = figure.add_axes((left / width, bottom / height, (cell - 0.06) / width, tall / height))
             axes.set_axis_off()
             each.draw(axes)
             if titled or row == 0:

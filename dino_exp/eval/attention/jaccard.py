@@ -1,4 +1,4 @@
-"""Attention as a mask: what holds most of it, and how well that overlaps an object (DINO, figure 4)."""
+"""Attention as a mask: the patches that hold most of it, and their overlap with objects (DINO, figure 4)."""
 
 from __future__ import annotations
 
@@ -7,25 +7,24 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
 from dino_exp.data.source import FORMATS
 from dino_exp.errors import UserError
-from dino_exp.eval.attention.attend import AttentionMass, attention_mass, centered_gaussian
+from dino_exp.eval.attention.attend import AttentionMass, attention_mass, centered_gaussian, enlarged
 
 OBJECT, VOID = 1, 255
+"""Values of a mask; 0 is background. Void is ignored, such as the outlines of VOC."""
 MOST_INDEX = 100
-"""Above this a grayscale value is a brightness and no number of an object; VOC has 20 classes, COCO 90."""
-"""Values of a mask; 0 is background. Void counts for nothing, as the outlines of VOC."""
+"""Greatest gray value that is the index of an object; greater ones are brightness. VOC has 20, COCO 90."""
 
 
 def keep_mass(attention: Tensor, mass: float) -> Tensor:
-    """The fewest patches that hold at least the share `mass` of the attention: (..., h, w), bool.
+    """Return the fewest patches that hold at least the share `mass` of the attention: bool (..., h, w).
 
-    Each map is sorted upwards and summed, and the patches stay from where the sum exceeds 1 - mass, as in the
-    released `visualize_attention.py`. Of equal patches the later ones stay. NaN keeps nothing.
+    As in the released `visualize_attention.py`: each map is sorted in ascending order and summed, and patches
+    are kept from where the sum exceeds 1 - mass. Of equal patches the later ones are kept; of NaN none.
     """
     values, order = attention.double().flatten(-2).sort(dim=-1, stable=True)
     share = values.cumsum(dim=-1) / values.sum(dim=-1, keepdim=True)
@@ -34,25 +33,23 @@ def keep_mass(attention: Tensor, mass: float) -> Tensor:
 
 
 def jaccard(predicted: Tensor, mask: Tensor) -> Tensor:
-    """|A ∩ B| / |A ∪ B| of patches (..., h, w) bool and the objects of a mask (H, W), in 0–1.
+    """Return |A ∩ B| / |A ∪ B|, in 0–1, of patches (..., h, w) bool and the objects of a mask (H, W).
 
-    Patches are brought to the mask's size, each a flat square (nearest). Void pixels are left out of both.
+    Patches are enlarged to the mask's size (nearest). Void pixels are ignored in both.
     """
-    flat = predicted.reshape(1, -1, *predicted.shape[-2:]).float()
-    sized = F.interpolate(flat, size=mask.shape, mode="nearest-exact")[0] > 0.5
+    sized = enlarged(predicted, mask.shape)
     inside, known = mask == OBJECT, mask != VOID
     both = (sized & inside).sum(dim=(-2, -1))
-    either = ((sized | inside) & known).sum(dim=(-2, -1))
-    return (both / either).reshape(predicted.shape[:-2])
+    return both / ((sized | inside) & known).sum(dim=(-2, -1))
 
 
 class Overlap:
-    """Collects how well attention finds the objects, one image after the other."""
+    """The overlap of attention with objects, collected over images."""
 
     def __init__(self, mass: float) -> None:
         self.mass = mass
         self.empty = 0
-        """Images whose mask has no object; they count in no figure."""
+        """Images whose mask has no object; no figure includes them."""
         self._heads: list[Tensor] = []
         self._others: dict[str, list[float]] = {"mean": [], "even": [], "center": []}
         self._masses: list[AttentionMass] = []
@@ -61,27 +58,27 @@ class Overlap:
         return len(self._masses)
 
     def add(self, attention: Tensor, mask: Tensor) -> None:
-        """Of one image: attention (heads, h, w) and its mask (H, W), uint8 of 0, OBJECT and VOID."""
+        """Add one image: attention (heads, h, w) and its mask (H, W), uint8 of 0, OBJECT and VOID."""
         inside = mask == OBJECT
         if not inside.any():
             self.empty += 1
             return
         mean = attention.double().mean(dim=0)
-        nothing = torch.nan if not attention.isfinite().all() else 0.0
+        nan_or_0 = torch.nan if not attention.isfinite().all() else 0.0
         center = centered_gaussian(*mean.shape)
-        self._heads.append(jaccard(keep_mass(attention, self.mass), mask) + nothing)
-        self._others["mean"].append(jaccard(keep_mass(mean, self.mass), mask).item() + nothing)
+        self._heads.append(jaccard(keep_mass(attention, self.mass), mask) + nan_or_0)
+        self._others["mean"].append(jaccard(keep_mass(mean, self.mass), mask).item() + nan_or_0)
         self._others["even"].append(jaccard(torch.ones_like(mean, dtype=torch.bool), mask).item())
         self._others["center"].append(jaccard(keep_mass(center, self.mass), mask).item())
         self._masses.append(attention_mass(attention[None], inside[None]))
 
     def figures(self) -> dict[str, float]:
-        """Means over the images, in percent.
+        """Return means over the images, in percent.
 
-        jaccard_mean is that of the mean over heads. jaccard_best_head takes of each image the head with the
-        greatest overlap, an upper bound because the mask chooses. What needs no network: jaccard_even, the
-        whole image, and jaccard_center, the same share of a centered Gaussian. `AttentionMass` has the rest,
-        in which void counts as background.
+        jaccard_mean is for the mean over heads. jaccard_best_head takes the head with the greatest overlap in
+        each image, an upper bound because the mask chooses it. Two baselines need no network: jaccard_even,
+        the entire image, and jaccard_center, the same share of a centered Gaussian. The rest is described in
+        `AttentionMass`; there void counts as background.
         """
         heads = torch.stack(self._heads)
         shares = {f"jaccard_{name}": values for name, values in self._others.items()}
@@ -92,7 +89,7 @@ class Overlap:
         return {name: figures[name] for name in sorted(figures, key=_ORDER.index)}
 
     def by_head(self) -> list[float]:
-        """Jaccard of each head, mean over the images, in percent."""
+        """Return each head's Jaccard index, the mean over the images, in percent."""
         return (100 * torch.stack(self._heads).mean(dim=0)).tolist()
 
 
@@ -101,7 +98,7 @@ _ORDER = [f"jaccard_{name}" for name in ("mean", "best_head", "even", "center")]
 
 
 def _percent(values: Sequence[float], name: str) -> float:
-    """The AUC is not defined for an image without a patch inside or beside the object."""
+    """Return the mean in percent; an image without a patch inside or outside the object has no AUC."""
     numbers = np.asarray(values)
     if name.endswith("auc"):
         numbers = numbers[~np.isnan(numbers)]
@@ -109,7 +106,7 @@ def _percent(values: Sequence[float], name: str) -> float:
 
 
 def mask_size(path: Path) -> tuple[int, int]:
-    """Width and height of a mask file, from its header. Raises UserError where it is no mask."""
+    """Return width and height of a mask file, from its header. Raises UserError if it is not a mask."""
     try:
         with Image.open(path, formats=FORMATS) as image:
             channels, size = len(image.getbands()), image.size
@@ -126,16 +123,16 @@ def _unreadable(path: Path, error: Exception) -> UserError:
 
 def _colored(path: Path, channels: int) -> UserError:
     return UserError(
-        f"{path}: a mask with {channels} channels; give grayscale or palette images, 0 where no object is."
+        f"{path}: a mask with {channels} channels; use grayscale or palette images, with 0 as background."
     )
 
 
 def read_mask(path: Path) -> Tensor:
-    """A mask file as uint8 (H, W): 0, OBJECT or VOID.
+    """Read a mask file as uint8 (H, W): 0, OBJECT or VOID.
 
-    Palette images are read by index, and grayscale ones with a few low values too: every value but 0 and
-    255 is an object, and 255 is void, as in VOC. In other grayscale images what is brighter than half is
-    the object, so that white on black works, with soft edges too. Raises UserError.
+    In palette images, and in grayscale images of low values, values are indices: 0 is background, 255 is void
+    as in VOC, and all others are objects. In other grayscale images, pixels brighter than half are the
+    object: white on black, with or without soft edges. Raises UserError for anything else.
     """
     try:
         with Image.open(path, formats=FORMATS) as image:

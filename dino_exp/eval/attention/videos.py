@@ -1,4 +1,4 @@
-"""Videos and animations, frame by frame: read, and written with the times of another."""
+"""Reading and writing videos and animations frame by frame."""
 
 from __future__ import annotations
 
@@ -15,40 +15,40 @@ from dino_exp.errors import UserError
 
 VIDEO_SUFFIXES = frozenset({".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm"})
 ANIMATIONS = {".gif": "GIF", ".webp": "WEBP"}
-"""What Pillow reads and writes, where it has more than one frame."""
+"""Animations that Pillow reads and writes; a file with one frame is an image."""
 DEFAULT_RATE = Fraction(25)
-"""Frames per second of a video that does not say."""
+"""Frames per second of a video that states none."""
 
 
 def is_video(path: Path) -> bool:
-    """Whether a file is a video, or a GIF or WebP that moves."""
+    """Return whether a file is a video, or a GIF or WebP with several frames."""
     return path.suffix.lower() in VIDEO_SUFFIXES or _is_animation(path)
 
 
 def written_suffix(path: Path) -> str:
-    """That of a video made from this one: an animation stays what it is, anything else becomes .mp4."""
+    """Return the suffix of a video made from this one: animations keep theirs, all others become .mp4."""
     return path.suffix.lower() if _is_animation(path) else ".mp4"
 
 
 def frames(path: Path) -> Iterator[np.ndarray]:
-    """Its frames, uint8 (H, W, 3), upright and all of the first one's size; one at a time is in memory.
+    """Yield frames uint8 (H, W, 3), upright and all of the first one's size; one at a time is in memory.
 
-    Raises UserError where there is none, or one cannot be decoded.
+    Raises UserError if there is none, or one cannot be decoded.
     """
     number = 0
-    for frame in _animation_frames(path) if _is_animation(path) else _film_frames(path):
+    for frame in _animation_frames(path) if _is_animation(path) else _video_frames(path):
         yield frame
         number += 1
     if not number:
-        raise UserError(f"{path}: a video without frames.")
+        raise UserError(f"{path}: the video has no frames.")
 
 
 def write_like(source: Path, out: Path, images: Iterator[np.ndarray]) -> None:
-    """Write frames uint8 (H, W, 3) as `out`, whole or not at all, with the times of `source`.
+    """Write frames uint8 (H, W, 3) to `out`, atomically, with the timing of `source`.
 
-    `out` ends in `written_suffix(source)`. An .mp4 is H.264 at the source's mean frame rate, and sides of odd
-    length grow by repeating the last row or column. An animation keeps each frame's duration; Pillow joins
-    frames that look the same, and holds a GIF in memory.
+    `out` ends in `written_suffix(source)`. An .mp4 is H.264 at the source's mean frame rate; odd sides grow
+    by repeating the last row or column. An animation keeps the duration of each frame; Pillow merges equal
+    frames, and keeps a GIF in memory.
     """
     if out.suffix == ".mp4":
         rate = _rate(source)
@@ -64,18 +64,18 @@ def _is_animation(path: Path) -> bool:
     try:
         with Image.open(path, formats=tuple(ANIMATIONS.values())) as image:
             return getattr(image, "n_frames", 1) > 1
-    except Exception:  # decoders raise every kind of error; whoever reads it as an image says what is wrong
+    except Exception:  # decoders raise every kind of error; reading it as an image reports the reason
         return False
 
 
 def _animation_frames(path: Path) -> Iterator[np.ndarray]:
     number = 0
     with Image.open(path) as image:
-        shots = ImageSequence.Iterator(image)
+        frames = ImageSequence.Iterator(image)
         while True:
             number += 1
             try:
-                frame = np.array(next(shots).convert("RGB"))
+                frame = np.array(next(frames).convert("RGB"))
             except StopIteration:
                 return
             except Exception as error:
@@ -84,7 +84,7 @@ def _animation_frames(path: Path) -> Iterator[np.ndarray]:
 
 
 def _durations(path: Path) -> list[int]:
-    """Of each frame, in milliseconds."""
+    """Return the duration of each frame in milliseconds."""
     with Image.open(path) as image:
         durations = []
         for frame in ImageSequence.Iterator(image):
@@ -94,24 +94,22 @@ def _durations(path: Path) -> list[int]:
 
 
 def _write_animation(file: IO[bytes], images: Iterator[np.ndarray], durations: list[int], kind: str) -> None:
-    shots = (Image.fromarray(image) for image in images)
+    frames = (Image.fromarray(image) for image in images)
     options: dict[str, Any] = {"quality": 90} if kind == "WEBP" else {}
-    first = next(shots)
-    first.save(file, format=kind, save_all=True, append_images=shots, duration=durations, loop=0, **options)
+    first = next(frames)
+    first.save(file, format=kind, save_all=True, append_images=frames, duration=durations, loop=0, **options)
 
 
 def _av() -> Any:
     try:
         import av
     except ImportError:
-        raise UserError(
-            "PyAV is missing, which reads and writes videos; pip install 'dino-exp[eval]'."
-        ) from None
+        raise UserError("PyAV is missing, which videos need; pip install 'dino-exp[eval]'.") from None
     return av
 
 
 def _open(path: Path) -> Any:
-    """The container, which has a video stream."""
+    """Open a container with a video stream. Raises UserError for other files."""
     av = _av()
     try:
         container = av.open(str(path))
@@ -119,11 +117,11 @@ def _open(path: Path) -> Any:
         raise UserError(f"{path}: cannot be read as a video ({error}).") from error
     if not container.streams.video:
         container.close()
-        raise UserError(f"{path}: a file without a video stream.")
+        raise UserError(f"{path}: the file has no video stream.")
     return container
 
 
-def _film_frames(path: Path) -> Iterator[np.ndarray]:
+def _video_frames(path: Path) -> Iterator[np.ndarray]:
     av = _av()
     size: dict[str, int] = {}
     number = 0
@@ -140,12 +138,12 @@ def _film_frames(path: Path) -> Iterator[np.ndarray]:
                 return
             size = size or {"width": frame.width, "height": frame.height}
             pixels = frame.to_ndarray(format="rgb24", **size)
-            # telephones store how they were held beside the frames
+            # Phones store their orientation beside the frames.
             yield np.ascontiguousarray(np.rot90(pixels, round(frame.rotation / 90)))
 
 
 def _rate(path: Path) -> Fraction:
-    """Mean frames per second."""
+    """Return the mean number of frames per second."""
     with _open(path) as container:
         stream = container.streams.video[0]
         return stream.average_rate or stream.guessed_rate or DEFAULT_RATE
@@ -160,7 +158,7 @@ def _write_mp4(file: IO[bytes], images: Iterator[np.ndarray], rate: Fraction) ->
             even = np.pad(image, ((0, height % 2), (0, width % 2), (0, 0)), mode="edge")
             if stream is None:
                 stream = container.add_stream("h264", rate=rate, options={"crf": "18"})
-                stream.pix_fmt = "yuv420p"  # the one that every player has
+                stream.pix_fmt = "yuv420p"  # every player supports it
                 stream.height, stream.width = even.shape[:2]
             container.mux(stream.encode(av.VideoFrame.from_ndarray(even, format="rgb24")))
         if stream is not None:

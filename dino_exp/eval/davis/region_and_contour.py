@@ -1,13 +1,14 @@
 """Region similarity J and contour accuracy F of masks (Perazzi et al. 2016), as DAVIS 2017 computes them.
 
-The challenge's own code, davis2017-evaluation, is in no package registry, so its few measures are written
-anew. Contours are compared by nearest points, which is what its dilation with a disk comes to.
+The measures of the challenge's own code, davis2017-evaluation, which cannot be installed as a package.
+Contours are compared by nearest points, which is equivalent to its dilation with a disk.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from importlib.util import find_spec
 from typing import NamedTuple
 
 import numpy as np
@@ -18,21 +19,21 @@ from dino_exp.errors import UserError
 Mask = NDArray[np.bool_]
 
 TOLERANCE = 0.008
-"""How far apart contours may be, as a share of the image's diagonal."""
+"""Greatest distance between contours that agree, as a share of the image's diagonal."""
 
 
 class Statistics(NamedTuple):
-    """Of one object's values over the frames."""
+    """Statistics of one object's values over the frames, each value in 0–1."""
 
     mean: float
     recall: float
-    """Share of the frames above 0.5."""
+    """Share of the frames with a value above 0.5."""
     decay: float
-    """Mean of the first quarter minus mean of the last."""
+    """Mean of the first quarter of the frames minus mean of the last quarter."""
 
 
 def statistics(values: Sequence[float]) -> Statistics:
-    """Of at least one value; neighboring quarters share a frame, as in the challenge's code."""
+    """Summarize at least one value; neighboring quarters share a frame, as in the challenge's code."""
     each = np.asarray(values, dtype=np.float64)
     ends = np.round(np.linspace(1, len(each), 5) + 1e-10).astype(int) - 1
     first, last = each[: ends[1] + 1], each[ends[3] :]
@@ -42,16 +43,16 @@ def statistics(values: Sequence[float]) -> Statistics:
 
 
 def region_similarity(found: Mask, true: Mask) -> float:
-    """J: pixels in both masks (H, W) by pixels in any of them; 1 where both are empty."""
+    """Return J, the intersection over union of two masks (H, W); 1 if both are empty."""
     union = int((found | true).sum())
     return int((found & true).sum()) / union if union else 1.0
 
 
 def contour_accuracy(found: Mask, true: Mask) -> float:
-    """F: harmonic mean of the shares of either contour that lie near the other, of masks (H, W).
+    """Return F of two masks (H, W): the harmonic mean of the shares of each contour that are near the other.
 
-    Near is up to 0.8 % of the diagonal, rounded up to pixels. Two masks without contour agree, and one
-    without contour does not agree with one that has some.
+    Near means at most 0.8 % of the diagonal, rounded up to pixels. F is 1 if neither mask has a contour, and
+    0 if only one has.
     """
     radius = math.ceil(TOLERANCE * math.hypot(*true.shape))
     found_contour, true_contour = np.argwhere(contour(found)), np.argwhere(contour(true))
@@ -63,22 +64,20 @@ def contour_accuracy(found: Mask, true: Mask) -> float:
 
 
 def contour(mask: Mask) -> Mask:
-    """Pixels (H, W) unlike the one to the right, below, or both; the image's edge is no contour."""
+    """Return the pixels (H, W) that differ from the next one to the right, below, or both."""
     beyond = np.pad(mask, ((0, 1), (0, 1)), mode="edge")
     return (mask != beyond[:-1, 1:]) | (mask != beyond[1:, :-1]) | (mask != beyond[1:, 1:])
 
 
 def check_scipy() -> None:
-    """Raise UserError where scipy, which finds the nearest points, is not installed."""
-    try:
-        import scipy.spatial  # noqa: F401 (only whether it is there)
-    except ImportError as error:
-        raise UserError("scipy is missing; install it with: pip install 'dino-exp[eval]'.") from error
+    """Raise UserError if scipy, which finds the nearest points, is not installed."""
+    if find_spec("scipy") is None:
+        raise UserError("scipy is missing; pip install 'dino-exp[eval]'.")
 
 
 def _share_near(points: NDArray[np.int64], others: NDArray[np.int64], radius: int) -> float:
     from scipy.spatial import KDTree
 
-    # The bound itself is excluded by KDTree, and distances between pixels are roots of whole numbers.
+    # KDTree excludes the bound itself; distances between pixels are roots of integers.
     distances, _ = KDTree(others).query(points, distance_upper_bound=radius + 0.5)
     return float((distances <= radius).mean())

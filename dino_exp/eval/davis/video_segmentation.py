@@ -1,29 +1,29 @@
-"""Objects followed through videos by patch similarity: DAVIS 2017, semi-supervised (the paper's Table 5)."""
+"""Objects tracked through videos by patch similarity: DAVIS 2017, semi-supervised (the paper's Table 5)."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 from PIL import Image
-from torch import Tensor, nn
+from torch import Tensor
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as transforms
 
 from dino_exp.atomic import write_atomically
 from dino_exp.backbone.tokens import spatial_features
+from dino_exp.config.evaluation_schema import VideoSegmentationConfig
 from dino_exp.console import console_for_a_run
 from dino_exp.data.file_sets import existing
 from dino_exp.data.source import CorruptImageError, read_image
 from dino_exp.errors import UserError
-from dino_exp.eval.davis.label_propagation import carried, label_map
+from dino_exp.eval.davis.label_propagation import label_map, propagate_through
 from dino_exp.eval.davis.region_and_contour import (
     Statistics,
     check_scipy,
@@ -32,19 +32,20 @@ from dino_exp.eval.davis.region_and_contour import (
     statistics,
 )
 from dino_exp.eval.features import evaluating
+from dino_exp.eval.network_input import network_errors, patch_side
 from dino_exp.eval.subject import Findings, LabeledData, Subject
 from dino_exp.parallel import distributed
 
 FRAMES, ANNOTATIONS, LISTS = "JPEGImages/480p", "Annotations/480p", "ImageSets/2017"
 LAYOUT = f"DAVIS 2017 has {FRAMES}/<video>/00000.jpg, {ANNOTATIONS}/<video>/00000.png and {LISTS}/val.txt"
 STEP = 64
-"""The longer side of a frame is cut down to a multiple of this many pixels."""
+"""The longer side of a frame is reduced to a multiple of this many pixels."""
 VOID = 255
-"""Pixels that the annotators left open; the challenge's code takes them for background."""
+"""Label of pixels that are not annotated; the challenge's code counts them as background."""
 
 
 class Video(NamedTuple):
-    """Files of one video, in order."""
+    """The files of one video, in order."""
 
     name: str
     frames: list[Path]
@@ -52,13 +53,13 @@ class Video(NamedTuple):
 
 
 class ObjectScores(NamedTuple):
-    """Of one object in one video, over all frames but the first, which is given, and the last."""
+    """J and F of one object in one video, over all frames but the first, which is given, and the last."""
 
     region: Statistics
     contour: Statistics
 
     def percent(self) -> dict[str, float]:
-        """The figures by name."""
+        """Return the figures by name, in percent."""
         j, f = self
         values = {"jf_mean": (j.mean + f.mean) / 2}
         values |= {f"j_{name}": value for name, value in j._asdict().items()}
@@ -66,53 +67,43 @@ class ObjectScores(NamedTuple):
         return {name: 100 * value for name, value in values.items()}
 
 
-@dataclass(frozen=True, kw_only=True)
 class VideoSegmentation:
-    """J and F of masks carried from the first frame by the released protocol; fields as in the configuration.
+    """J and F of masks that are propagated from the first frame by the released protocol.
 
-    Two things differ from the released code: images are normalized as the network was trained, where it has
-    0.228 for 0.229, and void pixels of the first frame are background, where it has none in its videos.
-    Other networks than transformers are compared by their last features that have a place.
+    Two things differ from the released code: images are normalized as in training (the released code has
+    0.228 for 0.229), and void pixels of the first frame are background (the released code's videos have
+    none). Networks other than transformers are compared by their last spatial features.
     """
 
-    root: str | None
-    split: str
-    image_size: int
-    frames: int
-    neighborhood: int
-    neighbors: int
-    temperature: float
+    def __init__(self, cfg: VideoSegmentationConfig) -> None:
+        self.cfg = cfg
 
     def check(self, subject: Subject, data: LabeledData) -> None:
-        """All files are there and fit one another, and the network takes the frames."""
+        """Raise UserError if files are missing or do not match, or the network does not take the frames."""
         check_scipy()
-        patch = _patch_size(subject.backbone)
-        if self.image_size < STEP or self.image_size % patch:
-            next_one = math.ceil(max(self.image_size, STEP) / patch) * patch
+        patch, side = patch_side(subject.backbone), self.cfg.image_size
+        if side < STEP or side % patch:
             raise UserError(
-                f"video_segmentation.image_size = {self.image_size}: must be at least {STEP} and a multiple "
-                f"of the network's patch size {patch}; {next_one}, for example."
+                f"video_segmentation.image_size = {side}: must be at least {STEP} and a multiple of the "
+                f"network's patch size {patch}, such as {math.ceil(max(side, STEP) / patch) * patch}."
             )
         videos = self._videos()
         for video in videos:
             _check_files(video)
         path = videos[0].frames[0]
-        try:
-            with evaluating(subject.backbone):
-                height, width = self._features(subject, path).shape[1:]
-        except (AssertionError, RuntimeError, ValueError, IndexError) as error:
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-            raise UserError(f"The network cannot take frames such as {path}: {reason}") from error
-        shape = _network_size(_size(path), self.image_size, patch)
+        problem = f"The network cannot take frames such as {path}"
+        with network_errors(problem, "."), evaluating(subject.backbone):
+            height, width = self._features(subject, path).shape[1:]
+        shape = _network_size(_size(path), side, patch)
         if shape[0] % height or shape[1] % width or shape[0] // height != shape[1] // width:
             raise UserError(
-                f"video_segmentation.image_size = {self.image_size}: makes frames of {shape[1]}x{shape[0]}, "
-                f"on which the network's {width}x{height} features are no even grid; give a multiple of its "
-                "stride, such as 64 and its multiples."
+                f"video_segmentation.image_size = {side}: makes frames of {shape[1]}x{shape[0]}, on which "
+                f"the network's {width}x{height} features are not an even grid; use a multiple of its "
+                "stride, for example of 64."
             )
 
     def evaluate(self, subject: Subject, data: LabeledData, folder: Path) -> Findings:
-        """Every process writes the masks of its share of the videos, one PNG per frame."""
+        """Segment the videos, which the processes share, write one PNG per frame, and return J and F."""
         videos = self._videos()
         predictions = folder / "predictions"
         console = console_for_a_run()
@@ -136,41 +127,41 @@ class VideoSegmentation:
             figures={name: float(np.mean([figures[name] for figures in every])) for name in every[0]},
             details={"videos": len(videos), "objects": len(every), "per_object": per_object},
             notes=[
-                f"Means over all objects ({len(every)}) of the videos in {self.split}.txt ({len(videos)}), "
-                "computed as by davis2017-evaluation, which takes the folder predictions/ as it is."
+                f"Means over the {len(every)} objects of the {len(videos)} videos in {self.cfg.split}.txt. "
+                "davis2017-evaluation, which computes the same figures, accepts the folder predictions/."
             ],
             files=[predictions],
         )
 
     def _videos(self) -> list[Video]:
-        """Those of the split, with their files."""
-        if self.root is None:
-            raise UserError(f"video_segmentation.root is null: give the folder of DAVIS 2017 ({LAYOUT}).")
-        root = existing("video_segmentation.root", self.root, f"the folder of DAVIS 2017 ({LAYOUT})")
-        names = root / LISTS / f"{self.split}.txt"
+        """Return the videos of the split, with their files."""
+        if self.cfg.root is None:
+            raise UserError(f"video_segmentation.root = null: give the folder of DAVIS 2017. {LAYOUT}.")
+        root = existing("video_segmentation.root", self.cfg.root, f"the folder of DAVIS 2017 ({LAYOUT})")
+        names = root / LISTS / f"{self.cfg.split}.txt"
         if not names.is_file():
-            raise UserError(f"{names}: there is no such file, which lists the videos, one a line. {LAYOUT}.")
+            raise UserError(f"{names}: missing; it lists the videos, one per line. {LAYOUT}.")
         videos = []
         for name in filter(None, map(str.strip, names.read_text("utf-8", "replace").splitlines())):
             frames = sorted((root / FRAMES / name).glob("*.jpg"))
             if not frames:
                 raise UserError(
-                    f"{root / FRAMES / name}: no .jpg files there, but {names} names it. {LAYOUT}."
+                    f"{root / FRAMES / name}: no .jpg files there, but the video is in {names}. {LAYOUT}."
                 )
             folder = root / ANNOTATIONS / name
             videos.append(Video(name, frames, [folder / f"{frame.stem}.png" for frame in frames]))
         if not videos:
-            raise UserError(f"{names}: is empty; it must list the videos, one a line.")
+            raise UserError(f"{names}: empty; it must list the videos, one per line.")
         return videos
 
     def _features(self, subject: Subject, path: Path) -> Tensor:
-        """Of one frame, (D, h, w) float32."""
+        """Return the features of one frame, (D, h, w) float32."""
         try:
             frame = read_image(path, subject.channels)
         except CorruptImageError as error:
-            raise UserError(f"{error}; the video cannot be followed without this frame.") from error
-        size = _network_size(frame.shape[1:], self.image_size, _patch_size(subject.backbone))
-        # not antialiased, as OpenCV's linear interpolation is not
+            raise UserError(f"{error}; the video cannot be segmented without this frame.") from error
+        size = _network_size(frame.shape[1:], self.cfg.image_size, patch_side(subject.backbone))
+        # OpenCV's linear interpolation, which the released code uses, is not antialiased.
         frame = transforms.resize(frame, list(size), InterpolationMode.BILINEAR, antialias=False)
         with subject.autocast():
             features = spatial_features(subject.backbone, subject.normalized(frame.unsqueeze(0)))[0]
@@ -179,23 +170,23 @@ class VideoSegmentation:
         return features.float()
 
     def _segment(self, subject: Subject, video: Video, folder: Path) -> list[ObjectScores]:
-        """Carry the first annotation through the video, write all masks, and score them object by object."""
+        """Propagate the first annotation through the video, write all masks, and score each object."""
         labels, palette = _read_labels(video.annotations[0])
         size = labels.shape
         objects = range(1, _background_for_void(labels).max() + 1)
         first = self._features(subject, video.frames[0])
-        frame_size = _network_size(size, self.image_size, _patch_size(subject.backbone))
+        frame_size = _network_size(size, self.cfg.image_size, patch_side(subject.backbone))
         small = _resized(_background_for_void(labels), first.shape[1:])
         one_hot = F.one_hot(torch.from_numpy(small).long(), len(objects) + 1).permute(2, 0, 1).float()
         others: Iterator[Tensor] = (self._features(subject, path) for path in video.frames[1:])
-        masks = carried(
+        masks = propagate_through(
             first,
             one_hot.to(first.device),
             others,
-            frames=self.frames,
-            neighborhood=self.neighborhood,
-            neighbors=self.neighbors,
-            temperature=self.temperature,
+            frames=self.cfg.frames,
+            neighborhood=self.cfg.neighborhood,
+            neighbors=self.cfg.neighbors,
+            temperature=self.cfg.temperature,
         )
         _write_labels(folder / video.annotations[0].name, labels, palette)
         values: list[list[tuple[float, float]]] = [[] for _ in objects]
@@ -211,19 +202,11 @@ class VideoSegmentation:
         return [ObjectScores(*(statistics(each) for each in zip(*row, strict=True))) for row in values]
 
 
-def _patch_size(backbone: nn.Module) -> int:
-    """Side of a transformer's patches in pixels; 1 where the network has none."""
-    size: Any = getattr(backbone, "patch_size", None)
-    if size is None:
-        size = getattr(getattr(backbone, "patch_embed", None), "patch_size", 1)
-    return int(size[0] if isinstance(size, tuple) else size)
-
-
 def _network_size(size: tuple[int, ...], shorter: int, patch: int) -> tuple[int, int]:
-    """(height, width) of frames of this (height, width) as the network sees them.
+    """Return the (height, width) at which the network sees frames of `size`, which is (height, width).
 
-    The shorter side is as given, the longer one in proportion and cut down to a multiple of 64 (or of what
-    patches of another size allow near that); of squares the width is cut.
+    The shorter side is as given. The longer one is in proportion, and reduced to a multiple of 64, or of the
+    largest multiple of the patch below 64; of squares it is the width.
     """
     height, width = size
     step = max(STEP // patch, 1) * patch
@@ -232,7 +215,7 @@ def _network_size(size: tuple[int, ...], shorter: int, patch: int) -> tuple[int,
 
 
 def _size(path: Path) -> tuple[int, int]:
-    """(height, width) of an image, from its header."""
+    """Return (height, width) of an image, from its header."""
     try:
         with Image.open(path) as image:
             return image.height, image.width
@@ -241,32 +224,32 @@ def _size(path: Path) -> tuple[int, int]:
 
 
 def _check_files(video: Video) -> None:
-    """Raise UserError unless there are at least three frames of one size, annotated."""
+    """Raise UserError unless there are at least three annotated frames of one size."""
     if len(video.frames) < 3:
         raise UserError(
-            f"{video.frames[0].parent}: has {len(video.frames)} frames, but a video needs at least 3, "
-            "because the first and the last are not scored."
+            f"{video.frames[0].parent}: {len(video.frames)} frames, but a video needs at least 3, because "
+            "the first and the last are not scored."
         )
     height, width = _size(video.frames[0])
     for path in (*video.frames, *video.annotations):
         if not path.exists():
-            raise UserError(f"{path}: there is no such file, but its frame is there. {LAYOUT}.")
+            raise UserError(f"{path}: missing, although its frame exists. {LAYOUT}.")
         found = _size(path)
         if found != (height, width):
             raise UserError(
-                f"{path}: is {found[1]}x{found[0]} pixels, and {video.frames[0]} is {width}x{height}; "
-                "frames and annotations of a video must be of one size."
+                f"{path}: {found[1]}x{found[0]} pixels, but {video.frames[0]} has {width}x{height}; frames "
+                "and annotations of a video must have the same size."
             )
     if not _background_for_void(_read_labels(video.annotations[0])[0]).any():
-        raise UserError(f"{video.annotations[0]}: has no object to follow; pixels of objects are 1, 2, ....")
+        raise UserError(f"{video.annotations[0]}: no object to track; objects have the labels 1, 2, ...")
 
 
 def _read_labels(path: Path) -> tuple[NDArray[np.uint8], bytes | None]:
-    """Labels uint8 (H, W) and the palette."""
+    """Return labels uint8 (H, W) and the palette."""
     try:
         with Image.open(path) as image:
             if image.mode not in ("P", "L"):
-                raise UserError(f"{path}: has colors ({image.mode}), not labels; DAVIS has palette PNGs.")
+                raise UserError(f"{path}: colors ({image.mode}) instead of labels; DAVIS has palette PNGs.")
             return np.array(image), bytes(image.getpalette() or []) or None
     except (OSError, SyntaxError) as error:  # Pillow raises both for damaged PNGs
         raise UserError(f"{path}: cannot be read as an image ({error}).") from error
@@ -284,6 +267,6 @@ def _background_for_void(labels: NDArray[np.uint8]) -> NDArray[np.uint8]:
 
 
 def _resized(labels: NDArray[np.uint8], size: tuple[int, ...]) -> NDArray[np.uint8]:
-    """To (height, width), each pixel as the nearest one."""
+    """Resize labels to (height, width) by nearest neighbor."""
     height, width = size
     return np.array(Image.fromarray(labels).resize((width, height), Image.Resampling.NEAREST))

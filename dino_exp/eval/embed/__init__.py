@@ -1,1 +1,1 @@
-"""Features of images in a file, their nearest neighbors, and maps of them."""
+"""Features of images in files, their nearest neighbors, and maps of them."""

@@ -1,10 +1,9 @@
-"""Features of any images in a file, and a look at what lies beside what."""
+"""The evaluation `embed`: features of any images in a file, their nearest neighbors, and a map."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import lru_cache
 from importlib.util import find_spec
 from pathlib import Path
@@ -13,20 +12,22 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
+from omegaconf import OmegaConf
 from torch import Tensor
 
+from dino_exp.config.evaluation_schema import EmbedConfig
 from dino_exp.config.schema import ImageFolderConfig
 from dino_exp.data.source import ImageSource
 from dino_exp.data.subset import evenly_spread
 from dino_exp.errors import UserError
 from dino_exp.eval.embed.feature_files import NamedFeatures, not_finite, printable, write_npz, write_parquet
-from dino_exp.eval.embed.neighbor_sheet import SheetImage, neighbors_figure
+from dino_exp.eval.embed.neighbor_sheet import LabeledImage, neighbors_figure
 from dino_exp.eval.embed.neighborhoods import (
     AGREEMENT,
     FEWEST,
     Neighbors,
     agreement,
-    layout,
+    map_coordinates,
     nearest_others,
 )
 from dino_exp.eval.extraction import Extracted
@@ -41,31 +42,31 @@ NEEDED = {
     "umap": {**PAGE, "umap": "umap-learn"},
     "none": {},
 }
-"""By `map`: what it imports, and what to install for that."""
+"""By `map`: the libraries that it needs, and how to install each."""
 SHEET_ROWS, SHEET_NEIGHBORS, SHEET_SIDE = 8, 8, 160
 UNREADABLE_NAMED = 20
-ALIKE = 1e-6
-"""Difference of normalized features below which they are the same."""
+EQUAL = 1e-6
+"""Difference below which normalized features count as equal."""
 
 
-@dataclass(frozen=True, kw_only=True)
 class Embed:
-    """The `embed` evaluation; fields as in `EmbedConfig`."""
+    """Features in a file, a sheet of nearest neighbors, and a page with a map."""
 
-    source: str | None
-    format: str
-    map: str
-    map_size: int
+    def __init__(self, cfg: EmbedConfig) -> None:
+        self.cfg = cfg
 
     def check(self, subject: Subject, data: LabeledData) -> None:
-        for library, package in NEEDED[self.map].items():
+        """Raise UserError if a library or the images are missing."""
+        for library, package in NEEDED[self.cfg.map].items():
             if find_spec(library) is None:
                 raise UserError(
-                    f"embed.map = {self.map}: {library} is missing; pip install {package}, or embed.map=none."
+                    f"embed.map = {self.cfg.map}: {library} is missing; pip install {package}, or use "
+                    "embed.map=none."
                 )
         self._images(subject, data)
 
     def evaluate(self, subject: Subject, data: LabeledData, folder: Path) -> Findings:
+        """Write the files, and return the figures same_class_k<k> if there are labels."""
         data, split, source = self._images(subject, data)
         features = data.features(split)
         found = NamedFeatures(source, features.indices, features.final)
@@ -74,19 +75,19 @@ class Embed:
                 _refuse_not_finite(found)
         if not distributed.is_main():
             return Findings()
-        suffix, write = {"parquet": ("parquet", write_parquet), "npz": ("npz", write_npz)}[self.format]
+        suffix, write = {"parquet": ("parquet", write_parquet), "npz": ("npz", write_npz)}[self.cfg.format]
         file = folder / f"features.{suffix}"
         write(found, file, subject)
         findings = Findings(files=[file], details=_counts(found))
         unreadable = findings.details["unreadable"]
         if unreadable:
             findings.notes.append(
-                f"{unreadable:,} of {len(source):,} images could not be read and are left out."
+                f"{unreadable:,} of {len(source):,} images could not be read and were skipped."
             )
         if len(found.values) == 1:
-            findings.notes.append("A single image has no neighbors, so there is neither sheet nor map.")
+            findings.notes.append("A single image has no neighbors, so no sheet and no map were made.")
             return findings
-        rows = torch.tensor(evenly_spread(len(found.values), self.map_size))
+        rows = torch.tensor(evenly_spread(len(found.values), self.cfg.map_size))
         neighbors = nearest_others(found.values, rows, max(*AGREEMENT, SHEET_NEIGHBORS), subject.device)
         findings.details["images_compared"] = len(rows)
         if found.labels is not None:
@@ -94,14 +95,14 @@ class Embed:
             findings.figures, by_chance = agreement(labels, neighbors)
             findings.details["same_class_by_chance"] = by_chance
         findings.files.append(_write_sheet(found, neighbors, subject, folder))
-        if self.map != "none":
-            _write_map(found, neighbors, self.map, subject, folder, findings)
+        if self.cfg.map != "none":
+            _write_map(found, neighbors, self.cfg.map, subject, folder, findings)
         return findings
 
     def _images(self, subject: Subject, data: LabeledData) -> tuple[LabeledData, str, ImageSource]:
-        """Whose features are wanted: a split of a data set."""
-        if self.source is not None:
-            data = _given(self.source, subject)
+        """Return a data set, the split whose features are computed, and its images."""
+        if self.cfg.source is not None:
+            data = _source_data(self.cfg.source, subject)
             try:
                 return data, "train", data.splits.train
             except UserError as error:
@@ -111,21 +112,10 @@ class Embed:
 
 
 @lru_cache(maxsize=1)
-def _given(place: str, subject: Subject) -> Extracted:
-    """The images of a folder or a list, looked up once, though `check` and `evaluate` both ask."""
-    node: dict[str, Any] = {
-        "_target_": ImageFolderConfig._target_,
-        "name": "embed.source",
-        "root": place,
-        "val_root": None,
-        "channels": subject.channels,
-        "mean": [],
-        "std": [],
-        "max_corrupt": 1.0,
-        "backend": "fast",
-        "packed": False,
-        "packed_side": None,
-    }
+def _source_data(root: str, subject: Subject) -> Extracted:
+    """Return the images of a folder or a list; cached, because `check` and `evaluate` both need them."""
+    cfg = ImageFolderConfig(root=root, val_root=None, channels=subject.channels, max_corrupt=1.0)
+    node = OmegaConf.structured(cfg)
     return Extracted(subject, node, progress=sys.stdout.isatty(), title="embed.source")
 
 
@@ -134,7 +124,7 @@ def _refuse_not_finite(found: NamedFeatures) -> None:
     if len(bad):
         raise UserError(
             f"{len(bad):,} of {len(found.values):,} features are not finite, the first that of "
-            f"{found.name(int(bad[0]))}. The network has diverged, or try precision=fp32."
+            f"{found.name(int(bad[0]))}. Try precision=fp32; if it persists, the network has diverged."
         )
 
 
@@ -150,11 +140,8 @@ def _counts(found: NamedFeatures) -> dict[str, Any]:
     return details
 
 
-# ---- images ----------------------------------------------------------------------------------------------
-
-
-def _seen(found: NamedFeatures, rows: Sequence[int], side: int, subject: Subject) -> dict[int, Tensor]:
-    """By row, the square that the network saw, uint8 (C, S, S), S at most `side`; without unreadable ones."""
+def _crops(found: NamedFeatures, rows: Sequence[int], side: int, subject: Subject) -> dict[int, Tensor]:
+    """Return by row the square that the network saw, uint8 (C, S, S), S ≤ `side`; skip unreadable images."""
     indices = [int(found.indices[row]) for row in rows]
     row_of = dict(zip(indices, rows, strict=True))
     return {
@@ -173,17 +160,17 @@ def _seen(found: NamedFeatures, rows: Sequence[int], side: int, subject: Subject
 
 def _write_sheet(found: NamedFeatures, neighbors: Neighbors, subject: Subject, folder: Path) -> Path:
     chosen = evenly_spread(len(neighbors.rows), SHEET_ROWS)
-    near = neighbors.where[chosen, :SHEET_NEIGHBORS]
+    near = neighbors.nearest[chosen, :SHEET_NEIGHBORS]
     lines = torch.cat([neighbors.rows[chosen, None], near], dim=1).tolist()
-    pixels = _seen(found, sorted({row for line in lines for row in line}), SHEET_SIDE, subject)
+    pixels = _crops(found, sorted({row for line in lines for row in line}), SHEET_SIDE, subject)
     sheet = [
         [
-            SheetImage(pixels.get(row), found.label(row), cosine)
+            LabeledImage(pixels.get(row), found.label(row), cosine)
             for row, cosine in zip(line, [None, *cosines], strict=False)
         ]
         for line, cosines in zip(lines, neighbors.cosines[chosen].tolist(), strict=True)
     ]
-    caption = f"Nearest of {len(found.values):,} images. Features: {subject.name}"
+    caption = f"Nearest neighbors among {len(found.values):,} images. Features: {subject.name}"
     save(neighbors_figure(sheet, caption), folder / "neighbors.png")
     return folder / "neighbors.png"
 
@@ -196,12 +183,12 @@ def _write_map(
     folder: Path,
     findings: Findings,
 ) -> None:
-    """Write the page, or say in a note why there is none."""
+    """Write the page with the map, or add a note why there is none."""
     from dino_exp.eval.embed.feature_map import (
         MOST_THUMBNAILS,
         THUMBNAIL,
         FeatureMap,
-        MappedImage,
+        MapPoint,
         thumbnails,
         write_map,
     )
@@ -209,34 +196,29 @@ def _write_map(
     rows = neighbors.rows.tolist()
     features = F.normalize(found.values[neighbors.rows], dim=1)
     if len(rows) < FEWEST:
-        findings.notes.append(f"A map needs {FEWEST} images, and there are {len(rows)}.")
+        findings.notes.append(f"A map needs at least {FEWEST} images, but there are {len(rows)}.")
         return
-    if (features - features[0]).abs().max() < ALIKE:
-        findings.notes.append("All images have the same feature, so there is no map of them.")
+    if (features - features[0]).abs().max() < EQUAL:
+        findings.notes.append("All images have the same feature, so no map was made.")
         return
-    places, words = layout(features.numpy(), method, subject.seed)
+    coordinates, words = map_coordinates(features.numpy(), method, subject.seed)
     findings.details["map"] = words
     if len(rows) < len(found.values):
-        findings.notes.append(f"The map has {len(rows):,} of {len(found.values):,} images, evenly spread.")
-    shown = _seen(
-        found, [rows[index] for index in evenly_spread(len(rows), MOST_THUMBNAILS)], THUMBNAIL, subject
-    )
-    urls = dict(zip(shown, thumbnails(list(shown.values())), strict=True))
-    nearest_rows, cosines = neighbors.where[:, 0].tolist(), neighbors.cosines[:, 0].tolist()
-    images = [
-        MappedImage(
+        findings.notes.append(
+            f"The map shows {len(rows):,} of {len(found.values):,} images, evenly distributed."
+        )
+    with_thumbnail = [rows[index] for index in evenly_spread(len(rows), MOST_THUMBNAILS)]
+    crops = _crops(found, with_thumbnail, THUMBNAIL, subject)
+    urls = dict(zip(crops, thumbnails(list(crops.values())), strict=True))
+    nearest_rows, cosines = neighbors.nearest[:, 0].tolist(), neighbors.cosines[:, 0].tolist()
+    points = [
+        MapPoint(
             found.name(row), found.label(row), found.name(near), found.label(near), cosine, urls.get(row, "")
         )
         for row, near, cosine in zip(rows, nearest_rows, cosines, strict=True)
     ]
-    page = FeatureMap(
-        f"Features: {subject.name}",
-        words,
-        places,
-        images,
-        _facts(found, subject, findings),
-        findings.notes,
-    )
+    title, facts = f"Features: {subject.name}", _facts(found, subject, findings)
+    page = FeatureMap(title, words, coordinates, points, facts, findings.notes)
     write_map(page, folder / "map.html")
     findings.files.append(folder / "map.html")
 
@@ -245,8 +227,8 @@ def _facts(found: NamedFeatures, subject: Subject, findings: Findings) -> list[t
     unreadable = findings.details["unreadable"]
     facts = [
         ("Images", f"{len(found.values):,}" + (f", and {unreadable:,} unreadable" if unreadable else "")),
-        ("Dimensions of a feature", str(found.values.shape[1])),
-        ("Side of the images", f"{subject.image_size} px"),
+        ("Feature dimensions", str(found.values.shape[1])),
+        ("Image size", f"{subject.image_size} px"),
     ]
     for name, share in findings.figures.items():
         k = int(name.removeprefix("same_class_k"))

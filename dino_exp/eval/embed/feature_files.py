@@ -1,4 +1,4 @@
-"""Names, labels and features of images in a file that other programs read."""
+"""Files with the names, labels and features of images, in formats that other programs read."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from dino_exp.data.source import ImageSource
 from dino_exp.eval.subject import Subject
 
 ROWS = 8192
-"""Images in a row group; at 384 dimensions it takes 12 MiB."""
+"""Images per row group, which takes 12 MiB at 384 dimensions."""
 
 
 @dataclass(frozen=True)
@@ -32,31 +32,31 @@ class NamedFeatures:
     """(N, D) float32, perhaps of a memory-mapped file."""
 
     def name(self, row: int) -> str:
-        """What the source calls the image, `printable`."""
+        """Return the image's name in the source, `printable`."""
         return printable(self.source.name(int(self.indices[row])))
 
     @cached_property
     def labels(self) -> np.ndarray | None:
-        """int64 (N,), or None where there are none."""
+        """Labels int64 (N,), or None if there are none."""
         return None if self.source.labels is None else self.source.labels[self.indices.numpy()]
 
     @cached_property
     def classes(self) -> list[str]:
-        """Name of each label, `printable`; the label itself where it has none."""
+        """The name of each label, `printable`; the number of a label without a name."""
         labels = self.source.labels
         count = 0 if labels is None else int(labels.max()) + 1
         return [printable(name) for name in self.source.classes or map(str, range(count))]
 
     def label(self, row: int) -> str | None:
-        """The image's class, or None where there are no labels."""
+        """Return the name of the image's class, or None if there are no labels."""
         return None if self.labels is None else self.classes[self.labels[row]]
 
 
 def write_parquet(features: NamedFeatures, path: Path, subject: Subject) -> None:
-    """Columns name, label (where there are labels: the class) and feature, a list of D float32.
+    """Write the columns name, label (the class, if there are labels) and feature, a list of D float32.
 
-    Whose features they are is in the schema's metadata. Written in groups of ROWS images, of which only one
-    is in memory.
+    The schema's metadata is that of `about`. Groups of ROWS images are written one by one; only one is in
+    memory.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -81,10 +81,10 @@ def write_parquet(features: NamedFeatures, path: Path, subject: Subject) -> None
 
 
 def write_npz(features: NamedFeatures, path: Path, subject: Subject) -> None:
-    """Arrays names and labels (where there are labels: the class) of strings, and features (N, D) float32.
+    """Write string arrays names and labels (the class, if there are labels), and features (N, D) float32.
 
-    Whose features they are is in strings named as in `about`. The names are in memory at once, the features
-    are not. `numpy.load` needs no pickle.
+    The strings of `about` are arrays too. All names are in memory at once, the features are not. `numpy.load`
+    needs no pickle.
     """
     rows = range(len(features.values))
     arrays: dict[str, Any] = {"names": np.array([features.name(row) for row in rows], dtype=np.str_)}
@@ -95,12 +95,12 @@ def write_npz(features: NamedFeatures, path: Path, subject: Subject) -> None:
 
 
 def printable(name: str) -> str:
-    """A path whose bytes are no UTF-8, which no file of text can hold, with these as \\xe9."""
+    """Return a path with bytes that are not UTF-8, which text files cannot hold, written as \\xe9."""
     return os.fsencode(name).decode(errors="backslashreplace")
 
 
 def about(subject: Subject) -> dict[str, str]:
-    """Whose features they are, and how the images were given to it."""
+    """Return the network's name and digest, and how it sees images, as metadata of the file."""
     return {
         "weights": subject.name,
         "digest": subject.digest,
@@ -110,7 +110,7 @@ def about(subject: Subject) -> dict[str, str]:
 
 
 def not_finite(values: Tensor) -> Tensor:
-    """Rows (n,) of features (N, D) that have a NaN or an infinity."""
+    """Return the rows (n,) of features (N, D) with a NaN or an infinity."""
     bad = [
         rows.start + (~torch.from_numpy(part).isfinite().all(dim=1)).nonzero()[:, 0]
         for rows, part in _groups(values)

@@ -1,4 +1,4 @@
-"""A sheet of images and those whose features are nearest."""
+"""The figure of images and their nearest neighbors."""
 
 from __future__ import annotations
 
@@ -6,45 +6,37 @@ import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
 from dino_exp.plots.png import DPI, INK, QUIET
-from dino_exp.plots.sheets import channel_note
+from dino_exp.plots.sheets import channel_note, show
 
 SAME, OTHER = "#0072B2", "#C04E00"
 CELL, TEXT_LINE = 1.06, 0.15
-"""Inches: an image with the gap beside it, and a line of text under it."""
+"""Inches: an image with the gap beside it, and a line of text below it."""
 LONGEST = 15
-"""Letters of a class name that fit under an image."""
+"""Characters of a class name that fit below an image."""
 
 
 @dataclass(frozen=True)
-class SheetImage:
-    """One image of the sheet."""
+class LabeledImage:
+    """One image of the figure, with the text below it."""
 
     pixels: Tensor | None
-    """uint8 (C, H, W); None where the file has gone meanwhile."""
+    """uint8 (C, H, W); None if the file was removed meanwhile."""
     label: str | None
-    """Its class, where it is known."""
+    """Name of the class, if known."""
     cosine: float | None = None
-    """With the row's first image; None for that one itself."""
+    """Cosine with the row's first image; None for that image."""
 
 
-def as_rgb(images: Tensor) -> Tensor:
-    """uint8 (..., C, H, W) as (..., 3, H, W): one channel gray, two red and cyan, of more the first three."""
-    channels = images.shape[-3]
-    chosen = [0, 0, 0] if channels == 1 else [0, 1, 1] if channels == 2 else [0, 1, 2]
-    return images[..., chosen, :, :]
+def neighbors_figure(rows: Sequence[Sequence[LabeledImage]], caption: str = "") -> Figure:
+    """Draw one row per image: the image, then its neighbors, nearest first, with their cosines.
 
-
-def neighbors_figure(rows: Sequence[Sequence[SheetImage]], caption: str = "") -> Figure:
-    """One row per image: the image itself, then its neighbors, nearest first, with their cosines.
-
-    Neighbors of the same class have a solid frame, others a dashed one and a cross. All rows are equally
-    long; about 8 of 1 + 8 images make a good sheet.
+    Neighbors of the same class have a solid frame, others a dashed frame and a cross. All rows have the same
+    length; about 8 rows of 1 + 8 images fit well.
     """
     labeled = any(image.label is not None for row in rows for image in row)
     columns = max(map(len, rows))
@@ -60,7 +52,7 @@ def neighbors_figure(rows: Sequence[Sequence[SheetImage]], caption: str = "") ->
         for column, image in enumerate(images):
             left = 0.1 + CELL * (column + (0.25 if column else 0))
             axes = figure.add_axes((left / width, (top - side) / height, side / width, side / height))
-            show(axes, image)
+            _draw_pixels(axes, image.pixels)
             _frame(axes, image, images[0] if column and labeled else None)
             if row == 0:
                 title = "image" if not column else "nearest" if column == 1 else f"{column}."
@@ -73,23 +65,20 @@ def neighbors_figure(rows: Sequence[Sequence[SheetImage]], caption: str = "") ->
     return figure
 
 
-def show(axes: Axes, image: SheetImage) -> None:
+def _draw_pixels(axes: Axes, pixels: Tensor | None) -> None:
     axes.set_xticks([])
     axes.set_yticks([])
     for spine in axes.spines.values():
         spine.set_visible(False)
-    if image.pixels is None:
+    if pixels is None:
         axes.set_facecolor("#EEEEEE")
-        axes.text(0.5, 0.5, "gone", transform=axes.transAxes, ha="center", va="center", color=QUIET)
-        return
-    pixels = as_rgb(image.pixels.cpu()).permute(1, 2, 0)
-    # Small images stay crisp squares; large ones are reduced without aliasing.
-    interpolation = "nearest" if max(pixels.shape[:2]) <= 96 else "antialiased"
-    axes.imshow(pixels.numpy(), interpolation=interpolation, aspect="auto")
+        axes.text(0.5, 0.5, "missing", transform=axes.transAxes, ha="center", va="center", color=QUIET)
+    else:
+        show(axes, pixels)
 
 
-def _frame(axes: Axes, image: SheetImage, query: SheetImage | None) -> None:
-    """The words under an image, and a frame where it is a neighbor whose class can be compared."""
+def _frame(axes: Axes, image: LabeledImage, query: LabeledImage | None) -> None:
+    """Draw the text below an image, and a frame around a neighbor whose class can be compared."""
     label = image.label or ""
     label = label if len(label) <= LONGEST else label[: LONGEST - 1] + "…"
     color = INK
@@ -111,13 +100,13 @@ def _frame(axes: Axes, image: SheetImage, query: SheetImage | None) -> None:
         va="top",
         fontsize=7.5,
         color=color,
-        parse_math=False,  # a class may be called $x$
+        parse_math=False,  # the name of a class may be $x$
     )
 
 
-def _note(rows: Sequence[Sequence[SheetImage]], labeled: bool) -> str:
+def _note(rows: Sequence[Sequence[LabeledImage]], labeled: bool) -> str:
     note = "numbers: cosine of the features"
     if labeled:
-        note += "; solid frame: the image's class, dashed frame and ×: another class"
+        note += "; solid frame: same class, dashed frame and ×: another class"
     first = next((each.pixels for row in rows for each in row if each.pixels is not None), None)
-    return note + (channel_note(first[None]) if isinstance(first, torch.Tensor) else "")
+    return note + (channel_note(first[None]) if first is not None else "")

@@ -1,4 +1,4 @@
-"""The whole network trained with labels from its weights, and judged on held-out images."""
+"""Fine-tuning: the entire network trained with labels, then evaluated on the held-out images."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import copy
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import cast
 
@@ -18,6 +18,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import clip_grad_norm_
 
 from dino_exp.atomic import write_atomically
+from dino_exp.config.evaluation_schema import FinetuneConfig
 from dino_exp.console import LOG_LINES, console_for_a_run
 from dino_exp.data.source import ImageSource
 from dino_exp.dino.optimizer import adamw
@@ -33,12 +34,12 @@ from dino_exp.seeding import seed_step
 
 FILE = "finetuned.pt"
 MAX_NORM = 1.0
-"""Of all gradients together. AdamW remembers a single outlier's square for a thousand steps, which is as long
-as fine-tuning on a small data set takes."""
+"""Bound of the norm of all gradients. AdamW remembers the square of a single outlier for a thousand steps,
+which is as long as fine-tuning on a small data set takes."""
 
 
 class Classifier(nn.Module):
-    """A backbone and a linear layer on its feature: (B, C, H, W) -> logits (B, classes)."""
+    """A backbone with a linear layer on its feature: (B, C, H, W) -> logits (B, classes)."""
 
     def __init__(self, backbone: nn.Module, classes: int, seed: int) -> None:
         super().__init__()
@@ -52,54 +53,47 @@ class Classifier(nn.Module):
         return self.classifier(self.backbone(images))
 
 
-@dataclass(frozen=True, kw_only=True)
 class Finetune:
-    """AdamW, warm-up, cosine, learning rates by layer, random crops; fields as in `FinetuneConfig`.
+    """Fine-tuning by AdamW with warm-up, cosine schedule, layer-wise learning rates and random crops.
 
-    The last epoch's network is the one that is judged: the held-out images choose nothing.
+    The network of the last epoch is evaluated: the held-out images choose nothing.
     """
 
-    epochs: int
-    batch_size: int
-    lr: float
-    layer_decay: float
-    weight_decay: float
-    warmup_epochs: float
-    label_smoothing: float
-    crop_scale: list[float]
+    def __init__(self, cfg: FinetuneConfig) -> None:
+        self.cfg = cfg
 
     def check(self, subject: Subject, data: LabeledData) -> None:
-        """Raises UserError for a batch that does not fit, too long a warm-up, images without labels."""
+        """Raise UserError for a batch that does not fit, too long a warm-up, or images without labels."""
         train, _ = labeled(data.splits)
-        processes, size = distributed.count(), self.batch_size
+        processes, size = distributed.count(), self.cfg.batch_size
         if size % processes:
             below = size // processes * processes
-            nearest = f"nearest are {below} and {below + processes}" if below else f"the least is {processes}"
+            nearest = f"nearest are {below} and {below + processes}" if below else f"use {processes}"
             raise UserError(
-                f"finetune.batch_size = {size}: not a multiple of {processes} processes; {nearest}."
+                f"finetune.batch_size = {size}: not a multiple of the {processes} processes; {nearest}."
             )
         if len(train) < size:
-            fitting = len(train) // processes * processes
+            most = len(train) // processes * processes
             raise UserError(
                 f"finetune.batch_size = {size}: there are only {len(train)} training images, less than one "
-                f"batch; use at most {fitting or 'as many as there are, in fewer processes'}."
+                f"batch; use {f'at most {most}' if most else 'fewer processes'}."
             )
-        if self.warmup_epochs > self.epochs:
+        if self.cfg.warmup_epochs > self.cfg.epochs:
             raise UserError(
-                f"finetune.warmup_epochs = {self.warmup_epochs:g}: more than finetune.epochs = "
-                f"{self.epochs}; use at most {self.epochs}."
+                f"finetune.warmup_epochs = {self.cfg.warmup_epochs:g}: more than finetune.epochs = "
+                f"{self.cfg.epochs}; use at most {self.cfg.epochs}."
             )
-        least, greatest = self.crop_scale
+        least, greatest = self.cfg.crop_scale
         if least > greatest:
             raise UserError(
-                f"finetune.crop_scale = [{least:g}, {greatest:g}]: the least share of the area comes first; "
+                f"finetune.crop_scale = [{least:g}, {greatest:g}]: the smaller share comes first; "
                 f"use [{greatest:g}, {least:g}]."
             )
 
     def evaluate(self, subject: Subject, data: LabeledData, folder: Path) -> Findings:
-        """Train a copy of the subject's backbone, write it to `finetuned.pt`, and give top1 (and top5).
+        """Train a copy of the subject's backbone, write it to `finetuned.pt`, and return top1 (and top5).
 
-        Raises UserError where the loss becomes infinite or not a number.
+        Raises UserError if the loss becomes infinite or NaN.
         """
         train, test = labeled(data.splits)
         classes = train.classes or [str(number) for number in range(int(_labels(train).max()) + 1)]
@@ -111,15 +105,15 @@ class Finetune:
         findings = Findings(
             figures={"top1": top1} | ({"top5": top5} if len(classes) > 5 else {}),
             details={
-                "epochs": self.epochs,
+                "epochs": self.cfg.epochs,
                 "images": len(train) - unreadable,
                 "held_out_images": seen,
                 "classes": len(classes),
                 "training_loss": loss,
             },
         )
-        if self.layer_decay < 1 and not has_layers(subject.backbone):
-            findings.notes.append("All layers had the same learning rate: the network has no row of blocks.")
+        if self.cfg.layer_decay < 1 and not has_layers(subject.backbone):
+            findings.notes.append("All layers had the same learning rate: the network has no blocks.")
         if unreadable:
             findings.notes.append(f"{unreadable} training images could not be read.")
         if len(test) > seen:
@@ -130,34 +124,34 @@ class Finetune:
         return findings
 
     def _train(self, network: Classifier, train: ImageSource, subject: Subject) -> tuple[float, int]:
-        """All epochs. Returns the last one's mean loss, and how many images could not be read."""
+        """Train all epochs; return the mean loss of the last one and the number of unreadable images."""
         rank, processes = distributed.rank(), distributed.count()
-        part, per_epoch = self.batch_size // processes, len(train) // self.batch_size
-        peak, warmup = self.lr * self.batch_size / 256, round(self.warmup_epochs * per_epoch)
-        lrs = cosine_schedule(peak, 0.0, self.epochs * per_epoch, warmup_steps=warmup)
-        network_of_all = over_processes(network, subject)
+        part, per_epoch = self.cfg.batch_size // processes, len(train) // self.cfg.batch_size
+        peak, warmup = self.cfg.lr * self.cfg.batch_size / 256, round(self.cfg.warmup_epochs * per_epoch)
+        lrs = cosine_schedule(peak, 0.0, self.cfg.epochs * per_epoch, warmup_steps=warmup)
+        synchronized = over_processes(network, subject)
         groups = layered_groups(
             network.backbone,
             network.classifier,
-            layer_decay=self.layer_decay,
-            weight_decay=self.weight_decay,
+            layer_decay=self.cfg.layer_decay,
+            weight_decay=self.cfg.weight_decay,
         )
         optimizer = adamw(params=groups)
         scaler = torch.amp.GradScaler(subject.device.type, enabled=subject.autocast_type is torch.float16)
         images, labels = Substituting(train), _labels(train)
         mean_loss = math.nan
         network.train()
-        with shown(self.epochs, per_epoch) as progress:
-            for epoch in range(self.epochs):
+        with epoch_progress(self.cfg.epochs, per_epoch) as progress:
+            for epoch in range(self.cfg.epochs):
                 order = epoch_order(len(train), subject.seed, epoch)
-                starts = range(rank * part, per_epoch * self.batch_size, self.batch_size)
+                starts = range(rank * part, per_epoch * self.cfg.batch_size, self.cfg.batch_size)
                 batches = training_images(
                     images,
                     [index for start in starts for index in order[start : start + part]],
                     seed=subject.seed,
                     epoch=epoch,
                     image_size=subject.image_size,
-                    scale=self.crop_scale,
+                    scale=self.cfg.crop_scale,
                     batch_size=part,
                     workers=subject.workers,
                 )
@@ -166,10 +160,10 @@ class Finetune:
                     seed_step(subject.seed, step, rank)  # stochastic depth and dropout
                     for group in optimizer.param_groups:
                         group["lr"] = float(lrs[step]) * group["lr_factor"]
-                    targets = labels[[images.place(index) for index in indices]].to(subject.device)
+                    targets = labels[[images.index_read(index) for index in indices]].to(subject.device)
                     with subject.autocast():
-                        logits = network_of_all(subject.normalized(batch))
-                    loss = F.cross_entropy(logits.float(), targets, label_smoothing=self.label_smoothing)
+                        logits = synchronized(subject.normalized(batch))
+                    loss = F.cross_entropy(logits.float(), targets, label_smoothing=self.cfg.label_smoothing)
                     optimizer.zero_grad(set_to_none=True)
                     scaler.scale(loss).backward()
                     scaler.unscale_(optimizer)
@@ -182,19 +176,21 @@ class Finetune:
                 if not math.isfinite(mean_loss):
                     other = ", or precision=fp32" if subject.autocast_type is not None else ""
                     raise UserError(
-                        f"finetune.lr = {self.lr:g}: the loss became {mean_loss} in epoch {epoch + 1} of "
-                        f"{self.epochs}; try {self.lr / 3:.1g}{other}."
+                        f"finetune.lr = {self.cfg.lr:g}: the loss became {mean_loss} in epoch {epoch + 1} of "
+                        f"{self.cfg.epochs}; try {self.cfg.lr / 3:.1g}{other}."
                     )
                 progress.epoch(epoch + 1, mean_loss)
         unreadable = set().union(*distributed.from_all(images.unreadable))
         return mean_loss, len(unreadable)
 
     def _save(self, network: Classifier, classes: list[str], subject: Subject, file: Path) -> None:
-        """Weights as `backbone.*` and `classifier.*`, and what is needed to use them; nothing to execute."""
+        """Write weights as `backbone.*` and `classifier.*`, and what is needed to use them."""
+        settings = asdict(self.cfg)
+        del settings["_target_"]
         content = {
             "state_dict": {name: value.detach().cpu() for name, value in network.state_dict().items()},
             "classes": list(classes),
-            "settings": asdict(self)
+            "settings": settings
             | {"weights": subject.name, "digest": subject.digest, "seed": subject.seed}
             | {"image_size": subject.image_size, "crop_ratio": subject.crop_ratio}
             | {"channels": subject.channels, "mean": list(subject.mean), "std": list(subject.std)},
@@ -203,7 +199,7 @@ class Finetune:
 
 
 def over_processes(network: Classifier, subject: Subject) -> nn.Module:
-    """The network with gradients, and its batch norms, over all processes; itself where there is only one."""
+    """Return the network with gradients and batch norms over all processes; itself if there is only one."""
     if not distributed.several():
         return network
     synchronize_batch_norms(network, subject.device)
@@ -212,20 +208,20 @@ def over_processes(network: Classifier, subject: Subject) -> nn.Module:
     network.eval()
     logits = network(torch.zeros(2, subject.channels, size, size, device=subject.device))
     unused = any(each is None for each in torch.autograd.grad(logits.sum(), parameters, allow_unused=True))
-    of_all = DistributedDataParallel(
+    parallel = DistributedDataParallel(
         network,
         device_ids=[subject.device] if subject.device.type == "cuda" else None,
         gradient_as_bucket_view=True,
         find_unused_parameters=unused,
     )
-    of_all.broadcast_buffers = False  # synchronized batch norms agree already
-    return of_all
+    parallel.broadcast_buffers = False  # synchronized batch norms are equal already
+    return parallel
 
 
 def accuracy(network: Classifier, test: ImageSource, subject: Subject) -> tuple[float, float, int]:
-    """Percent of the held-out images with the right class first, and among the first five; their number.
+    """Return top-1 and top-5 on the held-out images in percent, and the number of readable images.
 
-    Several processes share the work. Raises UserError when not one image can be read.
+    Several processes share the work. Raises UserError if no image can be read.
     """
     rank, processes = distributed.rank(), distributed.count()
     start, end = len(test) * rank // processes, len(test) * (rank + 1) // processes
@@ -253,8 +249,8 @@ def _labels(source: ImageSource) -> Tensor:
     return torch.as_tensor(source.labels, dtype=torch.int64)
 
 
-class Shown:
-    """A bar on a terminal, and up to `LOG_LINES` lines where there is none."""
+class EpochProgress:
+    """A progress bar on a terminal, and up to `LOG_LINES` lines elsewhere."""
 
     def __init__(self, bar: Progress, epochs: int, per_epoch: int) -> None:
         self.bar, self.epochs = bar, epochs
@@ -271,8 +267,8 @@ class Shown:
 
 
 @contextmanager
-def shown(epochs: int, per_epoch: int) -> Iterator[Shown]:
-    """Progress while entered; only rank 0 shows any."""
+def epoch_progress(epochs: int, per_epoch: int) -> Iterator[EpochProgress]:
+    """Show the progress on rank 0."""
     console = console_for_a_run()
     columns = (
         TextColumn("{task.description}"),
@@ -282,4 +278,4 @@ def shown(epochs: int, per_epoch: int) -> Iterator[Shown]:
         TimeRemainingColumn(),
     )
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
-        yield Shown(bar, epochs, per_epoch)
+        yield EpochProgress(bar, epochs, per_epoch)

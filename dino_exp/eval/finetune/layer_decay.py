@@ -1,4 +1,4 @@
-"""Learning rates that fall with depth, so that general features change least (BEiT, Bao et al. 2022)."""
+"""Learning rates that decrease towards the input, where features are general (BEiT, Bao et al. 2022)."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from torch import nn
 BEFORE_BLOCKS = frozenset(
     {"patch_embed", "cls_token", "reg_token", "dist_token", "mask_token", "pos_embed", "norm_pre"}
 )
-"""What our transformers and timm's call the parts that the blocks build on."""
+"""Names, in our transformers and timm's, of the parts before the first block."""
 
 
 def has_layers(backbone: nn.Module) -> bool:
-    """Whether it is a transformer: patches, then a row of blocks. Some convnets have `blocks` alone."""
+    """Return whether a backbone is a transformer: patches, then blocks. Some convnets have only `blocks`."""
     blocks = getattr(backbone, "blocks", None)
     return isinstance(blocks, (nn.Sequential, nn.ModuleList)) and hasattr(backbone, "patch_embed")
 
 
 def layer(name: str, blocks: int) -> int:
-    """Of a parameter: 0 for patches, positions and class token, n in the n-th block, blocks + 1 behind."""
+    """Return a parameter's layer: 0 before the blocks, n in the n-th block, blocks + 1 after the last."""
     top, _, rest = name.partition(".")
     if top == "blocks":
         return int(rest.partition(".")[0]) + 1
@@ -30,11 +30,11 @@ def layer(name: str, blocks: int) -> int:
 def layered_groups(
     backbone: nn.Module, head: nn.Module, *, layer_decay: float, weight_decay: float
 ) -> list[dict[str, Any]]:
-    """Parameter groups whose `lr_factor` multiplies the learning rate of the moment.
+    """Return parameter groups whose `lr_factor` multiplies the scheduled learning rate.
 
-    It is 1 for the head and the final norm, layer_decay for the last block, and one more power of it per
-    block, the deepest for what precedes the first. Of networks that are no transformers, it is 1 everywhere.
-    Biases and one-dimensional tensors have no weight decay.
+    The factor is 1 for the head and the final norm, layer_decay for the last block, and one more power of
+    layer_decay per block towards the input. It is 1 everywhere in networks that are not transformers. Biases
+    and one-dimensional tensors have no weight decay.
     """
     layers = has_layers(backbone)
     blocks = len(backbone.get_submodule("blocks")) if layers else 0  # type: ignore[arg-type]  # a Sequential
@@ -42,8 +42,8 @@ def layered_groups(
     for module in (backbone, head):
         for name, parameter in module.named_parameters():
             above = blocks + 1 - layer(name, blocks) if layers and module is backbone else 0
-            plain = parameter.ndim <= 1 or name.rpartition(".")[2] == "bias"
-            grouped[layer_decay**above, 0.0 if plain else weight_decay].append(parameter)
+            undecayed = parameter.ndim <= 1 or name.rpartition(".")[2] == "bias"
+            grouped[layer_decay**above, 0.0 if undecayed else weight_decay].append(parameter)
     return [
         {"params": parameters, "lr_factor": factor, "weight_decay": decay}
         for (factor, decay), parameters in grouped.items()

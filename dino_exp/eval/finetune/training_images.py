@@ -1,4 +1,4 @@
-"""Images for training with labels: cut and flipped at random, anew in every epoch."""
+"""Images for supervised training: cropped and flipped at random, anew in every epoch."""
 
 from __future__ import annotations
 
@@ -12,16 +12,15 @@ from dino_exp.data.crops import MultiCrop
 from dino_exp.data.read_ahead import ahead
 from dino_exp.data.source import CorruptImageError, ImageSource
 from dino_exp.errors import UserError
-from dino_exp.eval.features import Batch, Chunk
 from dino_exp.seeding import generator
 
 
 class SingleCrop(MultiCrop):
-    """One crop per image, (C, size, size), with the geometry of pretraining's.
+    """One crop per image, (C, size, size), with the geometry of the crops in pretraining.
 
     Args:
         size: side in pixels.
-        scale: least and greatest share of the image's area in a box.
+        scale: smallest and largest share of the image's area in a box.
     """
 
     def __init__(self, size: int, scale: Sequence[float]) -> None:
@@ -29,9 +28,9 @@ class SingleCrop(MultiCrop):
         self.scales = np.array([scale], dtype=np.float64)
 
     def random(self, image: Tensor, uniform: np.ndarray) -> Tensor:
-        """A crop of a uint8 image (C, H, W), mirrored in half of the cases.
+        """Return a crop of a uint8 image (C, H, W), flipped with probability 1/2.
 
-        uniform: `uniforms` numbers in [0, 1) for the box, then one for the mirroring.
+        uniform: `uniforms` numbers in [0, 1) for the box, then one for the flip.
         """
         boxes = self.boxes(uniform[None, : self.uniforms], image.shape[1], image.shape[2])
         crop = self.cut(image, boxes)[0]
@@ -39,7 +38,7 @@ class SingleCrop(MultiCrop):
 
 
 def epoch_order(length: int, seed: int, epoch: int) -> list[int]:
-    """All indices of `length` images once, in an order that depends on (seed, epoch) alone."""
+    """Return a permutation of `length` indices that depends on (seed, epoch) alone."""
     return generator(seed, epoch, -1).permutation(length).tolist()
 
 
@@ -54,27 +53,27 @@ def training_images(
     batch_size: int,
     workers: int,
 ) -> Iterator[tuple[Tensor, list[int]]]:
-    """Batches of (images uint8 (B, C, image_size, image_size), their source indices), in order.
+    """Yield batches of (images uint8 (B, C, image_size, image_size), their source indices), in order.
 
     Each image is a random box with a share of the area within `scale`, resized bicubically (antialiased),
-    and mirrored with probability 1/2; all of it depends on (seed, epoch, index) alone. Unreadable images
-    are left out, so B can be less than batch_size. With workers > 0 that many threads read and cut ahead;
+    and flipped with probability 1/2; all of this depends on (seed, epoch, index) alone. Unreadable images
+    are skipped, so B can be less than batch_size. With workers > 0, that many threads read and crop ahead;
     the result is the same.
     """
     crop = SingleCrop(image_size, scale)
     chunks = [indices[start : start + batch_size] for start in range(0, len(indices), batch_size)]
 
-    def load(chunk: Chunk) -> Batch:
-        cut: list[Tensor] = []
+    def load(chunk: Sequence[int]) -> tuple[Tensor, list[int]] | None:
+        crops: list[Tensor] = []
         readable: list[int] = []
         for index in map(int, chunk):
             try:
                 image = source.read(index)
             except CorruptImageError:
                 continue
-            cut.append(crop.random(image, generator(seed, epoch, index).random(crop.uniforms + 1)))
+            crops.append(crop.random(image, generator(seed, epoch, index).random(crop.uniforms + 1)))
             readable.append(index)
-        return (torch.stack(cut).contiguous(), readable) if readable else None
+        return (torch.stack(crops).contiguous(), readable) if readable else None
 
     for batch in ahead(load, chunks, workers):
         if batch is not None:
@@ -82,32 +81,32 @@ def training_images(
 
 
 class Substituting:
-    """Reads the next readable image of a source in place of one that is not, as pretraining does.
+    """A source that reads the next readable image instead of an unreadable one, as pretraining does.
 
-    So every batch is full, on every process. Label the image `index` by `place(index)`.
+    So every batch is full, on every process. The image read for `index` has the label of `index_read(index)`.
     """
 
     def __init__(self, source: ImageSource) -> None:
         self.source = source
         self.unreadable: set[int] = set()
-        self._instead: dict[int, int] = {}
+        self._substitutes: dict[int, int] = {}
 
-    def place(self, index: int) -> int:
-        """Where the image that was last read for `index` is in the source."""
-        return self._instead.get(index, index)
+    def index_read(self, index: int) -> int:
+        """Return the source index of the image that was last read for `index`."""
+        return self._substitutes.get(index, index)
 
     def read(self, index: int) -> Tensor:
-        """uint8 (C, H, W). Raises UserError where the source has no readable image."""
+        """Return an image uint8 (C, H, W). Raises UserError if the source has no readable image."""
         for offset in range(len(self.source)):
-            place = (index + offset) % len(self.source)
-            if place in self.unreadable:
+            candidate = (index + offset) % len(self.source)
+            if candidate in self.unreadable:
                 continue
             try:
-                image = self.source.read(place)
+                image = self.source.read(candidate)
             except CorruptImageError:
-                self.unreadable.add(place)
+                self.unreadable.add(candidate)
                 continue
             if offset:
-                self._instead[index] = place
+                self._substitutes[index] = candidate
             return image
         raise UserError("None of the training images can be read; is data.root the right folder?")

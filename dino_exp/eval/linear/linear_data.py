@@ -1,4 +1,4 @@
-"""What linear classifiers are trained on: choices of features, and batches of them."""
+"""Training data of linear classifiers: choices of features, and batches of them."""
 
 from __future__ import annotations
 
@@ -19,25 +19,25 @@ from dino_exp.parallel import distributed
 from dino_exp.seeding import generator
 
 RELEASED_SCALE = (0.08, 1.0)
-"""Area of a training crop: torchvision's RandomResizedCrop as eval_linear.py uses it."""
+"""Share of the area in a training crop, of torchvision's RandomResizedCrop as eval_linear.py uses it."""
 
-Batch = tuple[Tensor, Tensor]
+FeatureBatch = tuple[Tensor, Tensor]
 """Features (B, width) and labels (B,), on the device of the classifiers."""
 
 
 class Choice(NamedTuple):
-    """Which rows of `BlockFeatures` make the feature, one after the other."""
+    """The rows of `BlockFeatures` that are concatenated to the feature."""
 
     blocks: int | None
     """Class tokens of this many last blocks; None is the backbone's own feature, where it is the only row."""
     patch_mean: bool | None
-    """Whether the mean patch token of the last block follows them."""
+    """True appends the mean patch token of the last block."""
 
 
 def choices(blocks: Sequence[int], patch_mean: Sequence[bool], available: int) -> list[Choice]:
-    """All combinations, small features first; only one where the backbone has no blocks to choose from.
+    """Return all combinations, small features first; a single one for a backbone without blocks.
 
-    More blocks than are `available` are all of them.
+    Numbers above `available` mean all blocks.
     """
     if available == 0:
         return [Choice(None, None)]
@@ -46,13 +46,13 @@ def choices(blocks: Sequence[int], patch_mean: Sequence[bool], available: int) -
 
 
 class Scaling(NamedTuple):
-    """Makes every number of a feature of mean 0 and deviation 1 over some images."""
+    """A shift and scale that gives each column of some features mean 0 and standard deviation 1."""
 
     mean: Tensor
     deviation: Tensor
 
     def __call__(self, features: Tensor) -> Tensor:
-        """(B, width) -> (B, width)."""
+        """Standardize features (B, width)."""
         return (features - self.mean).div_(self.deviation)
 
 
@@ -64,36 +64,36 @@ class LabeledRows:
     """float32 (all images, width), perhaps of a memory-mapped file; only batches of it are copied."""
     labels: Tensor
     """int64 (all images,), on `device`."""
-    numbers: np.ndarray
-    """Row numbers of the N images in question."""
+    rows: np.ndarray
+    """The N rows that are used."""
     dimension: int
-    """Numbers in a token; the columns are whole tokens, the last of them the mean patch token if any is."""
+    """Width of a token. The columns are entire tokens; the last is the mean patch token, if there is one."""
     device: torch.device
     scaling: Scaling | None = None
     """Applied to each batch."""
 
     @classmethod
     def of(cls, features: BlockFeatures, most: int, source: ImageSource, device: torch.device) -> LabeledRows:
-        """Class tokens of the `most` last blocks and the mean; moved to a GPU that has the room."""
-        # Whole rows, so that flattening is a view and a memory-mapped file stays one.
+        """Take class tokens of the `most` last blocks and the mean; to the GPU if its memory allows."""
+        # Entire tokens, so that flattening is a view and a memory-mapped file is not read.
         values = features.values[:, max(features.blocks - most, 0) :].flatten(1)
         if device.type == "cuda" and 4 * values.numel() < torch.cuda.mem_get_info(device)[0] / 2:
             values = values.to(device)
         labels = torch.as_tensor(source.labels)[features.indices].to(device)
         return cls(values, labels, np.arange(len(values)), features.values.shape[2], device)
 
-    def part(self, numbers: np.ndarray) -> LabeledRows:
-        """Other rows of the same features."""
-        return replace(self, numbers=numbers)
+    def part(self, rows: np.ndarray) -> LabeledRows:
+        """Return other rows of the same features."""
+        return replace(self, rows=rows)
 
     def __len__(self) -> int:
-        return len(self.numbers)
+        return len(self.rows)
 
     def columns(self, choice: Choice) -> slice:
-        """Where the numbers of a choice are; they always lie side by side.
+        """Return the columns of a choice, which are always adjacent.
 
-        For one block with the mean eval_linear.py takes numbers of class token and mean by turns instead of
-        one after the other: the same classifier, its columns in another order.
+        For one block with the mean, eval_linear.py interleaves class token and mean instead of concatenating
+        them: the same classifier with its columns in another order.
         """
         if choice.blocks is None:
             return slice(0, self.dimension)
@@ -102,17 +102,17 @@ class LabeledRows:
         return slice(first * self.dimension, last * self.dimension)
 
     def arrays(self, choice: Choice) -> tuple[np.ndarray, np.ndarray]:
-        """Features (N, D) of a choice and labels (N,), all of them in memory."""
-        rows = torch.from_numpy(self.numbers)
+        """Return features (N, D) of a choice and labels (N,), in memory."""
+        rows = torch.from_numpy(self.rows)
         values = self.values[:, self.columns(choice)].index_select(0, rows.to(self.values.device))
         return values.cpu().numpy(), self.labels.cpu()[rows].numpy()
 
     def scaled_by(self, scaling: Scaling | None) -> LabeledRows:
-        """The same rows, scaled; None as they are."""
+        """Return the same rows, scaled; None does not scale."""
         return replace(self, scaling=scaling)
 
     def own_scaling(self, size: int) -> Scaling:
-        """Of these images, read in batches of `size`; a number that never changes is only shifted to 0."""
+        """Return the scaling of these rows, read in batches of `size`; constant columns are only shifted."""
         total = torch.zeros(self.values.shape[1], dtype=torch.float64)
         for features, _ in self.batches(size):
             total += features.sum(dim=0).cpu()
@@ -124,27 +124,27 @@ class LabeledRows:
         rounding = 1e-6 * mean.abs()
         return Scaling(mean, torch.where(deviation > rounding, deviation, torch.ones_like(deviation)))
 
-    def batches(self, size: int) -> Iterator[Batch]:
-        """All of them, in order."""
-        yield from self._read(self.numbers, size)
+    def batches(self, size: int) -> Iterator[FeatureBatch]:
+        """Yield all rows in order, in batches of `size`."""
+        yield from self._read(self.rows, size)
 
-    def epoch(self, epoch: int, seed: int, size: int) -> Iterator[Batch]:
-        """All of them in the order of (seed, epoch); the last batch may be smaller."""
-        yield from self._read(generator(seed, epoch, -1).permutation(self.numbers), size)
+    def epoch(self, epoch: int, seed: int, size: int) -> Iterator[FeatureBatch]:
+        """Yield all rows in the order of (seed, epoch); the last batch may be smaller."""
+        yield from self._read(generator(seed, epoch, -1).permutation(self.rows), size)
 
-    def _read(self, numbers: np.ndarray, size: int) -> Iterator[Batch]:
-        for start in range(0, len(numbers), size):
-            rows = torch.from_numpy(numbers[start : start + size])
-            features = self.values.index_select(0, rows.to(self.values.device)).to(self.device)
-            labels = self.labels[rows.to(self.device)]
+    def _read(self, rows: np.ndarray, size: int) -> Iterator[FeatureBatch]:
+        for start in range(0, len(rows), size):
+            chosen = torch.from_numpy(rows[start : start + size])
+            features = self.values.index_select(0, chosen.to(self.values.device)).to(self.device)
+            labels = self.labels[chosen.to(self.device)]
             yield features if self.scaling is None else self.scaling(features), labels
 
 
 @dataclass(frozen=True)
 class AugmentedRows:
-    """Features of training images that are cut and flipped anew in each epoch, as eval_linear.py does.
+    """Features of training images that are cropped and flipped anew in each epoch, as in eval_linear.py.
 
-    The processes share the forward passes, and all of them get all batches.
+    The processes share the forward passes, and each gets all batches.
     """
 
     subject: Subject
@@ -152,15 +152,15 @@ class AugmentedRows:
     indices: Tensor
     """Source indices of the images."""
     most: int
-    """Class tokens of how many last blocks."""
+    """Number of last blocks whose class tokens are taken."""
     scaling: Scaling | None = None
     """Applied to each batch."""
 
     def __len__(self) -> int:
         return len(self.indices)
 
-    def epoch(self, epoch: int, seed: int, size: int) -> Iterator[Batch]:
-        """All of them in the order of (seed, epoch); batches with unreadable images are smaller."""
+    def epoch(self, epoch: int, seed: int, size: int) -> Iterator[FeatureBatch]:
+        """Yield all images in the order of (seed, epoch); batches with unreadable images are smaller."""
         subject, rank, processes = self.subject, distributed.rank(), distributed.count()
         order = self.indices[epoch_order(len(self), seed, epoch)]
         mine = [
@@ -192,7 +192,7 @@ class AugmentedRows:
             yield scaled, labels[together].to(subject.device)
 
     def _rows(self, images: Tensor) -> Tensor:
-        """(B, width), the layout of `LabeledRows`."""
+        """Return features (B, width) with the columns of `LabeledRows`."""
         subject = self.subject
         with evaluating(subject.backbone), subject.autocast():
             return block_rows(subject.backbone, subject.normalized(images), self.most).flatten(1).float()

@@ -4,24 +4,23 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
 import numpy as np
 
 from dino_exp.backbone.tokens import has_block_tokens
+from dino_exp.config.evaluation_schema import LinearConfig
 from dino_exp.errors import UserError
 from dino_exp.eval.linear.linear_data import AugmentedRows, Choice, LabeledRows, choices
 from dino_exp.eval.linear.linear_sweep import Classifiers, accuracies, train
-from dino_exp.eval.linear.logistic import cut_short, need_scikit_learn, regressions
+from dino_exp.eval.linear.logistic import check_scikit_learn, convergence_notes, regressions
 from dino_exp.eval.linear.stratified import classified, stratified
 from dino_exp.eval.subject import Findings, LabeledData, Subject
 from dino_exp.parallel import distributed
 
 STRENGTHS = {"sgd": ("lrs", "lr", "learning rate"), "logistic": ("cs", "c", "C")}
-"""What is swept besides the features: its key, its name in results, its name in sentences."""
-
+"""By method, what is swept besides the features: its key, its name in results, its name in sentences."""
 
 USUAL_STEPS = 12_500
 """Ten passes over ImageNet, as in dinov2/eval/linear.py."""
@@ -36,65 +35,56 @@ class Setting(NamedTuple):
 
 
 class Accuracies(NamedTuple):
-    """What was trained, judged."""
+    """Top-k accuracies of trained classifiers."""
 
-    right: np.ndarray
-    """(settings, judged, ks) in percent; NaN where a classifier diverged."""
-    short: int = 0
-    """Logistic regressions that ended before the optimum."""
+    percent: np.ndarray
+    """(settings, judged, ks); NaN where a classifier diverged."""
+    unconverged: int = 0
+    """Logistic regressions that stopped before the optimum."""
 
 
-class Outcome(NamedTuple):
-    """What came of the sweep."""
+class SweepResult(NamedTuple):
+    """The chosen setting and its accuracy."""
 
     chosen: int
-    """Place of the setting."""
+    """Index of the setting."""
     scores: np.ndarray | None
-    """Percent of the validation split that each setting has right; None where nothing was to choose."""
+    """Top-1 of each setting on the validation split in percent; None where nothing had to be chosen."""
     figures: np.ndarray
-    """Percent of the held-out images, for each k."""
+    """Top-k of the chosen classifier on the held-out images in percent, for each k."""
     learned: int
-    """Images that the classifier behind `figures` learned from."""
+    """Images that the chosen classifier was trained on."""
     validation: int
-    short: int
+    """Images of the validation split."""
+    unconverged: int
+    """Logistic regressions that stopped before the optimum."""
 
 
-@dataclass(frozen=True, kw_only=True)
 class Linear:
-    """Accuracy of a linear classifier on the held-out images; fields as in `LinearConfig`.
+    """Accuracy of a linear classifier on the held-out images.
 
-    A validation split of the training images chooses the setting, which is then trained on all of them and
-    judged once on the held-out images, after the last epoch. eval_linear.py gives the best of all epochs on
-    the held-out images, which is a little more.
+    A validation split of the training images chooses the setting. It is then trained on all training images
+    and evaluated once on the held-out images, after the last epoch. eval_linear.py reports the best of all
+    epochs on the held-out images, which is slightly higher.
     """
 
-    method: str
-    blocks: list[int]
-    patch_mean: list[bool]
-    lrs: list[float]
-    cs: list[float]
-    epochs: int | None
-    batch_size: int
-    momentum: float
-    weight_decay: float
-    val_share: float
-    augment: bool
-    standardize: bool
+    def __init__(self, cfg: LinearConfig) -> None:
+        self.cfg = cfg
 
     def check(self, subject: Subject, data: LabeledData) -> None:
-        """Raise UserError for images without classes, blocks that are not there, and no way to choose."""
+        """Raise UserError for images without classes, empty lists, or several settings without validation."""
         images, _, _ = classified(data.splits)
-        strengths = STRENGTHS[self.method][0]
+        strengths = STRENGTHS[self.cfg.method][0]
         for key in ("blocks", "patch_mean", strengths):
-            if not getattr(self, key):
-                raise UserError(f"linear.{key} = []: give one value at least.")
-        if self.method == "logistic":
-            need_scikit_learn()
-            if self.augment:
-                raise UserError("linear.augment = true: only linear.method=sgd trains on images cut anew.")
+            if not getattr(self.cfg, key):
+                raise UserError(f"linear.{key} = []: give at least one value.")
+        if self.cfg.method == "logistic":
+            check_scikit_learn()
+            if self.cfg.augment:
+                raise UserError("linear.augment = true: only linear.method=sgd trains on augmented images.")
         backbone = subject.backbone
         settings = self._settings(len(cast(Any, backbone.blocks)) if has_block_tokens(backbone) else 0)
-        if self.val_share:
+        if self.cfg.val_share:
             self._validation(cast(np.ndarray, images.labels), subject.seed)
         elif len(settings) > 1:
             raise UserError(
@@ -104,10 +94,10 @@ class Linear:
             )
 
     def evaluate(self, subject: Subject, data: LabeledData, folder: Path) -> Findings:
-        """Figures top1, top5 (of more than five classes) and val_top1, in percent; no files."""
+        """Return the figures top1, top5 (with more than five classes) and val_top1 in percent; no files."""
         images, held_out, classes = classified(data.splits)
         features, test_features = data.features("train"), data.features("test")
-        if not (distributed.is_main() or self.augment):
+        if not (distributed.is_main() or self.cfg.augment):
             return Findings()
         settings = self._settings(features.blocks)
         most = max(each.choice.blocks or 0 for each in settings)
@@ -118,34 +108,34 @@ class Linear:
         def accuracies_of(
             settings: list[Setting], rows: LabeledRows, judged: list[LabeledRows], ks: list[int]
         ) -> Accuracies:
-            if self.method == "logistic":
+            if self.cfg.method == "logistic":
                 return self._logistic(settings, rows, judged, ks)
-            scaling = rows.own_scaling(self.batch_size) if self.standardize else None
+            scaling = rows.own_scaling(self.cfg.batch_size) if self.cfg.standardize else None
             learned: LabeledRows | AugmentedRows = rows.scaled_by(scaling)
-            if self.augment:
-                learned = AugmentedRows(subject, images, features.indices[rows.numbers], most, scaling)
+            if self.cfg.augment:
+                learned = AugmentedRows(subject, images, features.indices[rows.rows], most, scaling)
             judged = [each.scaled_by(scaling) for each in judged]
             return self._sgd(settings, learned, judged, ks, classes, subject)
 
-        outcome = self._outcome(accuracies_of, settings, known, test, ks, subject.seed)
-        findings = Findings({f"top{k}": float(each) for k, each in zip(ks, outcome.figures, strict=True)})
+        result = self._sweep(accuracies_of, settings, known, test, ks, subject.seed)
+        findings = Findings({f"top{k}": float(each) for k, each in zip(ks, result.figures, strict=True)})
         findings.details = {
-            "method": self.method,
-            **self._described(settings[outcome.chosen]),
-            "images": {"train": outcome.learned, "validation": outcome.validation, "test": len(test)},
+            "method": self.cfg.method,
+            **self._described(settings[result.chosen]),
+            "images": {"train": result.learned, "validation": result.validation, "test": len(test)},
             "classes": classes,
         }
-        if outcome.scores is not None:
-            findings.figures["val_top1"] = float(outcome.scores[outcome.chosen])
-            findings.details["trained_again_on_all"] = not self.augment
+        if result.scores is not None:
+            findings.figures["val_top1"] = float(result.scores[result.chosen])
+            findings.details["trained_again_on_all"] = not self.cfg.augment
             findings.details["settings"] = [
                 {**self._described(each), "val_top1": None if math.isnan(score) else score}
-                for each, score in zip(settings, outcome.scores.tolist(), strict=True)
+                for each, score in zip(settings, result.scores.tolist(), strict=True)
             ]
-        findings.notes = self._notes(settings, outcome) + cut_short(outcome.short)
+        findings.notes = self._notes(settings, result) + convergence_notes(result.unconverged)
         return findings
 
-    def _outcome(
+    def _sweep(
         self,
         accuracies_of: Callable[[list[Setting], LabeledRows, list[LabeledRows], list[int]], Accuracies],
         settings: list[Setting],
@@ -153,35 +143,36 @@ class Linear:
         test: LabeledRows,
         ks: list[int],
         seed: int,
-    ) -> Outcome:
-        """Choose, train, judge."""
-        if not self.val_share:
+    ) -> SweepResult:
+        """Choose a setting by the validation split, train it, and evaluate it on `test`."""
+        if not self.cfg.val_share:
             last = accuracies_of(settings, known, [test], ks)
-            return Outcome(0, None, last.right[0, 0], len(known), 0, last.short)
+            return SweepResult(0, None, last.percent[0, 0], len(known), 0, last.unconverged)
         val = known.part(self._validation(known.labels.cpu().numpy(), seed))
-        rest = known.part(np.setdiff1d(known.numbers, val.numbers))
-        judged, of_judged = ([val, test], ks) if self.augment else ([val], [1])
+        rest = known.part(np.setdiff1d(known.rows, val.rows))
+        judged, of_judged = ([val, test], ks) if self.cfg.augment else ([val], [1])
         swept = accuracies_of(settings, rest, judged, of_judged)
-        scores = swept.right[:, 0, 0]
+        scores, unconverged = swept.percent[:, 0, 0], swept.unconverged
         chosen = best([each.strength for each in settings], scores)
-        if self.augment:  # training again would take as many forward passes again
-            return Outcome(chosen, scores, swept.right[chosen, 1], len(rest), len(val), swept.short)
+        if self.cfg.augment:  # training again would take as many forward passes again
+            return SweepResult(chosen, scores, swept.percent[chosen, 1], len(rest), len(val), unconverged)
         last = accuracies_of([settings[chosen]], known, [test], ks)
-        return Outcome(chosen, scores, last.right[0, 0], len(known), len(val), swept.short + last.short)
+        unconverged += last.unconverged
+        return SweepResult(chosen, scores, last.percent[0, 0], len(known), len(val), unconverged)
 
     def _settings(self, available: int) -> list[Setting]:
-        """All of them, small features first, and small strengths first for each."""
-        strengths = sorted(set(getattr(self, STRENGTHS[self.method][0])))
-        found = choices(self.blocks, self.patch_mean, available)
+        """Return all settings, small features first, and for each feature small strengths first."""
+        strengths = sorted(set(getattr(self.cfg, STRENGTHS[self.cfg.method][0])))
+        found = choices(self.cfg.blocks, self.cfg.patch_mean, available)
         return [Setting(choice, strength) for choice in found for strength in strengths]
 
     def _validation(self, labels: np.ndarray, seed: int) -> np.ndarray:
-        """Row numbers of the validation split; every class keeps an image to learn from."""
-        chosen = stratified(labels, self.val_share, seed, leave=1)
+        """Return the rows of the validation split; every class keeps an image to learn from."""
+        chosen = stratified(labels, self.cfg.val_share, seed, spare=1)
         if not len(chosen):
             raise UserError(
-                f"linear.val_share = {self.val_share:g}: too little of {len(labels)} training images to "
-                f"validate on; raise it."
+                f"linear.val_share = {self.cfg.val_share:g}: too small a share of {len(labels)} training "
+                "images for a validation split; raise it."
             )
         return chosen
 
@@ -199,8 +190,8 @@ class Linear:
                 judged[0].columns(choice),
                 strengths,
                 classes=classes,
-                momentum=self.momentum,
-                weight_decay=self.weight_decay,
+                momentum=self.cfg.momentum,
+                weight_decay=self.cfg.weight_decay,
                 seed=subject.seed,
                 device=subject.device,
             )
@@ -208,12 +199,13 @@ class Linear:
         ]
         train(
             classifiers,
-            lambda epoch: rows.epoch(epoch, subject.seed, self.batch_size),
-            epochs=self.epochs or usual_epochs(len(rows), self.batch_size),
-            batch_size=self.batch_size,
+            lambda epoch: rows.epoch(epoch, subject.seed, self.cfg.batch_size),
+            epochs=self.cfg.epochs or usual_epochs(len(rows), self.cfg.batch_size),
+            batch_size=self.cfg.batch_size,
         )
-        right = [[accuracies(classifiers, each.batches(self.batch_size), k) for k in ks] for each in judged]
-        return Accuracies(np.array(right).transpose(2, 0, 1))
+        size = self.cfg.batch_size
+        percent = [[accuracies(classifiers, each.batches(size), k) for k in ks] for each in judged]
+        return Accuracies(np.array(percent).transpose(2, 0, 1))
 
     def _logistic(
         self, settings: list[Setting], rows: LabeledRows, judged: list[LabeledRows], ks: list[int]
@@ -222,61 +214,60 @@ class Linear:
             regressions(rows.arrays(choice), [each.arrays(choice) for each in judged], strengths, ks)
             for choice, strengths in _by_choice(settings).items()
         ]
-        return Accuracies(np.concatenate([right for right, _ in results]), sum(short for _, short in results))
+        percent, unconverged = zip(*results, strict=True)
+        return Accuracies(np.concatenate(percent), sum(unconverged))
 
     def _described(self, setting: Setting) -> dict[str, Any]:
         choice, strength = setting
-        name = STRENGTHS[self.method][1]
+        name = STRENGTHS[self.cfg.method][1]
         return {"blocks": choice.blocks, "patch_mean": choice.patch_mean, name: strength}
 
-    def _notes(self, settings: list[Setting], outcome: Outcome) -> list[str]:
-        chosen, scores = outcome.chosen, outcome.scores
+    def _notes(self, settings: list[Setting], result: SweepResult) -> list[str]:
+        chosen, scores = result.chosen, result.scores
         notes = []
         if settings[chosen].choice.blocks is None:
             notes.append(
-                "The backbone has no class token: its own feature is the only choice, whatever linear.blocks "
-                "and linear.patch_mean say."
+                "The backbone has no class token, so its own feature is used; linear.blocks and "
+                "linear.patch_mean are ignored."
             )
-        elif max(self.blocks) > max(each.choice.blocks or 0 for each in settings):
-            there = max(each.choice.blocks or 0 for each in settings)
+        elif max(self.cfg.blocks) > (available := max(each.choice.blocks or 0 for each in settings)):
             notes.append(
-                f"linear.blocks = {self.blocks}: the backbone has {there} blocks; more is all of them."
+                f"linear.blocks = {self.cfg.blocks}: the backbone has {available} blocks; more means all."
             )
-        if math.isnan(outcome.figures[0]):
+        if math.isnan(result.figures[0]):
             notes.append("The classifier is not finite: features are not, or learning rates are too large.")
         if scores is None:
             return notes
         diverged = int(np.isnan(scores).sum())
         if diverged:
             notes.append(f"{diverged} of {len(scores)} classifiers diverged.")
-        key, _, what = STRENGTHS[self.method]
-        strength, of_choice = settings[chosen].strength, len(set(getattr(self, key)))
-        place = chosen % of_choice
+        key, _, what = STRENGTHS[self.cfg.method]
+        strength, of_choice = settings[chosen].strength, len(set(getattr(self.cfg, key)))
+        position = chosen % of_choice
         for end, neighbor, most, more in (
             (0, chosen + 1, "smallest", "smaller"),
             (of_choice - 1, chosen - 1, "largest", "larger"),
         ):
-            # Where the next is as good, the end of the list is only the tie's.
-            if of_choice > 1 and place == end and scores[neighbor] < scores[chosen]:
+            # If its neighbor is as good, the end of the list only won a tie.
+            if of_choice > 1 and position == end and scores[neighbor] < scores[chosen]:
                 notes.append(
-                    f"The best {what}, {strength:g}, is the {most} of linear.{key}; a {more} one may be "
-                    f"better."
+                    f"The best {what}, {strength:g}, is the {most} in linear.{key}; try {more} ones too."
                 )
-        if self.augment:
+        if self.cfg.augment:
             notes.append(
-                f"Trained without the {outcome.validation} images that chose the setting; "
-                f"linear.val_share=0 with this setting alone trains on all."
+                f"Trained without the {result.validation} images of the validation split; to train on all "
+                "images, give this setting alone and linear.val_share=0."
             )
         return notes
 
 
 def usual_epochs(images: int, batch_size: int) -> int:
-    """As many as make `USUAL_STEPS`, from 10 to 100."""
+    """Return the number of epochs that make `USUAL_STEPS` steps, from 10 to 100."""
     return min(100, max(10, -(-USUAL_STEPS // -(-images // batch_size))))
 
 
 def best(strengths: Sequence[float], scores: np.ndarray) -> int:
-    """Place of the highest score, of equal ones the smallest strength, then the first; NaN is the lowest."""
+    """Return the index of the highest score; of equals the smallest strength, then the first. NaN loses."""
     return min(range(len(scores)), key=lambda n: (-np.nan_to_num(scores[n], nan=-1.0), strengths[n]))
 
 

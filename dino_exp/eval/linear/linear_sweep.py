@@ -8,16 +8,16 @@ from collections.abc import Callable, Iterable, Sequence
 import torch
 from torch import Tensor
 
-from dino_exp.eval.linear.linear_data import Batch
+from dino_exp.eval.linear.linear_data import FeatureBatch
 
 
 class Classifiers:
     """Softmax regressions on the same columns of the features, one per learning rate (S), trained at once.
 
-    Weights begin as normal numbers of deviation 0.01, biases at 0, the same for all learning rates
-    (eval_linear.py). A class's weights of all learning rates lie side by side, (classes, S, width): logits
-    are then one matrix product for all of them, (classes, S · B), whose softmax over the first axis runs
-    along contiguous memory. That is what makes S classifiers cost little more than their arithmetic.
+    Initial weights are normal with standard deviation 0.01, biases 0, the same for all learning rates
+    (eval_linear.py). Weights are stored as (classes, S, width): logits are then one matrix product for all
+    learning rates, (classes, S · B), and its softmax over the first axis runs along contiguous memory.
+    Therefore S classifiers cost little more than their arithmetic.
     """
 
     def __init__(
@@ -33,7 +33,7 @@ class Classifiers:
     ) -> None:
         self.columns, self.momentum, self.weight_decay = columns, momentum, weight_decay
         self.lrs = torch.tensor(lrs, dtype=torch.float32, device=device)
-        # Of this choice alone, so that a setting is trained the same whatever else is trained beside it.
+        # A generator for this choice alone: the result does not depend on what else is trained.
         random = torch.Generator().manual_seed(seed)
         initial = torch.randn(classes, 1, columns.stop - columns.start, generator=random).mul_(0.01)
         self.weight = initial.to(device).repeat(1, len(lrs), 1)
@@ -41,18 +41,18 @@ class Classifiers:
         self.weight_momentum, self.bias_momentum = torch.zeros_like(self.weight), torch.zeros_like(self.bias)
 
     def logits(self, features: Tensor) -> Tensor:
-        """Of all columns' features (B, ...): (classes, S, B)."""
+        """Return logits (classes, S, B) of features (B, all columns)."""
         classes, number, width = self.weight.shape
         x = features[:, self.columns]
         flat = torch.addmm(self.bias.view(-1, 1), self.weight.view(-1, width), x.t())
         return flat.view(classes, number, len(x))
 
     def step(self, features: Tensor, labels: Tensor, factor: float) -> None:
-        """One step of torch.optim.SGD on the mean cross-entropy, at `factor` times the learning rates."""
+        """Take a step of torch.optim.SGD on the mean cross-entropy, at `factor` times the learning rates."""
         classes, number, width = self.weight.shape
         batch = len(labels)
         error = self.logits(features).view(classes, -1).softmax(dim=0).view(classes, number, batch)
-        # Softmax minus one-hot target is the gradient by the logits; autograd would keep and copy more.
+        # The gradient by the logits is softmax minus one-hot target; autograd would keep and copy more.
         target = labels.expand(1, number, batch)
         error.scatter_add_(0, target, error.new_full((1, 1, 1), -1.0).expand(1, number, batch))
         flat = error.view(-1, batch)
@@ -70,15 +70,15 @@ class Classifiers:
 @torch.no_grad()
 def train(
     classifiers: Sequence[Classifiers],
-    epoch_of: Callable[[int], Iterable[Batch]],
+    epoch_of: Callable[[int], Iterable[FeatureBatch]],
     *,
     epochs: int,
     batch_size: int,
 ) -> None:
-    """Train them in place on the batches of each epoch, which are read once for all of them.
+    """Train the classifiers in place on the batches of each epoch, which are read once for all of them.
 
-    Learning rates are for a batch of 256, scaled linearly, and follow a cosine to 0 that moves after each
-    epoch, as in eval_linear.py.
+    Learning rates are for a batch of 256, scaled linearly, and follow a cosine to 0, one value per epoch, as
+    in eval_linear.py.
     """
     for epoch in range(epochs):
         factor = batch_size / 256 * (1 + math.cos(math.pi * epoch / epochs)) / 2
@@ -88,8 +88,8 @@ def train(
 
 
 @torch.no_grad()
-def accuracies(classifiers: Sequence[Classifiers], batches: Iterable[Batch], k: int) -> list[float]:
-    """Percent of the images whose class is among the k likeliest, of each classifier in turn.
+def accuracies(classifiers: Sequence[Classifiers], batches: Iterable[FeatureBatch], k: int) -> list[float]:
+    """Return each classifier's top-k accuracy in percent.
 
     NaN where a logit is not finite: a classifier that has diverged must not win by chance.
     """

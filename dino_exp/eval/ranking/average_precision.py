@@ -1,36 +1,37 @@
-"""What a ranked list is worth: average precision and precision at k as retrieval benchmarks count them."""
+"""Average precision and precision at k as retrieval benchmarks count them."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 # scikit-learn's average_precision_score and torchmetrics' RetrievalMAP sum precisions at the positives, in
-# steps. The benchmarks take the trapezoid rule, pass over junk, and end a short list's precision at k early.
+# steps. The benchmarks take the trapezoid rule, ignore junk, and cut precision at k at the last positive.
 
 SIMILARITIES = 2**24
-"""How many are held at once: 64 MiB."""
+"""Similarities in memory at once: 64 MiB."""
 
 
 @dataclass(frozen=True)
 class Scores:
-    """Means over the queries that have positives, as shares of 1."""
+    """Means over the queries that have positives, in 0–1."""
 
     mean_average_precision: float
     precision_at: dict[int, float]
     queries: int
-    """How many those are."""
+    """The number of these queries."""
 
 
 def average_precision(ranks: Sequence[int] | np.ndarray, positives: int) -> float:
-    """Area under precision over recall by the trapezoid rule (Philbin et al. 2007; INRIA Holidays).
+    """Return the area under precision over recall, by trapezoids (Philbin et al. 2007; INRIA Holidays).
 
-    ranks: of the positives that were found, from 0, ascending. positives: how many there are in all; one that
-    was not found adds nothing.
+    ranks: ranks of the positives that were found, from 0, ascending. positives: the number of all positives;
+    one that was not found adds nothing.
     """
     ranks = np.asarray(ranks, dtype=np.float64)
     found = np.arange(len(ranks))
@@ -40,14 +41,14 @@ def average_precision(ranks: Sequence[int] | np.ndarray, positives: int) -> floa
 
 
 def ranks_without_junk(order: np.ndarray, positives: np.ndarray, junk: np.ndarray) -> np.ndarray:
-    """Ranks of the positives in `order` (N,), database rows best first, as if the junk were not in it."""
+    """Return the positives' ranks in `order` (N,), database rows best first, once junk is removed."""
     is_junk = np.isin(order, junk)
-    places = np.flatnonzero(np.isin(order, positives))
-    return places - np.cumsum(is_junk)[places] + is_junk[places]
+    ranks = np.flatnonzero(np.isin(order, positives))
+    return ranks - np.cumsum(is_junk)[ranks] + is_junk[ranks]
 
 
 def precision_at(ranks: np.ndarray, k: int) -> float:
-    """Share of positives among the first k, or up to the last positive where that comes sooner."""
+    """Return the share of positives among the first k, or up to the last positive if that comes earlier."""
     k = min(int(ranks.max()) + 1, k)
     return float((ranks < k).sum() / k)
 
@@ -55,10 +56,10 @@ def precision_at(ranks: np.ndarray, k: int) -> float:
 def scores(
     orders: np.ndarray, positives: Sequence[np.ndarray], junk: Sequence[np.ndarray], ks: Sequence[int]
 ) -> Scores:
-    """Means over queries, of whom row i of `orders` (M, N) ranks the whole database, best first.
+    """Return means over queries; row i of `orders` (M, N) ranks the entire database for query i, best first.
 
-    positives, junk: database rows of each query. Queries without positives are left out; where none has any,
-    the means are NaN.
+    positives, junk: database rows, by query. Queries without positives are skipped; if no query has any, the
+    means are NaN.
     """
     precisions, at_k = [], []
     for order, good, ignored in zip(orders, positives, junk, strict=True):
@@ -73,19 +74,12 @@ def scores(
 
 
 def best_first(queries: Tensor, database: Tensor, count: int | None = None) -> np.ndarray:
-    """Database rows by cosine with each query, int64 (M, N) or the first `count` of each; ties by row.
+    """Return database rows by cosine with each query, int64 (M, N) or the first `count` of each; ties by row.
 
-    queries (M, D) and database (N, D) float32. Few queries are compared at once, so that it takes little more
-    memory than its result.
+    queries (M, D) and database (N, D) are float32. Few queries are compared at once, so that little more
+    memory is needed than for the result.
     """
     keys = F.normalize(database, dim=1).t()
-    rows = [
-        similarity.argsort(dim=1, descending=True, stable=True)[:, :count].numpy()
-        for similarity in _similarities(F.normalize(queries, dim=1), keys)
-    ]
-    return np.concatenate(rows)
-
-
-def _similarities(queries: Tensor, keys: Tensor) -> Iterator[Tensor]:
-    for block in queries.split(max(1, SIMILARITIES // keys.shape[1])):
-        yield block @ keys
+    blocks = F.normalize(queries, dim=1).split(max(1, SIMILARITIES // len(database)))
+    rows = [(block @ keys).argsort(dim=1, descending=True, stable=True)[:, :count] for block in blocks]
+    return torch.cat(rows).numpy()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -11,9 +10,11 @@ from PIL import Image
 from torch import Tensor, nn
 
 from dino_exp.backbone.tokens import block_tokens, has_block_tokens, spatial_features
+from dino_exp.config.evaluation_schema import CopyDetectionConfig
 from dino_exp.errors import UserError
+from dino_exp.eval.network_input import patch_side
 from dino_exp.eval.ranking.average_precision import average_precision, best_first
-from dino_exp.eval.ranking.image_files import check_takes, features_of, images_below, patch_side
+from dino_exp.eval.ranking.image_files import check_takes, features_of, images_below
 from dino_exp.eval.subject import Findings, LabeledData, Subject
 from dino_exp.parallel import distributed
 
@@ -22,29 +23,26 @@ LAYOUT = (
 )
 GEM_POWER = 4
 RANKED = 20
-"""A copy's original counts as not found behind so many images, as in the released code."""
+"""An original that is not among this many first images counts as not found, as in the released code."""
 
 
-@dataclass(frozen=True, kw_only=True)
 class CopyDetection:
-    """Mean average precision of finding the originals of strongly edited copies; fields as in the config.
+    """Mean average precision of finding the originals of strongly edited copies.
 
-    As in the released `eval_copy_detection.py`: images squeezed to a square, class token and pooled patch
-    tokens side by side, copies looked up among originals and distractors.
+    As in the released `eval_copy_detection.py`: images are squeezed to a square, features are the class token
+    and the pooled patch tokens, and copies are looked up among originals and distractors.
     """
 
-    root: str | None
-    image_size: int
-    whitening: str | None
-    distractors: str | None
+    def __init__(self, cfg: CopyDetectionConfig) -> None:
+        self.cfg = cfg
 
     def check(self, subject: Subject, data: LabeledData) -> None:
-        """Raise UserError where folders or originals are missing, or the size does not fit the network."""
+        """Raise UserError if folders or originals are missing, or the size does not fit the network."""
         originals, copies = self._copydays()
         originals_of(copies, originals)
-        _listed("whitening", self.whitening)
-        _listed("distractors", self.distractors)
-        patch, size = patch_side(subject.backbone), self.image_size
+        _listed("whitening", self.cfg.whitening)
+        _listed("distractors", self.cfg.distractors)
+        patch, size = patch_side(subject.backbone), self.cfg.image_size
         if size % patch:
             below = size // patch * patch
             raise UserError(
@@ -54,17 +52,17 @@ class CopyDetection:
         check_takes("copy_detection.image_size", size, [(size, size)], _forward(subject), subject)
 
     def evaluate(self, subject: Subject, data: LabeledData, folder: Path) -> Findings:
-        """Figure `map_strong`, over all copies."""
+        """Return the figure `map_strong`, the mean over all copies."""
         originals, copies = self._copydays()
-        distractors = _listed("distractors", self.distractors)
-        others = _listed("whitening", self.whitening)
+        distractors = _listed("distractors", self.cfg.distractors)
+        others = _listed("whitening", self.cfg.whitening)
         queries = self._features(copies, subject)
         database = self._features(originals + distractors, subject)
-        learned_on = self._features(others, subject) if others else None
+        whitening_features = self._features(others, subject) if others else None
         if not distributed.is_main():
             return Findings()
-        if learned_on is not None:
-            whiten = whitening(learned_on)
+        if whitening_features is not None:
+            whiten = whitening(whitening_features)
             queries, database = whiten(queries), whiten(database)
         orders = best_first(queries, database, RANKED)
         positives = originals_of(copies, originals)
@@ -84,12 +82,12 @@ class CopyDetection:
         )
 
     def _copydays(self) -> tuple[list[Path], list[Path]]:
-        """Originals and strong copies, sorted by name."""
-        if self.root is None:
+        """Return originals and strong copies, each sorted by name."""
+        if self.cfg.root is None:
             raise UserError(
-                f"copy_detection.root is null: give the folder of Copydays; the layout is {LAYOUT}."
+                f"copy_detection.root = null: give the folder of Copydays. The layout is {LAYOUT}."
             )
-        root = Path(self.root).expanduser()
+        root = Path(self.cfg.root).expanduser()
         originals, copies = (sorted((root / part).glob("*.jpg")) for part in ("original", "strong"))
         for part, files in (("original", originals), ("strong", copies)):
             if not files:
@@ -97,68 +95,67 @@ class CopyDetection:
         return originals, copies
 
     def _features(self, files: list[Path], subject: Subject) -> Tensor:
-        return features_of(files, self._show, _forward(subject), subject)
+        return features_of(files, self._prepare, _forward(subject), subject)
 
-    def _show(self, number: int, image: Image.Image) -> Image.Image:
-        return image.resize((self.image_size, self.image_size), Image.Resampling.BICUBIC)
+    def _prepare(self, index: int, image: Image.Image) -> Image.Image:
+        return image.resize((self.cfg.image_size, self.cfg.image_size), Image.Resampling.BICUBIC)
 
     def _notes(self, whitened_on: int, dimensions: int) -> list[str]:
         notes = []
-        if self.distractors is None or self.whitening is None:
+        if self.cfg.distractors is None or self.cfg.whitening is None:
             notes.append(
-                "The paper's figures are with 10,000 distractors and with whitening learned on 20,000 other "
-                "images, both from YFCC100M (copy_detection.distractors and .whitening)."
+                "The paper uses 10,000 distractors, and whitening learned on 20,000 other images, both from "
+                "YFCC100M (copy_detection.distractors and copy_detection.whitening)."
             )
         if 0 < whitened_on < dimensions:
             notes.append(
                 f"Whitening was learned on {whitened_on:,} images, fewer than the features' {dimensions:,} "
-                "dimensions, so that many directions are scaled by rounding errors."
+                "dimensions, so many directions are scaled by rounding errors."
             )
         return notes
 
 
 def originals_of(copies: list[Path], originals: list[Path]) -> list[set[int]]:
-    """Numbers of each copy's originals; a UserError naming a copy that has none."""
+    """Return the indices of each copy's originals. Raises UserError, naming a copy without an original."""
     by_prefix: dict[str, set[int]] = {}
-    for number, original in enumerate(originals):
-        by_prefix.setdefault(original.name[:4], set()).add(number)
+    for index, original in enumerate(originals):
+        by_prefix.setdefault(original.name[:4], set()).add(index)
     for copy in copies:
         if copy.name[:4] not in by_prefix:
             raise UserError(
-                f"{copy}: has no original {copy.name[:4]}*.jpg in {originals[0].parent}. "
-                f"The layout is {LAYOUT}."
+                f"{copy}: no original {copy.name[:4]}*.jpg in {originals[0].parent}. The layout is {LAYOUT}."
             )
     return [by_prefix[copy.name[:4]] for copy in copies]
 
 
 def generalized_mean(features: Tensor) -> Tensor:
-    """GeM pooling with power 4 (Radenovic et al. 2019) of n places, (B, n, D) -> (B, D).
+    """GeM pooling with power 4 (Radenovic et al. 2019) over n positions, (B, n, D) -> (B, D).
 
-    Negative values count as 1e-6.
+    Values below 1e-6 count as 1e-6.
     """
     return features.clamp(min=1e-6).pow(GEM_POWER).mean(dim=1).pow(1 / GEM_POWER)
 
 
 def descriptor(backbone: nn.Module, images: Tensor) -> Tensor:
-    """The network's own feature beside its pooled features by place, (B, C, H, W) -> (B, D + D').
+    """Concatenate the network's own feature and its pooled spatial features, (B, C, H, W) -> (B, D + D').
 
-    Of a transformer the class token and the patch tokens of the last block, both after the final norm.
+    For a transformer these are the class token and the patch tokens of the last block, after the final norm.
     """
     if has_block_tokens(backbone):
         tokens = block_tokens(backbone, images, 1)
         assert tokens is not None
-        own, places = tokens[-1]
+        own, spatial = tokens[-1]
     else:
-        own, places = backbone(images), spatial_features(backbone, images).flatten(2).transpose(1, 2)
-    return torch.cat((own.float(), generalized_mean(places.float())), dim=1)
+        own, spatial = backbone(images), spatial_features(backbone, images).flatten(2).transpose(1, 2)
+    return torch.cat((own.float(), generalized_mean(spatial.float())), dim=1)
 
 
 def whitening(features: Tensor) -> Callable[[Tensor], Tensor]:
-    """Learned on other images' features (N, D), makes of (M, D) features whitened ones (M, D).
+    """Learn whitening on the features (N, D) of other images; the returned function maps (M, D) to (M, D).
 
-    As in the released code the mean is taken off what is whitened, while the directions and their scales are
-    of the second moments about 0, which scikit-learn's PCA would take about the mean. Directions with less
-    than 1e-5 of the largest count as that.
+    As in the released code, it subtracts the mean, while directions and scales are those of the second
+    moments about 0 (scikit-learn's PCA takes them about the mean). Scales are clamped to at least 1e-5 of
+    the largest second moment.
     """
     features = features.double()
     mean = features.mean(dim=0)

@@ -1,4 +1,4 @@
-"""Image retrieval on revisited Oxford and Paris (Radenovic et al. 2018) with a network's features alone."""
+"""Image retrieval on revisited Oxford and Paris (Radenovic et al. 2018) by a network's features alone."""
 
 from __future__ import annotations
 
@@ -13,10 +13,12 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
+from dino_exp.config.evaluation_schema import RetrievalConfig
 from dino_exp.errors import UserError
+from dino_exp.eval.network_input import patch_side
 from dino_exp.eval.ranking import safe_pickle
 from dino_exp.eval.ranking.average_precision import best_first, scores
-from dino_exp.eval.ranking.image_files import check_takes, features_of, patch_side
+from dino_exp.eval.ranking.image_files import check_takes, features_of
 from dino_exp.eval.subject import Findings, LabeledData, Subject
 from dino_exp.parallel import distributed
 
@@ -29,137 +31,132 @@ LEVELS = {
     "medium": (("easy", "hard"), ("junk",)),
     "hard": (("hard",), ("junk", "easy")),
 }
-"""Which labels are positives at each level of difficulty, and which are passed over."""
+"""By level of difficulty: the labels that are positives, and the labels that are ignored."""
 
 
 @dataclass(frozen=True)
 class GroundTruth:
-    """A data set as its gnd_<name>.pkl lists it."""
+    """The content of a data set's gnd_<name>.pkl."""
 
     database: list[Path]
     queries: list[Path]
     boxes: list[tuple[float, ...]]
-    """Left, top, right, bottom of what each query asks for, in pixels."""
+    """Each query's box: left, top, right, bottom in pixels."""
     labels: list[dict[str, np.ndarray]]
-    """Of each query, numbers of database images by `easy`, `hard` and `junk`."""
+    """For each query, indices of database images by `easy`, `hard` and `junk`."""
 
 
-@dataclass(frozen=True, kw_only=True)
 class Retrieval:
-    """Mean average precision at three levels of difficulty; fields as in `RetrievalConfig`.
+    """Mean average precision at three levels of difficulty.
 
     As in the released `eval_image_retrieval.py`: images keep their shape, their longer side is reduced to
-    `image_size` (Lanczos; smaller ones are not enlarged), and a transformer's patches leave out what remains
-    at the right and below. Queries are seen whole there; the data sets' authors cut them to their boxes.
+    `image_size` (Lanczos; smaller images are not enlarged), and a rest at the right and below that fills no
+    patch is ignored. Queries are not cropped there; the data sets' authors crop them to their boxes.
     """
 
-    root: str | None
-    datasets: list[str]
-    image_size: int
-    multiscale: bool
-    crop_queries: bool = False
+    def __init__(self, cfg: RetrievalConfig) -> None:
+        self.cfg = cfg
 
     def check(self, subject: Subject, data: LabeledData) -> None:
-        """Raise UserError where files are missing or the network does not take images of this size."""
+        """Raise UserError if files are missing or the network does not take images of this size."""
         for name in self._names():
             truth = ground_truth(self._root(), name)
             folder = self._root() / name / "jpg"
-            there = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
-            missing = [path for path in truth.database + truth.queries if path.name not in there]
+            found = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+            files = truth.database + truth.queries
+            missing = [path for path in files if path.name not in found]
             if missing:
                 raise UserError(
-                    f"{missing[0]}: there is no such file; {len(missing):,} of the "
-                    f"{len(truth.database) + len(truth.queries):,} images are missing. "
-                    f"The layout is {LAYOUT}."
+                    f"{missing[0]}: missing ({len(missing):,} of {len(files):,} images are). The layout is "
+                    f"{LAYOUT}."
                 )
-        smallest = self.image_size * (min(SCALES) if self.multiscale else 1)
+        smallest = self.cfg.image_size * (min(SCALES) if self.cfg.multiscale else 1)
         patch = patch_side(subject.backbone)
         if smallest < patch:
-            least = math.ceil(patch / min(SCALES)) if self.multiscale else patch
+            least = math.ceil(patch / min(SCALES)) if self.cfg.multiscale else patch
             raise UserError(
-                f"retrieval.image_size = {self.image_size}: smaller than a patch of {patch} pixels"
-                f"{' at half the size' if self.multiscale else ''}; at least {least}."
+                f"retrieval.image_size = {self.cfg.image_size}: smaller than a patch of {patch} pixels"
+                f"{' at half the size' if self.cfg.multiscale else ''}; use at least {least}."
             )
         shape = (
-            max(self.image_size * 3 // 4, math.ceil(patch * self.image_size / smallest)),
-            self.image_size,
+            max(self.cfg.image_size * 3 // 4, math.ceil(patch * self.cfg.image_size / smallest)),
+            self.cfg.image_size,
         )
-        check_takes("retrieval.image_size", self.image_size, [shape], self._forward(subject), subject)
+        check_takes("retrieval.image_size", self.cfg.image_size, [shape], self._forward(subject), subject)
 
     def evaluate(self, subject: Subject, data: LabeledData, folder: Path) -> Findings:
-        """Figures <data set>_map_<level> and <data set>_mp10_<level>."""
+        """Return the figures <data set>_map_<level> and <data set>_mp10_<level>."""
         findings = Findings()
         for name in self._names():
             truth = ground_truth(self._root(), name)
             forward = self._forward(subject)
-            database = features_of(
-                truth.database, self._show(None, truth.database, subject), forward, subject
-            )
-            boxes = truth.boxes if self.crop_queries else None
-            queries = features_of(truth.queries, self._show(boxes, truth.queries, subject), forward, subject)
+            prepare = self._prepare(None, truth.database, subject)
+            database = features_of(truth.database, prepare, forward, subject)
+            prepare = self._prepare(truth.boxes if self.cfg.crop_queries else None, truth.queries, subject)
+            queries = features_of(truth.queries, prepare, forward, subject)
             if distributed.is_main():
                 _add_figures(findings, name, truth, best_first(queries, database))
         findings.notes.append(
-            "Queries were cut to their boxes, as the data sets' authors do; the released code does not."
-            if self.crop_queries
-            else "Queries were seen whole, as in the released code; the data sets' authors cut them to boxes."
+            "Queries were cropped to their boxes, as the data sets' authors do; the released code does not."
+            if self.cfg.crop_queries
+            else "Queries were not cropped, as in the released code; the data sets' authors crop to boxes."
         )
         return findings
 
     def _root(self) -> Path:
-        if self.root is None:
+        if self.cfg.root is None:
             raise UserError(
-                f"retrieval.root is null: give the folder of the data sets; the layout is {LAYOUT}."
+                f"retrieval.root = null: give the folder of the data sets. The layout is {LAYOUT}."
             )
-        return Path(self.root).expanduser()
+        return Path(self.cfg.root).expanduser()
 
     def _names(self) -> list[str]:
-        unknown = [name for name in self.datasets if name not in DATASETS]
-        if unknown or not self.datasets:
+        unknown = [name for name in self.cfg.datasets if name not in DATASETS]
+        if unknown or not self.cfg.datasets:
             raise UserError(
-                f"retrieval.datasets = {self.datasets}: give one or both of {', '.join(DATASETS)}."
+                f"retrieval.datasets = {self.cfg.datasets}: give one or both of {', '.join(DATASETS)}."
             )
-        return self.datasets
+        return self.cfg.datasets
 
-    def _show(
+    def _prepare(
         self, boxes: Sequence[tuple[float, ...]] | None, files: Sequence[Path], subject: Subject
     ) -> Callable[[int, Image.Image], Image.Image]:
-        """Image by number as the network sees it."""
-        least = patch_side(subject.backbone) / (min(SCALES) if self.multiscale else 1)
+        """Return the function that makes of an index and its image what the network sees."""
+        least = patch_side(subject.backbone) / (min(SCALES) if self.cfg.multiscale else 1)
 
-        def show(number: int, image: Image.Image) -> Image.Image:
+        def prepare(index: int, image: Image.Image) -> Image.Image:
             if boxes is not None:
-                image = image.crop(boxes[number])  # type: ignore[arg-type]  # Pillow rounds floats
-            image.thumbnail((self.image_size, self.image_size), Image.Resampling.LANCZOS)
+                image = image.crop(boxes[index])  # type: ignore[arg-type]  # Pillow rounds floats
+            image.thumbnail((self.cfg.image_size, self.cfg.image_size), Image.Resampling.LANCZOS)
             if min(image.size) < least:
                 raise UserError(
-                    f"{files[number]}: {image.width}x{image.height} pixels at retrieval.image_size = "
-                    f"{self.image_size}, narrower than a patch; choose a larger size."
+                    f"{files[index]}: {image.width}x{image.height} pixels at retrieval.image_size = "
+                    f"{self.cfg.image_size}, narrower than a patch; choose a larger size."
                 )
             return image
 
-        return show
+        return prepare
 
     def _forward(self, subject: Subject) -> Callable[[Tensor], Tensor]:
-        """uint8 (B, C, H, W) -> (B, D), the mean over the scales."""
+        """Return the function from images uint8 (B, C, H, W) to features (B, D), means over the scales."""
         patch = patch_side(subject.backbone)
 
         def forward(images: Tensor) -> Tensor:
             normalized = subject.normalized(images)
             total = subject.backbone(_whole_patches(normalized, patch)).float()
-            for scale in SCALES[1:] if self.multiscale else ():
+            for scale in SCALES[1:] if self.cfg.multiscale else ():
                 smaller = F.interpolate(normalized, scale_factor=scale, mode="bilinear", align_corners=False)
                 total = total + subject.backbone(_whole_patches(smaller, patch)).float()
-            return total / (len(SCALES) if self.multiscale else 1)
+            return total / (len(SCALES) if self.cfg.multiscale else 1)
 
         return forward
 
 
 def ground_truth(root: Path, name: str) -> GroundTruth:
-    """The lists of root/<name>/gnd_<name>.pkl; a UserError where it is missing or is not as published."""
+    """Return the lists of root/<name>/gnd_<name>.pkl. Raises UserError if it is missing or another format."""
     file = root / name / f"gnd_{name}.pkl"
     if not file.is_file():
-        raise UserError(f"{file}: there is no such file. retrieval.root = {root} should have {LAYOUT}.")
+        raise UserError(f"{file}: missing. retrieval.root = {root} must have the layout {LAYOUT}.")
     found = safe_pickle.load(file)
     try:
         database, queries = ([str(each) for each in found[key]] for key in ("imlist", "qimlist"))
@@ -172,8 +169,8 @@ def ground_truth(root: Path, name: str) -> GroundTruth:
             raise ValueError(f"{len(queries)} queries and {len(entries)} entries")
     except (KeyError, TypeError, ValueError, IndexError) as error:
         raise UserError(
-            f"{file}: not the published list ({type(error).__name__}: {error}). It has imlist, qimlist and "
-            "gnd, and for each query gnd has bbx, easy, hard and junk."
+            f"{file}: not the published list ({type(error).__name__}: {error}). That has imlist, qimlist and "
+            "gnd, and gnd has bbx, easy, hard and junk for each query."
         ) from error
     jpg = root / name / "jpg"
     return GroundTruth(
@@ -185,12 +182,10 @@ def ground_truth(root: Path, name: str) -> GroundTruth:
 
 
 def _rows(values: Any, length: int) -> np.ndarray:
-    """Numbers of database images, int64; an empty list may have any type."""
+    """Return indices of database images as int64; an empty list may have any type."""
     rows = np.asarray(values).reshape(-1)
     if rows.size and (rows.dtype.kind not in "iu" or rows.min() < 0 or rows.max() >= length):
-        raise ValueError(
-            f"image numbers from 0 to {length - 1} are wanted, and there is {rows.tolist()}"[:200]
-        )
+        raise ValueError(f"expected indices from 0 to {length - 1}, found {rows.tolist()}"[:200])
     return rows.astype(np.int64)
 
 
@@ -205,7 +200,7 @@ def _add_figures(findings: Findings, name: str, truth: GroundTruth, orders: np.n
         )
         details[f"queries_{level}"] = found.queries
         if not found.queries:
-            findings.notes.append(f"{name}: no query has an image to be found at the level {level}.")
+            findings.notes.append(f"{name}: no query has positives at the level {level}.")
             continue
         findings.figures[f"{name}_map_{level}"] = 100 * found.mean_average_precision
         findings.figures[f"{name}_mp10_{level}"] = 100 * found.precision_at[10]
@@ -214,6 +209,6 @@ def _add_figures(findings: Findings, name: str, truth: GroundTruth, orders: np.n
 
 
 def _whole_patches(images: Tensor, patch: int) -> Tensor:
-    """Without what remains at the right and below, as a convolution of that stride sees it."""
+    """Crop images at the right and below to entire patches, as a convolution of that stride sees them."""
     height, width = (side // patch * patch for side in images.shape[-2:])
     return images[..., :height, :width]

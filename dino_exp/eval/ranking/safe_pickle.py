@@ -1,4 +1,4 @@
-"""Pickles of others, read without running anything that they name: containers, numbers, text and arrays."""
+"""Pickles from other people, read without running any code: containers, numbers, text and arrays."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from dino_exp.errors import UserError
 
 
 def load(path: Path) -> Any:
-    """What the file holds; text of Python 2 is read as latin1. Arrays are of a subclass of np.ndarray.
+    """Return a pickle's content; text of Python 2 is read as latin1, arrays are of a subclass of np.ndarray.
 
-    Raises UserError for anything but dicts, lists, tuples, sets, numbers, text, bytes and plain numpy arrays,
-    and names it; also for a file that is no pickle or cannot be read.
+    Raises UserError for a file that is not a pickle or cannot be read, and, naming it, for anything but
+    dicts, lists, tuples, sets, numbers, text, bytes and plain numpy arrays.
     """
     try:
         with path.open("rb") as file:
@@ -25,16 +25,16 @@ def load(path: Path) -> Any:
         raise UserError(f"{path}: cannot be read: {error.strerror or error}.") from error
     except _RefusedError as error:
         raise UserError(
-            f"{path}: holds {error}, which a list of images has no need of and which could run a program; "
-            "it was not run. Get the file from where the data set is published."
+            f"{path}: holds {error}, which a list of images does not need and which could run a program; "
+            "it was not run. Download the file from the data set's authors."
         ) from error
     except Exception as error:  # damaged bytes raise errors of every kind
         reason = (str(error).splitlines() or [""])[0].rstrip(".") or type(error).__name__
-        raise UserError(f"{path}: is no pickle that can be read here ({reason}).") from error
+        raise UserError(f"{path}: not a readable pickle ({reason}).") from error
 
 
 class _RefusedError(Exception):
-    """Its text names what was asked for."""
+    """A name that the pickle may not use; the message is the name."""
 
 
 class _Unpickler(pickle.Unpickler):
@@ -47,7 +47,7 @@ class _Unpickler(pickle.Unpickler):
 
 
 class _Type:
-    """A dtype of which only kind, size and byte order are taken: a forged one could crash numpy or worse."""
+    """A dtype reduced to kind, size and byte order: a forged one could crash numpy, or worse."""
 
     def __init__(self, name: str, *_: object) -> None:
         if not isinstance(name, str) or not re.fullmatch(r"b1|[biufSU]\d{1,4}", name):
@@ -59,7 +59,7 @@ class _Type:
 
 
 class _Array(np.ndarray):
-    """An array that takes its values from bytes, with a type that was looked at."""
+    """An array that takes its values from bytes, with a checked type."""
 
     def __setstate__(self, state: Any) -> None:
         version, shape, kind, fortran, raw = state
@@ -97,7 +97,7 @@ _ALLOWED: dict[tuple[str, str], Any] = {
     ("builtins", "complex"): complex,
     ("builtins", "bytes"): _no_bytes,  # how Python 3 writes b"" for Python 2
     ("_codecs", "encode"): _encode,  # and how it writes other bytes
-    ("numpy", "ndarray"): None,  # what _reconstruct is to make, and makes anyway
+    ("numpy", "ndarray"): None,  # an argument that _reconstruct ignores
     ("numpy", "dtype"): _Type,
     ("numpy.core.multiarray", "_reconstruct"): _reconstruct,
     ("numpy.core.multiarray", "scalar"): _scalar,

@@ -13,6 +13,7 @@ from torch import nn
 
 from dino_exp.backbone.tokens import spatial_features
 from dino_exp.backbone.vit import Block
+from dino_exp.config.evaluation_schema import AttentionConfig
 from dino_exp.data.source import ArraySource, Splits
 from dino_exp.errors import UserError
 from dino_exp.eval.attention import class_maps
@@ -20,12 +21,11 @@ from dino_exp.eval.attention.attention_images import FileImages
 from dino_exp.eval.attention.attention_maps import AttentionMaps
 from dino_exp.eval.attention.videos import frames
 from dino_exp.eval.subject import Findings, Subject
-from tests.eval.subjects import GivenData, images, subject, tiny_vit
+from tests.eval.subjects import GivenData, Looker, images, subject, tiny_vit
 
 
 def attention(**fields: Any) -> AttentionMaps:
-    given: dict[str, Any] = {"source": None, "masks": None, "mass": 0.6, "image_size": None, "images": 8}
-    return AttentionMaps(**given | fields)
+    return AttentionMaps(AttentionConfig(**fields))
 
 
 def run(
@@ -35,20 +35,6 @@ def run(
     network = network or subject(Looker(), image_size=8)
     evaluation.check(network, data)
     return evaluation.evaluate(network, data, folder)
-
-
-class Looker(nn.Module):
-    """Patches of 4 pixels. Head 1 looks where it is bright, head 2 everywhere, and a tenth is lost."""
-
-    patch_size = 4
-
-    def class_attention(self, x: torch.Tensor) -> torch.Tensor:
-        bright = nn.functional.avg_pool2d(x.mean(dim=1), 4) + 1
-        heads = torch.stack([bright, torch.ones_like(bright)], dim=1)
-        return 0.9 * heads / heads.sum(dim=(2, 3), keepdim=True)
-
-    def forward_intermediates(self, x: torch.Tensor, **_: object) -> list[torch.Tensor]:
-        return [nn.functional.avg_pool2d(x, 4)]
 
 
 class Lit(ArraySource):
@@ -74,7 +60,7 @@ def softmax(scores: np.ndarray) -> np.ndarray:
 
 def test_attention_of_the_class_token_by_hand() -> None:
     network = tiny_vit()
-    for value in network.parameters():  # biases and norms that are not what they begin as
+    for value in network.parameters():  # biases and norms that differ from their initial values
         nn.init.normal_(value, std=0.3)
     given = subject(network)
     batch = torch.randint(0, 256, (2, 3, 24, 32), dtype=torch.uint8)
@@ -96,7 +82,7 @@ def test_attention_of_the_class_token_by_hand() -> None:
         np.testing.assert_allclose(got[:, head].flatten(1), weights[:, 0, 1:], rtol=1e-4, atol=1e-7)
 
 
-def test_attention_of_timm_is_that_of_its_unfused_path(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_attention_of_a_timm_network_equals_its_unfused_path(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(0)
     network = VisionTransformer(
         img_size=32, patch_size=8, embed_dim=32, depth=2, num_heads=4, num_classes=0, reg_tokens=3,
@@ -130,9 +116,9 @@ def test_networks_without_a_readable_class_token(name: str, stride: int, tmp_pat
     with torch.no_grad():
         expected = spatial_features(network, given.normalized(batch)).pow(2).sum(dim=1, keepdim=True).sqrt()
     torch.testing.assert_close(class_maps.maps(given, batch), expected)
-    assert class_maps.place_size(given, 64) == stride
+    assert class_maps.map_stride(given, 64) == stride
     findings = run(attention(), tmp_path, given)
-    assert "length (L2 norm)" in findings.notes[0]
+    assert "are the L2 norm" in findings.notes[0]
     assert findings.files[0].name == "attention.png"
 
 
@@ -149,8 +135,8 @@ def test_features_as_colors() -> None:
 
 
 def test_overlap_with_the_masks_of_a_data_set(tmp_path: Path) -> None:
-    # Head 1 has all on the upper left patch; head 2 is even, and of equal patches the last three stay. The
-    # mean has 0.625 there. The object is the left half.
+    # Head 1 has all on the upper left patch; head 2 is uniform, and of equal patches the last three are kept.
+    # The mean has 0.625 there. The object is the left half.
     findings = run(attention(), tmp_path / "new", data=GivenData(Splits(images([0]), Lit(5))))
     assert findings.figures == pytest.approx(
         {
@@ -166,7 +152,7 @@ def test_overlap_with_the_masks_of_a_data_set(tmp_path: Path) -> None:
         }
     )
     assert findings.details == {"maps": "attention", "images": 4, "jaccard_by_head": [50, 25]}
-    assert findings.notes[1:] == ["Left out of the overlap: 1 of 5 images whose mask shows no object."]
+    assert findings.notes[1:] == ["Not in the overlap: 1 of 5 images (no object in the mask)."]
     assert findings.files == [tmp_path / "new/attention.png"]
     with Image.open(findings.files[0]) as sheet:
         assert min(sheet.size) > 300
@@ -179,7 +165,7 @@ def save(path: Path, array: np.ndarray) -> Path:
 
 
 def test_images_in_files_keep_their_shape(tmp_path: Path) -> None:
-    # 16 x 27 pixels become 8 x 13, of which 8 x 12 are whole patches: 12/13 of the mask's 27 columns are 25.
+    # 16 x 27 pixels become 8 x 13, and 8 x 12 in entire patches: 12/13 of the mask's 27 columns are 25.
     image, mask = np.zeros((16, 27, 3)), np.zeros((16, 27))
     image[:, :8] = 255
     mask[:, :5] = 7
@@ -189,8 +175,8 @@ def test_images_in_files_keep_their_shape(tmp_path: Path) -> None:
     save(tmp_path / "in/two.png", image)
     save(tmp_path / "in/none.png", image)
     (tmp_path / "in/broken.png").write_bytes(b"")
-    for place in ("deep/one", "two", "broken"):
-        save(tmp_path / f"masks/{place}.png", mask)
+    for name in ("deep/one", "two", "broken"):
+        save(tmp_path / f"masks/{name}.png", mask)
     given = attention(source=str(tmp_path / "in"), masks=str(tmp_path / "masks"), images=2)
     files = FileImages([tmp_path / "in/two.png"], tmp_path / "in", tmp_path / "masks", 3, 8, 4)
     [batch] = files.batches([0])
@@ -206,14 +192,14 @@ def test_images_in_files_keep_their_shape(tmp_path: Path) -> None:
     assert findings.figures["jaccard_even"] == pytest.approx(100 * 80 / (16 * 25 - 24))
     assert findings.details["images"] == 2
     assert findings.notes[1:] == [
-        f"Left out of the overlap: 1 of 4 images without a mask in {tmp_path / 'masks'}.",
-        "Left out of the overlap: 1 of 4 images that cannot be read.",
+        f"Not in the overlap: 1 of 4 images (no mask in {tmp_path / 'masks'}).",
+        "Not in the overlap: 1 of 4 images (unreadable).",
         "1 of the 2 images to draw could not be read.",
     ]
     assert [path.name for path in findings.files] == ["attention.png"]
 
     save(tmp_path / "masks/two.png", mask[:, 1:])
-    with pytest.raises(UserError, match=r"two\.png has 26x16 pixels and .*in/two\.png has 27x16"):
+    with pytest.raises(UserError, match=r"two\.png has 26x16 pixels, but .*in/two\.png has 27x16"):
         run(given, tmp_path / "out")
 
 
@@ -226,7 +212,7 @@ def test_a_single_image(tmp_path: Path) -> None:
         assert image.width == 1200
 
 
-def test_a_video_becomes_a_video_of_as_many_frames(tmp_path: Path) -> None:
+def test_the_video_of_a_video_has_as_many_frames(tmp_path: Path) -> None:
     source = tmp_path / "clip.mkv"
     shots = np.zeros((20, 32, 44, 3), dtype=np.uint8)
     for number, shot in enumerate(shots):
@@ -266,20 +252,22 @@ def test_an_animation_stays_one(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"source": "nowhere"}, "attention.source = nowhere: there is nothing"),
-        ({"source": "text.txt"}, "text.txt: a file that is neither image nor video"),
+        ({"source": "nowhere"}, "attention.source = nowhere: "),
+        ({"source": "text.txt"}, "text.txt: neither image nor video"),
         ({"source": "empty"}, "empty: no images there"),
         ({"source": "broken.png"}, "attention.source = .*broken.png: "),
         ({"source": "film.mp4"}, "film.mp4: cannot be read as a video"),
-        ({"masks": "empty"}, "attention.masks = .*empty: give the folder of their images as"),
-        ({"source": "good.png", "masks": "nowhere"}, "attention.masks = nowhere: there is nothing"),
-        ({"source": "good.png", "masks": "empty"}, "no mask of any image .* would be good.png"),
-        ({"source": "moves.gif", "masks": "empty"}, "moves.gif is a video, and masks are for images"),
-        ({"image_size": 3}, "attention.image_size = 3: less than one patch of the network, which has 4"),
-        ({"image_size": 4}, "a single place in such images, so there is no map; give 16 or more"),
+        ({"masks": "empty"}, "attention.masks = .*empty: also give the folder of the images as"),
+        ({"source": "good.png", "masks": "nowhere"}, "attention.masks = nowhere: "),
+        ({"source": "good.png", "masks": "empty"}, "no mask for any image .* would be good.png"),
+        ({"source": "moves.gif", "masks": "empty"}, "moves.gif is a video, but masks are for images"),
+        ({"image_size": 3}, "attention.image_size = 3: less than one patch of the network; use at least 4"),
+        ({"image_size": 4}, "a single position in such images, which makes no map; use 16 or more"),
     ],
 )
-def test_what_cannot_work_is_said_at_once(fields: dict[str, Any], message: str, tmp_path: Path) -> None:
+def test_wrong_settings_are_refused_before_the_work(
+    fields: dict[str, Any], message: str, tmp_path: Path
+) -> None:
     (tmp_path / "empty").mkdir()
     for name in ("text.txt", "broken.png", "film.mp4"):
         (tmp_path / name).write_bytes(b"nothing of the kind")
@@ -294,7 +282,7 @@ def test_what_cannot_work_is_said_at_once(fields: dict[str, Any], message: str, 
         attention(**fields).check(subject(Looker(), image_size=8), GivenData(Splits(images([0]), None)))
 
 
-def test_nothing_readable_is_an_error(tmp_path: Path) -> None:
+def test_no_readable_image_is_an_error(tmp_path: Path) -> None:
     for name in ("a.png", "b.png"):
         (tmp_path / name).write_bytes(b"")
     with pytest.raises(UserError, match=r"None of 2 images could be read \(the first: .*a\.png\)"):

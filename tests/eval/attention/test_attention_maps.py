@@ -8,20 +8,8 @@ from torch import nn
 
 from dino_exp.data.source import ArraySource
 from dino_exp.errors import UserError
-from dino_exp.eval.attention.attend import AttentionMass, attend, attention_maps, attention_mass
-
-
-class Looker(nn.Module):
-    """Two heads on patches of 4 pixels, one by brightness, one even; the class token keeps 0.1."""
-
-    feature_dim, patch_size = 1, 4
-
-    def class_attention(self, images: torch.Tensor) -> torch.Tensor:
-        assert not self.training
-        bright = nn.functional.avg_pool2d(images.mean(dim=1), 4).clamp(min=0)
-        even = torch.ones_like(bright)
-        heads = torch.stack([bright, even], dim=1)
-        return 0.9 * heads / heads.sum(dim=(2, 3), keepdim=True)
+from dino_exp.eval.attention.attend import AttentionMass, attend, attention_mass, enlarged, patch_attention
+from tests.eval.subjects import Looker
 
 
 class Lit(ArraySource):
@@ -40,7 +28,7 @@ class Lit(ArraySource):
 
 def test_mass_area_and_auc_by_hand() -> None:
     # Mean of the heads: 0.5, 0.1, 0.1, 0.3 of what reaches the patches. The object covers all of the first
-    # patch and a quarter of the second, which therefore counts as beside it for the AUC: mass 0.5 + 0.1 / 4,
+    # patch and a quarter of the second, which therefore counts as outside for the AUC: mass 0.5 + 0.1 / 4,
     # area (1 + 1/4) / 4. By symmetry the Gaussian's patches weigh a quarter each.
     head_a = torch.tensor([[0.6, 0.0], [0.0, 0.2]])
     head_b = torch.tensor([[0.2, 0.16], [0.16, 0.28]])
@@ -58,7 +46,7 @@ def test_mass_area_and_auc_by_hand() -> None:
     assert got.to_dict()["images"] == 1
 
 
-def test_auc_counts_pairs_and_halves_ties_and_skips_images_without_both() -> None:
+def test_auc_counts_ties_half_and_skips_images_without_both_kinds_of_patch() -> None:
     attention = torch.tensor([[4.0, 2.0, 2.0, 1.0], [9.0, 9.0, 9.0, 9.0]]).view(2, 1, 2, 2)
     masks = torch.tensor([[0, 1, 0, 1], [1, 1, 1, 1]], dtype=torch.bool).view(2, 2, 2)
     got = attention_mass(attention, masks)
@@ -69,7 +57,7 @@ def test_auc_counts_pairs_and_halves_ties_and_skips_images_without_both() -> Non
     assert math.isnan(attention_mass(attention * math.nan, masks).auc)
 
 
-def test_gaussian_has_a_quarter_of_the_side_as_its_sigma() -> None:
+def test_sigma_of_the_gaussian_is_a_quarter_of_the_side() -> None:
     # Inner half per axis: erf-like mass between -1 and 1 sigma out of -2 to 2, squared for two axes.
     masks = torch.zeros(1, 512, 512, dtype=torch.bool)
     masks[:, 128:384, 128:384] = True
@@ -79,8 +67,8 @@ def test_gaussian_has_a_quarter_of_the_side_as_its_sigma() -> None:
     assert got.mass == pytest.approx(0.25)
 
 
-def test_from_a_source_to_numbers() -> None:
-    source, network = Lit(n=5), Looker().train()
+def test_attention_mass_of_the_images_of_a_source() -> None:
+    source, network = Lit(n=5), Looker(dark=0.0).train()
     settings: dict[str, Any] = {
         "image_size": 8,
         "crop_ratio": 1.0,
@@ -97,14 +85,14 @@ def test_from_a_source_to_numbers() -> None:
     assert got.area == pytest.approx(0.25)
     assert got.mass == pytest.approx((1 + 0.25) / 2)  # one head is all on the object, the other even
 
-    # Masks follow their images through resizing and cropping.
+    # Masks are resized and cropped like their images.
     larger = attend(network, Lit(n=2, side=32), [1], **settings | {"crop_ratio": 0.5})
     assert larger.images.shape == (1, 3, 8, 8)
     assert larger.masks is not None
     assert torch.equal(larger.masks[0] > 0.5, larger.images[0, 0] > 127)
 
 
-def test_the_sentence_gives_what_to_compare_with() -> None:
+def test_the_sentence_gives_the_baselines() -> None:
     now = AttentionMass(0.61, 0.21, 0.35, 0.86, 0.7, 300)
     before = AttentionMass(0.214, 0.21, 0.35, 0.53, 0.7, 300)
     assert now.sentence(before) == (
@@ -113,16 +101,16 @@ def test_the_sentence_gives_what_to_compare_with() -> None:
     )
 
 
-def test_maps_are_flat_over_each_patch() -> None:
-    network = Looker()
+def test_enlarged_maps_are_constant_on_each_patch() -> None:
+    network = Looker(dark=0.0)
     image = torch.arange(64.0).view(1, 1, 8, 8).expand(1, 3, 8, 8)
-    maps = attention_maps(network, image)
+    maps = enlarged(patch_attention(network, image), image.shape[-2:])
     assert maps.shape == (1, 2, 8, 8)
     patches = network.eval().class_attention(image)
-    assert torch.equal(maps[0, :, 3, 4], patches[0, :, 0, 1])  # flat over each patch
+    assert torch.equal(maps[0, :, 3, 4], patches[0, :, 0, 1])
     assert torch.equal(maps[0, :, 4, 3], patches[0, :, 1, 0])
 
 
-def test_other_backbones_are_refused_with_the_remedy() -> None:
+def test_backbones_without_class_attention_are_refused() -> None:
     with pytest.raises(UserError, match=r"Flatten has no class-token attention.*backbone=vit"):
-        attention_maps(nn.Flatten(), torch.zeros(1, 3, 8, 8))
+        patch_attention(nn.Flatten(), torch.zeros(1, 3, 8, 8))

@@ -9,19 +9,19 @@ from dino_exp.errors import UserError
 from dino_exp.eval.attention.jaccard import OBJECT, VOID, Overlap, jaccard, keep_mass, read_mask
 
 
-def test_mass_is_kept_by_the_fewest_patches() -> None:
-    # Upwards 0.05, 0.2, 0.5, 1: of 60 % those above 0.4 stay. The scale of the map does not matter.
+def test_the_fewest_patches_that_hold_the_mass_are_kept() -> None:
+    # Ascending sums 0.05, 0.2, 0.5, 1: for 60 % those above 0.4 are kept. The map's scale does not matter.
     attention = torch.tensor([[0.3, 0.05], [0.5, 0.15]])
     assert keep_mass(0.7 * attention, 0.6).tolist() == [[True, False], [True, False]]
     assert keep_mass(attention, 0.45).tolist() == [[False, False], [True, False]]
     assert keep_mass(attention, 0.96).all()
 
-    # Greedily from the greatest, until the mass is there: another way to say it.
+    # The same by another algorithm: take the greatest until the mass is reached.
     maps = torch.rand(3, 5, 7, 9, generator=torch.Generator().manual_seed(0)) ** 4
     kept = keep_mass(maps, 0.6)
     for values, chosen in zip(maps.flatten(0, 1), kept.flatten(0, 1), strict=True):
-        downwards = values.flatten().double().sort(descending=True).values
-        fewest = 1 + int((downwards.cumsum(0) < 0.6 * downwards.sum()).sum())
+        descending = values.flatten().double().sort(descending=True).values
+        fewest = 1 + int((descending.cumsum(0) < 0.6 * descending.sum()).sum())
         assert chosen.sum() == fewest
         assert values[chosen].min() >= values[~chosen].max()
 
@@ -48,7 +48,7 @@ def test_overlap_by_hand() -> None:
     overlap.add(torch.stack([one, two]), upper)
     overlap.add(torch.stack([one, two]), torch.full((4, 4), VOID, dtype=torch.uint8))
     assert (len(overlap), overlap.empty) == (2, 1)
-    # Of four equal patches 60 % takes three, the last three: the centered Gaussian's overlap is 0/4 and 1/4.
+    # 60 % of four equal patches are the last three: the centered Gaussian's overlap is 0/4 and 1/4.
     assert overlap.figures() == pytest.approx(
         {
             "jaccard_mean": 100 * (1 / 2 + 1) / 2,
@@ -65,7 +65,7 @@ def test_overlap_by_hand() -> None:
     assert overlap.by_head() == pytest.approx([75, 25])
 
 
-def test_a_network_that_diverged_has_no_overlap() -> None:
+def test_the_overlap_of_a_diverged_network_is_nan() -> None:
     overlap = Overlap(0.6)
     overlap.add(torch.full((2, 2, 2), torch.nan), torch.eye(4, dtype=torch.uint8))
     figures = overlap.figures()

@@ -14,7 +14,7 @@ RATE = Fraction(30000, 1001)
 
 
 def shots(count: int, height: int = 46, width: int = 61) -> Iterator[np.ndarray]:
-    """A bright bar that moves to the right by eight pixels per frame; the upper half is red."""
+    """Yield frames of a bright bar that moves right by eight pixels per frame; the upper half is red."""
     for number in range(count):
         image = np.full((height, width, 3), 40, dtype=np.uint8)
         image[: height // 2, :, 0] = 120
@@ -33,7 +33,7 @@ def film(path: Path, images: Iterable[np.ndarray], height: int = 46, width: int 
 
 
 @pytest.mark.parametrize("suffix", [".mp4", ".mkv", ".avi", ".mov"])
-def test_a_video_and_one_made_from_it(tmp_path: Path, suffix: str) -> None:
+def test_videos_are_read_and_written_with_the_frame_rate_of_another(tmp_path: Path, suffix: str) -> None:
     source, out = film(tmp_path / f"bar{suffix}", shots(6, 46, 62)), tmp_path / "new.mp4"
     assert is_video(source)
     assert written_suffix(source) == ".mp4"
@@ -64,11 +64,11 @@ def test_a_video_held_upright_is_read_upright(tmp_path: Path) -> None:
     path.write_bytes(content)
     frame = next(frames(path))
     assert frame.shape == (62, 46, 3)
-    assert frame[40, 35, 0] > 90 > 60 > frame[40, 10, 0]  # what was above is now on the right
+    assert frame[40, 35, 0] > 90 > 60 > frame[40, 10, 0]  # the upper half is now on the right
 
 
 @pytest.mark.parametrize("suffix", [".gif", ".webp"])
-def test_animations_keep_their_times(tmp_path: Path, suffix: str) -> None:
+def test_animations_keep_the_durations_of_their_frames(tmp_path: Path, suffix: str) -> None:
     source, out = tmp_path / f"bar{suffix}", tmp_path / f"new{suffix}"
     first, *others = (Image.fromarray(shot) for shot in shots(4))
     first.save(source, save_all=True, append_images=others, duration=[50, 90, 130, 70])
@@ -90,7 +90,7 @@ def test_animations_keep_their_times(tmp_path: Path, suffix: str) -> None:
     assert not is_video(tmp_path / f"still{suffix}")
 
 
-def test_bad_videos(tmp_path: Path) -> None:
+def test_unreadable_videos_are_named(tmp_path: Path) -> None:
     broken = tmp_path / "broken.mp4"
     broken.write_bytes(b"no video" * 100)
     with pytest.raises(UserError, match=r"broken\.mp4: cannot be read as a video"):
@@ -102,7 +102,7 @@ def test_bad_videos(tmp_path: Path) -> None:
         noise = av.AudioFrame.from_ndarray(np.zeros((1, 800), np.int16), format="s16", layout="mono")
         noise.sample_rate = 8000
         container.mux(stream.encode(noise))
-    with pytest.raises(UserError, match=r"sound\.mkv: a file without a video stream"):
+    with pytest.raises(UserError, match=r"sound\.mkv: the file has no video stream"):
         next(frames(sound))
 
     empty = tmp_path / "empty.avi"

@@ -1,4 +1,4 @@
-"""Masks carried between frames: against a loop over places, and cases that can be told by hand."""
+"""Label propagation against a loop over positions, and in cases that can be checked by hand."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dino_exp.eval.davis.label_propagation import carried, carry, label_map, stretched
+from dino_exp.eval.davis.label_propagation import label_map, propagate, propagate_through, stretched
 
 SETTINGS: dict[str, Any] = {"neighborhood": 2, "neighbors": 3, "temperature": 0.1}
 
 
 def frames(count: int, height: int = 5, width: int = 7) -> tuple[Tensor, Tensor]:
-    """Random normalized features (n, 8, h, w) and soft masks (n, 3, h, w)."""
+    """Return random normalized features (n, 8, h, w) and soft masks (n, 3, h, w)."""
     generator = torch.Generator().manual_seed(count)
     features = torch.randn(count, 8, height, width, generator=generator)
     masks = torch.rand(count, 3, height, width, generator=generator).softmax(dim=1)
     return F.normalize(features, dim=1), masks
 
 
-def carried_to(target: Tensor, sources: Tensor, masks: Tensor, row: int, column: int) -> Tensor:
-    """(C,) at one place, by `SETTINGS`."""
+def propagated_to(target: Tensor, sources: Tensor, masks: Tensor, row: int, column: int) -> Tensor:
+    """Return the masks (C,) at one position, by `SETTINGS`."""
     found = []
     for source, mask in zip(sources, masks, strict=True):
         for y in range(source.shape[1]):
@@ -38,19 +38,19 @@ def carried_to(target: Tensor, sources: Tensor, masks: Tensor, row: int, column:
 
 
 @pytest.mark.parametrize("rows", [1, 2, 5, None])
-def test_carry_is_the_loop_over_places_however_many_rows_at_once(rows: int | None) -> None:
+def test_propagation_equals_a_loop_over_positions_with_any_number_of_rows(rows: int | None) -> None:
     features, masks = frames(5)
     target, sources, masks = features[0], features[1:], masks[1:]
-    result = carry(target, sources, masks, rows=rows, **SETTINGS)
+    result = propagate(target, sources, masks, rows=rows, **SETTINGS)
     expected = torch.stack(
-        [torch.stack([carried_to(target, sources, masks, y, x) for x in range(7)], 1) for y in range(5)], 1
+        [torch.stack([propagated_to(target, sources, masks, y, x) for x in range(7)], 1) for y in range(5)], 1
     )
     torch.testing.assert_close(result, expected)
     torch.testing.assert_close(result.sum(dim=0), torch.ones(5, 7))
 
 
-def test_a_place_looks_no_further_than_its_neighborhood() -> None:
-    # every place has a feature of its own; the target shows at (0, 0) what the source has at (2, 3)
+def test_only_positions_in_the_neighborhood_count() -> None:
+    # Every position has its own feature; the target has at (0, 0) the feature of the source at (2, 3).
     source = torch.eye(20).view(20, 4, 5)
     target = source.clone()
     target[:, 0, 0] = source[:, 2, 3]
@@ -58,39 +58,39 @@ def test_a_place_looks_no_further_than_its_neighborhood() -> None:
     mask[0, 0, 2, 3] = 1
     at_corner = {
         reach: float(
-            carry(target, source[None], mask, neighborhood=reach, neighbors=1, temperature=0.01)[0, 0, 0]
+            propagate(target, source[None], mask, neighborhood=reach, neighbors=1, temperature=0.01)[0, 0, 0]
         )
         for reach in (0, 2, 3)
     }
-    # within 2 nothing is alike, so all nine places tie at a cosine of 0
+    # Within 2 nothing is similar, so all nine positions tie at a cosine of 0.
     assert at_corner == {0: 1.0, 2: 0.0, 3: 1.0}
 
 
 def test_ties_with_the_last_neighbor_all_count() -> None:
     flat = torch.ones(1, 3, 3)
     mask = torch.arange(9.0).view(1, 1, 3, 3)
-    result = carry(flat, flat[None], mask, neighborhood=1, neighbors=2, temperature=0.1)
+    result = propagate(flat, flat[None], mask, neighborhood=1, neighbors=2, temperature=0.1)
     assert result[0, 0, 0] == pytest.approx((0 + 1 + 3 + 4) / 4)
     assert result[0, 1, 1] == pytest.approx(4)
 
 
-def test_fewer_places_than_neighbors() -> None:
+def test_fewer_positions_than_neighbors() -> None:
     features, masks = frames(2, height=1, width=2)
-    result = carry(features[0], features[1:], masks[1:], neighborhood=1, neighbors=9, temperature=1e9)
+    result = propagate(features[0], features[1:], masks[1:], neighborhood=1, neighbors=9, temperature=1e9)
     torch.testing.assert_close(result, masks[1].mean(dim=2, keepdim=True).expand(3, 1, 2))
 
 
 def test_frames_take_their_masks_from_the_first_and_the_last_few() -> None:
     features, masks = frames(6)
-    found = [masks[0], *carried(5 * features[0], masks[0], features[1:], frames=2, **SETTINGS)]
+    found = [masks[0], *propagate_through(5 * features[0], masks[0], features[1:], frames=2, **SETTINGS)]
     for present, context in ((1, [0]), (2, [0, 1]), (3, [0, 1, 2]), (5, [0, 3, 4])):
         known = torch.stack([found[index] for index in context])
         torch.testing.assert_close(
-            found[present], carry(features[present], features[context], known, **SETTINGS)
+            found[present], propagate(features[present], features[context], known, **SETTINGS)
         )
 
 
-def test_masks_are_stretched_each_by_itself() -> None:
+def test_each_mask_is_stretched_to_its_own_range() -> None:
     masks = torch.tensor([[[0.2, 0.4], [0.3, 0.2]], [[0.0, 0.0], [0.0, 0.0]], [[0.7, 0.7], [0.7, 0.7]]])
     expected = torch.tensor([[[0.0, 1.0], [0.5, 0.0]], [[0.0, 0.0], [0.0, 0.0]], [[1.0, 1.0], [1.0, 1.0]]])
     torch.testing.assert_close(stretched(masks), expected)

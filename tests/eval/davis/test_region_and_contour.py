@@ -1,4 +1,4 @@
-"""J, F and their statistics of masks small enough to count by hand."""
+"""J, F and their statistics for masks whose pixels can be counted by hand."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def test_contour_accuracy_without_contours() -> None:
     assert contour_accuracy(nothing, square(30)) == contour_accuracy(square(30), nothing) == 0
 
 
-def test_statistics_share_the_frames_between_quarters() -> None:
+def test_neighboring_quarters_share_a_frame() -> None:
     # linspace(1, 8, 5) = 1, 2.75, 4.5, 6.25, 8 rounds to frames 1, 3, 5, 6, 8: three first, three last
     found = statistics([0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2])
     assert found == pytest.approx((0.55, 0.5, 0.8 - 0.3))

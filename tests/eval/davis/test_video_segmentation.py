@@ -1,4 +1,4 @@
-"""DAVIS in small: squares that move by a patch per frame, and a network that sees colors."""
+"""A small DAVIS: squares that move by a patch per frame, and a network that sees colors."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from dino_exp.config.evaluation_schema import VideoSegmentationConfig
 from dino_exp.data.source import Splits
 from dino_exp.errors import UserError
 from dino_exp.eval.davis.video_segmentation import VideoSegmentation, _network_size
@@ -24,14 +25,14 @@ HEIGHT, WIDTH, SIDE, PATCH = 64, 128, 24, 8
 COLORS = [(0, 0, 0), (255, 0, 0), (0, 255, 0)]
 PALETTE = [*range(200, 206), *([9] * 762)]
 
-# A square of whole patches is carried exactly. Enlarging rounds its corners: 0.5, 1.5, 2.5 and 3.5 pixels
+# A square of entire patches is propagated exactly. Enlarging rounds its corners: 0.5, 1.5, 2.5 and 3.5 pixels
 # within the outline the object's share is 9, 11, 13 and 15 sixteenths, and the products of two of them are
-# below one half for six pairs of rows and columns, so that six pixels of each corner become background.
+# below one half for six pairs of rows and columns, so six pixels of each corner become background.
 REGION = 100 * (SIDE**2 - 4 * 6) / SIDE**2
 
 
 class Colors(nn.Module):
-    """Mean color of each patch of 8; it has no tokens, so the layer's output is found by place."""
+    """Mean color of each patch of 8 pixels; without tokens, its spatial features are the layer's output."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -54,13 +55,13 @@ def make_video(root: Path, name: str, squares: list[Square], count: int) -> None
         for label, top, left, step in squares:
             labels[top : top + SIDE, left + step * index :][:, :SIDE] = label
         frame = Image.fromarray(np.array(COLORS, dtype=np.uint8)[labels])
-        labels[:3, :3] = 255  # void, background to us
+        labels[:3, :3] = 255  # void, which counts as background
         annotation = Image.fromarray(labels)
         annotation.putpalette(PALETTE)
         for folder, image, suffix in (("JPEGImages", frame, "jpg"), ("Annotations", annotation, "png")):
             path = root / folder / "480p" / name / f"{index:05}.{suffix}"
             path.parent.mkdir(parents=True, exist_ok=True)
-            image.save(path, quality=95, subsampling=0)  # which PNG passes over
+            image.save(path, quality=95, subsampling=0)  # PNG ignores both
 
 
 @pytest.fixture(scope="module")
@@ -74,23 +75,15 @@ def davis(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def segmentation(folder: Path, **changes: Any) -> VideoSegmentation:
-    settings: dict[str, Any] = {
-        "root": str(folder),
-        "split": "val",
-        "image_size": 64,
-        "frames": 2,
-        "neighborhood": 3,
-        "neighbors": 5,
-        "temperature": 0.1,
-    }
-    return VideoSegmentation(**(settings | changes))
+    settings: dict[str, Any] = dict(root=str(folder), image_size=64, frames=2, neighborhood=3)
+    return VideoSegmentation(VideoSegmentationConfig(**settings | changes))
 
 
 def data() -> GivenData:
     return GivenData(Splits(images([0, 1]), None))
 
 
-def test_moving_squares_are_followed(davis: Path, tmp_path: Path) -> None:
+def test_moving_squares_are_tracked(davis: Path, tmp_path: Path) -> None:
     evaluation, seen = segmentation(davis), subject(Colors())
     evaluation.check(seen, data())
     findings = evaluation.evaluate(seen, data(), tmp_path / "video_segmentation")
@@ -114,7 +107,7 @@ def test_moving_squares_are_followed(davis: Path, tmp_path: Path) -> None:
         assert last.mode == "P"
         assert last.getpalette() == PALETTE
         labels = np.array(last)
-    assert labels[20, 52] == 1  # the middle of the squares four steps on
+    assert labels[20, 52] == 1  # the middle of each square after four steps
     assert labels[44, 84] == 2
     assert np.bincount(labels.flat).tolist() == [HEIGHT * WIDTH - 2 * 552, 552, 552]
     with (
@@ -124,7 +117,7 @@ def test_moving_squares_are_followed(davis: Path, tmp_path: Path) -> None:
         np.testing.assert_array_equal(np.array(written), np.array(given))
 
 
-def test_a_network_without_an_eye_for_the_objects_loses_them(davis: Path, tmp_path: Path) -> None:
+def test_a_network_that_does_not_see_the_objects_loses_them(davis: Path, tmp_path: Path) -> None:
     class Blind(Colors):
         def forward(self, images: Tensor) -> Tensor:
             return super().forward(torch.ones_like(images))
@@ -140,14 +133,14 @@ def test_a_transformer_takes_the_frames(davis: Path, tmp_path: Path) -> None:
 
 
 def test_two_processes_share_the_videos(davis: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    here, meeting, said = threading.local(), threading.Barrier(2), [None, None]
+    here, barrier, sent = threading.local(), threading.Barrier(2), [None, None]
 
     def from_all(value: Any) -> list[Any]:
-        said[here.rank] = value
-        meeting.wait(timeout=60)
-        everything = list(said)
-        meeting.wait(timeout=60)
-        return everything
+        sent[here.rank] = value
+        barrier.wait(timeout=60)
+        values = list(sent)
+        barrier.wait(timeout=60)
+        return values
 
     monkeypatch.setattr(distributed, "rank", lambda: here.rank)
     monkeypatch.setattr(distributed, "count", lambda: 2)
@@ -169,12 +162,12 @@ def test_two_processes_share_the_videos(davis: Path, tmp_path: Path, monkeypatch
     assert written == [["alone"], ["pair"]]
 
 
-def test_frames_are_sized_as_in_the_released_code() -> None:
+def test_frames_have_the_size_of_the_released_code() -> None:
     assert _network_size((480, 854), 480, 8) == (480, 832)
     assert _network_size((480, 910), 480, 16) == (480, 896)
     assert _network_size((1920, 1080), 480, 16) == (832, 480)
     assert _network_size((300, 300), 480, 16) == (480, 448)
-    assert _network_size((480, 854), 490, 14) == (490, 840)  # 64 is no multiple of 14, but 56 is
+    assert _network_size((480, 854), 490, 14) == (490, 840)  # 64 is not a multiple of 14, but 56 is
 
 
 def relabel(path: Path, labels: np.ndarray) -> None:
@@ -188,34 +181,34 @@ def remove(paths: Iterable[Path]) -> None:
 
 DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
     "no list": (lambda root: (root / "ImageSets/2017/val.txt").unlink(), "lists the videos"),
-    "empty list": (lambda root: (root / "ImageSets/2017/val.txt").write_text("\n"), "is empty"),
+    "empty list": (lambda root: (root / "ImageSets/2017/val.txt").write_text("\n"), "val.txt: empty"),
     "no frames": (
         lambda root: shutil.rmtree(root / "JPEGImages/480p/pair"),
         "JPEGImages/480p/pair: no .jpg files.*DAVIS 2017 has JPEGImages/480p/<video>/00000.jpg",
     ),
     "no annotation": (
         lambda root: (root / "Annotations/480p/pair/00002.png").unlink(),
-        "pair/00002.png: there is no such file, but its frame is there",
+        "pair/00002.png: missing, although its frame exists",
     ),
     "another size": (
         lambda root: relabel(root / "Annotations/480p/pair/00002.png", np.zeros((32, 64), dtype=np.uint8)),
-        "00002.png: is 64x32 pixels, and .*00000.jpg is 128x64",
+        "00002.png: 64x32 pixels, but .*00000.jpg has 128x64",
     ),
     "two frames": (
         lambda root: remove(root / f"JPEGImages/480p/pair/0000{n}.jpg" for n in (0, 1, 2)),
-        "pair: has 2 frames, but a video needs at least 3",
+        "pair: 2 frames, but a video needs at least 3",
     ),
     "no objects": (
         lambda root: relabel(
             root / "Annotations/480p/pair/00000.png", np.full((HEIGHT, WIDTH), 255, dtype=np.uint8)
         ),
-        "pair/00000.png: has no object to follow",
+        "pair/00000.png: no object to track",
     ),
     "colors": (
         lambda root: relabel(
             root / "Annotations/480p/pair/00000.png", np.zeros((HEIGHT, WIDTH, 3), dtype=np.uint8)
         ),
-        r"pair/00000.png: has colors \(RGB\), not labels",
+        r"pair/00000.png: colors \(RGB\) instead of labels",
     ),
     "no image": (
         lambda root: (root / "Annotations/480p/pair/00003.png").write_bytes(b"no"),
@@ -225,7 +218,7 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
 
 
 @pytest.mark.parametrize("damage", DAMAGE)
-def test_files_that_cannot_work_are_named(davis: Path, tmp_path: Path, damage: str) -> None:
+def test_wrong_files_are_named(davis: Path, tmp_path: Path, damage: str) -> None:
     root = tmp_path / "davis"
     shutil.copytree(davis, root)
     spoil, message = DAMAGE[damage]
@@ -239,22 +232,22 @@ def test_damaged_frames_are_named(davis: Path, tmp_path: Path) -> None:
     shutil.copytree(davis, root)
     frame = root / "JPEGImages/480p/alone/00002.jpg"
     frame.write_bytes(frame.read_bytes()[:200])
-    with pytest.raises(UserError, match=r"alone/00002\.jpg.*cannot be followed"):
+    with pytest.raises(UserError, match=r"alone/00002\.jpg.*cannot be segmented"):
         segmentation(root).evaluate(subject(Colors()), data(), tmp_path)
 
 
 @pytest.mark.parametrize(
     ("changes", "backbone", "message"),
     [
-        ({"root": None}, Colors(), "root is null: give the folder of DAVIS 2017"),
+        ({"root": None}, Colors(), "root = null: give the folder of DAVIS 2017"),
         ({"root": "/nowhere"}, Colors(), "/nowhere: there is no such folder"),
-        ({"image_size": 66}, tiny_vit(), "image_size = 66: .* patch size 4; 68, for example"),
+        ({"image_size": 66}, tiny_vit(), "image_size = 66: .* patch size 4, such as 68"),
         ({"image_size": 32}, Colors(), "image_size = 32: must be at least 64"),
         ({"image_size": 68}, Colors(), "image_size = 68: makes frames of 128x68, on which .* 16x8 features"),
         ({}, nn.Linear(3, 3), "The network cannot take frames such as .*00000.jpg"),
     ],
 )
-def test_settings_that_cannot_work_are_named(
+def test_wrong_settings_are_named(
     davis: Path, changes: dict[str, Any], backbone: nn.Module, message: str
 ) -> None:
     with pytest.raises(UserError, match=message):

@@ -1,4 +1,4 @@
-"""Features in a file, nearest neighbors, and the map: contents against the network's own features."""
+"""The files, neighbors and map of `embed` against the network's own features."""
 
 from __future__ import annotations
 
@@ -13,12 +13,13 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import nn
 
+from dino_exp.config.evaluation_schema import EmbedConfig
 from dino_exp.data.source import Splits, read_image
 from dino_exp.errors import UserError
 from dino_exp.eval.embed import embedding as embed_module
 from dino_exp.eval.embed.embedding import Embed
 from dino_exp.eval.embed.feature_files import printable
-from dino_exp.eval.embed.neighborhoods import agreement, layout, nearest_others
+from dino_exp.eval.embed.neighborhoods import agreement, map_coordinates, nearest_others
 from tests.eval.subjects import GivenData, block_features, images, subject, tiny_vit
 
 NO_DATA = GivenData(Splits(images([0, 1]), None))
@@ -30,11 +31,11 @@ def _cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def embed(**settings: Any) -> Embed:
-    return Embed(**{"source": None, "format": "parquet", "map": "none", "map_size": 2000, **settings})
+    return Embed(EmbedConfig(**{"map": "none", **settings}))
 
 
 def folder(root: Path, classes: list[str], each: int) -> list[Path]:
-    """Noise of 32 x 32 pixels, below a folder per class."""
+    """Write noise of 32 x 32 pixels, in a folder per class."""
     generator = np.random.default_rng(0)
     files = [root / name / f"{number}.png" for name in classes for number in range(each)]
     for file in files:
@@ -46,10 +47,10 @@ def folder(root: Path, classes: list[str], each: int) -> list[Path]:
 def test_the_files_hold_the_networks_features_by_name(tmp_path: Path) -> None:
     files = folder(tmp_path / "in", ["cat", "dog", "owl"], 7)
     files[9].write_bytes(b"no image")
-    who, out = subject(), tmp_path / "out"
+    network, out = subject(), tmp_path / "out"
     settings = {"source": str(tmp_path / "in"), "map": "tsne"}
-    embed(**settings).check(who, NO_DATA)
-    findings = embed(**settings).evaluate(who, NO_DATA, out)
+    embed(**settings).check(network, NO_DATA)
+    findings = embed(**settings).evaluate(network, NO_DATA, out)
     assert findings.files == [out / name for name in ("features.parquet", "neighbors.png", "map.html")]
     assert findings.details["images"] == 20
     assert findings.details["dimensions"] == 16
@@ -62,12 +63,12 @@ def test_the_files_hold_the_networks_features_by_name(tmp_path: Path) -> None:
     assert [row["name"] for row in rows] == [str(file) for file in files if file != files[9]]
     assert [row["label"] for row in rows] == ["cat"] * 7 + ["dog"] * 6 + ["owl"] * 7
     for row in rows[::5]:
-        expected = who.backbone(who.normalized(read_image(row["name"], 3)[None]))[0]
+        expected = network.backbone(network.normalized(read_image(row["name"], 3)[None]))[0]
         torch.testing.assert_close(torch.tensor(row["feature"]), expected, rtol=1e-5, atol=1e-5)
     with Image.open(out / "neighbors.png") as sheet:
         assert sheet.width > 1000
 
-    embed(**settings | {"format": "npz", "map": "none"}).evaluate(who, NO_DATA, out)
+    embed(**settings | {"format": "npz", "map": "none"}).evaluate(network, NO_DATA, out)
     with np.load(out / "features.npz") as arrays:
         assert arrays["names"].tolist() == [row["name"] for row in rows]
         assert arrays["labels"].tolist() == [row["label"] for row in rows]
@@ -85,15 +86,15 @@ def test_a_list_of_paths_has_no_labels(tmp_path: Path) -> None:
 
 
 class Never(nn.Module):
-    """Fails where a forward pass is made."""
+    """A network whose forward pass fails."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         raise AssertionError
 
 
 def test_features_of_the_data_are_not_computed_again(tmp_path: Path) -> None:
-    turns = torch.tensor([0.0, 0.1, 0.3, 2.0, 2.1, 2.4])
-    values = torch.stack([turns.cos(), turns.sin()], dim=1)
+    angles = torch.tensor([0.0, 0.1, 0.3, 2.0, 2.1, 2.4])
+    values = torch.stack([angles.cos(), angles.sin()], dim=1)
     test = images([0, 0, 1, 1, 1, 0], classes=["x", "y"])
     data = GivenData(Splits(images([0, 1]), test), {"test": block_features(values)})
     findings = embed(format="npz").evaluate(subject(Never()), data, tmp_path)
@@ -107,19 +108,19 @@ def test_features_of_the_data_are_not_computed_again(tmp_path: Path) -> None:
     assert embed().evaluate(subject(Never()), data, tmp_path).figures == findings.figures
 
 
-def test_nearest_of_all_but_itself() -> None:
+def test_an_image_is_not_its_own_neighbor() -> None:
     features = torch.randn(50, 5, generator=torch.Generator().manual_seed(0))
-    features[10:30] = features[10]  # more equal ones than neighbors
+    features[10:30] = features[10]  # more equal features than neighbors
     rows = torch.tensor([3, 12, 29, 40])
     found = nearest_others(features, rows, 4, torch.device("cpu"))
     cosines = F.normalize(features, dim=1) @ F.normalize(features, dim=1).T
     cosines.fill_diagonal_(-2)
     expected = cosines[rows].topk(4, dim=1)
     torch.testing.assert_close(found.cosines, expected.values)
-    assert found.where[0].tolist() == expected.indices[0].tolist()
-    assert not (found.where == rows[:, None]).any()
-    assert all(10 <= row < 30 for row in found.where[1].tolist())
-    assert nearest_others(features[:3], torch.arange(3), 10, torch.device("cpu")).where.shape == (3, 2)
+    assert found.nearest[0].tolist() == expected.indices[0].tolist()
+    assert not (found.nearest == rows[:, None]).any()
+    assert all(10 <= row < 30 for row in found.nearest[1].tolist())
+    assert nearest_others(features[:3], torch.arange(3), 10, torch.device("cpu")).nearest.shape == (3, 2)
 
 
 def test_share_of_neighbors_of_the_same_class() -> None:
@@ -133,19 +134,19 @@ def test_share_of_neighbors_of_the_same_class() -> None:
     assert chance == pytest.approx(100 * (30 * 29 + 20 * 19) / (50 * 49))
 
 
-def test_the_map_keeps_neighbors_together_and_is_the_same_again() -> None:
+def test_the_map_keeps_neighbors_together_and_is_reproducible() -> None:
     generator = np.random.default_rng(0)
     centers = np.repeat(np.eye(3, 8), 20, axis=0)
     features = (centers + 0.05 * generator.normal(size=(60, 8))).astype(np.float32)
-    places, words = layout(features, "tsne", seed=3)
+    points, words = map_coordinates(features, "tsne", seed=3)
     assert words == "t-SNE (cosine, perplexity 19.7, seed 3)"
-    distances = ((places[:, None] - places[None]) ** 2).sum(-1) + np.diag([np.inf] * 60)
+    distances = ((points[:, None] - points[None]) ** 2).sum(-1) + np.diag([np.inf] * 60)
     assert (distances.argmin(axis=1) // 20 == np.arange(60) // 20).all()
-    assert np.array_equal(places, layout(features, "tsne", seed=3)[0])
+    assert np.array_equal(points, map_coordinates(features, "tsne", seed=3)[0])
 
 
 @pytest.mark.parametrize(("count", "written"), [(1, 1), (3, 2), (4, 3)])
-def test_few_images(tmp_path: Path, count: int, written: int) -> None:
+def test_few_images_make_no_map_and_a_single_one_no_sheet(tmp_path: Path, count: int, written: int) -> None:
     data = GivenData(Splits(images([0] * count), None), {"train": block_features(torch.randn(count, 8))})
     findings = embed(map="tsne").evaluate(subject(), data, tmp_path)
     assert len(findings.files) == written == len(list(tmp_path.iterdir()))
@@ -155,19 +156,21 @@ def test_few_images(tmp_path: Path, count: int, written: int) -> None:
 def test_equal_features_have_no_map(tmp_path: Path) -> None:
     data = GivenData(Splits(images([0, 1] * 5), None), {"train": block_features(torch.ones(10, 8))})
     findings = embed(map="tsne").evaluate(subject(), data, tmp_path)
-    assert findings.notes == ["All images have the same feature, so there is no map of them."]
+    assert findings.notes == ["All images have the same feature, so no map was made."]
 
 
-def test_of_many_images_some_are_looked_at_among_all(tmp_path: Path) -> None:
+def test_the_map_shows_some_of_many_images(tmp_path: Path) -> None:
     values = torch.randn(40, 8)
     data = GivenData(Splits(images([0, 1] * 20), None), {"train": block_features(values)})
     findings = embed(map="tsne", map_size=8).evaluate(subject(), data, tmp_path)
     assert findings.details["images_compared"] == 8
-    assert findings.notes == ["The map has 8 of 40 images, evenly spread."]
+    assert findings.notes == ["The map shows 8 of 40 images, evenly distributed."]
     assert pq.read_metadata(tmp_path / "features.parquet").num_rows == 40
 
 
-def test_bad_input(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_wrong_sources_features_and_missing_libraries_are_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with pytest.raises(UserError, match=r"^embed.source = .*/none: there is no such folder or file"):
         embed(source=str(tmp_path / "none")).check(subject(), NO_DATA)
     (tmp_path / "empty").mkdir()
@@ -185,12 +188,12 @@ def test_bad_input(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert not (tmp_path / "out").exists()
     monkeypatch.setattr(embed_module, "find_spec", lambda name: None if name == "vl_convert" else name)
     with pytest.raises(
-        UserError, match=r"vl_convert is missing; pip install 'dino-exp\[report\]', or embed.map"
+        UserError, match=r"vl_convert is missing; pip install 'dino-exp\[report\]', or use embed.map"
     ):
         embed(map="tsne").check(subject(), NO_DATA)
     embed(map="none").check(subject(), NO_DATA)
 
 
-def test_names_that_are_no_utf8() -> None:
+def test_names_that_are_not_utf8() -> None:
     assert printable("caf\udce9.jpg") == "caf\\xe9.jpg"
     assert printable("café 東京.jpg") == "café 東京.jpg"

@@ -1,4 +1,4 @@
-"""The map of features: what the page holds, and how it behaves in a real browser."""
+"""The map of features: the page's content, and its behavior in a real browser."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import torch
 from dino_exp.eval.embed import feature_map
 from dino_exp.eval.embed.feature_map import (
     FeatureMap,
-    MappedImage,
+    MapPoint,
     map_figure,
     thumbnails,
     without_common_folder,
@@ -23,7 +23,7 @@ from dino_exp.eval.embed.feature_map import (
 
 
 def content(count: int, classes: int) -> FeatureMap:
-    """Images on a circle; the nearest of each is the one before it."""
+    """Return images on a circle; the nearest of each is the previous one."""
     angle = np.linspace(0, 2 * np.pi, count, endpoint=False)
     noise = torch.randint(0, 256, (count, 3, 32, 32), dtype=torch.uint8)
 
@@ -33,12 +33,12 @@ def content(count: int, classes: int) -> FeatureMap:
     def label(index: int) -> str | None:
         return f"<class> {index % count % classes:02d}" if classes else None
 
-    images = [
-        MappedImage(name(i), label(i), name(i - 1), label(i - 1), 1 - i / count, url)
+    points = [
+        MapPoint(name(i), label(i), name(i - 1), label(i - 1), 1 - i / count, url)
         for i, url in enumerate(thumbnails(list(noise)))
     ]
-    places = np.stack([np.cos(angle), np.sin(angle)], axis=1)
-    return FeatureMap("Features of tiny", "t-SNE (cosine)", places, images, [("Images", str(count))])
+    coordinates = np.stack([np.cos(angle), np.sin(angle)], axis=1)
+    return FeatureMap("Features of tiny", "t-SNE (cosine)", coordinates, points, [("Images", str(count))])
 
 
 def test_every_image_is_in_the_page(tmp_path: Path) -> None:
@@ -81,7 +81,7 @@ def test_thumbnails_become_smaller_until_they_fit(monkeypatch: pytest.MonkeyPatc
     assert thumbnails([]) == []
 
 
-def test_names_lose_the_folder_that_they_share() -> None:
+def test_names_are_relative_to_the_folder_that_they_share() -> None:
     assert without_common_folder(["/a/b/c1/x.jpg", "/a/b/c2/y.jpg"]) == ["c1/x.jpg", "c2/y.jpg"]
     assert without_common_folder(["/a/b/x.jpg", "/a/b/x.jpg"]) == ["x.jpg", "x.jpg"]
     assert without_common_folder(["shapes test 1", "shapes test 2"]) == ["shapes test 1", "shapes test 2"]
@@ -91,7 +91,7 @@ POINTS = "#figure-features [class*='_1_marks'] path"  # of the second layer
 
 
 @pytest.mark.parametrize(("classes", "dark", "width"), [(3, False, 1300), (0, True, 390), (30, True, 390)])
-def test_the_page_opens_without_complaint(
+def test_the_page_opens_without_errors(
     browser: Any, tmp_path: Path, classes: int, dark: bool, width: int
 ) -> None:
     write_map(content(60, classes), tmp_path / "map.html")
@@ -104,7 +104,7 @@ def test_the_page_opens_without_complaint(
     assert len(browser.js("return [...document.querySelectorAll('select')]")) == (1 if classes else 0)
 
 
-def test_thumbnails_and_classes_on_demand(browser: Any, tmp_path: Path) -> None:
+def test_the_page_shows_thumbnails_and_single_classes_on_demand(browser: Any, tmp_path: Path) -> None:
     from selenium.webdriver import ActionChains
     from selenium.webdriver.common.by import By
     from selenium.webdriver.common.keys import Keys

@@ -1,4 +1,4 @@
-"""Fine-tuning tells dark from bright, leaves the subject alone, and is the same in two processes."""
+"""Fine-tuning tells dark from bright, does not change the subject, and is the same in two processes."""
 
 import dataclasses
 from pathlib import Path
@@ -26,16 +26,8 @@ SIZE = 16
 
 
 def finetune(**changes: Any) -> Finetune:
-    defaults: dict[str, Any] = {field.name: field.default for field in dataclasses.fields(FinetuneConfig)}
-    del defaults["_target_"]
-    tiny: dict[str, Any] = {
-        "epochs": 3,
-        "batch_size": 8,
-        "lr": 0.03,
-        "warmup_epochs": 1.0,
-        "crop_scale": [0.5, 1.0],
-    }
-    return Finetune(**defaults | tiny | changes)
+    tiny: dict[str, Any] = dict(epochs=3, batch_size=8, lr=0.03, warmup_epochs=1.0, crop_scale=[0.5, 1.0])
+    return Finetune(FinetuneConfig(**tiny | changes))
 
 
 def dark_and_bright(number: int, seed: int = 0) -> ArraySource:
@@ -60,7 +52,7 @@ def trained(folder: Path) -> dict[str, torch.Tensor]:
     return torch.load(folder / "finetuned.pt", weights_only=True)["state_dict"]
 
 
-def test_it_learns_and_writes_what_it_has_learned(tmp_path: Path) -> None:
+def test_fine_tuning_learns_and_writes_the_network(tmp_path: Path) -> None:
     of = subject(tiny_vit(image_size=SIZE), image_size=SIZE)
     before = {name: value.clone() for name, value in of.backbone.state_dict().items()}
     found = run(finetune(), tmp_path / "new", of)
@@ -86,7 +78,7 @@ def test_it_learns_and_writes_what_it_has_learned(tmp_path: Path) -> None:
     assert content["settings"]["lr"] == 0.03
     assert content["settings"]["mean"] == [0.5] * 3
     network = tiny_vit(seed=5, image_size=SIZE)
-    weights = read(file).teacher  # as evaluate.py and train.py read files
+    weights = read(file).teacher  # how evaluate.py and train.py read files
     network.load_state_dict(
         {key.removeprefix("backbone."): value for key, value in weights.items() if "backbone." in key}
     )
@@ -99,7 +91,7 @@ def test_it_learns_and_writes_what_it_has_learned(tmp_path: Path) -> None:
     assert 100 * (predicted.numpy() == TEST.labels).mean() == pytest.approx(found.figures["top1"])
 
 
-def test_the_seed_decides(tmp_path: Path) -> None:
+def test_results_depend_on_the_seed_and_not_on_the_workers(tmp_path: Path) -> None:
     of = subject(
         VisionTransformer(
             patch_size=4, embed_dim=16, depth=3, num_heads=2, image_size=SIZE, drop_path_rate=0.3
@@ -113,7 +105,7 @@ def test_the_seed_decides(tmp_path: Path) -> None:
     assert not torch.equal(first["classifier.weight"], other["classifier.weight"])
 
 
-def test_layers_learn_the_slower_the_deeper() -> None:
+def test_learning_rates_decrease_from_head_to_patches() -> None:
     head = nn.Linear(16, 2)
     ours = tiny_vit(image_size=SIZE)
     library = timm.create_model("vit_tiny_patch16_224", depth=3, embed_dim=12, num_classes=0, img_size=32)
@@ -146,9 +138,9 @@ def test_layers_learn_the_slower_the_deeper() -> None:
     assert {group["lr_factor"] for group in groups} == {1}
 
 
-def test_the_rates_of_the_layers_are_those_of_the_training(tmp_path: Path) -> None:
+def test_training_uses_the_learning_rates_of_the_layers(tmp_path: Path) -> None:
     of = subject(tiny_vit(image_size=SIZE), image_size=SIZE)
-    # one step of AdamW moves a value by its learning rate: lr times batch / 256, whatever the gradient
+    # One step of AdamW moves a value by its learning rate, lr times batch / 256, whatever the gradient.
     run(finetune(epochs=1, batch_size=64, warmup_epochs=0, lr=0.4, weight_decay=0.0), tmp_path, of)
     after = trained(tmp_path)
     for name, factor in (("norm.bias", 1), ("blocks.2.mlp.fc2.bias", 0.75), ("cls_token", 0.75**4)):
@@ -161,7 +153,7 @@ def convnet() -> ConvNet:
     return ConvNet(8, nn.ReLU(), stride=2)
 
 
-def test_a_convnet_with_batch_norm_many_classes_and_torn_images(tmp_path: Path) -> None:
+def test_a_convnet_with_batch_norm_many_classes_and_unreadable_images(tmp_path: Path) -> None:
     class Torn(ArraySource):
         def read(self, index: int, shrink: Shrink | None = None) -> torch.Tensor:
             if index in (3, 20):
@@ -194,7 +186,7 @@ def test_half_precision(tmp_path: Path, half: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "message"),
     [
         ({"batch_size": 65}, r"finetune\.batch_size = 65: there are only 64 training images.*at most 64"),
         (
@@ -205,8 +197,8 @@ def test_half_precision(tmp_path: Path, half: torch.dtype) -> None:
         ({"lr": 1e30}, r"finetune\.lr = 1e\+30: the loss became nan in epoch 1 of 3; try 3e\+29"),
     ],
 )
-def test_what_cannot_work_is_said(tmp_path: Path, changes: dict[str, Any], said: str) -> None:
-    with pytest.raises(UserError, match=said):
+def test_wrong_settings_are_refused(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
         run(finetune(**changes), tmp_path)
     assert not (tmp_path / "finetuned.pt").exists()
 
@@ -229,14 +221,14 @@ SHORT = {"epochs": 2, "batch_size": 16, "lr": 0.01}
 
 
 def worker(rank: int, folder: str) -> None:
-    with pytest.raises(UserError, match=r"= 15: not a multiple of 2 processes; nearest are 14 and 16"):
+    with pytest.raises(UserError, match=r"= 15: not a multiple of the 2 processes; nearest are 14"):
         finetune(batch_size=15).check(with_batch_norm(), DATA)
     found = run(finetune(**SHORT), Path(folder), with_batch_norm())
     assert len(found.files) == (rank == 0)
     torch.save((found.figures, found.details), f"{folder}/{rank}.pt")
 
 
-def test_two_processes_do_what_one_does(tmp_path: Path) -> None:
+def test_two_processes_give_the_result_of_one(tmp_path: Path) -> None:
     in_two_processes(worker, str(tmp_path))
     alone = run(finetune(**SHORT), tmp_path / "alone", with_batch_norm())
     for rank in range(2):

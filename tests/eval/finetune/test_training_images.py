@@ -1,4 +1,4 @@
-"""Random crops of training images, the same however they are read."""
+"""Random crops of training images, the same with any batch size and number of threads."""
 
 from collections.abc import Collection, Sequence
 from typing import Any
@@ -39,27 +39,27 @@ def everything(
     return torch.cat([batch for batch, _ in batches]), [each for _, indices in batches for each in indices]
 
 
-def test_each_is_torchvision_s_crop_of_its_box_and_half_are_mirrored() -> None:
+def test_each_image_is_torchvisions_crop_of_its_box_and_half_are_flipped() -> None:
     source = album([(20 + n % 7, 30 - n % 5) for n in range(60)])
     images, indices = everything(source, range(60))
     assert indices == list(range(60))
     assert images.shape == (60, 3, 16, 16)
-    mirrored, shares = 0, []
+    flipped, shares = 0, []
     for index, image in enumerate(images):
-        whole = source.read(index)
+        full = source.read(index)
         uniform = generator(3, 1, index).random(SingleCrop.uniforms + 1)
-        box = SingleCrop(16, [0.2, 1.0]).boxes(uniform[None, :-1], *whole.shape[1:])[0].tolist()
-        cut = resized_crop(whole, *box, [16, 16], interpolation=InterpolationMode.BICUBIC, antialias=True)
-        mirror = uniform[-1] < 0.5
-        assert torch.equal(image, cut.flip(-1) if mirror else cut)
-        mirrored += mirror
-        shares.append(box[2] * box[3] / whole[0].numel())
-    assert 20 <= mirrored <= 40
+        box = SingleCrop(16, [0.2, 1.0]).boxes(uniform[None, :-1], *full.shape[1:])[0].tolist()
+        crop = resized_crop(full, *box, [16, 16], interpolation=InterpolationMode.BICUBIC, antialias=True)
+        flip = uniform[-1] < 0.5
+        assert torch.equal(image, crop.flip(-1) if flip else crop)
+        flipped += flip
+        shares.append(box[2] * box[3] / full[0].numel())
+    assert 20 <= flipped <= 40
     assert 0.18 < min(shares) < 0.35
     assert 0.8 < max(shares) <= 1
 
 
-def test_a_image_depends_on_seed_epoch_and_index_alone() -> None:
+def test_an_image_depends_on_seed_epoch_and_index_alone() -> None:
     source = album([(20, 24)] * 9)
     images, _ = everything(source, range(9))
     backwards, indices = everything(source, range(9)[::-1], batch_size=2, workers=2)
@@ -69,7 +69,7 @@ def test_a_image_depends_on_seed_epoch_and_index_alone() -> None:
         assert not torch.equal(everything(source, range(9), **change)[0], images)
 
 
-def test_unreadable_images_are_left_out_or_the_next_one_is_read() -> None:
+def test_unreadable_images_are_skipped_or_substituted_by_the_next_one() -> None:
     sizes = [(16, 16)] * 10
     source = album(sizes, unreadable=[0, 4, 5, 6, 7, 9])
     images, indices = everything(source, range(10))
@@ -79,10 +79,10 @@ def test_unreadable_images_are_left_out_or_the_next_one_is_read() -> None:
     substituting = Substituting(source)
     full, indices = everything(substituting, range(10), scale=[1.0, 1.0])
     assert indices == list(range(10))
-    places = [substituting.place(index) for index in indices]
-    assert places == [1, 1, 2, 3, 8, 8, 8, 8, 8, 1]
-    for place, image in zip(places, full, strict=True):
-        assert any(torch.equal(each, source.read(place)) for each in (image, image.flip(-1)))
+    read = [substituting.index_read(index) for index in indices]
+    assert read == [1, 1, 2, 3, 8, 8, 8, 8, 8, 1]
+    for index, image in zip(read, full, strict=True):
+        assert any(torch.equal(each, source.read(index)) for each in (image, image.flip(-1)))
     assert substituting.unreadable == source.unreadable
     with pytest.raises(UserError, match=r"None of the training images can be read; is data\.root"):
         Substituting(album(sizes, unreadable=range(10))).read(3)

@@ -1,8 +1,7 @@
-"""Linear classifiers: against torch's own SGD and scikit-learn's optimum, and what may not choose them."""
+"""Linear classifiers against torch's own SGD and scikit-learn's optimum, and how their setting is chosen."""
 
 from __future__ import annotations
 
-import dataclasses
 import math
 import re
 from pathlib import Path
@@ -30,15 +29,14 @@ CPU = torch.device("cpu")
 
 
 def linear(**changes: Any) -> Linear:
-    fields = dataclasses.asdict(LinearConfig())
-    del fields["_target_"]
-    return Linear(**(fields | dict(blocks=[1, 3], epochs=20, batch_size=64) | changes))
+    fields: dict[str, Any] = dict(blocks=[1, 3], epochs=20, batch_size=64)
+    return Linear(LinearConfig(**fields | changes))
 
 
 def clouds(
     each: int, classes: int = 6, *, rows: int = 4, seed: int = 1, spread: float = 1.8
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Features (N, rows, 8) around a center per class and row, the classes in turn, and the labels."""
+    """Return features (N, rows, 8) around a center per class and row, classes in turn, and the labels."""
     centers = torch.randn(classes, rows, 8, generator=torch.Generator().manual_seed(9))
     labels = torch.arange(each * classes) % classes
     noise = torch.randn(len(labels), rows, 8, generator=torch.Generator().manual_seed(seed))
@@ -74,7 +72,7 @@ def trained(rows: LabeledRows, chosen: list[Choice], lrs: list[float], **changes
     return classifiers
 
 
-def test_a_classifier_is_what_torch_trains_with_the_released_loop() -> None:
+def test_a_classifier_equals_torchs_with_the_released_loop() -> None:
     features, labels = clouds(25)
     rows = rows_of(features, labels)
     ours = trained(rows, [Choice(1, True)], [0.3])[0]
@@ -100,15 +98,15 @@ def test_a_classifier_is_what_torch_trains_with_the_released_loop() -> None:
     torch.testing.assert_close(ours.bias[:, 0], theirs.bias.detach(), atol=1e-6, rtol=1e-5)
 
 
-def test_what_is_trained_beside_a_classifier_does_not_change_it() -> None:
+def test_a_classifier_does_not_depend_on_the_others_in_the_sweep() -> None:
     rows = rows_of(*clouds(25))
     lrs = [0.01, 0.1, 1.0, 1e30]
     together = trained(rows, choices([1, 3], [False, True], 3), lrs)
-    for place, choice in enumerate(choices([1, 3], [False, True], 3)):
+    for position, choice in enumerate(choices([1, 3], [False, True], 3)):
         for number, lr in enumerate(lrs[:-1]):
             alone = trained(rows, [choice], [lr])[0]
             torch.testing.assert_close(
-                together[place].weight[:, number], alone.weight[:, 0], atol=1e-6, rtol=0
+                together[position].weight[:, number], alone.weight[:, 0], atol=1e-6, rtol=0
             )
     assert not together[0].logits(torch.ones(1, 32))[:, 3].isfinite().all()
 
@@ -128,7 +126,7 @@ def test_choices_are_the_last_class_tokens_in_order_and_then_the_mean() -> None:
     }
 
 
-def test_an_epoch_reads_each_image_once_and_leaves_a_mapped_file_where_it_is(tmp_path: Path) -> None:
+def test_an_epoch_reads_each_image_once_and_does_not_copy_a_mapped_file(tmp_path: Path) -> None:
     values, labels = clouds(25)
     values.numpy().tofile(tmp_path / "values")
     mapped = torch.from_file(str(tmp_path / "values"), size=values.numel()).view(values.shape)
@@ -152,7 +150,7 @@ def test_sgd_and_logistic_regression_come_close_to_the_optimum(tmp_path: Path) -
     labels, test_labels = labels_of(data.splits.train), labels_of(held_out(data.splits))
     optimum = LogisticRegression(C=0.1, max_iter=2000).fit(scaler.transform(train_features), labels)
     expected = 100 * optimum.score(scaler.transform(test_features), test_labels)
-    assert 80 < expected < 99  # neither hopeless nor too easy
+    assert 80 < expected < 99  # neither too hard nor too easy
     for method, standardize in (("sgd", False), ("sgd", True), ("logistic", False)):
         evaluation = linear(method=method, standardize=standardize)
         evaluation.check(given_subject, data)
@@ -166,7 +164,7 @@ def test_sgd_and_logistic_regression_come_close_to_the_optimum(tmp_path: Path) -
         assert max(each["val_top1"] for each in found.details["settings"]) == found.figures["val_top1"]
 
 
-def test_standardized_features_train_where_a_common_mean_hides_the_classes(tmp_path: Path) -> None:
+def test_standardizing_helps_where_a_common_mean_hides_the_classes(tmp_path: Path) -> None:
     (features, labels), (unseen, test_labels) = clouds(100), clouds(100, seed=2)
     hidden = given(10 + 0.05 * features, labels, 10 + 0.05 * unseen, test_labels)
     raw, standardized = (
@@ -180,8 +178,8 @@ def test_standardized_features_train_where_a_common_mean_hides_the_classes(tmp_p
     np.testing.assert_allclose(scaling.mean, expected.mean_, atol=1e-5)
     np.testing.assert_allclose(scaling.deviation, expected.scale_, rtol=1e-5)
     features[:, 2] = 7.7
-    still = rows_of(features, labels).own_scaling(64)
-    assert still(features.flatten(1))[:, 16:24].abs().max() < 1e-5
+    constant = rows_of(features, labels).own_scaling(64)
+    assert constant(features.flatten(1))[:, 16:24].abs().max() < 1e-5
 
 
 @pytest.mark.parametrize("method", ["sgd", "logistic"])
@@ -195,7 +193,7 @@ def test_held_out_images_choose_nothing(tmp_path: Path, method: str) -> None:
     assert poisoned.figures["top1"] < 20 < found.figures["top1"]
 
 
-def test_divergent_classifiers_lose(tmp_path: Path) -> None:
+def test_diverged_classifiers_are_not_chosen(tmp_path: Path) -> None:
     found = linear(lrs=[1e-2, 1e38], standardize=False).evaluate(subject(), usual(), tmp_path)
     assert found.details["lr"] == 1e-2
     assert found.figures["top1"] > 80
@@ -213,16 +211,16 @@ def test_divergent_classifiers_lose(tmp_path: Path) -> None:
         assert math.isnan(broken.figures["top1"])
 
 
-def test_equal_scores_go_to_the_smaller_strength_and_then_to_the_smaller_feature() -> None:
+def test_ties_go_to_the_smaller_strength_and_then_to_the_smaller_feature() -> None:
     assert best([0.1, 0.2, 0.1, 0.2], np.array([50.0, 70.0, 70.0, 70.0])) == 2
     assert best([0.2, 0.1, 0.1], np.array([math.nan, 0.0, 0.0])) == 1
     assert best([0.1, 0.2], np.array([math.nan, math.nan])) == 0
 
 
-def test_a_strength_at_the_end_of_its_list_is_said(tmp_path: Path) -> None:
+def test_a_note_says_that_the_best_strength_is_at_the_end_of_its_list(tmp_path: Path) -> None:
     found = linear(lrs=[1e-6, 1e-3]).evaluate(subject(), usual(), tmp_path)
     assert found.notes == [
-        "The best learning rate, 0.001, is the largest of linear.lrs; a larger one may be better."
+        "The best learning rate, 0.001, is the largest in linear.lrs; try larger ones too."
     ]
 
 
@@ -239,7 +237,7 @@ def test_a_backbone_without_class_token_has_one_feature(tmp_path: Path) -> None:
     assert "no class token" in found.notes[0]
 
 
-def test_images_cut_anew_give_the_features_of_that_epoch() -> None:
+def test_augmented_images_have_the_features_of_their_epoch() -> None:
     source, network = images([0, 1, 2] * 7, size=40), subject(tiny_vit())
     indices = torch.tensor([number for number in range(21) if number != 4])
     rows = AugmentedRows(network, source, indices, 2)
@@ -278,8 +276,8 @@ def test_the_released_protocol_and_a_sweep_over_it(tmp_path: Path) -> None:
     [
         (dict(val_share=0.0), r"linear.val_share = 0: nothing would choose among 52 settings"),
         (dict(val_share=0.0, method="logistic"), r"among 20 settings.*linear.cs"),
-        (dict(lrs=[]), r"linear.lrs = \[\]: give one value"),
-        (dict(val_share=0.001), r"linear.val_share = 0.001: too little of 300 training images"),
+        (dict(lrs=[]), r"linear.lrs = \[\]: give at least one value"),
+        (dict(val_share=0.001), r"linear.val_share = 0.001: too small a share of 300 training images"),
         (dict(method="logistic", augment=True), r"linear.augment = true: only linear.method=sgd"),
     ],
 )
@@ -288,7 +286,7 @@ def test_settings_that_cannot_work_are_refused(changes: dict, message: str) -> N
         linear(**changes).check(subject(), usual())
 
 
-def test_images_that_cannot_be_learned_are_refused() -> None:
+def test_images_without_two_classes_are_refused() -> None:
     labels = images([0, 1] * 5)
     nameless = images([0, 1] * 5)
     nameless.labels = None
@@ -301,7 +299,7 @@ def test_images_that_cannot_be_learned_are_refused() -> None:
             linear().check(subject(), GivenData(splits))
 
 
-def test_more_blocks_than_there_are_is_all_of_them(tmp_path: Path) -> None:
+def test_too_large_a_number_of_blocks_means_all_of_them(tmp_path: Path) -> None:
     found = linear(blocks=[1, 9]).evaluate(subject(), usual(), tmp_path)
     assert {each["blocks"] for each in found.details["settings"]} == {1, 3}
     assert found.notes[0].startswith("linear.blocks = [1, 9]: the backbone has 3 blocks")

@@ -1,9 +1,10 @@
-"""Low-shot classification: which images keep their labels, and the regression as scikit-learn has it."""
+"""Low-shot classification: which images keep their labels, and the same regression as scikit-learn's."""
 
 from __future__ import annotations
 
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from sklearn.model_selection import GridSearchCV, StratifiedKFold
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
+from dino_exp.config.evaluation_schema import LowShotConfig
 from dino_exp.data.source import Splits
 from dino_exp.errors import UserError
 from dino_exp.eval.linear.low_shot import LowShot
@@ -23,7 +25,7 @@ CS = [10.0, 0.001, 0.1, 1.0]
 
 
 def clouds(counts: list[int], seed: int) -> tuple[torch.Tensor, np.ndarray]:
-    """Features (N, 3, 8), of which the last class token, row 1, tells the classes; and labels."""
+    """Return features (N, 3, 8), whose last class token, row 1, tells the classes; and labels."""
     centers = torch.randn(len(counts), 8, generator=torch.Generator().manual_seed(0))
     labels = torch.repeat_interleave(torch.arange(len(counts)), torch.tensor(counts))
     features = torch.randn(len(labels), 3, 8, generator=torch.Generator().manual_seed(seed))
@@ -37,7 +39,12 @@ def given(counts: list[int]) -> GivenData:
     return GivenData(splits, {"train": block_features(features), "test": block_features(unseen)})
 
 
-def test_of_each_class_its_share_is_chosen_and_at_least_one() -> None:
+def low_shot(**changes: Any) -> LowShot:
+    fields: dict[str, Any] = dict(draws=1, cs=CS)
+    return LowShot(LowShotConfig(**fields | changes))
+
+
+def test_each_class_has_its_share_and_at_least_one() -> None:
     labels = np.random.default_rng(0).permutation(np.repeat([0, 1, 3], [100, 36, 4]))
     rows = stratified(labels, 0.1, 0, at_least=1)
     assert np.bincount(labels[rows]).tolist() == [10, 4, 0, 1]
@@ -45,12 +52,12 @@ def test_of_each_class_its_share_is_chosen_and_at_least_one() -> None:
     assert set(rows) < set(stratified(labels, 0.5, 0, at_least=1))
     assert set(rows) != set(stratified(labels, 0.1, 1, at_least=1))
     assert np.bincount(labels[stratified(labels, 0.1, 0)]).tolist() == [10, 4]
-    assert np.bincount(labels[stratified(labels, 1.0, 0, leave=1)]).tolist() == [99, 35, 0, 3]
+    assert np.bincount(labels[stratified(labels, 1.0, 0, spare=1)]).tolist() == [99, 35, 0, 3]
 
 
-def test_c_and_accuracy_are_scikit_learns(tmp_path: Path) -> None:
+def test_c_and_accuracy_agree_with_scikit_learns_grid_search(tmp_path: Path) -> None:
     data = given([60, 80, 100])
-    evaluation = LowShot(shares=[0.2, 1.0], draws=2, cs=CS)
+    evaluation = low_shot(shares=[0.2, 1.0], draws=2)
     evaluation.check(subject(), data)
     found = evaluation.evaluate(subject(), data, tmp_path)
     assert set(found.figures) == {"top1_share0.2", "top1_share1"}
@@ -74,29 +81,29 @@ def test_c_and_accuracy_are_scikit_learns(tmp_path: Path) -> None:
     assert not found.notes
 
 
-def test_a_single_image_of_a_class_leaves_no_choice_of_c(tmp_path: Path) -> None:
+def test_c_is_not_chosen_where_a_class_has_a_single_image(tmp_path: Path) -> None:
     data = given([20, 30, 200])
-    found = LowShot(shares=[0.03], draws=1, cs=CS).evaluate(subject(), data, tmp_path)
+    found = low_shot(shares=[0.03]).evaluate(subject(), data, tmp_path)
     assert found.details["shares"][0]["images"] == 1 + 1 + 6
     assert found.details["shares"][0]["c"] == [1.0]
     assert found.notes == [
-        "A share of 0.03 leaves a class a single image, so C is 1 instead of chosen by cross-validation."
+        "With a share of 0.03, some class has a single image: C is 1, without cross-validation."
     ]
-    told = LowShot(shares=[0.03], draws=1, cs=[0.1]).evaluate(subject(), data, tmp_path)
-    assert told.details["shares"][0]["c"] == [0.1]
-    assert not told.notes
+    given_c = low_shot(shares=[0.03], cs=[0.1]).evaluate(subject(), data, tmp_path)
+    assert given_c.details["shares"][0]["c"] == [0.1]
+    assert not given_c.notes
 
 
-def test_features_that_are_not_finite_give_no_figure(tmp_path: Path) -> None:
+def test_features_that_are_not_finite_give_nan(tmp_path: Path) -> None:
     data = given([20, 20])
     data.features("train").values[:, 1] = math.inf
-    found = LowShot(shares=[0.5], draws=1, cs=CS).evaluate(subject(), data, tmp_path)
+    found = low_shot(shares=[0.5]).evaluate(subject(), data, tmp_path)
     assert math.isnan(found.figures["top1_share0.5"])
 
 
-def test_what_cannot_work_is_refused() -> None:
+def test_wrong_settings_and_images_are_refused() -> None:
     same = GivenData(Splits(images([0] * 4), images([0] * 4)))
     with pytest.raises(UserError, match="same label"):
-        LowShot(shares=[0.1], draws=1, cs=CS).check(subject(), same)
+        low_shot(shares=[0.1]).check(subject(), same)
     with pytest.raises(UserError, match=r"low_shot.shares = \[\]"):
-        LowShot(shares=[], draws=1, cs=CS).check(subject(), given([4, 4]))
+        low_shot(shares=[]).check(subject(), given([4, 4]))

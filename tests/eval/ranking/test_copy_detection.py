@@ -7,6 +7,7 @@ import timm
 import torch
 from PIL import Image
 
+from dino_exp.config.evaluation_schema import CopyDetectionConfig
 from dino_exp.data.source import Splits
 from dino_exp.errors import UserError
 from dino_exp.eval.ranking.copy_detection import CopyDetection, descriptor, whitening
@@ -17,13 +18,7 @@ DATA = GivenData(Splits(images([0, 1]), None))
 
 
 def copy_detection(root: Path | None, **changes: Any) -> CopyDetection:
-    fields: dict[str, Any] = {
-        "root": root and str(root),
-        "image_size": 16,
-        "whitening": None,
-        "distractors": None,
-    }
-    return CopyDetection(**(fields | changes))
+    return CopyDetection(CopyDetectionConfig(**dict(root=root and str(root), image_size=16) | changes))
 
 
 @pytest.fixture
@@ -56,11 +51,11 @@ def test_the_figure_is_that_of_the_known_order(root: Path, tmp_path: Path) -> No
     assert found.figures == pytest.approx({"map_strong": 100 * (1 + (0 + 1 / 3) / 2 + 0) / 3})
 
 
-def test_whitening_takes_the_mean_off_and_makes_second_moments_equal() -> None:
+def test_whitening_subtracts_the_mean_and_makes_second_moments_equal() -> None:
     torch.manual_seed(0)
     learned_on = torch.randn(500, 3) @ torch.tensor([[3.0, 1.0, 0.0], [0.0, 0.5, 0.0], [0.0, 0.0, 0.1]]) + 1
     whiten = whitening(learned_on)
-    whitened = whiten(learned_on + learned_on.mean(dim=0))  # the mean comes off again
+    whitened = whiten(learned_on + learned_on.mean(dim=0))  # the mean is subtracted again
     torch.testing.assert_close(whitened.t() @ whitened / 500, torch.eye(3), atol=1e-4, rtol=0)
     # NumPy's eigenvectors give the same products, whatever their signs.
     strengths, directions = np.linalg.eigh((learned_on.t() @ learned_on / 500).double().numpy())
@@ -99,13 +94,13 @@ def test_descriptors_are_class_token_and_pooled_patches(root: Path) -> None:
     torch.testing.assert_close(found[0], torch.cat((tokens[0][0, 0], (patches**4).mean(dim=0) ** 0.25)))
 
 
-def test_networks_without_class_token_pool_their_last_places() -> None:
+def test_networks_without_class_token_pool_their_last_feature_map() -> None:
     network: Any = timm.create_model("resnet10t", num_classes=0).eval()
     batch = torch.randn(2, 3, 64, 64)
     with torch.no_grad():
-        found, places = descriptor(network, batch), network.forward_features(batch)
+        found, spatial = descriptor(network, batch), network.forward_features(batch)
         own = network(batch)
-    pooled = (places.clamp(min=1e-6) ** 4).mean(dim=(2, 3)) ** 0.25
+    pooled = (spatial.clamp(min=1e-6) ** 4).mean(dim=(2, 3)) ** 0.25
     torch.testing.assert_close(found, torch.cat((own, pooled), dim=1))
 
 
@@ -114,7 +109,7 @@ def test_bad_input_is_named(root: Path) -> None:
         with pytest.raises(UserError, match=message):
             evaluation.check(subject(tiny_vit()), DATA)
 
-    refused(copy_detection(None), r"copy_detection.root is null.*root/original")
+    refused(copy_detection(None), r"copy_detection.root = null.*root/original")
     refused(
         copy_detection(root, image_size=18), r"copy_detection.image_size = 18: .*patch_size = 4.*16 and 20"
     )
@@ -127,7 +122,7 @@ def test_bad_input_is_named(root: Path) -> None:
         copy_detection(root, distractors=str(root / "empty")), r"copy_detection.distractors = .*no images"
     )
     layouts.save(layouts.flat(0), root / "strong" / "200301.jpg")
-    refused(copy_detection(root), r"200301.jpg: has no original 2003\*.jpg in .*original")
+    refused(copy_detection(root), r"200301.jpg: no original 2003\*.jpg in .*original")
 
 
 def test_a_network_for_another_size_is_named(root: Path) -> None:

@@ -28,13 +28,13 @@ def test_average_precision_is_the_area_under_trapezoids(
     assert average_precision.average_precision(ranks, positives) == pytest.approx(expected, abs=1e-12)
 
 
-def test_the_librarys_average_precision_is_another() -> None:
+def test_scikit_learns_average_precision_differs() -> None:
     steps = average_precision_score([1, 0, 0, 1], [4, 3, 2, 1])
     assert steps == pytest.approx((1 + 2 / 4) / 2)
     assert steps != pytest.approx(average_precision.average_precision([0, 3], 2))
 
 
-def test_scores_pass_over_junk_and_leave_out_queries_without_positives() -> None:
+def test_scores_ignore_junk_and_skip_queries_without_positives() -> None:
     # Junk 9 and 7 come before positives 2 and 4, junk 8 after all: ranks 0, 2 of what remains.
     orders = np.array([[9, 2, 5, 7, 4, 8], [2, 4, 5, 7, 8, 9], [4, 2, 5, 7, 8, 9]])
     positives = [np.array([4, 2]), np.array([], dtype=int), np.array([9])]
@@ -66,24 +66,24 @@ def test_best_first_by_cosine_in_blocks_with_ties_by_row(monkeypatch: pytest.Mon
 @pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
 def test_pickles_of_containers_and_arrays_are_read(tmp_path: Path, protocol: int) -> None:
     big = np.arange(6, dtype=">i4").reshape(2, 3)
-    whole: dict[str, Any] = {
+    content: dict[str, Any] = {
         "gnd": [(1, 2.5, None, True, b"\xff\0", 1 + 2j), {3}, frozenset({"a"}), b""],
         "imlist": ["é"],
         "arrays": [big, np.asfortranarray(big), np.array(["ab", "c"]), np.array(2.5), np.zeros((0,))],
         "scalars": [np.int64(300), np.float32(0.5)],
     }
     path = tmp_path / "gnd.pkl"
-    path.write_bytes(pickle.dumps(whole, protocol=protocol))
+    path.write_bytes(pickle.dumps(content, protocol=protocol))
     found = safe_pickle.load(path)
-    assert (found["gnd"], found["imlist"]) == (whole["gnd"], whole["imlist"])
-    for read, written in zip(found["arrays"], whole["arrays"], strict=True):
+    assert (found["gnd"], found["imlist"]) == (content["gnd"], content["imlist"])
+    for read, written in zip(found["arrays"], content["arrays"], strict=True):
         np.testing.assert_array_equal(read, written)
     assert found["arrays"][1].flags.f_contiguous
-    assert found["scalars"] == whole["scalars"]
+    assert found["scalars"] == content["scalars"]
 
 
 def test_a_pickle_of_python_2_is_read(tmp_path: Path) -> None:
-    """As Python 2 wrote {'a\\xe9': numpy.array([200, 1], numpy.int16)} with protocol 2."""
+    """Read what Python 2 wrote of {'a\\xe9': numpy.array([200, 1], numpy.int16)} with protocol 2."""
     content = (
         b"\x80\x02}q\x00U\x02a\xe9cnumpy.core.multiarray\n_reconstruct\ncnumpy\nndarray\nK\x00\x85U\x01b\x87R"
         b"(K\x01K\x02\x85cnumpy\ndtype\nU\x02i2K\x00K\x01\x87R(K\x03U\x01<NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xff"
@@ -96,7 +96,7 @@ def test_a_pickle_of_python_2_is_read(tmp_path: Path) -> None:
 
 
 class Runs:
-    """Unpickled, calls what it was given."""
+    """An object that calls what it was given when it is unpickled."""
 
     def __init__(self, call: object, *arguments: object) -> None:
         self.call, self.arguments = call, arguments
@@ -129,11 +129,11 @@ def test_arrays_that_are_not_plain_are_refused(tmp_path: Path, array: np.ndarray
         safe_pickle.load(path)
 
 
-def test_what_is_no_pickle_is_named(tmp_path: Path) -> None:
+def test_a_file_that_is_not_a_pickle_is_named(tmp_path: Path) -> None:
     path = tmp_path / "gnd.pkl"
     for content in (b"", b"<html>", pickle.dumps(list(range(100)))[:50]):
         path.write_bytes(content)
-        with pytest.raises(UserError, match=r"gnd.pkl: is no pickle"):
+        with pytest.raises(UserError, match=r"gnd.pkl: not a readable pickle"):
             safe_pickle.load(path)
     with pytest.raises(UserError, match="No such file"):
         safe_pickle.load(tmp_path / "none.pkl")
