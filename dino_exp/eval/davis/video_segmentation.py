@@ -20,7 +20,7 @@ from torchvision.transforms.v2 import functional as transforms
 from dino_exp.atomic import write_atomically
 from dino_exp.backbone.tokens import spatial_features
 from dino_exp.console import console_for_a_run
-from dino_exp.data.file_sets import existing
+from dino_exp.data.file_sets import existing_path
 from dino_exp.data.source import CorruptImageError, read_image
 from dino_exp.errors import UserError
 from dino_exp.eval.davis.label_propagation import carried, label_map
@@ -146,7 +146,7 @@ class VideoSegmentation:
         """Those of the split, with their files."""
         if self.root is None:
             raise UserError(f"video_segmentation.root is null: give the folder of DAVIS 2017 ({LAYOUT}).")
-        root = existing("video_segmentation.root", self.root, f"the folder of DAVIS 2017 ({LAYOUT})")
+        root = existing_path("video_segmentation.root", self.root, f"the folder of DAVIS 2017 ({LAYOUT})")
         names = root / LISTS / f"{self.split}.txt"
         if not names.is_file():
             raise UserError(f"{names}: there is no such file, which lists the videos, one a line. {LAYOUT}.")

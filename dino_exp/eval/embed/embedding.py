@@ -115,12 +115,9 @@ def _given(place: str, subject: Subject) -> Extracted:
     """The images of a folder or a list, looked up once, though `check` and `evaluate` both ask."""
     node: dict[str, Any] = {
         "_target_": ImageFolderConfig._target_,
-        "name": "embed.source",
         "root": place,
         "val_root": None,
         "channels": subject.channels,
-        "mean": [],
-        "std": [],
         "max_corrupt": 1.0,
         "backend": "fast",
         "packed": False,
