@@ -114,6 +114,15 @@ def find_held_out(
     return [] if sibling is None else held_out(str(sibling))
 
 
+def refuse_training_files(val_root: str | None, held_out: Sequence[Path], train: Sequence[Path]) -> None:
+    """Raise UserError if a held-out file is among the training files."""
+    if set(held_out) & set(train):
+        raise UserError(
+            f"data.val_root = {val_root}: {held_out[0]} is among the training files; give held-out files, or "
+            "null for none."
+        )
+
+
 def held_out_word(file: Path) -> str | None:
     """Return the word of HELD_OUT in a file's name, as in `imagenet-val-000003.tar`; None without one."""
     words = _words(file)

@@ -55,8 +55,8 @@ def load(
     if val_path:
         if val_path.samefile(train_path):
             raise UserError(
-                f"data.val_root = {val_root}: these are the training images themselves; give held-out "
-                "ones, or null for none."
+                f"data.val_root = {val_root}: these are the training images; give held-out images, or null "
+                "for none."
             )
         test = _source("data.val_root", val_path, channels, backend)
     return stored_splits(train, test, val_root, packed, packed_side)

@@ -19,6 +19,7 @@ from dino_exp.data.file_sets import (
     find_files,
     find_held_out,
     held_out_files,
+    refuse_training_files,
     training_files,
 )
 from dino_exp.data.labeled import LabeledSource, short_digest
@@ -72,11 +73,7 @@ def load(
         held_out = found or find_held_out(root, train_files, ENDINGS, _held_out)
     else:
         held_out = _held_out(val_root) if val_root else []
-    if set(held_out) & set(train_files):
-        raise UserError(
-            f"data.val_root = {val_root}: {held_out[0]} is among the training images; give held-out ones, "
-            "or null for none."
-        )
+    refuse_training_files(val_root, held_out, train_files)
     columns = image_column, label_column
     train = HuggingfaceSource("data.root", train_files, channels, backend, *columns)
     test = None

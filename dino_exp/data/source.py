@@ -181,17 +181,17 @@ def decode_image(
     """
     try:
         return _decode(content, channels, backend, shrink)
-    except _UnreadableError as error:
+    except _DecodeError as error:
         raise CorruptImageError(name, str(error)) from error
 
 
-class _UnreadableError(Exception):
+class _DecodeError(Exception):
     pass
 
 
 def _decode(content: bytes, channels: int, backend: str, shrink: Shrink | None) -> torch.Tensor:
     if not content:
-        raise _UnreadableError("the file is empty")
+        raise _DecodeError("the file is empty")
     if content.startswith(b"\x93NUMPY"):
         return _select_channels(_npy(content), channels)
     try:
@@ -206,14 +206,14 @@ def _decode(content: bytes, channels: int, backend: str, shrink: Shrink | None) 
                 if decoded is not None:
                     return decoded
         return _select_channels(_pixels(image, channels), channels)
-    except _UnreadableError:
+    except _DecodeError:
         raise
     except Image.DecompressionBombError as error:
-        raise _UnreadableError(TOO_LARGE) from error
+        raise _DecodeError(TOO_LARGE) from error
     except Image.UnidentifiedImageError as error:
-        raise _UnreadableError(f"not an image in a known format ({', '.join(FORMATS)}, NPY)") from error
+        raise _DecodeError(f"not an image in a known format ({', '.join(FORMATS)}, NPY)") from error
     except Exception as error:  # decoders raise every kind of error on damaged bytes
-        raise _UnreadableError(f"damaged or truncated ({_first_line(error)})") from error
+        raise _DecodeError(f"damaged or truncated ({_first_line(error)})") from error
 
 
 def _first_line(error: Exception) -> str:
@@ -232,7 +232,7 @@ def _decode_jpeg(content: bytes) -> torch.Tensor | None:
 
 def _check_size(width: int, height: int) -> None:
     if width * height > MAX_PIXELS:
-        raise _UnreadableError(TOO_LARGE)
+        raise _DecodeError(TOO_LARGE)
 
 
 def _npy(content: bytes) -> np.ndarray:
@@ -240,9 +240,9 @@ def _npy(content: bytes) -> np.ndarray:
     try:
         array = np.load(io.BytesIO(content), allow_pickle=False)
     except Exception as error:  # damaged headers raise many kinds
-        raise _UnreadableError(f"damaged or truncated .npy file ({_first_line(error)})") from error
+        raise _DecodeError(f"damaged or truncated .npy file ({_first_line(error)})") from error
     if array.dtype not in (np.uint8, np.uint16) or array.ndim not in (2, 3) or array.size == 0:
-        raise _UnreadableError(
+        raise _DecodeError(
             f"a .npy file with {array.dtype} {array.shape}; uint8 or uint16 of shape (H, W) or "
             "(H, W, channels) is required"
         )
@@ -258,10 +258,10 @@ def _pixels(image: Image.Image, channels: int) -> np.ndarray:
     if mode.startswith("I"):  # 16 bits, which some formats deliver as 32
         values = np.asarray(image)
         if values.size and (values.min() < 0 or values.max() > 65535):
-            raise _UnreadableError("a 32-bit image; 8 or 16 bits are required")
+            raise _DecodeError("a 32-bit image; 8 or 16 bits are required")
         return _upper_byte(values.astype(np.uint16))[:, :, None]
     if mode == "F":
-        raise _UnreadableError("a floating-point image, whose range is unknown; 8 or 16 bits are required")
+        raise _DecodeError("a floating-point image, whose range is unknown; 8 or 16 bits are required")
     if mode in ("P", "PA"):
         image = image.convert("RGBA" if "transparency" in image.info or mode == "PA" else "RGB")
     elif mode == "1":
@@ -292,5 +292,5 @@ def _select_channels(values: np.ndarray, channels: int) -> torch.Tensor:
     elif channels == 1 and found in (3, 4):
         values = np.asarray(Image.fromarray(np.ascontiguousarray(values[:, :, :3])).convert("L"))[:, :, None]
     else:
-        raise _UnreadableError(f"has {found} channels, but data.channels is {channels}")
+        raise _DecodeError(f"has {found} channels, but data.channels is {channels}")
     return torch.from_numpy(np.array(values, order="C")).permute(2, 0, 1)

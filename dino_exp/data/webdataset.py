@@ -24,7 +24,13 @@ from filelock import FileLock
 
 from dino_exp.atomic import write_atomically
 from dino_exp.data.file_ranges import FileRanges, Stamp, stamps
-from dino_exp.data.file_sets import find_files, find_held_out, held_out_files, training_files
+from dino_exp.data.file_sets import (
+    find_files,
+    find_held_out,
+    held_out_files,
+    refuse_training_files,
+    training_files,
+)
 from dino_exp.data.labeled import LabeledSource, NameTable, short_digest
 from dino_exp.data.packed import stored_splits
 from dino_exp.data.source import (
@@ -83,11 +89,7 @@ def load(
         held_out = find_held_out(root, files, ENDINGS, _held_out)
     else:
         held_out = _held_out(val_root) if val_root else []
-    if set(held_out) & set(files):
-        raise UserError(
-            f"data.val_root = {val_root}: {held_out[0]} is among the training shards; give held-out ones, or "
-            "null for none."
-        )
+    refuse_training_files(val_root, held_out, files)
     train = ShardSource("data.root", root, files, channels, backend)
     test = None
     if held_out:

@@ -56,7 +56,7 @@ def test_saved_data_sets_with_and_without_splits(tmp_path: Path) -> None:
     copy = pickle.loads(pickle.dumps(splits.train))
     assert_holds(copy, IMAGES)
     assert copy.name(3) == f"{tmp_path / 'both' / 'train'}: row 3"
-    with pytest.raises(UserError, match=r"is among the training images"):
+    with pytest.raises(UserError, match=r"is among the training files"):
         hugging_face(tmp_path / "alone", tmp_path / "alone")
 
 

@@ -93,7 +93,7 @@ def test_held_out_shards_are_found_and_never_trained_on(
     assert shards(together, val_root=None).test is None
     assert len(shards(together, val_root=None).train) == 20
     assert len(shards(together / "imagenet-val-*.tar", val_root=None).train) == 5
-    with pytest.raises(UserError, match=r"is among the training shards"):
+    with pytest.raises(UserError, match=r"is among the training files"):
         shards(tmp_path / "apart" / "train", tmp_path / "apart" / "train")
     as_shards(tmp_path / "other", [(IMAGES[0][0], 0), (IMAGES[1][0], 9)])
     with pytest.raises(UserError, match=r"class '9' \(1 such\) is not among the 3 classes"):
