@@ -186,8 +186,8 @@ class Augment:
         """Return a copy: flipped bytes, or values in 0–1 if crops are rotated."""
         if self.rotation == 0:
             # Selecting entire crops copies them; flipping some in place takes four times as long.
-            taken = torch.arange(len(crops)) + len(crops) * (parameters[:, FLIP] > 0)
-            return torch.cat([crops, crops.flip(-1)]).index_select(0, taken.to(crops.device))
+            selected = torch.arange(len(crops)) + len(crops) * (parameters[:, FLIP] > 0)
+            return torch.cat([crops, crops.flip(-1)]).index_select(0, selected.to(crops.device))
         x = _in_unit_range(crops)
         angle = torch.deg2rad(parameters[:, ROTATION])
         side = 1 - 2 * parameters[:, FLIP]
@@ -236,7 +236,7 @@ def _reason(error: Exception) -> str:
 
 
 def _gray(x: torch.Tensor) -> torch.Tensor:
-    """Luminance (N, 1, S, S) as PIL's mode L weighs it; the mean over channels where there are not three."""
+    """Return the luminance (N, 1, S, S) as in PIL's mode L, or the mean over channels if not RGB."""
     if x.shape[1] != 3:
         return x.mean(1, keepdim=True)
     weight = torch.tensor(LUMINANCE, device=x.device).view(3, 1, 1)
@@ -254,17 +254,17 @@ def brightness(x: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:
 
 
 def contrast(x: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:
-    """Blend with the mean luminance of each image."""
+    """Blend with the mean luminance of each crop."""
     return _blend(x, _gray(x).mean((1, 2, 3), keepdim=True), factor)
 
 
 def saturation(x: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:
-    """Blend with the image's own grayscale; three channels."""
+    """Blend with the crop's own grayscale; three channels."""
     return _blend(x, _gray(x), factor)
 
 
 def hue(x: torch.Tensor, shift: torch.Tensor) -> torch.Tensor:
-    """Turn the hue by `shift` (N,) of a full circle, value and saturation unchanged; three channels."""
+    """Shift the hue by `shift` (N,) of a full circle, value and saturation unchanged; three channels."""
     r, g, b = x.unbind(1)
     value, brightest = x.max(1)
     chroma = value - x.amin(1)
@@ -275,8 +275,8 @@ def hue(x: torch.Tensor, shift: torch.Tensor) -> torch.Tensor:
     sixths = sixths + 6 * shift.view(-1, 1, 1)
     # The inverse of the hexagon: each channel falls from `value` by the chroma, a third of the circle apart.
     offset = torch.tensor([5.0, 3.0, 1.0], device=x.device).view(3, 1, 1)
-    place = torch.remainder(sixths[:, None] + offset, 6)
-    return value[:, None] - chroma[:, None] * torch.minimum(place, 4 - place).clamp_(0, 1)
+    position = torch.remainder(sixths[:, None] + offset, 6)
+    return value[:, None] - chroma[:, None] * torch.minimum(position, 4 - position).clamp_(0, 1)
 
 
 def gaussian_kernel(sigma: torch.Tensor, radius: int) -> torch.Tensor:

@@ -115,7 +115,7 @@ def _source(key: str, path: Path, channels: int, backend: str) -> FolderSource:
         raise UserError(f"{key} = {path}: cannot be read: {error}.") from error
     if not len(source):
         endings = " ".join(sorted(IMAGE_SUFFIXES))
-        raise UserError(f"{key} = {path}: no images found. Give {LAYOUTS}; file names end in {endings}.")
+        raise UserError(f"{key} = {path}: no images there. Give {LAYOUTS}; file names end in {endings}.")
     return source
 
 

@@ -168,7 +168,7 @@ def decode_image(
     """Decode the bytes of one file to uint8 (channels, H, W), laid out pixel by pixel.
 
     channels = 3 gives RGB and 1 luminance, from grayscale, palette, CMYK and 16-bit files too; an alpha
-    channel is dropped. For any other number the file must hold that many channels: RGBA, gray with alpha,
+    channel is dropped. For any other number the file must have that many channels: RGBA, gray with alpha,
     or a .npy array (H, W, channels) of uint8 or uint16. 16-bit values keep their upper 8 bits. The EXIF
     orientation is ignored, as in the released code. Of an animation the first frame is read.
 

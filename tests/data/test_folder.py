@@ -123,8 +123,8 @@ def test_mistakes_are_reported(tmp_path: Path) -> None:
     mistakes: list[tuple[tuple[Path | None] | tuple[Path, Path], str]] = [
         ((None,), r"data\.root is null: give .*class folders"),
         ((tmp_path / "gone" / "x",), rf"data\.root = {tmp_path}/gone/x: no such .*\({tmp_path} exists\)"),
-        ((tmp_path / "empty",), r"data\.root = .*empty: no images found\. .*\.jpg"),
-        ((tmp_path / "blank.txt",), r"blank\.txt: no images found"),
+        ((tmp_path / "empty",), r"data\.root = .*empty: no images there\. .*\.jpg"),
+        ((tmp_path / "blank.txt",), r"blank\.txt: no images there"),
         ((tmp_path / "mixed",), r"mixed: has images \(1\.png, 1 in all\) as well as folders"),
         ((tmp_path / "lost.txt",), r"lost\.txt, line 1: no such file: .*nowhere/1\.png"),
         ((tmp_path / "half.txt",), r"half\.txt, line 2: no label"),

@@ -34,8 +34,10 @@ def block() -> Block:
 def nearest_neighbors(
     bank: np.ndarray, queries: np.ndarray, bank_labels: np.ndarray, k: int = 20, temperature: float = 0.07
 ) -> np.ndarray:
-    keys, asked = (torch.nn.functional.normalize(torch.as_tensor(x).float(), dim=1) for x in (bank, queries))
-    similarity, at = (asked @ keys.T).topk(k, dim=1)
+    keys, query_features = (
+        torch.nn.functional.normalize(torch.as_tensor(x).float(), dim=1) for x in (bank, queries)
+    )
+    similarity, at = (query_features @ keys.T).topk(k, dim=1)
     votes = torch.zeros(len(queries), len(CLASSES))
     votes.scatter_add_(1, torch.as_tensor(bank_labels)[at], (similarity / temperature).exp())
     return votes.argmax(1).numpy()

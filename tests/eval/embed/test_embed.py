@@ -168,7 +168,7 @@ def test_of_many_images_some_are_looked_at_among_all(tmp_path: Path) -> None:
 
 
 def test_bad_input(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(UserError, match=r"^embed.source = .*/none: there is no such folder or file"):
+    with pytest.raises(UserError, match=r"^embed.source = .*/none: no such folder or file"):
         embed(source=str(tmp_path / "none")).check(subject(), NO_DATA)
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match=r"^embed.source = .*/empty: no images there"):
