@@ -24,7 +24,7 @@ from benchmarks.measure import least_seconds, report
 from benchmarks.released_crops import ReleasedCrops
 from dino_exp.config.compose import compose
 from dino_exp.config.targets import build
-from dino_exp.data.loader import Batch, BatchOrder, batches
+from dino_exp.data.loader import BatchOrder, CropBatch, batches
 from dino_exp.train.trainer import Trainer
 
 CPU = torch.device("cpu")
@@ -89,7 +89,7 @@ def stages(trainers: dict[str, Trainer], images: int, repeats: int) -> list[dict
     def read(trainer: Trainer) -> Callable[[list[int]], object]:
         return lambda chunk: [trainer.splits.train.read(index) for index in chunk]
 
-    ready: list[Batch] = [fast.crop_batches[0, chunk] for chunk in chunks]
+    ready: list[CropBatch] = [fast.crop_batches[0, chunk] for chunk in chunks]
 
     def color() -> None:
         for batch in ready:

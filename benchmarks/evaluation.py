@@ -94,16 +94,14 @@ class Given(Extracted):
 def extraction(arguments: argparse.Namespace) -> None:
     """From images to the file of features, against the bare forward pass of the same batches."""
     device = torch.device(arguments.device)
-    rest: dict[str, Any] = {"name": "", "channels": 3, "mean": [], "std": [], "max_corrupt": 0.0}
-    rest["backend"] = "fast"
-    shapes = load_shapes(root=None, image_size=32, train_size=12_000, test_size=3_000, seed=0, **rest)
+    shapes = load_shapes(root=None, channels=3, image_size=32, train_size=12_000, test_size=3_000, seed=0)
     assert shapes.test is not None
     cases: list[tuple[str, VisionTransformer, int, ImageSource]] = [
         ("demo's ViT, 3,000 shapes of 32", VisionTransformer(image_size=32, **MICRO), 32, shapes.test)
     ]
     if arguments.photos:
-        rest |= {"val_root": None, "packed": False, "packed_side": None}
-        photos = load_folder(root=str(arguments.photos), **rest).train
+        stored: dict[str, Any] = {"val_root": None, "packed": False, "packed_side": None}
+        photos = load_folder(root=str(arguments.photos), channels=3, backend="fast", **stored).train
         title = f"ViT-S/16, {len(photos)} photographs at 224"
         cases.append((title, VisionTransformer(**SMALL), 224, photos))
     rows = []

@@ -96,13 +96,9 @@ def _start(listing: str, images: int, results: Any) -> None:
     before = status_kib("VmRSS")
     start = time.perf_counter()
     source = folder.load(
-        name="image_folder",
         root=listing,
         val_root=None,
         channels=3,
-        mean=[0.5] * 3,
-        std=[0.5] * 3,
-        max_corrupt=0.01,
         backend="fast",
         packed=False,
         packed_side=None,

@@ -10,7 +10,10 @@ from uuid import uuid4
 
 
 def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
-    """Have `write` fill a temporary file beside `path`, flush it to disk, and rename it into place."""
+    """Write `path` by way of a temporary file in the same folder, which is flushed to disk and renamed.
+
+    What `write` raises is raised again, and leaves `path` as it was.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     # Not tempfile, whose files only their owner can read, and others look into run directories too.
     temporary = path.with_name(f".{path.name}.{uuid4().hex}")

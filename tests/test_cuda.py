@@ -20,7 +20,7 @@ from dino_exp.config.targets import build
 from dino_exp.train import checkpoint
 from dino_exp.train.run import train
 from dino_exp.train.trainer import Trainer
-from tests.data.test_fused_color import crops_and_table, make
+from tests.data.test_fused_color import crops_and_table, every_step
 
 pytestmark = [
     pytest.mark.gpu,
@@ -36,7 +36,7 @@ SGD = ("optimizer=sgd", "optimizer.warmup_epochs=0")
 @pytest.mark.parametrize("size", [32, 224])
 @pytest.mark.parametrize("fused", [False, True])
 def test_the_colors_of_the_cpu_within_two_gray_levels(fused: bool, size: int) -> None:
-    augmentation = make()
+    augmentation = every_step()
     crops, table = crops_and_table(augmentation, images=16, size=size)
     expected = augmentation(crops, table)
     if fused:

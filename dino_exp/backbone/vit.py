@@ -20,7 +20,6 @@ from dino_exp.errors import UserError
 
 def vit(
     *,
-    name: str,
     patch_size: int,
     embed_dim: int,
     depth: int,
@@ -35,7 +34,7 @@ def vit(
     """Build a vision transformer from the fields of its configuration.
 
     `image_size` is the side of a global crop in pixels: the size that the position embedding is stored for.
-    `name` only labels the architecture. Raises `UserError` where sizes do not divide.
+    Raises `UserError` where sizes do not divide.
     """
     if embed_dim % num_heads:
         fitting = [heads for heads in range(1, embed_dim + 1) if embed_dim % heads == 0]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import MISSING as NO_DEFAULT
 from dataclasses import Field, fields
+from inspect import signature
 from typing import Any, Protocol, cast
 
 from omegaconf import MISSING as NOT_SET
@@ -22,7 +23,7 @@ class Component(Protocol):
 
 
 def targets_of(schema: type) -> tuple[str, ...]:
-    """The `_target_`s that a schema class accepts: its field's choices, or its default alone."""
+    """Return the `_target_`s that a schema class accepts: its field's choices, or its default alone."""
     target: Field[Any] | None = next((field for field in fields(schema) if field.name == "_target_"), None)
     if target is None or target.default in (NO_DEFAULT, NOT_SET):
         return ()
@@ -48,7 +49,10 @@ def check_target(target: Any) -> None:
 
 
 def build(node: Component | DictConfig | Mapping[str, Any], **extra: Any) -> Any:
-    """Call a node's `_target_` with its fields and `extra`, which wins.
+    """Call a node's `_target_` with those of the node's fields that it names, and `extra`, which wins.
+
+    Fields that the target does not name are for others, such as `data.max_corrupt` for the trainer; a
+    misspelled one does not get here, because the schema has checked it.
 
     Args:
         node: a group of the configuration; lists in it arrive as plain lists.
@@ -58,12 +62,14 @@ def build(node: Component | DictConfig | Mapping[str, Any], **extra: Any) -> Any
     Raises:
         UserError: the `_target_` is not one of the schema's.
     """
-    from hydra.utils import instantiate
+    from hydra.utils import get_object
 
-    check_target(cast(Mapping[str, Any], node).get("_target_"))
-    # Not recursive: a `_target_` inside a field would slip past the check.
-    component = instantiate(node, _partial_=True, _recursive_=False, _convert_="all")
-    return component(**extra)
+    config = node if isinstance(node, DictConfig) else OmegaConf.create(cast(Any, node))
+    check_target(config.get("_target_"))
+    fields = cast(dict[str, Any], OmegaConf.to_container(config, resolve=True, throw_on_missing=True))
+    component = get_object(fields["_target_"])
+    named = signature(component).parameters
+    return component(**{name: value for name, value in fields.items() if name in named} | extra)
 
 
 def build_from(node: Component | DictConfig) -> Any:

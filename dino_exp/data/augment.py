@@ -1,8 +1,8 @@
-"""What happens to a crop once it is cut: flip, rotation, color jitter, grayscale, blur, solarize, normalize.
+"""The augmentation of cut crops: flip, rotation, color jitter, grayscale, blur, solarize, normalize.
 
-The order and the strengths are the released code's (rotation is ours, and off there). Parameters are drawn
-per crop from uniform numbers in the loader; the pixels are changed here in batches on the training device.
-Values stay in floating point between the steps, where PIL rounds to bytes.
+The order and the strengths are the released code's, which has no rotation. Parameters are drawn per crop from
+uniform numbers in the loader; the pixels are changed here in batches on the training device. Values stay in
+floating point between the steps, where PIL rounds to bytes.
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ class Augment:
     """The photometric half of the released augmentation; see `AugmentConfig` for each argument.
 
     Args:
-        channels: channels of an image. Saturation, hue and grayscale need three and are left out otherwise.
+        channels: channels of an image. Saturation, hue and grayscale need three and are skipped otherwise.
         mean, std: per channel, of values in 0–1, for the last step.
     """
 
     uniforms = 11
-    """Uniform numbers that one crop uses."""
+    """How many uniform numbers one crop uses."""
 
     def __init__(
         self,
@@ -63,18 +63,18 @@ class Augment:
         self.rgb = channels == 3
         self.mean = torch.tensor(mean).view(-1, 1, 1)
         self.std = torch.tensor(std).view(-1, 1, 1)
-        # One radius for all, so that a crop does not depend on what else is in its batch.
+        # One radius for all crops, so that a crop does not depend on the others in its batch.
         self.blur_radius = max(1, math.ceil(3 * blur_sigma[1]))
         self._fused: FusedColor | None = None
 
     @property
-    def left_out(self) -> list[str]:
-        """Steps that these images cannot take because they are not RGB."""
+    def skipped_steps(self) -> list[str]:
+        """Steps that are skipped because the images are not RGB."""
         wanted = {"saturation": self.strengths[2], "hue": self.strengths[3], "grayscale": self.gray}
         return [] if self.rgb else [step for step, strength in wanted.items() if strength > 0]
 
     def parameters(self, uniform: np.ndarray) -> np.ndarray:
-        """Parameters of the crops of one or more images.
+        """Compute the parameters of the crops of one or more images.
 
         Args:
             uniform: (crops, images, `uniforms`) numbers in [0, 1); crops 0 and 1 are the global ones.
@@ -102,10 +102,10 @@ class Augment:
         return table
 
     def fuse(self) -> None:
-        """From now on change RGB crops by the compiled form of the steps: the same values, in fewer passes.
+        """Use the compiled form of the steps for RGB crops from now on: the same values, in fewer passes.
 
-        It pays after some thousand photographs. Where it cannot be compiled (on a CPU that takes a C++
-        compiler), a line says so and the steps go on as they are.
+        This pays after some thousand photographs. Where it cannot be compiled (on a CPU this needs a C++
+        compiler), a warning is logged and the steps are done one by one.
         """
         self._fused = FusedColor() if self.rgb else None
 
@@ -115,7 +115,8 @@ class Augment:
 
         Args:
             crops: uint8 (N, C, S, S) on the training device.
-            parameters: float32 (N, 11) on the CPU, so that choosing the crops of a step waits for no device.
+            parameters: float32 (N, 11) on the CPU, so that choosing the crops of a step does not wait for
+                the device.
 
         Returns:
             float32 (N, C, S, S) on the device of `crops`.
@@ -126,16 +127,16 @@ class Augment:
                 return self._in_two_passes(self._fused, crops, parameters)
             except TorchDynamoException as error:
                 self._fused = None
-                log.warning("Color is augmented uncompiled, several times slower: %s", _why(error))
+                log.warning("Augmenting color uncompiled, several times slower: %s", _reason(error))
         return self._step_by_step(crops, parameters)
 
     def normalize(self, crops: torch.Tensor) -> torch.Tensor:
-        """Only the last step: uint8 or 0–1 (N, C, S, S) to float32."""
+        """Normalize crops (N, C, S, S), uint8 or in 0–1, to float32, without the other steps."""
         x = _in_unit_range(crops)
         return (x - self.mean.to(x.device)) / self.std.to(x.device)
 
     def _step_by_step(self, crops: torch.Tensor, parameters: torch.Tensor) -> torch.Tensor:
-        """The definition: each step changes the crops that it was drawn for."""
+        """Augment by the definition: each step changes the crops that it was drawn for."""
         x = _in_unit_range(crops)
         if self.jitter > 0:
             x = self._color_jitter(x, parameters)
@@ -148,9 +149,10 @@ class Augment:
     def _in_two_passes(
         self, fused: FusedColor, crops: torch.Tensor, parameters: torch.Tensor
     ) -> torch.Tensor:
-        """The same, compiled. The blur comes last: it commutes with the normalization.
+        """Augment by compiled code, with the same values as `_step_by_step`.
 
-        It does not commute with the solarization, which the few crops that have both get after it.
+        The blur comes last, because it commutes with the normalization. It does not commute with the
+        solarization, which crops that have both get after the blur.
         """
         device = crops.device
         blurred, solarized = parameters[:, SIGMA] > 0, parameters[:, SOLARIZE] > 0
@@ -181,11 +183,11 @@ class Augment:
         return gaussian_blur(x, gaussian_kernel(sigma, self.blur_radius))
 
     def _flip_and_rotate(self, crops: torch.Tensor, parameters: torch.Tensor) -> torch.Tensor:
-        """Flipped bytes, or values in 0–1 where crops are rotated; a copy."""
+        """Return a copy: flipped bytes, or values in 0–1 if crops are rotated."""
         if self.rotation == 0:
-            # Whole rows are taken, which is a copy; changing rows of bytes in place takes four times as long.
-            taken = torch.arange(len(crops)) + len(crops) * (parameters[:, FLIP] > 0)
-            return torch.cat([crops, crops.flip(-1)]).index_select(0, taken.to(crops.device))
+            # Selecting entire crops copies them; flipping some in place takes four times as long.
+            selected = torch.arange(len(crops)) + len(crops) * (parameters[:, FLIP] > 0)
+            return torch.cat([crops, crops.flip(-1)]).index_select(0, selected.to(crops.device))
         x = _in_unit_range(crops)
         angle = torch.deg2rad(parameters[:, ROTATION])
         side = 1 - 2 * parameters[:, FLIP]
@@ -225,16 +227,16 @@ def _change(
 
 
 def _in_unit_range(crops: torch.Tensor) -> torch.Tensor:
-    """Bytes as float32 in 0–1; what is floating point already stays."""
+    """Convert bytes to float32 in 0–1; floating-point values stay as they are."""
     return crops if crops.is_floating_point() else crops.float().div_(255)
 
 
-def _why(error: Exception) -> str:
+def _reason(error: Exception) -> str:
     return next((line for line in reversed(str(error).splitlines()) if "rror" in line), type(error).__name__)
 
 
 def _gray(x: torch.Tensor) -> torch.Tensor:
-    """Luminance (N, 1, S, S) as PIL's mode L weighs it; the mean over channels where there are not three."""
+    """Return the luminance (N, 1, S, S) as in PIL's mode L, or the mean over channels if not RGB."""
     if x.shape[1] != 3:
         return x.mean(1, keepdim=True)
     weight = torch.tensor(LUMINANCE, device=x.device).view(3, 1, 1)
@@ -252,17 +254,17 @@ def brightness(x: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:
 
 
 def contrast(x: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:
-    """Blend with the mean luminance of each image."""
+    """Blend with the mean luminance of each crop."""
     return _blend(x, _gray(x).mean((1, 2, 3), keepdim=True), factor)
 
 
 def saturation(x: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:
-    """Blend with the image's own grayscale; three channels."""
+    """Blend with the crop's own grayscale; three channels."""
     return _blend(x, _gray(x), factor)
 
 
 def hue(x: torch.Tensor, shift: torch.Tensor) -> torch.Tensor:
-    """Turn the hue by `shift` (N,) of a full circle, value and saturation unchanged; three channels."""
+    """Shift the hue by `shift` (N,) of a full circle, value and saturation unchanged; three channels."""
     r, g, b = x.unbind(1)
     value, brightest = x.max(1)
     chroma = value - x.amin(1)
@@ -273,19 +275,19 @@ def hue(x: torch.Tensor, shift: torch.Tensor) -> torch.Tensor:
     sixths = sixths + 6 * shift.view(-1, 1, 1)
     # The inverse of the hexagon: each channel falls from `value` by the chroma, a third of the circle apart.
     offset = torch.tensor([5.0, 3.0, 1.0], device=x.device).view(3, 1, 1)
-    place = torch.remainder(sixths[:, None] + offset, 6)
-    return value[:, None] - chroma[:, None] * torch.minimum(place, 4 - place).clamp_(0, 1)
+    position = torch.remainder(sixths[:, None] + offset, 6)
+    return value[:, None] - chroma[:, None] * torch.minimum(position, 4 - position).clamp_(0, 1)
 
 
 def gaussian_kernel(sigma: torch.Tensor, radius: int) -> torch.Tensor:
-    """Weights of a Gaussian of σ = sigma (N,) pixels at −radius … radius, (N, 2 · radius + 1)."""
+    """Return Gaussian weights for σ = sigma (N,) pixels at −radius … radius, (N, 2 · radius + 1)."""
     at = torch.arange(-radius, radius + 1, device=sigma.device)
     kernel = torch.exp(-0.5 * (at / sigma[:, None]) ** 2)
     return kernel / kernel.sum(1, keepdim=True)
 
 
 def gaussian_blur(x: torch.Tensor, kernel: torch.Tensor) -> torch.Tensor:
-    """Filter x (N, C, S, S) with kernel (N, 2R + 1) across and down, edges repeated."""
+    """Filter rows and columns of x (N, C, S, S) with kernel (N, 2R + 1), edges repeated."""
     n, c, height, width = x.shape
     kernel = kernel.repeat_interleave(c, 0)
     planes = F.pad(x.reshape(1, n * c, height, width), [kernel.shape[1] // 2] * 4, mode="replicate")

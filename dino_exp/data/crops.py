@@ -1,7 +1,7 @@
-"""Multi-crop: where each crop of an image lies, and how it is cut out (paper, section 3.1).
+"""Multi-crop: the boxes of an image's crops, and cutting them out (paper, section 3.1).
 
-Geometry happens on uint8 images in the loader's processes; color follows in `augment`, batched.
-All chance comes in as a table of uniform numbers, so a crop depends on those numbers alone.
+This happens on uint8 images in the loader's processes; `augment` then changes the crops in batches. All
+randomness is passed in as a table of uniform numbers, so a crop depends on those numbers alone.
 """
 
 from __future__ import annotations
@@ -14,15 +14,15 @@ import torch.nn.functional as F
 from PIL import Image
 
 ATTEMPTS = 10
-"""Boxes tried per crop before the central crop is taken, as in torchvision's RandomResizedCrop."""
+"""Boxes tried per crop before the central crop is used, as in torchvision's RandomResizedCrop."""
 RATIO = (3 / 4, 4 / 3)
 """Least and greatest aspect ratio (width / height) of a box."""
 FACTORS = (8, 4)
-"""How much smaller than it is an image may be decoded. Halving it does not pay: with boxes between two
-pixels the crops need Pillow's resizing, which costs more than decoding half the size saves."""
+"""Factors by which an image may be scaled down while it is decoded. 2 does not pay: boxes with fractional
+edges need Pillow's resizing, which costs more than decoding at half the size saves."""
 MARGIN = 1.1
-"""How much larger than its crop a box must stay in an image decoded smaller: with this, the crops of
-photographs differ from those of the full image by one value in 255 on average."""
+"""Least ratio of a box to its crop in an image that is scaled down: with this, the crops of photographs
+differ from those of the full image by one value in 255 on average."""
 
 
 class MultiCrop:
@@ -35,7 +35,7 @@ class MultiCrop:
     """
 
     uniforms = 2 * ATTEMPTS + 2
-    """Uniform numbers that the box of one crop uses: area and ratio of each attempt, then the place."""
+    """How many uniform numbers one box uses: area and ratio of each attempt, then top and left."""
 
     def __init__(
         self,
@@ -51,20 +51,20 @@ class MultiCrop:
         self.scales = np.array([global_scale] * 2 + [local_scale] * local_number)
 
     def __len__(self) -> int:
-        """Crops per image."""
+        """Return the number of crops per image."""
         return len(self.sizes)
 
     @property
     def pixels(self) -> int:
-        """Of all crops of an image."""
+        """Pixels of all crops of an image."""
         return sum(size**2 for size in self.sizes)
 
     def boxes(self, uniform: np.ndarray, height: int, width: int) -> np.ndarray:
-        """Boxes of one image's crops, drawn as torchvision's RandomResizedCrop draws them.
+        """Draw the boxes of one image's crops, as torchvision's RandomResizedCrop draws them.
 
         Args:
             uniform: (crops, `uniforms`) numbers in [0, 1).
-            height, width: of the image, in pixels.
+            height, width: size of the image in pixels.
 
         Returns:
             (crops, 4) integers: top, left, height, width.
@@ -79,15 +79,15 @@ class MultiCrop:
         fits = (w > 0) & (w <= width) & (h > 0) & (h <= height)
         first = fits.argmax(1)
         crop = np.arange(len(self))
-        # Where no attempt fits, the largest central box of an allowed ratio is taken.
+        # Where no attempt fits, the largest central box of an allowed ratio is used.
         central_h = max(1, min(height, round(width / RATIO[0])))
         central_w = max(1, min(width, round(height * RATIO[1])))
         found = fits.any(1)
         h = np.where(found, h[crop, first], central_h)
         w = np.where(found, w[crop, first], central_w)
-        place = uniform[:, 2 * ATTEMPTS :]
-        top = np.where(found, place[:, 0] * (height - h + 1), (height - h) // 2).astype(np.int64)
-        left = np.where(found, place[:, 1] * (width - w + 1), (width - w) // 2).astype(np.int64)
+        corner = uniform[:, 2 * ATTEMPTS :]
+        top = np.where(found, corner[:, 0] * (height - h + 1), (height - h) // 2).astype(np.int64)
+        left = np.where(found, corner[:, 1] * (width - w + 1), (width - w) // 2).astype(np.int64)
         return np.stack([top, left, h, w], 1)
 
     def cut(self, image: torch.Tensor, boxes: np.ndarray) -> list[torch.Tensor]:
@@ -101,14 +101,17 @@ class MultiCrop:
         return crops
 
     def factor(self, boxes: np.ndarray) -> int:
-        """By how much the image may be scaled down with every box still larger than its crop: 8, 4 or 1."""
-        room = (boxes[:, 2:].min(1) / self.sizes).min() / MARGIN
-        return next((factor for factor in FACTORS if factor <= room), 1)
+        """Return the factor (8, 4 or 1) by which the image may be scaled down for these boxes.
+
+        Every box is then still larger than its crop.
+        """
+        largest = (boxes[:, 2:].min(1) / self.sizes).min() / MARGIN
+        return next((factor for factor in FACTORS if factor <= largest), 1)
 
     def cut_shrunk(self, image: torch.Tensor, boxes: np.ndarray, factor: int) -> list[torch.Tensor]:
-        """`cut` for an image (1 or 3, ⌈H / factor⌉, ⌈W / factor⌉) and the boxes of the full one.
+        """Cut the boxes of the full image out of one scaled down, (1 or 3, ⌈H / factor⌉, ⌈W / factor⌉).
 
-        The edges then fall between two pixels. Rounding them would shift a crop by up to half of one of its
+        The edges are then between two pixels. Rounding them would shift a crop by up to half of one of its
         own pixels and change its values three times as much as the smaller decoding does.
         """
         pillow = to_pillow(image)
@@ -123,12 +126,12 @@ class MultiCrop:
 
 
 def to_pillow(image: torch.Tensor) -> Image.Image:
-    """A uint8 image of 1 or 3 channels (C, H, W) in Pillow's mode L or RGB."""
+    """Convert a uint8 image (1 or 3, H, W) to Pillow's mode L or RGB."""
     values = image.permute(1, 2, 0).numpy()
     return Image.fromarray(values[:, :, 0] if len(image) == 1 else values)
 
 
 def from_pillow(image: Image.Image) -> torch.Tensor:
-    """uint8 (C, H, W), laid out pixel by pixel, as resizing likes it."""
+    """Convert to uint8 (C, H, W) in channels-last memory, in which resizing is fastest."""
     values = np.array(image)
     return torch.from_numpy(values if values.ndim == 3 else values[:, :, None]).permute(2, 0, 1)

@@ -1,4 +1,4 @@
-"""Parts of large files, read in any order by any number of threads and processes."""
+"""Ranges of bytes in large files, read in any order by any number of threads and processes."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 OPEN_FILES = 128
-"""Files that one process keeps open; the usual limit for all its files is 1024."""
+"""Files that one process keeps open; the usual limit for all its files is 1,024."""
 
 
 class Stamp(NamedTuple):
-    """What tells that a file is still the one that it was."""
+    """A file's path, size and time of change, by which a changed file is noticed."""
 
     path: str
     size: int
@@ -20,7 +20,7 @@ class Stamp(NamedTuple):
 
 
 def stamps(paths: Iterable[Path]) -> list[Stamp]:
-    """The files' stamps; raises OSError."""
+    """Return the files' stamps; raises OSError."""
     found = []
     for path in paths:
         status = path.stat()
@@ -29,14 +29,14 @@ def stamps(paths: Iterable[Path]) -> list[Stamp]:
 
 
 class FileRanges:
-    """Reads ranges of bytes; a copy in another process opens the files again."""
+    """Files of which ranges of bytes are read; a copy in another process opens them again."""
 
     def __init__(self, files: Sequence[Stamp]) -> None:
         self.files = list(files)
         self._open: dict[int, _Descriptor] = {}
 
     def read(self, number: int, offset: int, length: int) -> bytes:
-        """`length` bytes of file `number`; raises OSError, also if the file is not what its stamp says."""
+        """Return `length` bytes of file `number`; raises OSError, also if the file has changed."""
         file = self._descriptor(number)
         status = os.fstat(file.number)
         if (status.st_size, status.st_mtime_ns) != self.files[number][1:]:

@@ -1,4 +1,4 @@
-"""Which files are meant: a folder, a pattern or a list of them, and those that hold the held-out images."""
+"""The files that data.root and data.val_root name: a folder, a pattern or a list, training or held-out."""
 
 from __future__ import annotations
 
@@ -14,47 +14,47 @@ from dino_exp.errors import UserError
 log = logging.getLogger(__name__)
 
 HELD_OUT = ("val", "validation", "valid", "dev", "test")
-"""Words in the names of held-out files and folders; the first that is there is taken."""
+"""Words in the names of held-out files and folders; of several that exist the first is used."""
 
 
-def existing(key: str, value: str, kinds: str) -> Path:
-    """The folder or file that a key names; `kinds` says in the UserError what it may be."""
-    path = absolute(value)
+def existing_path(key: str, value: str, kinds: str) -> Path:
+    """Return the folder or file that a key names; raises UserError, which says with `kinds` what to give."""
+    path = absolute_path(value)
     if not path.exists():
         parent = path.parent
         while not parent.exists():
             parent = parent.parent
-        raise UserError(f"{key} = {value}: there is no such folder or file ({parent} exists). Give {kinds}.")
+        raise UserError(f"{key} = {value}: no such folder or file ({parent} exists). Give {kinds}.")
     return path
 
 
-def absolute(value: str) -> Path:
-    """With ~ expanded and links kept, whose names matter."""
+def absolute_path(value: str) -> Path:
+    """Return the path with ~ expanded; links are kept, because their names matter."""
     return Path(os.path.abspath(Path(value).expanduser()))  # noqa: PTH100 (resolve follows links)
 
 
-def beside(train: Path) -> Path | None:
-    """The held-out folder or list beside one named `train`, if there is one."""
+def held_out_sibling(train: Path) -> Path | None:
+    """Return the held-out folder or list next to one named `train`, if there is one."""
     if train.stem != "train":
         return None
     for name in HELD_OUT:
         candidate = train.with_name(name + train.suffix)
         if candidate.exists():
-            log.info("held-out images: %s", candidate)
+            log.info("Held-out images: %s", candidate)
             return candidate
     return None
 
 
-def files_of(key: str, value: str, endings: Sequence[str], kinds: str) -> list[Path]:
-    """The files that a key names, in the order of the list or of their names.
+def find_files(key: str, value: str, endings: Sequence[str], kinds: str) -> list[Path]:
+    """Return the files that a key names, in the order of the list or of their names.
 
     value: a folder, one file, a pattern with braces ({000..146}, {a,b}) or with *, ? and [], or a text file
     (.txt) with one path per line, relative to its own folder.
-    Raises UserError, if none is there, or if one of the list or the braces is not.
+    Raises UserError if nothing is found, or if a file of the list or the braces is missing.
     """
-    path = absolute(value)
+    path = absolute_path(value)
     if path.is_dir():
-        found = sorted(entry for entry in path.iterdir() if is_one(entry, endings))
+        found = _files_in(path, endings)
         if not found:
             raise UserError(f"{key} = {value}: no {endings[0]} files in that folder. Give {kinds}.")
         return found
@@ -65,25 +65,25 @@ def files_of(key: str, value: str, endings: Sequence[str], kinds: str) -> list[P
     elif glob.has_magic(value):
         files = sorted(map(Path, glob.glob(str(path))))  # noqa: PTH207 (absolute pattern)
         if not files:
-            raise UserError(f"{key} = {value}: no file has such a name. Give {kinds}.")
+            raise UserError(f"{key} = {value}: no file matches the pattern. Give {kinds}.")
     else:
-        files = [existing(key, value, kinds)]
+        files = [existing_path(key, value, kinds)]
     missing = [file for file in files if not file.exists()]
     if missing:
         raise UserError(
-            f"{key} = {value}: {len(missing):,} of the {len(files):,} files are not there, the first is "
-            f"{missing[0]}. Copy them, or leave them out."
+            f"{key} = {value}: {len(missing):,} of the {len(files):,} files are missing, the first is "
+            f"{missing[0]}. Copy them, or do not list them."
         )
     return files
 
 
-def training_part(files: Sequence[Path]) -> list[Path]:
-    """The files without those that are named as held out; all, if all are."""
+def training_files(files: Sequence[Path]) -> list[Path]:
+    """Return the files that are not named as held out; all files if all are."""
     return [file for file in files if held_out_word(file) is None] or list(files)
 
 
-def held_out_part(files: Sequence[Path]) -> list[Path]:
-    """The files of the first of the words in HELD_OUT that names any."""
+def held_out_files(files: Sequence[Path]) -> list[Path]:
+    """Return the files that are named by the first word of HELD_OUT that names any."""
     by_word: dict[str, list[Path]] = {}
     for file in files:
         word = held_out_word(file)
@@ -92,35 +92,45 @@ def held_out_part(files: Sequence[Path]) -> list[Path]:
     return next((by_word[word] for word in HELD_OUT if word in by_word), [])
 
 
-def held_out_beside(
+def find_held_out(
     value: str, train: Sequence[Path], endings: Sequence[str], held_out: Callable[[str], list[Path]]
 ) -> list[Path]:
-    """What val_root = auto means: files named as held out in the folder of those named `train`, or in the
-    folder (or list) beside one named `train`, from which `held_out` takes its files; or none."""
-    place = absolute(value)
-    if place.is_dir() or all("train" in _words(file) for file in train):
-        folder = place if place.is_dir() else train[0].parent
-        named = held_out_part(sorted(entry for entry in folder.iterdir() if is_one(entry, endings)))
+    """Return the held-out files that data.val_root = auto means, if any.
+
+    These are the files named as held out in the folder of the training files, or else those that `held_out`
+    returns for the held-out folder (or list) next to one named `train`.
+
+    Args:
+        value: data.root.
+        train: the training files in it.
+    """
+    root = absolute_path(value)
+    if root.is_dir() or all("train" in _words(file) for file in train):
+        named = held_out_files(_files_in(root if root.is_dir() else train[0].parent, endings))
         if named and not set(named) & set(train):
-            log.info("held-out images: %s%s", named[0], f" to {named[-1].name}" if len(named) > 1 else "")
+            log.info("Held-out images: %s%s", named[0], f" to {named[-1].name}" if len(named) > 1 else "")
             return named
-    neighbor = beside(place if place.exists() else train[0].parent)
-    return [] if neighbor is None else held_out(str(neighbor))
+    sibling = held_out_sibling(root if root.exists() else train[0].parent)
+    return [] if sibling is None else held_out(str(sibling))
+
+
+def refuse_training_files(val_root: str | None, held_out: Sequence[Path], train: Sequence[Path]) -> None:
+    """Raise UserError if a held-out file is among the training files."""
+    if set(held_out) & set(train):
+        raise UserError(
+            f"data.val_root = {val_root}: {held_out[0]} is among the training files; give held-out files, or "
+            "null for none."
+        )
 
 
 def held_out_word(file: Path) -> str | None:
-    """The word of HELD_OUT in a file's name, as in `imagenet-val-000003.tar`; None without one."""
+    """Return the word of HELD_OUT in a file's name, as in `imagenet-val-000003.tar`; None without one."""
     words = _words(file)
     return next((word for word in HELD_OUT if word in words), None)
 
 
-def is_one(path: Path, endings: Sequence[str]) -> bool:
-    """Whether a path ends so and is not hidden."""
-    return path.name.lower().endswith(tuple(endings)) and not path.name.startswith(".")
-
-
 def expand_braces(pattern: str) -> list[str]:
-    """`a{08..11}b{x,y}` as its names in order; the width of the numbers is that of the first."""
+    """Return the names that `a{08..11}b{x,y}` stands for, in order; all numbers are as wide as the first."""
     group = re.search(r"\{([^{}]*)\}", pattern)
     if group is None:
         return [pattern]
@@ -132,6 +142,11 @@ def expand_braces(pattern: str) -> list[str]:
         parts = group[1].split(",")
     before, after = pattern[: group.start()], expand_braces(pattern[group.end() :])
     return [before + part + rest for part in parts for rest in after]
+
+
+def _files_in(folder: Path, endings: Sequence[str]) -> list[Path]:
+    found = (entry for entry in folder.iterdir() if entry.name.lower().endswith(tuple(endings)))
+    return sorted(entry for entry in found if not entry.name.startswith("."))
 
 
 def _words(file: Path) -> list[str]:

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import torch
 
-from dino_exp.data.file_sets import beside, existing
-from dino_exp.data.labeled import Labeled, Names, digest
-from dino_exp.data.packed import packed_splits
+from dino_exp.data.file_sets import existing_path, held_out_sibling
+from dino_exp.data.labeled import LabeledSource, NameTable, short_digest
+from dino_exp.data.packed import stored_splits
 from dino_exp.data.source import IMAGE_SUFFIXES, Shrink, Splits, read_image
 from dino_exp.errors import UserError
 
@@ -23,56 +23,56 @@ LAYOUTS = "class folders (root/<class>/**/*.jpg), a folder of images, or a text 
 
 def load(
     *,
-    name: str,
     root: str | None,
     val_root: str | None,
     channels: int,
-    mean: list[float],
-    std: list[float],
-    max_corrupt: float,
     backend: str,
     packed: bool,
     packed_side: int | None,
 ) -> Splits:
-    """The images below `root`, and those below `val_root` as the held-out ones.
+    """Find the training images below `root` and the held-out images below `val_root`.
 
-    root: class folders (images at any depth below each), or a flat folder of images without labels, or
-    a text file with one path per line, relative to the file's folder, and optionally a tab and the label.
-    A single class folder counts as no labels: k-NN on one class would always be right.
-    val_root: one of the same, with the classes of `root`; "auto" takes `val` or `test` beside a root named
-    `train` (`val.txt` or `test.txt` beside `train.txt`); None holds nothing out.
-    Files are not opened here, apart from the list; an unreadable one is found out when it is read.
-    name, mean, std and max_corrupt concern the loader; backend is `decode_image`'s, packed and packed_side
-    are `packed_splits`'s.
+    Only a list is opened here; an unreadable image is noticed when it is read.
+
+    Args:
+        root: class folders (images at any depth below each), or a flat folder of images without labels, or
+            a text file with one path per line, relative to the file's folder, and optionally a tab and the
+            label. A single class folder counts as no labels: k-NN on one class would always be right.
+        val_root: one of the same, with the classes of `root`; "auto" is `val` or `test` next to a root named
+            `train` (`val.txt` or `test.txt` next to `train.txt`); None is no held-out images.
+        channels, backend: see `decode_image`.
+        packed, packed_side: see `stored_splits`.
     """
     if root is None:
-        raise UserError(f"data.root is null: give the place of the images: {LAYOUTS}.")
-    train_path = existing("data.root", root, LAYOUTS)
+        raise UserError(f"data.root is null: give the path of the images: {LAYOUTS}.")
+    train_path = existing_path("data.root", root, LAYOUTS)
     train = _source("data.root", train_path, channels, backend)
     if val_root == "auto":
-        val_path = beside(train_path)
+        val_path = held_out_sibling(train_path)
     else:
-        val_path = existing("data.val_root", val_root, LAYOUTS) if val_root else None
+        val_path = existing_path("data.val_root", val_root, LAYOUTS) if val_root else None
     test = None
     if val_path:
         if val_path.samefile(train_path):
             raise UserError(
-                f"data.val_root = {val_root}: these are the training images themselves; give held-out "
-                "ones, or null for none."
+                f"data.val_root = {val_root}: these are the training images; give held-out images, or null "
+                "for none."
             )
         test = _source("data.val_root", val_path, channels, backend)
-        test.use_classes_of(train, f"data.val_root = {val_root}")
-    return packed_splits(train, test, packed_side) if packed else Splits(train, test)
+    return stored_splits(train, test, val_root, packed, packed_side)
 
 
-class FolderSource(Labeled):
-    """Files below one folder, with or without labels."""
+class FolderSource(LabeledSource):
+    """Image files with or without labels.
 
-    def __init__(self, place: Path, base: Path, channels: int, backend: str) -> None:
-        super().__init__(place)
+    base: the folder that relative paths begin at.
+    """
+
+    def __init__(self, path: Path, base: Path, channels: int, backend: str) -> None:
+        super().__init__(path)
         self._base = str(base)
         self._channels, self._backend = channels, backend
-        self._paths = Names(b"", array("q", [0]))  # relative to the base folder, or absolute
+        self._paths = NameTable(b"", array("q", [0]))  # relative to the base folder, or absolute
 
     def __len__(self) -> int:
         return len(self._paths)
@@ -84,22 +84,22 @@ class FolderSource(Labeled):
         return os.path.join(self._base, self._paths[index])  # noqa: PTH118 (10^7 times)
 
     def fingerprint(self) -> str:
-        """Changes when a file does, or how it is read; looks at every file."""
+        """Return a digest of every file's path, size and time, and of how images are decoded."""
         sizes, times = array("q"), array("q")
         for index in range(len(self)):
             try:
                 status = os.stat(self.name(index))  # noqa: PTH116 (10^7 times)
             except OSError:
-                status = None  # it will be unreadable
+                status = None  # unreadable
             sizes.append(status.st_size if status else -1)
             times.append(status.st_mtime_ns if status else -1)
         names = self._paths.characters.numpy(), self._paths.ends.numpy()
         settings = self._base, self._channels, self._backend
-        return digest(*names, sizes.tobytes(), times.tobytes(), settings)
+        return short_digest(*names, sizes.tobytes(), times.tobytes(), settings)
 
     def fill(self, paths: bytearray, ends: array[int], labels: array[int], classes: list[str] | None) -> None:
-        """Take the paths (relative to the base folder, or absolute) that a scan found."""
-        self._paths = Names(paths, ends)
+        """Set the paths (relative to the base folder, or absolute) and labels that were found."""
+        self._paths = NameTable(paths, ends)
         if classes is not None:
             self.label(labels, classes)
 
@@ -130,7 +130,7 @@ def _folder(key: str, root: Path, channels: int, backend: str) -> FolderSource:
             ends.append(len(paths))
             labels.append(label)
         if len(labels) == before:
-            log.warning("%s: class folder %s has no images", key, folder)
+            log.warning("%s: class folder %s has no images.", key, folder)
     source = FolderSource(root, root, channels, backend)
     if not labels:
         for image in images:
@@ -139,19 +139,22 @@ def _folder(key: str, root: Path, channels: int, backend: str) -> FolderSource:
         source.fill(paths, ends, labels, None)
     elif images:
         raise UserError(
-            f"{key} = {root}: holds images ({Path(images[0]).name}, {len(images):,} in all) as well as "
-            f"folders of images ({classes[0]}, ...), so it is neither flat nor class folders. Move one "
-            "kind away, or list the images in a text file and give that."
+            f"{key} = {root}: has images ({Path(images[0]).name}, {len(images):,} in all) as well as "
+            f"folders of images ({classes[0]}, ...). Move one of the two away, or list the images in a text "
+            "file and give that."
         )
     else:
         if len(classes) == 1:
-            log.info("%s: one class folder, so the images have no labels", key)
+            log.info("%s: only one class folder, so the images have no labels.", key)
         source.fill(paths, ends, labels, classes)
     return source
 
 
 def _below(folder: str, above: tuple[str, ...]) -> Iterator[str]:
-    """Paths of all images below a folder, in an order that depends on the names alone."""
+    """Yield the paths of all images below a folder, in an order that depends on the names alone.
+
+    above: real paths of the folders that it is in.
+    """
     real = os.path.realpath(folder)
     if real in above:  # a link to a folder above
         return
@@ -162,7 +165,7 @@ def _below(folder: str, above: tuple[str, ...]) -> Iterator[str]:
 
 
 def _entries(folder: str) -> tuple[list[str], list[str]]:
-    """Sorted paths of the images and of the folders in a folder; hidden ones are passed over."""
+    """Return the sorted paths of the images and of the folders in a folder, without hidden ones."""
     images, folders = [], []
     with os.scandir(folder) as entries:
         for entry in entries:
@@ -190,15 +193,15 @@ def _list_file(key: str, path: Path, channels: int, backend: str) -> FolderSourc
                 _check_first(key, path, number, image)
             if bool(tab) != bool(labels) and len(ends) > 1:
                 raise UserError(
-                    f"{key} = {path}, line {number}: {'a' if tab else 'no'} label (second column, after a "
-                    f"tab), and the lines before have {'none' if tab else 'one'}. Label all images or none."
+                    f"{key} = {path}, line {number}: {'a' if tab else 'no'} label (after a tab), but the "
+                    f"lines before have {'none' if tab else 'one'}. Label all images or none."
                 )
             if tab:
                 labels.append(numbers.setdefault(label.strip(), len(numbers)))
             paths += image
             ends.append(len(paths))
     source = FolderSource(path, path.parent, channels, backend)
-    found = [os.fsdecode(label) for label in numbers]
+    found = [os.fsdecode(label) for label in numbers]  # in the order of their first lines
     source.fill(paths, ends, labels, found or None)
     if source.classes is not None:
         numeric = all(label.isdecimal() for label in found)
@@ -212,6 +215,6 @@ def _check_first(key: str, path: Path, number: int, image: bytes) -> None:
     first = path.parent / os.fsdecode(image)
     if not first.exists():
         raise UserError(
-            f"{key} = {path}, line {number}: there is no file {first}. Each line is a path relative to "
-            f"{path.parent}, or an absolute one, optionally followed by a tab and a label."
+            f"{key} = {path}, line {number}: no such file: {first}. Each line is a path, relative to "
+            f"{path.parent} or absolute, optionally followed by a tab and a label."
         )

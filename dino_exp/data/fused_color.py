@@ -1,10 +1,10 @@
 """The color steps of `augment` as two passes over the pixels and a blur, each of which compiles to one loop.
 
 Brightness, contrast, saturation and grayscale are all x ← gain·x + share·luminance(x) + offset, clamped to
-0–1, with other numbers per crop (Haeberli 1993). So any order of the four jitter steps is: up to three such
+0–1, with numbers per crop (Haeberli 1993). So any order of the four jitter steps is: up to three such
 steps, the hue, up to three more. Crops that skip a step get the numbers that change nothing; no crop takes a
-branch, and no intermediate image is written to memory. Contrast needs the mean luminance of the image as
-it is then, which is the first pass. `augment` holds the definition, step by step; a test keeps both equal.
+branch, and no intermediate image is written to memory. Contrast needs the mean luminance of the image before
+it, which is the first pass. `augment` has the definition, step by step; a test keeps both equal.
 """
 
 from __future__ import annotations
@@ -25,17 +25,17 @@ class Steps(NamedTuple):
     """Per-crop numbers of N crops."""
 
     gain: Tensor
-    """(N, 6) of the steps before the hue, then after it; 1 where there is none."""
+    """(N, 6), for the steps before the hue and then after it; 1 without a step."""
     share: Tensor
-    """(N, 6) of the luminance; 0 where there is none."""
+    """(N, 6), the factor of the luminance; 0 without a step."""
     offset: Tensor
-    """(N, 6), to be multiplied by the mean luminance."""
+    """(N, 6), to be multiplied by the mean luminance; 0 without a step."""
     hue: Tensor
-    """(N,) of a full circle."""
+    """(N,), the hue shift as a share of the full circle."""
 
 
 def jitter_steps(jittered: Tensor, order: Tensor, factors: Tensor) -> tuple[Steps, Steps]:
-    """The numbers of the color jitter, and those of its part before the contrast.
+    """Compute the numbers of the color jitter, and those of its part before the contrast.
 
     Args:
         jittered: bool (N,).
@@ -61,12 +61,12 @@ def jitter_steps(jittered: Tensor, order: Tensor, factors: Tensor) -> tuple[Step
 
 
 def mean_luminance(crops: Tensor, steps: Steps) -> Tensor:
-    """Mean luminance of crops (N, 3, S, S), uint8 or in 0–1, after `steps`: (N,)."""
+    """Compute the mean luminance (N,) of crops (N, 3, S, S), uint8 or in 0–1, after `steps`."""
     return _luminance(_jitter(_planes(crops), steps)).mean((1, 2))
 
 
 def color(crops: Tensor, steps: Steps, gray: Tensor, solarized: Tensor, mean: Tensor, std: Tensor) -> Tensor:
-    """Jitter, grayscale, solarization and normalization in one pass.
+    """Apply jitter, grayscale, solarization and normalization in one pass.
 
     Args:
         crops: (N, 3, S, S), uint8 or in 0–1.
@@ -116,23 +116,23 @@ def _hue(planes: list[Tensor], shift: Tensor) -> list[Tensor]:
     sixths = torch.where(value == r, (g - b) * scale, of_green_or_blue) + 6 * shift
     turned = []
     for offset in (5.0, 3.0, 1.0):
-        place = sixths + offset
-        place = place - 6 * torch.floor(place * (1 / 6))
-        turned.append(value - chroma * torch.minimum(place, 4 - place).clamp(0, 1))
+        position = sixths + offset
+        position = position - 6 * torch.floor(position * (1 / 6))
+        turned.append(value - chroma * torch.minimum(position, 4 - position).clamp(0, 1))
     return turned
 
 
 def blur_across(padded: Tensor, kernel: Tensor) -> Tensor:
     """Filter the rows of crops padded by R on the left and right: (N, C, H, W + 2R) -> (N, C, H, W).
 
-    kernel: (N, 2R + 1). A sum of shifted images compiles to a third of a grouped convolution's time.
+    kernel: (N, 2R + 1). A sum of shifted images takes a third of a grouped convolution's time once compiled.
     """
     width = padded.shape[3] - kernel.shape[1] + 1
     return _weighted_sum([padded[..., tap : tap + width] for tap in range(kernel.shape[1])], kernel)
 
 
 def blur_down(padded: Tensor, kernel: Tensor) -> Tensor:
-    """The same for the columns: (N, C, H + 2R, W) -> (N, C, H, W)."""
+    """Filter the columns of crops padded by R above and below: (N, C, H + 2R, W) -> (N, C, H, W)."""
     height = padded.shape[2] - kernel.shape[1] + 1
     return _weighted_sum([padded[:, :, tap : tap + height] for tap in range(kernel.shape[1])], kernel)
 
@@ -145,9 +145,9 @@ def _weighted_sum(shifted: list[Tensor], kernel: Tensor) -> Tensor:
 
 
 class FusedColor:
-    """The four functions above, compiled for any number and size of crops at the first call.
+    """The functions of this module, compiled for any number and size of crops at the first call.
 
-    Compiling takes some ten seconds, which PyTorch then keeps on disk for later runs.
+    Compiling takes some ten seconds; PyTorch keeps the result on disk for later runs.
     """
 
     def __init__(self) -> None:
@@ -166,22 +166,22 @@ class FusedColor:
         mean: Tensor,
         std: Tensor,
     ) -> Tensor:
-        """Jitter, grayscale, solarization and normalization; see `color`.
+        """Apply jitter, grayscale, solarization and normalization; see the function `color`.
 
-        `steps` and `earlier` are what `jitter_steps` gives, on the CPU.
+        `steps` and `earlier` are what `jitter_steps` returns, on the CPU.
         """
         rows = steps.offset.any(1).nonzero().squeeze(1)  # with contrast
         luminance = torch.zeros(len(crops), device=crops.device)
         if len(rows):
-            there = rows.to(crops.device)
+            where = rows.to(crops.device)
             earlier = Steps(*(numbers[rows].to(crops.device) for numbers in earlier))
-            luminance[there] = self._mean_luminance(crops.index_select(0, there), earlier)
+            luminance[where] = self._mean_luminance(crops.index_select(0, where), earlier)
         steps = Steps(*(numbers.to(crops.device) for numbers in steps))
         steps = steps._replace(offset=steps.offset * luminance[:, None])
         return self._color(crops, steps, gray, solarized, mean, std)
 
     def blur(self, x: Tensor, kernel: Tensor) -> Tensor:
-        """Filter x (N, C, S, S) with kernel (N, 2R + 1) across and down, edges repeated."""
+        """Filter rows and columns of x (N, C, S, S) with kernel (N, 2R + 1), edges repeated."""
         radius = kernel.shape[1] // 2
         padded = F.pad(x, [radius] * 4, mode="replicate")
         return self._down(self._across(padded, kernel), kernel)

@@ -1,4 +1,4 @@
-"""Hugging Face data sets that lie on the disk: saved by `save_to_disk`, or as parquet files."""
+"""Hugging Face data sets on the disk: saved by `save_to_disk`, or as parquet files."""
 
 from __future__ import annotations
 
@@ -15,14 +15,15 @@ import torch
 from dino_exp.data.file_ranges import stamps
 from dino_exp.data.file_sets import (
     HELD_OUT,
-    absolute,
-    files_of,
-    held_out_beside,
-    held_out_part,
-    training_part,
+    absolute_path,
+    find_files,
+    find_held_out,
+    held_out_files,
+    refuse_training_files,
+    training_files,
 )
-from dino_exp.data.labeled import Labeled, digest
-from dino_exp.data.packed import packed_splits
+from dino_exp.data.labeled import LabeledSource, short_digest
+from dino_exp.data.packed import stored_splits
 from dino_exp.data.source import CorruptImageError, Shrink, Splits, decode_image, default_root
 from dino_exp.errors import UserError
 
@@ -34,36 +35,34 @@ KINDS = (
     "'/data/train-*.parquet'"
 )
 END_OF_STREAM = b"\xff\xff\xff\xff\x00\x00\x00\x00"
-"""The last bytes of a whole arrow file: a reader takes one that was cut between two batches for whole."""
+"""The last bytes of a complete arrow file. Readers do not notice a file that was cut between two batches."""
 
 
 def load(
     *,
-    name: str,
     root: str | None,
     val_root: str | None,
     channels: int,
-    mean: list[float],
-    std: list[float],
-    max_corrupt: float,
     backend: str,
     packed: bool,
     packed_side: int | None,
     image_column: str | None,
     label_column: str | None,
 ) -> Splits:
-    """The images of `root`, and those of `val_root` as the held-out ones; no network is asked.
-
-    root: a folder written by `save_to_disk` (a Dataset, or a DatasetDict with a split `train`), or parquet
-    files: a folder that holds them or whose folder `data` does, one file, a pattern, or a list of them.
-    Files that are named as held out (validation, test) are not trained on, unless all are.
-    val_root: one of the same; "auto" takes the split or the files of `root` that are named as held out, or
-    the folder `val`, `validation` or `test` beside one named `train`; None holds nothing out.
-    image_column: null is the one column of the type Image. label_column: null is the one ClassLabel column.
+    """Find the training images in `root` and the held-out images in `val_root`, without any network.
 
     Parquet is unpacked into arrow files in `default_root()` once, which random access needs.
-    name, mean, std and max_corrupt concern the loader; backend is `decode_image`'s, packed and packed_side
-    are `packed_splits`'s.
+
+    Args:
+        root: a folder written by `save_to_disk` (a Dataset, or a DatasetDict with a split `train`), or
+            parquet files: their folder, the folder that has them in `data`, one file, a pattern, or a list.
+            Files named as held out (validation, test) are not trained on, unless all are.
+        val_root: one of the same; "auto" is the split or the files of `root` that are named as held out, or
+            the folder `val`, `validation` or `test` next to one named `train`; None is no held-out images.
+        channels, backend: see `decode_image`.
+        packed, packed_side: see `stored_splits`.
+        image_column: None is the one column of the type Image.
+        label_column: None is the one column of the type ClassLabel, if there is one.
 
     Raises UserError where the package is missing, or a file is missing or half-written.
     """
@@ -71,21 +70,16 @@ def load(
         raise UserError(f"data.root is null: give {KINDS}.")
     train_files, found = _files("data.root", root)
     if val_root == "auto":
-        held_out = found or held_out_beside(root, train_files, ENDINGS, _held_out)
+        held_out = found or find_held_out(root, train_files, ENDINGS, _held_out)
     else:
         held_out = _held_out(val_root) if val_root else []
-    if set(held_out) & set(train_files):
-        raise UserError(
-            f"data.val_root = {val_root}: {held_out[0]} is among the training images; give held-out ones, "
-            "or null for none."
-        )
+    refuse_training_files(val_root, held_out, train_files)
     columns = image_column, label_column
     train = HuggingfaceSource("data.root", train_files, channels, backend, *columns)
     test = None
     if held_out:
         test = HuggingfaceSource("data.val_root", held_out, channels, backend, *columns)
-        test.use_classes_of(train, f"data.val_root = {val_root}")
-    return packed_splits(train, test, packed_side) if packed else Splits(train, test)
+    return stored_splits(train, test, val_root, packed, packed_side)
 
 
 def _held_out(val_root: str) -> list[Path]:
@@ -93,7 +87,7 @@ def _held_out(val_root: str) -> list[Path]:
     return named or files
 
 
-class HuggingfaceSource(Labeled):
+class HuggingfaceSource(LabeledSource):
     """The rows of one data set; the images stay encoded in memory-mapped arrow files.
 
     files: one folder of `save_to_disk`, or parquet files.
@@ -112,11 +106,11 @@ class HuggingfaceSource(Labeled):
         self._channels, self._backend = channels, backend
         rows, self._key = _saved(files[0]) if files[0].is_dir() else _unpacked(files)
         if not len(rows):
-            raise UserError(f"{key} = {self.place}: no rows.")
+            raise UserError(f"{key} = {self.path}: no rows.")
         datasets = _package()
         column = _column(key, rows, "image_column", image_column, datasets.Image)
         self._column = column
-        # Undecoded, so that every source decodes alike.
+        # Not decoded, so that every source decodes alike.
         self._rows = rows.select_columns([column]).cast_column(column, datasets.Image(decode=False))
         label = _column(key, rows, "label_column", label_column, datasets.ClassLabel)
         if label is not None:
@@ -135,17 +129,17 @@ class HuggingfaceSource(Labeled):
             except OSError as error:
                 raise CorruptImageError(name, f"{image['path']}: {error.strerror}") from error
         if not content:
-            raise CorruptImageError(name, "the row holds no image")
+            raise CorruptImageError(name, "the row has no image")
         return decode_image(content, name, self._channels, backend=self._backend, shrink=shrink)
 
     def name(self, index: int) -> str:
         if not 0 <= index < len(self):
             raise IndexError(f"image {index} of {len(self)}")
-        return f"{self.place}: row {index}"
+        return f"{self.path}: row {index}"
 
     def fingerprint(self) -> str:
-        """Changes when a file does, or how it is read."""
-        return digest(self._key, self._column, self._channels, self._backend)
+        """Return a digest of the files, the column, and how images are decoded."""
+        return short_digest(self._key, self._column, self._channels, self._backend)
 
     def _take_labels(self, rows: Any, column: str) -> None:
         values = rows.select_columns([column]).with_format("arrow")[:].column(0).to_pandas().to_numpy()
@@ -154,7 +148,7 @@ class HuggingfaceSource(Labeled):
             numbers, labels = np.unique(values, return_inverse=True)
             self.label(labels.astype(np.int64), [str(number) for number in numbers])
         elif np.nanmin(values, initial=0) < 0 or np.isnan(values.astype(np.float64)).any():
-            log.info("%s: rows without a label (null or -1), so the labels are left aside", self.place)
+            log.info("%s: some rows have no label (null or -1), so all labels are ignored.", self.path)
         else:
             self.label(values.astype(np.int64), list(names))
 
@@ -174,42 +168,42 @@ def _package() -> Any:
 
 
 def _files(key: str, value: str) -> tuple[list[Path], list[Path]]:
-    """The files (or the one folder of `save_to_disk`) to train on and those named as held out."""
-    place = absolute(value)
-    if (place / "state.json").exists():
-        return [place], []
-    if (place / "dataset_dict.json").exists():
-        return _parts(key, place)
-    if place.is_dir() and not any(place.glob("*.parquet")) and any(place.glob("data/*.parquet")):
-        value = str(place / "data")  # the hub's layout
-    files = files_of(key, value, ENDINGS, KINDS)
-    train = training_part(files)
-    held_out = [file for file in held_out_part(files) if file not in train]
+    """Return the files (or the one folder of `save_to_disk`) to train on, and those named as held out."""
+    root = absolute_path(value)
+    if (root / "state.json").exists():
+        return [root], []
+    if (root / "dataset_dict.json").exists():
+        return _saved_splits(key, root)
+    if root.is_dir() and not any(root.glob("*.parquet")) and any(root.glob("data/*.parquet")):
+        value = str(root / "data")  # the hub's layout
+    files = find_files(key, value, ENDINGS, KINDS)
+    train = training_files(files)
+    held_out = [file for file in held_out_files(files) if file not in train]
     return train, held_out
 
 
-def _parts(key: str, place: Path) -> tuple[list[Path], list[Path]]:
-    splits = json.loads((place / "dataset_dict.json").read_text())["splits"]
-    held_out = [place / name for name in HELD_OUT if name in splits][:1]
+def _saved_splits(key: str, root: Path) -> tuple[list[Path], list[Path]]:
+    splits = json.loads((root / "dataset_dict.json").read_text())["splits"]
+    held_out = [root / name for name in HELD_OUT if name in splits][:1]
     if "train" in splits:
-        return [place / "train"], held_out
+        return [root / "train"], held_out
     if len(splits) == 1:
-        return [place / splits[0]], []
+        return [root / splits[0]], []
     raise UserError(
-        f"{key} = {place}: none of its splits ({', '.join(splits)}) is named train; give the folder of one, "
-        f"{key}={place / splits[0]}."
+        f"{key} = {root}: none of its splits ({', '.join(splits)}) is named train; give the folder of one, "
+        f"{key}={root / splits[0]}."
     )
 
 
 def _saved(folder: Path) -> tuple[Any, str]:
-    """The rows that `save_to_disk` wrote into a folder, and a key of the files."""
+    """Return the rows that `save_to_disk` wrote into a folder, and a digest of the files."""
     datasets = _package()
     try:
         named = json.loads((folder / "state.json").read_text())["_data_files"]
         files = [folder / file["filename"] for file in named]
         for file in files:
             _check_end(file)
-        return datasets.load_from_disk(str(folder)), digest(stamps(files))
+        return datasets.load_from_disk(str(folder)), short_digest(stamps(files))
     except Exception as error:  # pyarrow and datasets raise every kind of error on damaged files
         raise _half_written(folder, error) from error
 
@@ -222,7 +216,7 @@ def _check_end(file: Path) -> None:
 
 
 def _unpacked(files: Sequence[Path]) -> tuple[Any, str]:
-    """The rows of parquet files and a key of the files."""
+    """Return the rows of parquet files, and a digest of the files."""
     datasets = _package()
     from pyarrow import parquet
 
@@ -231,9 +225,9 @@ def _unpacked(files: Sequence[Path]) -> tuple[Any, str]:
             parquet.read_metadata(file)
         except Exception as error:
             raise _half_written(file, error) from error
-    key = digest(stamps(files))
+    key = short_digest(stamps(files))
     cache = default_root() / "huggingface" / key
-    log.info("%s parquet files in %s, as arrow files in %s", f"{len(files):,}", files[0].parent, cache)
+    log.info("Reading %s parquet files in %s as arrow files in %s", f"{len(files):,}", files[0].parent, cache)
     try:
         return datasets.Dataset.from_parquet([str(file) for file in files], cache_dir=str(cache)), key
     except Exception as error:
@@ -241,7 +235,7 @@ def _unpacked(files: Sequence[Path]) -> tuple[Any, str]:
 
 
 def _column(key: str, rows: Any, option: str, name: str | None, kind: type) -> Any:
-    """The column that an option names, or the one column of its kind; no label column is none."""
+    """Return the column that an option names, or the only one of its kind; None for no label column."""
     if name is not None:
         if name not in rows.column_names:
             raise UserError(f"data.{option} = {name}: the columns are {', '.join(rows.column_names)}.")
@@ -256,8 +250,8 @@ def _column(key: str, rows: Any, option: str, name: str | None, kind: type) -> A
     )
 
 
-def _half_written(place: Path, reason: object) -> UserError:
+def _half_written(path: Path, reason: object) -> UserError:
     if isinstance(reason, UserError):
         return reason
     text = " ".join(str(reason).split()) or type(reason).__name__
-    return UserError(f"{place}: half-written, damaged or not what its name says ({text}). Write it again.")
+    return UserError(f"{path}: half-written, damaged or not what its name says ({text}). Write it again.")

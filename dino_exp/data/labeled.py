@@ -1,4 +1,4 @@
-"""What the sources of stored images keep of ten million of them: numbers and characters in tensors.
+"""Paths and labels of up to ten million stored images, as characters and numbers in tensors.
 
 A Python object per image would take gigabytes in each process; tensors go to the loader's processes
 through shared memory.
@@ -11,14 +11,16 @@ import os
 from array import array
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import torch
 
+from dino_exp.data.source import ImageSource
 from dino_exp.errors import UserError
 
 
-class Names:
+class NameTable:
     """Many names in one buffer: name i is characters[ends[i] : ends[i + 1]]."""
 
     def __init__(self, characters: bytes | bytearray | np.ndarray, ends: array[int] | np.ndarray) -> None:
@@ -34,13 +36,22 @@ class Names:
         return os.fsdecode(self.characters[self.ends[index] : self.ends[index + 1]].numpy().tobytes())
 
 
-class Labeled:
-    """The part of an `ImageSource` that has to do with labels, with the place that data.root said."""
+class StoredImages(ImageSource, Protocol):
+    """Images in files."""
+
+    path: Path
+    """The folder or list that data.root or data.val_root names."""
+
+    def use_classes_of(self, train: StoredImages, where: str) -> None: ...
+
+
+class LabeledSource:
+    """The part of `StoredImages` that does not depend on how they are stored."""
 
     has_masks = False
 
-    def __init__(self, place: Path) -> None:
-        self.place = place
+    def __init__(self, path: Path) -> None:
+        self.path = path
         self.classes: list[str] | None = None
         self._labels: torch.Tensor | None = None
 
@@ -52,20 +63,23 @@ class Labeled:
         raise ValueError("stored images have no masks")
 
     def label(self, labels: array[int] | np.ndarray, classes: list[str]) -> None:
-        """Take int64 labels (N,) and their classes; a single class counts as none, k-NN would be right."""
+        """Set int64 labels (N,) and their classes.
+
+        A single class counts as no labels, because k-NN on one class would always be right.
+        """
         if len(classes) > 1:
             self.classes, self._labels = classes, _tensor(labels, np.int64)
 
     def relabel(self, classes: list[str] | None, number: Sequence[int]) -> None:
-        """Give label i the number number[i] of other classes, or drop all labels (classes = None)."""
+        """Change label i to number[i], a label of `classes`, or drop all labels (classes = None)."""
         self.classes = classes
         if classes is None or self._labels is None:
             self._labels = None
         else:
             self._labels = torch.tensor(number, dtype=torch.int64)[self._labels]
 
-    def use_classes_of(self, train: Labeled, where: str) -> None:
-        """Number the labels of these held-out images as the training images' labels are numbered.
+    def use_classes_of(self, train: StoredImages, where: str) -> None:
+        """Number the labels of these held-out images as those of the training images.
 
         Raises UserError, which names `where` (a key and its value), if classes are missing or unknown.
         """
@@ -74,8 +88,8 @@ class Labeled:
             return
         if self.classes is None or self.labels is None:
             raise UserError(
-                f"{where} ({self.place}): these images have fewer than two classes, and those of data.root "
-                f"({train.place}) have {len(train.classes):,}. Label them with the same classes, or set "
+                f"{where} ({self.path}): these images have fewer than two classes, and those of data.root "
+                f"({train.path}) have {len(train.classes):,}. Label them with the same classes, or set "
                 "data.val_root=null."
             )
         position = {name: number for number, name in enumerate(train.classes)}
@@ -83,15 +97,15 @@ class Labeled:
         unknown = sorted(present - position.keys())
         if unknown:
             raise UserError(
-                f"{where} ({self.place}): class {unknown[0]!r} ({len(unknown):,} such) is not among the "
-                f"{len(train.classes):,} classes of data.root ({train.place}). Make the class names agree, "
+                f"{where} ({self.path}): class {unknown[0]!r} ({len(unknown):,} such) is not among the "
+                f"{len(train.classes):,} classes of data.root ({train.path}). Make the class names agree, "
                 "or set data.val_root=null."
             )
         self.relabel(train.classes, [position.get(name, -1) for name in self.classes])
 
 
-def digest(*parts: object) -> str:
-    """A short hash of bytes, arrays, and whatever has a faithful repr; the name of what is made from them."""
+def short_digest(*parts: object) -> str:
+    """Return 16 hexadecimal digits of a hash of bytes, arrays, and objects by their repr, to name a file."""
     hashed = hashlib.sha256()
     for part in parts:
         if isinstance(part, np.ndarray):

@@ -1,7 +1,7 @@
 """Batches of crops in an order that depends on the seed alone.
 
-A sample's crops depend on (seed, epoch, index): each image draws from a counter-based generator at that
-place, so neither worker count, nor process count, nor a resume changes them.
+Each image draws its crops from a counter-based generator at (seed, epoch, index), so neither the number of
+workers, nor that of processes, nor a resume changes them.
 """
 
 from __future__ import annotations
@@ -18,29 +18,29 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from dino_exp.data.augment import Augment
 from dino_exp.data.crops import MultiCrop
-from dino_exp.data.pil_reference import Released
+from dino_exp.data.pil_reference import ReleasedPipeline
 from dino_exp.data.source import CorruptImageError, ImageSource
 from dino_exp.errors import UserError
 from dino_exp.parallel.interrupt import STOPPING
 from dino_exp.seeding import generator
 
 
-class Batch(NamedTuple):
-    """One step's crops, before color. B images, C channels; crop-major."""
+class CropBatch(NamedTuple):
+    """One step's crops of B images with C channels, crop-major, before the photometric augmentation."""
 
     global_crops: torch.Tensor  # uint8 (2, B, C, S, S)
     local_crops: torch.Tensor  # uint8 (n, B, C, s, s)
-    parameters: torch.Tensor  # float32 (2 + n, B, 11), for `Augment`; (2 + n, B, 0) where all is done
-    corrupt: torch.Tensor  # int64, indices that could not be read and were replaced by the next readable one
+    parameters: torch.Tensor  # float32 (2 + n, B, 11), for `Augment`; (2 + n, B, 0) with backend = pil
+    corrupt: torch.Tensor  # int64, indices of unreadable images, each replaced by the next readable one
 
 
 class BatchOrder(Sampler[tuple[int, list[int]]]):
-    """Yields (epoch, indices) of each batch from `start_step` to `stop_step`, without incomplete ones.
+    """The (epoch, indices) of each batch from `start_step` to `stop_step`, without incomplete batches.
 
     Args:
         length: images in the data set, at least `batch_size`.
         batch_size: global.
-        rank: which of `processes` equal, contiguous parts of every batch is wanted.
+        rank: which of `processes` equal, contiguous parts of every batch to yield.
     """
 
     def __init__(
@@ -63,29 +63,29 @@ class BatchOrder(Sampler[tuple[int, list[int]]]):
     def __iter__(self) -> Iterator[tuple[int, list[int]]]:
         steps_per_epoch = self.length // self.batch_size
         part = self.batch_size // self.processes
-        known = -1
+        epoch_of_order = -1
         for step in range(self.start_step, self.stop_step):
-            epoch, place = divmod(step, steps_per_epoch)
-            if epoch != known:
-                order, known = generator(self.seed, epoch, -1).permutation(self.length), epoch
-            start = place * self.batch_size + self.rank * part
+            epoch, batch = divmod(step, steps_per_epoch)
+            if epoch != epoch_of_order:
+                order, epoch_of_order = generator(self.seed, epoch, -1).permutation(self.length), epoch
+            start = batch * self.batch_size + self.rank * part
             yield epoch, order[start : start + part].tolist()
 
 
-class CropBatches(Dataset[Batch]):
-    """Maps (epoch, indices) to a `Batch`.
+class CropBatches(Dataset[CropBatch]):
+    """A map from (epoch, indices) to a `CropBatch`.
 
     Args:
-        backend: `data.backend`. With `pil` the crops come finished but for normalization.
+        backend: `data.backend`. With `pil` the crops are finished except for normalization.
     """
 
     def __init__(
         self, source: ImageSource, crops: MultiCrop, augment: Augment, seed: int, backend: str
     ) -> None:
         self.source, self.crops, self.augment, self.seed = source, crops, augment, seed
-        self.released = Released(crops, augment) if backend == "pil" else None
+        self.released = ReleasedPipeline(crops, augment) if backend == "pil" else None
 
-    def __getitem__(self, where: tuple[int, list[int]]) -> Batch:
+    def __getitem__(self, where: tuple[int, list[int]]) -> CropBatch:
         epoch, indices = where
         crops, each = self.crops, self.crops.uniforms + self.augment.uniforms
         uniform = np.stack(
@@ -100,7 +100,7 @@ class CropBatches(Dataset[Batch]):
         ]
         by_crop = list(zip(*made, strict=True))
         empty = torch.empty(0, len(indices), *by_crop[0][0].shape, dtype=torch.uint8)
-        return Batch(
+        return CropBatch(
             global_crops=_stacked(by_crop[:2]),
             local_crops=_stacked(by_crop[2:]) if by_crop[2:] else empty,
             parameters=torch.from_numpy(parameters if self.released is None else parameters[..., :0]),
@@ -110,14 +110,14 @@ class CropBatches(Dataset[Batch]):
     def _readable(
         self, index: int, uniform: np.ndarray, parameters: np.ndarray, corrupt: list[int]
     ) -> list[torch.Tensor]:
-        """Crops of the image, or of the next readable one; unreadable ones are noted in `corrupt`."""
+        """Return the crops of the image, or of the next readable one; add unreadable ones to `corrupt`."""
         for offset in range(len(self.source)):
-            place = (index + offset) % len(self.source)
+            candidate = (index + offset) % len(self.source)
             try:
-                return self._crops(place, uniform, parameters)
+                return self._crops(candidate, uniform, parameters)
             except CorruptImageError:
-                corrupt.append(place)
-        raise UserError("none of the images can be read; is data.root the right folder?")
+                corrupt.append(candidate)
+        raise UserError("All images are unreadable. Is data.root the right folder?")
 
     def _crops(self, index: int, uniform: np.ndarray, parameters: np.ndarray) -> list[torch.Tensor]:
         if self.released is not None:
@@ -139,34 +139,34 @@ class CropBatches(Dataset[Batch]):
 
 
 def _stacked(by_crop: list[tuple[torch.Tensor, ...]]) -> torch.Tensor:
-    """One crop of every image after the other's: uint8 (crops, B, C, S, S)."""
+    """Stack the images' crops, crop-major: uint8 (crops, B, C, S, S)."""
     stacked = torch.stack([image for crop in by_crop for image in crop]).contiguous()
     return stacked.unflatten(0, (len(by_crop), -1))
 
 
 def outlive_stop_signals(worker: int) -> None:
-    """Keep a loader process at work until the run lets it go.
+    """Make a loader process ignore the signals that stop a run, until its parent stops it.
 
-    Ctrl-C and SLURM signal every process of a run, which then saves at the end of its step, and cannot if its
-    loader died meanwhile. The parent's own SIGTERM, by which it ends a loader that hangs, still counts where
-    the system tells who sent it.
+    Ctrl-C and SLURM signal every process of a run. The run then saves at the end of its step, for which it
+    needs its loaders. SIGTERM from the parent itself, which so ends a loader that hangs, is obeyed where the
+    system tells who sent it.
     """
     others = [number for number in STOPPING if number != signal.SIGTERM]
     for number in others:
         signal.signal(number, signal.SIG_IGN)
     if hasattr(signal, "sigwaitinfo"):
         signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
-        threading.Thread(target=_leave_at_the_parents_signal, daemon=True).start()
+        threading.Thread(target=_exit_on_signal_of_parent, daemon=True).start()
 
 
-def _leave_at_the_parents_signal() -> None:
+def _exit_on_signal_of_parent() -> None:
     while signal.sigwaitinfo([signal.SIGTERM]).si_pid != os.getppid():
         pass
     os._exit(0)
 
 
-def batches(dataset: CropBatches, order: BatchOrder, workers: int, pin_memory: bool) -> DataLoader[Batch]:
-    """A loader over `order`; `workers` processes with one thread each, or this process when 0."""
+def batches(dataset: CropBatches, order: BatchOrder, workers: int, pin_memory: bool) -> DataLoader[CropBatch]:
+    """Return a loader over `order` with `workers` processes of one thread each, or in this process with 0."""
     return DataLoader(
         dataset,
         sampler=order,

@@ -1,4 +1,4 @@
-"""Images decoded once, their pixels kept in one file that all processes and runs of a machine share."""
+"""Images that are decoded once, into one file of pixels that all processes and runs of a machine share."""
 
 from __future__ import annotations
 
@@ -8,11 +8,9 @@ import shutil
 import time
 import zipfile
 import zlib
-from collections import deque
-from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable
 from pathlib import Path
-from typing import IO, NamedTuple, Protocol
+from typing import IO, NamedTuple
 
 import numpy as np
 import torch
@@ -25,37 +23,43 @@ from dino_exp import machine
 from dino_exp.atomic import write_atomically
 from dino_exp.console import console_for_a_run
 from dino_exp.data.file_ranges import FileRanges, stamps
-from dino_exp.data.labeled import digest
-from dino_exp.data.source import CorruptImageError, ImageSource, Shrink, Splits, default_root
+from dino_exp.data.labeled import StoredImages, short_digest
+from dino_exp.data.read_ahead import ahead
+from dino_exp.data.source import CorruptImageError, Shrink, Splits, default_root
 from dino_exp.errors import UserError
 
 log = logging.getLogger(__name__)
 
-LAYOUT = 1  # of the two files
+LAYOUT = 1
+"""Version of the layout of the two files, in their names."""
 LOG_SECONDS = 60
-"""Between two lines about the progress where there is no terminal for a bar."""
+"""Seconds between two lines about the progress where there is no terminal for a bar."""
 SAMPLE = 256
 """Images whose sizes tell how much room all will take."""
 
 
-class StoredImages(ImageSource, Protocol):
-    """Images in files."""
-
-    place: Path
-
-
-def packed_splits(train: StoredImages, test: StoredImages | None, side: int | None) -> Splits:
-    """Both parts as `PackedSource`s, which are written now if they are not there yet."""
-    return Splits(PackedSource(train, side), None if test is None else PackedSource(test, side))
+def stored_splits(
+    train: StoredImages,
+    test: StoredImages | None,
+    val_root: str | None,
+    packed: bool,
+    packed_side: int | None,
+) -> Splits:
+    """Return both parts, numbered by the classes of `train`, as `PackedSource`s if `packed`."""
+    if test is not None:
+        test.use_classes_of(train, f"data.val_root = {val_root}")
+    if not packed:
+        return Splits(train, test)
+    return Splits(PackedSource(train, packed_side), None if test is None else PackedSource(test, packed_side))
 
 
 class PackedSource:
-    """The images of a source, from their pixels in `default_root()`.
+    """The images of a source, from their pixels in `default_root()`, which are written there if missing.
 
     side: the shorter side of larger images becomes this many pixels, antialiased bicubic; None keeps them.
 
     Unreadable images stay so, with their reason. Each image has a check sum, because the file may be too
-    large to be read whole at every start; a damaged image is unreadable too.
+    large to be read entirely at every start; a damaged image is unreadable too.
     Raises UserError where the pixels do not fit on the disk.
     """
 
@@ -63,7 +67,7 @@ class PackedSource:
 
     def __init__(self, source: StoredImages, side: int | None) -> None:
         self._source = source
-        name = f"packed-{source.place.name}-{digest(LAYOUT, source.fingerprint(), side)}"
+        name = f"packed-{source.path.name}-{short_digest(LAYOUT, source.fingerprint(), side)}"
         self._name = name
         pixels, index = (default_root() / f"{name}{ending}" for ending in (".pixels", ".npz"))
         try:
@@ -124,20 +128,20 @@ class PackedSource:
 
 class _Index(NamedTuple):
     shapes: np.ndarray  # int32 (N, 3): C, H, W; zeros where unreadable
-    starts: np.ndarray  # int64 (N,): of the image in the file, which holds C x H x W bytes of each
+    starts: np.ndarray  # int64 (N,): first byte of the image in the file, which holds C x H x W bytes of each
     checks: np.ndarray  # int64 (N,): CRC-32
-    unreadable: np.ndarray  # int64 (M,)
+    unreadable: np.ndarray  # int64 (M,): indices
     reasons: np.ndarray  # text (M,)
 
 
 def _read_index(index: Path, pixels: Path) -> _Index | None:
-    """What was packed; None where it is not there, or not whole."""
+    """Return the index of the packed images; None where a file is missing or incomplete."""
     try:
         # opened here, because NumPy leaves the file of a damaged archive open
         with index.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
             found = _Index(**arrays)
-        whole = pixels.stat().st_size == found.shapes.astype(np.int64).prod(axis=1).sum()
-        return found if whole else None
+        is_complete = pixels.stat().st_size == found.shapes.astype(np.int64).prod(axis=1).sum()
+        return found if is_complete else None
     except (OSError, ValueError, TypeError, EOFError, zipfile.BadZipFile):
         return None
 
@@ -153,20 +157,22 @@ def _pack(source: StoredImages, side: int | None, path: Path) -> _Index:
         except CorruptImageError as error:
             return error
 
-    needed = _room(read, count)
-    _check_room(path.parent, needed)
-    log.info("packing %s images (about %s) into %s", f"{count:,}", _size(needed), path)
+    needed = _bytes_needed(read, count)
+    if shutil.disk_usage(path.parent).free < needed:
+        raise _disk_too_small(path.parent, needed)
+    log.info("Packing %s images (about %s) into %s", f"{count:,}", _size(needed), path)
     began = time.monotonic()
 
     def write(file: IO[bytes]) -> None:
-        images = _in_order(read, count, machine.cores())
-        console, told = console_for_a_run(), began
+        # decoders let go of the interpreter, so threads are enough
+        images = ahead(read, range(count), machine.cores(), at_once=2 * machine.cores())
+        console, logged = console_for_a_run(), began
         quiet = not console.is_terminal
         shown = track(images, "packing", total=count, console=console, transient=True, disable=quiet)
         for index, image in enumerate(shown):
-            if quiet and time.monotonic() - told > LOG_SECONDS:
-                told = time.monotonic()
-                log.info("packed %s of %s images", f"{index:,}", f"{count:,}")
+            if quiet and time.monotonic() - logged > LOG_SECONDS:
+                logged = time.monotonic()
+                log.info("Packed %s of %s images", f"{index:,}", f"{count:,}")
             if isinstance(image, CorruptImageError):
                 reasons[index] = image.reason
                 continue
@@ -178,9 +184,9 @@ def _pack(source: StoredImages, side: int | None, path: Path) -> _Index:
         write_atomically(path, write)
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise _no_room(path.parent, needed) from error
+            raise _disk_too_small(path.parent, needed) from error
         raise
-    log.info("packed in %.0f s, %s unreadable", time.monotonic() - began, f"{len(reasons):,}")
+    log.info("Packed in %.0f s, %s unreadable", time.monotonic() - began, f"{len(reasons):,}")
     lengths = shapes.astype(np.int64).prod(axis=1)
     return _Index(
         shapes,
@@ -197,33 +203,14 @@ def _resized(image: torch.Tensor, side: int | None) -> torch.Tensor:
     return transforms.resize(image, [side], InterpolationMode.BICUBIC, antialias=True)
 
 
-def _in_order(
-    read: Callable[[int], torch.Tensor | CorruptImageError], count: int, workers: int
-) -> Iterator[torch.Tensor | CorruptImageError]:
-    """`read` of 0 to count − 1 in threads (decoders let go of the interpreter), a few ahead."""
-    under_way: deque[Future[torch.Tensor | CorruptImageError]] = deque()
-    with ThreadPoolExecutor(workers) as pool:
-        for index in range(count):
-            under_way.append(pool.submit(read, index))
-            if len(under_way) > 2 * workers:
-                yield under_way.popleft().result()
-        while under_way:
-            yield under_way.popleft().result()
-
-
-def _room(read: Callable[[int], torch.Tensor | CorruptImageError], count: int) -> int:
-    """Bytes of all pixels, from those of some images."""
+def _bytes_needed(read: Callable[[int], torch.Tensor | CorruptImageError], count: int) -> int:
+    """Estimate the bytes of all pixels from those of some images."""
     some = range(0, count, -(-count // SAMPLE))
     sizes = [image.numel() for image in map(read, some) if isinstance(image, torch.Tensor)]
     return sum(sizes) * count // len(some)
 
 
-def _check_room(folder: Path, needed: int) -> None:
-    if shutil.disk_usage(folder).free < needed:
-        raise _no_room(folder, needed)
-
-
-def _no_room(folder: Path, needed: int) -> UserError:
+def _disk_too_small(folder: Path, needed: int) -> UserError:
     return UserError(
         f"data.packed = true: the pixels take about {_size(needed)}, and {folder} has "
         f"{_size(shutil.disk_usage(folder).free)} left. Make room, set XDG_CACHE_HOME to a larger disk, or "

@@ -1,7 +1,7 @@
 """The released DINO pipeline, crop by crop on Pillow images: the reference for `augment`.
 
 The boxes and the parameters are those of the fast pipeline, so one (seed, epoch, index) gives the same crop
-in both, but for rounding.
+in both, except for rounding.
 """
 
 from __future__ import annotations
@@ -27,20 +27,20 @@ ORDERS = tuple(permutations(range(4)))
 """The orders of these four, numbered as in `augment`."""
 
 
-class Released:
-    """Makes an image's crops, all but normalized.
+class ReleasedPipeline:
+    """Cutting and augmenting the crops of an image, without the normalization.
 
     Args:
-        augment: draws the parameters; it must not rotate, which the released code cannot.
+        augment: what draws the parameters; it must not rotate, which the released code cannot.
     """
 
     def __init__(self, crops: MultiCrop, augment: Augment) -> None:
         self.sizes = crops.sizes
-        # A strength of 0 leaves the step out. Hue would otherwise round by way of HSV even so.
+        # A strength of 0 skips the step, because hue would round values by way of HSV even with a shift of 0.
         self.jitters = [strength > 0 for strength in augment.strengths]
 
     def __call__(self, image: torch.Tensor, boxes: np.ndarray, parameters: np.ndarray) -> list[torch.Tensor]:
-        """The finished crops, uint8 (C, S, S) each.
+        """Return the finished crops, uint8 (C, S, S) each.
 
         Args:
             image: uint8 (1 or 3, H, W).

@@ -1,4 +1,4 @@
-"""A map whose next results are worked on in threads while the present one is used."""
+"""A map that computes the next results in threads while the present one is used."""
 
 from __future__ import annotations
 
@@ -14,7 +14,10 @@ Result = TypeVar("Result")
 def ahead(
     load: Callable[[Item], Result], items: Iterable[Item], workers: int, at_once: int | None = None
 ) -> Iterator[Result]:
-    """`map(load, items)` with at most `at_once` items under way (one per thread); workers = 0 has none."""
+    """Yield `load` of each item in order, computed by `workers` threads, or by the caller's with workers = 0.
+
+    At most `at_once` results, by default one per thread, are computed before they are asked for.
+    """
     if workers == 0:
         yield from map(load, items)
         return

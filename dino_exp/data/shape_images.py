@@ -1,8 +1,8 @@
 """The drawing of the shapes: one textured object on a cluttered background, with its class and its mask.
 
-Ten classes, each with its own silhouette and its own texture. Colors, place, size, rotation, light and
-background are nuisance. An image depends on (seed, split, index) alone: images are drawn in blocks of
-1,000, and a set of 500 is the beginning of a set of 12,000.
+Ten classes, each with its own silhouette and texture. Colors, position, size, rotation, light and background
+are nuisance. An image depends on (seed, split, index) alone: images are drawn in blocks of 1,000, and a set
+of 500 is the beginning of a set of 12,000.
 """
 
 from __future__ import annotations
@@ -13,27 +13,27 @@ from typing import NamedTuple
 import numpy as np
 
 # Difficulty. Lengths are in pixels of a 32-pixel image and scale with data.image_size; luminance is 0 to 1.
-# What tells one image from another through every augmentation is what a network learns first. So luminance
-# and contrast hardly differ between images, hue (which the augmentation turns) differs freely, and the
-# background is clutter of one kind everywhere. With free contrasts, networks learned those, not the shapes.
+# A network first learns what distinguishes images under every augmentation. So luminance and contrast hardly
+# differ between images, hue (which the augmentation shifts) differs freely, and the background has the same
+# kind of clutter everywhere. With contrasts that differ, networks learned those instead of the shapes.
 AREA = (0.16, 0.3)  # share of the image that the object covers
 MARGIN = 0.75  # share of the object's reach that stays inside the image
-LEAST_ROAM = 4.0  # the center moves at least this far from the middle, even for the largest object
+LEAST_ROAM = 4.0  # the object's center may be at least this far from the image's, however large it is
 TEXTURE_PERIOD = 0.36  # of the square root of the object's area: 4.5 to 6 pixels
 BACKGROUND_LUMINANCE = 0.5
-OBJECT_CONTRAST = 0.36  # luminance of one of the object's colors above the background's, the other below
-LUMINANCE_SPREAD = 0.03  # greatest departure of an image from each of these
-OBJECT_CHROMA = 0.2  # departure of a color from gray, in a random hue
+OBJECT_CONTRAST = 0.36  # one of the object's colors is lighter than the background by this, the other darker
+LUMINANCE_SPREAD = 0.03  # greatest difference of an image from each of these
+OBJECT_CHROMA = 0.2  # distance of a color from gray, in a random hue
 BACKGROUND_CHROMA = 0.15
 CLUTTER_CELLS = (4, 7)  # cells per side of the noise whose level sets are the patches of the background
 CLUTTER_CONTRAST = 0.14  # luminance of a patch above or below the background's; more is harder
 CLUTTER_CHROMA = 0.1
 CLUTTER_SHARPNESS = 6.0  # slope of a patch's edge; large is hard-edged
-LIGHT = 0.15  # greatest change of brightness from the middle to a side
+LIGHT = 0.15  # greatest change of brightness from the center to a side
 NOISE = 0.05  # amplitude of the noise per pixel
 
 GENERATOR_VERSION = 1
-"""In the cache's file name, as the numbers above are. Raise it when the code below draws otherwise."""
+"""Part of the cache's file name, as the numbers above are. Raise it when the code draws other images."""
 
 BLOCK = 1000
 SIDE = 32.0  # reference pixels along a side
@@ -107,7 +107,7 @@ def _corner(x: Field, y: Field) -> Field:
 
 
 def _wave(phase: Field) -> Field:
-    """Smoothed square wave of period 1."""
+    """Return a smoothed square wave of period 1."""
     return np.clip(0.5 + 1.2 * np.sin(2 * np.float32(np.pi) * phase), 0, 1)
 
 
@@ -125,7 +125,7 @@ def _stripes(x: Field, y: Field, distance: Field) -> Field:
 
 
 def _sectors(x: Field, y: Field, distance: Field) -> Field:
-    x, y = x * x - y * y, 2 * x * y  # the angle doubles twice, and four sectors go round
+    x, y = x * x - y * y, 2 * x * y  # this doubles the angle, twice: four sectors
     x, y = x * x - y * y, 2 * x * y
     return np.clip(0.5 + 1.2 * y / (_radius(x, y) + 1e-6), 0, 1)
 
@@ -182,7 +182,7 @@ CLASSES = (
 
 
 def settings() -> tuple[object, ...]:
-    """All that decides what an image looks like, beside its seed, split, index, size and channels."""
+    """Return all that an image depends on besides its seed, split, index, size and channels."""
     objects = (AREA, MARGIN, LEAST_ROAM, TEXTURE_PERIOD, OBJECT_CONTRAST, OBJECT_CHROMA)
     background = (BACKGROUND_LUMINANCE, LUMINANCE_SPREAD, BACKGROUND_CHROMA)
     clutter = (CLUTTER_CELLS, CLUTTER_CONTRAST, CLUTTER_CHROMA, CLUTTER_SHARPNESS)
@@ -194,7 +194,7 @@ def settings() -> tuple[object, ...]:
 
 
 class _Draws:
-    """Random numbers of one stream: NumPy promises that PCG64's raw numbers stay, not its distributions."""
+    """One stream of random numbers, from PCG64's raw numbers: NumPy may change its distributions."""
 
     def __init__(self, *key: int) -> None:
         self._bits = np.random.PCG64(np.random.SeedSequence(key))
@@ -212,13 +212,13 @@ class _Draws:
 
 
 def block_labels(seed: int, split: int, block: int) -> np.ndarray:
-    """int64 (BLOCK,): each ten in a row hold every class once, so that any beginning is balanced."""
+    """Return int64 (BLOCK,): each ten in a row have every class once, so that any beginning is balanced."""
     order = _Draws(seed, split, block, len(CLASSES)).raw(BLOCK // len(CLASSES), len(CLASSES))
     return np.argsort(order, axis=1, kind="stable").reshape(BLOCK)
 
 
 def block_images(seed: int, split: int, block: int, image_size: int, channels: int) -> np.ndarray:
-    """uint8 (BLOCK, channels + 1, image_size, image_size); the last plane is the mask, 0 or 1."""
+    """Draw uint8 (BLOCK, channels + 1, image_size, image_size); the last plane is the mask, 0 or 1."""
     labels = block_labels(seed, split, block)
     images = np.empty((BLOCK, channels + 1, image_size, image_size), dtype=np.uint8)
     for label, kind in enumerate(CLASSES):
@@ -232,7 +232,7 @@ def block_images(seed: int, split: int, block: int, image_size: int, channels: i
 
 
 def _draw(kind: ObjectClass, draws: _Draws, n: int, image_size: int) -> tuple[np.ndarray, np.ndarray]:
-    """n images of one class: float32 (n, 3, H, W) in 0 to 1, bool (n, H, W)."""
+    """Draw n images of one class: float32 (n, 3, H, W) in 0 to 1, and masks, bool (n, H, W)."""
     pixel = SIDE / image_size
     ticks = ((np.arange(image_size, dtype=np.float32) + 0.5) * pixel)[None]
 
@@ -267,7 +267,7 @@ def _draw(kind: ObjectClass, draws: _Draws, n: int, image_size: int) -> tuple[np
 
 
 def _background(draws: _Draws, base: np.ndarray, ticks: np.ndarray) -> np.ndarray:
-    """Patches lighter and darker than `base` (n, 3), of two sizes: float32 (n, 3, H, W)."""
+    """Draw patches of two sizes, lighter and darker than `base` (n, 3): float32 (n, 3, H, W)."""
     n, image_size = len(base), ticks.shape[1]
     image = np.broadcast_to(base[:, :, None, None], (n, 3, image_size, image_size)).copy()
     for cells in CLUTTER_CELLS:
@@ -278,7 +278,7 @@ def _background(draws: _Draws, base: np.ndarray, ticks: np.ndarray) -> np.ndarra
 
 
 def _smooth_noise(draws: _Draws, n: int, cells: int, image_size: int) -> Field:
-    """Uniform noise of cells x cells per image, interpolated by a cubic B-spline."""
+    """Return uniform noise of cells x cells per image, interpolated by a cubic B-spline."""
     position = (np.arange(image_size, dtype=np.float32) + 0.5) * (cells / image_size) + 1
     gap = np.abs(position[:, None] - np.arange(cells + 3, dtype=np.float32))
     spline = np.where(gap < 1, 2 / 3 - gap**2 + gap**3 / 2, np.maximum(2 - gap, 0) ** 3 / 6).astype(
@@ -297,7 +297,7 @@ def _spread(draws: _Draws, n: int) -> np.ndarray:
 
 
 def _tint(draws: _Draws, n: int, chroma: float) -> np.ndarray:
-    """A departure from gray of length `chroma` in a random hue, without luminance: float32 (n, 3)."""
+    """Return differences from gray of length `chroma` in a random hue, without luminance: float32 (n, 3)."""
     color = draws.uniform(-1, 1, n, 3)
     color -= (color @ LUMINANCE)[:, None]
     return np.float32(chroma) * color / (np.linalg.norm(color, axis=1, keepdims=True) + np.float32(1e-6))

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import logging
-import os
 import zlib
 from collections.abc import Iterator
+from contextlib import suppress
 from hashlib import sha256
 from pathlib import Path
-from uuid import uuid4
+from typing import IO
 
 import numpy as np
 import torch
 
+from dino_exp.atomic import write_atomically
 from dino_exp.data import shape_images
 from dino_exp.data.shape_images import BLOCK, CLASSES
 from dino_exp.data.source import Shrink, Splits, default_root
@@ -24,23 +25,11 @@ SPLITS = ("train", "test")
 
 
 def load(
-    *,
-    name: str,
-    root: str | None,
-    channels: int,
-    mean: list[float],
-    std: list[float],
-    max_corrupt: float,
-    backend: str,
-    image_size: int,
-    train_size: int,
-    test_size: int,
-    seed: int,
+    *, root: str | None, channels: int, image_size: int, train_size: int, test_size: int, seed: int
 ) -> Splits:
-    """The images of one seed, drawn now or taken from the cache in `root` (null: ~/.cache/dino_exp).
+    """Draw the images of one seed, or read them from the cache in `root` (None: ~/.cache/dino_exp).
 
-    A cache that cannot be written costs memory and a few seconds per start, nothing else.
-    name, mean, std, max_corrupt and backend concern the loader.
+    A cache that cannot be written only costs memory, and a few seconds per start.
     """
     if channels not in (1, 3):
         raise UserError(f"data.channels = {channels}: shapes have 3 channels (RGB) or 1 (luminance).")
@@ -53,7 +42,7 @@ def load(
 
 
 class ShapesSource:
-    """One split. A copy in another process opens the cache file again and takes no images along."""
+    """One split. A copy in another process opens the cache file again; no images are copied."""
 
     has_masks = True
 
@@ -105,14 +94,14 @@ class ShapesSource:
         return torch.from_numpy(self._images[index].copy())
 
     def _cached(self) -> np.ndarray | torch.Tensor:
-        """The mapped cache file, written first if need be; the images in memory where that fails."""
+        """Return the mapped cache file, which is written if missing, or else the images in memory."""
         try:
-            if not _whole(self._path, self.shape):
-                log.info("drawing %s shapes (%s) into %s", f"{len(self):,}", self.split, self._path)
+            if not _is_complete(self._path, self.shape):
+                log.info("Drawing %s shapes (%s) into %s", f"{len(self):,}", self.split, self._path)
                 _write(self._path, self.shape, self._drawn())
             return _open(self._path)
         except OSError as error:
-            log.warning("no cache for the shapes in %s (%s): drawing into memory", self._path.parent, error)
+            log.warning("Drawing the shapes into memory: no cache in %s (%s).", self._path.parent, error)
             # A tensor, because DataLoader passes it to workers through shared memory.
             return torch.from_numpy(np.concatenate(list(self._drawn())))
 
@@ -125,15 +114,15 @@ class ShapesSource:
             yield images[: size - block * BLOCK]
 
 
-# The file: a .npy, whose readers ignore what follows the array, and the array's CRC-32 after it.
+# The cache file is a .npy with the array's CRC-32 after the array, which readers of .npy files ignore.
 
 
 def _open(path: Path) -> np.ndarray:
     return np.asarray(np.load(path, mmap_mode="r"))
 
 
-def _whole(path: Path, shape: tuple[int, ...]) -> bool:
-    """Whether the file is there with the right shape and check sum: a power cut can leave zeros in it."""
+def _is_complete(path: Path, shape: tuple[int, ...]) -> bool:
+    """Check that the file exists with the right shape and check sum: a power cut can leave zeros in it."""
     try:
         with path.open("rb") as file:
             if np.lib.format.read_magic(file) != (1, 0):
@@ -150,23 +139,19 @@ def _whole(path: Path, shape: tuple[int, ...]) -> bool:
 
 
 def _write(path: Path, shape: tuple[int, ...], parts: Iterator[np.ndarray]) -> None:
-    """Write whole or not at all; not through a map, in which a full disk is a crash and not an error."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{path.stem}-{uuid4().hex}.tmp")
-    try:
-        with temporary.open("xb") as file:
-            header = {"descr": "|u1", "fortran_order": False, "shape": shape}
-            np.lib.format.write_array_header_1_0(file, header)
-            check = 0
-            for part in parts:
-                content = np.ascontiguousarray(part)
-                file.write(content.data)
-                check = zlib.crc32(content.data, check)
-            file.write(check.to_bytes(4, "little"))
-            file.flush()
-            os.fsync(file.fileno())
-        # Another process may have been faster; its file may be mapped already, so it stays.
-        if not _whole(path, shape):
-            temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    """Write the cache file, not through a map, in which a full disk is a crash instead of an error."""
+
+    def write(file: IO[bytes]) -> None:
+        np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": shape})
+        check = 0
+        for part in parts:
+            content = np.ascontiguousarray(part)
+            file.write(content.data)
+            check = zlib.crc32(content.data, check)
+        file.write(check.to_bytes(4, "little"))
+        # Another process may have been faster. Its file may be mapped already, so it stays.
+        if _is_complete(path, shape):
+            raise FileExistsError(path)
+
+    with suppress(FileExistsError):
+        write_atomically(path, write)

@@ -1,4 +1,4 @@
-"""What a set of images is, and how one file becomes a tensor."""
+"""The interface of a set of images, and the decoding of one image file to a tensor."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ except ImportError:
     decode_jpeg = None
 
 MAX_PIXELS = 178_956_970
-"""Largest image that is decoded, in pixels: where Pillow refuses a file as a decompression bomb.
+"""Pixels of the largest image that is decoded: Pillow refuses larger ones as decompression bombs.
 
 A 20,000 x 20,000 image would take 1.2 GB in each worker, for crops of a few hundred pixels. It counts as
 unreadable, so that one such file neither ends a run nor exhausts the memory."""
@@ -30,17 +30,17 @@ IMAGE_SUFFIXES = frozenset(
     | {".ppm", ".pgm", ".pbm", ".pnm", ".npy"}
 )
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
-"""What Pillow may open; some of its other readers start programs (EPS: Ghostscript)."""
+"""Formats that Pillow may open; some of its other readers start programs (EPS: Ghostscript)."""
 TOO_LARGE = f"more than {MAX_PIXELS:,} pixels; scale it down first"
 
 
 Shrink = Callable[[int, int], int]
-"""From the full height and width of an image to the factor by which it is to be scaled down while it is
-decoded: 1, 2, 4 or 8, and no more than its shorter side."""
+"""A function from an image's height and width to the factor by which it is scaled down while it is decoded:
+1, 2, 4 or 8, and no more than its shorter side."""
 
 
 class CorruptImageError(Exception):
-    """An image that cannot be read: `name` says which, `reason` why."""
+    """An image that cannot be read, with its `name` and the `reason`."""
 
     def __init__(self, name: str, reason: str) -> None:
         super().__init__(name, reason)
@@ -52,43 +52,43 @@ class CorruptImageError(Exception):
 
 
 class ImageSource(Protocol):
-    """Images by index. Sources hold no open files, so that worker processes can be given one cheaply."""
+    """Images by index. A source has no open files, so that it is sent to worker processes cheaply."""
 
     @property
     def labels(self) -> np.ndarray | None:
-        """int64 (N,), or None where there are none."""
+        """int64 (N,), or None for images without labels."""
         ...
 
     @property
     def classes(self) -> list[str] | None:
-        """Name of each label, or None where there are no labels."""
+        """The name of each label, or None for images without labels."""
         ...
 
     @property
     def has_masks(self) -> bool:
-        """Whether `mask` works."""
+        """True if `mask` can be called."""
         ...
 
     def __len__(self) -> int: ...
 
     def read(self, index: int, shrink: Shrink | None = None) -> torch.Tensor:
-        """uint8 (C, H, W), a copy. Raises CorruptImageError.
+        """Return a copy of an image, uint8 (C, H, W). Raises CorruptImageError.
 
-        shrink is asked where the image can be had at 1/2, 1/4 or 1/8 of its size for less work (JPEG);
-        H and W are then the full ones divided by its answer, rounded up. Other sources never ask it.
+        Where decoding to 1/2, 1/4 or 1/8 of the size is less work (JPEG), H and W are those of the image
+        divided by the factor that `shrink` returns, rounded up. Otherwise it is not called.
         """
         ...
 
     def name(self, index: int) -> str:
-        """What a person would call the image: its path, or "shapes test 17"."""
+        """Return a name of the image for people: its path, or "shapes test 17"."""
         ...
 
     def mask(self, index: int) -> torch.Tensor:
-        """bool (H, W), true on the object; only where has_masks."""
+        """Return the mask of the object, bool (H, W), true on it; only where has_masks."""
         ...
 
     def fingerprint(self) -> str:
-        """Changes when an image does, or the way it is decoded; the name of what is made of them all."""
+        """Return a text that changes with any image or how it is decoded, to name files made from them."""
         ...
 
 
@@ -101,10 +101,10 @@ class Splits:
 
 
 class ArraySource:
-    """Equally large images in memory.
+    """Images of one size in memory.
 
-    images: uint8 (N, C, H, W). It is a tensor because DataLoader hands tensors to worker processes
-    through shared memory, where an array would be copied into each of them.
+    images: uint8 (N, C, H, W). A tensor, because DataLoader passes tensors to workers through shared memory,
+    while an array would be copied into each of them.
     channels: C, or any number where the images have one channel, which is then repeated.
     """
 
@@ -142,7 +142,7 @@ class ArraySource:
 
 
 def default_root() -> Path:
-    """Where embedded and downloaded sets are kept when data.root is null."""
+    """Return the folder for drawn and downloaded sets without data.root, and for all caches."""
     cache = os.environ.get("XDG_CACHE_HOME")
     return (Path(cache) if cache else Path.home() / ".cache") / "dino_exp"
 
@@ -150,7 +150,7 @@ def default_root() -> Path:
 def read_image(
     path: str | os.PathLike[str], channels: int, *, backend: str = "fast", shrink: Shrink | None = None
 ) -> torch.Tensor:
-    """Decode one file to uint8 (channels, H, W); arguments and result as `decode_image`'s.
+    """Decode one file to uint8 (channels, H, W); arguments and result as in `decode_image`.
 
     Raises CorruptImageError with the path and the reason.
     """
@@ -168,30 +168,30 @@ def decode_image(
     """Decode the bytes of one file to uint8 (channels, H, W), laid out pixel by pixel.
 
     channels = 3 gives RGB and 1 luminance, from grayscale, palette, CMYK and 16-bit files too; an alpha
-    channel is dropped. For any other number the file must hold that many channels: RGBA, gray with alpha,
+    channel is dropped. For any other number the file must have that many channels: RGBA, gray with alpha,
     or a .npy array (H, W, channels) of uint8 or uint16. 16-bit values keep their upper 8 bits. The EXIF
-    orientation is not applied, as in the released code. Of an animation the first frame is read.
+    orientation is ignored, as in the released code. Of an animation the first frame is read.
 
     Args:
-        name: what a person would call the image, for the error.
+        name: a name of the image for people, for the error.
         backend: `data.backend`; `pil` decodes everything with Pillow, as the released code does.
-        shrink: asked where the file is a JPEG, which is then decoded at that part of its size.
+        shrink: for a JPEG, chooses the factor by which it is scaled down.
 
     Raises CorruptImageError with the name and the reason.
     """
     try:
         return _decode(content, channels, backend, shrink)
-    except _UnreadableError as error:
+    except _DecodeError as error:
         raise CorruptImageError(name, str(error)) from error
 
 
-class _UnreadableError(Exception):
+class _DecodeError(Exception):
     pass
 
 
 def _decode(content: bytes, channels: int, backend: str, shrink: Shrink | None) -> torch.Tensor:
     if not content:
-        raise _UnreadableError("the file is empty")
+        raise _DecodeError("the file is empty")
     if content.startswith(b"\x93NUMPY"):
         return _select_channels(_npy(content), channels)
     try:
@@ -206,14 +206,14 @@ def _decode(content: bytes, channels: int, backend: str, shrink: Shrink | None) 
                 if decoded is not None:
                     return decoded
         return _select_channels(_pixels(image, channels), channels)
-    except _UnreadableError:
+    except _DecodeError:
         raise
     except Image.DecompressionBombError as error:
-        raise _UnreadableError(TOO_LARGE) from error
+        raise _DecodeError(TOO_LARGE) from error
     except Image.UnidentifiedImageError as error:
-        raise _UnreadableError("not an image in a format that is read here") from error
+        raise _DecodeError(f"not an image in a known format ({', '.join(FORMATS)}, NPY)") from error
     except Exception as error:  # decoders raise every kind of error on damaged bytes
-        raise _UnreadableError(f"damaged or truncated ({_first_line(error)})") from error
+        raise _DecodeError(f"damaged or truncated ({_first_line(error)})") from error
 
 
 def _first_line(error: Exception) -> str:
@@ -221,30 +221,30 @@ def _first_line(error: Exception) -> str:
 
 
 def _decode_jpeg(content: bytes) -> torch.Tensor | None:
-    """By torchvision, which gives the same values as Pillow; None where Pillow is to try, and to say why."""
+    """Decode with torchvision, to the same values as Pillow; None where it fails and Pillow is to try."""
     if decode_jpeg is None:
         return None
     try:
         return decode_jpeg(torch.frombuffer(bytearray(content), dtype=torch.uint8), mode=ImageReadMode.RGB)
-    except Exception:  # damaged bytes, a torchvision without libjpeg, its deprecation made an error
+    except Exception:  # damaged bytes, a torchvision without libjpeg, its deprecation as an error
         return None
 
 
 def _check_size(width: int, height: int) -> None:
     if width * height > MAX_PIXELS:
-        raise _UnreadableError(TOO_LARGE)
+        raise _DecodeError(TOO_LARGE)
 
 
 def _npy(content: bytes) -> np.ndarray:
-    """uint8 (H, W, channels of the file)."""
+    """Decode a .npy file to uint8 (H, W, channels of the file)."""
     try:
         array = np.load(io.BytesIO(content), allow_pickle=False)
     except Exception as error:  # damaged headers raise many kinds
-        raise _UnreadableError(f"damaged or truncated .npy file ({_first_line(error)})") from error
+        raise _DecodeError(f"damaged or truncated .npy file ({_first_line(error)})") from error
     if array.dtype not in (np.uint8, np.uint16) or array.ndim not in (2, 3) or array.size == 0:
-        raise _UnreadableError(
+        raise _DecodeError(
             f"a .npy file with {array.dtype} {array.shape}; uint8 or uint16 of shape (H, W) or "
-            "(H, W, channels) is needed"
+            "(H, W, channels) is required"
         )
     _check_size(array.shape[1], array.shape[0])
     if array.ndim == 2:
@@ -253,15 +253,15 @@ def _npy(content: bytes) -> np.ndarray:
 
 
 def _pixels(image: Image.Image, channels: int) -> np.ndarray:
-    """uint8 (H, W, channels of the file), palettes resolved; CMYK stays where four channels are asked for."""
+    """Decode to uint8 (H, W, channels of the file), palettes resolved; CMYK stays for 4 channels."""
     mode = image.mode
     if mode.startswith("I"):  # 16 bits, which some formats deliver as 32
         values = np.asarray(image)
         if values.size and (values.min() < 0 or values.max() > 65535):
-            raise _UnreadableError("a 32-bit image; 8 or 16 bits are needed")
+            raise _DecodeError("a 32-bit image; 8 or 16 bits are required")
         return _upper_byte(values.astype(np.uint16))[:, :, None]
     if mode == "F":
-        raise _UnreadableError("a floating-point image, whose range is unknown; 8 or 16 bits are needed")
+        raise _DecodeError("a floating-point image, whose range is unknown; 8 or 16 bits are required")
     if mode in ("P", "PA"):
         image = image.convert("RGBA" if "transparency" in image.info or mode == "PA" else "RGB")
     elif mode == "1":
@@ -279,7 +279,7 @@ def _upper_byte(values: np.ndarray) -> np.ndarray:
 
 
 def _select_channels(values: np.ndarray, channels: int) -> torch.Tensor:
-    """(H, W, channels of the file) to (channels, H, W)."""
+    """Convert (H, W, channels of the file) to (channels, H, W)."""
     found = values.shape[2]
     if found == channels and channels not in (1, 3):
         pass
@@ -292,5 +292,5 @@ def _select_channels(values: np.ndarray, channels: int) -> torch.Tensor:
     elif channels == 1 and found in (3, 4):
         values = np.asarray(Image.fromarray(np.ascontiguousarray(values[:, :, :3])).convert("L"))[:, :, None]
     else:
-        raise _UnreadableError(f"has {found} channels, and data.channels is {channels}")
+        raise _DecodeError(f"has {found} channels, but data.channels is {channels}")
     return torch.from_numpy(np.array(values, order="C")).permute(2, 0, 1)

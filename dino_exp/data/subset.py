@@ -1,4 +1,4 @@
-"""A part of a data set that stands for all of it."""
+"""A representative part of a data set."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ GOLDEN = 0.6180339887498949
 
 
 def evenly_spread(length: int, size: int | None) -> list[int]:
-    """`size` of `length` indices (None or more than there are: all), evenly spread, always the same.
+    """Return `size` of `length` indices (None or more than `length`: all), evenly spread, always the same.
 
-    One index from each of `size` equal stretches. Its place within the stretch follows the golden ratio:
+    One index from each of `size` equal stretches. Its position within the stretch follows the golden ratio:
     a constant step would pick a single class where the classes take turns (0, 1, …, 9, 0, 1, …).
     """
     if size is None or size >= length:

@@ -24,19 +24,10 @@ log = logging.getLogger(__name__)
 DEBIAN_FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")  # package dataset-fashion-mnist
 
 
-def cifar10(
-    *,
-    name: str,
-    root: str | None,
-    channels: int,
-    mean: list[float],
-    std: list[float],
-    max_corrupt: float,
-    backend: str,
-) -> Splits:
-    """50,000 and 10,000 images of 32 x 32 in ten classes, from `root` (null: ~/.cache/dino_exp).
+def cifar10(*, root: str | None, channels: int) -> Splits:
+    """Return 50,000 and 10,000 images of 32 x 32 in ten classes, from `root` (None: ~/.cache/dino_exp).
 
-    name, mean, std, max_corrupt and backend concern the loader. Raises UserError where a download fails.
+    Raises UserError where a download fails.
     """
     if channels != 3:
         raise UserError(f"data.channels = {channels}: CIFAR-10 has 3.")
@@ -48,7 +39,7 @@ def cifar10(
 
     try:
         return read(download=False)
-    except (RuntimeError, OSError):  # not there, or with a wrong check sum
+    except (RuntimeError, OSError):  # missing, or with a wrong check sum
         return _download(
             lambda: read(download=True),
             folder,
@@ -56,30 +47,21 @@ def cifar10(
         )
 
 
-def fashion_mnist(
-    *,
-    name: str,
-    root: str | None,
-    channels: int,
-    mean: list[float],
-    std: list[float],
-    max_corrupt: float,
-    backend: str,
-) -> Splits:
-    """60,000 and 10,000 images of 28 x 28 in ten classes; with channels = 3 the one channel is repeated.
+def fashion_mnist(*, root: str | None, channels: int) -> Splits:
+    """Return 60,000 and 10,000 images of 28 x 28 in ten classes; channels = 3 repeats the one channel.
 
-    Looked for in `root` (null: ~/.cache/dino_exp), in Debian's package dataset-fashion-mnist, and then
-    downloaded into `root`. name, mean, std, max_corrupt and backend concern the loader.
+    They are searched in `root` (None: ~/.cache/dino_exp) and in Debian's package dataset-fashion-mnist, or
+    else downloaded into `root`.
     Raises UserError where the files are damaged or a download fails.
     """
     if channels not in (1, 3):
         raise UserError(f"data.channels = {channels}: Fashion-MNIST has 1; 3 repeats it.")
     folder = _root(root)
-    raw = folder / "FashionMNIST" / "raw"  # torchvision's place
-    for place in (raw, folder, DEBIAN_FASHION_MNIST):
-        if all(_idx_file(place, part, kind) for part in ("train", "t10k") for kind in ("images", "labels")):
-            log.info("Fashion-MNIST from %s", place)
-            return _fashion_mnist_splits(place, channels)
+    raw = folder / "FashionMNIST" / "raw"  # where torchvision keeps it
+    for found in (raw, folder, DEBIAN_FASHION_MNIST):
+        if all(_idx_file(found, part, kind) for part in ("train", "t10k") for kind in ("images", "labels")):
+            log.info("Fashion-MNIST from %s", found)
+            return _fashion_mnist_splits(found, channels)
 
     def download() -> Splits:
         datasets.FashionMNIST(folder, download=True)
@@ -104,8 +86,8 @@ def _download(download: Callable[[], Splits], folder: Path, remedy: str) -> Spli
             return download()
     except (OSError, RuntimeError, EOFError, http.client.HTTPException, tarfile.TarError) as error:
         raise UserError(
-            f"data.root = {folder}: the data set is not there, and its download failed ({error}). "
-            f"On a machine without network, {remedy}."
+            f"data.root = {folder}: the data set is missing, and its download failed ({error}). "
+            f"Without a network, {remedy}."
         ) from error
 
 
@@ -115,13 +97,13 @@ def _cifar10_source(data: datasets.CIFAR10, part: str) -> ArraySource:
     return ArraySource(f"cifar10 {part}", images, labels, data.classes, channels=3)
 
 
-def _fashion_mnist_splits(place: Path, channels: int) -> Splits:
+def _fashion_mnist_splits(folder: Path, channels: int) -> Splits:
     sources = []
     for part, title in (("train", "train"), ("t10k", "test")):
-        images = _idx(_idx_file(place, part, "images"), dimensions=3)
-        labels = _idx(_idx_file(place, part, "labels"), dimensions=1)
+        images = _idx(_idx_file(folder, part, "images"), dimensions=3)
+        labels = _idx(_idx_file(folder, part, "labels"), dimensions=1)
         if len(images) != len(labels):
-            raise UserError(f"{place}: {len(images):,} images and {len(labels):,} labels in {part}-*.")
+            raise UserError(f"{folder}: {len(images):,} images and {len(labels):,} labels in {part}-*.")
         sources.append(
             ArraySource(
                 f"fashion_mnist {title}",
@@ -134,17 +116,17 @@ def _fashion_mnist_splits(place: Path, channels: int) -> Splits:
     return Splits(*sources)
 
 
-def _idx_file(place: Path, part: str, kind: str) -> Path | None:
+def _idx_file(folder: Path, part: str, kind: str) -> Path | None:
     dimensions = {"images": 3, "labels": 1}[kind]
     for ending in ("", ".gz"):
-        path = place / f"{part}-{kind}-idx{dimensions}-ubyte{ending}"
+        path = folder / f"{part}-{kind}-idx{dimensions}-ubyte{ending}"
         if path.is_file():
             return path
     return None
 
 
 def _idx(path: Path | None, dimensions: int) -> np.ndarray:
-    """A file of the MNIST format: 0, 0, 8 (unsigned byte), dimensions, the sizes in big-endian, the bytes."""
+    """Read a file of the MNIST format: 0, 0, 8 (unsigned byte), dimensions, big-endian sizes, the bytes."""
     if path is None:
         raise FileNotFoundError("an IDX file is missing after the download")
     try:

@@ -1,7 +1,7 @@
 """Tar shards in the webdataset format, read in any order.
 
-The `webdataset` package streams shards through shuffle buffers, so that the order of images depends on
-the number of workers; here the order is the seed's, so the format is theirs and the reading our own.
+The `webdataset` package streams shards through shuffle buffers, which makes the order of images depend on
+the number of workers. Here it depends on the seed alone, so this module reads their format on its own.
 """
 
 from __future__ import annotations
@@ -24,9 +24,15 @@ from filelock import FileLock
 
 from dino_exp.atomic import write_atomically
 from dino_exp.data.file_ranges import FileRanges, Stamp, stamps
-from dino_exp.data.file_sets import files_of, held_out_beside, held_out_part, training_part
-from dino_exp.data.labeled import Labeled, Names, digest
-from dino_exp.data.packed import packed_splits
+from dino_exp.data.file_sets import (
+    find_files,
+    find_held_out,
+    held_out_files,
+    refuse_training_files,
+    training_files,
+)
+from dino_exp.data.labeled import LabeledSource, NameTable, short_digest
+from dino_exp.data.packed import stored_splits
 from dino_exp.data.source import (
     IMAGE_SUFFIXES,
     CorruptImageError,
@@ -39,73 +45,65 @@ from dino_exp.errors import UserError
 
 log = logging.getLogger(__name__)
 
-ENDINGS = (".tar", ".tar.gz", ".tgz")  # the latter two to be told that they cannot be read in any order
+ENDINGS = (".tar", ".tar.gz", ".tgz")  # compressed ones are found to be refused
 KINDS = (
     "a folder of .tar shards, a pattern such as '/data/train-{000000..000146}.tar', or a text file (.txt) "
     "with one shard per line"
 )
 SCANNERS = 16
-"""Threads that read headers: on a network disk they wait for one another's latency."""
-LAYOUT = 1  # of the cached index
+"""Threads that read headers: on a network disk most of the time is waiting."""
+LAYOUT = 1
+"""Version of the cached index, in its name."""
 
 
 def load(
     *,
-    name: str,
     root: str | None,
     val_root: str | None,
     channels: int,
-    mean: list[float],
-    std: list[float],
-    max_corrupt: float,
     backend: str,
     packed: bool,
     packed_side: int | None,
 ) -> Splits:
-    """The images in the shards of `root`, and those in the shards of `val_root` as the held-out ones.
-
-    root: a folder of shards, a brace or glob pattern, or a text file with one shard per line. Shards that are
-    named as held out (val, validation, test) are not trained on, unless all are.
-    val_root: one of the same; "auto" takes the shards of `root`'s folder that are named as held out, or the
-    folder or list `val` or `test` beside one named `train`; None holds nothing out.
+    """Find the training images in the shards of `root` and the held-out images in those of `val_root`.
 
     A sample is the consecutive members with one base name. Its image is the first member with the ending of
-    an image, its label a number in `.cls`, or `label` or `cls` of `.json`. A file `classes.txt` beside the
-    shards names class i in line i; without it the numbers are the names.
+    an image, its label a number in `.cls`, or `label` or `cls` of `.json`. A file `classes.txt` in the folder
+    of the shards names class i in line i; without it the numbers are the names.
+    The headers are read once per set of shards; the index made from them is kept in `default_root()`.
 
-    The headers are read once per set of shards; what was found is kept in `default_root()`.
-    name, mean, std and max_corrupt concern the loader; backend is `decode_image`'s, packed and packed_side
-    are `packed_splits`'s.
+    Args:
+        root: a folder of shards, a brace or glob pattern, or a text file with one shard per line. Shards
+            named as held out (val, validation, test) are not trained on, unless all are.
+        val_root: one of the same; "auto" is the shards in `root`'s folder that are named as held out, or the
+            folder or list `val` or `test` next to one named `train`; None is no held-out images.
+        channels, backend: see `decode_image`.
+        packed, packed_side: see `stored_splits`.
 
     Raises UserError where a shard is missing, compressed, half-written or damaged.
     """
     if root is None:
         raise UserError(f"data.root is null: give {KINDS}.")
-    files = training_part(files_of("data.root", root, ENDINGS, KINDS))
+    files = training_files(find_files("data.root", root, ENDINGS, KINDS))
     if val_root == "auto":
-        held_out = held_out_beside(root, files, ENDINGS, _held_out)
+        held_out = find_held_out(root, files, ENDINGS, _held_out)
     else:
         held_out = _held_out(val_root) if val_root else []
-    if set(held_out) & set(files):
-        raise UserError(
-            f"data.val_root = {val_root}: {held_out[0]} is among the training shards; give held-out ones, or "
-            "null for none."
-        )
+    refuse_training_files(val_root, held_out, files)
     train = ShardSource("data.root", root, files, channels, backend)
     test = None
     if held_out:
         test = ShardSource("data.val_root", str(val_root), held_out, channels, backend)
-        test.use_classes_of(train, f"data.val_root = {val_root}")
-    return packed_splits(train, test, packed_side) if packed else Splits(train, test)
+    return stored_splits(train, test, val_root, packed, packed_side)
 
 
 def _held_out(val_root: str) -> list[Path]:
-    files = files_of("data.val_root", val_root, ENDINGS, KINDS)
-    return held_out_part(files) or files
+    files = find_files("data.val_root", val_root, ENDINGS, KINDS)
+    return held_out_files(files) or files
 
 
-class ShardSource(Labeled):
-    """The samples of some shards: where each image lies, and its label."""
+class ShardSource(LabeledSource):
+    """The samples of some shards, with the position of each image and its label."""
 
     def __init__(self, key: str, value: str, files: list[Path], channels: int, backend: str) -> None:
         super().__init__(files[0].parent)
@@ -119,7 +117,7 @@ class ShardSource(Labeled):
             endings = " ".join(sorted(IMAGE_SUFFIXES))
             raise UserError(f"{key} = {value}: no images in {len(files):,} shards; they end in {endings}.")
         self._bytes = FileRanges(shards)
-        self._names = Names(index.names, index.ends)
+        self._names = NameTable(index.names, index.ends)
         # Tensors, because DataLoader passes them to workers through shared memory.
         self._first, self._offsets, self._lengths = map(
             torch.from_numpy, (index.first, index.offsets, index.lengths)
@@ -144,8 +142,8 @@ class ShardSource(Labeled):
         return f"{self._bytes.files[self._shard(index)].path}: {member}"
 
     def fingerprint(self) -> str:
-        """Changes when a shard does, or how it is read."""
-        return digest(self._bytes.files, self._channels, self._backend)
+        """Return a digest of every shard's path, size and time, and of how images are decoded."""
+        return short_digest(self._bytes.files, self._channels, self._backend)
 
     def _shard(self, index: int) -> int:
         return int(torch.searchsorted(self._first, index, right=True)) - 1
@@ -160,15 +158,15 @@ class ShardSource(Labeled):
                 f"{len(labels):,} samples; the others have one. Label all samples or none."
             )
         numbers, labels = np.unique(labels, return_inverse=True)
-        listing = self.place / "classes.txt"
+        listing = self.path / "classes.txt"
         if not listing.exists():
             self.label(labels, [str(number) for number in numbers])
             return
         classes = listing.read_text().splitlines()
         if numbers[-1] >= len(classes):
             raise UserError(
-                f"{listing}: {len(classes):,} names, and there is a label {numbers[-1]}. Write one name per "
-                "line, the first for label 0."
+                f"{listing}: {len(classes):,} names, but a sample has label {numbers[-1]}. Write one name "
+                "per line, the first for label 0."
             )
         self.label(numbers[labels], classes)
 
@@ -176,17 +174,17 @@ class ShardSource(Labeled):
 class _Index(NamedTuple):
     """What the headers say, in the order of shards and members: N images in S shards."""
 
-    names: np.ndarray  # uint8, of the image members; with `ends` as in `Names`
+    names: np.ndarray  # uint8: names of the image members; with `ends` as in `NameTable`
     ends: np.ndarray  # int64 (N + 1,)
-    offsets: np.ndarray  # int64 (N,), of the image's first byte in its shard
-    lengths: np.ndarray  # int64 (N,)
-    labels: np.ndarray  # int64 (N,), -1 where there is none
-    first: np.ndarray  # int64 (S,), the first image of each shard
+    offsets: np.ndarray  # int64 (N,): first byte of the image in its shard
+    lengths: np.ndarray  # int64 (N,): bytes of the image
+    labels: np.ndarray  # int64 (N,): -1 where there is none
+    first: np.ndarray  # int64 (S,): the first image of each shard
 
 
 def _cached_index(shards: list[Stamp]) -> _Index:
-    """The index of the shards; kept between runs unless the folder cannot be written."""
-    cache = default_root() / f"webdataset-{digest(LAYOUT, shards)}.npz"
+    """Return the index of the shards, from the cache if it is there; written there if it can be."""
+    cache = default_root() / f"webdataset-{short_digest(LAYOUT, shards)}.npz"
     try:
         cache.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(cache.with_suffix(".lock")):  # the processes of one run all come here
@@ -196,7 +194,7 @@ def _cached_index(shards: list[Stamp]) -> _Index:
                 write_atomically(cache, lambda file: np.savez(file, **index._asdict()))
             return index
     except OSError as error:
-        log.warning("%s: the index of the shards cannot be kept there (%s)", cache, error)
+        log.warning("%s: cannot keep the index of the shards there (%s).", cache, error)
         return _scan_all(shards)
 
 
@@ -208,12 +206,12 @@ def _read_index(cache: Path) -> _Index | None:
     except FileNotFoundError:
         return None
     except (ValueError, TypeError, EOFError, OSError, zipfile.BadZipFile) as error:  # cut short, or damaged
-        log.warning("%s: damaged (%s), so the headers are read again", cache, error)
+        log.warning("%s: damaged (%s). Reading the headers again.", cache, error)
         return None
 
 
 def _scan_all(shards: list[Stamp]) -> _Index:
-    log.info("reading the headers of the shards in %s: %d", Path(shards[0].path).parent, len(shards))
+    log.info("Reading the headers of %d shards in %s", len(shards), Path(shards[0].path).parent)
     with ThreadPoolExecutor(SCANNERS) as pool:
         parts = list(pool.map(_scan, shards))
     names, ends, offsets, lengths, labels, _ = map(list, zip(*parts, strict=True))
@@ -250,11 +248,11 @@ def _scan(shard: Stamp) -> _Index:
 
 
 def _samples(file: IO[bytes], path: str) -> Iterator[tuple[tarfile.TarInfo, int]]:
-    """The image and the label (-1: none) of each sample that has an image."""
+    """Yield the image and the label (-1: none) of each sample that has an image."""
     if file.read(2) == b"\x1f\x8b":
         raise UserError(
-            f"shard {path}: compressed with gzip, and so cannot be read in any order. Unpack it: gunzip, or "
-            "zcat into a .tar file."
+            f"shard {path}: compressed with gzip, so it cannot be read in any order. Unpack it with gunzip, "
+            "or with zcat into a .tar file."
         )
     file.seek(0)
     sample, image, label = "", None, -1
@@ -277,7 +275,7 @@ def _samples(file: IO[bytes], path: str) -> Iterator[tuple[tarfile.TarInfo, int]
         end = shard.offset
     if image:
         yield image, label
-    # tarfile takes whatever is no header for the end; the format has zeros there.
+    # tarfile stops at anything that is not a header; a complete file has zeros there.
     file.seek(end)
     closing = file.read(tarfile.BLOCKSIZE)
     if closing != bytes(tarfile.BLOCKSIZE):
@@ -287,7 +285,7 @@ def _samples(file: IO[bytes], path: str) -> Iterator[tuple[tarfile.TarInfo, int]
 def _label(content: bytes, ending: str, name: str) -> int:
     if ending == ".cls":
         if not content.strip().isdigit():
-            raise UserError(f"{name}: {content[:20]!r} is no label; a class number from 0 is needed.")
+            raise UserError(f"{name}: {content[:20]!r} is not a label; a class number from 0 is required.")
         return int(content)
     try:
         values = json.loads(content)

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from dino_exp.backbone.tokens import block_tokens, has_block_tokens
 from dino_exp.config.targets import build
-from dino_exp.data.labeled import digest
+from dino_exp.data.labeled import short_digest
 from dino_exp.data.source import ImageSource, Splits, default_root
 from dino_exp.errors import UserError
 from dino_exp.eval.features import evaluating, still_images
@@ -110,7 +110,7 @@ class Extracted:
         """Ends in the number of blocks, so that more than are wanted are found too."""
         subject = self.subject
         between = (subject.image_size, subject.crop_ratio, subject.mean, subject.std, subject.autocast_type)
-        name = digest(FORMAT, subject.digest, source.fingerprint(), between)
+        name = short_digest(FORMAT, subject.digest, source.fingerprint(), between)
         return default_root() / "features" / f"{name}-{self.blocks}"
 
     def _found(self, source: ImageSource) -> BlockFeatures | None:
@@ -240,7 +240,7 @@ class Extracted:
 @contextmanager
 def lock_of(folder: Path) -> Iterator[None]:
     """Rank 0 alone writes what will be at `folder`, and no other program does so at the same time."""
-    lock = FileLock(default_root() / "locks" / f"{digest(str(folder.absolute()))}.lock")
+    lock = FileLock(default_root() / "locks" / f"{short_digest(str(folder.absolute()))}.lock")
     if distributed.is_main():
         try:
             Path(lock.lock_file).parent.mkdir(parents=True, exist_ok=True)

@@ -110,7 +110,6 @@ class KNN:
 
     k: int
     temperature: float
-    every_epochs: int
     bank_size: int | None
     query_size: int | None
     batch_size: int

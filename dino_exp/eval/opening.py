@@ -16,7 +16,7 @@ from dino_exp import machine
 from dino_exp.backbone.image_size import check_image_sizes
 from dino_exp.config.evaluation_schema import EvaluateConfig
 from dino_exp.config.targets import build
-from dino_exp.data.labeled import digest as short_digest
+from dino_exp.data.labeled import short_digest
 from dino_exp.dino.model import DINONetwork
 from dino_exp.errors import UserError
 from dino_exp.eval.subject import Subject

@@ -10,6 +10,7 @@ import inspect
 import re
 import shutil
 import types
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -63,7 +64,7 @@ def write(trained: Trained, network: str, folder: Path) -> str:
         dependencies=["torch"] if module is vit else ["torch", "torchvision", "timm"],
         name=name,
         shapes=trained.shapes(),
-        fields=fields_of(trained),
+        fields=fields_of(trained, getattr(module, function)),
     )
     (folder / "hubconf.py").write_text(hubconf, encoding="utf-8")
     copy = torch.hub.load(str(folder), name, source="local")
@@ -89,10 +90,11 @@ def entry_point(name: str) -> str:
     return "dino_" + re.sub(r"\W", "_", name)
 
 
-def fields_of(trained: Trained) -> dict[str, Any]:
+def fields_of(trained: Trained, function: Callable[..., Any]) -> dict[str, Any]:
     """The arguments that build a teacher's backbone."""
     node: Any = trained.cfg.backbone
-    fields = {str(key): value for key, value in node.items() if key != "_target_"}
+    named = inspect.signature(function).parameters
+    fields = {str(key): value for key, value in node.items() if key in named}
     if "drop_path_rate" in fields:
         fields["drop_path_rate"] = 0.0
     return fields | {"in_channels": trained.cfg.data.channels, "image_size": trained.image_size}

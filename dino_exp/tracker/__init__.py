@@ -59,9 +59,6 @@ class Tracker(Protocol):
 class NoTracker:
     """Mirrors nothing; metrics.jsonl in the run directory has everything."""
 
-    def __init__(self, *, mode: str = "auto") -> None:
-        self.mode = mode
-
     def start(self, run: RunInfo) -> None:
         pass
 

@@ -260,11 +260,9 @@ def introduce(trainer: Trainer, directory: RunDirectory, console: Console, resum
     if trainer.taken:
         console.print(table("Weights to begin with", trainer.taken))
     console.print(table(f"DINO: {directory.path.name}", rows))
-    if trainer.augment.left_out:
-        console.print(
-            f"data.channels = {cfg.data.channels}: {', '.join(trainer.augment.left_out)} need RGB and are "
-            "left out."
-        )
+    if trainer.augment.skipped_steps:
+        skipped = ", ".join(trainer.augment.skipped_steps)
+        console.print(f"data.channels = {cfg.data.channels}: {skipped} need RGB and are skipped.")
     if not trainer.knn.applies(splits):
         console.print("No labeled held-out images: k-NN is off (for folders, set data.val_root).")
     if resumed:

@@ -25,7 +25,7 @@ from dino_exp.config.schema import Config
 from dino_exp.config.targets import build
 from dino_exp.data.augment import Augment
 from dino_exp.data.crops import MultiCrop
-from dino_exp.data.loader import Batch, BatchOrder, CropBatches, batches
+from dino_exp.data.loader import BatchOrder, CropBatch, CropBatches, batches
 from dino_exp.data.source import CorruptImageError, ImageSource, Splits
 from dino_exp.dino import diagnostics
 from dino_exp.dino.ema import update_teacher
@@ -89,8 +89,8 @@ class Trainer:
             self.augment.fuse()
         self.crop_batches = CropBatches(splits.train, crops, self.augment, cfg.trainer.seed, cfg.data.backend)
         self.dino_loss: DINOLoss = build(cfg.loss, out_dim=cfg.head.out_dim).to(device)
-        make_optimizer = {"_target_": cfg.optimizer._target_}  # the schedules set the rest at each step
-        self.optimizer: torch.optim.Optimizer = build(make_optimizer, params=parameter_groups(self.student))
+        # the schedules set the rates at each step
+        self.optimizer: torch.optim.Optimizer = build(cfg.optimizer, params=parameter_groups(self.student))
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.autocast_type is torch.float16)
         self.knn: KNN = build(cfg.eval)
         self.judge = judge_of(cfg, warmup_steps=self.plan.warmup_steps, total_steps=self.plan.stop_step)
@@ -308,7 +308,7 @@ class Trainer:
         self._keep_time(clock)
         return "finished"
 
-    def augmented(self, batch: Batch) -> list[torch.Tensor]:
+    def augmented(self, batch: CropBatch) -> list[torch.Tensor]:
         """Both resolutions on the device, colored and normalized, crop-major."""
         views, start = [], 0
         for crops in (batch.global_crops, batch.local_crops):

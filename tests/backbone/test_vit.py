@@ -13,7 +13,6 @@ from dino_exp.backbone.vit import Block, DropPath, VisionTransformer, vit
 from dino_exp.errors import UserError
 
 SMALL: dict[str, Any] = {
-    "name": "vit_test",
     "patch_size": 4,
     "embed_dim": 64,
     "depth": 3,

@@ -1,4 +1,4 @@
-"""Where tests keep what is made from images."""
+"""The cache folder of the tests of data sources."""
 
 from pathlib import Path
 
@@ -7,6 +7,6 @@ import pytest
 
 @pytest.fixture
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The folder that `default_root` gives for the test."""
+    """Make `default_root` return a temporary folder, and return it."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     return tmp_path / "cache" / "dino_exp"

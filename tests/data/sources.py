@@ -1,17 +1,38 @@
-"""Images that tests make up, and what they take from splits that surely have it."""
+"""Data sources and augmentations for tests, and checked access to optional parts of a source."""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+from omegaconf import OmegaConf
 
+from dino_exp.config.schema import SCHEMAS, AugmentConfig
+from dino_exp.config.targets import build
+from dino_exp.data.augment import Augment
 from dino_exp.data.source import CorruptImageError, ImageSource, Shrink, Splits
 
 
+def load(data: str, **fields: Path | str | int | None) -> Splits:
+    """Return the splits of the option `data`, with these fields instead of the defaults."""
+    values = {name: str(value) if isinstance(value, Path) else value for name, value in fields.items()}
+    splits: Splits = build(OmegaConf.structured(SCHEMAS["data"][data](**values)))
+    return splits
+
+
+def released_augment(**changes: Any) -> Augment:
+    """Return the released augmentation with some changes; by default it does not normalize."""
+    channels = changes.get("channels", 3)
+    of_images = {"channels": channels, "mean": [0.0] * channels, "std": [1.0] * channels}
+    augment: Augment = build(OmegaConf.structured(AugmentConfig), **(of_images | changes))
+    return augment
+
+
 class Album:
-    """Images of any sizes, without labels or masks; some cannot be read."""
+    """Images of any sizes, without labels or masks; some are unreadable."""
 
     labels: np.ndarray | None = None
     classes: list[str] | None = None
@@ -34,25 +55,25 @@ class Album:
         return f"album {index}"
 
     def mask(self, index: int) -> torch.Tensor:
-        raise AssertionError("there are no masks")
+        raise AssertionError("these images have no masks")
 
     def fingerprint(self) -> str:
-        raise AssertionError("nobody keeps what is made of these")
+        raise AssertionError("nothing made from these images is cached")
 
 
 def held_out(splits: Splits) -> ImageSource:
-    """The images of `test`."""
+    """Return the held-out images, which must exist."""
     assert splits.test is not None
     return splits.test
 
 
 def labels_of(source: ImageSource) -> np.ndarray:
-    """Its labels."""
+    """Return the labels, which must exist."""
     assert source.labels is not None
     return source.labels
 
 
 def classes_of(source: ImageSource) -> list[str]:
-    """Names of its labels."""
+    """Return the class names, which must exist."""
     assert source.classes is not None
     return source.classes

@@ -1,4 +1,4 @@
-"""The same few images as files, tar shards, parquet and a folder of save_to_disk."""
+"""Writers of the same images as files, tar shards and rows of a data set."""
 
 import io
 import tarfile
@@ -10,7 +10,7 @@ from PIL import Image
 
 
 def encoded(count: int, seed: int = 0) -> list[bytes]:
-    """JPEG files of several sizes, of random smooth colors."""
+    """Return JPEG files of several sizes with random smooth colors."""
     rng = np.random.default_rng(seed)
     files = []
     for index in range(count):
@@ -24,7 +24,7 @@ def encoded(count: int, seed: int = 0) -> list[bytes]:
 
 
 def as_files(root: Path, images: list[bytes], classes: list[str]) -> Path:
-    """Class folders; image i has class i % len(classes) and a name that sorts by class and number."""
+    """Write class folders; image i has class i % len(classes), and i as its name."""
     for index, content in enumerate(images):
         folder = root / classes[index % len(classes)]
         folder.mkdir(parents=True, exist_ok=True)
@@ -33,12 +33,12 @@ def as_files(root: Path, images: list[bytes], classes: list[str]) -> Path:
 
 
 def by_class(images: list[bytes], classes: int) -> list[tuple[bytes, int]]:
-    """Images and labels in the order in which class folders hold them."""
+    """Return images and labels in the order of their class folders."""
     return sorted(((content, index % classes) for index, content in enumerate(images)), key=lambda p: p[1])
 
 
 def write_shard(path: Path, members: list[tuple[str, bytes]]) -> Path:
-    """A tar file as the webdataset package writes it."""
+    """Write a tar file as the webdataset package does."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with tarfile.open(path, "w") as shard:
         for name, content in members:
@@ -49,7 +49,7 @@ def write_shard(path: Path, members: list[tuple[str, bytes]]) -> Path:
 
 
 def as_shards(folder: Path, images: list[tuple[bytes, int]], each: int = 7, stem: str = "train") -> Path:
-    """Shards `train-000000.tar`, ... of `each` samples with .cls and .jpg."""
+    """Write shards `train-000000.tar`, ... of `each` samples with .cls and .jpg."""
     for start in range(0, len(images), each):
         members = []
         for number, (content, label) in enumerate(images[start : start + each], start):
@@ -59,7 +59,7 @@ def as_shards(folder: Path, images: list[tuple[bytes, int]], each: int = 7, stem
 
 
 def as_rows(images: list[tuple[bytes, int]], classes: list[str]) -> datasets.Dataset:
-    """A `datasets.Dataset` as the hub's image sets are."""
+    """Return a `datasets.Dataset` with the columns of the hub's image sets."""
     features = datasets.Features(image=datasets.Image(), label=datasets.ClassLabel(names=classes))
     encoded = [{"bytes": content, "path": f"{i}.jpg"} for i, (content, _) in enumerate(images)]
     return datasets.Dataset.from_dict(

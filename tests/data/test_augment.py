@@ -1,6 +1,4 @@
-"""Each photometric step against Pillow and torchvision, and drawn parameters against their probabilities."""
-
-from typing import Any
+"""Each step of the augmentation against Pillow or torchvision, and parameters against their probabilities."""
 
 import numpy as np
 import pytest
@@ -9,34 +7,13 @@ from PIL import Image, ImageEnhance, ImageFilter, ImageOps
 from torchvision.transforms import functional as torchvision_transforms
 
 from dino_exp.data import augment
-from dino_exp.data.augment import Augment
+from tests.data.sources import released_augment
 
-
-def make(channels: int = 3, **changes: Any) -> Augment:
-    released: dict[str, Any] = dict(
-        flip=0.5,
-        rotation=0.0,
-        jitter=0.8,
-        brightness=0.4,
-        contrast=0.4,
-        saturation=0.2,
-        hue=0.1,
-        gray=0.2,
-        blur=[1.0, 0.1, 0.5],
-        blur_sigma=[0.1, 2.0],
-        solarize=0.2,
-        channels=channels,
-        mean=[0.0] * channels,
-        std=[1.0] * channels,
-    )
-    return Augment(**(released | changes))
-
-
-NOTHING = torch.tensor([[0, 0, 0, 0, 1, 1, 1, 0, 0, 0, 0]], dtype=torch.float32)
+NO_STEP = torch.tensor([[0, 0, 0, 0, 1, 1, 1, 0, 0, 0, 0]], dtype=torch.float32)
 
 
 def parameters(**columns: float) -> torch.Tensor:
-    table = NOTHING.clone()
+    table = NO_STEP.clone()
     for name, value in columns.items():
         table[0, getattr(augment, name.upper())] = value
     return table
@@ -76,32 +53,32 @@ STEPS = {
 
 
 @pytest.mark.parametrize("name", STEPS)
-def test_a_step_is_pillow_s(name: str, photo: Image.Image) -> None:
+def test_each_step_matches_pillow(name: str, photo: Image.Image) -> None:
     table, reference, tolerance = STEPS[name]
-    ours = make()(as_tensor(photo), table) * 255
+    ours = released_augment()(as_tensor(photo), table) * 255
     difference = (ours - as_tensor(reference(photo))).abs()
-    assert difference.max() <= tolerance  # in byte values; Pillow rounds, and its hue has 256 steps
+    assert difference.max() <= tolerance  # of 255; Pillow rounds, and its hue has 256 steps
     assert (ours - as_tensor(photo)).abs().max() > 5  # the step did something
 
 
 def test_blur_is_a_gaussian(photo: Image.Image) -> None:
     for sigma in (0.5, 1.0, 2.0):
-        ours = make()(as_tensor(photo), parameters(sigma=sigma))
+        ours = released_augment()(as_tensor(photo), parameters(sigma=sigma))
         exact = torchvision_transforms.gaussian_blur(as_tensor(photo) / 255, [25, 25], [sigma, sigma])
         inner = (slice(None), slice(None), slice(13, -13), slice(13, -13))  # edges are padded differently
         assert (ours[inner] - exact[inner]).abs().max() < 2e-3
-        theirs = as_tensor(photo.filter(ImageFilter.GaussianBlur(sigma)))  # three box blurs, about a Gaussian
+        theirs = as_tensor(photo.filter(ImageFilter.GaussianBlur(sigma)))  # three box blurs
         assert (ours * 255 - theirs).abs().mean() < 1.0
 
 
-def test_nothing_chosen_changes_nothing(photo: Image.Image) -> None:
-    ours = make(mean=[0.5, 0.4, 0.3], std=[0.2, 0.3, 0.4])(as_tensor(photo), NOTHING)
+def test_without_a_chosen_step_crops_are_only_normalized(photo: Image.Image) -> None:
+    ours = released_augment(mean=[0.5, 0.4, 0.3], std=[0.2, 0.3, 0.4])(as_tensor(photo), NO_STEP)
     expected = torchvision_transforms.normalize(as_tensor(photo) / 255, [0.5, 0.4, 0.3], [0.2, 0.3, 0.4])
     torch.testing.assert_close(ours, expected)
 
 
 def test_rotation_turns_by_the_angle_and_keeps_the_flip(photo: Image.Image) -> None:
-    rotating = make(rotation=180.0)
+    rotating = released_augment(rotation=180.0)
     quarter = rotating(as_tensor(photo), parameters(rotation=90))
     straight = as_tensor(photo) / 255
     assert min((quarter - torch.rot90(straight, turns, (2, 3))).abs().max() for turns in (1, 3)) < 1e-3
@@ -118,12 +95,13 @@ def test_order_of_the_jitter_is_followed(photo: Image.Image) -> None:
     brightness_last = augment.brightness(augment.contrast(x, second), first)
     assert (contrast_last - brightness_last).abs().max() > 0.05
     columns = dict(jitter=1, brightness=1.4, contrast=0.6)
-    torch.testing.assert_close(make()(as_tensor(photo), parameters(order=0, **columns)), contrast_last)
-    torch.testing.assert_close(make()(as_tensor(photo), parameters(order=23, **columns)), brightness_last)
+    for order, expected in ((0, contrast_last), (23, brightness_last)):
+        ours = released_augment()(as_tensor(photo), parameters(order=order, **columns))
+        torch.testing.assert_close(ours, expected)
 
 
-def test_crops_of_a_batch_do_not_touch_each_other(photo: Image.Image) -> None:
-    augmentation = make(rotation=30.0)
+def test_a_crop_does_not_depend_on_its_batch(photo: Image.Image) -> None:
+    augmentation = released_augment(rotation=30.0)
     uniform = np.random.default_rng(3).random((4, 5, augmentation.uniforms))
     table = torch.from_numpy(augmentation.parameters(uniform)).flatten(0, 1)
     crops = as_tensor(photo).expand(20, -1, -1, -1).contiguous()
@@ -133,7 +111,7 @@ def test_crops_of_a_batch_do_not_touch_each_other(photo: Image.Image) -> None:
 
 
 def test_parameters_have_the_released_probabilities() -> None:
-    augmentation = make()
+    augmentation = released_augment()
     table = augmentation.parameters(np.random.default_rng(4).random((4, 20000, augmentation.uniforms)))
     share = (table != 0).mean(1)
     np.testing.assert_allclose(share[:, augment.FLIP], 0.5, atol=0.02)
@@ -158,10 +136,10 @@ def test_parameters_have_the_released_probabilities() -> None:
 
 
 @pytest.mark.parametrize("channels", [1, 2, 5])
-def test_images_that_are_not_rgb_leave_color_out(channels: int) -> None:
-    augmentation = make(channels)
-    assert augmentation.left_out == ["saturation", "hue", "grayscale"]
-    assert make().left_out == []
+def test_images_that_are_not_rgb_skip_the_steps_that_need_color(channels: int) -> None:
+    augmentation = released_augment(channels=channels)
+    assert augmentation.skipped_steps == ["saturation", "hue", "grayscale"]
+    assert released_augment().skipped_steps == []
     uniform = np.random.default_rng(5).random((2, 8, augmentation.uniforms))
     crops = torch.randint(0, 256, (16, channels, 8, 8), dtype=torch.uint8)
     result = augmentation(crops, torch.from_numpy(augmentation.parameters(uniform)).flatten(0, 1))
@@ -183,5 +161,5 @@ def test_the_steps_follow_each_other_in_the_released_order(photo: Image.Image) -
     x = augment.gaussian_blur(x, augment.gaussian_kernel(table[:, augment.SIGMA], radius=6))
     x = augment.solarize(x)
     expected = torchvision_transforms.normalize(x, [0.5, 0.4, 0.3], [0.2, 0.3, 0.4])
-    ours = make(mean=[0.5, 0.4, 0.3], std=[0.2, 0.3, 0.4])(as_tensor(photo), table)
+    ours = released_augment(mean=[0.5, 0.4, 0.3], std=[0.2, 0.3, 0.4])(as_tensor(photo), table)
     torch.testing.assert_close(ours, expected, atol=2e-3, rtol=0)

@@ -2,12 +2,11 @@
 
     DINO_EXP_PHOTOS=/folder/of/photographs pytest tests/data/test_augment_reference.py -s
 
-takes up to 200 photographs instead of the generated images and prints what it finds.
+uses up to 200 photographs instead of the generated images and prints the differences.
 """
 
 import os
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -16,18 +15,17 @@ from PIL import Image
 from torchvision.transforms import ColorJitter, InterpolationMode, RandomResizedCrop
 
 from dino_exp.data import augment
-from dino_exp.data.augment import Augment
 from dino_exp.data.crops import RATIO, MultiCrop
 from dino_exp.data.loader import CropBatches
-from dino_exp.data.pil_reference import ORDERS, Released
+from dino_exp.data.pil_reference import ORDERS, ReleasedPipeline
 from dino_exp.data.source import read_image
-from tests.data.sources import Album
+from tests.data.sources import Album, released_augment
 
 SIDE = 96
 
 
-def natural(seed: int) -> torch.Tensor:
-    """1/f noise per channel, over it discs of saturated colors with sharp edges, and a burnt-out corner."""
+def natural_image(seed: int) -> torch.Tensor:
+    """Draw 1/f noise per channel under discs of saturated colors, and an overexposed corner."""
     rng = np.random.default_rng(seed)
     height, width = (160, 200) if seed % 2 else (210, 150)
     frequency = np.hypot(np.fft.fftfreq(height)[:, None], np.fft.fftfreq(width)[None])
@@ -49,40 +47,20 @@ def natural(seed: int) -> torch.Tensor:
 def images() -> list[torch.Tensor]:
     folder = os.environ.get("DINO_EXP_PHOTOS")
     if not folder:
-        return [natural(seed) for seed in range(24)]
+        return [natural_image(seed) for seed in range(24)]
     paths = [path for path in sorted(Path(folder).iterdir()) if path.is_file()]
     photographs = [read_image(path, 3) for path in paths[:200]]
     return [image for image in photographs if min(image.shape[1:]) >= SIDE + 20]
 
 
-def released_augment(**changes: Any) -> Augment:
-    values: dict[str, Any] = dict(
-        flip=0.5,
-        rotation=0.0,
-        jitter=0.8,
-        brightness=0.4,
-        contrast=0.4,
-        saturation=0.2,
-        hue=0.1,
-        gray=0.2,
-        blur=[1.0, 0.1, 0.5],
-        blur_sigma=[0.1, 2.0],
-        solarize=0.2,
-        channels=3,
-        mean=[0.0] * 3,
-        std=[1.0] * 3,
-    )
-    return Augment(**(values | changes))
-
-
-def whole(size: int) -> MultiCrop:
+def global_crops_of(size: int) -> MultiCrop:
     return MultiCrop(
         global_size=size, global_scale=[0.4, 1.0], local_size=48, local_number=0, local_scale=[0.05, 0.4]
     )
 
 
 def step_table(columns: dict[int, tuple[float, float]], n: int) -> np.ndarray:
-    """Parameters of n crops that do nothing but the columns given, drawn between their bounds."""
+    """Return parameters of n crops that only do the given columns, drawn between their bounds."""
     table = np.zeros((n, 11), np.float32)
     table[:, augment.BRIGHTNESS : augment.HUE] = 1
     for column, bounds in columns.items():
@@ -90,30 +68,30 @@ def step_table(columns: dict[int, tuple[float, float]], n: int) -> np.ndarray:
     return table
 
 
-ONCE = (1, 1)
+ALWAYS = (1, 1)
 # Parameters, then bounds in byte values: largest and mean difference of pixels, difference of the mean and
 # of the standard deviation per channel, and of the 32-bin histograms as the share of pixels that moved.
-# Pillow's blends cut the fraction off, half a value on average; its hue goes by way of bytes, and its blur
-# is three box filters with other edges.
+# Pillow's blends round down, by half a value on average; its hue is computed in bytes, and its blur is three
+# box filters with other edges.
 STEPS: dict[str, tuple[dict[int, tuple[float, float]], tuple[float, ...]]] = {
-    "flip": ({augment.FLIP: ONCE}, (0.01, 0.01, 0.01, 0.01, 0.001)),
-    "brightness": ({augment.JITTER: ONCE, augment.BRIGHTNESS: (0.6, 1.4)}, (1.01, 0.55, 0.55, 0.2, 0.05)),
-    "contrast": ({augment.JITTER: ONCE, augment.CONTRAST: (0.6, 1.4)}, (1.51, 0.6, 0.55, 0.2, 0.03)),
-    "saturation": ({augment.JITTER: ONCE, augment.SATURATION: (0.8, 1.2)}, (1.51, 0.6, 0.5, 0.2, 0.03)),
-    "hue": ({augment.JITTER: ONCE, augment.HUE: (-0.1, 0.1)}, (14, 0.6, 0.2, 0.2, 0.08)),
-    "gray": ({augment.GRAY: ONCE}, (0.51, 0.3, 0.05, 0.1, 0.001)),
+    "flip": ({augment.FLIP: ALWAYS}, (0.01, 0.01, 0.01, 0.01, 0.001)),
+    "brightness": ({augment.JITTER: ALWAYS, augment.BRIGHTNESS: (0.6, 1.4)}, (1.01, 0.55, 0.55, 0.2, 0.05)),
+    "contrast": ({augment.JITTER: ALWAYS, augment.CONTRAST: (0.6, 1.4)}, (1.51, 0.6, 0.55, 0.2, 0.03)),
+    "saturation": ({augment.JITTER: ALWAYS, augment.SATURATION: (0.8, 1.2)}, (1.51, 0.6, 0.5, 0.2, 0.03)),
+    "hue": ({augment.JITTER: ALWAYS, augment.HUE: (-0.1, 0.1)}, (14, 0.6, 0.2, 0.2, 0.08)),
+    "gray": ({augment.GRAY: ALWAYS}, (0.51, 0.3, 0.05, 0.1, 0.001)),
     "blur": ({augment.SIGMA: (0.1, 2.0)}, (40, 0.6, 0.05, 0.1, 0.01)),
-    "solarize": ({augment.SOLARIZE: ONCE}, (0.01, 0.01, 0.01, 0.01, 0.001)),
+    "solarize": ({augment.SOLARIZE: ALWAYS}, (0.01, 0.01, 0.01, 0.01, 0.001)),
 }
 
 
 @pytest.mark.parametrize("name", STEPS)
-def test_each_step_is_the_released_one(name: str, images: list[torch.Tensor]) -> None:
+def test_each_step_matches_the_released_one(name: str, images: list[torch.Tensor]) -> None:
     columns, bounds = STEPS[name]
     table = step_table(columns, len(images))
     others = {"brightness", "contrast", "saturation", "hue"} - {name}
-    augmentation, crops = released_augment(**dict.fromkeys(others, 0.0)), whole(SIDE)
-    released = Released(crops, augmentation)
+    augmentation, crops = released_augment(**dict.fromkeys(others, 0.0)), global_crops_of(SIDE)
+    released = ReleasedPipeline(crops, augmentation)
     box = np.array([[20, 10, SIDE, SIDE]] * 2)
     cut = torch.stack([crops.cut(image, box)[0] for image in images])
     reference = torch.stack(
@@ -128,7 +106,7 @@ def test_each_step_is_the_released_one(name: str, images: list[torch.Tensor]) ->
 
 
 def statistics(ours: torch.Tensor, reference: torch.Tensor) -> tuple[float, float, float]:
-    """Largest difference over the channels of the means, standard deviations, and 32-bin histograms."""
+    """Return the largest differences over the channels of mean, standard deviation and 32-bin histogram."""
     a, b = (x.transpose(0, 1).flatten(1) for x in (ours, reference))
     histograms = [
         # Bins begin half a value before a byte, so that the rounding of one side alone changes none.
@@ -163,7 +141,7 @@ def test_both_backends_make_the_same_crops_of_one_sample(images: list[torch.Tens
         parameters = fast.parameters[first : first + len(ours)].flatten(0, 1)
         ours = augmentation(ours.flatten(0, 1), parameters) * 255
         reference = theirs.flatten(0, 1).float()
-        # Solarization turns one unit at the threshold into 255, so those crops show themselves in the mean.
+        # Solarization turns one unit at the threshold into 255, which shows in the mean.
         plain = parameters[:, augment.SOLARIZE] == 0
         difference = (ours - reference).abs()
         found = statistics(ours, reference)
@@ -175,13 +153,13 @@ def test_both_backends_make_the_same_crops_of_one_sample(images: list[torch.Tens
         assert difference[plain].mean() < 1.4
         assert np.percentile(difference[plain], 99) < 6.5
         assert difference.mean() < 1.6
-        assert found[0] < 1.3  # what the blends cut off, added up
+        assert found[0] < 1.3  # the sum of what the blends round down
         assert found[1] < 0.2
         assert found[2] < 0.04
 
 
-def apart(a: np.ndarray, b: np.ndarray) -> float:
-    """Greatest distance of the two samples' distribution functions (Kolmogorov and Smirnov)."""
+def distance(a: np.ndarray, b: np.ndarray) -> float:
+    """Return the greatest distance of two samples' distribution functions (Kolmogorov and Smirnov)."""
     at = np.concatenate([a, b])
     shares = [np.searchsorted(np.sort(x), at, side="right") / len(x) for x in (a, b)]
     return float(np.abs(shares[0] - shares[1]).max())
@@ -189,7 +167,7 @@ def apart(a: np.ndarray, b: np.ndarray) -> float:
 
 DRAWS = 5000
 CHANCE = 1.95 * (2 / DRAWS) ** 0.5
-"""Two samples of one distribution are further apart than this once in a thousand times."""
+"""The distance that two samples of one distribution exceed once in a thousand times."""
 
 
 @pytest.mark.parametrize(("height", "width"), [(390, 460), (375, 500), (300, 900)])
@@ -204,12 +182,12 @@ def test_boxes_are_distributed_as_torchvision_draws_them(height: int, width: int
     for crop, scale in ((1, (0.4, 1.0)), (2, (0.05, 0.4))):
         theirs = np.array([RandomResizedCrop.get_params(image, scale, RATIO) for _ in range(DRAWS)])
         for number, name in enumerate(("top", "left", "height", "width")):
-            assert apart(ours[:, crop, number], theirs[:, number]) < CHANCE, name
+            assert distance(ours[:, crop, number], theirs[:, number]) < CHANCE, name
         area, shape = (
             [f(x[:, 2], x[:, 3]) for x in (ours[:, crop], theirs)] for f in (np.multiply, np.divide)
         )
-        assert apart(*area) < CHANCE
-        assert apart(*shape) < CHANCE
+        assert distance(*area) < CHANCE
+        assert distance(*shape) < CHANCE
 
 
 def test_jitter_is_distributed_as_torchvision_draws_it() -> None:
@@ -223,18 +201,18 @@ def test_jitter_is_distributed_as_torchvision_draws_it() -> None:
     ]
     for number in range(4):
         theirs = np.array([values[1 + number] for values in drawn])
-        assert apart(ours[:, augment.BRIGHTNESS + number], theirs) < CHANCE
+        assert distance(ours[:, augment.BRIGHTNESS + number], theirs) < CHANCE
     numbers = {order: number for number, order in enumerate(ORDERS)}
     orders = np.array([numbers[tuple(values[0].tolist())] for values in drawn])
-    assert apart(ours[:, augment.ORDER], orders) < CHANCE
+    assert distance(ours[:, augment.ORDER], orders) < CHANCE
     share = np.bincount(ours[:, augment.ORDER].astype(int), minlength=24) / DRAWS
     np.testing.assert_allclose(share, 1 / 24, atol=0.012)
 
 
 def test_released_pipeline_cuts_and_resizes_as_the_released_code(images: list[torch.Tensor]) -> None:
-    crops, image = whole(SIDE), images[0]
+    crops, image = global_crops_of(SIDE), images[0]
     box = crops.boxes(np.random.default_rng(2).random((2, crops.uniforms)), *image.shape[1:])
-    ours = Released(crops, released_augment())(image, box, step_table({}, 2))
+    ours = ReleasedPipeline(crops, released_augment())(image, box, step_table({}, 2))
     pillow = Image.fromarray(image.permute(1, 2, 0).numpy())
     transform = RandomResizedCrop(SIDE, interpolation=InterpolationMode.BICUBIC)
     for crop, drawn in zip(ours, box.tolist(), strict=True):

@@ -1,4 +1,4 @@
-"""Whatever lies in a folder of images: it is cropped as it looks, or named and skipped. No worker dies."""
+"""Unusual and broken files in a folder of images: cropped correctly or skipped, and no worker dies."""
 
 import io
 import struct
@@ -10,11 +10,10 @@ import pytest
 import torch
 from PIL import Image
 
-from dino_exp.data.augment import Augment
 from dino_exp.data.crops import MultiCrop
-from dino_exp.data.folder import load
 from dino_exp.data.loader import CropBatches, batches
 from dino_exp.data.source import CorruptImageError
+from tests.data.sources import load, released_augment
 
 RED = (200, 40, 10)
 GRAY = (120, 120, 120)
@@ -39,7 +38,7 @@ def turned() -> Image.Exif:
 
 
 def of_size(content: bytes, width: int, height: int) -> bytes:
-    """A PNG whose header says another size."""
+    """Return a PNG with another size in its header."""
     changed = bytearray(content)
     changed[16:24] = struct.pack(">II", width, height)
     changed[29:33] = struct.pack(">I", zlib.crc32(changed[12:29]))
@@ -48,7 +47,7 @@ def of_size(content: bytes, width: int, height: int) -> bytes:
 
 NOISE = Image.fromarray(np.random.default_rng(0).integers(0, 256, (48, 64, 3), dtype=np.uint8))
 LARGE_NOISE = NOISE.resize((1024, 768), Image.Resampling.BICUBIC)
-"""Large enough to be decoded at an eighth."""
+"""Large enough to be decoded at an eighth of its size."""
 BLUE = plain(color=(0, 0, 255)).quantize(2)
 
 READABLE = {
@@ -82,44 +81,18 @@ UNREADABLE = {
 
 @pytest.mark.parametrize("channels", [3, 1])
 @pytest.mark.parametrize("backend", ["fast", "pil"])
-def test_every_file_is_cropped_as_it_looks_or_skipped_by_name(
-    backend: str, channels: int, tmp_path: Path
-) -> None:
+def test_every_file_is_cropped_correctly_or_skipped(backend: str, channels: int, tmp_path: Path) -> None:
     for name, content in ({k: v for k, (v, _) in READABLE.items()} | UNREADABLE).items():
         (tmp_path / name).write_bytes(content)
     (tmp_path / "last.png").write_bytes(READABLE["palette.png"][0])
-    source = load(
-        name="image_folder",
-        root=str(tmp_path),
-        val_root=None,
-        channels=channels,
-        mean=[0.5] * channels,
-        std=[0.5] * channels,
-        max_corrupt=1.0,
-        backend=backend,
-        packed=False,
-        packed_side=None,
-    ).train
+    source = load("image_folder", root=tmp_path, val_root=None, channels=channels, backend=backend).train
     crops = MultiCrop(
         global_size=16, global_scale=[0.4, 1.0], local_size=8, local_number=2, local_scale=[0.1, 0.4]
     )
-    nothing = Augment(
-        flip=0.0,
-        rotation=0.0,
-        jitter=0.0,
-        brightness=0.0,
-        contrast=0.0,
-        saturation=0.0,
-        hue=0.0,
-        gray=0.0,
-        blur=[0.0, 0.0, 0.0],
-        blur_sigma=[0.1, 2.0],
-        solarize=0.0,
-        channels=channels,
-        mean=[0.5] * channels,
-        std=[0.5] * channels,
+    no_step = released_augment(
+        channels=channels, flip=0.0, jitter=0.0, gray=0.0, blur=[0.0, 0.0, 0.0], solarize=0.0
     )
-    dataset = CropBatches(source, crops, nothing, seed=0, backend=backend)
+    dataset = CropBatches(source, crops, no_step, seed=0, backend=backend)
     one_by_one = [(0, [index]) for index in range(len(source))]
     made = list(batches(dataset, one_by_one, workers=2, pin_memory=False))  # type: ignore[arg-type]
     assert len(made) == len(READABLE) + len(UNREADABLE) + 1

@@ -19,7 +19,7 @@ def multi_crop(**changes: Any) -> MultiCrop:
     return MultiCrop(**(released | changes))
 
 
-def test_boxes_have_torchvision_s_distribution() -> None:
+def test_boxes_have_the_distribution_of_torchvision() -> None:
     crops, rng = multi_crop(), np.random.default_rng(0)
     height, width, n = 60, 100, 4000
     ours = np.stack([crops.boxes(rng.random((4, crops.uniforms)), height, width) for _ in range(n)])
@@ -32,7 +32,7 @@ def test_boxes_have_torchvision_s_distribution() -> None:
 
 
 @pytest.mark.parametrize(("height", "width"), [(1, 1), (1, 50), (50, 1), (7, 300), (33, 31)])
-def test_boxes_lie_in_the_image_however_odd_it_is(height: int, width: int) -> None:
+def test_boxes_are_inside_images_of_any_shape(height: int, width: int) -> None:
     crops, rng = multi_crop(), np.random.default_rng(1)
     for _ in range(50):
         boxes = crops.boxes(rng.random((4, crops.uniforms)), height, width)
@@ -45,7 +45,7 @@ def test_boxes_lie_in_the_image_however_odd_it_is(height: int, width: int) -> No
         assert (left + w <= width).all()
 
 
-def test_cut_is_pillow_s_antialiased_bicubic() -> None:
+def test_cut_matches_pillows_antialiased_bicubic() -> None:
     rng = np.random.default_rng(2)
     smooth = np.asarray(Image.fromarray(rng.integers(0, 256, (12, 9, 3), np.uint8)).resize((90, 120), 2))
     image = torch.from_numpy(smooth.copy()).permute(2, 0, 1)
@@ -59,7 +59,7 @@ def test_cut_is_pillow_s_antialiased_bicubic() -> None:
 
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
-def test_cut_is_bit_for_bit_torchvision_s_resized_crop(layout: torch.memory_format) -> None:
+def test_cut_equals_torchvisions_resized_crop_bit_for_bit(layout: torch.memory_format) -> None:
     rng = np.random.default_rng(3)
     image = torch.from_numpy(rng.integers(0, 256, (1, 3, 90, 130), np.uint8)).contiguous(
         memory_format=layout
@@ -74,8 +74,8 @@ def test_cut_is_bit_for_bit_torchvision_s_resized_crop(layout: torch.memory_form
             assert torch.equal(crop, theirs)
 
 
-def test_a_image_is_shrunk_as_far_as_its_smallest_box_allows() -> None:
-    crops = multi_crop()  # of 32 and 16 pixels
+def test_an_image_is_shrunk_as_far_as_its_smallest_box_allows() -> None:
+    crops = multi_crop()  # crops of 32 and 16 pixels
     large, small = [0, 0, 800, 900], [5, 5, 141, 300]
     assert crops.factor(np.array([large, large, small, small])) == 8
     assert crops.factor(np.array([large, [0, 0, 300, 281], small, small])) == 4
@@ -84,8 +84,8 @@ def test_a_image_is_shrunk_as_far_as_its_smallest_box_allows() -> None:
 
 
 @pytest.mark.parametrize("channels", [1, 3])
-def test_crops_of_a_shrunk_image_lie_where_those_of_the_full_one_do(channels: int) -> None:
-    """Linear ramps say where a crop was taken: a shift by a quarter of its pixels would change them by 2."""
+def test_crops_of_a_shrunk_image_have_the_position_of_those_of_the_full_one(channels: int) -> None:
+    """Linear ramps show the position of a crop: a shift by a quarter of its pixels would change them by 2."""
     rows, columns = torch.meshgrid(torch.arange(405), torch.arange(610), indexing="ij")
     full = torch.stack([rows * 0.6, columns * 0.4, 250 - rows * 0.3 - columns * 0.2])[:channels]
     padded = torch.nn.functional.pad(full[None], [0, 6, 0, 3], mode="replicate")

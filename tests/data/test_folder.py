@@ -4,40 +4,23 @@ import logging
 import os
 import pickle
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from PIL import Image
 
-from dino_exp.data.folder import load
-from dino_exp.data.labeled import Labeled
+from dino_exp.data.labeled import LabeledSource
 from dino_exp.data.source import CorruptImageError, ImageSource, Splits
 from dino_exp.errors import UserError
-from tests.data.sources import held_out, labels_of
-
-LOADER_ONLY: dict[str, Any] = {
-    "name": "image_folder",
-    "mean": [0.5] * 3,
-    "std": [0.3] * 3,
-    "max_corrupt": 0.01,
-    "backend": "fast",
-    "packed": False,
-    "packed_side": None,
-}
+from tests.data.sources import held_out, labels_of, load
 
 
 def folder(root: Path | None, val_root: Path | str | None = "auto", channels: int = 3) -> Splits:
-    return load(
-        root=None if root is None else str(root),
-        val_root=None if val_root is None else str(val_root),
-        channels=channels,
-        **LOADER_ONLY,
-    )
+    return load("image_folder", root=root, val_root=val_root, channels=channels)
 
 
 def images(root: Path, *names: str) -> Path:
-    """Small PNG files whose gray value is their place in the list."""
+    """Write small PNG files whose gray value is their position in the list."""
     for value, name in enumerate(names):
         path = root / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -45,13 +28,13 @@ def images(root: Path, *names: str) -> Path:
     return root
 
 
-def place_of(source: ImageSource) -> Path:
-    assert isinstance(source, Labeled)
-    return source.place
+def path_of(source: ImageSource) -> Path:
+    assert isinstance(source, LabeledSource)
+    return source.path
 
 
 def names(source: ImageSource) -> list[str]:
-    return [os.path.relpath(source.name(index), place_of(source)) for index in range(len(source))]
+    return [os.path.relpath(source.name(index), path_of(source)) for index in range(len(source))]
 
 
 def test_class_folders_give_sorted_images_and_labels(tmp_path: Path) -> None:
@@ -98,7 +81,7 @@ def test_a_file_list_gives_paths_and_labels(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["val", "test"])
-def test_auto_takes_the_folder_beside_train_with_its_classes(name: str, tmp_path: Path) -> None:
+def test_auto_is_the_folder_next_to_train_with_its_classes(name: str, tmp_path: Path) -> None:
     images(tmp_path, "train/cat/1.png", "train/dog/1.png", "train/emu/1.png", f"{name}/emu/1.png")
     images(tmp_path, f"{name}/cat/1.png")
     splits = folder(tmp_path / "train")
@@ -113,13 +96,15 @@ def test_held_out_images_of_an_unlabeled_set_have_no_labels(tmp_path: Path) -> N
     assert held_out(folder(tmp_path / "train")).labels is None
 
 
-def test_a_link_to_a_folder_above_ends_the_walk(tmp_path: Path) -> None:
+def test_a_link_to_a_parent_folder_is_not_followed(tmp_path: Path) -> None:
     root = images(tmp_path / "set", "a/1.png", "b/1.png")
     (root / "a" / "again").symlink_to(root, target_is_directory=True)
     assert len(folder(root).train) == 2
 
 
-def test_a_class_without_images_is_kept_and_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_class_without_images_is_kept_with_a_warning(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     root = images(tmp_path / "set", "a/1.png", "c/1.png")
     (root / "b").mkdir()
     with caplog.at_level(logging.WARNING):
@@ -128,7 +113,7 @@ def test_a_class_without_images_is_kept_and_told(tmp_path: Path, caplog: pytest.
     assert f"class folder {root / 'b'} has no images" in caplog.text
 
 
-def test_mistakes_are_named(tmp_path: Path) -> None:
+def test_mistakes_are_reported(tmp_path: Path) -> None:
     images(tmp_path, "ok/a/1.png", "ok/b/1.png", "mixed/1.png", "mixed/a/1.png", "train/a/1.png")
     images(tmp_path, "train/b/1.png", "val/a/1.png", "val/x/1.png", "flat/1.png")
     (tmp_path / "empty").mkdir()
@@ -137,14 +122,14 @@ def test_mistakes_are_named(tmp_path: Path) -> None:
     (tmp_path / "blank.txt").write_text("\n\n")
     mistakes: list[tuple[tuple[Path | None] | tuple[Path, Path], str]] = [
         ((None,), r"data\.root is null: give .*class folders"),
-        ((tmp_path / "gone" / "x",), rf"data\.root = {tmp_path}/gone/x: .*no such .*\({tmp_path} exists\)"),
+        ((tmp_path / "gone" / "x",), rf"data\.root = {tmp_path}/gone/x: no such .*\({tmp_path} exists\)"),
         ((tmp_path / "empty",), r"data\.root = .*empty: no images there\. .*\.jpg"),
         ((tmp_path / "blank.txt",), r"blank\.txt: no images there"),
-        ((tmp_path / "mixed",), r"mixed: holds images \(1\.png, 1 in all\) as well as folders"),
-        ((tmp_path / "lost.txt",), r"lost\.txt, line 1: there is no file .*nowhere/1\.png"),
+        ((tmp_path / "mixed",), r"mixed: has images \(1\.png, 1 in all\) as well as folders"),
+        ((tmp_path / "lost.txt",), r"lost\.txt, line 1: no such file: .*nowhere/1\.png"),
         ((tmp_path / "half.txt",), r"half\.txt, line 2: no label"),
         ((tmp_path / "ok" / "a" / "1.png",), r"not a text file"),
-        ((tmp_path / "ok", tmp_path / "gone"), r"data\.val_root = .*gone: there is no such"),
+        ((tmp_path / "ok", tmp_path / "gone"), r"data\.val_root = .*gone: no such"),
         ((tmp_path / "ok", tmp_path / "ok"), r"data\.val_root = .*ok: these are the training images"),
         ((tmp_path / "train",), r"data\.val_root = auto .*val\): class 'x' .*not among the 2 classes"),
         ((tmp_path / "ok", tmp_path / "flat"), r"data\.val_root = .*flat.*fewer than two classes"),
@@ -154,7 +139,7 @@ def test_mistakes_are_named(tmp_path: Path) -> None:
             folder(*arguments)
 
 
-def test_paths_take_little_room(tmp_path: Path) -> None:
+def test_paths_take_little_memory(tmp_path: Path) -> None:
     listing = tmp_path / "many.txt"
     images(tmp_path, "0.png")
     listing.write_text("0.png\n" + "".join(f"n{i:08d}.png\n" for i in range(100_000)))

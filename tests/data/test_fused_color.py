@@ -9,26 +9,14 @@ import torch
 
 from dino_exp.data import augment
 from dino_exp.data.augment import Augment
+from tests.data.sources import released_augment
 
 
-def make(**changes: Any) -> Augment:
-    every_step: dict[str, Any] = dict(
-        flip=0.5,
-        rotation=0.0,
-        jitter=0.9,
-        brightness=0.4,
-        contrast=0.4,
-        saturation=0.4,
-        hue=0.5,
-        gray=0.2,
-        blur=[0.7, 0.7, 0.7],
-        blur_sigma=[0.1, 2.0],
-        solarize=0.7,
-        channels=3,
-        mean=[0.485, 0.456, 0.406],
-        std=[0.229, 0.224, 0.225],
-    )
-    return Augment(**(every_step | changes))
+def every_step(**changes: Any) -> Augment:
+    """Return an augmentation in which every step is frequent."""
+    frequent = dict(jitter=0.9, saturation=0.4, hue=0.5, blur=[0.7, 0.7, 0.7], solarize=0.7)
+    normalization = dict(mean=[0.485, 0.456, 0.406], std=[0.229, 0.224, 0.225])
+    return released_augment(**(frequent | normalization | changes))
 
 
 def crops_and_table(augmentation: Augment, images: int, size: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -40,9 +28,9 @@ def crops_and_table(augmentation: Augment, images: int, size: int) -> tuple[torc
 
 
 @pytest.mark.parametrize("rotation", [0.0, 180.0])
-def test_the_two_forms_agree(rotation: float, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_fused_and_single_steps_agree(rotation: float, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch, "compile", lambda function, dynamic: function)
-    augmentation = make(rotation=rotation)
+    augmentation = every_step(rotation=rotation)
     crops, table = crops_and_table(augmentation, images=200, size=16)
     before = crops.clone()
     expected = augmentation(crops, table)
@@ -55,8 +43,8 @@ def test_the_two_forms_agree(rotation: float, monkeypatch: pytest.MonkeyPatch) -
 
 
 @pytest.mark.spawn  # a C++ compiler
-def test_compiled_for_both_resolutions() -> None:
-    augmentation = make()
+def test_compiled_and_single_steps_agree_at_two_sizes() -> None:
+    augmentation = every_step()
     for size, images in ((24, 5), (17, 7)):
         crops, table = crops_and_table(augmentation, images, size)
         augmentation._fused = None
@@ -66,12 +54,12 @@ def test_compiled_for_both_resolutions() -> None:
         assert augmentation._fused is not None
 
 
-def test_without_a_compiler_it_goes_on_step_by_step(
+def test_without_a_compiler_the_steps_are_done_one_by_one(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setenv("CXX", "/no/such/compiler")
     torch._dynamo.reset()
-    augmentation = make()
+    augmentation = every_step()
     crops, table = crops_and_table(augmentation, 3, 19)
     expected = augmentation(crops, table)
     augmentation.fuse()
@@ -83,7 +71,7 @@ def test_without_a_compiler_it_goes_on_step_by_step(
 
 
 def test_images_that_are_not_rgb_stay_uncompiled() -> None:
-    augmentation = make(channels=1, mean=[0.5], std=[0.25])
+    augmentation = every_step(channels=1, mean=[0.5], std=[0.25])
     augmentation.fuse()
     crops, table = crops_and_table(augmentation, 2, 8)
     assert augmentation(crops[:, :1], table).shape == (6, 1, 8, 8)

@@ -11,10 +11,9 @@ import datasets
 import pytest
 import torch
 
-from dino_exp.data import huggingface
 from dino_exp.data.source import CorruptImageError, ImageSource, Splits, decode_image
 from dino_exp.errors import UserError
-from tests.data.sources import held_out, labels_of
+from tests.data.sources import held_out, labels_of, load
 from tests.data.stored import as_rows, by_class, encoded
 
 pytestmark = pytest.mark.usefixtures("cache", "no_network")
@@ -25,32 +24,14 @@ IMAGES = by_class(encoded(21), 3)
 @pytest.fixture
 def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object) -> None:
-        raise AssertionError("the network was asked")
+        raise AssertionError("the network was used")
 
     monkeypatch.setattr(socket, "getaddrinfo", refuse)
     monkeypatch.setattr(socket.socket, "connect", refuse)
 
 
-def load(
-    root: Path | None,
-    val_root: Path | str | None = "auto",
-    image_column: str | None = None,
-    label_column: str | None = None,
-) -> Splits:
-    return huggingface.load(
-        name="huggingface",
-        root=None if root is None else str(root),
-        val_root=None if val_root is None else str(val_root),
-        channels=3,
-        mean=[0.5] * 3,
-        std=[0.3] * 3,
-        max_corrupt=0.01,
-        backend="fast",
-        packed=False,
-        packed_side=None,
-        image_column=image_column,
-        label_column=label_column,
-    )
+def hugging_face(root: Path | None, val_root: Path | str | None = "auto", **columns: str | None) -> Splits:
+    return load("huggingface", root=root, val_root=val_root, **columns)
 
 
 def assert_holds(source: ImageSource, images: list[tuple[bytes, int]]) -> None:
@@ -64,19 +45,19 @@ def test_saved_data_sets_with_and_without_splits(tmp_path: Path) -> None:
     train, test = as_rows(IMAGES, CLASSES), as_rows(IMAGES[::4], CLASSES)
     train.save_to_disk(tmp_path / "alone", num_shards=3)
     datasets.DatasetDict(train=train, test=test).save_to_disk(tmp_path / "both")
-    assert load(tmp_path / "alone").test is None
-    assert_holds(load(tmp_path / "alone").train, IMAGES)
+    assert hugging_face(tmp_path / "alone").test is None
+    assert_holds(hugging_face(tmp_path / "alone").train, IMAGES)
     for root in (tmp_path / "both", tmp_path / "both" / "train"):
-        splits = load(root)
+        splits = hugging_face(root)
         assert_holds(splits.train, IMAGES)
         assert_holds(held_out(splits), IMAGES[::4])
-    assert load(tmp_path / "both", val_root=None).test is None
-    assert_holds(held_out(load(tmp_path / "alone", tmp_path / "both")), IMAGES[::4])
+    assert hugging_face(tmp_path / "both", val_root=None).test is None
+    assert_holds(held_out(hugging_face(tmp_path / "alone", tmp_path / "both")), IMAGES[::4])
     copy = pickle.loads(pickle.dumps(splits.train))
     assert_holds(copy, IMAGES)
     assert copy.name(3) == f"{tmp_path / 'both' / 'train'}: row 3"
-    with pytest.raises(UserError, match=r"is among the training images"):
-        load(tmp_path / "alone", tmp_path / "alone")
+    with pytest.raises(UserError, match=r"is among the training files"):
+        hugging_face(tmp_path / "alone", tmp_path / "alone")
 
 
 def test_parquet_in_the_hubs_layout(tmp_path: Path, cache: Path) -> None:
@@ -88,15 +69,15 @@ def test_parquet_in_the_hubs_layout(tmp_path: Path, cache: Path) -> None:
     as_rows(IMAGES[::4], CLASSES).to_parquet(data / "validation-00000-of-00001.parquet")
     as_rows([(IMAGES[0][0], -1)] * 2, CLASSES).to_parquet(data / "test-00000-of-00001.parquet")
     for root in (tmp_path / "set", data, data / "train-*.parquet", data / "train-0000{0,1}-of-00002.parquet"):
-        splits = load(root)
+        splits = hugging_face(root)
         assert_holds(splits.train, IMAGES)
         assert_holds(held_out(splits), IMAGES[::4])
-    unlabeled = load(data / "test-00000-of-00001.parquet", val_root=None).train
+    unlabeled = hugging_face(data / "test-00000-of-00001.parquet", val_root=None).train
     assert (len(unlabeled), unlabeled.labels, unlabeled.classes) == (2, None, None)
     made = list(cache.rglob("*.arrow"))
     assert len(made) == 3
     as_rows(IMAGES[::5], CLASSES).to_parquet(data / "validation-00000-of-00001.parquet")
-    assert_holds(held_out(load(data)), IMAGES[::5])  # not what was made from the file before
+    assert_holds(held_out(hugging_face(data)), IMAGES[::5])  # not those of the file before
 
 
 def test_columns_are_found_by_type_or_named(tmp_path: Path) -> None:
@@ -105,8 +86,8 @@ def test_columns_are_found_by_type_or_named(tmp_path: Path) -> None:
         "thumbnail", [{"bytes": IMAGES[0][0], "path": None}] * 21
     )
     two.save_to_disk(tmp_path / "plain")
-    assert_holds(load(tmp_path / "plain").train, IMAGES)
-    fine = load(tmp_path / "plain", label_column="fine", image_column="thumbnail").train
+    assert_holds(hugging_face(tmp_path / "plain").train, IMAGES)
+    fine = hugging_face(tmp_path / "plain", label_column="fine", image_column="thumbnail").train
     assert (fine.classes, labels_of(fine).tolist()) == ([*"01234"], [i % 5 for i in range(21)])
     assert torch.equal(fine.read(20), decode_image(IMAGES[0][0], "", 3, backend="fast"))
     two.cast_column("thumbnail", datasets.Image()).save_to_disk(tmp_path / "two")
@@ -118,51 +99,51 @@ def test_columns_are_found_by_type_or_named(tmp_path: Path) -> None:
     ]
     for (name, column), message in mistakes:
         with pytest.raises(UserError, match=message):
-            load(tmp_path / name, image_column=column)
-    assert load(tmp_path / "two", image_column="image", label_column="label").train.classes == CLASSES
+            hugging_face(tmp_path / name, image_column=column)
+    assert hugging_face(tmp_path / "two", image_column="image", label_column="label").train.classes == CLASSES
 
 
-def test_rows_without_a_readable_image_are_named(tmp_path: Path) -> None:
+def test_rows_without_a_readable_image_are_reported(tmp_path: Path) -> None:
     kind = datasets.Features(image=datasets.Image())
     images = [{"bytes": b"no image", "path": None}, None]
     datasets.Dataset.from_dict({"image": images}, features=kind).to_parquet(tmp_path / "a.parquet")
-    source = load(tmp_path).train
-    for index, reason in enumerate(("not an image", "the row holds no image")):
+    source = hugging_face(tmp_path).train
+    for index, reason in enumerate(("not an image", "the row has no image")):
         with pytest.raises(CorruptImageError, match=rf"row {index}: {reason}"):
             source.read(index)
 
 
-def test_half_written_files_are_named(tmp_path: Path) -> None:
+def test_half_written_files_are_reported(tmp_path: Path) -> None:
     rows = as_rows(IMAGES, CLASSES)
     rows.to_parquet(tmp_path / "a.parquet")
     rows.to_parquet(tmp_path / "b.parquet")
     rows.save_to_disk(tmp_path / "saved", num_shards=2)
-    for place, root in (("b.parquet", "."), ("saved/data-00001-of-00002.arrow", "saved")):
-        file = tmp_path / place
-        whole = file.read_bytes()
-        for content in (b"", whole[:-8], whole[: len(whole) // 2], b"<html>" * 100):
+    for name, root in (("b.parquet", "."), ("saved/data-00001-of-00002.arrow", "saved")):
+        file = tmp_path / name
+        complete = file.read_bytes()
+        for content in (b"", complete[:-8], complete[: len(complete) // 2], b"<html>" * 100):
             file.write_bytes(content)
             with pytest.raises(UserError, match=rf"{file}: half-written"):
-                load(tmp_path / root)
-        file.write_bytes(whole)
+                hugging_face(tmp_path / root)
+        file.write_bytes(complete)
     (tmp_path / "saved" / "data-00000-of-00002.arrow").unlink()
     with pytest.raises(UserError, match=r"data-00000-of-00002\.arrow"):
-        load(tmp_path / "saved")
+        hugging_face(tmp_path / "saved")
 
 
-def test_mistakes_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_mistakes_are_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "empty").mkdir()
     rows = as_rows(IMAGES, CLASSES)
     datasets.DatasetDict(a=rows, b=rows).save_to_disk(tmp_path / "parts")
     mistakes = [
         (None, r"data\.root is null: give a folder written by save_to_disk"),
-        (tmp_path / "nowhere", r"there is no such folder or file"),
+        (tmp_path / "nowhere", r"no such folder or file"),
         (tmp_path / "empty", r"no \.parquet files in that folder"),
         (tmp_path / "parts", r"none of its splits \(a, b\) is named train; .*data\.root=.*parts/a"),
     ]
     for root, message in mistakes:
         with pytest.raises(UserError, match=message):
-            load(root)
+            hugging_face(root)
     as_rows(IMAGES[:2], ["ant", "dog"]).save_to_disk(tmp_path / "other")
     original = builtins.__import__
 
@@ -173,4 +154,4 @@ def test_mistakes_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
     monkeypatch.setattr(builtins, "__import__", without)
     with pytest.raises(UserError, match=r"pip install 'dino-exp\[huggingface\]'"):
-        load(tmp_path / "other")
+        hugging_face(tmp_path / "other")

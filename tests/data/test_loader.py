@@ -8,16 +8,15 @@ import pytest
 import torch
 from PIL import Image
 
-from dino_exp.data.augment import Augment
 from dino_exp.data.crops import MultiCrop
-from dino_exp.data.loader import Batch, BatchOrder, CropBatches, batches
+from dino_exp.data.loader import BatchOrder, CropBatch, CropBatches, batches
 from dino_exp.data.source import Shrink, decode_image
 from dino_exp.errors import UserError
-from tests.data.sources import Album
+from tests.data.sources import Album, released_augment
 
 
 def numbered(length: int, unreadable: Collection[int] = ()) -> Album:
-    """Images whose values tell their index."""
+    """Return images whose values are their index."""
     return Album([torch.full((3, 20, 24), index, dtype=torch.uint8) for index in range(length)], unreadable)
 
 
@@ -29,31 +28,15 @@ def dataset(source: Album, seed: int = 0, local_number: int = 2, backend: str = 
         local_number=local_number,
         local_scale=[0.1, 0.4],
     )
-    augment = Augment(
-        flip=0.5,
-        rotation=0.0,
-        jitter=0.8,
-        brightness=0.4,
-        contrast=0.4,
-        saturation=0.2,
-        hue=0.1,
-        gray=0.2,
-        blur=[1.0, 0.1, 0.5],
-        blur_sigma=[0.1, 2.0],
-        solarize=0.2,
-        channels=3,
-        mean=[0.5] * 3,
-        std=[0.25] * 3,
-    )
-    return CropBatches(source, crops, augment, seed, backend)
+    return CropBatches(source, crops, released_augment(), seed, backend)
 
 
-def all_batches(workers: int, start: int = 0, backend: str = "fast") -> list[Batch]:
+def all_batches(workers: int, start: int = 0, backend: str = "fast") -> list[CropBatch]:
     order = BatchOrder(50, 8, 0, start, 15)
     return list(batches(dataset(numbered(50), backend=backend), order, workers, pin_memory=False))
 
 
-def same(first: list[Batch], second: list[Batch]) -> bool:
+def same(first: list[CropBatch], second: list[CropBatch]) -> bool:
     pairs = zip(first, second, strict=True)
     return all(torch.equal(a, b) for left, right in pairs for a, b in zip(left, right, strict=True))
 
@@ -63,7 +46,7 @@ def test_workers_do_not_change_the_batches(workers: int, backend: str) -> None:
     assert same(all_batches(0, backend=backend), all_batches(workers, backend=backend))
 
 
-def test_a_resume_sees_what_it_would_have_seen() -> None:
+def test_a_resume_gets_the_same_batches() -> None:
     assert same(all_batches(0)[7:], all_batches(0, start=7))
 
 
@@ -94,7 +77,7 @@ def test_each_epoch_is_another_permutation_and_drops_the_incomplete_batch() -> N
     assert first != sorted(first)
 
 
-def test_shapes_and_the_global_crops_come_first() -> None:
+def test_batches_have_their_shapes_with_the_global_crops_first() -> None:
     batch = all_batches(0)[0]
     assert batch.global_crops.shape == (2, 8, 3, 16, 16)
     assert batch.local_crops.shape == (2, 8, 3, 8, 8)
@@ -103,11 +86,11 @@ def test_shapes_and_the_global_crops_come_first() -> None:
     assert batch.global_crops[0, :, 0, 0, 0].tolist() == indices
 
 
-def test_no_local_crops() -> None:
+def test_without_local_crops_their_tensor_is_empty() -> None:
     assert dataset(numbered(50), local_number=0)[0, [1, 2]].local_crops.shape == (0, 2, 3, 16, 16)
 
 
-def test_an_unreadable_image_is_replaced_by_the_next_and_noted() -> None:
+def test_an_unreadable_image_is_replaced_by_the_next_and_reported() -> None:
     source = numbered(50, unreadable={7, 8, 49})
     batch = dataset(source)[0, [7, 3, 49]]
     assert batch.global_crops[0, :, 0, 0, 0].tolist() == [9, 3, 0]
@@ -117,28 +100,28 @@ def test_an_unreadable_image_is_replaced_by_the_next_and_noted() -> None:
 
 
 class Photograph(Album):
-    """One large JPEG, whose decoded sizes are noted; the place before it is broken, but asks first."""
+    """One large JPEG that notes its decoded sizes, after an unreadable image that calls `shrink` first."""
 
-    def __init__(self, whole: bool) -> None:
+    def __init__(self, in_full: bool) -> None:
         super().__init__([torch.empty(0)] * 2, unreadable={0})
         noise = np.random.default_rng(0).integers(0, 256, (5, 6, 3), np.uint8)
         buffer = io.BytesIO()
         Image.fromarray(noise).resize((240, 180), Image.Resampling.BICUBIC).save(buffer, "JPEG", quality=90)
-        self.content, self.whole = buffer.getvalue(), whole
+        self.content, self.in_full = buffer.getvalue(), in_full
         self.sizes: list[tuple[int, int]] = []
 
     def read(self, index: int, shrink: Shrink | None = None) -> torch.Tensor:
         if shrink and index in self.unreadable:
             shrink(8000, 8000)
         super().read(index)
-        shrink = None if self.whole else shrink
+        shrink = None if self.in_full else shrink
         image = decode_image(self.content, "photograph", 3, backend="fast", shrink=shrink)
         self.sizes.append((image.shape[1], image.shape[2]))
         return image
 
 
-def test_a_large_photograph_is_decoded_smaller_and_its_crops_stay() -> None:
-    small, full = Photograph(whole=False), Photograph(whole=True)
+def test_a_large_photograph_is_decoded_smaller_with_nearly_the_same_crops() -> None:
+    small, full = Photograph(in_full=False), Photograph(in_full=True)
     ours, reference = ([dataset(source)[epoch, [0]] for epoch in range(20)] for source in (small, full))
     assert set(full.sizes) == {(180, 240)}
     assert set(small.sizes) == {(23, 30), (45, 60)}

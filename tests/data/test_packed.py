@@ -1,31 +1,29 @@
-"""Packed images: the same pixels, packed once, and damage that is found."""
+"""Packed images: the same pixels, packed once, and damage that is detected."""
 
 import logging
 import os
 import pickle
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as transforms
 
-from dino_exp.data import folder, packed
+from dino_exp.data import packed
 from dino_exp.data.source import CorruptImageError, Splits
 from dino_exp.errors import UserError
-from tests.data.sources import held_out, labels_of
+from tests.data.sources import held_out, labels_of, load
 from tests.data.stored import as_files, encoded
 from tests.programs import in_two_processes
 
 CLASSES = ["ant", "bee", "cat"]
-SETTINGS: dict[str, Any] = dict(
-    name="x", channels=3, mean=[0.5] * 3, std=[0.3] * 3, max_corrupt=0.01, backend="fast"
-)
 
 
-def load(root: Path, pack: bool = True, side: int | None = None, val_root: str | None = None) -> Splits:
-    return folder.load(root=str(root), val_root=val_root, packed=pack, packed_side=side, **SETTINGS)
+def packed_folder(
+    root: Path, pack: bool = True, side: int | None = None, val_root: str | None = None
+) -> Splits:
+    return load("image_folder", root=root, val_root=val_root, packed=pack, packed_side=side)
 
 
 @pytest.fixture
@@ -36,8 +34,8 @@ def images(tmp_path: Path) -> Path:
 
 
 @pytest.mark.usefixtures("cache")
-def test_packed_images_are_the_images(images: Path) -> None:
-    plain, source = load(images, pack=False).train, load(images).train
+def test_packed_images_equal_the_originals(images: Path) -> None:
+    plain, source = packed_folder(images, pack=False).train, packed_folder(images).train
     assert (len(source), source.classes, labels_of(source).tolist()) == (
         30,
         CLASSES,
@@ -56,7 +54,7 @@ def test_packed_images_are_the_images(images: Path) -> None:
 
 @pytest.mark.usefixtures("cache")
 def test_larger_images_are_made_smaller(images: Path) -> None:
-    plain, source = load(images, pack=False).train, load(images, side=38).train
+    plain, source = packed_folder(images, pack=False).train, packed_folder(images, side=38).train
     shorter = [min(plain.read(i).shape[1:]) for i in range(9)]
     assert min(shorter) < 38 < max(shorter)
     for index in range(9):
@@ -70,43 +68,48 @@ def test_packing_happens_once_and_again_when_a_file_changes(
     images: Path, cache: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level(logging.INFO):
-        load(images)
-        assert "packing 30 images" in caplog.text
+        packed_folder(images)
+        assert "Packing 30 images" in caplog.text
         assert "1 unreadable" in caplog.text
         caplog.clear()
-        load(images)
+        packed_folder(images)
         assert caplog.text == ""
         os.utime(images / "ant" / "000000.jpg", ns=(0, 0))
-        load(images)
-        load(images, side=20)
-        assert caplog.text.count("packing 30 images") == 2
+        packed_folder(images)
+        packed_folder(images, side=20)
+        assert caplog.text.count("Packing 30 images") == 2
     assert len(list(cache.glob("packed-train-*.pixels"))) == 3
 
 
-def test_damage_is_found(images: Path, cache: Path) -> None:
-    plain = load(images, pack=False).train
-    load(images)
+def test_damage_is_detected(images: Path, cache: Path) -> None:
+    plain = packed_folder(images, pack=False).train
+    packed_folder(images)
     (pixels,), (index,) = cache.glob("*.pixels"), cache.glob("packed-*.npz")
-    whole = pixels.read_bytes(), index.read_bytes()
-    for damaged in ((whole[0][:-1], whole[1]), (whole[0], whole[1][:300]), (whole[0], b""), (b"", whole[1])):
+    complete = pixels.read_bytes(), index.read_bytes()
+    for damaged in (
+        (complete[0][:-1], complete[1]),
+        (complete[0], complete[1][:300]),
+        (complete[0], b""),
+        (b"", complete[1]),
+    ):
         pixels.write_bytes(damaged[0])
         index.write_bytes(damaged[1])
-        assert torch.equal(load(images).train.read(29), plain.read(29))
-        assert pixels.read_bytes() == whole[0]
+        assert torch.equal(packed_folder(images).train.read(29), plain.read(29))
+        assert pixels.read_bytes() == complete[0]
     half_written = cache / f".{pixels.name}.0123"
     half_written.write_bytes(b"left by a kill")
-    pixels.write_bytes(whole[0][:50] + bytes(50) + whole[0][100:])
-    source = load(images).train
+    pixels.write_bytes(complete[0][:50] + bytes(50) + complete[0][100:])
+    source = packed_folder(images).train
     with pytest.raises(CorruptImageError, match=rf"its pixels in {pixels} are damaged; delete that file"):
         source.read(0)
     assert torch.equal(source.read(1), plain.read(1))
     pixels.unlink()
-    assert torch.equal(load(images).train.read(0), plain.read(0))
+    assert torch.equal(packed_folder(images).train.read(0), plain.read(0))
     assert not half_written.exists()
 
 
 def read_all(rank: int, root: Path, sums: Path) -> None:
-    source = load(root).train
+    source = packed_folder(root).train
     (sums / str(rank)).write_text(str(sum(int(source.read(i).sum()) for i in range(10))))
 
 
@@ -116,31 +119,31 @@ def test_processes_that_start_together_pack_once(images: Path, cache: Path, tmp_
     assert len(sums) == 1
     (pixels,) = cache.glob("*.pixels")
     written = pixels.stat().st_mtime_ns
-    load(images)
+    packed_folder(images)
     assert pixels.stat().st_mtime_ns == written
 
 
 @pytest.mark.usefixtures("cache")
-def test_a_disk_that_is_too_small_is_told_with_what_is_needed(
+def test_a_disk_that_is_too_small_is_reported_with_the_size_needed(
     images: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    plain = load(images, pack=False).train
+    plain = packed_folder(images, pack=False).train
     needed = sum(plain.read(i).numel() for i in range(30) if "000013" not in plain.name(i))
     usage = packed.shutil.disk_usage(images)
     monkeypatch.setattr(packed.shutil, "disk_usage", lambda _: usage._replace(free=needed - 1))
     with pytest.raises(UserError, match=rf"take about {needed / 1e6:.1f} MB, and .* has 0\.1 MB left"):
-        load(images)
+        packed_folder(images)
     monkeypatch.setattr(packed.shutil, "disk_usage", lambda _: usage._replace(free=needed))
-    assert len(load(images).train) == 30
+    assert len(packed_folder(images).train) == 30
 
 
-def test_a_cache_that_cannot_be_written_is_named(images: Path, cache: Path) -> None:
+def test_a_cache_that_cannot_be_written_is_reported(images: Path, cache: Path) -> None:
     cache.parent.mkdir()
     cache.write_text("a file, so that no folder can be made here")
     with pytest.raises(
         UserError, match=r"data\.packed = true: .*\.pixels cannot be written .*XDG_CACHE_HOME"
     ):
-        load(images)
+        packed_folder(images)
 
 
 @pytest.mark.usefixtures("cache")
@@ -148,6 +151,6 @@ def test_the_held_out_images_are_packed_too(tmp_path: Path) -> None:
     files = encoded(12)
     as_files(tmp_path / "train", files, CLASSES)
     as_files(tmp_path / "val", files[:6], CLASSES)
-    splits = load(tmp_path / "train", val_root="auto")
+    splits = packed_folder(tmp_path / "train", val_root="auto")
     assert isinstance(splits.test, packed.PackedSource)
     assert labels_of(held_out(splits)).tolist() == [0, 0, 1, 1, 2, 2]

@@ -1,4 +1,4 @@
-"""The same images are the same training, whatever they are stored in."""
+"""The same images give the same training, however they are stored."""
 
 from pathlib import Path
 from typing import Any, cast
@@ -48,7 +48,7 @@ def losses_and_weights(directory: Path) -> tuple[list[tuple[Any, Any]], dict[str
 def test_every_kind_of_storage_gives_the_same_losses_and_weights(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # Loader processes take threads from training, and sums over other threads are rounded otherwise.
+    # Loader processes take threads from training, and sums over fewer threads are rounded differently.
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     store(tmp_path)
     kinds = {

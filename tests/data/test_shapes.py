@@ -1,9 +1,8 @@
-"""The embedded data set: deterministic, balanced, masked, hard enough for pixels, and safely cached."""
+"""The embedded data set: deterministic, balanced, masked, too hard for pixels alone, and safely cached."""
 
 import logging
 import pickle
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -11,18 +10,9 @@ import torch
 
 from dino_exp.data import shape_images
 from dino_exp.data.shape_images import CLASSES, block_images, block_labels
-from dino_exp.data.shapes import load
 from dino_exp.data.source import ImageSource, Splits
 from dino_exp.errors import UserError
-from tests.data.sources import classes_of, held_out, labels_of
-
-LOADER_ONLY: dict[str, Any] = {
-    "name": "shapes",
-    "mean": [0.5],
-    "std": [0.3],
-    "max_corrupt": 0.01,
-    "backend": "fast",
-}
+from tests.data.sources import classes_of, held_out, labels_of, load
 
 Block = tuple[np.ndarray, np.ndarray, np.ndarray]
 
@@ -30,20 +20,13 @@ Block = tuple[np.ndarray, np.ndarray, np.ndarray]
 def shapes(
     root: Path, *, train: int = 40, test: int = 20, size: int = 32, channels: int = 3, seed: int = 0
 ) -> Splits:
-    return load(
-        root=str(root),
-        channels=channels,
-        image_size=size,
-        train_size=train,
-        test_size=test,
-        seed=seed,
-        **LOADER_ONLY,
-    )
+    sizes = {"image_size": size, "train_size": train, "test_size": test}
+    return load("shapes", root=root, channels=channels, seed=seed, **sizes)
 
 
 @pytest.fixture(scope="module")
 def block() -> Block:
-    """RGB float32 (1000, 3, 32, 32), masks and labels of the first training block."""
+    """Return RGB float32 (1000, 3, 32, 32), masks and labels of the first training block."""
     planes = block_images(0, 0, 0, 32, 3)
     return planes[:, :3].astype(np.float32) / 255, planes[:, 3] != 0, block_labels(0, 0, 0)
 
@@ -51,14 +34,16 @@ def block() -> Block:
 def nearest_neighbors(
     bank: np.ndarray, queries: np.ndarray, bank_labels: np.ndarray, k: int = 20, temperature: float = 0.07
 ) -> np.ndarray:
-    keys, asked = (torch.nn.functional.normalize(torch.as_tensor(x).float(), dim=1) for x in (bank, queries))
-    similarity, at = (asked @ keys.T).topk(k, dim=1)
+    keys, query_features = (
+        torch.nn.functional.normalize(torch.as_tensor(x).float(), dim=1) for x in (bank, queries)
+    )
+    similarity, at = (query_features @ keys.T).topk(k, dim=1)
     votes = torch.zeros(len(queries), len(CLASSES))
     votes.scatter_add_(1, torch.as_tensor(bank_labels)[at], (similarity / temperature).exp())
     return votes.argmax(1).numpy()
 
 
-def test_images_are_the_ones_that_the_results_were_made_with(block: Block) -> None:
+def test_images_are_those_of_the_published_results(block: Block) -> None:
     # Means and not a check sum, because the last bit of a sine differs between machines. If this fails,
     # the images have changed: raise GENERATOR_VERSION and measure the README's numbers again.
     images, masks, labels = block
@@ -68,7 +53,7 @@ def test_images_are_the_ones_that_the_results_were_made_with(block: Block) -> No
     assert images[:5].mean((2, 3)).flatten() == pytest.approx(PINNED_MEANS, abs=2e-3)
 
 
-def test_a_image_depends_on_seed_split_and_index_alone(tmp_path: Path, block: Block) -> None:
+def test_an_image_depends_on_seed_split_and_index_alone(tmp_path: Path, block: Block) -> None:
     small, large = shapes(tmp_path, train=30), shapes(tmp_path, train=1010)
     for index in (0, 7, 29):
         assert torch.equal(small.train.read(index), large.train.read(index))
@@ -86,7 +71,7 @@ def test_a_image_depends_on_seed_split_and_index_alone(tmp_path: Path, block: Bl
         assert not any(torch.equal(image, other) for other in images[i + 1 :])
 
 
-def test_every_ten_images_hold_every_class(tmp_path: Path) -> None:
+def test_every_ten_images_have_every_class(tmp_path: Path) -> None:
     source = shapes(tmp_path, train=1015).train
     labels = labels_of(source)
     assert labels.dtype == np.int64
@@ -155,18 +140,18 @@ def images_of(source: ImageSource) -> torch.Tensor:
     return torch.stack([source.read(index) for index in range(len(source))])
 
 
-def test_the_cache_is_used_and_damage_is_mended(tmp_path: Path) -> None:
+def test_the_cache_is_used_and_damage_is_repaired(tmp_path: Path) -> None:
     expected = images_of(shapes(tmp_path).train)
     (file,) = tmp_path.glob("shapes-train-*.npy")
     written = file.stat().st_mtime_ns
     assert torch.equal(images_of(shapes(tmp_path).train), expected)
     assert file.stat().st_mtime_ns == written
-    whole = file.read_bytes()
-    zeroed = whole[:300] + bytes(4096) + whole[4396:]
-    for damaged in (b"", whole[:60], whole[:-5000], zeroed, b"text" * 100, whole[:-1] + b"?"):
+    complete = file.read_bytes()
+    zeroed = complete[:300] + bytes(4096) + complete[4396:]
+    for damaged in (b"", complete[:60], complete[:-5000], zeroed, b"text" * 100, complete[:-1] + b"?"):
         file.write_bytes(damaged)
         assert torch.equal(images_of(shapes(tmp_path).train), expected)
-        assert file.read_bytes() == whole
+        assert file.read_bytes() == complete
     assert sorted(path.suffix for path in tmp_path.iterdir()) == [".npy", ".npy"]
 
 
@@ -176,7 +161,7 @@ def test_without_a_cache_the_images_are_drawn_into_memory(
     (tmp_path / "occupied").write_text("a file, so that no folder can be made here")
     with caplog.at_level(logging.WARNING):
         splits = shapes(tmp_path / "occupied", train=12, test=3)
-    assert len([r for r in caplog.records if "drawing into memory" in r.message]) == 2
+    assert len([r for r in caplog.records if "into memory" in r.message]) == 2
     assert torch.equal(images_of(splits.train), images_of(shapes(tmp_path / "cache", train=12).train))
 
 
@@ -189,7 +174,7 @@ def test_difficulty_constants_are_part_of_the_cache_name(
     assert len(list(tmp_path.glob("shapes-train-*.npy"))) == 2
 
 
-def test_a_copy_takes_no_images_along(tmp_path: Path) -> None:
+def test_a_copy_for_another_process_has_no_images(tmp_path: Path) -> None:
     source = shapes(tmp_path, train=1000).train
     state = pickle.dumps(source)
     assert len(state) < 20_000

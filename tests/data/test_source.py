@@ -1,4 +1,4 @@
-"""One file to one tensor: formats, channels, and files that cannot be read."""
+"""Decoding one file to a tensor: formats, channels, and unreadable files."""
 
 import io
 import pickle
@@ -20,7 +20,7 @@ RED, GREEN = (200, 40, 10), (20, 180, 60)
 
 
 def two_colors(size: tuple[int, int] = (16, 8)) -> Image.Image:
-    """Red on the left, green on the right; edges on block borders, so that JPEG keeps them."""
+    """Return an image with red on the left and green on the right, with edges on block borders for JPEG."""
     image = Image.new("RGB", size, RED)
     image.paste(GREEN, (size[0] // 2, 0, *size))
     return image
@@ -65,7 +65,7 @@ def test_every_kind_of_file_becomes_rgb_and_luminance(name: str, tmp_path: Path)
 
 
 @pytest.mark.parametrize("file_format", ["PNG", "JPEG", "GIF"])
-def test_a_single_pixel_is_a_image(file_format: str, tmp_path: Path) -> None:
+def test_an_image_of_one_pixel_is_read(file_format: str, tmp_path: Path) -> None:
     path = tmp_path / "pixel"
     path.write_bytes(encoded(Image.new("L", (1, 1), 77), file_format))
     assert read_image(path, 3).flatten().tolist() == [77, 77, 77]
@@ -78,7 +78,7 @@ def test_exif_orientation_is_not_applied(tmp_path: Path) -> None:
     assert read_image(tmp_path / "turned.jpg", 3).shape == (3, 8, 16)
 
 
-def test_other_channel_counts_come_as_the_file_has_them(tmp_path: Path) -> None:
+def test_other_channel_counts_are_read_as_stored(tmp_path: Path) -> None:
     values = np.arange(6 * 4 * 5, dtype=np.uint8).reshape(6, 4, 5)
     np.save(tmp_path / "five.npy", values)
     assert np.array_equal(read_image(tmp_path / "five.npy", 5), values.transpose(2, 0, 1))
@@ -88,14 +88,14 @@ def test_other_channel_counts_come_as_the_file_has_them(tmp_path: Path) -> None:
     assert read_image(tmp_path / "rgba.png", 4)[:, 1, 2].tolist() == [1, 2, 3, 4]
     Image.new("CMYK", (3, 2), (1, 2, 3, 4)).save(tmp_path / "cmyk.tif")
     assert read_image(tmp_path / "cmyk.tif", 4)[:, 1, 2].tolist() == [1, 2, 3, 4]
-    with pytest.raises(CorruptImageError, match=r"rgba\.png: has 4 channels, and data\.channels is 5"):
+    with pytest.raises(CorruptImageError, match=r"rgba\.png: has 4 channels, but data\.channels is 5"):
         read_image(tmp_path / "rgba.png", 5)
-    with pytest.raises(CorruptImageError, match=r"has 5 channels, and data\.channels is 3"):
+    with pytest.raises(CorruptImageError, match=r"has 5 channels, but data\.channels is 3"):
         read_image(tmp_path / "five.npy", 3)
 
 
 def huge_png() -> bytes:
-    """20,000 x 20,000 by its header."""
+    """Return a PNG with a size of 20,000 x 20,000 in its header."""
     content = bytearray(encoded(Image.new("L", (1, 1)), "PNG"))
     content[16:24] = struct.pack(">II", 20_000, 20_000)
     content[29:33] = struct.pack(">I", zlib.crc32(content[12:29]))
@@ -125,7 +125,7 @@ BAD = {
 
 
 @pytest.mark.parametrize("name", BAD)
-def test_unreadable_files_say_which_and_why(name: str, tmp_path: Path) -> None:
+def test_errors_of_unreadable_files_have_name_and_reason(name: str, tmp_path: Path) -> None:
     content, reason = BAD[name]
     (tmp_path / name).write_bytes(content)
     with pytest.raises(CorruptImageError, match=reason) as caught:
@@ -148,17 +148,17 @@ SMOOTH = Image.fromarray(np.random.default_rng(1).integers(0, 256, (6, 9, 3), dt
 
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("factor", [2, 4, 8])
-def test_a_jpeg_can_be_had_smaller(factor: int, channels: int) -> None:
-    asked = []
+def test_a_jpeg_can_be_decoded_at_a_smaller_size(factor: int, channels: int) -> None:
+    requested = []
 
     def shrink(height: int, width: int) -> int:
-        asked.append((height, width))
+        requested.append((height, width))
         return factor
 
     content = encoded(SMOOTH, "JPEG", quality=95)
     full = decode_image(content, "full", channels, backend="fast")
     small = decode_image(content, "small", channels, backend="fast", shrink=shrink)
-    assert asked == [(217, 333)]
+    assert requested == [(217, 333)]
     assert small.shape == (channels, -(-217 // factor), -(-333 // factor))
     rows, columns = 217 // factor, 333 // factor
     means = torch.nn.functional.avg_pool2d(full[None].float(), factor)[0]
@@ -168,7 +168,7 @@ def test_a_jpeg_can_be_had_smaller(factor: int, channels: int) -> None:
         decode_image(half, "half", channels, backend="fast", shrink=lambda *_: factor)
 
 
-def test_other_formats_are_not_asked_and_come_in_full() -> None:
+def test_other_formats_are_decoded_at_full_size() -> None:
     def shrink(height: int, width: int) -> NoReturn:
         raise AssertionError
 
@@ -192,7 +192,7 @@ def refusing(*_: object, **__: object) -> NoReturn:
 
 
 @pytest.mark.parametrize("torchvision_has", [None, refusing])
-def test_jpeg_is_read_without_torchvision_s_decoder(
+def test_jpeg_is_read_without_torchvisions_decoder(
     torchvision_has: Callable[..., torch.Tensor] | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     content = encoded(SMOOTH, "JPEG")

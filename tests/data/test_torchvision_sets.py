@@ -3,7 +3,6 @@
 import gzip
 import struct
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -13,14 +12,6 @@ from dino_exp.data import torchvision_sets
 from dino_exp.data.torchvision_sets import DEBIAN_FASHION_MNIST, cifar10, fashion_mnist
 from dino_exp.errors import UserError
 from tests.data.sources import classes_of, held_out, labels_of
-
-LOADER_ONLY: dict[str, Any] = {
-    "name": "set",
-    "mean": [0.5],
-    "std": [0.3],
-    "max_corrupt": 0.01,
-    "backend": "fast",
-}
 
 
 @pytest.fixture
@@ -45,13 +36,13 @@ def idx_files(folder: Path, packed: bool) -> np.ndarray:
 
 
 @pytest.mark.parametrize(
-    ("place", "packed"), [(".", True), ("FashionMNIST/raw", True), ("FashionMNIST/raw", False)]
+    ("folder", "packed"), [(".", True), ("FashionMNIST/raw", True), ("FashionMNIST/raw", False)]
 )
-def test_fashion_mnist_is_found_in_its_places(
-    place: str, packed: bool, tmp_path: Path, offline: None
+def test_fashion_mnist_is_found_in_each_folder(
+    folder: str, packed: bool, tmp_path: Path, offline: None
 ) -> None:
-    last = idx_files(tmp_path / place, packed)
-    splits = fashion_mnist(root=str(tmp_path), channels=1, **LOADER_ONLY)
+    last = idx_files(tmp_path / folder, packed)
+    splits = fashion_mnist(root=str(tmp_path), channels=1)
     test = held_out(splits)
     assert (len(splits.train), len(test)) == (7, 3)
     assert np.array_equal(test.read(2), last[2:3])
@@ -59,7 +50,7 @@ def test_fashion_mnist_is_found_in_its_places(
     assert labels_of(test).dtype == np.int64
     assert classes_of(splits.train)[9] == "Ankle boot"
     assert test.name(2) == "fashion_mnist test 2"
-    rgb = held_out(fashion_mnist(root=str(tmp_path), channels=3, **LOADER_ONLY)).read(2)
+    rgb = held_out(fashion_mnist(root=str(tmp_path), channels=3)).read(2)
     assert rgb.shape == (3, 28, 28)
     assert torch.equal(rgb[0], rgb[2])
     rgb[0, 0, 0] += 1  # a copy: the planes are apart
@@ -69,33 +60,38 @@ def test_fashion_mnist_is_found_in_its_places(
 def test_fashion_mnist_is_found_in_debians_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     last = idx_files(tmp_path / "debian", packed=True)
     monkeypatch.setattr(torchvision_sets, "DEBIAN_FASHION_MNIST", tmp_path / "debian")
-    splits = fashion_mnist(root=str(tmp_path / "mine"), channels=1, **LOADER_ONLY)
+    splits = fashion_mnist(root=str(tmp_path / "mine"), channels=1)
     assert (len(splits.train), len(held_out(splits))) == (7, 3)
     assert np.array_equal(held_out(splits).read(2), last[2:3])
     assert not (tmp_path / "mine").exists()
 
 
-def test_damaged_idx_files_are_named(tmp_path: Path, offline: None) -> None:
+def test_damaged_idx_files_are_reported(tmp_path: Path, offline: None) -> None:
     idx_files(tmp_path, packed=True)
     file = tmp_path / "train-images-idx3-ubyte.gz"
-    whole = file.read_bytes()
-    for damaged in (whole[:1000], gzip.compress(gzip.decompress(whole)[:-10]), gzip.compress(b"hello"), b""):
+    complete = file.read_bytes()
+    for damaged in (
+        complete[:1000],
+        gzip.compress(gzip.decompress(complete)[:-10]),
+        gzip.compress(b"hello"),
+        b"",
+    ):
         file.write_bytes(damaged)
         with pytest.raises(UserError, match=r"train-images-idx3-ubyte\.gz: .*(damaged|truncated)"):
-            fashion_mnist(root=str(tmp_path), channels=1, **LOADER_ONLY)
+            fashion_mnist(root=str(tmp_path), channels=1)
 
 
 def test_a_failed_download_says_where_the_files_go(tmp_path: Path, offline: None) -> None:
     with pytest.raises(UserError, match=rf"put train-images-idx3-ubyte\.gz, .* into {tmp_path}"):
-        fashion_mnist(root=str(tmp_path), channels=1, **LOADER_ONLY)
+        fashion_mnist(root=str(tmp_path), channels=1)
     with pytest.raises(
         UserError, match=rf"data\.root = {tmp_path}.*put cifar-10-python\.tar\.gz.*{tmp_path}"
     ):
-        cifar10(root=str(tmp_path), channels=3, **LOADER_ONLY)
+        cifar10(root=str(tmp_path), channels=3)
 
 
 def test_impossible_channels_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"data\.channels = 1: CIFAR-10 has 3"):
-        cifar10(root=str(tmp_path), channels=1, **LOADER_ONLY)
+        cifar10(root=str(tmp_path), channels=1)
     with pytest.raises(UserError, match=r"data\.channels = 4: Fashion-MNIST has 1"):
-        fashion_mnist(root=str(tmp_path), channels=4, **LOADER_ONLY)
+        fashion_mnist(root=str(tmp_path), channels=4)

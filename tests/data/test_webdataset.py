@@ -1,4 +1,4 @@
-"""Tar shards: what a sample is, any order, and shards that are not whole."""
+"""Tar shards: their samples in any order, and incomplete shards."""
 
 import gzip
 import io
@@ -14,26 +14,15 @@ from dino_exp.data import file_ranges, webdataset
 from dino_exp.data.file_sets import expand_braces
 from dino_exp.data.source import CorruptImageError, Splits, decode_image
 from dino_exp.errors import UserError
-from tests.data.sources import classes_of, held_out, labels_of
+from tests.data.sources import classes_of, held_out, labels_of, load
 from tests.data.stored import as_shards, by_class, encoded, write_shard
 
 pytestmark = pytest.mark.usefixtures("cache")
 IMAGES = by_class(encoded(20), 3)
 
 
-def load(root: Path | str | None, val_root: Path | str | None = "auto") -> Splits:
-    return webdataset.load(
-        name="webdataset",
-        root=None if root is None else str(root),
-        val_root=None if val_root is None else str(val_root),
-        channels=3,
-        mean=[0.5] * 3,
-        std=[0.3] * 3,
-        max_corrupt=0.01,
-        backend="fast",
-        packed=False,
-        packed_side=None,
-    )
+def shards(root: Path | str | None, val_root: Path | str | None = "auto") -> Splits:
+    return load("webdataset", root=root, val_root=val_root)
 
 
 def decoded(content: bytes) -> torch.Tensor:
@@ -46,7 +35,7 @@ def test_folder_pattern_and_list_hold_the_same_samples_in_any_order(tmp_path: Pa
         "train-000000.tar\n\ntrain-000001.tar\n" + str(folder / "train-000002.tar")
     )
     for root in (folder, folder / "train-{000000..000002}.tar", folder / "train-*.tar", folder / "list.txt"):
-        source = load(root).train
+        source = shards(root).train
         assert (len(source), source.classes) == (20, ["0", "1", "2"])
         assert labels_of(source).tolist() == [label for _, label in IMAGES]
         for index in (19, 0, 7, 6, 13):
@@ -71,16 +60,16 @@ def test_a_sample_is_the_consecutive_members_of_one_base_name(tmp_path: Path) ->
             ("b/.hidden.jpg", two),
         ],
     )
-    source = load(tmp_path).train
+    source = shards(tmp_path).train
     assert (len(source), source.classes, labels_of(source).tolist()) == (2, ["7", "12"], [0, 1])
     assert [source.name(i).split(": ")[1] for i in range(2)] == [f"{long}.JPEG", "b/2.seg.png"]
     assert torch.equal(source.read(1), decoded(two))
     (tmp_path / "classes.txt").write_text("\n".join(f"kind {i}" for i in range(13)))
-    named = load(tmp_path).train
+    named = shards(tmp_path).train
     assert [classes_of(named)[label] for label in labels_of(named)] == ["kind 7", "kind 12"]
     (tmp_path / "classes.txt").write_text("a\nb")
-    with pytest.raises(UserError, match=r"classes\.txt: 2 names, and there is a label 12"):
-        load(tmp_path)
+    with pytest.raises(UserError, match=r"classes\.txt: 2 names, but a sample has label 12"):
+        shards(tmp_path)
 
 
 def test_held_out_shards_are_found_and_never_trained_on(
@@ -96,75 +85,75 @@ def test_held_out_shards_are_found_and_never_trained_on(
             together / "imagenet-train-{000000..000002}.tar",
             tmp_path / "apart" / "train",
         ):
-            splits = load(root)
+            splits = shards(root)
             assert (len(splits.train), len(held_out(splits))) == (20, 5)
             assert held_out(splits).classes == splits.train.classes
             assert labels_of(held_out(splits)).tolist() == [label for _, label in IMAGES[::4]]
-    assert len([r for r in caplog.records if "held-out images" in r.message]) == 3
-    assert load(together, val_root=None).test is None
-    assert len(load(together, val_root=None).train) == 20
-    assert len(load(together / "imagenet-val-*.tar", val_root=None).train) == 5
-    with pytest.raises(UserError, match=r"is among the training shards"):
-        load(tmp_path / "apart" / "train", tmp_path / "apart" / "train")
+    assert len([r for r in caplog.records if "Held-out images" in r.message]) == 3
+    assert shards(together, val_root=None).test is None
+    assert len(shards(together, val_root=None).train) == 20
+    assert len(shards(together / "imagenet-val-*.tar", val_root=None).train) == 5
+    with pytest.raises(UserError, match=r"is among the training files"):
+        shards(tmp_path / "apart" / "train", tmp_path / "apart" / "train")
     as_shards(tmp_path / "other", [(IMAGES[0][0], 0), (IMAGES[1][0], 9)])
     with pytest.raises(UserError, match=r"class '9' \(1 such\) is not among the 3 classes"):
-        load(together, tmp_path / "other")
+        shards(together, tmp_path / "other")
 
 
-def test_the_headers_are_read_once_and_a_damaged_index_is_mended(
+def test_the_headers_are_read_once_and_a_damaged_index_is_rebuilt(
     tmp_path: Path, cache: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     folder = as_shards(tmp_path / "set", IMAGES)
-    first = load(folder).train
+    first = shards(folder).train
     (index,) = cache.glob("webdataset-*.npz")
-    whole = index.read_bytes()
-    for damaged in (b"", whole[:100], whole[:-30], whole[:400] + bytes(50) + whole[450:]):
+    complete = index.read_bytes()
+    for damaged in (b"", complete[:100], complete[:-30], complete[:400] + bytes(50) + complete[450:]):
         index.write_bytes(damaged)
-        again = load(folder).train
+        again = shards(folder).train
         assert [again.name(i) for i in range(20)] == [first.name(i) for i in range(20)]
-        assert index.read_bytes() == whole
+        assert index.read_bytes() == complete
     caplog.clear()
     with caplog.at_level(logging.INFO):
-        load(folder)
+        shards(folder)
         assert caplog.text == ""
         as_shards(folder, IMAGES[:8])  # other content, so another index
-        assert (len(load(folder).train), "reading the headers of the shards" in caplog.text) == (14, True)
+        assert (len(shards(folder).train), "Reading the headers of 3 shards" in caplog.text) == (14, True)
     assert len(list(cache.glob("webdataset-*.npz"))) == 2
     cache.rename(tmp_path / "gone")
     cache.write_text("a file, so that no index can be kept here")
-    assert len(load(folder).train) == 14
+    assert len(shards(folder).train) == 14
 
 
-def test_a_shard_that_cannot_be_read_is_named_before_training(tmp_path: Path) -> None:
+def test_an_unreadable_shard_is_reported_before_training(tmp_path: Path) -> None:
     folder = as_shards(tmp_path / "set", IMAGES)
     shard = folder / "train-000001.tar"
-    whole = shard.read_bytes()
+    complete = shard.read_bytes()
     with tarfile.open(shard) as tar:
         members = tar.getmembers()
     end = members[-1].offset_data + -(-members[-1].size // 512) * 512
     header = members[4].offset
     broken = [
-        (whole[: members[-1].offset_data + 50], "half-written .*unexpected end of data"),
-        (whole[:end], "half-written .*no end marker"),
-        (whole[: members[5].offset], "no end marker"),
-        (whole[: members[5].offset + 100], "half-written"),
-        (whole[: header + 100] + b"?" + whole[header + 101 :], rf"a damaged header at byte {header:,}"),
+        (complete[: members[-1].offset_data + 50], "half-written .*unexpected end of data"),
+        (complete[:end], "half-written .*no end marker"),
+        (complete[: members[5].offset], "no end marker"),
+        (complete[: members[5].offset + 100], "half-written"),
+        (complete[: header + 100] + b"?" + complete[header + 101 :], rf"a damaged header at byte {header:,}"),
         (b"", "half-written"),
         (b"<html>" * 200, "half-written"),
-        (gzip.compress(whole), "compressed with gzip.*gunzip"),
+        (gzip.compress(complete), "compressed with gzip.*gunzip"),
     ]
     for content, reason in broken:
         shard.write_bytes(content)
         with pytest.raises(UserError, match=rf"shard {shard}: .*{reason}"):
-            load(folder)
+            shards(folder)
     shard.unlink()
     for root in (folder / "train-{000000..000002}.tar", folder / "list.txt"):
         (folder / "list.txt").write_text("train-000000.tar\ntrain-000001.tar\ntrain-000002.tar\n")
-        with pytest.raises(UserError, match=rf"1 of the 3 files are not there, the first is {shard}"):
-            load(root)
+        with pytest.raises(UserError, match=rf"1 of the 3 files are missing, the first is {shard}"):
+            shards(root)
 
 
-def test_mistakes_are_named(tmp_path: Path) -> None:
+def test_mistakes_are_reported(tmp_path: Path) -> None:
     (one, _), (two, _) = IMAGES[:2]
     (tmp_path / "empty").mkdir()
     write_shard(tmp_path / "text" / "0.tar", [("a.txt", b"hello")])
@@ -173,22 +162,22 @@ def test_mistakes_are_named(tmp_path: Path) -> None:
     write_shard(tmp_path / "half" / "0.tar", [("a.cls", b"1"), ("a.jpg", one), ("b.jpg", two)])
     mistakes = [
         (None, r"data\.root is null: give a folder of \.tar shards"),
-        (tmp_path / "nowhere" / "x", r"data\.root = .*nowhere/x: there is no such folder or file"),
+        (tmp_path / "nowhere" / "x", r"data\.root = .*nowhere/x: no such folder or file"),
         (tmp_path / "empty", r"data\.root = .*empty: no \.tar files in that folder"),
-        (tmp_path / "empty" / "*.tar", r"no file has such a name"),
+        (tmp_path / "empty" / "*.tar", r"no file matches the pattern"),
         (tmp_path / "text", r"no images in 1 shards; they end in"),
-        (tmp_path / "word", r"word/0\.tar: a\.cls: b'dog' is no label"),
+        (tmp_path / "word", r"word/0\.tar: a\.cls: b'dog' is not a label"),
         (tmp_path / "json", r"json/0\.tar: a\.json: not JSON"),
         (tmp_path / "half", r"half/0\.tar: b\.jpg: no label .* 1 of 2 samples"),
     ]
     for root, message in mistakes:
         with pytest.raises(UserError, match=message):
-            load(root)
+            shards(root)
 
 
 def test_a_shard_that_changes_makes_its_images_unreadable(tmp_path: Path) -> None:
     folder = as_shards(tmp_path / "set", IMAGES)
-    source = load(folder).train
+    source = shards(folder).train
     source.read(8)  # its shard is open now
     shard = folder / "train-000001.tar"
     content = shard.read_bytes()
@@ -202,9 +191,9 @@ def test_a_shard_that_changes_makes_its_images_unreadable(tmp_path: Path) -> Non
         pickle.loads(pickle.dumps(source)).read(12)
 
 
-def test_copies_take_no_open_files_and_few_stay_open(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_copies_have_no_open_files_and_few_stay_open(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(file_ranges, "OPEN_FILES", 4)
-    source = load(as_shards(tmp_path / "set", IMAGES, each=2)).train
+    source = shards(as_shards(tmp_path / "set", IMAGES, each=2)).train
     copy = pickle.loads(pickle.dumps(source))
     for one in (source, copy):
         assert isinstance(one, webdataset.ShardSource)
@@ -213,20 +202,20 @@ def test_copies_take_no_open_files_and_few_stay_open(tmp_path: Path, monkeypatch
         assert len(one._bytes._open) == 4
 
 
-def test_corrupt_members_are_named(tmp_path: Path) -> None:
+def test_unreadable_members_are_reported(tmp_path: Path) -> None:
     write_shard(tmp_path / "0.tar", [("a.jpg", b"not an image"), ("b.jpg", b"")])
-    source = load(tmp_path).train
+    source = shards(tmp_path).train
     for index, reason in enumerate(("not an image", "the file is empty")):
         with pytest.raises(CorruptImageError, match=rf"0\.tar: {'ab'[index]}\.jpg: {reason}"):
             source.read(index)
 
 
-def test_pax_headers_are_understood(tmp_path: Path) -> None:
+def test_pax_headers_are_read(tmp_path: Path) -> None:
     with tarfile.open(tmp_path / "0.tar", "w", format=tarfile.PAX_FORMAT) as shard:
         member = tarfile.TarInfo("ordner/" + "ü" * 90 + ".jpg")
         member.size = len(IMAGES[0][0])
         shard.addfile(member, io.BytesIO(IMAGES[0][0]))
-    source = load(tmp_path).train
+    source = shards(tmp_path).train
     assert source.name(0).endswith("ordner/" + "ü" * 90 + ".jpg")
     assert torch.equal(source.read(0), decoded(IMAGES[0][0]))
 

@@ -36,7 +36,6 @@ def knn(**changes: Any) -> KNN:
     fields: dict[str, Any] = {
         "k": 5,
         "temperature": 0.07,
-        "every_epochs": 1,
         "bank_size": None,
         "query_size": None,
         "batch_size": 8,

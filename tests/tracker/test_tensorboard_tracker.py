@@ -86,7 +86,7 @@ def test_unwritable_directory_turns_it_off(tmp_path: Path, caplog: pytest.LogCap
 
 
 def test_disabled_and_no_tracker_write_nothing(tmp_path: Path) -> None:
-    trackers: list[Tracker] = [TensorboardTracker(mode="disabled"), NoTracker(mode="auto")]
+    trackers: list[Tracker] = [TensorboardTracker(mode="disabled"), NoTracker()]
     for tracker in trackers:
         tracker.start(run_info(tmp_path))
         tracker.log({"loss": 8.25}, step=10)

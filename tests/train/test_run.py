@@ -361,7 +361,7 @@ def test_any_number_of_channels(tmp_path: Path, channels: int, capsys: pytest.Ca
     stats = [f"data.channels={channels}", f"data.mean={[0.5] * channels}", f"data.std={[0.25] * channels}"]
     cfg = folder_configuration(tmp_path / "images", *stats)
     assert train(cfg, tmp_path / "run").state == "finished"
-    assert "saturation, hue, grayscale need RGB and are left out" in capsys.readouterr().out
+    assert "saturation, hue, grayscale need RGB and are skipped" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from torch import Tensor
 from torchvision.transforms.v2 import functional as transforms
 
 from dino_exp.config.evaluation_schema import AttentionConfig
-from dino_exp.data.file_sets import existing
+from dino_exp.data.file_sets import existing_path
 from dino_exp.data.subset import evenly_spread
 from dino_exp.errors import UserError
 from dino_exp.eval.attention import class_maps, videos
@@ -224,7 +224,7 @@ class AttentionMaps:
 
     def _path(self, key: str, value: str) -> Path:
         kinds = "an image, a folder of images or a video" if key == "source" else "a folder of masks"
-        return existing(f"attention.{key}", value, kinds)
+        return existing_path(f"attention.{key}", value, kinds)
 
 
 KINDS = {

@@ -20,7 +20,7 @@ from dino_exp.atomic import write_atomically
 from dino_exp.backbone.tokens import spatial_features
 from dino_exp.config.evaluation_schema import VideoSegmentationConfig
 from dino_exp.console import console_for_a_run
-from dino_exp.data.file_sets import existing
+from dino_exp.data.file_sets import existing_path
 from dino_exp.data.source import CorruptImageError, read_image
 from dino_exp.errors import UserError
 from dino_exp.eval.davis.label_propagation import label_map, propagate_through
@@ -137,7 +137,7 @@ class VideoSegmentation:
         """Return the videos of the split, with their files."""
         if self.cfg.root is None:
             raise UserError(f"video_segmentation.root = null: give the folder of DAVIS 2017. {LAYOUT}.")
-        root = existing("video_segmentation.root", self.cfg.root, f"the folder of DAVIS 2017 ({LAYOUT})")
+        root = existing_path("video_segmentation.root", self.cfg.root, f"the folder of DAVIS 2017 ({LAYOUT})")
         names = root / LISTS / f"{self.cfg.split}.txt"
         if not names.is_file():
             raise UserError(f"{names}: missing; it lists the videos, one per line. {LAYOUT}.")

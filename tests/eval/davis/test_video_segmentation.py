@@ -240,7 +240,7 @@ def test_damaged_frames_are_named(davis: Path, tmp_path: Path) -> None:
     ("changes", "backbone", "message"),
     [
         ({"root": None}, Colors(), "root = null: give the folder of DAVIS 2017"),
-        ({"root": "/nowhere"}, Colors(), "/nowhere: there is no such folder"),
+        ({"root": "/nowhere"}, Colors(), "/nowhere: no such folder"),
         ({"image_size": 66}, tiny_vit(), "image_size = 66: .* patch size 4, such as 68"),
         ({"image_size": 32}, Colors(), "image_size = 32: must be at least 64"),
         ({"image_size": 68}, Colors(), "image_size = 68: makes frames of 128x68, on which .* 16x8 features"),

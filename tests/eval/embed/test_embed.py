@@ -171,7 +171,7 @@ def test_the_map_shows_some_of_many_images(tmp_path: Path) -> None:
 def test_wrong_sources_features_and_missing_libraries_are_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with pytest.raises(UserError, match=r"^embed.source = .*/none: there is no such folder or file"):
+    with pytest.raises(UserError, match=r"^embed.source = .*/none: no such folder or file"):
         embed(source=str(tmp_path / "none")).check(subject(), NO_DATA)
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match=r"^embed.source = .*/empty: no images there"):
