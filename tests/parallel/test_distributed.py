@@ -244,6 +244,19 @@ def test_a_sweep_makes_its_runs_one_after_the_other_and_a_refused_one_does_not_e
     assert all(run.read_status()["state"] == "finished" for run in runs)
 
 
+@pytest.mark.parametrize("processes", [1, 3, 8])
+def test_shares_are_contiguous_and_differ_by_one_item_at_most(
+    processes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(distributed, "count", lambda: processes)
+    shares = []
+    for rank in range(processes):
+        monkeypatch.setattr(distributed, "rank", lambda rank=rank: rank)
+        shares.append(distributed.share_of(range(10)))
+    assert [index for share in shares for index in share] == list(range(10))
+    assert max(map(len, shares)) - min(map(len, shares)) <= 1
+
+
 STEPS = {
     "batch norm in stem and head, AdamW": ["head.use_bn=true"],
     "in parts": ["backbone.stem=patch", "trainer.accumulate=2", "loss.center_init=first_batch"],
