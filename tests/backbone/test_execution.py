@@ -74,7 +74,7 @@ def test_checkpointed_blocks_give_the_same_gradients_from_less_memory(
         ),
         (
             lambda: timm_backbone(name="vgg11", drop_path_rate=0, in_channels=3, image_size=64),
-            "no blocks that can be computed again",
+            "no blocks that can be recomputed",
         ),
     ],
 )

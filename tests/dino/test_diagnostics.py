@@ -6,12 +6,12 @@ import pytest
 import torch
 
 from dino_exp.dino.diagnostics import describe, effective_rank, fetch, observe, relative_distance, spread
-from dino_exp.dino.model import Output
+from dino_exp.dino.model import NetworkOutput
 
 
-def output(n: int = 8, k: int = 4) -> Output:
+def output(n: int = 8, k: int = 4) -> NetworkOutput:
     generator = torch.Generator().manual_seed(0)
-    return Output(*(torch.randn(n, size, generator=generator) for size in (6, 5, k)))
+    return NetworkOutput(*(torch.randn(n, size, generator=generator) for size in (6, 5, k)))
 
 
 CASES = {  # probabilities of 8 crops over 4 prototypes -> entropy, marginal entropy, share used

@@ -57,7 +57,7 @@ def test_a_task_tells_its_process_its_place(
     tmp_path: Path, changes: dict[str, str], expected: Processes
 ) -> None:
     variables = worker.environment(RunDirectory(tmp_path), TWO_BY_TWO | changes, 1)
-    place = Processes.of(variables)
+    place = Processes.from_environment(variables)
     assert place.rendezvous == tmp_path / ".rendezvous.31-0"
     assert (place.rank, place.count) == (expected.rank, expected.count)
     assert (place.local_rank, place.local_count) == (expected.local_rank, expected.local_count)
@@ -67,7 +67,7 @@ def test_a_task_tells_its_process_its_place(
 
 def test_every_attempt_meets_at_a_place_of_its_own(tmp_path: Path) -> None:
     again = worker.environment(RunDirectory(tmp_path), TWO_BY_TWO | {"SLURM_RESTART_COUNT": "2"}, 1)
-    assert Processes.of(again).rendezvous == tmp_path / ".rendezvous.31-2"
+    assert Processes.from_environment(again).rendezvous == tmp_path / ".rendezvous.31-2"
 
 
 @pytest.mark.parametrize(("runs", "cores"), [(1, "6"), (2, "3"), (4, "1"), (8, "1")])
@@ -77,7 +77,7 @@ def test_one_task_leaves_its_runs_alone_and_shares_out_the_cores(
     one = TWO_BY_TWO | {"SLURM_NTASKS": "1", "SLURM_PROCID": "0", "SLURM_LOCALID": "0"}
     variables = worker.environment(RunDirectory(tmp_path), one, runs)
     assert variables == {"SLURM_CPUS_PER_TASK": cores}
-    assert Processes.of(variables) == Processes()
+    assert Processes.from_environment(variables) == Processes()
 
 
 # ---- seeing a run off -----------------------------------------------------------------------------------

@@ -20,8 +20,12 @@ TORCHRUN = {
 
 
 def test_one_process_unless_a_launcher_says_otherwise() -> None:
-    assert Processes.of({}) == Processes.of({"MASTER_ADDR": "node1", "SLURM_PROCID": "3"}) == Processes()
-    assert Processes.of(TORCHRUN) == Processes(5, 8, 1, 4)
+    assert (
+        Processes.from_environment({})
+        == Processes.from_environment({"MASTER_ADDR": "node1", "SLURM_PROCID": "3"})
+        == Processes()
+    )
+    assert Processes.from_environment(TORCHRUN) == Processes(5, 8, 1, 4)
 
 
 @pytest.mark.parametrize(
@@ -38,7 +42,7 @@ def test_one_process_unless_a_launcher_says_otherwise() -> None:
 def test_a_half_set_environment_is_refused(changes: dict[str, str | None], message: str) -> None:
     environment = {name: text for name, text in (TORCHRUN | changes).items() if text is not None}
     with pytest.raises(UserError, match=message):
-        Processes.of(environment)
+        Processes.from_environment(environment)
 
 
 @pytest.fixture
@@ -89,5 +93,5 @@ def test_a_process_takes_its_own_gpu_or_is_told_that_there_is_none(environment: 
     with pytest.raises(UserError, match="LOCAL_RANK=2 on a machine with 2 GPUs"):
         machine.choose_device("cuda")
     environment.setattr(torch.backends.mps, "is_available", lambda: True)
-    with pytest.raises(UserError, match=r"trainer\.device = mps: takes one process"):
+    with pytest.raises(UserError, match=r"trainer\.device = mps: works in one process only"):
         machine.choose_device("mps")
