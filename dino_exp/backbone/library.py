@@ -122,7 +122,7 @@ def remove_classifier(model: nn.Module) -> None:
 
 
 def small_resnet_stem(model: nn.Module, in_channels: int) -> None:
-    """Give a ResNet the stem for 32-pixel images: 3x3, stride 1, no max-pool (He et al. 2016, section 4.2)."""
+    """Give a ResNet the stem for 32-pixel images, 3x3 with stride 1, no max-pool (He et al. 2016, 4.2)."""
     convolution = nn.Conv2d(in_channels, 64, kernel_size=3, stride=1, padding=1, bias=False)
     nn.init.kaiming_normal_(convolution.weight, mode="fan_out", nonlinearity="relu")
     model.conv1 = convolution

@@ -1,4 +1,4 @@
-"""Says in words what network a file's tensors belong to, and which options would build it."""
+"""Descriptions of the network that a file's tensors belong to, and the options that build it."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from collections.abc import Mapping
 from torch import Tensor
 
 RELEASED_VITS = {192: "vit_tiny", 384: "vit_small", 768: "vit_base"}
-"""Our options by width; all have twelve blocks."""
+"""Our `backbone` options by width; all have twelve blocks."""
 
 
 def describe_backbone(state: Mapping[str, Tensor]) -> tuple[str, str]:
-    """Of tensors `backbone.*`: what they are, and the options for it, empty where there is no telling."""
+    """Return in words what the tensors `backbone.*` are, and the options that build it; empty if unknown."""
     patches = state.get("backbone.patch_embed.proj.weight")
     positions = state.get("backbone.pos_embed")
     if patches is not None and positions is not None and patches.ndim == 4 and positions.ndim == 3:
@@ -32,7 +32,7 @@ def describe_backbone(state: Mapping[str, Tensor]) -> tuple[str, str]:
 
 
 def head_options(state: Mapping[str, Tensor]) -> str:
-    """The options that build the head of tensors `head.*`; empty where they are no DINO head."""
+    """Return the options that build the head of the tensors `head.*`; empty if they are not a DINO head."""
     gain, direction = state.get("head.last_layer.weight_g"), state.get("head.last_layer.weight_v")
     if gain is None or direction is None or direction.ndim != 2:
         return ""
