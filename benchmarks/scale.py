@@ -1,4 +1,4 @@
-"""What costs how much: processes, crops, prototypes, batch, and the size of the data set.
+"""Cost against number of processes, crops, prototypes, batch size, and size of the data set.
 
 python -m benchmarks.scale processes          # the default run under 1 and 2 processes, a thread each
 python -m benchmarks.scale step               # a small network's step against crops, K and batch
@@ -31,7 +31,7 @@ CPU = torch.device("cpu")
 
 
 def processes(steps: int) -> list[dict[str, Any]]:
-    """Images/s of the same global batches in one and in two processes with one thread each."""
+    """Measure images/s of the same global batches in one and in two processes with one thread each."""
     rows: list[dict[str, Any]] = []
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     for count in (1, 2):
@@ -62,7 +62,7 @@ def processes(steps: int) -> list[dict[str, Any]]:
 
 
 def step() -> list[dict[str, Any]]:
-    """Seconds per step of the default network when one number is changed at a time."""
+    """Measure the step of the default network, changing one number at a time."""
     changes = {
         "the default: 2 + 2 crops, K = 64, batch 32": [],
         "2 + 0 crops": ["crops.local_number=0"],
@@ -116,14 +116,14 @@ def _start(listing: str, images: int, results: Any) -> None:
 
 
 def index(largest: int) -> list[dict[str, Any]]:
-    """Reading a list of images, and drawing the first batch of an epoch, in a fresh process each."""
+    """Measure reading a list of images, and drawing the first batch, in a new process for each size."""
     rows = []
     context = multiprocessing.get_context("spawn")
-    with tempfile.TemporaryDirectory() as place:
-        (Path(place) / "first.jpg").touch()
+    with tempfile.TemporaryDirectory() as temporary:
+        (Path(temporary) / "first.jpg").touch()
         for exponent in range(3, largest + 1):
             images = 10**exponent
-            listing = Path(place) / f"{exponent}.txt"
+            listing = Path(temporary) / f"{exponent}.txt"
             with listing.open("w") as file:
                 file.write("first.jpg\t0\n")
                 for number in range(1, images):
@@ -147,7 +147,7 @@ def index(largest: int) -> list[dict[str, Any]]:
 
 
 def main() -> None:
-    """Measure the part that the command line asks for."""
+    """Measure the part that the command line names."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("part", choices=["processes", "step", "index"])
     parser.add_argument("--steps", type=int, default=60, help="steps of each run of `processes`")

@@ -25,7 +25,7 @@ class RunInfo:
     config: dict[str, Any]
     """The resolved config as plain dicts, lists, numbers and strings."""
     tracker_id: str
-    """Created once by `new_tracker_id` and kept in status.json, so that a resume continues the same record."""
+    """Created once by `new_tracker_id` and kept in status.json; a resumed run continues under it."""
     resume_step: int = 0
     """Optimizer step of the checkpoint to resume from, 0 for a new run; later steps are logged again."""
 

@@ -7,7 +7,7 @@ from typing import Any
 
 
 class WandbServer:
-    """Server whose `behavior` is answer, error (always 500) or silent (never answers); it may change any time.
+    """Server with a `behavior`: answer, error (always 500) or silent (no answer); may change at any time.
 
     `history` has the metric rows that arrived, by run and line number, as in the real server.
     """
