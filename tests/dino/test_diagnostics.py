@@ -1,4 +1,4 @@
-"""The diagnostics of outputs whose statistics are known."""
+"""The diagnostics of outputs with known statistics."""
 
 import math
 
@@ -46,7 +46,7 @@ def test_spread_is_one_when_even_and_zero_when_constant() -> None:
     assert spread(torch.ones(10, 5)).item() == pytest.approx(0, abs=1e-6)
 
 
-def test_both_networks_are_named_and_local_crops_left_out() -> None:
+def test_both_networks_are_named_and_local_crops_ignored() -> None:
     student, teacher = output(20), output(8)
     probabilities = torch.softmax(teacher.logits, 1)
     seen = observe(student, teacher, probabilities, probabilities)
