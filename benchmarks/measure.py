@@ -5,11 +5,13 @@ from __future__ import annotations
 import ctypes
 import datetime
 import json
+import multiprocessing
 import platform
 import time
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from rich.console import Console
@@ -18,6 +20,7 @@ from rich.table import Table
 from dino_exp.runs import environment
 
 OUTPUTS = Path("outputs/benchmarks")
+Result = TypeVar("Result")
 
 
 def wait_for(device: torch.device) -> None:
@@ -47,6 +50,12 @@ def least_seconds(
             if turn:
                 least[name] = min(least[name], time.perf_counter() - start)
     return least
+
+
+def in_new_process(function: Callable[..., Result], *arguments: object) -> Result:
+    """Call a function in a new process, which shares neither memory nor its peak with this one."""
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(function, *arguments).result()
 
 
 def peak_extra_mib(work: Callable[[], object], device: torch.device) -> float | None:

@@ -11,14 +11,13 @@ on the kind of machine that the run is for.
 from __future__ import annotations
 
 import argparse
-import multiprocessing
 import time
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-from benchmarks.measure import report, wait_for
+from benchmarks.measure import in_new_process, report, wait_for
 from dino_exp import machine
 from dino_exp.config.compose import compose
 from dino_exp.config.targets import build
@@ -59,26 +58,6 @@ def cost_of(overrides: list[str], batch: int) -> Cost:
     return Cost(machine.peak_memory_mib(device), min(seconds[1:]), min(loading) / batch)
 
 
-def _work(overrides: list[str], batch: int, answer: Any) -> None:
-    try:
-        answer.put(cost_of(overrides, batch))
-    except BaseException as error:
-        answer.put(error)
-
-
-def in_a_process(overrides: list[str], batch: int) -> Cost:
-    """Call `cost_of` in a new process, whose peak memory is that of this batch size alone."""
-    context = multiprocessing.get_context("spawn")
-    answer = context.Queue()
-    process = context.Process(target=_work, args=(overrides, batch, answer))
-    process.start()
-    result = answer.get()
-    process.join()
-    if isinstance(result, BaseException):
-        raise result
-    return result
-
-
 def extrapolated(small: float, large: float, sizes: tuple[int, int], batch: int) -> float:
     """Return the value at `batch` of the line through the values at the two `sizes`."""
     slope = (large - small) / (sizes[1] - sizes[0])
@@ -100,8 +79,8 @@ def main() -> None:
         if batch < 4:
             raise UserError(f"{batch} images per process: too few for a prediction; start the run instead.")
         sizes = (batch // 4, batch // 2) if batch <= 64 else (8, 24)
-        small, large = (in_a_process(arguments.overrides, size) for size in sizes)
-        checked = in_a_process(arguments.overrides, batch) if arguments.check else None
+        small, large = (in_new_process(cost_of, arguments.overrides, size) for size in sizes)
+        checked = in_new_process(cost_of, arguments.overrides, batch) if arguments.check else None
     except UserError as error:
         parser.exit(2, f"{error}\n")
     device = machine.choose_device(cfg.trainer.device)

@@ -71,26 +71,10 @@ def _patch(name: str, by: Callable[..., Any]) -> Callable[[Trainer], Any]:
     return lambda trainer: mock.patch(name, by)
 
 
-@contextmanager
-def _looped_adamw(trainer: Trainer) -> Iterator[None]:
-    ours = trainer.optimizer
-    trainer.optimizer = torch.optim.AdamW(
-        parameter_groups(trainer.student), lr=0.0, weight_decay=0.0, foreach=False
-    )
-    try:
-        yield
-    finally:
-        trainer.optimizer = ours
-
-
-@contextmanager
-def _float32(trainer: Trainer) -> Iterator[None]:
-    ours = trainer.autocast_type
-    trainer.autocast_type = None
-    try:
-        yield
-    finally:
-        trainer.autocast_type = ours
+def _looped_adamw(trainer: Trainer) -> Any:
+    groups = parameter_groups(trainer.student)
+    adamw = torch.optim.AdamW(groups, lr=0.0, weight_decay=0.0, foreach=False)
+    return mock.patch.object(trainer, "optimizer", adamw)
 
 
 @contextmanager
@@ -105,7 +89,7 @@ def _planar(trainer: Trainer) -> Iterator[None]:
 
 
 UNDO: dict[str, Callable[[Trainer], Any]] = {
-    "autocast": _float32,
+    "autocast": lambda trainer: mock.patch.object(trainer, "autocast_type", None),
     "channels-last": _planar,
     "fused attention": _patch("dino_exp.backbone.vit.attend", by=attention),
     "class token alone in the last block": _patch(

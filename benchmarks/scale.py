@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import multiprocessing
 import os
 import subprocess
 import sys
@@ -21,7 +20,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.measure import least_seconds, report, status_kib
+from benchmarks.measure import in_new_process, least_seconds, report, status_kib
 from benchmarks.step import make_trainer, random_views
 from dino_exp.data import folder
 from dino_exp.data.loader import BatchOrder
@@ -92,7 +91,7 @@ def step() -> list[dict[str, Any]]:
     ]
 
 
-def _start(listing: str, images: int, results: Any) -> None:
+def _start(listing: str, images: int) -> tuple[int, float, float, float]:
     before = status_kib("VmRSS")
     start = time.perf_counter()
     source = folder.load(
@@ -112,13 +111,12 @@ def _start(listing: str, images: int, results: Any) -> None:
     start = time.perf_counter()
     next(iter(BatchOrder(images, 512, 0, 0, 1)))
     ordered = time.perf_counter() - start
-    results.put((len(source), listed, indexed, ordered))
+    return len(source), listed, indexed, ordered
 
 
 def index(largest: int) -> list[dict[str, Any]]:
     """Measure reading a list of images, and drawing the first batch, in a new process for each size."""
     rows = []
-    context = multiprocessing.get_context("spawn")
     with tempfile.TemporaryDirectory() as temporary:
         (Path(temporary) / "first.jpg").touch()
         for exponent in range(3, largest + 1):
@@ -128,11 +126,7 @@ def index(largest: int) -> list[dict[str, Any]]:
                 file.write("first.jpg\t0\n")
                 for number in range(1, images):
                     file.write(f"n{number % 1000:08d}/n{number % 1000:08d}_{number}.JPEG\t{number % 1000}\n")
-            results = context.Queue()
-            process = context.Process(target=_start, args=(str(listing), images, results))
-            process.start()
-            length, listed, indexed, ordered = results.get()
-            process.join()
+            length, listed, indexed, ordered = in_new_process(_start, str(listing), images)
             assert length == images
             rows.append(
                 {

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from benchmarks.step import random_views
 from dino_exp.config.compose import compose
 from dino_exp.config.register import CONF
 from dino_exp.config.targets import build
@@ -53,9 +54,7 @@ def test_a_step_does_not_wait_for_the_device(precision: str, optimizer: str, tmp
     words = ["experiment=debug", f"optimizer={optimizer}", "optimizer.warmup_epochs=0"]
     cfg = compose([*words, f"data.root={tmp_path}", f"trainer.precision={precision}"])
     trainer = Trainer(cfg, build(cfg.data), GPU)
-    crops, batch = cfg.crops, cfg.trainer.batch_size
-    sizes = ((2, crops.global_size), (crops.local_number, crops.local_size))
-    views = [torch.randn(n * batch, 3, size, size, device=GPU) for n, size in sizes]
+    views = random_views(trainer)
     trainer.train_step(views)  # some kernels are prepared at their first use
     before = torch.cuda.get_sync_debug_mode()
     torch.cuda.set_sync_debug_mode("error")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any, cast
+
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -36,12 +38,9 @@ def checkpoint_blocks(backbone: nn.Module, *, name: str) -> None:
         raise UserError(
             f"{refused} has batch norm in its blocks ({inside[0]}), which may run only once; {fix}"
         )
-    enable = getattr(backbone, "set_grad_checkpointing", None)
     try:
-        if enable is None:
-            raise AssertionError
-        enable(True)
-    except AssertionError:
+        cast(Any, backbone).set_grad_checkpointing(True)
+    except (AttributeError, AssertionError):  # no such method, or a timm model that refuses
         raise UserError(f"{refused} has no blocks that can be recomputed; {fix}") from None
 
 

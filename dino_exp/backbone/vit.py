@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import cast
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -18,25 +18,13 @@ from dino_exp.backbone.initialization import initialize_linears
 from dino_exp.errors import UserError
 
 
-def vit(
-    *,
-    name: str,
-    patch_size: int,
-    embed_dim: int,
-    depth: int,
-    num_heads: int,
-    mlp_ratio: float,
-    drop_path_rate: float,
-    stem: str,
-    init: str,
-    in_channels: int,
-    image_size: int,
-) -> VisionTransformer:
-    """Build a vision transformer from the fields of its configuration.
+def vit(*, name: str, **fields: Any) -> VisionTransformer:
+    """Build a vision transformer from the fields of its configuration; `name` is only a label."""
+    return VisionTransformer(**fields)
 
-    `image_size` is the side of a global crop in pixels, for which the position embedding is stored. `name`
-    only labels the architecture. Raises `UserError` if a size is not divisible where it must be.
-    """
+
+def check_divisible(*, embed_dim: int, num_heads: int, image_size: int, patch_size: int) -> None:
+    """Raise `UserError` unless heads divide the width, and patches the side of a global crop."""
     if embed_dim % num_heads:
         fitting = [heads for heads in range(1, embed_dim + 1) if embed_dim % heads == 0]
         nearest = min(fitting, key=lambda heads: abs(heads - num_heads))
@@ -50,18 +38,6 @@ def vit(
             f"crops.global_size = {image_size}: not a multiple of backbone.patch_size = {patch_size}; "
             f"nearest are {below or patch_size} and {below + patch_size}."
         )
-    return VisionTransformer(
-        patch_size=patch_size,
-        embed_dim=embed_dim,
-        depth=depth,
-        num_heads=num_heads,
-        mlp_ratio=mlp_ratio,
-        drop_path_rate=drop_path_rate,
-        stem=stem,
-        init=init,
-        in_channels=in_channels,
-        image_size=image_size,
-    )
 
 
 class DropPath(nn.Module):
@@ -222,9 +198,9 @@ def conv_stem(patch_size: int, in_channels: int, embed_dim: int) -> nn.Sequentia
 class VisionTransformer(nn.Module):
     """Vision transformer; its feature is the class token after the final norm.
 
-    Accepts any image size that is a multiple of the patch: the position embedding, stored for `image_size`,
-    is interpolated as in the released code. The rate of stochastic depth grows linearly from 0 in the first
-    block to `drop_path_rate` in the last.
+    Accepts any image size that is a multiple of the patch: the position embedding, stored for `image_size`
+    (the side of a global crop in pixels), is interpolated as in the released code. The rate of stochastic
+    depth grows linearly from 0 in the first block to `drop_path_rate` in the last.
     """
 
     def __init__(
@@ -242,6 +218,9 @@ class VisionTransformer(nn.Module):
         image_size: int = 224,
     ) -> None:
         super().__init__()
+        check_divisible(
+            embed_dim=embed_dim, num_heads=num_heads, image_size=image_size, patch_size=patch_size
+        )
         self.checkpoint_blocks = False
         self.patch_size = patch_size
         self.feature_dim = embed_dim

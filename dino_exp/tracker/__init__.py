@@ -9,7 +9,7 @@ import secrets
 import string
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class RunInfo:
     """Optimizer step of the checkpoint to resume from, 0 for a new run; later steps are logged again."""
 
 
-class Tracker(Protocol):
+class Tracker:
     """Mirror of one run after another: `start`, then `log`, `image` and `alert` in any order, then `finish`.
 
     Calls before `start` and after `finish` do nothing. Only rank 0 makes calls.
@@ -56,26 +56,11 @@ class Tracker(Protocol):
         """
 
 
-class NoTracker:
+class NoTracker(Tracker):
     """Tracker that does nothing; metrics.jsonl in the run directory has everything."""
 
     def __init__(self, *, mode: str = "auto") -> None:
         self.mode = mode
-
-    def start(self, run: RunInfo) -> None:
-        pass
-
-    def log(self, metrics: dict[str, Any], step: int) -> None:
-        pass
-
-    def image(self, name: str, path: Path, step: int) -> None:
-        pass
-
-    def alert(self, title: str, text: str) -> None:
-        pass
-
-    def finish(self, summary: dict[str, Any], exit_code: int) -> None:
-        pass
 
 
 def new_tracker_id() -> str:

@@ -7,14 +7,14 @@ from pathlib import Path
 from typing import Any
 
 from dino_exp.errors import UserError
-from dino_exp.tracker import RunInfo
+from dino_exp.tracker import RunInfo, Tracker
 from dino_exp.tracker.feed import LOCAL_FILES, Feed, Record, logger, one_line
 
 FINISH_SECONDS = 30.0
 """How long a stalled file system may delay the end of a run."""
 
 
-class TensorboardTracker:
+class TensorboardTracker(Tracker):
     """Tracker that writes scalars, images, config and summary to `<run directory>/tensorboard/` in a thread.
 
     After a resume, the steps after the checkpoint are purged, so that no step appears twice.

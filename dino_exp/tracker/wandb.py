@@ -17,11 +17,11 @@ from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import Any
 
-from dino_exp.tracker import RunInfo
+from dino_exp.tracker import RunInfo, Tracker
 from dino_exp.tracker.feed import LOCAL_FILES, Feed, Record, logger, one_line
 
 
-class WandbTracker:
+class WandbTracker(Tracker):
     """Tracker that sends config, metrics, images, alerts, summary and exit code to W&B.
 
     Its files are in `<run directory>/wandb`. If W&B does not start within `timeout`, online becomes offline

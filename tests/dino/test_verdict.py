@@ -96,14 +96,14 @@ def test_no_collapse_is_called_while_a_slow_center_can_still_catch_up(
     center_momentum: float, begins: int, called: int, lasting: int
 ) -> None:
     waiting = judge(center_momentum=center_momentum)
-    said = {
+    verdicts = {
         step: waiting.observe(step, HEALTHY | (DEAD if step >= begins else {}))
         for step in range(500, TOTAL, 50)
     }
-    assert min(step for step, verdict in said.items() if verdict.collapsed) == called
-    assert said[begins - 50].word == "healthy"
-    assert {said[step].word for step in range(begins, called, 50)} == {"slow"}
-    assert said[called - 50].evidence.endswith(f"which is a collapse if it lasts until step {lasting}")
+    assert min(step for step, verdict in verdicts.items() if verdict.collapsed) == called
+    assert verdicts[begins - 50].word == "healthy"
+    assert {verdicts[step].word for step in range(begins, called, 50)} == {"slow"}
+    assert verdicts[called - 50].evidence.endswith(f"which is a collapse if it lasts until step {lasting}")
 
 
 def test_thresholds_are_relative_to_the_information_that_few_crops_can_show() -> None:

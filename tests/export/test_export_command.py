@@ -95,9 +95,9 @@ def test_an_export_that_fails_prints_one_line_and_writes_nothing(
     for name, run in {"PATCH": patch_run, "CONV": conv_run}.items():
         words = [word.replace(name, str(run)) for word in words]
     assert main(words) == 2
-    said = capsys.readouterr()
-    assert said.err.startswith(error)
-    assert (said.err.count("\n"), said.out) == (1, "")
+    printed = capsys.readouterr()
+    assert printed.err.startswith(error)
+    assert (printed.err.count("\n"), printed.out) == (1, "")
     assert sorted(tmp_path.rglob("*")) == before
 
 

@@ -73,12 +73,12 @@ def test_a_run_starts_from_both_networks_and_the_center_of_another_run(
     logits_share = moved.norm() / before["loss"]["center"].norm()
     assert 0.2 < logits_share < 0.8, "what remains should be two batch means with weight 0.44"
 
-    said = " ".join(capsys.readouterr().out.split())
-    assert "last.pt: a checkpoint of this project, step 2" in said
-    assert f"teacher its teacher's backbone and head: {len(before['teacher'])} tensors" in said
-    assert f"student its student's backbone and head: {len(before['student'])} tensors" in said
-    assert "center the file's, with norm " in said
-    assert "lr, weight decay, λ and τ_t follow this run's schedules from step 0" in said
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "last.pt: a checkpoint of this project, step 2" in printed
+    assert f"teacher its teacher's backbone and head: {len(before['teacher'])} tensors" in printed
+    assert f"student its student's backbone and head: {len(before['student'])} tensors" in printed
+    assert "center the file's, with norm " in printed
+    assert "lr, weight decay, λ and τ_t follow this run's schedules from step 0" in printed
     summary = RunDirectory(tmp_path / "run").read_summary()
     assert summary["initial_knn_top1"] == read_metrics(source / "metrics.jsonl")[-1]["knn_top1"]
     assert "untrained_knn_top1" not in summary
@@ -199,9 +199,9 @@ def test_unusable_weights_are_refused_before_anything_is_created(
     torch.save({"conv1.weight": torch.ones(4, 3, 2, 2)}, tmp_path / "tensors.pth")
     before = sorted(tmp_path.iterdir())
     assert cli.main(["experiment=debug", *overrides]) == 2
-    said = capsys.readouterr().err
-    assert said.startswith(error)
-    assert said.count("\n") == 1
+    printed = capsys.readouterr().err
+    assert printed.startswith(error)
+    assert printed.count("\n") == 1
     assert sorted(tmp_path.iterdir()) == before
 
 
@@ -212,8 +212,8 @@ def test_a_head_of_another_size_is_refused_with_both_shapes_and_the_fix(
     monkeypatch.setattr(sys, "argv", ["train.py"])
     words = ["experiment=debug", "backbone.stem=patch", f"init_from={source}", "head.out_dim=32"]
     assert cli.main(words) == 2
-    said = capsys.readouterr().err
-    assert "head.last_layer.weight_g has shape (64, 1), the network's (32, 1)" in said
-    assert "set head.out_dim=64 head.bottleneck_dim=64" in said
-    assert "init_parts=backbone" in said
+    printed = capsys.readouterr().err
+    assert "head.last_layer.weight_g has shape (64, 1), the network's (32, 1)" in printed
+    assert "set head.out_dim=64 head.bottleneck_dim=64" in printed
+    assert "init_parts=backbone" in printed
     assert list(tmp_path.iterdir()) == []
