@@ -65,7 +65,7 @@ def main() -> None:
     {"extraction": extraction, "knn": knn, "linear": linear}[arguments.what](arguments)
 
 
-def subject(backbone: nn.Module, size: int, device: torch.device) -> Subject:
+def make_subject(backbone: nn.Module, size: int, device: torch.device) -> Subject:
     """Return a network as evaluations take it."""
     return Subject(
         name="benchmark",
@@ -109,19 +109,19 @@ def extraction(arguments: argparse.Namespace) -> None:
         cases.append((title, VisionTransformer(**SMALL), 224, photos))
     rows = []
     for title, backbone, size, source in cases:
-        it = subject(backbone, size, device)
+        subject = make_subject(backbone, size, device)
         batches = [
-            it.normalized(images)
+            subject.normalized(images)
             for images, _ in still_images(
-                source, range(len(source)), image_size=size, crop_ratio=it.crop_ratio, batch_size=BATCH
+                source, range(len(source)), image_size=size, crop_ratio=subject.crop_ratio, batch_size=BATCH
             )
         ]
         with tempfile.TemporaryDirectory() as cache:
             os.environ["XDG_CACHE_HOME"] = cache  # without features of earlier calls
             variants = {
-                "bare forward": partial(forward, it, batches),
-                "extraction": partial(extract_again, it, source, 0, cache),
-                "extraction, 4 blocks": partial(extract_again, it, source, 4, cache),
+                "bare forward": partial(forward, subject, batches),
+                "extraction": partial(extract_again, subject, source, 0, cache),
+                "extraction, 4 blocks": partial(extract_again, subject, source, 4, cache),
             }
             seconds = least_seconds(variants, arguments.repeats, device)
         for name in variants:
@@ -136,18 +136,18 @@ def extraction(arguments: argparse.Namespace) -> None:
     report("evaluation_extraction", f"Features, batches of {BATCH}", rows, device)
 
 
-def forward(it: Subject, batches: list[Tensor]) -> None:
+def forward(subject: Subject, batches: list[Tensor]) -> None:
     """Run the network on prepared images."""
-    with evaluating(it.backbone):
+    with evaluating(subject.backbone):
         for batch in batches:
-            it.backbone(batch).cpu()
+            subject.backbone(batch).cpu()
 
 
-def extract_again(it: Subject, source: ImageSource, blocks: int, cache: str) -> None:
+def extract_again(subject: Subject, source: ImageSource, blocks: int, cache: str) -> None:
     """Extract features into an empty cache."""
     for file in Path(cache).rglob("about.json"):
         file.unlink()
-    ExtractedFromSource(it, source, blocks).features("train")
+    ExtractedFromSource(subject, source, blocks).features("train")
 
 
 def knn(arguments: argparse.Namespace) -> None:

@@ -8,10 +8,10 @@
 where x is one of the two global crops of an image and x' any crop of it.
 
 The sum over pairs factorizes. With z = student logits / τ_s of one crop, and T the sum of the teacher's
-distributions over the global crops that this crop is paired with (n of them: the other one for a global crop,
+distributions over the global crops that this crop is paired with (p of them: the other one for a global crop,
 both for a local crop), the crop's terms are
 
-    Σ_pairs H(P_t, P_s) = n · logsumexp(z) − Σ_k T_k z_k,    gradient in z:  n · softmax(z) − T.
+    Σ_pairs H(P_t, P_s) = p · logsumexp(z) − Σ_k T_k z_k,    gradient in z:  p · softmax(z) − T.
 
 So each crop is read once, instead of once per pair, and the gradient is known before the backward pass.
 """
@@ -224,7 +224,7 @@ def _loss_and_gradient(
     batch = len(teacher_probabilities) // 2
     weight = pair_weight(student_logits, teacher_probabilities)
     slope = gradient_scale * weight / student_temp
-    # targets become −slope · T, so that one operation per crop writes m · slope · softmax(z) − slope · T
+    # targets become −slope · T, so that one operation per crop writes p · slope · softmax(z) − slope · T
     first, second = teacher_probabilities.mul_(-slope).split(batch)
     # one-dimensional, not a scalar, so that half types are promoted before they are multiplied
     inverse_temp = teacher_probabilities.new_full((1,), 1 / student_temp)
