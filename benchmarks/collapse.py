@@ -106,7 +106,7 @@ def drawn(number: int, cifar10: Path) -> list[str]:
     return [*words, "tracker=none", "trainer.log_every=10", "eval.every_epochs=1"]
 
 
-def train(cifar10: Path, numbers: Sequence[int]) -> None:
+def train_runs(cifar10: Path, numbers: Sequence[int]) -> None:
     """Submit the runs to this machine's queue, and wait for them."""
     wanted = []
     for number in numbers:
@@ -230,7 +230,7 @@ def with_nan(line: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def judge(folder: Path) -> list[dict[str, Any]]:
+def judge_runs(folder: Path) -> list[dict[str, Any]]:
     """Return outcome and verdicts of all finished runs of a folder."""
     manifest = Manifest.load(folder)
     rows = []
@@ -331,14 +331,14 @@ def main() -> None:
     if arguments.part == "train":
         if arguments.cifar10 is None:
             parser.error("train: give --cifar10 DIRECTORY")
-        train(arguments.cifar10, arguments.numbers)
+        train_runs(arguments.cifar10, arguments.numbers)
         return
     if arguments.part == "saves":
         if not arguments.folders:
             parser.error("saves: give the folder of a sweep")
         rows = [row for folder in arguments.folders for row in saves(folder, console)]
     else:
-        found = [row for folder in arguments.folders or [FOLDER] for row in judge(folder)]
+        found = [row for folder in arguments.folders or [FOLDER] for row in judge_runs(folder)]
         found = [row for row in found if row["word"] != "unknown"]
         rows = list({row["number"]: row for row in reversed(found)}.values())  # the first folder has priority
         rows.sort(key=lambda row: row["number"])

@@ -39,7 +39,7 @@ CURVES = {
 COLORS = {"healthy": "#7fbf7b", "slow": "#f6d87a", "collapsed": "#d6604d", "warming-up": "#d9d9d9"}
 
 
-def draw(axes: Axes, directory: RunDirectory, title: str) -> None:
+def draw_run(axes: Axes, directory: RunDirectory, title: str) -> None:
     """Draw one run: four curves by step, and its verdicts as a band below them."""
     cfg = read_config(directory)
     lines = logged(directory)
@@ -80,7 +80,7 @@ def main() -> None:
     figure = Figure(figsize=(15, 7.5), dpi=DPI, facecolor="white", layout="constrained")
     panels = figure.subplots(2, 3).flat
     for axes, (run, title) in zip(panels, RUNS.items(), strict=True):
-        draw(axes, found[run], title)
+        draw_run(axes, found[run], title)
         axes.set_xlabel("step")
     figure.supylabel("share of the most it can be")
     handles, labels = figure.axes[0].get_legend_handles_labels()

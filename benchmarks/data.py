@@ -56,7 +56,7 @@ def photographs(folder: Path | None) -> Iterator[Path]:
         yield Path(temporary)
 
 
-def make_trainer(folder: Path, backend: str, batch: int, fuse: bool) -> Trainer:
+def data_trainer(folder: Path, backend: str, batch: int, fuse: bool) -> Trainer:
     """Build a trainer with the real data path, and a small network because it is not used."""
     cfg = compose(
         [
@@ -164,7 +164,7 @@ def main() -> None:
     torch.set_num_threads(1)
     with photographs(arguments.images) as folder:
         trainers = {
-            name: make_trainer(folder, name, arguments.batch, fuse=name == "fast") for name in ("fast", "pil")
+            name: data_trainer(folder, name, arguments.batch, fuse=name == "fast") for name in ("fast", "pil")
         }
         number = min(arguments.number, len(trainers["fast"].splits.train))
         number -= number % arguments.batch

@@ -38,7 +38,7 @@ COLLAPSES = {
 """Overrides of the default run, and the beginning of the expected verdict."""
 
 
-def run(name: str, overrides: list[str]) -> dict[str, Any]:
+def run_training(name: str, overrides: list[str]) -> dict[str, Any]:
     """Run `train.py` in outputs/<name>, and return the summary."""
     command = [sys.executable, str(TRAIN), f"name={name}", *overrides]
     print("$", " ".join(["python", "train.py", *command[2:]]), flush=True)
@@ -65,7 +65,7 @@ def learns(cifar10: Path | None) -> list[dict[str, Any]]:
         table.add_column(column, justify="right" if column in ("untrained", "DINO", "minutes") else "left")
     for name, overrides in jobs.items():
         slug = f"learning_{name.split()[0].lower().replace('-', '_')}"
-        summary = run(slug, overrides)
+        summary = run_training(slug, overrides)
         rows.append({"data": name, "overrides": overrides, **summary})
         table.add_row(
             name,
@@ -96,7 +96,7 @@ def collapses() -> list[dict[str, Any]]:
     for column in ("run", "expected", "verdict", "h / ln K", "KL / ln K", "MI / ln K", "k-NN", "right"):
         table.add_column(column)
     for name, (overrides, expected) in COLLAPSES.items():
-        summary = run("collapse", ["trainer.max_steps=900", *overrides])
+        summary = run_training("collapse", ["trainer.max_steps=900", *overrides])
         final, right = summary["final"], summary["verdict"].startswith(expected)
         rows.append({"run": name, "overrides": overrides, "expected": expected, "right": right, **summary})
         table.add_row(

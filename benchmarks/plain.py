@@ -47,7 +47,7 @@ def pairwise_loss(student_logits: Tensor, teacher_probabilities: Tensor, student
     return torch.stack(terms).sum() / len(terms)
 
 
-def clip_gradients(parameters: Iterable[Tensor], max_norm: float) -> Tensor:
+def clip_one_by_one(parameters: Iterable[Tensor], max_norm: float) -> Tensor:
     """Clip one tensor after the other, and fetch each norm from the device."""
     norms = []
     for parameter in parameters:
@@ -61,7 +61,7 @@ def clip_gradients(parameters: Iterable[Tensor], max_norm: float) -> Tensor:
 
 
 @torch.no_grad()
-def update_teacher(teacher: nn.Module, student: nn.Module, momentum: float) -> None:
+def update_one_by_one(teacher: nn.Module, student: nn.Module, momentum: float) -> None:
     """Update one parameter after the other."""
     for target, source in zip(teacher.parameters(), student.parameters(), strict=True):
         target.mul_(momentum).add_((1 - momentum) * source.detach())
@@ -97,8 +97,8 @@ UNDO: dict[str, Callable[[Trainer], Any]] = {
     ),
     "factorized loss": _patch("dino_exp.train.trainer.cross_entropy_over_pairs", by=pairwise_loss),
     "fused AdamW": _looped_adamw,
-    "grouped clipping": _patch("dino_exp.train.trainer.clip_gradients", by=clip_gradients),
-    "grouped EMA": _patch("dino_exp.train.trainer.update_teacher", by=update_teacher),
+    "grouped clipping": _patch("dino_exp.train.trainer.clip_gradients", by=clip_one_by_one),
+    "grouped EMA": _patch("dino_exp.train.trainer.update_teacher", by=update_one_by_one),
 }
 """Optimizations that can be undone, by name."""
 

@@ -17,7 +17,8 @@ def describe_backbone(state: Mapping[str, Tensor]) -> tuple[str, str]:
     positions = state.get("backbone.pos_embed")
     if patches is not None and positions is not None and patches.ndim == 4 and positions.ndim == 3:
         width, patch = positions.shape[2], patches.shape[-1]
-        depth = 1 + max((int(found) for found in _numbers(r"backbone\.blocks\.(\d+)\.", state)), default=-1)
+        blocks = filter(None, (re.match(r"backbone\.blocks\.(\d+)\.", key) for key in state))
+        depth = 1 + max((int(block[1]) for block in blocks), default=-1)
         kind = "transformer with a convolutional stem" if patch == 1 else "vision transformer"
         words = f"a {kind} of width {width} with {depth} blocks"
         if patch == 1:
@@ -48,7 +49,3 @@ def head_options(state: Mapping[str, Tensor]) -> str:
     if any(key.endswith(".running_mean") for key in state if key.startswith("head.")):
         options["use_bn"] = "true"
     return " ".join(f"head.{key}={value}" for key, value in options.items())
-
-
-def _numbers(pattern: str, names: Mapping[str, Tensor]) -> list[str]:
-    return [found.group(1) for found in map(re.compile(pattern).match, names) if found]
