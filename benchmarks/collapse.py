@@ -1,15 +1,15 @@
-"""Is the verdict right? Short runs over data, networks and settings, judged from outside and by the detector.
+"""Accuracy of the verdict, on short runs with random data sets, networks and settings.
 
-    python -m benchmarks.collapse train --cifar10 DIRECTORY    # hours on two cores; goes on where it was
-    python -m benchmarks.collapse judge                        # tables, from the runs that are over
+    python -m benchmarks.collapse train --cifar10 DIRECTORY    # hours on two cores; can be resumed
+    python -m benchmarks.collapse judge                        # tables, from the finished runs
     python -m benchmarks.collapse saves outputs/SWEEP          # what on_collapse=stop would have saved there
 
-`train` draws `RUNS` configurations, healthy ones and others, and gives them to this machine's queue; with
-`--numbers 0-35` a part of them, so that several machines can share the work (`judge FOLDER ...`). `judge`
-decides what became of each run without the detector: from k-NN against the untrained network, and from how
-far the teacher's outputs for held-out images are from their mean. The detector then reads metrics.jsonl
-again, line by line, as it would have during the run. Even-numbered runs are those that its thresholds may be
-tuned on; the odd-numbered ones say how good it is.
+`train` draws `RUNS` configurations, healthy ones and others, and submits them to this machine's queue; with
+`--numbers 0-35` only some of them, so that several machines can share the work (`judge FOLDER ...`). `judge`
+determines the outcome of each run without the verdict's signal: from k-NN compared to the untrained network,
+and from the distance of the teacher's outputs for held-out images to their mean. The verdict is then computed
+again from metrics.jsonl, line by line as during the run. Its thresholds may be tuned on even-numbered runs;
+odd-numbered runs measure its accuracy.
 """
 
 from __future__ import annotations
@@ -53,20 +53,20 @@ SEED = 5
 TRUTHS = ("learned", "unclear", "hollow", "collapsed", "diverged")
 KINDS = ("healthy", "slow", "collapsed", "diverged", "warming-up")
 IMAGES = 500
-"""Held-out images that a teacher's outputs are compared between."""
+"""Number of held-out images whose outputs are compared."""
 LEARNED_POINTS = 5.0
-"""Percentage points of k-NN above the untrained network from which a run has learned."""
+"""Percentage points of k-NN above the untrained network at which a run counts as learned."""
 SAME_OUTPUTS = 0.02
-"""Spread of the outputs below which they do not depend on the image; at most 1."""
+"""Spread of the outputs, 0 to 1, below which they do not depend on the image."""
 
 DATA = {
     "shapes": (["experiment=demo"], 3),
     "fashion": (["experiment=fashion_mnist", "optimizer.warmup_epochs=0.12"], 1),
     "cifar10": (["experiment=cifar10_folder"], 4),
 }
-"""Overrides, and epochs: two minutes and more on one core, some 1,100 to 1,900 steps at batch 32."""
+"""Overrides, and epochs: at least two minutes on one core, about 1,100 to 1,900 steps at batch 32."""
 LONGER = {128: 2, 256: 3}
-"""Times as many epochs for a large batch, or it would be left with 150 steps."""
+"""Factor on the epochs by batch size, because a large batch would make only 150 steps."""
 VARIED: dict[str, list[str]] = {
     "backbone": ["backbone=vit_micro", "backbone=timm backbone.name=resnet10t"],
     "K": [f"head.out_dim={k}" for k in (64, 256, 1024, 4096)],
@@ -88,11 +88,11 @@ VARIED: dict[str, list[str]] = {
         "loss.center_init=zeros",
     ],
 }
-"""What a run may differ in from its data set's experiment; a third of the values are harmless."""
+"""Changes that a run may make to its data set's experiment; a third of the values are harmless."""
 
 
 def drawn(number: int, cifar10: Path) -> list[str]:
-    """The overrides of one run: a data set, and two to four changes; the same for the same number."""
+    """Return the overrides of one run, a data set and two to four changes, which depend on `number` alone."""
     numbers = random.Random(f"{SEED}-{number}")
     data = list(DATA)[number % 3]
     experiment, epochs = DATA[data]
@@ -106,8 +106,8 @@ def drawn(number: int, cifar10: Path) -> list[str]:
     return [*words, "tracker=none", "trainer.log_every=10", "eval.every_epochs=1"]
 
 
-def train(cifar10: Path, numbers: Sequence[int]) -> None:
-    """Give the runs to this machine's queue, and wait for them."""
+def train_runs(cifar10: Path, numbers: Sequence[int]) -> None:
+    """Submit the runs to this machine's queue, and wait for them."""
     wanted = []
     for number in numbers:
         words = drawn(number, cifar10)
@@ -123,20 +123,20 @@ def train(cifar10: Path, numbers: Sequence[int]) -> None:
 
 @dataclass(frozen=True)
 class Truth:
-    """What became of a run, seen from outside."""
+    """Outcome of a run, determined without the verdict's signal."""
 
     word: str
-    """learned; collapsed; hollow: collapsed, although k-NN has gained; unclear: no gain of k-NN, although the
-    outputs differ; diverged. unknown, and left out: no gain, and no checkpoint to look at."""
+    """learned; collapsed; hollow: collapsed, although k-NN improved; unclear: k-NN did not improve, although
+    the outputs differ; diverged; unknown, and ignored: k-NN did not improve, and there is no checkpoint."""
     knn: float | None
     untrained: float | None
     spread: float | None
-    """Of the teacher's outputs over held-out images; None where they were not looked at."""
+    """Spread of the teacher's outputs over held-out images; None if it was not computed."""
 
 
 @torch.inference_mode()
 def spread_of_outputs(directory: RunDirectory) -> float:
-    """How far the teacher's distributions for held-out images are from their mean, half of Σ|p − p̄|."""
+    """Return how far the teacher's distributions for held-out images are from their mean, Σ|p − p̄| / 2."""
     cfg = read_config(directory)
     _, teacher = build_networks(cfg)
     state = checkpoint.load(directory.checkpoints / "last.pt")
@@ -163,15 +163,15 @@ def spread_of_outputs(directory: RunDirectory) -> float:
 
 
 def truth_of(directory: RunDirectory) -> Truth:
-    """What `judged` says of a run that is over; it is kept in truth.json, beside the rest."""
+    """Return the outcome of a finished run, and keep it in truth.json in its directory."""
     kept = directory.path / "truth.json"
     if not kept.exists():
-        kept.write_text(to_json(asdict(judged(directory))))
+        kept.write_text(to_json(asdict(determine_truth(directory))))
     return Truth(**json.loads(kept.read_text()))
 
 
-def judged(directory: RunDirectory) -> Truth:
-    """Judge a run that is over, by nothing that the detector looks at."""
+def determine_truth(directory: RunDirectory) -> Truth:
+    """Determine the outcome of a finished run from what the verdict does not use."""
     summary = directory.read_summary()
     knn, untrained = summary.get("knn_top1"), summary.get("untrained_knn_top1")
     if summary["state"] == "failed" or knn is None or untrained is None:
@@ -187,22 +187,22 @@ def judged(directory: RunDirectory) -> Truth:
 
 @dataclass(frozen=True)
 class Reading:
-    """What the detector said in the course of a run."""
+    """Verdicts in the course of a run."""
 
     final: str
     first_alarm: float | None
-    """Share of the run at which it first said collapsed."""
+    """Share of the run after which the verdict was first collapsed; None if never."""
     last_alarm_from: float | None
-    """Share from which it said so to the end."""
+    """Share after which it was collapsed to the end; None if it was not at the end."""
 
 
 def logged(directory: RunDirectory) -> list[dict[str, Any]]:
-    """The logged steps of a run."""
+    """Return the logged steps of a run."""
     return [with_nan(line) for line in read_metrics(directory.metrics_file) if "loss" in line]
 
 
 def verdicts(directory: RunDirectory) -> list[tuple[int, Verdict]]:
-    """What the detector of today says at each logged step of a run."""
+    """Compute the verdict at each logged step of a run, with the present code."""
     cfg = read_config(directory)
     total = directory.read_status()["total_steps"]
     warmup = round(cfg.optimizer.warmup_epochs * total / cfg.trainer.epochs)
@@ -211,27 +211,27 @@ def verdicts(directory: RunDirectory) -> list[tuple[int, Verdict]]:
 
 
 def read_again(directory: RunDirectory) -> Reading:
-    """Have the detector of today read the metrics of a run."""
+    """Summarize the verdicts on a run, computed with the present code."""
     total = directory.read_status()["total_steps"]
-    said = [(step / total, verdict) for step, verdict in verdicts(directory)]
-    alarms = [share for share, verdict in said if verdict.collapsed]
+    by_share = [(step / total, verdict) for step, verdict in verdicts(directory)]
+    alarms = [share for share, verdict in by_share if verdict.collapsed]
     lasting = None
-    for share, verdict in reversed(said):
+    for share, verdict in reversed(by_share):
         if not verdict.collapsed:
             break
         lasting = share
-    return Reading(said[-1][1].word, alarms[0] if alarms else None, lasting)
+    return Reading(by_share[-1][1].word, alarms[0] if alarms else None, lasting)
 
 
 def with_nan(line: dict[str, Any]) -> dict[str, Any]:
-    """A line of metrics.jsonl with NaN for what JSON has no word for; no gradient norm is an fp16 step."""
+    """Replace the nulls of a line of metrics.jsonl by NaN; without a gradient norm fp16 skipped the step."""
     return {
         key: float("nan") if value is None and key != "grad_norm" else value for key, value in line.items()
     }
 
 
-def judge(folder: Path) -> list[dict[str, Any]]:
-    """All runs of a folder that are over: what became of them, and what the detector said."""
+def judge_runs(folder: Path) -> list[dict[str, Any]]:
+    """Return outcome and verdicts of all finished runs of a folder."""
     manifest = Manifest.load(folder)
     rows = []
     for run in Observer().observe(manifest):
@@ -247,13 +247,13 @@ def judge(folder: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def show(rows: Sequence[dict[str, Any]], console: Console) -> None:
-    """Both halves: truth by verdict, when it was right, and every run that it was wrong about."""
+def print_tables(rows: Sequence[dict[str, Any]], console: Console) -> None:
+    """Print outcome by verdict for both halves, with the time of the alarms, and the runs judged wrong."""
     for half in ("tuning", "report"):
         own = [row for row in rows if row["half"] == half]
         verdicts = [word for word in KINDS if any(kind(row["final"]) == word for row in own)]
         table = Table(title=f"{half}: {len(own)} runs", title_justify="left", box=box.MARKDOWN)
-        for column in ("what became of it", "runs", *verdicts, "ever called collapsed", "right from"):
+        for column in ("outcome", "runs", *verdicts, "ever called collapsed", "right from"):
             table.add_column(column)
         for truth in TRUTHS:
             those = [row for row in own if row["word"] == truth]
@@ -268,27 +268,27 @@ def show(rows: Sequence[dict[str, Any]], console: Console) -> None:
     for row in wrong:
         knn = "–" if row["knn"] is None else f"{row['untrained']:.1f} → {row['knn']:.1f}"
         console.print(
-            f"{row['half']} {row['number']}: {row['word']} (k-NN {knn}, spread {row['spread']}), said "
+            f"{row['half']} {row['number']}: {row['word']} (k-NN {knn}, spread {row['spread']}), verdict "
             f"{row['final']}, first alarm {row['first_alarm']}: {row['overrides']}",
             soft_wrap=True,
         )
-    console.print(f"{len(wrong)} of {len(rows)} wrong at the end, or alarmed at a run that learned.")
+    console.print(f"{len(wrong)} of {len(rows)} wrong at the end, or with an alarm in a run that learned.")
 
 
 def kind(verdict: str) -> str:
-    """Collapses of every kind are one."""
+    """Return a verdict's word without the kind of collapse."""
     return "collapsed" if verdict.startswith("collapsed") else verdict
 
 
 def is_wrong(row: dict[str, Any]) -> bool:
-    """A collapse or divergence that was not called, or an alarm at any time in a run that learned."""
+    """Return whether a collapse or divergence was missed, or a run that learned was ever called collapsed."""
     if row["word"] == "learned":
         return row["first_alarm"] is not None or row["final"] == "diverged"
     return row["word"] in ("collapsed", "diverged") and kind(row["final"]) != row["word"]
 
 
 def saves(folder: Path, console: Console) -> list[dict[str, Any]]:
-    """What `trainer.on_collapse=stop` would have saved in a sweep whose runs were left to finish."""
+    """Return what `trainer.on_collapse=stop` would have saved in a sweep whose runs were not stopped."""
     manifest, rows = Manifest.load(folder), []
     table = Table(title=str(folder), title_justify="left", box=box.MARKDOWN)
     for column in ("run", "k-NN, untrained → now", "verdict", "would stop at"):
@@ -307,21 +307,21 @@ def saves(folder: Path, console: Console) -> list[dict[str, Any]]:
     console.print(table)
     spared = sum(1 - row["first_alarm"] for row in rows if row["first_alarm"] is not None)
     if rows:
-        console.print(f"{spared / len(rows):.0%} of the steps of {len(rows)} runs would not have been made.")
+        console.print(f"{spared / len(rows):.0%} of the steps of {len(rows)} runs would have been saved.")
     return rows
 
 
 def span(text: str) -> range:
-    """`first-last` as numbers, both included."""
+    """Parse `first-last`, both included."""
     first, _, last = text.partition("-")
     return range(int(first), int(last or first) + 1)
 
 
 def main() -> None:
-    """Do what the command line says; figures go to outputs/benchmarks/collapse*.json."""
+    """Run the command line; figures go to outputs/benchmarks/collapse*.json."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("part", choices=["train", "judge", "saves"])
-    parser.add_argument("folders", type=Path, nargs="*", help="of launched sweeps, for judge and saves")
+    parser.add_argument("folders", type=Path, nargs="*", help="for judge and saves: folders of sweeps")
     parser.add_argument(
         "--cifar10", type=Path, help="for train: folder with train/<class>/ and test/<class>/"
     )
@@ -331,18 +331,18 @@ def main() -> None:
     if arguments.part == "train":
         if arguments.cifar10 is None:
             parser.error("train: give --cifar10 DIRECTORY")
-        train(arguments.cifar10, arguments.numbers)
+        train_runs(arguments.cifar10, arguments.numbers)
         return
     if arguments.part == "saves":
         if not arguments.folders:
             parser.error("saves: give the folder of a sweep")
         rows = [row for folder in arguments.folders for row in saves(folder, console)]
     else:
-        found = [row for folder in arguments.folders or [FOLDER] for row in judge(folder)]
+        found = [row for folder in arguments.folders or [FOLDER] for row in judge_runs(folder)]
         found = [row for row in found if row["word"] != "unknown"]
-        rows = list({row["number"]: row for row in reversed(found)}.values())  # the first folder's of twins
+        rows = list({row["number"]: row for row in reversed(found)}.values())  # the first folder has priority
         rows.sort(key=lambda row: row["number"])
-        show(rows, console)
+        print_tables(rows, console)
     out = Path("outputs/benchmarks") / (
         "collapse.json" if arguments.part == "judge" else "collapse_saves.json"
     )

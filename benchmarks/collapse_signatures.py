@@ -1,8 +1,8 @@
-"""The image of docs/collapse.md: what each failure looks like in a run's metrics.
+"""The figure of docs/collapse.md: the metrics of a healthy run and of each kind of failure.
 
     python -m benchmarks.collapse_signatures FOLDER ... --out docs/collapse.png
 
-from the folders that `benchmarks.collapse train` made. The verdicts are today's, read again from the metrics.
+draws runs from the folders of `benchmarks.collapse train`, with verdicts computed again from their metrics.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ RUNS = {
     60: "Constant output",
     25: "One-hot for a while, then not",
 }
-"""Runs of the study, by number, and what they are examples of."""
+"""Title of the panel of each run, by the run's number in `benchmarks.collapse`."""
 CURVES = {
     "teacher/entropy_share": ("h / ln K", BLUE, "-"),
     "kl_share": ("KL / ln K", PINK, "-"),
@@ -39,8 +39,8 @@ CURVES = {
 COLORS = {"healthy": "#7fbf7b", "slow": "#f6d87a", "collapsed": "#d6604d", "warming-up": "#d9d9d9"}
 
 
-def draw(axes: Axes, directory: RunDirectory, title: str) -> None:
-    """One run: four curves by step, and its verdicts as a band below them."""
+def draw_run(axes: Axes, directory: RunDirectory, title: str) -> None:
+    """Draw one run: four curves by step, and its verdicts as a band below them."""
     cfg = read_config(directory)
     lines = logged(directory)
     ceiling = most_information(cfg.head.out_dim, 2 * cfg.trainer.batch_size)
@@ -56,7 +56,7 @@ def draw(axes: Axes, directory: RunDirectory, title: str) -> None:
     axes.set_title(title, loc="left", color=INK, fontweight="bold")
     gain = f"k-NN {summary['untrained_knn_top1']:.0f} → {summary['knn_top1']:.0f} %"
     axes.text(0.99, 1.03, gain, transform=axes.transAxes, ha="right", color=INK)
-    # as much room below 0.001, where slow and collapsed part, as for each tenfold above
+    # linear below 0.001, to show the threshold between slow and collapsed, logarithmic above
     axes.set_yscale("symlog", linthresh=0.001)
     axes.set_yticks([0, ALIKE, 0.01, 0.1, 1], ["0", f"{ALIKE:g}", "0.01", "0.1", "1"], minor=False)
     axes.axhline(ALIKE, color=INK, linewidth=0.8, linestyle=":")
@@ -66,7 +66,7 @@ def draw(axes: Axes, directory: RunDirectory, title: str) -> None:
 
 
 def main() -> None:
-    """Draw the image."""
+    """Draw the figure."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("folders", type=Path, nargs="+")
     parser.add_argument("--out", type=Path, default=Path("docs/collapse.png"))
@@ -80,7 +80,7 @@ def main() -> None:
     figure = Figure(figsize=(15, 7.5), dpi=DPI, facecolor="white", layout="constrained")
     panels = figure.subplots(2, 3).flat
     for axes, (run, title) in zip(panels, RUNS.items(), strict=True):
-        draw(axes, found[run], title)
+        draw_run(axes, found[run], title)
         axes.set_xlabel("step")
     figure.supylabel("share of the most it can be")
     handles, labels = figure.axes[0].get_legend_handles_labels()

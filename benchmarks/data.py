@@ -1,9 +1,10 @@
-"""The data path: decode, cut, color, whole, against the released pipeline in PIL.
+"""Speed of the data path, in stages and as a whole, compared to the released pipeline in PIL.
 
-    python -m benchmarks.data                        # on photographs that it makes itself
-    python -m benchmarks.data --images FOLDER      # on yours
+    python -m benchmarks.data                        # on synthetic photographs
+    python -m benchmarks.data --images FOLDER        # on yours
 
-2 x 224 + 8 x 96 pixels, one thread per process. Both ways make the same crops from the same random numbers.
+Crops are 2 x 224 + 8 x 96 pixels, with one thread per process. Both of our backends make the same crops from
+the same random numbers.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ CPU = torch.device("cpu")
 
 
 def make_photographs(folder: Path, number: int = 200) -> None:
-    """JPEGs of about 110 KB and 460 x 390 pixels, with a photograph's spectrum (power falls as 1/f²)."""
+    """Write JPEGs of about 110 KB and 460 x 390 pixels with a photograph's spectrum (power falls as 1/f²)."""
     random = np.random.default_rng(0)
     for index in range(number):
         height, width = int(random.integers(330, 450)), int(random.integers(400, 520))
@@ -46,7 +47,7 @@ def make_photographs(folder: Path, number: int = 200) -> None:
 
 @contextmanager
 def photographs(folder: Path | None) -> Iterator[Path]:
-    """The given folder, or a temporary one with photographs of our own."""
+    """Yield the given folder, or a temporary one with synthetic photographs."""
     if folder is not None:
         yield folder
         return
@@ -55,8 +56,8 @@ def photographs(folder: Path | None) -> Iterator[Path]:
         yield Path(temporary)
 
 
-def make_trainer(folder: Path, backend: str, batch: int, fuse: bool) -> Trainer:
-    """Its data path is the real one; its network, which is not used, is small."""
+def data_trainer(folder: Path, backend: str, batch: int, fuse: bool) -> Trainer:
+    """Build a trainer with the real data path, and a small network because it is not used."""
     cfg = compose(
         [
             "data=image_folder",
@@ -77,7 +78,7 @@ def make_trainer(folder: Path, backend: str, batch: int, fuse: bool) -> Trainer:
 
 
 def stages(trainers: dict[str, Trainer], images: int, repeats: int) -> list[dict[str, Any]]:
-    """Milliseconds per image and images/s per core of each stage, in one process with one thread."""
+    """Measure ms per image and images/s per core of each stage, in one process with one thread."""
     fast, pil = trainers["fast"], trainers["pil"]
     indices = list(range(images))
     size = fast.cfg.trainer.batch_size
@@ -127,7 +128,7 @@ def stages(trainers: dict[str, Trainer], images: int, repeats: int) -> list[dict
 
 
 def with_loader(trainers: dict[str, Trainer], workers: list[int], images: int) -> list[dict[str, Any]]:
-    """Images/s that reach the training process from loader processes, and the time to the first batch."""
+    """Measure the images/s that the training process gets from loader processes, and the time to start."""
     rows = []
     for number in workers:
         for name, trainer in trainers.items():
@@ -154,7 +155,7 @@ def with_loader(trainers: dict[str, Trainer], workers: list[int], images: int) -
 def main() -> None:
     """Measure stages, then loaders."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--images", type=Path, help="folder of photographs; default: made here")
+    parser.add_argument("--images", type=Path, help="folder of photographs; default: synthetic ones")
     parser.add_argument("--number", type=int, default=96, help="images per measurement")
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--repeats", type=int, default=4)
@@ -163,11 +164,11 @@ def main() -> None:
     torch.set_num_threads(1)
     with photographs(arguments.images) as folder:
         trainers = {
-            name: make_trainer(folder, name, arguments.batch, fuse=name == "fast") for name in ("fast", "pil")
+            name: data_trainer(folder, name, arguments.batch, fuse=name == "fast") for name in ("fast", "pil")
         }
         number = min(arguments.number, len(trainers["fast"].splits.train))
         number -= number % arguments.batch
-        where = arguments.images.name if arguments.images else "images made here"
+        where = arguments.images.name if arguments.images else "synthetic photographs"
         rows = stages(trainers, number, arguments.repeats)
         report("data", f"Data path, one thread, {number} of {where}", rows, CPU)
         rows = with_loader(trainers, arguments.workers, number)

@@ -1,4 +1,4 @@
-"""What evaluating costs beyond what it must: extraction, k-NN, and the sweep of linear classifiers.
+"""Cost of evaluations beyond the necessary: feature extraction, k-NN, and the sweep of linear classifiers.
 
 python -m benchmarks.evaluation extraction [--photos FOLDER] [--threads 2] [--device cpu]
 python -m benchmarks.evaluation knn [--queries 50000] [--keys 1281167] [--dim 384] [--threads 2]
@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import os
 import tempfile
+import threading
 import time
 from collections.abc import Sequence
 from functools import partial
@@ -64,8 +65,8 @@ def main() -> None:
     {"extraction": extraction, "knn": knn, "linear": linear}[arguments.what](arguments)
 
 
-def subject(backbone: nn.Module, size: int, device: torch.device) -> Subject:
-    """The network as evaluations have it."""
+def make_subject(backbone: nn.Module, size: int, device: torch.device) -> Subject:
+    """Return a network as evaluations take it."""
     return Subject(
         name="benchmark",
         digest="benchmark",
@@ -83,8 +84,8 @@ def subject(backbone: nn.Module, size: int, device: torch.device) -> Subject:
     )
 
 
-class Given(Extracted):
-    """Extraction from images that are at hand."""
+class ExtractedFromSource(Extracted):
+    """Extraction from a given source of images instead of a configured data set."""
 
     def __init__(self, subject: Subject, source: ImageSource, blocks: int) -> None:
         super().__init__(subject, None, blocks=blocks)
@@ -92,7 +93,7 @@ class Given(Extracted):
 
 
 def extraction(arguments: argparse.Namespace) -> None:
-    """From images to the file of features, against the bare forward pass of the same batches."""
+    """Measure extraction, from images to the file of features, against the forward pass alone."""
     device = torch.device(arguments.device)
     shapes = load_shapes(root=None, channels=3, image_size=32, train_size=12_000, test_size=3_000, seed=0)
     assert shapes.test is not None
@@ -106,19 +107,19 @@ def extraction(arguments: argparse.Namespace) -> None:
         cases.append((title, VisionTransformer(**SMALL), 224, photos))
     rows = []
     for title, backbone, size, source in cases:
-        it = subject(backbone, size, device)
+        subject = make_subject(backbone, size, device)
         batches = [
-            it.normalized(images)
+            subject.normalized(images)
             for images, _ in still_images(
-                source, range(len(source)), image_size=size, crop_ratio=it.crop_ratio, batch_size=BATCH
+                source, range(len(source)), image_size=size, crop_ratio=subject.crop_ratio, batch_size=BATCH
             )
         ]
         with tempfile.TemporaryDirectory() as cache:
-            os.environ["XDG_CACHE_HOME"] = cache  # so that nothing is found from before
+            os.environ["XDG_CACHE_HOME"] = cache  # without features of earlier calls
             variants = {
-                "bare forward": partial(forward, it, batches),
-                "extraction": partial(anew, it, source, 0, cache),
-                "extraction, 4 blocks": partial(anew, it, source, 4, cache),
+                "bare forward": partial(forward, subject, batches),
+                "extraction": partial(extract_again, subject, source, 0, cache),
+                "extraction, 4 blocks": partial(extract_again, subject, source, 4, cache),
             }
             seconds = least_seconds(variants, arguments.repeats, device)
         for name in variants:
@@ -133,22 +134,22 @@ def extraction(arguments: argparse.Namespace) -> None:
     report("evaluation_extraction", f"Features, batches of {BATCH}", rows, device)
 
 
-def forward(it: Subject, batches: list[Tensor]) -> None:
-    """The network on images that are ready."""
-    with evaluating(it.backbone):
+def forward(subject: Subject, batches: list[Tensor]) -> None:
+    """Run the network on prepared images."""
+    with evaluating(subject.backbone):
         for batch in batches:
-            it.backbone(batch).cpu()
+            subject.backbone(batch).cpu()
 
 
-def anew(it: Subject, source: ImageSource, blocks: int, cache: str) -> None:
-    """Extraction into an empty cache."""
+def extract_again(subject: Subject, source: ImageSource, blocks: int, cache: str) -> None:
+    """Extract features into an empty cache."""
     for file in Path(cache).rglob("about.json"):
         file.unlink()
-    Given(it, source, blocks).features("train")
+    ExtractedFromSource(subject, source, blocks).features("train")
 
 
 def knn(arguments: argparse.Namespace) -> None:
-    """The k-NN search with 200 neighbors over a memory-mapped bank, against the plain matrix product."""
+    """Measure the search for 200 neighbors in a memory-mapped bank, against the plain matrix product."""
     device = torch.device(arguments.device)
     generator = torch.Generator().manual_seed(0)
     queries = torch.randn(arguments.queries, arguments.dim, generator=generator)
@@ -159,12 +160,12 @@ def knn(arguments: argparse.Namespace) -> None:
             file.write(block.numpy().tobytes())
         file.flush()
         bank = torch.from_numpy(np.memmap(file.name, np.float32, "c", shape=shape))
-        before = resident_mib("RssAnon")
-        watch = Peak()
+        before = anonymous_mib()
+        peak = PeakMemory()
         began = time.perf_counter()
         nearest(bank, queries.to(device), 200)
         ours = time.perf_counter() - began
-        memory = watch.stop() - before
+        memory = peak.stop() - before
         began = time.perf_counter()
         product(bank, queries.to(device))
         plain = time.perf_counter() - began
@@ -184,7 +185,7 @@ def knn(arguments: argparse.Namespace) -> None:
 
 
 def linear(arguments: argparse.Namespace) -> None:
-    """All settings of the sweep against one of them, on features that are there, by epochs."""
+    """Measure an epoch of all settings of the sweep against one of them, on features in memory."""
     device = torch.device(arguments.device)
     generator = torch.Generator().manual_seed(0)
     values = torch.randn(arguments.images, 5 * arguments.dim, generator=generator)
@@ -212,7 +213,7 @@ def linear(arguments: argparse.Namespace) -> None:
 def trained(
     rows: LabeledRows, chosen: Sequence[Choice], lrs: Sequence[float], arguments: argparse.Namespace
 ) -> None:
-    """Classifiers for each feature and learning rate."""
+    """Train classifiers for each feature and learning rate."""
     classifiers = [
         Classifiers(
             rows.columns(choice),
@@ -229,7 +230,7 @@ def trained(
 
 
 def product(bank: Tensor, queries: Tensor, block: int = 16384) -> None:
-    """All similarities, block by block, of which none is looked at."""
+    """Compute all similarities block by block, and discard them."""
     for start in range(0, len(bank), block):
         keys = bank[start : start + block].to(queries.device).t()
         for first in range(0, len(queries), 1024):
@@ -238,30 +239,28 @@ def product(bank: Tensor, queries: Tensor, block: int = 16384) -> None:
         torch.cuda.synchronize()
 
 
-class Peak:
-    """The most anonymous memory of this process until `stop`, in MiB; pages of mapped files do not count."""
+class PeakMemory:
+    """Peak of this process's anonymous memory until `stop`; pages of mapped files do not count."""
 
     def __init__(self) -> None:
-        import threading
-
-        self._most, self._over = 0.0, threading.Event()
-        self._thread = threading.Thread(target=self._look)
+        self._peak, self._stopped = 0.0, threading.Event()
+        self._thread = threading.Thread(target=self._sample)
         self._thread.start()
 
-    def _look(self) -> None:
-        while not self._over.wait(0.02):
-            self._most = max(self._most, resident_mib("RssAnon"))
+    def _sample(self) -> None:
+        while not self._stopped.wait(0.02):
+            self._peak = max(self._peak, anonymous_mib())
 
     def stop(self) -> float:
-        """End, and say."""
-        self._over.set()
+        """Stop, and return the peak in MiB."""
+        self._stopped.set()
         self._thread.join()
-        return self._most
+        return self._peak
 
 
-def resident_mib(field: str) -> float:
-    """A field of this process's status in MiB."""
-    return status_kib(field) / 2**10
+def anonymous_mib() -> float:
+    """Return the anonymous memory of this process in MiB."""
+    return status_kib("RssAnon") / 2**10
 
 
 if __name__ == "__main__":

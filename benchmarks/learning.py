@@ -1,11 +1,11 @@
-"""Does it learn, and is the verdict right when it cannot?
+"""Runs that should learn, and runs that should collapse, with their verdicts.
 
     python -m benchmarks.learning learns                      # shapes and Fashion-MNIST
     python -m benchmarks.learning learns --cifar10 DIRECTORY  # and class folders of CIFAR-10 images
     python -m benchmarks.learning collapses                   # five ways to collapse, and the default
 
-Each line is a run of `train.py` with the overrides shown, so it can be repeated alone; a run that is
-finished already is read, not repeated. The figures are those of the runs' `summary.json`.
+Each line of the tables is a run of `train.py` with the overrides shown, so it can be repeated alone; a run
+that has already finished is read, not repeated. The figures are from the `summary.json` of each run.
 """
 
 from __future__ import annotations
@@ -35,11 +35,11 @@ COLLAPSES = {
     ),
     "no EMA (λ = 0)": (["ema=constant", "ema.momentum=0"], "collapsed"),
 }
-"""Overrides of the default run, and what its verdict must begin with."""
+"""Overrides of the default run, and the beginning of the expected verdict."""
 
 
-def run(name: str, overrides: list[str]) -> dict[str, Any]:
-    """The summary of a run of `train.py` in outputs/<name>."""
+def run_training(name: str, overrides: list[str]) -> dict[str, Any]:
+    """Run `train.py` in outputs/<name>, and return the summary."""
     command = [sys.executable, str(TRAIN), f"name={name}", *overrides]
     print("$", " ".join(["python", "train.py", *command[2:]]), flush=True)
     before = {path: path.stat().st_mtime for path in OUTPUTS.glob(f"{name}/*/summary.json")}
@@ -50,12 +50,12 @@ def run(name: str, overrides: list[str]) -> dict[str, Any]:
 
 
 def percent(value: float | None) -> str:
-    """One decimal, or a dash."""
+    """Format with one decimal; a dash for None."""
     return "–" if value is None else f"{value:.1f}"
 
 
 def learns(cifar10: Path | None) -> list[dict[str, Any]]:
-    """Runs that must learn."""
+    """Make the runs that should learn."""
     jobs = {"shapes": [], "Fashion-MNIST": ["experiment=fashion_mnist"]}
     if cifar10:
         jobs["CIFAR-10 images"] = ["experiment=cifar10_folder", f"data.root={cifar10 / 'train'}"]
@@ -65,7 +65,7 @@ def learns(cifar10: Path | None) -> list[dict[str, Any]]:
         table.add_column(column, justify="right" if column in ("untrained", "DINO", "minutes") else "left")
     for name, overrides in jobs.items():
         slug = f"learning_{name.split()[0].lower().replace('-', '_')}"
-        summary = run(slug, overrides)
+        summary = run_training(slug, overrides)
         rows.append({"data": name, "overrides": overrides, **summary})
         table.add_row(
             name,
@@ -90,13 +90,13 @@ def learns(cifar10: Path | None) -> list[dict[str, Any]]:
 
 
 def collapses() -> list[dict[str, Any]]:
-    """Runs that must collapse, each cut to a third of the default's length."""
+    """Make the runs that should collapse, each a third as long as the default."""
     rows = []
     table = Table(title="Verdicts")
     for column in ("run", "expected", "verdict", "h / ln K", "KL / ln K", "MI / ln K", "k-NN", "right"):
         table.add_column(column)
     for name, (overrides, expected) in COLLAPSES.items():
-        summary = run("collapse", ["trainer.max_steps=900", *overrides])
+        summary = run_training("collapse", ["trainer.max_steps=900", *overrides])
         final, right = summary["final"], summary["verdict"].startswith(expected)
         rows.append({"run": name, "overrides": overrides, "expected": expected, "right": right, **summary})
         table.add_row(
@@ -114,7 +114,7 @@ def collapses() -> list[dict[str, Any]]:
 
 
 def main() -> None:
-    """Run what the command line asks for; the exit code is 1 if a verdict was wrong."""
+    """Run the command line; the exit code is 1 if a verdict was wrong."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("part", choices=["learns", "collapses"])
     parser.add_argument("--cifar10", type=Path, help="folder with train/<class>/ and test/<class>/")

@@ -1,4 +1,4 @@
-"""The loss, forward and backward: ours against the sum over pairs.
+"""Time and memory of the loss, forward and backward: ours against the sum over pairs.
 
 python -m benchmarks.loss [--batch 16] [--crops 10] [--threads 1] [--device cpu]
 """
@@ -18,13 +18,13 @@ from dino_exp.dino.loss import cross_entropy_over_pairs
 
 
 def forward_and_backward(loss: Callable[..., Tensor], student: Tensor, teacher: Tensor) -> None:
-    """From the logits to the student's gradient, which is let go again."""
+    """Compute the loss and the student's gradient, and free the gradient."""
     loss(student, torch.softmax(teacher / 0.04, dim=1), 0.1).backward()
     student.grad = None
 
 
 def main() -> None:
-    """Measure at both numbers of prototypes."""
+    """Measure with 4,096 and 65,536 prototypes."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--batch", type=int, default=16, help="images per step")
     parser.add_argument("--crops", type=int, default=10, help="crops per image")

@@ -1,15 +1,17 @@
-"""How the benchmarks measure and report: variants in turn within one process, the least time of each."""
+"""Measurement and output of the benchmarks: variants in turn within one process, the least time of each."""
 
 from __future__ import annotations
 
 import ctypes
 import datetime
 import json
+import multiprocessing
 import platform
 import time
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from rich.console import Console
@@ -18,10 +20,11 @@ from rich.table import Table
 from dino_exp.runs import environment
 
 OUTPUTS = Path("outputs/benchmarks")
+Result = TypeVar("Result")
 
 
 def wait_for(device: torch.device) -> None:
-    """Let the device finish what it was given."""
+    """Wait until the device has finished its work."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
@@ -31,10 +34,10 @@ def least_seconds(
     repeats: int,
     device: torch.device | None = None,
 ) -> dict[str, float]:
-    """Least seconds of each variant over `repeats` rounds, in each of which every variant runs once.
+    """Return the least seconds of each variant over `repeats` rounds, each of which runs every variant once.
 
-    Rounds, so that a disturbance meets all of them, and the least, which a shared machine disturbs least.
-    Each runs once before, unmeasured.
+    In rounds, so that other load on the machine affects all variants; the least, as it is least affected by
+    it. Each variant runs once before, unmeasured.
     """
     device = device or torch.device("cpu")
     least = dict.fromkeys(variants, float("inf"))
@@ -49,10 +52,16 @@ def least_seconds(
     return least
 
 
-def peak_extra_mib(work: Callable[[], object], device: torch.device) -> float | None:
-    """MiB that `work` needs at its peak beyond what was there before; None where that cannot be told.
+def in_new_process(function: Callable[..., Result], *arguments: object) -> Result:
+    """Call a function in a new process, which shares neither memory nor its peak with this one."""
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(function, *arguments).result()
 
-    On a CPU: of the process's resident memory, whose peak Linux resets on request.
+
+def peak_extra_mib(work: Callable[[], object], device: torch.device) -> float | None:
+    """Return the peak memory of `work` beyond what was allocated before, in MiB; None if it is unknown.
+
+    On a CPU this is resident memory of the process, whose peak Linux can reset.
     """
     if device.type == "cuda":
         torch.cuda.synchronize(device)
@@ -72,19 +81,19 @@ def peak_extra_mib(work: Callable[[], object], device: torch.device) -> float | 
 
 
 def status_kib(field: str) -> int:
-    """A field of this process's status in KiB (Linux): VmRSS resident memory, VmHWM its peak."""
+    """Return a field of /proc/self/status in KiB (Linux): VmRSS resident memory, VmHWM its peak."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith(f"{field}:"))
 
 
 def report(name: str, title: str, rows: Sequence[Mapping[str, Any]], device: torch.device) -> None:
-    """Print `rows` as a table, with columns in the order of the first row, and write them as JSON."""
+    """Print `rows` as a table, and write them as JSON to outputs/benchmarks/<name>.json."""
     table = Table(title=title, title_justify="left", box=None, padding=(0, 2, 0, 0))
     columns = list(dict.fromkeys(key for row in rows for key in row))
     for column in columns:
         table.add_column(column, justify="left" if isinstance(rows[0].get(column), str) else "right")
     for row in rows:
-        table.add_row(*(shown(row.get(column)) for column in columns))
+        table.add_row(*(cell(row.get(column)) for column in columns))
     console = Console(width=160, highlight=False)
     console.print(table)
     OUTPUTS.mkdir(parents=True, exist_ok=True)
@@ -101,8 +110,8 @@ def report(name: str, title: str, rows: Sequence[Mapping[str, Any]], device: tor
     console.print(f"{processor()}, torch {torch.__version__}, {torch.get_num_threads()} threads -> {path}\n")
 
 
-def shown(value: Any) -> str:
-    """Three significant digits; a dash for nothing."""
+def cell(value: Any) -> str:
+    """Format with three significant digits; a dash for None."""
     if value is None:
         return "–"
     if isinstance(value, float):
@@ -111,7 +120,7 @@ def shown(value: Any) -> str:
 
 
 def processor() -> str:
-    """The processor's name, where the system tells."""
+    """Return the processor's name, or its architecture if the name is unknown."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         return next(line.split(":")[1].strip() for line in lines if line.startswith("model name"))

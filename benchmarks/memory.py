@@ -1,24 +1,23 @@
-"""Peak memory and time per epoch of a run, predicted before it is started.
+"""Prediction of a run's peak memory and time per epoch.
 
     python -m benchmarks.memory experiment=paper_vits16 data.root=/imagenet/train trainer.device=cuda
-    python -m benchmarks.memory --check ...       # and measured at full size, to see how far off it is
+    python -m benchmarks.memory --check ...       # also measures the full batch, to see the error
 
-Takes the overrides of `train.py`, and runs a few steps of two small batches on the device that the
-configuration names, each in a process of its own. Memory and time grow linearly with the batch, so two points
-give the rest. Measure on the kind of machine that the run is for.
+Takes the overrides of `train.py`, and runs a few steps with two small batch sizes on the configured device,
+each in a separate process. Memory and time grow linearly with the batch, so two points give the rest. Measure
+on the kind of machine that the run is for.
 """
 
 from __future__ import annotations
 
 import argparse
-import multiprocessing
 import time
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-from benchmarks.measure import report, wait_for
+from benchmarks.measure import in_new_process, report, wait_for
 from dino_exp import machine
 from dino_exp.config.compose import compose
 from dino_exp.config.targets import build
@@ -29,17 +28,17 @@ STEPS = 4
 
 
 @dataclass(frozen=True)
-class Measured:
-    """What some steps of one batch size took."""
+class Cost:
+    """Cost of training steps with one batch size."""
 
     memory_mib: float
     step_seconds: float
     loading_seconds: float
-    """Of one image in one loader process."""
+    """Per image, in one loader process."""
 
 
-def measure(overrides: list[str], batch: int) -> Measured:
-    """A few steps with `batch` images, in this process."""
+def cost_of(overrides: list[str], batch: int) -> Cost:
+    """Measure a few steps with `batch` images, in this process."""
     cfg = compose([*overrides, f"trainer.batch_size={batch}"])
     device = machine.choose_device(cfg.trainer.device)
     machine.use_threads(device, machine.choose_workers(cfg.trainer.num_workers, device))
@@ -52,45 +51,25 @@ def measure(overrides: list[str], batch: int) -> Measured:
         loading.append(time.perf_counter() - start)
         wait_for(device)
         start = time.perf_counter()
-        # The last is a logged step, whose diagnostics need some memory more.
+        # the last is a logged step, whose diagnostics need more memory
         trainer.train_step(trainer.augmented(batch_of_crops), observe=step == STEPS - 1)
         wait_for(device)
         seconds.append(time.perf_counter() - start)
-    return Measured(machine.peak_memory_mib(device), min(seconds[1:]), min(loading) / batch)
-
-
-def _work(overrides: list[str], batch: int, answer: Any) -> None:
-    try:
-        answer.put(measure(overrides, batch))
-    except BaseException as error:
-        answer.put(error)
-
-
-def in_a_process(overrides: list[str], batch: int) -> Measured:
-    """`measure` in a fresh process, whose peak nothing else has raised."""
-    context = multiprocessing.get_context("spawn")
-    answer = context.Queue()
-    process = context.Process(target=_work, args=(overrides, batch, answer))
-    process.start()
-    result = answer.get()
-    process.join()
-    if isinstance(result, BaseException):
-        raise result
-    return result
+    return Cost(machine.peak_memory_mib(device), min(seconds[1:]), min(loading) / batch)
 
 
 def extrapolated(small: float, large: float, sizes: tuple[int, int], batch: int) -> float:
-    """The value at `batch` of the line through the values at the two `sizes`."""
+    """Return the value at `batch` of the line through the values at the two `sizes`."""
     slope = (large - small) / (sizes[1] - sizes[0])
     return small + slope * (batch - sizes[0])
 
 
 def main() -> None:
-    """Predict, and with `--check` compare."""
+    """Predict, and with `--check` compare with a measurement."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("overrides", nargs="*", help="as for train.py")
     parser.add_argument(
-        "--processes", type=int, default=1, help="that the run will have; each takes its share"
+        "--processes", type=int, default=1, help="number of processes of the run, which share the batch"
     )
     parser.add_argument("--check", action="store_true", help="measure the full batch too")
     arguments = parser.parse_args()
@@ -98,10 +77,10 @@ def main() -> None:
         cfg = compose(arguments.overrides)
         batch = cfg.trainer.batch_size // arguments.processes
         if batch < 4:
-            raise UserError(f"{batch} images per process: too few to predict anything; just try.")
+            raise UserError(f"{batch} images per process: too few for a prediction; start the run instead.")
         sizes = (batch // 4, batch // 2) if batch <= 64 else (8, 24)
-        small, large = (in_a_process(arguments.overrides, size) for size in sizes)
-        checked = in_a_process(arguments.overrides, batch) if arguments.check else None
+        small, large = (in_new_process(cost_of, arguments.overrides, size) for size in sizes)
+        checked = in_new_process(cost_of, arguments.overrides, batch) if arguments.check else None
     except UserError as error:
         parser.exit(2, f"{error}\n")
     device = machine.choose_device(cfg.trainer.device)
@@ -131,7 +110,7 @@ def main() -> None:
 
 
 def row(name: str, memory: float, seconds: float, minutes: float) -> dict[str, Any]:
-    """One line of the table."""
+    """Return one row of the table."""
     return {"": name, "peak MiB": memory, "s per step": seconds, "minutes per epoch": minutes}
 
 

@@ -1,7 +1,7 @@
-"""The released recipe in its plain form, to measure against: every optimization of the step can be undone.
+"""The training step in the released code's plain form, to measure our optimizations against.
 
-`undone(trainer, names)` puts the straightforward code of the released repository in the place of ours, for
-one trainer, while entered. Undoing changes no result beyond rounding; a test holds it to that.
+`undone(trainer, names)` is a context in which one trainer uses the straightforward code of the released
+repository instead of ours. Results change only by rounding, which a test verifies.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from dino_exp.train.trainer import Trainer
 
 
 def attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-    """softmax(q·k / √d)·v with the whole matrix in memory."""
+    """Compute softmax(q·k / √d)·v with the entire (N, N) matrix in memory."""
     weights = (query @ key.transpose(-2, -1)) * query.shape[-1] ** -0.5
     return weights.softmax(dim=-1) @ value
 
 
 def every_token(network: VisionTransformer, x: Tensor) -> Tensor:
-    """All tokens through the last block and the final norm, though only the class token is used."""
+    """Compute all tokens in the last block and the final norm, although only the class token is used."""
     x = network.tokens(x)
     for block in network.blocks:
         x = block(x)
@@ -35,7 +35,7 @@ def every_token(network: VisionTransformer, x: Tensor) -> Tensor:
 
 
 def pairwise_loss(student_logits: Tensor, teacher_probabilities: Tensor, student_temp: float) -> Tensor:
-    """Cross-entropy pair by pair, differentiated by autograd."""
+    """Compute the cross-entropy pair by pair; autograd computes the gradient."""
     batch = len(teacher_probabilities) // 2
     student = (student_logits / student_temp).split(batch)
     terms = [
@@ -47,8 +47,8 @@ def pairwise_loss(student_logits: Tensor, teacher_probabilities: Tensor, student
     return torch.stack(terms).sum() / len(terms)
 
 
-def clip_gradients(parameters: Iterable[Tensor], max_norm: float) -> Tensor:
-    """One tensor after the other, each norm fetched from the device."""
+def clip_one_by_one(parameters: Iterable[Tensor], max_norm: float) -> Tensor:
+    """Clip one tensor after the other, and fetch each norm from the device."""
     norms = []
     for parameter in parameters:
         if parameter.grad is not None:
@@ -61,36 +61,20 @@ def clip_gradients(parameters: Iterable[Tensor], max_norm: float) -> Tensor:
 
 
 @torch.no_grad()
-def update_teacher(teacher: nn.Module, student: nn.Module, momentum: float) -> None:
-    """One parameter after the other."""
+def update_one_by_one(teacher: nn.Module, student: nn.Module, momentum: float) -> None:
+    """Update one parameter after the other."""
     for target, source in zip(teacher.parameters(), student.parameters(), strict=True):
         target.mul_(momentum).add_((1 - momentum) * source.detach())
 
 
-def _patch(place: str, by: Callable[..., Any]) -> Callable[[Trainer], Any]:
-    return lambda trainer: mock.patch(place, by)
+def _patch(name: str, by: Callable[..., Any]) -> Callable[[Trainer], Any]:
+    return lambda trainer: mock.patch(name, by)
 
 
-@contextmanager
-def _looped_adamw(trainer: Trainer) -> Iterator[None]:
-    ours = trainer.optimizer
-    trainer.optimizer = torch.optim.AdamW(
-        parameter_groups(trainer.student), lr=0.0, weight_decay=0.0, foreach=False
-    )
-    try:
-        yield
-    finally:
-        trainer.optimizer = ours
-
-
-@contextmanager
-def _float32(trainer: Trainer) -> Iterator[None]:
-    ours = trainer.autocast_type
-    trainer.autocast_type = None
-    try:
-        yield
-    finally:
-        trainer.autocast_type = ours
+def _looped_adamw(trainer: Trainer) -> Any:
+    groups = parameter_groups(trainer.student)
+    adamw = torch.optim.AdamW(groups, lr=0.0, weight_decay=0.0, foreach=False)
+    return mock.patch.object(trainer, "optimizer", adamw)
 
 
 @contextmanager
@@ -105,23 +89,23 @@ def _planar(trainer: Trainer) -> Iterator[None]:
 
 
 UNDO: dict[str, Callable[[Trainer], Any]] = {
-    "autocast": _float32,
+    "autocast": lambda trainer: mock.patch.object(trainer, "autocast_type", None),
     "channels-last": _planar,
     "fused attention": _patch("dino_exp.backbone.vit.attend", by=attention),
     "class token alone in the last block": _patch(
         "dino_exp.backbone.vit.VisionTransformer.forward", by=every_token
     ),
-    "factorised loss": _patch("dino_exp.train.trainer.cross_entropy_over_pairs", by=pairwise_loss),
+    "factorized loss": _patch("dino_exp.train.trainer.cross_entropy_over_pairs", by=pairwise_loss),
     "fused AdamW": _looped_adamw,
-    "grouped clipping": _patch("dino_exp.train.trainer.clip_gradients", by=clip_gradients),
-    "grouped EMA": _patch("dino_exp.train.trainer.update_teacher", by=update_teacher),
+    "grouped clipping": _patch("dino_exp.train.trainer.clip_gradients", by=clip_one_by_one),
+    "grouped EMA": _patch("dino_exp.train.trainer.update_teacher", by=update_one_by_one),
 }
-"""What can be undone, by name."""
+"""Optimizations that can be undone, by name."""
 
 
 @contextmanager
 def undone(trainer: Trainer, names: Iterable[str]) -> Iterator[None]:
-    """The trainer without the named optimizations."""
+    """Undo the named optimizations of a trainer within the context."""
     with ExitStack() as stack:
         for name in names:
             stack.enter_context(UNDO[name](trainer))

@@ -1,7 +1,7 @@
 """The released augmentation as its authors wrote it: one crop after the other, torchvision on PIL images.
 
-`data.backend=pil` makes the same crops from our own random numbers, and leaves the last two steps, to tensor
-and normalization, to the training process. This draws and finishes everything in the loader.
+Here the loader does everything. With `data.backend=pil` the crops come from our own random numbers, and the
+training process does the last two steps, conversion to a tensor and normalization.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 class Blur:
-    """PIL's Gaussian blur of a random radius in 0.1–2 pixels, with probability p."""
+    """PIL's Gaussian blur with a random radius of 0.1 to 2 pixels, applied with probability p."""
 
     def __init__(self, p: float) -> None:
         self.p = p
@@ -28,7 +28,7 @@ class Blur:
 
 
 class ReleasedCrops:
-    """2 x 224 and 8 x 96 pixels of one PIL image, as normalized float32 tensors."""
+    """2 crops of 224 and 8 of 96 pixels of a PIL image, as normalized float32 tensors."""
 
     def __init__(self) -> None:
         color = [

@@ -1,9 +1,9 @@
-"""How long a report of a large sweep takes: a real run's files, a thousand times.
+"""Time for the report of a large sweep, which consists of copies of one run.
 
     python -m benchmarks.reports outputs/demo/RUN [--runs 1000] [--lines 2000]
 
-The copies differ in teacher temperature, center momentum and seed; each has its own metrics.jsonl, the real
-lines over and over with steps that count on. The time is that of the whole command `report.py SWEEP`, twice.
+The copies differ in teacher temperature, center momentum and seed. Their metrics.jsonl repeats the lines of
+the real one with increasing steps. Measures the complete command `report.py SWEEP`, twice.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ REPORT = Path(__file__).parents[1] / "report.py"
 
 
 def multiply(run: RunDirectory, folder: Path, runs: int, lines: int) -> None:
-    """Write `runs` directories like `run` into `folder`."""
+    """Write `runs` copies of a run to `folder`."""
     cfg = read_config(run)
     real = [line for line in read_metrics(run.metrics_file) if "loss" in line]
     texts = [
@@ -38,9 +38,9 @@ def multiply(run: RunDirectory, folder: Path, runs: int, lines: int) -> None:
     metrics = "\n".join(texts) + "\n"
     side = round(runs ** (1 / 3))
     for number in range(runs):
-        place, seed = divmod(number, side)
-        cfg.loss.teacher_temp = round(0.01 * (1 + place % side), 4)
-        cfg.loss.center_momentum = round(place // side / (runs / side / side), 4)
+        setting, seed = divmod(number, side)
+        cfg.loss.teacher_temp = round(0.01 * (1 + setting % side), 4)
+        cfg.loss.center_momentum = round(setting // side / (runs / side / side), 4)
         cfg.trainer.seed = seed
         copy = RunDirectory(folder / f"run_{number:08x}")
         copy.path.mkdir(parents=True)
@@ -51,15 +51,15 @@ def multiply(run: RunDirectory, folder: Path, runs: int, lines: int) -> None:
 
 
 def main() -> None:
-    """Measure."""
+    """Measure the report twice."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("run", type=Path)
     parser.add_argument("--runs", type=int, default=1000)
     parser.add_argument("--lines", type=int, default=2000)
     arguments = parser.parse_args()
     rows: list[dict[str, Any]] = []
-    with tempfile.TemporaryDirectory() as place:
-        sweep = Path(place) / "sweep"
+    with tempfile.TemporaryDirectory() as folder:
+        sweep = Path(folder) / "sweep"
         multiply(RunDirectory(arguments.run), sweep, arguments.runs, arguments.lines)
         size = sum(file.stat().st_size for file in sweep.glob("*/metrics.jsonl"))
         for turn in ("first", "second"):

@@ -1,4 +1,4 @@
-"""What costs how much: processes, crops, prototypes, batch, and the size of the data set.
+"""Cost against number of processes, crops, prototypes, batch size, and size of the data set.
 
 python -m benchmarks.scale processes          # the default run under 1 and 2 processes, a thread each
 python -m benchmarks.scale step               # a small network's step against crops, K and batch
@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import multiprocessing
 import os
 import subprocess
 import sys
@@ -21,7 +20,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.measure import least_seconds, report, status_kib
+from benchmarks.measure import in_new_process, least_seconds, report, status_kib
 from benchmarks.step import make_trainer, random_views
 from dino_exp.data import folder
 from dino_exp.data.loader import BatchOrder
@@ -31,7 +30,7 @@ CPU = torch.device("cpu")
 
 
 def processes(steps: int) -> list[dict[str, Any]]:
-    """Images/s of the same global batches in one and in two processes with one thread each."""
+    """Measure images/s of the same global batches in one and in two processes with one thread each."""
     rows: list[dict[str, Any]] = []
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     for count in (1, 2):
@@ -62,7 +61,7 @@ def processes(steps: int) -> list[dict[str, Any]]:
 
 
 def step() -> list[dict[str, Any]]:
-    """Seconds per step of the default network when one number is changed at a time."""
+    """Measure the step of the default network, changing one number at a time."""
     changes = {
         "the default: 2 + 2 crops, K = 64, batch 32": [],
         "2 + 0 crops": ["crops.local_number=0"],
@@ -92,7 +91,7 @@ def step() -> list[dict[str, Any]]:
     ]
 
 
-def _start(listing: str, images: int, results: Any) -> None:
+def _start(listing: str, images: int) -> tuple[int, float, float, float]:
     before = status_kib("VmRSS")
     start = time.perf_counter()
     source = folder.load(
@@ -108,27 +107,22 @@ def _start(listing: str, images: int, results: Any) -> None:
     start = time.perf_counter()
     next(iter(BatchOrder(images, 512, 0, 0, 1)))
     ordered = time.perf_counter() - start
-    results.put((len(source), listed, indexed, ordered))
+    return len(source), listed, indexed, ordered
 
 
 def index(largest: int) -> list[dict[str, Any]]:
-    """Reading a list of images, and drawing the first batch of an epoch, in a fresh process each."""
+    """Measure reading a list of images, and drawing the first batch, in a new process for each size."""
     rows = []
-    context = multiprocessing.get_context("spawn")
-    with tempfile.TemporaryDirectory() as place:
-        (Path(place) / "first.jpg").touch()
+    with tempfile.TemporaryDirectory() as temporary:
+        (Path(temporary) / "first.jpg").touch()
         for exponent in range(3, largest + 1):
             images = 10**exponent
-            listing = Path(place) / f"{exponent}.txt"
+            listing = Path(temporary) / f"{exponent}.txt"
             with listing.open("w") as file:
                 file.write("first.jpg\t0\n")
                 for number in range(1, images):
                     file.write(f"n{number % 1000:08d}/n{number % 1000:08d}_{number}.JPEG\t{number % 1000}\n")
-            results = context.Queue()
-            process = context.Process(target=_start, args=(str(listing), images, results))
-            process.start()
-            length, listed, indexed, ordered = results.get()
-            process.join()
+            length, listed, indexed, ordered = in_new_process(_start, str(listing), images)
             assert length == images
             rows.append(
                 {
@@ -143,7 +137,7 @@ def index(largest: int) -> list[dict[str, Any]]:
 
 
 def main() -> None:
-    """Measure the part that the command line asks for."""
+    """Measure the part that the command line names."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("part", choices=["processes", "step", "index"])
     parser.add_argument("--steps", type=int, default=60, help="steps of each run of `processes`")

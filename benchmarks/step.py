@@ -1,12 +1,12 @@
-"""The training step against the released recipe in its plain form, and what each optimization is worth.
+"""Speed of the training step against the released code's plain form, and the gain by each optimization.
 
     python -m benchmarks.step                                   # ViT-S/16 and the demo
     python -m benchmarks.step --cases vit_small vit_base resnet50 demo --batch 64 --device cuda
 
-The images are random numbers, already on the device: data loading has a benchmark of its own. The last
-column but one is the utilization of the device: the floating-point operations of our step (matrix products,
-convolutions, attention; a plain step's extra ones do not count) per second, over the rate that this device
-reaches in one large matrix product of the same precision.
+The images are random numbers that are already on the device; `benchmarks.data` measures data loading. The
+column "of matrix rate" is the utilization of the device: the floating-point operations of our step (matrix
+products, convolutions, attention; additional ones of the plain step do not count) per second, divided by the
+rate that the device reaches in one large matrix product of the same precision.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ CASES = {
 
 
 def make_trainer(case: str, batch: int | None, device: torch.device, precision: str, *more: str) -> Trainer:
-    """A trainer of the case."""
+    """Build a trainer for a case."""
     overrides = [*CASES[case], f"trainer.precision={precision}", *more]
     if case != "demo" or batch:
         overrides.append(f"trainer.batch_size={batch or 8}")
@@ -45,21 +45,21 @@ def make_trainer(case: str, batch: int | None, device: torch.device, precision: 
 
 
 def random_views(trainer: Trainer) -> list[torch.Tensor]:
-    """One step's crops, normally distributed."""
+    """Return normally distributed crops for one step."""
     crops, batch = trainer.cfg.crops, trainer.cfg.trainer.batch_size
     sizes = [(2, crops.global_size), (crops.local_number, crops.local_size)]
     return [torch.randn(n * batch, 3, size, size, device=trainer.device) for n, size in sizes if n]
 
 
 def applies(name: str, case: str) -> bool:
-    """Whether an optimization is there to be undone."""
+    """Return whether a case uses an optimization."""
     if name == "channels-last":
         return case == "resnet50"
     return not (case == "resnet50" and name in ("fused attention", "class token alone in the last block"))
 
 
 def matrix_rate(device: torch.device, dtype: torch.dtype) -> float:
-    """Operations per second of a square matrix product, 8192 wide on a GPU, 2048 on a CPU."""
+    """Measure the operations per second of a square matrix product, 8192 wide on a GPU, 2048 on a CPU."""
     side = 8192 if device.type == "cuda" else 2048
     a, b = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
     seconds = least_seconds({"product": lambda: torch.mm(a, b)}, 10, device)
@@ -67,7 +67,7 @@ def matrix_rate(device: torch.device, dtype: torch.dtype) -> float:
 
 
 def operations(work: Callable[[], object]) -> int:
-    """Floating-point operations of `work` in matrix products, convolutions and attention."""
+    """Count the floating-point operations of `work` in matrix products, convolutions and attention."""
     with FlopCounterMode(display=False) as counter:
         work()
     return counter.get_total_flops()
@@ -76,7 +76,7 @@ def operations(work: Callable[[], object]) -> int:
 def measure(
     case: str, batch: int | None, device: torch.device, precision: str, repeats: int, with_compile: bool
 ) -> list[dict[str, Any]]:
-    """Rows of one case in one precision: the plain form, ours, and ours without each optimization."""
+    """Measure a case in one precision: the plain form, ours, and ours without each optimization."""
     trainer = make_trainer(case, batch, device, precision)
     views = random_views(trainer)
     names = [name for name in UNDO if applies(name, case) and (name != "autocast" or precision != "fp32")]
@@ -84,7 +84,7 @@ def measure(
     def without(*undo: str) -> Any:
         def step() -> None:
             with undone(trainer, undo):
-                trainer.step = 0  # the schedules of the first step, again and again
+                trainer.step = 0  # always the schedules of the first step
                 trainer.train_step(views)
 
         return step
@@ -125,7 +125,7 @@ def measure(
 
 
 def main() -> None:
-    """Measure what the command line asks for."""
+    """Measure what the command line names."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--cases", nargs="+", choices=list(CASES), default=["vit_small", "demo"])
     parser.add_argument("--batch", type=int, help="images per step; default 8, and the demo's own 32")

@@ -1,4 +1,4 @@
-"""What there is to train on: device, cores, precision, and the versions that made a result."""
+"""What to train on: device, precision, CPU cores, loader processes and threads."""
 
 from __future__ import annotations
 
@@ -15,36 +15,40 @@ PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def cores() -> int:
-    """CPU cores for this process and its loader: its share of what the container or SLURM allows.
+    """Return the number of CPU cores for this process and its loader: its share of the allowed ones.
 
-    OMP_NUM_THREADS does not count, because torchrun sets it to 1 for several processes, whatever there is.
+    The affinity mask and SLURM limit them. OMP_NUM_THREADS is ignored here, because torchrun sets it to 1 for
+    several processes however many cores there are.
     """
     allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     allowed = min(allowed, _number("SLURM_CPUS_PER_TASK") or allowed)
-    # where SLURM itself started this machine's processes, each has been given cores of its own
+    # where SLURM itself started the processes of this machine, each already has cores of its own
     tasks_here = os.environ.get("SLURM_STEP_TASKS_PER_NODE", "1").split("(")[0].split(",")[0]
-    return allowed if tasks_here != "1" else max(1, allowed // Processes.of().local_count)
+    return allowed if tasks_here != "1" else max(1, allowed // Processes.from_environment().local_count)
 
 
 def _number(variable: str) -> int | None:
-    """The positive whole number in an environment variable, if there is one."""
+    """Return the positive whole number in an environment variable; None if it has none."""
     text = os.environ.get(variable, "")
     return int(text) if text.isdecimal() and int(text) else None
 
 
 def choose_device(wanted: str, key: str = "trainer.device") -> torch.device:
-    """The device that `key` wants, of several processes this one's own; a `UserError` if not there."""
-    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    """Return the device for the value `wanted` of `key`; each of several processes gets its own GPU.
+
+    `auto` is the first available of cuda, mps and cpu. Raises `UserError` if the device is not available.
+    """
+    available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     if wanted == "auto":
-        wanted = next(name for name, present in there.items() if present)
-    if not there[wanted]:
-        present = ", ".join(name for name, is_there in there.items() if is_there)
-        raise UserError(f"{key} = {wanted}: this machine has no such device; there are: {present}.")
-    processes = Processes.of()
+        wanted = next(name for name, present in available.items() if present)
+    if not available[wanted]:
+        names = " or ".join(name for name, present in available.items() if present)
+        raise UserError(f"{key} = {wanted}: this machine has no such device; use {names}.")
+    processes = Processes.from_environment()
     if processes.count == 1 or wanted == "cpu":
         return torch.device(wanted)
     if wanted == "mps":
-        raise UserError(f"{key} = mps: takes one process; start without torchrun, or use cpu.")
+        raise UserError(f"{key} = mps: works in one process only; start without torchrun, or use cpu.")
     if processes.local_rank >= torch.cuda.device_count():
         raise UserError(
             f"{key} = cuda: LOCAL_RANK={processes.local_rank} on a machine with "
@@ -56,7 +60,10 @@ def choose_device(wanted: str, key: str = "trainer.device") -> torch.device:
 
 
 def choose_precision(wanted: str, device: torch.device, key: str = "trainer.precision") -> torch.dtype | None:
-    """The autocast type that `key` wants; None is plain float32."""
+    """Return the autocast type for the value `wanted` of `key`; None is float32 without autocast.
+
+    `auto` is bf16 on a GPU that supports it and fp32 elsewhere. Raises `UserError` for fp16 on a CPU.
+    """
     if wanted == "auto":
         wanted = "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "fp32"
     if wanted == "fp16" and device.type == "cpu":
@@ -65,23 +72,23 @@ def choose_precision(wanted: str, device: torch.device, key: str = "trainer.prec
 
 
 def choose_workers(wanted: int | None, device: torch.device) -> int:
-    """Loader processes: those asked for; else none if the CPU trains, or all cores but one for a GPU."""
+    """Return the number of loader processes: `wanted`, else 0 on a CPU, or for a GPU all cores but one."""
     if wanted is not None:
         return wanted
     return 0 if device.type == "cpu" else max(0, min(16, cores() - 1))
 
 
 def use_threads(device: torch.device, workers: int) -> None:
-    """Give training the cores that the loader leaves; too many threads cost far more than too few.
+    """Set torch's number of threads to the cores that the loader leaves, at most OMP_NUM_THREADS.
 
-    OMP_NUM_THREADS says how many at most.
+    Too many threads cost far more than too few.
     """
     threads = max(1, cores() - workers) if device.type == "cpu" else max(1, cores() // 4)
     torch.set_num_threads(min(threads, _number("OMP_NUM_THREADS") or threads))
 
 
 def peak_memory_mib(device: torch.device) -> float:
-    """Most memory in use so far: of the tensors on a GPU, of the whole process on a CPU."""
+    """Return the peak memory so far in MiB: of the tensors on a GPU, of the entire process on a CPU."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**20
     scale = 2**20 if platform.system() == "Darwin" else 2**10

@@ -31,7 +31,7 @@ def main() -> int:
 
     if arguments.share > 1:
         limit_gpu_memory(1 / arguments.share)
-    processes = Processes.of()
+    processes = Processes.from_environment()
     if processes.count == 1:
         return attempt(cfg, directory, directory.parent.name).exit_code
     with distributed.joined(processes):

@@ -1,4 +1,4 @@
-"""What holds for every test: one thread, no plots unless it looks at them, nothing left running."""
+"""Settings of all tests: one thread, no plots unless the test needs them, no processes left running."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ import pytest
 from tests import programs
 from tests.browser import browser as browser  # a fixture
 
-# before torch is imported: threads that wait for one another are slow beside other work, and round otherwise
+# before torch is imported: more threads are slow while other tests run, and change rounding
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-os.environ["PYTHONPATH"] = str(programs.ROOT)  # processes that work in other folders find this code
+os.environ["PYTHONPATH"] = str(programs.ROOT)  # for processes with another working directory
 
 FIRST = ("slurm", "tracker")
-"""Folders whose tests mostly wait, and so begin before the others."""
+"""Folders whose tests mostly wait, and therefore start before the others."""
 
 
 def pytest_xdist_auto_num_workers() -> int:
-    """`-n auto`: one worker per core, and one more for the tests that wait for SLURM."""
+    """Return the workers of `-n auto`: one per core, and one more for the tests that wait for SLURM."""
     return len(os.sched_getaffinity(0)) + 1
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark what opens a browser, and put the slow folders first."""
+    """Mark the tests that open a browser, and start the slow folders first."""
     for item in items:
         if "browser" in getattr(item, "fixturenames", ()):
             item.add_marker("browser")
@@ -40,7 +40,7 @@ def _nothing_left_running() -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def _no_plots(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Have trainings in this process draw only where the test is marked `plots`."""
-    run = sys.modules.get("dino_exp.train.run")  # importing it takes seconds, which few files need
+    """Draw no plots in trainings of this process, unless the test is marked `plots`."""
+    run = sys.modules.get("dino_exp.train.run")  # not imported here, as that takes seconds
     if run is not None and not request.node.get_closest_marker("plots"):
         programs.without_plots(lambda name, nothing: monkeypatch.setattr(run, name, nothing))

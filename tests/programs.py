@@ -1,7 +1,7 @@
-"""Our programs as real processes, forked from one that has imported torch already.
+"""Our programs as real processes, forked from a process that has already imported torch.
 
-Each has a process id, signals and an exit code of its own, and starts in a tenth of a second where
-`python train.py` takes three. That the programs also start from nothing is for the tests marked `spawn`.
+Each has its own process id, signals and exit code, and starts in a tenth of a second, where `python train.py`
+takes three. The tests marked `spawn` start the programs without this.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ _living: set[Program] = set()
 
 @cache
 def _outputs() -> str:
-    """The folder of what programs write, for as long as the tests run."""
+    """Return the folder for the output of all programs, which is removed at the end of the tests."""
     folder = tempfile.mkdtemp(prefix="dino-exp-tests-")
     atexit.register(shutil.rmtree, folder)
     return folder
@@ -49,11 +49,11 @@ class Program:
     """A running `train.py WORDS`, `evaluate.py WORDS`, ..., or `-m MODULE WORDS`.
 
     Args:
-        words: the program, a file of the project or -m and a module, and its arguments.
-        folder: where it works.
-        environment: variables on top of this process's.
-        own_group: whether signals to its process group reach it and its children alone.
-        plots: whether a training draws its plots, for a test that looks at them.
+        words: the program (a file of the project, or -m and a module), and its arguments.
+        folder: its working directory.
+        environment: variables in addition to those of this process.
+        own_group: whether it starts its own process group, so that signals to the group reach no other.
+        plots: whether trainings draw plots.
     """
 
     def __init__(
@@ -64,11 +64,11 @@ class Program:
         own_group: bool = False,
         plots: bool = False,
     ) -> None:
-        self._written = Path(tempfile.mkdtemp(dir=_outputs()))
+        self._folder = Path(tempfile.mkdtemp(dir=_outputs()))
         variables = os.environ | (environment or {})
         self._process = _server.Process(
             target=_become,
-            args=(words, str(folder), dict(variables), str(self._written), own_group, plots),
+            args=(words, str(folder), dict(variables), str(self._folder), own_group, plots),
         )
         self._process.start()
         _living.add(self)
@@ -80,12 +80,12 @@ class Program:
 
     @property
     def returncode(self) -> int | None:
-        """As `subprocess` has it: None while it runs, -N after signal N."""
+        """Return the exit code as `subprocess` does: None while it runs, -N after signal N."""
         return self._process.exitcode
 
     @property
     def stdout(self) -> str:
-        """What it has written so far."""
+        """Return what it has written so far."""
         return self._read("stdout")
 
     @property
@@ -94,22 +94,22 @@ class Program:
 
     @property
     def output(self) -> str:
-        """Both, one after the other."""
+        """Return stdout followed by stderr."""
         return self.stdout + self.stderr
 
     def _read(self, name: str) -> str:
-        file = self._written / name
+        file = self._folder / name
         return file.read_text(errors="replace") if file.exists() else ""
 
     def wait(self, seconds: float = 240) -> int:
-        """Its exit code."""
+        """Wait for its end, and return the exit code."""
         self._process.join(seconds)
-        assert self.returncode is not None, f"process {self.pid} goes on after {seconds} s:\n{self.output}"
+        assert self.returncode is not None, f"process {self.pid} still runs after {seconds} s:\n{self.output}"
         _living.discard(self)
         return self.returncode
 
     def until_it_says(self, text: str) -> None:
-        """Wait until it has printed a text."""
+        """Wait until it has printed `text`."""
         until(lambda: text in self.output or self.returncode is not None, text)
         assert text in self.output, f"{text!r} was never printed:\n{self.output}"
 
@@ -117,30 +117,30 @@ class Program:
         os.kill(self.pid, number)
 
     def kill(self) -> None:
-        """Kill it, and wait until it is gone."""
+        """Kill it, and wait for its end."""
         self._process.kill()
         self.wait()
 
 
 def run_program(*words: str, folder: Path, environment: Mapping[str, str] | None = None) -> Program:
-    """A program that has ended."""
+    """Run a program to its end."""
     program = Program(*words, folder=folder, environment=environment)
     program.wait()
     return program
 
 
 def ranks(*words: str, folder: Path, environment: Mapping[str, str] | None = None) -> list[Program]:
-    """Two processes of one run, with the variables that torchrun would set."""
+    """Start two processes of one run, with the variables that torchrun would set."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    place = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    own = [place | {"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(2)]
+    both = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    own = [both | {"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(2)]
     return [Program(*words, folder=folder, environment={**(environment or {}), **each}) for each in own]
 
 
-def see_off(pair: list[Program]) -> list[int]:
-    """Wait for the processes of a run as torchrun does: when one fails, the others get SIGTERM."""
+def wait_for_all(pair: list[Program]) -> list[int]:
+    """Wait for the processes of a run as torchrun does, with SIGTERM to the others when one fails."""
     until(
         lambda: any(each.returncode for each in pair) or all(each.returncode == 0 for each in pair), "an end"
     )
@@ -151,12 +151,12 @@ def see_off(pair: list[Program]) -> list[int]:
 
 
 def in_two_processes(function: Callable[..., Any], *arguments: Any) -> None:
-    """Call `function(rank, *arguments)` in two processes that have joined one gloo group."""
+    """Call `function(rank, *arguments)` in two processes of one gloo group."""
     with tempfile.TemporaryDirectory() as folder:
-        meeting = f"file://{folder}/rendezvous"
+        rendezvous = f"file://{folder}/rendezvous"
         variables = dict(os.environ)
         pair = [
-            _server.Process(target=_join_and_call, args=(rank, meeting, variables, function, arguments))
+            _server.Process(target=_join_and_call, args=(rank, rendezvous, variables, function, arguments))
             for rank in range(2)
         ]
         for process in pair:
@@ -174,7 +174,7 @@ def in_two_processes(function: Callable[..., Any], *arguments: Any) -> None:
 
 
 def until(condition: Callable[[], object], what: str, seconds: float = 240) -> None:
-    """Wait for a condition, for so long at most."""
+    """Wait for a condition; fail after `seconds`."""
     limit = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < limit, f"never happened: {what}"
@@ -182,14 +182,14 @@ def until(condition: Callable[[], object], what: str, seconds: float = 240) -> N
 
 
 def end_all() -> None:
-    """Kill what a test has left running."""
+    """Kill the programs that a test has left running."""
     for program in list(_living):
         with suppress(ProcessLookupError):
             program.kill()
 
 
 def without_plots(patch: Callable[[str, object], object]) -> None:
-    """Have trainings draw nothing, which is a quarter of a short one's time."""
+    """Have trainings draw no plots, which take a quarter of the time of a short one."""
     patch("draw", lambda *_: {})
     patch("draw_crops", lambda *_: None)
 
@@ -202,12 +202,12 @@ def _become(
     own_group: bool,
     plots: bool,
 ) -> None:
-    """Turn a fork into the program."""
+    """Become the program, in a forked process."""
     if not plots:
         import dino_exp.train.run
 
         without_plots(lambda name, nothing: setattr(dino_exp.train.run, name, nothing))
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs have it ignored
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # background jobs of a shell ignore it
     if own_group:
         os.setsid()
     for number, name in ((1, "stdout"), (2, "stderr")):
@@ -227,7 +227,7 @@ def _become(
 
 def _join_and_call(
     rank: int,
-    meeting: str,
+    rendezvous: str,
     variables: dict[str, str],
     function: Callable[..., Any],
     arguments: tuple[Any, ...],
@@ -235,6 +235,6 @@ def _join_and_call(
     os.environ.update(variables)
     import torch.distributed as dist
 
-    dist.init_process_group("gloo", init_method=meeting, rank=rank, world_size=2)
+    dist.init_process_group("gloo", init_method=rendezvous, rank=rank, world_size=2)
     function(rank, *arguments)
     dist.destroy_process_group()

@@ -1,4 +1,4 @@
-"""The plain form that the benchmarks measure against is the same training, and the commands work."""
+"""The benchmarks' plain form of the step trains the same network, and the benchmark commands work."""
 
 import json
 from pathlib import Path
@@ -18,7 +18,7 @@ from tests.programs import run_program
 
 
 @pytest.mark.parametrize("names", [*([name] for name in UNDO), list(UNDO)], ids=lambda names: " ".join(names))
-def test_undoing_an_optimization_changes_no_weight(names: list[str], tmp_path: Path) -> None:
+def test_undoing_an_optimization_does_not_change_the_weights(names: list[str], tmp_path: Path) -> None:
     results = []
     for undo in ([], names):
         words = [
@@ -77,7 +77,7 @@ def test_a_benchmark_writes_what_it_prints(words: list[str], file: str, rows: in
     assert torch.__version__.startswith(written["environment"]["torch"])
 
 
-def test_every_run_of_the_collapse_study_can_be_trained(tmp_path: Path) -> None:
+def test_the_runs_of_the_collapse_benchmark_can_be_composed(tmp_path: Path) -> None:
     (tmp_path / "train" / "a").mkdir(parents=True)
     runs = [compose(collapse.drawn(number, tmp_path)) for number in range(0, collapse.RUNS, 4)]
     assert len({run_id(cfg) for cfg in runs}) == len(runs) == 18
@@ -97,7 +97,7 @@ def test_every_run_of_the_collapse_study_can_be_trained(tmp_path: Path) -> None:
         ("unclear", 0.5, "collapsed-uniform", False),
     ],
 )
-def test_an_alarm_in_a_run_that_learns_is_an_error_and_so_is_a_missed_collapse(
+def test_an_alarm_in_a_run_that_learned_is_wrong_and_so_is_a_missed_collapse(
     word: str, first_alarm: float | None, final: str, wrong: bool
 ) -> None:
     assert collapse.is_wrong({"word": word, "first_alarm": first_alarm, "final": final}) is wrong

@@ -1,6 +1,6 @@
-"""What only a GPU can show; skipped where there is none.
+"""Tests that need a GPU; skipped without one.
 
-The whole trainings of `test_oracle_training` run there too.
+The trainings of `test_oracle_training` run on a GPU too.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from benchmarks.step import random_views
 from dino_exp.config.compose import compose
 from dino_exp.config.register import CONF
 from dino_exp.config.targets import build
@@ -35,7 +36,7 @@ SGD = ("optimizer=sgd", "optimizer.warmup_epochs=0")
 
 @pytest.mark.parametrize("size", [32, 224])
 @pytest.mark.parametrize("fused", [False, True])
-def test_the_colors_of_the_cpu_within_two_gray_levels(fused: bool, size: int) -> None:
+def test_colors_equal_those_of_the_cpu_within_two_gray_levels(fused: bool, size: int) -> None:
     augmentation = every_step()
     crops, table = crops_and_table(augmentation, images=16, size=size)
     expected = augmentation(crops, table)
@@ -49,13 +50,11 @@ def test_the_colors_of_the_cpu_within_two_gray_levels(fused: bool, size: int) ->
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("optimizer", ["adamw", "sgd", "lars"])
-def test_a_step_waits_for_nothing(precision: str, optimizer: str, tmp_path: Path) -> None:
+def test_a_step_does_not_wait_for_the_device(precision: str, optimizer: str, tmp_path: Path) -> None:
     words = ["experiment=debug", f"optimizer={optimizer}", "optimizer.warmup_epochs=0"]
     cfg = compose([*words, f"data.root={tmp_path}", f"trainer.precision={precision}"])
     trainer = Trainer(cfg, build(cfg.data), GPU)
-    crops, batch = cfg.crops, cfg.trainer.batch_size
-    sizes = ((2, crops.global_size), (crops.local_number, crops.local_size))
-    views = [torch.randn(n * batch, 3, size, size, device=GPU) for n, size in sizes]
+    views = random_views(trainer)
     trainer.train_step(views)  # some kernels are prepared at their first use
     before = torch.cuda.get_sync_debug_mode()
     torch.cuda.set_sync_debug_mode("error")
@@ -67,7 +66,7 @@ def test_a_step_waits_for_nothing(precision: str, optimizer: str, tmp_path: Path
 
 
 def run(folder: Path, *words: str) -> Path:
-    """The directory of a short run by the front door."""
+    """Run `train.py experiment=debug`, and return the run directory."""
     command = [sys.executable, str(CONF.parent / "train.py"), "experiment=debug", "tracker=none", *words]
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -86,7 +85,7 @@ def test_a_run_on_the_gpu_finishes_with_a_verdict(precision: str, tmp_path: Path
     assert all(value.isfinite().all() for value in state["teacher"].values() if value.is_floating_point())
 
 
-def test_the_gpu_sees_the_losses_of_the_cpu(tmp_path: Path) -> None:
+def test_losses_equal_those_of_the_cpu(tmp_path: Path) -> None:
     losses = {}
     for device in ("cpu", "cuda"):
         (folder := tmp_path / device).mkdir()
@@ -98,7 +97,7 @@ def test_the_gpu_sees_the_losses_of_the_cpu(tmp_path: Path) -> None:
     assert losses["cuda"] == pytest.approx(losses["cpu"], abs=2e-3)
 
 
-def test_evaluations_find_what_they_find_on_the_cpu(tmp_path: Path) -> None:
+def test_figures_of_evaluations_equal_those_of_the_cpu(tmp_path: Path) -> None:
     run = tmp_path / "run"
     train(compose(["experiment=debug", "tracker=none", "trainer.device=cpu"]), run)
     found = []
@@ -111,4 +110,4 @@ def test_evaluations_find_what_they_find_on_the_cpu(tmp_path: Path) -> None:
         found.append({record["evaluation"]: record["figures"] for record in records})
     assert found[0].keys() == {"knn", "linear", "attention"}
     for evaluation, figures in found[0].items():
-        assert found[1][evaluation] == pytest.approx(figures, abs=2)  # of 128 images, one is 0.8
+        assert found[1][evaluation] == pytest.approx(figures, abs=2)  # one of 128 images is 0.8

@@ -1,6 +1,6 @@
-"""Whole trainings by the trainer's own step, from a composed configuration, against the released code.
+"""Complete trainings with the trainer's own step, from a composed configuration, against the released code.
 
-Every loss, and all final weights of student, teacher and center, in float64 to 1e-9; on a GPU the losses.
+Compares every loss and the final student, teacher and center in float64 to 1e-9; on a GPU only the losses.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ DEVICES = ["cpu", pytest.param("cuda", marks=NO_GPU)]
 
 
 def trainer_of(settings: dict[str, Any], cache: Path, device: str) -> Trainer:
-    """A trainer whose every number comes from the configuration, turned to float64."""
+    """Build a trainer with the released training's settings as overrides, and convert it to float64."""
     per_epoch, batch = settings["steps_per_epoch"], settings["batch"]
     values = {
         "backbone": "vit_small",
@@ -80,7 +80,7 @@ def views(expected: Any, step: int, device: str) -> list[Tensor]:
 
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("name", RUNS)
-def test_whole_training_agrees_with_the_released_code(name: str, device: str, tmp_path: Path) -> None:
+def test_a_complete_training_equals_the_released_code(name: str, device: str, tmp_path: Path) -> None:
     settings = json.loads((ORACLE / f"{name}.json").read_text())
     with np.load(ORACLE / f"{name}.npz") as arrays:
         expected = dict(arrays)
@@ -93,14 +93,14 @@ def test_whole_training_agrees_with_the_released_code(name: str, device: str, tm
     trainer.student.load_state_dict(init, strict=True)
     trainer.teacher.load_state_dict(init, strict=True)
 
-    # Diagnostics on every other step: they must change nothing.
+    # with diagnostics on every other step, which must change nothing
     losses = [
         trainer.train_step(views(expected, step, device), observe=step % 2 == 0)[0].item()
         for step in range(settings["steps"])
     ]
 
     if device == "cuda":
-        # PyTorch's kernel of weight normalization takes its root in float32 there, whatever the type
+        # PyTorch's kernel of weight normalization takes its square root in float32 on a GPU for any type
         assert losses == pytest.approx(expected["losses"].tolist(), abs=1e-5)
         return
     assert losses == pytest.approx(expected["losses"].tolist(), abs=1e-9)
@@ -113,7 +113,7 @@ def test_whole_training_agrees_with_the_released_code(name: str, device: str, tm
 
 
 @pytest.mark.parametrize("name", RUNS)
-def test_weight_decay_spares_the_same_parameters(name: str, tmp_path: Path) -> None:
+def test_parameters_without_weight_decay_equal_those_of_the_released_code(name: str, tmp_path: Path) -> None:
     settings = json.loads((ORACLE / f"{name}.json").read_text())
     trainer = trainer_of(settings, tmp_path, "cpu")
     decayed, spared = trainer.optimizer.param_groups

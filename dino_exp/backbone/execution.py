@@ -1,6 +1,8 @@
-"""How a backbone runs, which changes speed, memory and rounding but not what it computes."""
+"""Ways to run a backbone that change speed, memory and rounding, but not what it computes."""
 
 from __future__ import annotations
+
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -9,21 +11,21 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from dino_exp.errors import UserError
 
 STEMS = ("patch_embed", "stem")
-"""Modules of timm's models and ours that come before the blocks and are never computed again."""
+"""Modules before the blocks, in our models and timm's, which run only once even with recomputation."""
 
 
 def is_convolutional(backbone: nn.Module) -> bool:
-    """Whether most parameters are those of 2-D convolutions, which run faster on channels-last data."""
+    """Return whether most parameters belong to 2-D convolutions, which run faster on channels-last images."""
     convolutions = [module for module in backbone.modules() if isinstance(module, nn.Conv2d)]
     in_convolutions = sum(parameter.numel() for module in convolutions for parameter in module.parameters())
     return 2 * in_convolutions > sum(parameter.numel() for parameter in backbone.parameters())
 
 
 def checkpoint_blocks(backbone: nn.Module, *, name: str) -> None:
-    """Let the backward pass compute the blocks' activations again instead of keeping them.
+    """Recompute the activations of the blocks in the backward pass instead of keeping them.
 
-    Raises `UserError` for a backbone that cannot, or whose blocks hold batch norm: it would see each batch
-    twice, and its running statistics would move twice.
+    Raises `UserError` for a backbone without support for it, and for one with batch norm in its blocks, whose
+    running statistics would move twice per batch.
     """
     refused = f"trainer.checkpoint_blocks = true: backbone.name = {name}"
     fix = "set trainer.checkpoint_blocks=false, and trainer.accumulate higher if memory is short."
@@ -33,20 +35,19 @@ def checkpoint_blocks(backbone: nn.Module, *, name: str) -> None:
         if isinstance(module, _BatchNorm) and path.split(".")[0] not in STEMS
     ]
     if inside:
-        raise UserError(f"{refused} has batch norm in its blocks ({inside[0]}), which must run once; {fix}")
-    enable = getattr(backbone, "set_grad_checkpointing", None)
+        raise UserError(
+            f"{refused} has batch norm in its blocks ({inside[0]}), which may run only once; {fix}"
+        )
     try:
-        if enable is None:
-            raise AssertionError
-        enable(True)
-    except AssertionError:
-        raise UserError(f"{refused} has no blocks that can be computed again; {fix}") from None
+        cast(Any, backbone).set_grad_checkpointing(True)
+    except (AttributeError, AssertionError):  # no such method, or a timm model that refuses
+        raise UserError(f"{refused} has no blocks that can be recomputed; {fix}") from None
 
 
 def compile_in_place(backbone: nn.Module, device: torch.device) -> None:
-    """Have `torch.compile` translate the forward pass, once per resolution; the state dict keeps its names.
+    """Compile the forward pass with `torch.compile`, once per resolution; state-dict names stay.
 
-    Random numbers stay those of the untranslated network. Raises `UserError` where nothing can be compiled.
+    Random numbers stay those of the uncompiled network. Raises `UserError` if `torch.compile` does not work.
     """
     try:
         torch.compile(torch.sin)(torch.ones(8, device=device))
@@ -60,9 +61,10 @@ def compile_in_place(backbone: nn.Module, device: torch.device) -> None:
 
 
 def has_unused_parameters(network: nn.Module, channels: int, size: int) -> bool:
-    """Whether some trainable parameters get no gradient from images of `size`, as in a few library models.
+    """Return whether some trainable parameters get no gradient, as in a few library models.
 
-    In eval mode, where a forward pass changes nothing; afterwards the network is in train mode.
+    Runs two images of `size` x `size` pixels in eval mode, where a forward pass changes nothing; afterwards
+    the network is in train mode.
     """
     trainable = [parameter for parameter in network.parameters() if parameter.requires_grad]
     network.eval()

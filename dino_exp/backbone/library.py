@@ -1,7 +1,6 @@
-"""Backbones by name from timm and torchvision, with random weights and their own pooling.
+"""Backbones by name from timm and torchvision, with random weights and the library's own pooling.
 
-The classifier is removed and everything else left as the library has it, state-dict names included, so that
-exported weights load straight back into the library's model.
+Only the classifier is removed. State-dict names stay, so that exported weights load into the library's model.
 """
 
 from __future__ import annotations
@@ -21,12 +20,12 @@ from dino_exp.errors import UserError
 
 
 def timm_backbone(*, name: str, drop_path_rate: float, in_channels: int, image_size: int) -> nn.Module:
-    """A timm model without classifier, (B, C, H, W) -> (B, feature_dim).
+    """Build a timm model without classifier, (B, C, H, W) -> (B, feature_dim).
 
-    Models with a stored position embedding are asked to take any image size where they can. timm
-    interpolates it to the target size with antialiasing, which is not the released DINO code's rule.
+    Models with a stored position embedding are built for any image size where they support it. timm then
+    interpolates the embedding to the target size with antialiasing, unlike the released DINO code.
     Raises `UserError` for an unknown name, for stochastic depth that the model does not have, and for a model
-    that cannot take images of `image_size`.
+    that does not accept images of `image_size`.
     """
     if not timm.is_model(name):
         raise UserError(unknown_name(name, timm.list_models(), "timm"))
@@ -36,7 +35,7 @@ def timm_backbone(*, name: str, drop_path_rate: float, in_channels: int, image_s
 
     options = {
         "dynamic_img_size": True,
-        "strict_img_size": False,  # the same for Swin before timm 1.0.31
+        "strict_img_size": False,  # what Swin called it before timm 1.0.31
         "img_size": image_size,
         "drop_path_rate": drop_path_rate,
     }
@@ -50,14 +49,14 @@ def timm_backbone(*, name: str, drop_path_rate: float, in_channels: int, image_s
 
 
 def torchvision_backbone(*, name: str, stem: str, in_channels: int, image_size: int) -> nn.Module:
-    """A torchvision classification model without its last linear layer, (B, C, H, W) -> (B, feature_dim).
+    """Build a torchvision classifier without its last linear layer, (B, C, H, W) -> (B, feature_dim).
 
-    Dropout and stochastic depth, which some of these models have built in, are switched off: student and
-    teacher are made by the same call, and a teacher has none. With `in_channels` other than 3 the first
-    convolution is drawn anew with the same spread; `stem = small` gives a ResNet a 3x3 stride-1 first
-    convolution and no max-pool.
+    Dropout and stochastic depth, built into some of these models, are switched off: student and teacher are
+    built by the same call, and a teacher has neither. If `in_channels` is not 3, the first convolution gets
+    new random weights with the standard deviation of the old ones. `stem = small` gives a ResNet a 3x3
+    stride-1 first convolution and no max-pool.
     Raises `UserError` for an unknown name, a vision transformer (one image size only), a small stem on
-    anything but a ResNet, and a model that cannot take images of `image_size`.
+    anything but a ResNet, and a model that does not accept images of `image_size`.
     """
     names = torchvision.models.list_models(module=torchvision.models)
     if name not in names:
@@ -72,7 +71,7 @@ def torchvision_backbone(*, name: str, stem: str, in_channels: int, image_size: 
     def build(**options: Any) -> Any:
         return torchvision.models.get_model(name, weights=None, **options)
 
-    # GoogLeNet and Inception: no auxiliary classifiers, and the initialization that is their default
+    # for GoogLeNet and Inception: no auxiliary classifiers, and their default initialization
     model, _ = build_with_accepted(build, {"aux_logits": False, "init_weights": True})
     remove_classifier(model)
     for module in model.modules():
@@ -81,7 +80,7 @@ def torchvision_backbone(*, name: str, stem: str, in_channels: int, image_size: 
     if stem == "small":
         if not isinstance(model, torchvision.models.ResNet):
             raise UserError(
-                f"backbone.stem = small: only for ResNets, and backbone.name = {name} is none; use imagenet."
+                f"backbone.stem = small: only for ResNets, which backbone.name = {name} is not; use imagenet."
             )
         small_resnet_stem(model, in_channels)
     elif in_channels != 3:
@@ -91,20 +90,20 @@ def torchvision_backbone(*, name: str, stem: str, in_channels: int, image_size: 
 
 
 def unknown_name(name: str, names: Iterable[str], library: str) -> str:
-    """The message for a model name that the library does not have."""
+    """Return the message for a model name that the library does not have."""
     similar = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
     meant = f"did you mean {' or '.join(similar)}?" if similar else f"see {library}'s list_models()."
     return f"backbone.name = {name}: no such {library} model; {meant}"
 
 
 def build_with_accepted(build: Callable[..., Any], options: dict[str, Any]) -> tuple[Any, set[str]]:
-    """Build with those of the options that the model's constructor takes; also says which it refused."""
+    """Build with the options that the model's constructor accepts; return the model and the refused keys."""
     refused: set[str] = set()
     while True:
         try:
             return build(**{key: value for key, value in options.items() if key not in refused}), refused
         except TypeError as error:
-            # the constructors' signatures end in **kwargs, so their complaint is the only way to know
+            # the constructors' signatures end in **kwargs, so only their error says which keys they refuse
             complaint = {key for key in options if re.search(rf"\b{key}\b", str(error))} - refused
             if "unexpected keyword" not in str(error) or not complaint:
                 raise
@@ -112,7 +111,7 @@ def build_with_accepted(build: Callable[..., Any], options: dict[str, Any]) -> t
 
 
 def remove_classifier(model: nn.Module) -> None:
-    """Put the identity in place of the last linear layer (SqueezeNet: convolution) of a torchvision model."""
+    """Replace the last linear layer (SqueezeNet: convolution) of a torchvision model by the identity."""
     candidates = [
         path
         for path, module in model.named_modules()
@@ -123,7 +122,7 @@ def remove_classifier(model: nn.Module) -> None:
 
 
 def small_resnet_stem(model: nn.Module, in_channels: int) -> None:
-    """The stem for 32-pixel images (He et al. 2016, section 4.2): 3x3, stride 1, no max-pool."""
+    """Give a ResNet the stem for 32-pixel images, 3x3 with stride 1, no max-pool (He et al. 2016, 4.2)."""
     convolution = nn.Conv2d(in_channels, 64, kernel_size=3, stride=1, padding=1, bias=False)
     nn.init.kaiming_normal_(convolution.weight, mode="fan_out", nonlinearity="relu")
     model.conv1 = convolution
@@ -131,9 +130,9 @@ def small_resnet_stem(model: nn.Module, in_channels: int) -> None:
 
 
 def replace_first_convolution(model: nn.Module, in_channels: int) -> None:
-    """Give the model's first convolution another number of input channels and fresh weights."""
+    """Give the model's first convolution another number of input channels, with new random weights."""
     path, old = next((path, m) for path, m in model.named_modules() if isinstance(m, nn.Conv2d))
-    # torch types what a convolution keeps of its sizes more loosely than what it takes, hence the ignores
+    # a convolution's attributes have looser types than its arguments, hence the ignores
     new = nn.Conv2d(
         in_channels,
         old.out_channels,

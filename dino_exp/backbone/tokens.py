@@ -1,4 +1,4 @@
-"""What backbones know besides their feature: tokens of the last blocks, and features by place."""
+"""Outputs of backbones other than the feature vector: tokens of the last blocks, and feature maps."""
 
 from __future__ import annotations
 
@@ -12,37 +12,33 @@ from dino_exp.errors import UserError
 
 
 class Tokens(NamedTuple):
-    """Of one block, after the final norm."""
+    """Tokens of one transformer block, after the final norm."""
 
     class_token: Tensor
     """(B, D)."""
     patches: Tensor
-    """(B, h*w, D), rows of the image one after the other."""
+    """(B, h*w, D), row by row of the image."""
 
 
 def block_tokens(backbone: nn.Module, images: Tensor, n: int) -> list[Tokens] | None:
-    """Tokens of the last `n` blocks, or of all where there are fewer, first to last.
+    """Return the tokens of the last `n` blocks, or of all if there are fewer, first to last.
 
-    None for networks that are no transformers with a class token. The final norm is applied to each block, as
-    the released linear evaluation does. timm's transformers may have registers, which are left out.
+    None for networks other than transformers with a class token. The final norm is applied to each block, as
+    in the released linear evaluation. Registers, which some of timm's transformers have, are dropped.
     """
     if isinstance(backbone, VisionTransformer):
         n = min(n, len(backbone.blocks))
         return [Tokens(each[:, 0], each[:, 1:]) for each in backbone.intermediate_tokens(images, n)]
-    blocks = getattr(backbone, "blocks", None)
-    layers = getattr(backbone, "get_intermediate_layers", None)
-    if (
-        layers is None
-        or getattr(backbone, "cls_token", None) is None
-        or not isinstance(blocks, nn.Sequential)
-    ):
+    if not has_block_tokens(backbone):
         return None
-    found = layers(images, min(n, len(blocks)), return_prefix_tokens=True, norm=True)
+    timm_vit = cast(Any, backbone)
+    n = min(n, len(timm_vit.blocks))
+    found = timm_vit.get_intermediate_layers(images, n, return_prefix_tokens=True, norm=True)
     return [Tokens(prefix[:, 0], patches) for patches, prefix in found]
 
 
 def has_block_tokens(backbone: nn.Module) -> bool:
-    """Whether `block_tokens` gives something."""
+    """Return whether `block_tokens` returns tokens for this backbone."""
     if isinstance(backbone, VisionTransformer):
         return True
     return (
@@ -53,11 +49,11 @@ def has_block_tokens(backbone: nn.Module) -> bool:
 
 
 def spatial_features(backbone: nn.Module, images: Tensor) -> Tensor:
-    """Features by place, (B, C, H, W) -> (B, D, h, w).
+    """Return a feature map, (B, C, H, W) -> (B, D, h, w).
 
-    Of a vision transformer the patch tokens of the last block after the final norm, of other timm models what
-    their `forward_intermediates` gives last, and else the last output of a layer that is still an image.
-    Raises UserError where there is none.
+    For vision transformers these are the patch tokens of the last block after the final norm, for other timm
+    models the last output of `forward_intermediates`, and else the last layer's output with height and width.
+    Raises `UserError` if there is none.
     """
     if isinstance(backbone, VisionTransformer):
         grid = tuple(side // backbone.patch_size for side in images.shape[-2:])
@@ -81,5 +77,5 @@ def spatial_features(backbone: nn.Module, images: Tensor) -> Tensor:
         for hook in hooks:
             hook.remove()
     if not found:
-        raise UserError(f"{type(backbone).__name__}: no layer of it gives features by place.")
+        raise UserError(f"{type(backbone).__name__}: none of its layers returns a feature map.")
     return found[0]

@@ -18,24 +18,8 @@ from dino_exp.backbone.initialization import initialize_linears
 from dino_exp.errors import UserError
 
 
-def vit(
-    *,
-    patch_size: int,
-    embed_dim: int,
-    depth: int,
-    num_heads: int,
-    mlp_ratio: float,
-    drop_path_rate: float,
-    stem: str,
-    init: str,
-    in_channels: int,
-    image_size: int,
-) -> VisionTransformer:
-    """Build a vision transformer from the fields of its configuration.
-
-    `image_size` is the side of a global crop in pixels: the size that the position embedding is stored for.
-    Raises `UserError` where sizes do not divide.
-    """
+def check_divisible(*, embed_dim: int, num_heads: int, image_size: int, patch_size: int) -> None:
+    """Raise `UserError` unless heads divide the width, and patches the side of a global crop."""
     if embed_dim % num_heads:
         fitting = [heads for heads in range(1, embed_dim + 1) if embed_dim % heads == 0]
         nearest = min(fitting, key=lambda heads: abs(heads - num_heads))
@@ -49,29 +33,17 @@ def vit(
             f"crops.global_size = {image_size}: not a multiple of backbone.patch_size = {patch_size}; "
             f"nearest are {below or patch_size} and {below + patch_size}."
         )
-    return VisionTransformer(
-        patch_size=patch_size,
-        embed_dim=embed_dim,
-        depth=depth,
-        num_heads=num_heads,
-        mlp_ratio=mlp_ratio,
-        drop_path_rate=drop_path_rate,
-        stem=stem,
-        init=init,
-        in_channels=in_channels,
-        image_size=image_size,
-    )
 
 
 class DropPath(nn.Module):
-    """Stochastic depth (Huang et al. 2016): each sample's branch is dropped whole, or kept and scaled up."""
+    """Stochastic depth (Huang et al. 2016): drops a sample's entire branch, or keeps it and scales it up."""
 
     def __init__(self, rate: float) -> None:
         super().__init__()
         self.rate = rate
 
     def forward(self, branch: Tensor) -> Tensor:
-        """(B, N, D) -> (B, N, D); the identity in eval mode."""
+        """Drop or scale the branch of each sample, (B, N, D) -> (B, N, D); the identity in eval mode."""
         if not self.training:
             return branch
         keep = 1 - self.rate
@@ -82,16 +54,16 @@ class DropPath(nn.Module):
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-    """softmax(q·k / √d)·v of (B, heads, N, d), by the fastest way that the device has."""
+    """Return softmax(q·k / √d)·v for (B, heads, N, d), by the fastest way on the device."""
     if query.device.type == "cpu" and query.dtype == torch.bfloat16:
-        # PyTorch's fused kernel takes 3 to 8 times as long there (`benchmarks.step`).
+        # PyTorch's fused kernel takes 3 to 8 times as long in this case (`benchmarks.step`).
         weights = (query * query.shape[-1] ** -0.5) @ key.transpose(-2, -1)
         return weights.softmax(dim=-1) @ value
     return F.scaled_dot_product_attention(query, key, value)
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention."""
+    """Multi-head self-attention, with each head's d = D / heads dimensions."""
 
     def __init__(self, dim: int, num_heads: int) -> None:
         super().__init__()
@@ -100,32 +72,32 @@ class Attention(nn.Module):
         self.proj = nn.Linear(dim, dim)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, N, D) -> (B, N, D)."""
+        """Mix the tokens, (B, N, D) -> (B, N, D)."""
         query, key, value = (self._split_heads(part) for part in self.qkv(x).chunk(3, dim=-1))
         mixed = attend(query, key, value)
         return self.proj(mixed.transpose(1, 2).flatten(2))
 
     def class_token(self, x: Tensor) -> Tensor:
-        """The first token of `forward` alone, (B, N, D) -> (B, 1, D): one query instead of N."""
+        """Return the first token of `forward` only, (B, N, D) -> (B, 1, D): one query instead of N."""
         query, key, value = self._class_query(x)
         mixed = attend(query, key, value)
         return self.proj(mixed.transpose(1, 2).flatten(2))
 
     def class_weights(self, x: Tensor) -> Tensor:
-        """Softmax weights with which the class token attends to all tokens, (B, N, D) -> (B, heads, N)."""
+        """Return the class token's attention to all tokens after softmax, (B, N, D) -> (B, heads, N)."""
         query, key, _ = self._class_query(x)
         scores = (query @ key.transpose(-2, -1)).squeeze(2) * query.shape[-1] ** -0.5
         return scores.softmax(dim=-1, dtype=torch.promote_types(scores.dtype, torch.float32))
 
     def _class_query(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Query of the first token (B, heads, 1, d); keys and values of all (B, heads, N, d)."""
+        """Return the first token's query (B, heads, 1, d), and all keys and values (B, heads, N, d)."""
         dim, weight, bias = x.shape[2], self.qkv.weight, self.qkv.bias
         query = F.linear(x[:, :1], weight[:dim], bias[:dim])
         key, value = F.linear(x, weight[dim:], bias[dim:]).chunk(2, dim=-1)
         return self._split_heads(query), self._split_heads(key), self._split_heads(value)
 
     def _split_heads(self, x: Tensor) -> Tensor:
-        """(B, N, D) -> (B, heads, N, D / heads)."""
+        """Reshape (B, N, D) -> (B, heads, N, d)."""
         return x.unflatten(2, (self.num_heads, -1)).transpose(1, 2)
 
 
@@ -138,12 +110,12 @@ class Mlp(nn.Module):
         self.fc2 = nn.Linear(hidden_dim, dim)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, N, D) -> (B, N, D)."""
+        """Transform each token, (B, N, D) -> (B, N, D)."""
         return self.fc2(F.gelu(self.fc1(x)))
 
 
 class Block(nn.Module):
-    """Pre-norm transformer block."""
+    """Pre-norm transformer block: attention, then MLP, each as a residual branch."""
 
     def __init__(self, dim: int, num_heads: int, mlp_ratio: float, drop_path_rate: float) -> None:
         super().__init__()
@@ -154,22 +126,22 @@ class Block(nn.Module):
         self.mlp = Mlp(dim, int(dim * mlp_ratio))
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, N, D) -> (B, N, D)."""
+        """Transform the tokens, (B, N, D) -> (B, N, D)."""
         x = x + self.drop_path(self.attn(self.norm1(x)))
         return x + self.drop_path(self.mlp(self.norm2(x)))
 
     def class_token(self, x: Tensor) -> Tensor:
-        """The first token of `forward` alone, (B, N, D) -> (B, 1, D)."""
+        """Return the first token of `forward` only, (B, N, D) -> (B, 1, D)."""
         cls = x[:, :1] + self.drop_path(self.attn.class_token(self.norm1(x)))
         return cls + self.drop_path(self.mlp(self.norm2(cls)))
 
 
 class PatchEmbed(nn.Module):
-    """Image to patch tokens by one convolution (`patch`), or by a small convolutional network (`conv`).
+    """Patch embedding: one convolution (`stem = patch`), or a small convolutional network (`stem = conv`).
 
-    `conv` (Xiao et al. 2021): 3x3 convolutions with batch norm and ReLU, of stride 2 until the patch size is
-    reached, one more of stride 1 after the first, and a 1x1 convolution to the embedding. The last 3x3 has
-    3/4 of the embedding's width, and each stage before it half as much.
+    `conv` (Xiao et al. 2021) has 3x3 convolutions with batch norm and ReLU, with stride 2 until the patch
+    size is reached and one more with stride 1 after the first, then a 1x1 convolution to D dimensions. The
+    last 3x3 convolution has 3/4·D channels, and each stage before it half as many as the next.
     """
 
     def __init__(self, patch_size: int, in_channels: int, embed_dim: int, stem: str) -> None:
@@ -182,20 +154,23 @@ class PatchEmbed(nn.Module):
             self.proj = nn.Conv2d(conv_stem_widths(patch_size, embed_dim)[-1], embed_dim, kernel_size=1)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, C, H, W) -> (B, h*w, D)."""
+        """Embed patches, (B, C, H, W) -> (B, h*w, D) with h = H / patch_size, w = W / patch_size."""
         if self.stem is not None:
             x = self.stem(x.contiguous(memory_format=torch.channels_last))
         return self.proj(x).flatten(2).transpose(1, 2)
 
 
 def conv_stem_widths(patch_size: int, embed_dim: int) -> list[int]:
-    """Channels of each stride-2 stage of the convolutional stem; (24, 48) for patch 4 and 64 dimensions."""
+    """Return the channels of each stride-2 stage of the convolutional stem; [24, 48] for patch 4, D = 64."""
     stages = patch_size.bit_length() - 1
     return [max(8, embed_dim * 3 // (4 << (stages - 1 - stage))) for stage in range(stages)]
 
 
 def conv_stem(patch_size: int, in_channels: int, embed_dim: int) -> nn.Sequential:
-    """The 3x3 part of the convolutional stem, (B, C, H, W) -> (B, width, H / patch, W / patch)."""
+    """Build the 3x3 convolutions of the convolutional stem, (B, C, H, W) -> (B, width, h, w).
+
+    Raises `UserError` unless the patch size is a power of two.
+    """
     if patch_size < 2 or patch_size & (patch_size - 1):
         below = 1 << (patch_size.bit_length() - 1)
         raise UserError(
@@ -216,10 +191,11 @@ def conv_stem(patch_size: int, in_channels: int, embed_dim: int) -> nn.Sequentia
 
 
 class VisionTransformer(nn.Module):
-    """Vision transformer whose feature is the class token after the final norm.
+    """Vision transformer; its feature is the class token after the final norm.
 
-    Works at any image size that is a multiple of the patch: the position embedding, stored for
-    `image_size`, is interpolated as in the released code. `drop_path_rate` is that of the last block.
+    Accepts any image size that is a multiple of the patch: the position embedding, stored for `image_size`
+    (the side of a global crop in pixels), is interpolated as in the released code. The rate of stochastic
+    depth grows linearly from 0 in the first block to `drop_path_rate` in the last.
     """
 
     def __init__(
@@ -237,6 +213,9 @@ class VisionTransformer(nn.Module):
         image_size: int = 224,
     ) -> None:
         super().__init__()
+        check_divisible(
+            embed_dim=embed_dim, num_heads=num_heads, image_size=image_size, patch_size=patch_size
+        )
         self.checkpoint_blocks = False
         self.patch_size = patch_size
         self.feature_dim = embed_dim
@@ -252,33 +231,34 @@ class VisionTransformer(nn.Module):
         initialize_linears(self, init)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, C, H, W) -> (B, D), the class token after the final norm.
+        """Return the class token after the final norm, (B, C, H, W) -> (B, D).
 
-        The other tokens of the last block reach nothing, so only its class token is computed.
+        Nothing depends on the last block's other tokens, so it computes only the class token.
         """
         x, last = self._up_to_last_block(x)
         return self.norm(self._run(last.class_token, x)).squeeze(1)
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Keep only what enters each block for the backward pass, which computes the rest again.
+        """Keep only each block's input for the backward pass, which recomputes the rest.
 
-        The name is that of timm's models.
+        Named as in timm's models.
         """
         self.checkpoint_blocks = enable
 
     def class_attention(self, x: Tensor) -> Tensor:
-        """Attention of the class token to each patch in the last block, (B, C, H, W) -> (B, heads, h, w).
+        """Return the last block's attention of the class token to patches, (B, C, H, W) -> (B, heads, h, w).
 
-        Softmax values, in float32 at least. They sum to less than 1: the class token's own share is left out.
+        Softmax values, in float32 at least. They sum to less than 1, because the attention of the class token
+        to itself is not included.
         """
         grid = x.shape[-2] // self.patch_size, x.shape[-1] // self.patch_size
         x, last = self._up_to_last_block(x)
         return last.attn.class_weights(last.norm1(x))[:, :, 1:].unflatten(2, grid)
 
     def intermediate_tokens(self, x: Tensor, n: int) -> list[Tensor]:
-        """All tokens after each of the last `n` blocks, first to last, each (B, 1 + h*w, D).
+        """Return all tokens after each of the last `n` blocks, first to last, each (B, 1 + h*w, D).
 
-        The final norm is applied to every one of them, as the released linear evaluation expects.
+        The final norm is applied to each, as in the released linear evaluation.
         """
         x = self.tokens(x)
         outputs = []
@@ -289,7 +269,7 @@ class VisionTransformer(nn.Module):
         return outputs
 
     def _up_to_last_block(self, x: Tensor) -> tuple[Tensor, Block]:
-        """The tokens that enter the last block, (B, 1 + h*w, D), and that block."""
+        """Return the input tokens of the last block, (B, 1 + h*w, D), and that block."""
         x = self.tokens(x)
         *blocks, last = self.blocks
         for block in blocks:
@@ -302,24 +282,24 @@ class VisionTransformer(nn.Module):
         return block(x)
 
     def tokens(self, x: Tensor) -> Tensor:
-        """Class token and patch tokens with their positions, (B, C, H, W) -> (B, 1 + h*w, D)."""
+        """Embed class token and patches and add their positions, (B, C, H, W) -> (B, 1 + h*w, D)."""
         height, width = x.shape[-2] // self.patch_size, x.shape[-1] // self.patch_size
         patches = self.patch_embed(x)
         cls = (self.cls_token + self.pos_embed[:, :1]).expand(patches.shape[0], -1, -1)
         return torch.cat((cls, patches + self.patch_positions(height, width)), dim=1)
 
     def patch_positions(self, height: int, width: int) -> Tensor:
-        """Position embedding of the patches for a grid of `height` x `width`, (1, height*width, D)."""
+        """Return the patches' position embedding for a grid of `height` x `width`, (1, height*width, D)."""
         stored = self.pos_embed[:, 1:]
         return stored if height == width == self.grid else resize_positions(stored, height, width)
 
 
 def resize_positions(stored: Tensor, height: int, width: int) -> Tensor:
-    """Position embedding of a grid of N x N patches for another, (1, N², D) -> (1, height*width, D).
+    """Resize the position embedding of N x N patches, (1, N², D) -> (1, height*width, D).
 
-    Bicubic with the scale factor (n + 0.1) / N per side and no antialiasing. The 0.1 once guarded a rounding
-    error, and is now part of what trained weights expect: resizing to the target size instead gives another
-    network.
+    Bicubic without antialiasing, with the scale factor (n + 0.1) / N for a side of n patches, as in the
+    released code. The 0.1 was added there against a rounding error, and trained weights now depend on it:
+    resizing to the target size gives another network.
     """
     grid = math.isqrt(stored.shape[1])
     image = stored.unflatten(1, (grid, grid)).permute(0, 3, 1, 2)

@@ -29,7 +29,7 @@ class BackboneConfig:
 class VitConfig(BackboneConfig):
     """The released code's vision transformer."""
 
-    _target_: str = "dino_exp.backbone.vit.vit"
+    _target_: str = "dino_exp.backbone.vit.VisionTransformer"
     name: str = "vit_small"
     patch_size: int = number(16, at_least=1, hint="8 or 16 in the paper")
     """Side of a patch in pixels; crop sizes must be multiples of it."""

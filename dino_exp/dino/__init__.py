@@ -1,1 +1,1 @@
-"""The algorithm (Caron et al. 2021), free of files and configuration."""
+"""The DINO algorithm (Caron et al. 2021, arXiv 2104.14294), without files and configuration."""

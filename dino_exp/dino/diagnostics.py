@@ -1,10 +1,13 @@
-"""What tells a healthy run from a collapsed one, measured on a logged step's own batch.
+"""Diagnostics that tell a healthy run from a collapsed one, from the batch of a logged step.
 
-Everything is computed on the training device over the batch of all processes, and fetched in one transfer.
-Entropies are in nats.
-With P_t(x) the teacher's output for a crop x: h is the mean of its entropy over crops, the marginal entropy
-is that of the mean output, and their gap is the mutual information between crop and prototype, which is zero
-in every collapse whatever h is (section 5.3 of the paper looks at h and KL only).
+Everything is computed on the training device over the global batch, and fetched in one transfer. Entropies
+are in nats. With P(x) a network's output for a crop x:
+
+    h = mean over x of H(P(x))          entropy of an output; between 0 (one-hot) and ln K (uniform)
+    marginal entropy = H(mean of P(x))  how evenly the prototypes are used
+    mutual information of crop and prototype = marginal entropy − h
+
+The mutual information is zero in every collapse, whatever h is; section 5.3 of the paper looks at h and KL.
 """
 
 from __future__ import annotations
@@ -15,23 +18,23 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-from dino_exp.dino.model import Output
+from dino_exp.dino.model import NetworkOutput
 from dino_exp.parallel import distributed
 
 RANK_ROWS = 512
-"""Rows that the effective rank is taken over; its cost grows with their square."""
+"""Number of rows from which the effective rank is computed; the cost grows with its square."""
 
 
 def entropy(probabilities: torch.Tensor) -> torch.Tensor:
-    """Entropy in nats over the last dimension; 0 · log 0 is 0."""
+    """Return the entropy in nats over the last dimension; 0 · ln 0 is 0."""
     return torch.special.entr(probabilities).sum(-1)
 
 
 def effective_rank(rows: torch.Tensor) -> torch.Tensor:
-    """RankMe (Garrido et al. 2023): exp of the entropy of the normalized singular values of rows (N, D).
+    """Return RankMe (Garrido et al. 2023): exp of the entropy of the normalized singular values of (N, D).
 
-    Of the first `RANK_ROWS`, an equal number from each process. NaN where a row is not finite, which the
-    decomposition itself would raise an error for.
+    Uses the first `RANK_ROWS` rows, an equal number from each process. NaN if a row is not finite, where the
+    decomposition itself would raise an error.
     """
     rows = distributed.gathered(rows[: max(1, RANK_ROWS // distributed.count())].float())
     values = torch.linalg.svdvals(rows.nan_to_num(0, 0, 0))
@@ -40,23 +43,23 @@ def effective_rank(rows: torch.Tensor) -> torch.Tensor:
 
 
 def deviation(rows: torch.Tensor) -> torch.Tensor:
-    """Standard deviation of each column of the rows (N, D) of all processes, (D,)."""
+    """Return the standard deviation of each column of the rows (N, D) of all processes, (D,)."""
     mean = distributed.mean(rows.mean(0))
     squares = distributed.total((rows - mean).square().sum(0))
     return (squares / (len(rows) * distributed.count() - 1)).sqrt()
 
 
 def spread(rows: torch.Tensor) -> torch.Tensor:
-    """Standard deviation over crops of L2-normalized rows (N, D), times √D: 1 when even, 0 when constant."""
+    """Return the standard deviation of L2-normalized rows (N, D), times √D: 1 if even, 0 if constant."""
     unit = nn.functional.normalize(rows.float(), dim=1)
     return deviation(unit).mean() * math.sqrt(rows.shape[1])
 
 
-def describe(output: Output, probabilities: torch.Tensor) -> dict[str, torch.Tensor]:
-    """Statistics of one network's outputs for the global crops.
+def describe(output: NetworkOutput, probabilities: torch.Tensor) -> dict[str, torch.Tensor]:
+    """Return statistics of one network's outputs for the global crops.
 
     Args:
-        output: of the network; only its first rows, as many as `probabilities` has, are looked at.
+        output: the network's; only its first rows are used, as many as `probabilities` has.
         probabilities: (2·B, K), its softmax after centering and temperature.
     """
     n, k = probabilities.shape
@@ -79,9 +82,12 @@ def describe(output: Output, probabilities: torch.Tensor) -> dict[str, torch.Ten
 
 
 def observe(
-    student: Output, teacher: Output, student_probabilities: torch.Tensor, teacher_probabilities: torch.Tensor
+    student: NetworkOutput,
+    teacher: NetworkOutput,
+    student_probabilities: torch.Tensor,
+    teacher_probabilities: torch.Tensor,
 ) -> dict[str, torch.Tensor]:
-    """Statistics of both networks, with `teacher/` or `student/` before each name."""
+    """Return the statistics of both networks, with `teacher/` or `student/` before each name."""
     pairs = (("teacher", teacher, teacher_probabilities), ("student", student, student_probabilities))
     return {
         f"{name}/{key}": value
@@ -91,13 +97,13 @@ def observe(
 
 
 def relative_distance(first: Sequence[torch.Tensor], second: Sequence[torch.Tensor]) -> torch.Tensor:
-    """‖first − second‖ / ‖first‖ over all parameters together."""
+    """Return ‖first − second‖ / ‖first‖ over all parameters together."""
     difference = torch._foreach_sub(list(first), list(second))
     norms = [torch.stack(torch._foreach_norm(tensors)).norm() for tensors in (difference, list(first))]
     return norms[0] / norms[1]
 
 
 def fetch(values: dict[str, torch.Tensor]) -> dict[str, float]:
-    """The scalars as numbers, in one transfer from the device."""
+    """Return the scalars as Python numbers, with one transfer from the device."""
     numbers = torch.stack([value.detach().float().reshape(()) for value in values.values()]).tolist()
     return dict(zip(values, numbers, strict=True))

@@ -1,4 +1,4 @@
-"""The teacher as an exponential moving average of the student: teacher ← λ·teacher + (1 − λ)·student."""
+"""The teacher as exponential moving average of the student: θ_t ← λ·θ_t + (1 − λ)·θ_s (section 3.1)."""
 
 from __future__ import annotations
 
@@ -12,7 +12,10 @@ from dino_exp.dino.schedule import constant_schedule, cosine_schedule, linear_sc
 def momentum_schedule(
     *, schedule: str, momentum: float, final_momentum: float, total_steps: int
 ) -> np.ndarray:
-    """λ of every step, (total_steps,). The cosine ends one step short of `final_momentum`."""
+    """Return λ of every step, (total_steps,); in the paper a cosine from 0.996 to 1.
+
+    `schedule` is cosine, linear or constant. The first two stop one step short of `final_momentum`.
+    """
     if schedule == "constant":
         return constant_schedule(momentum, total_steps)
     if schedule == "linear":
@@ -24,8 +27,9 @@ def momentum_schedule(
 def update_teacher(teacher: nn.Module, student: nn.Module, momentum: float) -> None:
     """Move the teacher's parameters towards the student's, in place and in the parameters' own precision.
 
-    Call it after the optimizer's step, with the λ of that step. Buffers stay the teacher's own: its batch
-    norms gather their own statistics. Both networks must have the same parameters in the same order.
+    Call it after the optimizer's step, with `momentum` λ of that step. Buffers are not averaged: the
+    teacher's batch norms gather their own statistics. Both networks must have the same parameters in the same
+    order. Raises `ValueError` if their numbers differ.
     """
     targets: list[Tensor] = list(teacher.parameters())
     sources: list[Tensor] = list(student.parameters())

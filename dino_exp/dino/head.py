@@ -1,4 +1,4 @@
-"""Projection head: MLP, L2 normalization, weight-normalized prototypes (section 3.2 and appendix C)."""
+"""Projection head: MLP, L2 normalization, weight-normalized prototypes (section 3.1 and appendix C)."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from dino_exp.backbone.initialization import initialize_linears
 
 
 class HeadOutput(NamedTuple):
-    """What the head gives for N features."""
+    """The head's output for N features."""
 
     bottleneck: Tensor
-    """(N, bottleneck_dim), of unit length, float32 at least: what the prototypes see."""
+    """(N, bottleneck_dim), rows of unit length, float32 at least: the input of the prototypes."""
     logits: Tensor
     """(N, K), one score per prototype."""
 
@@ -24,9 +24,9 @@ class HeadOutput(NamedTuple):
 class WeightNormLinear(nn.Module):
     """Bias-free linear layer whose rows are `weight_g · weight_v / |weight_v|` (Salimans and Kingma 2016).
 
-    The same math and state-dict names (`weight_g`, `weight_v`) as the deprecated hook of the released code,
-    `torch.nn.utils.weight_norm`, but as plain parameters, which can be deep-copied. The direction starts as
-    the default initialization of a linear layer, and the gain at 1.
+    Has the math and the state-dict names of `torch.nn.utils.weight_norm`, the deprecated hook of the released
+    code, but plain parameters, which can be deep-copied. The gain `weight_g` (out_features, 1) starts at 1,
+    the direction `weight_v` (out_features, in_features) as a linear layer's default initialization.
     """
 
     def __init__(self, in_features: int, out_features: int, *, train_gain: bool) -> None:
@@ -35,15 +35,15 @@ class WeightNormLinear(nn.Module):
         self.weight_v = nn.Parameter(nn.Linear(in_features, out_features, bias=False).weight.detach())
 
     def forward(self, x: Tensor) -> Tensor:
-        """(N, in_features) -> (N, out_features)."""
+        """Map (N, in_features) -> (N, out_features)."""
         return F.linear(x, torch._weight_norm(self.weight_v, self.weight_g, 0))
 
 
 class DINOHead(nn.Module):
-    """Linear-GELU layers to a bottleneck, L2 normalization, then K weight-normalized prototypes.
+    """MLP with GELU to a bottleneck, L2 normalization, then K = `out_dim` weight-normalized prototypes.
 
-    `norm_last_layer` only decides whether the prototypes' gain stays at 1. Batch norm, where used, sits
-    between each hidden linear layer and its GELU. `init` is that of the MLP's linear weights.
+    With the gain of the prototypes fixed at 1 (`norm_last_layer`), logits are cosines. With `use_bn`, batch
+    norm is between each hidden linear layer and its GELU. `init` is for the linear layers of the MLP.
     """
 
     def __init__(
@@ -64,15 +64,15 @@ class DINOHead(nn.Module):
         self.last_layer = WeightNormLinear(bottleneck_dim, out_dim, train_gain=not norm_last_layer)
 
     def forward(self, features: Tensor) -> HeadOutput:
-        """(N, in_dim) -> `HeadOutput`."""
+        """Return bottleneck and logits of features (N, in_dim)."""
         x = self.mlp(features)
-        # in float16 the eps of the normalization would be 0
+        # in float16 the eps of the normalization, 1e-12, would be 0
         bottleneck = F.normalize(x.to(torch.promote_types(x.dtype, torch.float32)), dim=-1)
         return HeadOutput(bottleneck, self.last_layer(bottleneck))
 
 
 def mlp(widths: list[int], use_bn: bool) -> nn.Module:
-    """Linear layers of the given widths with GELU between them; a bare linear layer for two widths."""
+    """Return linear layers of the given widths with GELU between them; a bare linear layer for two widths."""
     last = nn.Linear(widths[-2], widths[-1])
     if len(widths) == 2:
         return last  # the released code's names: `mlp.weight`, not `mlp.0.weight`

@@ -1,10 +1,17 @@
 """The DINO loss: cross-entropy between teacher and student over pairs of crops (section 3.1).
 
-The sum over pairs factorises. With z = student logits / τ_s of one crop, and T the sum of the teacher's
-distributions over the global crops that this crop is paired with (m of them: the other one for a global crop,
+    P_s(x') = softmax(student logits / τ_s)                        eq. 1
+    P_t(x) = softmax((teacher logits − c) / τ_t)                   centered by c, sharpened by a low τ_t
+    loss = mean of H(P_t(x), P_s(x')) over the pairs x ≠ x'        eq. 2 and 3, there a sum; H(a, b) = −a·ln b
+    c ← m·c + (1 − m)·mean of the batch's teacher logits           eq. 4
+
+where x is one of the two global crops of an image and x' any crop of it.
+
+The sum over pairs factorizes. With z = student logits / τ_s of one crop, and T the sum of the teacher's
+distributions over the global crops that this crop is paired with (p of them: the other one for a global crop,
 both for a local crop), the crop's terms are
 
-    Σ_pairs H(P_t, P_s) = m · logsumexp(z) − Σ_k T_k z_k,    gradient in z:  m · softmax(z) − T.
+    Σ_pairs H(P_t, P_s) = p · logsumexp(z) − Σ_k T_k z_k,    gradient in z:  p · softmax(z) − T.
 
 So each crop is read once, instead of once per pair, and the gradient is known before the backward pass.
 """
@@ -25,10 +32,10 @@ SINKHORN_ITERATIONS = 3
 
 
 class DINOLoss(nn.Module):
-    """Cross-entropy of the centered, sharpened teacher with the student, and the teacher's center.
+    """Cross-entropy between the centered, sharpened teacher and the student; keeps the center.
 
-    Buffers, both for the checkpoint: `center` (1, K), and `center_initialized`, which is false until the
-    first batch where `center_init = first_batch`.
+    Its buffers are part of a checkpoint: `center` (1, K), and `center_initialized`, which is false only
+    before the first batch with `center_init = first_batch`.
     """
 
     center: Tensor
@@ -58,15 +65,15 @@ class DINOLoss(nn.Module):
         self.awaits_first_batch = center_init == "first_batch" and centering == "mean"
 
     def teacher_temp_at(self, epoch: int) -> float:
-        """τ_t of an epoch: linear warm-up that includes both its ends, then constant."""
+        """Return τ_t of an epoch, from 0: a linear warm-up that includes both its ends, then constant."""
         return float(self.warmup[epoch]) if epoch < len(self.warmup) else self.teacher_temp
 
     def forward(self, student_logits: Tensor, teacher_logits: Tensor, teacher_temp: float) -> Tensor:
-        """Mean cross-entropy over the 2·(n − 1) pairs of different crops; then moves the center.
+        """Return the mean cross-entropy over the 2·(n − 1) pairs of different crops, then move the center.
 
         `student_logits` (n·B, K) and `teacher_logits` (2·B, K) are crop-major: rows [i·B, (i + 1)·B) are
-        crop i, global crops first. The loss uses the center of the previous step. It is a scalar of
-        float32 even where the logits are of a half type. Raises `ValueError` for shapes that do not fit.
+        crop i, global crops first. The loss uses the center of the previous step. It is a float32 scalar
+        even if the logits have a half type. Raises `ValueError` for shapes that do not fit.
         """
         check_shapes(student_logits, teacher_logits, self.center.shape[1])
         with torch.autocast(student_logits.device.type, enabled=False):
@@ -77,15 +84,15 @@ class DINOLoss(nn.Module):
 
     @torch.no_grad()
     def teacher_probabilities(self, teacher_logits: Tensor, teacher_temp: float) -> Tensor:
-        """P_t = softmax((logits − center) / τ_t) with the present center, (2·B, K) -> (2·B, K).
+        """Return P_t = softmax((logits − center) / τ_t), (2·B, K) -> (2·B, K), in float32 at least.
 
-        float32 at least; a temperature of 0 puts everything on the largest. Under `centering = sinkhorn` the
-        rows are balanced over both global crops of the whole batch instead. The first call of a run starts
-        the center where `center_init = first_batch`.
+        At τ_t = 0 it is one-hot at the largest entry. With `centering = sinkhorn` the rows are balanced over
+        both global crops of the global batch instead of centered. With `center_init = first_batch` the first
+        call of a run initializes the center.
         """
         if self.awaits_first_batch:
             self._start_center(teacher_logits)
-        # outside `mean` the center is 0, and the subtraction only makes a float32 copy
+        # unless `centering = mean` the center is 0, and the subtraction only makes a float32 copy
         logits = teacher_logits - self.center
         if teacher_temp == 0:
             return torch.zeros_like(logits).scatter_(1, logits.argmax(dim=1, keepdim=True), 1.0)
@@ -93,7 +100,7 @@ class DINOLoss(nn.Module):
         return sinkhorn_knopp(logits) if self.centering == "sinkhorn" else torch.softmax(logits, dim=1)
 
     def _start_center(self, teacher_logits: Tensor) -> None:
-        # a tensor decides, which a checkpoint may have loaded, so that nothing waits for the device
+        # decided by a tensor, which a checkpoint may have loaded, so that nothing waits for the device
         batch_mean = self._batch_mean(teacher_logits)
         self.center.copy_(torch.where(self.center_initialized, self.center, batch_mean))
         self.center_initialized.fill_(True)
@@ -101,21 +108,21 @@ class DINOLoss(nn.Module):
 
     @torch.no_grad()
     def move_center(self, teacher_logits: Tensor) -> None:
-        """center ← m·center + (1 − m)·mean of all processes' teacher logits (2·B, K); once per step."""
+        """Move the center once per step by eq. 4, to the mean of all processes' teacher logits (2·B, K)."""
         if self.centering == "mean":
             batch_mean = self._batch_mean(teacher_logits)
             self.center.mul_(self.center_momentum).add_(batch_mean, alpha=1 - self.center_momentum)
 
     def _batch_mean(self, teacher_logits: Tensor) -> Tensor:
-        """Mean over the global crops of all processes, (1, K) in the center's type."""
+        """Return the mean over the global crops of all processes, (1, K) in the center's type."""
         return distributed.mean(teacher_logits.mean(dim=0, keepdim=True, dtype=self.center.dtype))
 
 
 def check_shapes(student_logits: Tensor, teacher_logits: Tensor, out_dim: int) -> None:
     """Raise `ValueError` unless the logits are (n·B, K) and (2·B, K) for whole numbers n >= 2 and B."""
     rows, batch = len(student_logits), len(teacher_logits) // 2
-    whole = batch > 0 and len(teacher_logits) == 2 * batch and rows >= 2 * batch and rows % batch == 0
-    if not whole or student_logits.shape[1:] != (out_dim,) or teacher_logits.shape[1:] != (out_dim,):
+    fits = batch > 0 and len(teacher_logits) == 2 * batch and rows >= 2 * batch and rows % batch == 0
+    if not fits or student_logits.shape[1:] != (out_dim,) or teacher_logits.shape[1:] != (out_dim,):
         raise ValueError(
             f"student logits {tuple(student_logits.shape)} and teacher logits {tuple(teacher_logits.shape)}: "
             f"must be (n·B, {out_dim}) and (2·B, {out_dim}) for n >= 2 crops of B images"
@@ -123,10 +130,10 @@ def check_shapes(student_logits: Tensor, teacher_logits: Tensor, out_dim: int) -
 
 
 def sinkhorn_knopp(scores: Tensor) -> Tensor:
-    """Balanced assignment exp(scores) (R, K) -> (R, K): rows sum to 1, and all prototypes get an equal share.
+    """Balance exp(scores), (R, K) -> (R, K): rows sum to 1, and all prototypes get an equal share.
 
-    Three iterations over the rows of all processes, ending with the rows (SwAV, Caron et al. 2020; DINOv2).
-    In logarithms, where no temperature over- or underflows.
+    Three Sinkhorn-Knopp iterations over the rows of all processes, the last normalization being that of rows
+    (SwAV, Caron et al. 2020; DINOv2). In logarithms, where no temperature causes over- or underflow.
     """
     log_q = scores
     for _ in range(SINKHORN_ITERATIONS):
@@ -136,7 +143,7 @@ def sinkhorn_knopp(scores: Tensor) -> Tensor:
 
 
 def logsumexp_over_batch(scores: Tensor) -> Tensor:
-    """logsumexp over the rows of all processes, (R, K) -> (1, K)."""
+    """Return the logsumexp over the rows of all processes, (R, K) -> (1, K)."""
     local = torch.logsumexp(scores, dim=0, keepdim=True)
     if not distributed.several():
         return local
@@ -147,10 +154,12 @@ def logsumexp_over_batch(scores: Tensor) -> Tensor:
 def cross_entropy_over_pairs(
     student_logits: Tensor, teacher_probabilities: Tensor, student_temp: float
 ) -> Tensor:
-    """Mean of H(P_t, P_s) over the pairs of different crops; differentiable in the student's logits.
+    """Return the mean of H(P_t, P_s) over the pairs of different crops, differentiable in `student_logits`.
 
-    `student_logits` (n·B, K) of any floating type; `teacher_probabilities` (2·B, K) of float32 or float64,
-    whose memory is used as scratch: its values are lost.
+    Args:
+        student_logits: (n·B, K) of any floating type.
+        teacher_probabilities: (2·B, K), float32 or float64. Overwritten: its memory is used as scratch.
+        student_temp: τ_s.
     """
     if torch.is_grad_enabled() and student_logits.requires_grad:
         return _PairwiseCrossEntropy.apply(student_logits, teacher_probabilities, student_temp)
@@ -158,7 +167,7 @@ def cross_entropy_over_pairs(
 
 
 class _PairwiseCrossEntropy(torch.autograd.Function):
-    """Computes the gradient together with the loss, and in the backward pass only scales it."""
+    """The loss with its gradient, which is computed in the forward pass and only scaled in the backward."""
 
     @staticmethod
     def forward(
@@ -178,16 +187,16 @@ class _PairwiseCrossEntropy(torch.autograd.Function):
         scale = grad_output / ctx.gradient_scale
         if scale.device.type == "cpu" and scale.item() == 1.0:
             return gradient, None, None
-        # in place: a second backward pass through the same graph is refused by autograd, not silently wrong
+        # in place, so that autograd refuses a second backward pass through the graph, which would be wrong
         return gradient.mul_(scale), None, None
 
 
 def gradient_scale(student_logits: Tensor, teacher_probabilities: Tensor, student_temp: float) -> float:
-    """Power of two by which the stored gradient is larger than the true one; 1 except in float16.
+    """Return the power of two by which the stored gradient is larger than the true one; 1 except in float16.
 
-    The loss scale of mixed precision arrives only in the backward pass, and most entries of the true gradient
-    are too small for float16: they would be lost before it. Stored entries are at most 2**15 instead, and the
-    exact power of two is taken back afterwards.
+    Most entries of the true gradient are too small for float16, and the loss scale of mixed precision arrives
+    only in the backward pass. So entries are stored with a factor that makes the largest at most 2**15, and
+    the backward pass divides by this exact power of two.
     """
     if student_logits.dtype != torch.float16:
         return 1.0
@@ -196,7 +205,7 @@ def gradient_scale(student_logits: Tensor, teacher_probabilities: Tensor, studen
 
 
 def pair_weight(student_logits: Tensor, teacher_probabilities: Tensor) -> float:
-    """Weight of one sample of one pair in the mean: 1 / (B · number of pairs)."""
+    """Return the weight of one sample of one pair in the mean, 1 / (B · number of pairs)."""
     batch = len(teacher_probabilities) // 2
     return 1.0 / (batch * 2 * (len(student_logits) // batch - 1))
 
@@ -208,16 +217,16 @@ def _loss_and_gradient(
     gradient: Tensor | None,
     gradient_scale: float,
 ) -> Tensor:
-    """Loss; writes its gradient times `gradient_scale` into `gradient` (n·B, K) where one is given.
+    """Return the loss, and write its gradient times `gradient_scale` to `gradient` (n·B, K) if given.
 
-    Scratch is one crop's (B, K) of the probabilities' type, or two where `gradient` cannot be the second.
+    Needs scratch for one crop, (B, K) of the probabilities' type; for two if `gradient` cannot be the second.
     """
     batch = len(teacher_probabilities) // 2
     weight = pair_weight(student_logits, teacher_probabilities)
     slope = gradient_scale * weight / student_temp
-    # targets become −slope · T, so that one operation per crop writes m · slope · softmax(z) − slope · T
+    # targets become −slope · T, so that one operation per crop writes p · slope · softmax(z) − slope · T
     first, second = teacher_probabilities.mul_(-slope).split(batch)
-    # of one dimension, not a scalar: it makes half types promote before they are multiplied
+    # one-dimensional, not a scalar, so that half types are promoted before they are multiplied
     inverse_temp = teacher_probabilities.new_full((1,), 1 / student_temp)
     loss = teacher_probabilities.new_zeros(())
     likelihood: Tensor | None = None

@@ -1,4 +1,4 @@
-"""Student and teacher: one architecture, the same weights at step 0 (paper, section 3.1 and algorithm 1)."""
+"""Student and teacher: one architecture, equal weights at step 0 (paper, section 3.1 and algorithm 1)."""
 
 from __future__ import annotations
 
@@ -9,49 +9,58 @@ import torch
 from torch import nn
 
 
-class Output(NamedTuple):
-    """What a network says of N crops."""
+class NetworkOutput(NamedTuple):
+    """A network's output for N crops."""
 
-    features: torch.Tensor  # (N, feature_dim) of the backbone
-    bottleneck: torch.Tensor  # (N, bottleneck_dim), L2-normalized
-    logits: torch.Tensor  # (N, K), before centering and temperature
+    features: torch.Tensor
+    """(N, feature_dim), from the backbone; evaluations use these."""
+    bottleneck: torch.Tensor
+    """(N, bottleneck_dim), L2-normalized: the input of the prototypes."""
+    logits: torch.Tensor
+    """(N, K), scores of the prototypes, before centering and temperature."""
 
 
 class DINONetwork(nn.Module):
-    """Backbone and head. Crops of one size share a backbone call; the head sees all crops in one call."""
+    """g = h ∘ f: backbone f and projection head h.
+
+    Crops of one size share a backbone call; the head gets all crops in one call.
+    """
 
     memory_format = torch.contiguous_format
-    """Of the images that the backbone is given."""
+    """Memory format of the backbone's input images."""
 
     def __init__(self, backbone: nn.Module, head: nn.Module) -> None:
         super().__init__()
         self.backbone, self.head = backbone, head
 
     def use_memory_format(self, memory_format: torch.memory_format) -> None:
-        """Lay out the backbone's weights and its images so; only speed and rounding change."""
+        """Convert the backbone's weights, and from now on its images; changes only speed and rounding."""
         self.memory_format = memory_format
         self.backbone.to(memory_format=memory_format)
 
-    def forward(self, views: Sequence[torch.Tensor]) -> Output:
-        """Views are batches of crops (n·B, C, S, S), crop-major; outputs keep their order."""
+    def forward(self, views: Sequence[torch.Tensor]) -> NetworkOutput:
+        """Return the output for all crops, in the order of `views`.
+
+        Each view holds the crops of one size S, (n·B, C, S, S), crop-major: rows [i·B, (i + 1)·B) are crop i.
+        """
         sizes = [view.shape[-1] for view in views]
         if len(set(sizes)) == 1:
             views = [torch.cat(list(views))] if len(views) > 1 else views
         images = [view.contiguous(memory_format=self.memory_format) for view in views]
         features = torch.cat([self.backbone(image) for image in images])
-        return Output(features, *self.head(features))
+        return NetworkOutput(features, *self.head(features))
 
 
 def student_and_teacher(
     build_backbone: Callable[[bool], nn.Module], build_head: Callable[[int], nn.Module]
 ) -> tuple[DINONetwork, DINONetwork]:
-    """The two networks with equal weights; the teacher without stochastic depth and without gradients.
+    """Build both networks with equal weights; the teacher has no stochastic depth and no gradients.
 
-    The teacher stays in train mode like the released code's: its batch norm uses the batch's statistics.
+    The teacher stays in train mode, as in the released code: its batch norms use the batch's statistics.
 
     Args:
-        build_backbone: given whether it is the student's, makes a backbone with attribute `feature_dim`.
-        build_head: given the feature dimension, makes a head.
+        build_backbone: takes whether it is the student's; returns a backbone with attribute `feature_dim`.
+        build_head: takes the feature dimension; returns a head.
     """
     networks = []
     for is_student in (True, False):

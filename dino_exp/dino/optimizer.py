@@ -13,10 +13,10 @@ from torch import Tensor, nn
 
 
 def parameter_groups(*models: nn.Module) -> list[dict[str, Any]]:
-    """Trainable parameters in two groups: with weight decay, and without.
+    """Split the trainable parameters into two groups: with weight decay, and without.
 
-    Biases and one-dimensional tensors (norms) have none; everything else has it, position embedding, class
-    token and the last layer's gain of shape (K, 1) included.
+    Biases and one-dimensional tensors (norms) have none. Everything else has it, including position
+    embedding, class token and the last layer's gain of shape (K, 1).
     """
     decayed: list[nn.Parameter] = []
     others: list[nn.Parameter] = []
@@ -29,9 +29,9 @@ def parameter_groups(*models: nn.Module) -> list[dict[str, Any]]:
 
 
 def adamw(*, params: list[dict[str, Any]]) -> torch.optim.Optimizer:
-    """AdamW (Loshchilov and Hutter 2019) with β = (0.9, 0.999).
+    """Build AdamW (Loshchilov and Hutter 2019) with β = (0.9, 0.999).
 
-    One fused kernel where the device has it: on a CPU 4 to 9 times faster than a loop over tensors.
+    One fused kernel where the device has it: on a CPU 4 to 9 times as fast as a loop over tensors.
     """
     tensors = [parameter for group in params for parameter in group["params"]]
     fused = all(tensor.device.type in ("cpu", "cuda", "mps") for tensor in tensors)
@@ -39,15 +39,16 @@ def adamw(*, params: list[dict[str, Any]]) -> torch.optim.Optimizer:
 
 
 def sgd(*, params: list[dict[str, Any]]) -> torch.optim.Optimizer:
-    """Stochastic gradient descent with momentum 0.9.
+    """Build stochastic gradient descent with momentum 0.9.
 
-    Not fused: PyTorch's fused kernel fails when the last layer thaws after its momentum-less start.
+    Not fused: PyTorch's fused kernel fails at the first step of the last layer after it was frozen, because
+    the layer has no momentum yet.
     """
     return torch.optim.SGD(params, lr=0.0, momentum=0.9)
 
 
 def lars(*, params: list[dict[str, Any]]) -> torch.optim.Optimizer:
-    """LARS with momentum 0.9 and trust coefficient 0.001, for convolutional networks and large batches."""
+    """Build LARS with momentum 0.9 and trust coefficient 0.001, for convolutional nets and large batches."""
     return LARS(params)
 
 
@@ -70,7 +71,7 @@ class LARS(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """One update of every parameter that has a gradient."""
+        """Update every parameter that has a gradient."""
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -95,7 +96,7 @@ class LARS(torch.optim.Optimizer):
 
 
 def trust_scaled(params: list[Tensor], gradients: list[Tensor], group: dict[str, Any]) -> list[Tensor]:
-    """(gradient + weight_decay·w) · eta·|w| / |gradient + weight_decay·w|; unscaled where a norm is 0."""
+    """Return u · eta·|w| / |u| for u = gradient + weight_decay·w of each tensor; u where a norm is 0."""
     if not params:
         return []
     updates = torch._foreach_add(gradients, params, alpha=group["weight_decay"])
@@ -109,10 +110,10 @@ def trust_scaled(params: list[Tensor], gradients: list[Tensor], group: dict[str,
 
 @torch.no_grad()
 def clip_gradients(parameters: Iterable[Tensor], max_norm: float) -> Tensor:
-    """Scale each gradient tensor whose L2 norm exceeds `max_norm` down to it; 0 switches clipping off.
+    """Scale each gradient tensor, by itself, down to an L2 norm of `max_norm`; 0 switches clipping off.
 
-    Gradients must have been unscaled before. Parameters without a gradient are passed over. Nothing waits for
-    the device. Returns the norm over all gradients before clipping, a scalar on the gradients' device.
+    With mixed precision, unscale the gradients first. Parameters without a gradient are skipped. Does not
+    wait for the device. Returns the norm of all gradients together before clipping, a scalar on their device.
     """
     gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
     if not gradients:
@@ -125,9 +126,10 @@ def clip_gradients(parameters: Iterable[Tensor], max_norm: float) -> Tensor:
 
 
 def freeze_last_layer(head: nn.Module) -> None:
-    """Drop the gradients of `head.last_layer`, so that the optimizer neither moves nor decays it.
+    """Remove the gradients of `head.last_layer`, so that the optimizer neither moves nor decays it.
 
-    Call it after clipping. Gradients of zero would not do: AdamW would still decay the weights.
+    The released code does so in the first epochs, to help training start. Call it after clipping. Gradients
+    of zero are not enough: AdamW would still decay the weights.
     """
     for parameter in head.get_submodule("last_layer").parameters():
         parameter.grad = None

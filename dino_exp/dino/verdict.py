@@ -1,14 +1,14 @@
-"""Healthy, slow, collapsed, or diverged: a word for the state of a run, with its evidence in a sentence.
+"""The verdict on a run: healthy, slow, collapsed or diverged, with the evidence in a sentence.
 
-The signal is the mutual information between crop and prototype (see `diagnostics`) as a share of the most it
-can be, ln of the smaller of K and the number of crops it is measured on. It is zero when a network says the
-same of every image, at whatever entropy; the entropy then names the kind of collapse. Zero is meant: runs
-have come back from a thousandth of the maximum and learned. For a healthy run the student must know the
-image too, because a very low τ_t turns a teacher's last differences, mere noise, into information.
-`docs/collapse.md` has how often this was right.
+The signal is the mutual information between crop and prototype (see `diagnostics`) as a share of its maximum,
+ln of the smaller of K and the number of crops. It is zero when a network's output is the same for every
+image, at any entropy; the entropy then names the kind of collapse. The threshold is close to zero, because
+runs have recovered from a thousandth of the maximum and learned. In a healthy run the student must have
+mutual information too, because a very low τ_t turns noise in the teacher's outputs into information.
+`docs/collapse.md` shows how often the verdict was right.
 
-Outputs that are the same now may differ again. A slow center lags behind the logits, which one prototype then
-wins for every image until the center has caught up. So a collapse is called when that has lasted.
+Outputs that are equal now may differ again. A slow center lags behind the logits, and one prototype then wins
+for every image until the center has caught up. So a collapse is called only when it has lasted.
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ from statistics import median
 from typing import Any
 
 WINDOW = 3
-"""Logged steps that must agree, so that one odd batch decides nothing."""
+"""Number of logged steps that must agree, so that one odd batch decides nothing."""
 ALIKE = 3e-4
-"""Share of the possible mutual information below which the teacher's outputs do not depend on the image."""
+"""Share of the maximal mutual information below which the teacher's outputs do not depend on the image."""
 SLOW = 0.012
-"""Share below which the teacher's or the student's hardly do."""
+"""Share below which the teacher's or the student's outputs hardly depend on the image."""
 LASTING_STEPS = 50
-"""Steps that this must last at least before it is a collapse."""
+"""Minimal number of steps with equal outputs before they are called a collapse."""
 CATCHING_UP = 3.0
-"""Time constants 1 / (1 − m) in which a center has covered 95 % of the way, and that are waited for."""
+"""Time constants 1 / (1 − m) to wait for the center, which then has covered 95 % of the way."""
 UNIFORM, ONE_HOT = 0.97, 0.1
-"""Teacher entropy as a share of ln K that names a collapse."""
+"""Teacher entropy as a share of ln K: above the first a collapse is uniform, below the second one-hot."""
 
 TEACHERS, STUDENTS = (f"{name}/mutual_information_share" for name in ("teacher", "student"))
 
@@ -46,32 +46,32 @@ WORDS = (
 
 
 def most_information(out_dim: int, crops: int) -> float:
-    """The largest mutual information that so many crops can show, as a share of ln K."""
+    """Return the largest mutual information that can be measured on so many crops, as a share of ln K."""
     return min(1.0, math.log(crops) / math.log(out_dim))
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """One of `WORDS`, and why."""
+    """One of `WORDS`, and the evidence for it."""
 
     word: str
     evidence: str
 
     @property
     def collapsed(self) -> bool:
-        """Whether the outputs no longer depend on the image."""
+        """Return whether the outputs no longer depend on the image."""
         return self.word.startswith("collapsed")
 
 
 class Judge:
-    """Keeps the last logged steps of a run and says what they mean.
+    """Judge of a run, from its last logged steps.
 
     Args:
         out_dim: K.
-        crops: global crops per step that the mutual information is measured on, 2 · batch size.
-        warmup_steps: steps before which no collapse is called.
-        total_steps: of the run.
-        center_momentum: m; 0 where there is no center.
+        crops: number of global crops per step, on which the mutual information is measured: 2 · batch size.
+        warmup_steps: number of steps before which no collapse is called.
+        total_steps: number of steps of the run.
+        center_momentum: m; 0 without a center.
     """
 
     def __init__(
@@ -82,13 +82,13 @@ class Judge:
         self.catching_up = CATCHING_UP / (1 - center_momentum)
         self.recent: deque[dict[str, float]] = deque(maxlen=WINDOW)
         self.alike_since: int | None = None
-        """Step since which the outputs have been the same for every image."""
+        """Step since which the outputs have been equal for all images."""
         self.recovered_at: int | None = None
-        """Step at which a collapse that had been called ended."""
+        """Step at which the run recovered from a collapse."""
         self.verdict = Verdict("warming-up", "no step has been logged yet")
 
     def observe(self, step: int, metrics: dict[str, Any]) -> Verdict:
-        """The verdict after a logged step, from its `metrics` by their names in metrics.jsonl."""
+        """Return the verdict after a logged step, from its metrics by their names in metrics.jsonl."""
         names = ("loss", "grad_norm", "teacher/entropy_share", "kl_share", TEACHERS, STUDENTS)
         values = {name: float(metrics[name]) for name in names if metrics.get(name) is not None}
         self.recent.append(values)
@@ -138,9 +138,9 @@ class Judge:
         return seen[TEACHERS] / self.ceiling < ALIKE
 
     def _due(self, since: int) -> int:
-        """Step from which outputs that are alike since a step are a collapse.
+        """Return the step at which outputs that are equal since step `since` become a collapse.
 
-        A slow center is waited for where it can still catch up within the run.
+        Includes the time for a slow center to catch up, if that is possible within the run.
         """
         patience = self.catching_up if since + self.catching_up <= self.total_steps else 0
         return since + max(LASTING_STEPS, round(patience))
@@ -160,16 +160,16 @@ class Judge:
             return Verdict(
                 "collapsed-one-hot",
                 f"{facts}, one prototype takes all; lower loss.center_momentum or raise loss.teacher_temp, "
-                "and see that loss.centering is not none",
+                "and check that loss.centering is not none",
             )
         return Verdict(
             "collapsed-constant",
-            f"{facts}, at an entropy between the two textbook images; check loss.centering, "
+            f"{facts}, at an entropy between uniform and one-hot; check loss.centering, "
             "loss.sharpening, loss.center_momentum and ema.momentum, and lower optimizer.lr",
         )
 
     def state_dict(self) -> dict[str, Any]:
-        """What a resume needs."""
+        """Return the state that a checkpoint keeps."""
         return {
             "recent": list(self.recent),
             "alike_since": self.alike_since,
@@ -179,7 +179,7 @@ class Judge:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from `state_dict`."""
+        """Continue from the state that `state_dict` returned."""
         self.recent = deque(state["recent"], maxlen=WINDOW)
         self.alike_since, self.recovered_at = state.get("alike_since"), state.get("recovered_at")
         self.verdict = Verdict(state["word"], state["evidence"])

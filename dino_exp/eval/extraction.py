@@ -209,8 +209,7 @@ class Extracted:
 
     def _parts(self, source: ImageSource, split: str) -> Iterator[tuple[Tensor, list[int]]]:
         """This process's part of the images, batch by batch: rows (B, rows, D) and indices of images."""
-        subject, rank, processes = self.subject, distributed.rank(), distributed.count()
-        mine = range(len(source) * rank // processes, len(source) * (rank + 1) // processes)
+        subject, mine = self.subject, distributed.share_of(range(len(source)))
         batches = still_images(
             source,
             mine,
@@ -227,7 +226,9 @@ class Extracted:
         )
         with (
             evaluating(subject.backbone),
-            Progress(*columns, transient=True, disable=not (self.progress and rank == 0)) as progress,
+            Progress(
+                *columns, transient=True, disable=not (self.progress and distributed.is_main())
+            ) as progress,
         ):
             task = progress.add_task("", total=len(mine))
             for images, readable in batches:

@@ -146,12 +146,10 @@ def extract(
     """
     rows: list[Tensor] = []
     kept: list[int] = []
-    rank, processes = distributed.rank(), distributed.count()
-    start, end = len(indices) * rank // processes, len(indices) * (rank + 1) // processes
     with evaluating(backbone):
         for images, readable in still_images(
             source,
-            indices[start:end],
+            distributed.share_of(indices),
             image_size=image_size,
             crop_ratio=crop_ratio,
             batch_size=batch_size,

@@ -36,14 +36,12 @@ class NearestNeighbors:
         bank_labels = torch.as_tensor(train.labels)[bank.indices].to(subject.device)
         answers = torch.as_tensor(test.labels)[queries.indices]
         classes, total = int(bank_labels.max()) + 1, len(answers)
-        start, end = (
-            total * number // distributed.count() for number in (distributed.rank(), distributed.rank() + 1)
-        )
-        cosines, where = nearest(bank.final, queries.final[start:end].to(subject.device), max(self.k))
-        mine, ranks = answers[start:end].to(subject.device), []
+        own = distributed.share_of(queries.final).to(subject.device)
+        cosines, where = nearest(bank.final, own, max(self.k))
+        mine, ranks = distributed.share_of(answers).to(subject.device), []
         for k in self.k:
             block = max(1, MOST_VOTES // classes)
-            for rows in torch.arange(end - start).split(block):
+            for rows in torch.arange(len(mine)).split(block):
                 of_classes = votes(
                     cosines[rows, :k],
                     bank_labels[where[rows, :k]],

@@ -24,7 +24,7 @@ from dino_exp.runs import former_names
 from dino_exp.runs.weights_file import digest, weights_file
 from dino_exp.weights.describe import describe_backbone
 from dino_exp.weights.load_into import load_into
-from dino_exp.weights.weight_files import Weights, read
+from dino_exp.weights.read_weights import Weights, checkpoint_file, read_weights
 
 IMAGE_SIZE, CROP_RATIO = 224, 0.875
 """The released code's, where neither run nor command line says otherwise."""
@@ -60,17 +60,11 @@ def open_subject(cfg: EvaluateConfig) -> tuple[Subject, Origin]:
         UserError: the file is damaged, holds what would have to be executed, or another network.
     """
     if cfg.run is not None:
-        file = Path(cfg.run).expanduser() / "checkpoints" / f"{cfg.checkpoint}.pt"
-        if not file.is_file():
-            there = sorted(each.stem for each in file.parent.glob("*.pt"))
-            has = (
-                f"there are checkpoint={' and checkpoint='.join(there)}" if there else "nothing was saved yet"
-            )
-            raise UserError(f"run = {cfg.run}: no checkpoints/{file.name}; {has}.")
+        file = checkpoint_file(cfg.run, cfg.checkpoint)
     else:
         assert cfg.weights is not None
         file = weights_file(cfg.weights)
-    weights = read(file)
+    weights = read_weights(file)
     state, network = _network(weights, cfg.network)
     backbone, report = load_backbone(cfg, state, file)
     size = cfg.image_size or IMAGE_SIZE

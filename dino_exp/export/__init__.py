@@ -1,1 +1,1 @@
-"""Weights to elsewhere: a trained run as a folder that timm, the released code, torch.hub or ONNX reads."""
+"""Export of a trained run to a folder that timm, the released code, torch.hub or ONNX Runtime reads."""

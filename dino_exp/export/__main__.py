@@ -1,4 +1,4 @@
-"""`python -m dino_exp.export run=outputs/... format=timm`; without arguments it says how."""
+"""`python -m dino_exp.export run=outputs/... format=timm`; without arguments it prints the usage."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""The model card that lies beside exported weights."""
+"""The model card of exported weights."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ tags: [dino, self-supervised, image-feature-extraction]
 
 {use}
 
-Images: {size} x {size} pixels, {channels} channels, values from 0 to 1, less the mean {mean}, divided by
+Images: {size} x {size} pixels, {channels} channels, values from 0 to 1, minus the mean {mean}, divided by
 the standard deviation {std}.
 
 ## Training
@@ -39,13 +39,13 @@ License: {license_words}.
 
 
 def card(trained: Trained, networks: str, use: str, license: str | None) -> str:
-    """The text of README.md.
+    """Return the text of README.md.
 
     Args:
         trained: the run.
-        networks: which are in the files.
+        networks: the networks in the files, as the beginning of a sentence.
         use: how to load the files, as Markdown.
-        license: an identifier such as apache-2.0; None where nobody has decided.
+        license: an identifier such as apache-2.0; None if it is not stated.
     """
     data = trained.cfg.data
     return CARD.format(
@@ -61,12 +61,13 @@ def card(trained: Trained, networks: str, use: str, license: str | None) -> str:
         training=rows(training(trained.cfg)),
         result=rows(result(trained)),
         license=license or "unknown",
-        license_words=license or "not stated; whoever publishes the weights decides, and the data counts too",
+        license_words=license
+        or "not stated; whoever publishes the weights decides, considering the data's license",
     )
 
 
 def training(cfg: Config) -> dict[str, str]:
-    """What made the weights, as far as a reader will ask; the rest is in the run's config.yaml."""
+    """Return the main settings of the training; the run's config.yaml has all of them."""
     crops, loss, ema, optimizer = cfg.crops, cfg.loss, cfg.ema, cfg.optimizer
     local = f", {crops.local_number} local of {crops.local_size}" if crops.local_number else ""
     facts = {
@@ -80,13 +81,13 @@ def training(cfg: Config) -> dict[str, str]:
         "length": f"{cfg.trainer.epochs} epochs of batches of {cfg.trainer.batch_size}",
         "seed": str(cfg.trainer.seed),
     }
-    if getattr(cfg, "init_from", None):  # which runs of earlier versions do not have
-        facts["began with"] = f"{cfg.init_from} (SHA-256 {cfg.init_sha256})"
+    if getattr(cfg, "init_from", None):  # runs of earlier versions do not have the key
+        facts["started from"] = f"{cfg.init_from} (SHA-256 {cfg.init_sha256})"
     return facts
 
 
 def result(trained: Trained) -> dict[str, str]:
-    """What came of it."""
+    """Return verdict, k-NN accuracy and code revision of the training."""
     because = f": {trained.evidence}" if trained.evidence else ""
     knn = "not measured" if trained.knn_top1 is None else f"{trained.knn_top1:.1f} %"
     return {
@@ -97,5 +98,5 @@ def result(trained: Trained) -> dict[str, str]:
 
 
 def rows(facts: dict[str, str]) -> str:
-    """The lines of a Markdown table."""
+    """Return the lines of a Markdown table with two columns."""
     return "\n".join(f"| {name} | {fact} |" for name, fact in facts.items())

@@ -10,10 +10,9 @@ from pathlib import Path
 from uuid import uuid4
 
 from dino_exp.config.messages import any_of, closest, did_you_mean
-from dino_exp.errors import UserError
+from dino_exp.errors import USER_ERROR, UserError
 from dino_exp.installation import as_typed
 
-USER_ERROR = 2
 USAGE = """\
 python -m dino_exp.export run=outputs/EXPERIMENT/RUN format=timm
 
@@ -21,7 +20,7 @@ run         the folder of a run
 format      timm (safetensors), dino (the released code's checkpoint), torchhub (code and weights), onnx
 network     teacher (default) or student
 checkpoint  last (default) or best, by k-NN
-out         a folder that is not there yet (default: RUN/export/FORMAT_NETWORK_CHECKPOINT)
+out         a folder that does not exist yet (default: RUN/export/FORMAT_NETWORK_CHECKPOINT)
 license     for the model card, e.g. apache-2.0 (default: not stated)
 """
 CHOICES = {
@@ -33,13 +32,13 @@ DEFAULTS = {"network": "teacher", "checkpoint": "last", "out": "", "license": ""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Export as the command line says; returns the exit code: 2 where it cannot be, and nothing was made."""
+    """Export as the command line says; return the exit code, 2 after an error, when nothing is written."""
     argv = list(sys.argv[1:] if argv is None else argv)
     if not argv or {"-h", "--help"} & set(argv):
         print(as_typed(USAGE), end="")
         return 0 if argv else USER_ERROR
     try:
-        print(export(parse(argv)))
+        print(export_run(parse(argv)))
     except UserError as error:
         print(error, file=sys.stderr)
         return USER_ERROR
@@ -47,25 +46,25 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def parse(argv: Sequence[str]) -> dict[str, str]:
-    """The values by key; a `UserError` for what is none, or missing."""
+    """Return the values by key; raise `UserError` for wrong words and for required keys that are missing."""
     keys = ["run", "format", *DEFAULTS]
     given = dict(DEFAULTS)
     for word in argv:
         key, equals, value = word.partition("=")
         if not equals or key not in keys:
             near = did_you_mean([f"{other}=..." for other in closest(key, keys)[:1]])
-            raise UserError(f"{word}: no such key{near or f'; there are {any_of(keys)}, written key=value.'}")
+            raise UserError(f"{word}: no such key{near or f'; use {any_of(keys)}, written key=value.'}")
         if key in CHOICES and value not in CHOICES[key]:
             raise UserError(f"{key} = {value}: must be {any_of(CHOICES[key])}.")
         given[key] = value
     for key, example in (("run", "outputs/EXPERIMENT/RUN"), ("format", "timm")):
         if not given.get(key):
-            raise UserError(f"{key}: not set; give e.g. {key}={example}.")
+            raise UserError(f"{key}: not set; use e.g. {key}={example}.")
     return given
 
 
-def export(given: dict[str, str]) -> Path:
-    """Write the folder, whole or not at all, and return it."""
+def export_run(given: dict[str, str]) -> Path:
+    """Write the export folder, completely or not at all, and return its path."""
     from dino_exp.export import to_onnx, to_released, to_timm, to_torchhub
     from dino_exp.export.card import card
     from dino_exp.export.trained import read_run
@@ -75,7 +74,7 @@ def export(given: dict[str, str]) -> Path:
     name = f"{given['format']}_{network}_{checkpoint}"
     out = Path(given["out"]).expanduser() if given["out"] else run / "export" / name
     trained = read_run(run, checkpoint)
-    with whole_folder(out) as folder:
+    with new_folder(out) as folder:
         use = formats[given["format"]].write(trained, network, folder)
         networks = "Student and teacher" if given["format"] == "dino" else f"The {network}'s backbone"
         text = card(trained, networks, use, given["license"] or None)
@@ -84,14 +83,14 @@ def export(given: dict[str, str]) -> Path:
 
 
 @contextmanager
-def whole_folder(out: Path) -> Iterator[Path]:
-    """A folder to fill, which is at `out` once all went well; after an error nothing is left of it.
+def new_folder(out: Path) -> Iterator[Path]:
+    """Yield a temporary folder to fill, and move it to `out` at the end; after an error remove it.
 
     Raises:
-        UserError: something is there already, or it cannot be written.
+        UserError: `out` exists and is not an empty folder, or cannot be written.
     """
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
-        raise UserError(f"out = {out}: is there already; remove it, or give another folder with out=DIR.")
+        raise UserError(f"out = {out}: already exists; remove it, or choose another folder with out=DIR.")
     temporary = out.with_name(f".{out.name}.{uuid4().hex}")
     made = [parent for parent in out.parents if not parent.exists()]
     try:
@@ -100,7 +99,7 @@ def whole_folder(out: Path) -> Iterator[Path]:
         temporary.replace(out)
     except OSError as error:
         reason = error.strerror or str(error)
-        raise UserError(f"out = {out}: cannot be written ({reason}); give another with out=DIR.") from None
+        raise UserError(f"out = {out}: cannot be written ({reason}); choose another with out=DIR.") from None
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
         for parent in made:

@@ -1,4 +1,4 @@
-"""`format=onnx`: one file for ONNX Runtime and others, for any number of images of one size."""
+"""`format=onnx`: one file for ONNX Runtime and other runtimes, for any number of images of one size."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ FILE = "model.onnx"
 
 
 def write(trained: Trained, network: str, folder: Path) -> str:
-    """Write `model.onnx`, run it with ONNX Runtime, and compare; returns how to use it.
+    """Write `model.onnx`, compare its features in ONNX Runtime, and return how to use it, as Markdown.
 
     Raises:
-        UserError: a library is missing, or the features differ.
+        UserError: a library is missing, the network cannot be exported, or the features differ.
     """
     backbone, images = trained.backbone(network), trained.images()
     try:
@@ -34,10 +34,10 @@ def write(trained: Trained, network: str, folder: Path) -> str:
         if error.name not in LIBRARIES:
             raise
         raise UserError(
-            f"{error.name} is missing; format=onnx needs pip install 'dino-exp[export]'."
+            f"format = onnx: {error.name} is missing; install it with pip install 'dino-exp[export]'."
         ) from None
     try:
-        export(backbone, images, folder / FILE)
+        export_graph(backbone, images, folder / FILE)
     except torch.onnx.OnnxExporterError as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UserError(
@@ -45,13 +45,11 @@ def write(trained: Trained, network: str, folder: Path) -> str:
             "format=torchhub."
         ) from None
     session = onnxruntime.InferenceSession(str(folder / FILE), providers=["CPUExecutionProvider"])
-    difference = max(
-        (torch.from_numpy(session.run(None, {"images": some.numpy()})[0]) - features_of(backbone, some))
-        .abs()
-        .max()
-        .item()
-        for some in (images, images[:1])
-    )
+    difference = 0.0
+    for some in (images, images[:1]):
+        (found,) = session.run(None, {"images": some.numpy()})
+        with torch.no_grad():
+            difference = max(difference, (torch.from_numpy(found) - backbone(some)).abs().max().item())
     if not difference <= TOLERANCE:
         raise UserError(
             f"format = onnx: ONNX Runtime's features differ by {difference:.1e}; use format=torchhub."
@@ -66,7 +64,7 @@ def write(trained: Trained, network: str, folder: Path) -> str:
     )
 
 
-def export(backbone: nn.Module, images: Tensor, file: Path) -> None:
+def export_graph(backbone: nn.Module, images: Tensor, file: Path) -> None:
     """Write the graph with its weights, in float32, for any number of images of this size."""
     with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
         warnings.simplefilter("ignore")
@@ -81,9 +79,3 @@ def export(backbone: nn.Module, images: Tensor, file: Path) -> None:
             dynamo=True,
             external_data=False,
         )
-
-
-@torch.no_grad()
-def features_of(backbone: nn.Module, images: Tensor) -> Tensor:
-    """(B, C, H, W) -> (B, D)."""
-    return backbone(images)

@@ -1,4 +1,4 @@
-"""`format=dino`: a full checkpoint as the released code writes it, for its own evaluation scripts."""
+"""`format=dino`: a full checkpoint as the released code writes it, for its evaluation scripts."""
 
 from __future__ import annotations
 
@@ -10,25 +10,25 @@ import torch
 
 from dino_exp.config.schema import Config, TimmConfig, VitConfig
 from dino_exp.export.to_timm import SIZES
-from dino_exp.export.trained import Trained, no_such
+from dino_exp.export.trained import Trained, not_exportable
+from dino_exp.weights.read_weights import read_weights
 from dino_exp.weights.released_layout import released_layout
-from dino_exp.weights.weight_files import read
 
 FILE = "checkpoint.pth"
 
 
 def write(trained: Trained, network: str, folder: Path) -> str:
-    """Write `checkpoint.pth` with both networks, and read it back; returns how to use it.
+    """Write `checkpoint.pth` with both networks, verify it, and return how to use it, as Markdown.
 
     Raises:
-        UserError: the released code has no such network.
+        UserError: the released code cannot build the network.
     """
     arch = released_arch(trained)
     student, teacher = trained.student.state_dict(), trained.teacher.state_dict()
     args = released_args(trained.cfg, arch)
     content = released_layout(student, teacher, trained.center, epoch=trained.epochs, args=args)
     torch.save(content, folder / FILE)
-    back = read(folder / FILE)
+    back = read_weights(folder / FILE)
     for ours, theirs in ((student, back.student), (teacher, back.teacher)):
         assert theirs is not None
         assert ours.keys() == theirs.keys()
@@ -36,35 +36,37 @@ def write(trained: Trained, network: str, folder: Path) -> str:
     return (
         f"{how_to_load(trained, network, arch)}\n\n"
         "From PyTorch 2.6 on, those scripts first need "
-        "`torch.serialization.add_safe_globals([argparse.Namespace])`, because the file holds the arguments "
-        "of the training, as theirs does. The optimizer's state is not in it."
+        "`torch.serialization.add_safe_globals([argparse.Namespace])`, because the file contains the "
+        "arguments of the training, as theirs does. It does not contain the optimizer's state."
     )
 
 
 def released_arch(trained: Trained) -> str:
-    """The released code's `--arch` for a backbone, or ours for a transformer of another geometry.
+    """Return the released code's `--arch` for the backbone, or our name for another vision transformer.
 
     Raises:
-        UserError: it cannot build the network: another stem, a torchvision model whose classifier is not
-            called `fc`, other channels than RGB, or a timm model other than its XCiT.
+        UserError: the released code cannot build the network: another stem, a torchvision model whose
+            classifier is not called `fc`, not 3 channels, or a timm model other than XCiT.
     """
-    node: Any = trained.cfg.backbone  # what else it has depends on its kind
+    node: Any = trained.cfg.backbone  # its other keys depend on its kind
     channels = trained.cfg.data.channels
     if trained.kind is VitConfig:
         if node.stem != "patch":
-            raise no_such(f"backbone.stem = {node.stem}: the released code has no transformer with this stem")
+            raise not_exportable(
+                f"backbone.stem = {node.stem}: the released code has no transformer with this stem"
+            )
         return node.name
     if channels != 3:
-        raise no_such(f"data.channels = {channels}: the released scripts build {node.name} for 3")
+        raise not_exportable(f"data.channels = {channels}: the released scripts build {node.name} for 3")
     if trained.kind is TimmConfig and node.name.startswith("xcit_"):
-        return re.sub(r"_(224|384)$", "", node.name)  # its authors' name leaves out the size of the images
+        return re.sub(r"_(224|384)$", "", node.name)  # its authors' name has no image size
     if trained.kind is TimmConfig or node.stem == "small" or not hasattr(trained.teacher.backbone, "fc"):
-        raise no_such(f"backbone.name = {node.name}: the released scripts cannot build this network")
+        raise not_exportable(f"backbone.name = {node.name}: the released scripts cannot build this network")
     return node.name
 
 
 def how_to_load(trained: Trained, network: str, arch: str) -> str:
-    """The released code's words for it, as Markdown."""
+    """Return how to load the checkpoint with the released code, as Markdown."""
     node: Any = trained.cfg.backbone
     size, channels = trained.image_size, trained.cfg.data.channels
     patch = node.get("patch_size", 16)
@@ -90,7 +92,7 @@ def how_to_load(trained: Trained, network: str, arch: str) -> str:
 
 
 def released_args(cfg: Config, arch: str) -> dict[str, Any]:
-    """The command line of `main_dino.py` that says the same, by its names; the batch is that of one GPU."""
+    """Return the equivalent arguments of `main_dino.py` by its names, on one GPU."""
     loss, optimizer, crops = cfg.loss, cfg.optimizer, cfg.crops
     node: Any = cfg.backbone
     transformer = {"patch_size": node.patch_size} if "patch_size" in node else {}

@@ -12,19 +12,19 @@ from torch import Tensor, nn
 
 from dino_exp.config.schema import TimmConfig, VitConfig
 from dino_exp.errors import UserError
-from dino_exp.export.trained import Trained, no_such
+from dino_exp.export.trained import Trained, not_exportable
 
 TOLERANCE = 1e-5
-"""Of features, as a share of the largest where that is above 1."""
+"""Largest difference between features, as a share of the largest feature if that is above 1."""
 SIZES = {(192, 12, 3): "tiny", (384, 12, 6): "small", (768, 12, 12): "base"}
-"""timm's words for width, blocks and heads."""
+"""timm's names for (width, number of blocks, number of heads)."""
 
 
 def write(trained: Trained, network: str, folder: Path) -> str:
-    """Write `model.safetensors`, load it with timm, and compare; returns how to use it.
+    """Write `model.safetensors`, compare its features in timm, and return how to use it, as Markdown.
 
     Raises:
-        UserError: timm has no such network, or its features differ.
+        UserError: timm cannot build the network, or its features differ.
     """
     backbone, file = trained.backbone(network), folder / "model.safetensors"
     name, options = timm_model(trained, backbone)
@@ -40,8 +40,8 @@ def write(trained: Trained, network: str, folder: Path) -> str:
     other_size = ""
     if "pos_embed" in tensors and trained.kind is VitConfig:
         other_size = (
-            " At another size timm resizes the position embedding by a rule of its own, and so gives other "
-            "features than the trained network."
+            " At other image sizes timm resizes the position embedding by another rule, and its features "
+            "differ from those of the trained network."
         )
     arguments = ", ".join(f"{key}={value!r}" for key, value in options.items())
     return (
@@ -56,30 +56,30 @@ def write(trained: Trained, network: str, folder: Path) -> str:
 
 
 def timm_model(trained: Trained, backbone: nn.Module) -> tuple[str, dict[str, Any]]:
-    """timm's name and arguments for a backbone; a `UserError` where it has no such network."""
-    node: Any = trained.cfg.backbone  # what else it has depends on its kind
+    """Return timm's name and arguments for a backbone; raise `UserError` if timm cannot build it."""
+    node: Any = trained.cfg.backbone  # its other keys depend on its kind
     channels, size = trained.cfg.data.channels, trained.image_size
     common: dict[str, Any] = {"num_classes": 0} | ({"in_chans": channels} if channels != 3 else {})
     if trained.kind is VitConfig:
         if node.stem != "patch":
-            raise no_such(f"backbone.stem = {node.stem}: timm has no transformer with this stem")
+            raise not_exportable(f"backbone.stem = {node.stem}: timm has no transformer with this stem")
         name, options = timm_vit(node)
         return name, common | options | ({"img_size": size} if size != 224 else {})
     if trained.kind is not TimmConfig and not timm.is_model(node.name):
-        raise no_such(f"backbone.name = {node.name}: timm has no model of this name")
+        raise not_exportable(f"backbone.name = {node.name}: timm has no model of this name")
     choices: list[dict[str, Any]] = [{}, {"img_size": size}]
     for options in choices:
         try:
             model = timm.create_model(node.name, pretrained=False, **common, **options)
-        except TypeError:  # it takes no image size
+        except TypeError:  # the model has no such argument
             continue
         if shapes(model) == shapes(backbone):
             return node.name, common | options
-    raise no_such(f"backbone.name = {node.name}: timm's model of this name has other weights")
+    raise not_exportable(f"backbone.name = {node.name}: timm's model of this name has other weights")
 
 
 def timm_vit(node: Any) -> tuple[str, dict[str, Any]]:
-    """The timm transformer of a patch size and geometry; arguments where no name stands for it."""
+    """Return the name of timm's transformer of these sizes, or of another with the arguments for them."""
     size = SIZES.get((node.embed_dim, node.depth, node.num_heads))
     name = f"vit_{size}_patch{node.patch_size}_224"
     if size and node.mlp_ratio == 4 and timm.is_model(name):
@@ -89,12 +89,12 @@ def timm_vit(node: Any) -> tuple[str, dict[str, Any]]:
 
 
 def shapes(network: nn.Module) -> dict[str, torch.Size]:
-    """Of all tensors of a network, by name."""
+    """Return the shapes of all tensors of a network, by name."""
     return {key: value.shape for key, value in network.state_dict().items()}
 
 
 @torch.no_grad()
 def relative_difference(one: nn.Module, other: nn.Module, images: Tensor) -> float:
-    """Largest difference of two networks' features, as a share of the largest feature if that is above 1."""
+    """Return the largest difference between features, as a share of the largest feature if above 1."""
     first, second = one(images), other(images)
     return ((first - second).abs().max() / second.abs().max().clamp(min=1)).item()

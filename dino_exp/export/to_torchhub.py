@@ -1,6 +1,6 @@
 """`format=torchhub`: a folder that `torch.hub.load(folder, name, source="local")` loads.
 
-It needs nothing of this project: the code of the backbone is copied into the folder, and so stays what it is.
+It does not need this project: the code of the backbone is copied into the folder.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from dino_exp.export.to_timm import relative_difference
 from dino_exp.export.trained import Trained
 
 HUBCONF = '''\
-"""A backbone that was pretrained with DINO; README.md says on what. See `torch.hub.load`."""
+"""A backbone pretrained with DINO, for `torch.hub.load`; see README.md for data and settings."""
 
 from pathlib import Path as _Path
 
@@ -45,17 +45,17 @@ def {name}(pretrained=True):
 
 
 def write(trained: Trained, network: str, folder: Path) -> str:
-    """Write `hubconf.py`, the backbone's code and its weights, load them, and compare; returns how to use it.
+    """Write `hubconf.py`, the backbone's code and weights, compare, and return how to use them, as Markdown.
 
     Raises:
-        UserError: the copy gives other features.
+        UserError: the exported copy has other features.
     """
     backbone, node = trained.backbone(network), trained.cfg.backbone
     name, function = entry_point(node.name), node._target_.rpartition(".")[2]
     module = vit if trained.kind is VitConfig else library
     torch.save(backbone.state_dict(), folder / "backbone.pth")
     source = standalone(module)
-    # Python keeps one module of a name, and a program may load several folders
+    # Python keeps one module per name, and a program may load several folders
     code = f"dino_backbone_{hashlib.sha256(source.encode()).hexdigest()[:8]}"
     (folder / f"{code}.py").write_text(source, encoding="utf-8")
     hubconf = HUBCONF.format(
@@ -80,18 +80,17 @@ def write(trained: Trained, network: str, folder: Path) -> str:
         f'model = torch.hub.load("path/to/this/folder", "{name}", source="local")\n'
         f"features = model(images)  # {trained.shapes()}\n"
         "```\n\n"
-        "The code in the folder is that of the trained backbone; on noise its features were the same to the "
-        "last bit."
+        "The code in the folder is that of the trained backbone; on noise its features were bit-identical."
     )
 
 
 def entry_point(name: str) -> str:
-    """The name of a backbone as that of a function."""
+    """Return a Python function name for a backbone's name."""
     return "dino_" + re.sub(r"\W", "_", name)
 
 
 def fields_of(trained: Trained, function: Callable[..., Any]) -> dict[str, Any]:
-    """The arguments that build a teacher's backbone."""
+    """Return the arguments that build the teacher's backbone."""
     node: Any = trained.cfg.backbone
     named = inspect.signature(function).parameters
     fields = {str(key): value for key, value in node.items() if key in named}
@@ -101,9 +100,9 @@ def fields_of(trained: Trained, function: Callable[..., Any]) -> dict[str, Any]:
 
 
 def standalone(module: types.ModuleType) -> str:
-    """The source of a module with what it imports of this project written out in it."""
+    """Return the source of a module, with the code that it imports from this project included."""
     source = re.sub(r"^from dino_exp\..*\n", "", inspect.getsource(module), flags=re.MULTILINE)
     imported: list[Any] = [UserError, initialize_linears if module is vit else image_size.output_dim]
-    written_out = "\n\n".join(inspect.getsource(thing) for thing in imported)
+    included = "\n\n".join(inspect.getsource(thing) for thing in imported)
     imports, function, rest = source.partition("\n\n\ndef ")
-    return f"{imports}\nimport torch\nfrom torch import Tensor, nn\n\n\n{written_out}{function}{rest}"
+    return f"{imports}\nimport torch\nfrom torch import Tensor, nn\n\n\n{included}{function}{rest}"

@@ -1,4 +1,4 @@
-"""A run's networks, read from its directory, and what there is to say about them."""
+"""A trained run as exports need it: its networks, settings and results."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from dino_exp.runs import former_names
 from dino_exp.runs.run_directory import RunDirectory
 from dino_exp.train.networks import build_networks
 from dino_exp.weights.load_into import load_into
-from dino_exp.weights.weight_files import load_safely
+from dino_exp.weights.read_weights import checkpoint_file, load_safely
 
 PARTS = {"student", "teacher", "loss", "step", "last_metrics", "best_knn"}
-"""Of a checkpoint, what is looked at here."""
+"""Keys of a checkpoint that are used here."""
 
 
 @dataclass(frozen=True)
 class Trained:
-    """What a run's checkpoint holds; the networks are in eval mode on the CPU."""
+    """A run's checkpoint; the networks are in eval mode on the CPU."""
 
     path: Path
     cfg: Config
@@ -35,36 +35,36 @@ class Trained:
     """(1, K)."""
     step: int
     epochs: int
-    """Epochs begun."""
+    """Number of epochs begun."""
     verdict: str
     evidence: str
     knn_top1: float | None
-    """Of the teacher at this step, percent."""
+    """k-NN top-1 of the teacher at this step, in percent."""
     revision: str
-    """Of the code that trained it."""
+    """Git revision of the code that trained it."""
 
     @property
     def kind(self) -> type:
-        """The schema's class of the backbone."""
+        """The backbone's class in the configuration schema."""
         return schema_of(self.cfg.backbone)
 
     @property
     def image_size(self) -> int:
-        """Side of the images that the position embedding is stored for, in pixels."""
+        """Side of the images for which the position embedding is stored, in pixels."""
         return self.cfg.crops.global_size
 
     def shapes(self) -> str:
-        """What a backbone takes and gives, in words."""
+        """Return the shapes of the backbone's input and output, as text."""
         channels, size = self.cfg.data.channels, self.image_size
         return f"(B, {channels}, {size}, {size}) -> (B, {self.teacher.backbone.feature_dim})"
 
     def images(self) -> Tensor:
-        """Noise to compare networks on, (4, C, S, S)."""
+        """Return noise to compare networks on, (4, C, S, S)."""
         shape = (4, self.cfg.data.channels, self.image_size, self.image_size)
         return torch.randn(shape, generator=torch.Generator().manual_seed(0))
 
     def backbone(self, network: str) -> nn.Module:
-        """The teacher's or the student's."""
+        """Return the backbone of `network`, which is teacher or student."""
         return (self.teacher if network == "teacher" else self.student).backbone
 
 
@@ -72,21 +72,17 @@ def read_run(path: Path, checkpoint: str) -> Trained:
     """Read `checkpoints/<checkpoint>.pt` of a run.
 
     Raises:
-        UserError: the folder is no run, has no such checkpoint, or holds another network than it says.
+        UserError: the folder is not a run, or the checkpoint is missing or has another network.
     """
     directory = RunDirectory(path)
     if not directory.config_file.is_file():
-        raise UserError(f"run = {path}: no run, because it has no config.yaml; give outputs/EXPERIMENT/RUN.")
-    file = directory.checkpoints / f"{checkpoint}.pt"
-    if not file.is_file():
-        there = sorted(each.stem for each in directory.checkpoints.glob("*.pt"))
-        has = f"there are checkpoint={' and checkpoint='.join(there)}" if there else "nothing was saved yet"
-        raise UserError(f"run = {path}: no checkpoints/{file.name}; {has}.")
+        raise UserError(f"run = {path}: not a run, it has no config.yaml; use outputs/EXPERIMENT/RUN.")
+    file = checkpoint_file(path, checkpoint)
     cfg = read_config(directory)
     state = load_safely(file)
     state = former_names.TABLE.present_state(state) if isinstance(state, dict) else {}
     if not state.keys() >= PARTS:
-        raise UserError(f"{file}: no checkpoint of this project; run= takes the folder of a run.")
+        raise UserError(f"{file}: not a checkpoint of this project; set run to the folder of a run.")
     networks = build_networks(cfg)
     for name, network in zip(("student", "teacher"), networks, strict=True):
         load_into(network.requires_grad_(False), state[name], file, head=True)
@@ -98,14 +94,14 @@ def read_run(path: Path, checkpoint: str) -> Trained:
         teacher=networks[1],
         center=state["loss"]["center"],
         step=state["step"],
-        **said_of(directory, state, state["best_knn"] if checkpoint == "best" else None),
+        **_results(directory, state, state["best_knn"] if checkpoint == "best" else None),
     )
 
 
-def said_of(directory: RunDirectory, state: dict[str, Any], knn: float | None) -> dict[str, Any]:
-    """Results and origin of a checkpoint, from itself, the run's summary and its status.
+def _results(directory: RunDirectory, state: dict[str, Any], knn: float | None) -> dict[str, Any]:
+    """Return results and origin of a checkpoint, from itself, the run's summary and its status.
 
-    `knn` is known of the best checkpoint, which is saved before its metrics hold it.
+    `knn` is given for the best checkpoint, which is saved before its metrics include it.
     """
     metrics, summary, status = state["last_metrics"], directory.read_summary(), directory.read_status()
     revision, changed = status.get("git_revision"), status.get("git_dirty")
@@ -118,6 +114,6 @@ def said_of(directory: RunDirectory, state: dict[str, Any], knn: float | None) -
     }
 
 
-def no_such(reason: str) -> UserError:
-    """The error that names the formats which take any network."""
+def not_exportable(reason: str) -> UserError:
+    """Return the error for a network that a format cannot express, with the formats that can."""
     return UserError(f"{reason}; use format=torchhub or format=onnx.")

@@ -1,1 +1,1 @@
-"""Processes that train together: what they exchange, and how a batch is shared among and within them."""
+"""Training in several processes: their communication, the batch norm, signals, and parts of a batch."""

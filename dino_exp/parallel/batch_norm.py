@@ -1,4 +1,4 @@
-"""Batch norm over the batch of all processes, as in the released code."""
+"""Batch norm over the global batch, all processes together, as in the released code."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from dino_exp.parallel import distributed
 
 
 def synchronize_batch_norms(network: nn.Module, device: torch.device) -> None:
-    """Make every batch norm inside `network` see the global batch; parameters and names stay.
+    """Replace every batch norm inside `network` by one over the global batch; parameters and names stay.
 
-    torch's own on CUDA (timm's function also converts timm's batch norms with a built-in activation), and
-    `SynchronizedBatchNorm` elsewhere, where torch's does not work.
+    On CUDA by torch's SyncBatchNorm (through timm's function, which also converts timm's batch norms with a
+    built-in activation); elsewhere, where that does not work, by `SynchronizedBatchNorm`.
     """
     if device.type == "cuda":
         from timm.layers import convert_sync_batchnorm  # timm takes a fifth of a run's start
@@ -29,9 +29,9 @@ def synchronize_batch_norms(network: nn.Module, device: torch.device) -> None:
 
 
 class SynchronizedBatchNorm(_BatchNorm):
-    """Takes the place of `original`, with its parameters, buffers, and (in timm's) dropout and activation.
+    """Replacement of `original` with its parameters, buffers, and (in timm's) dropout and activation.
 
-    Every process must have the same number of values per channel.
+    All processes must have the same number of values per channel.
     """
 
     def __init__(self, original: _BatchNorm) -> None:
@@ -52,13 +52,13 @@ class SynchronizedBatchNorm(_BatchNorm):
         self.train(original.training)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, C) or (B, C, ...) -> the same shape and type; in eval mode as batch norm."""
+        """Normalize (B, C) or (B, C, ...), same shape and type; in eval mode like any batch norm."""
         normalized = self._over_all(x) if self.training else super().forward(x)
         for module in self.children():
             normalized = module(normalized)
         return normalized
 
-    def _check_input_dim(self, input: Tensor) -> None:  # which batch norm asks of its subclasses
+    def _check_input_dim(self, input: Tensor) -> None:  # abstract in the base class
         pass
 
     def _over_all(self, x: Tensor) -> Tensor:
@@ -68,15 +68,15 @@ class SynchronizedBatchNorm(_BatchNorm):
         mean = _MeanOverProcesses.apply(values.mean(others))
         centered = values - mean.view(shape)
         variance = _MeanOverProcesses.apply(centered.square().mean(others))
-        self._note(mean, variance, distributed.count() * x.numel() // x.shape[1])
+        self._update_statistics(mean, variance, distributed.count() * x.numel() // x.shape[1])
         normalized = centered * (variance + self.eps).rsqrt().view(shape)
         if self.affine:
             normalized = torch.addcmul(self.bias.view(shape), normalized, self.weight.view(shape))
         return normalized.to(x.dtype)
 
     @torch.no_grad()
-    def _note(self, mean: Tensor, variance: Tensor, values: int) -> None:
-        """Move the running statistics, whose variance is the unbiased one of all `values`."""
+    def _update_statistics(self, mean: Tensor, variance: Tensor, values: int) -> None:
+        """Move the running mean, and the running variance, which is the unbiased one of all `values`."""
         if self.running_mean is None or self.running_var is None or self.num_batches_tracked is None:
             return
         self.num_batches_tracked += 1
@@ -87,7 +87,7 @@ class SynchronizedBatchNorm(_BatchNorm):
 
 
 class _MeanOverProcesses(torch.autograd.Function):
-    """Every process's loss depends on the mean, so its gradient is the mean of theirs too."""
+    """Mean over the processes. Each process's loss depends on it, so its gradient is their mean too."""
 
     @staticmethod
     def forward(ctx: Any, value: Tensor) -> Tensor:

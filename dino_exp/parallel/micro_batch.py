@@ -1,4 +1,7 @@
-"""Parts of a batch of crops, for gradient accumulation. Rows are crop-major: [i·B, (i + 1)·B) are crop i."""
+"""Parts of a batch of crops, for gradient accumulation.
+
+Rows are crop-major: of B images, rows [i·B, (i + 1)·B) are crop i.
+"""
 
 from __future__ import annotations
 
@@ -9,9 +12,9 @@ from torch import Tensor
 
 
 def micro_batch(rows: Tensor, batch: int, number: int, parts: int) -> Tensor:
-    """Crops of the `number`-th of `parts` equal parts of the images, (n·B, ...) -> (n·B / parts, ...).
+    """Return all crops of one of `parts` equal parts of the images, (n·B, ...) -> (n·B / parts, ...).
 
-    `batch` is B. The rows themselves where there is one part.
+    `batch` is B, `number` the part's, from 0.
     """
     if parts == 1:
         return rows
@@ -19,8 +22,8 @@ def micro_batch(rows: Tensor, batch: int, number: int, parts: int) -> Tensor:
     return torch.cat([crop[number * size : (number + 1) * size] for crop in rows.split(batch)])
 
 
-def whole_batch(parts: Sequence[Tensor], crops: int) -> Tensor:
-    """The inverse: all parts, each of `crops` crops of its images, as one crop-major batch."""
+def join_micro_batches(parts: Sequence[Tensor], crops: int) -> Tensor:
+    """Undo `micro_batch`: join all parts, each with `crops` crops of its images, to a crop-major batch."""
     if len(parts) == 1:
         return parts[0]
     by_part = [part.chunk(crops) for part in parts]

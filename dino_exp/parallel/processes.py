@@ -1,4 +1,4 @@
-"""Which of a run's processes this one is, as `torchrun` or a launcher says in the environment."""
+"""The position of this process among those of a run, from the environment of `torchrun` or a launcher."""
 
 from __future__ import annotations
 
@@ -10,30 +10,31 @@ from pathlib import Path
 from dino_exp.errors import UserError
 
 RENDEZVOUS = "DINO_EXP_RENDEZVOUS"
-"""File in which rank 0 says where it is to be found: our launchers give no address beforehand."""
+"""Variable with the path of a file to which rank 0 writes its address: our launchers set none beforehand."""
 REQUIRED = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 STARTING = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
-"""Those that only a launcher sets; an address alone is often left in a cluster's environment."""
+"""Variables that only a launcher sets; an address alone is often left in a cluster's environment."""
 
 
 @dataclass(frozen=True)
 class Processes:
-    """The place of this process among those that train one run together."""
+    """Position of this process among those that train one run together."""
 
     rank: int = 0
     count: int = 1
     local_rank: int = 0
-    """Among the processes of this machine."""
+    """Rank among the processes of this machine."""
     local_count: int = 1
+    """Number of processes of this machine."""
     rendezvous: Path | None = None
-    """Where rank 0 writes its address; None where the environment has it."""
+    """File to which rank 0 writes its address; None where the environment has the address."""
 
     @classmethod
-    def of(cls, environment: Mapping[str, str] = os.environ) -> Processes:
-        """One process, unless the environment has the variables of `torchrun`.
+    def from_environment(cls, environment: Mapping[str, str] = os.environ) -> Processes:
+        """Read the variables that `torchrun` sets; without them there is one process.
 
         Raises:
-            UserError: some of them are missing, or are no numbers that fit together.
+            UserError: some of them are missing, are not whole numbers, or contradict one another.
         """
         if not any(name in environment for name in STARTING):
             return cls()
@@ -41,9 +42,9 @@ class Processes:
         required = STARTING if rendezvous else REQUIRED
         missing = [name for name in required if not environment.get(name)]
         if missing:
-            there = [name for name in required if name not in missing]
+            present = [name for name in required if name not in missing]
             raise UserError(
-                f"The environment has {', '.join(there)} but not {', '.join(missing)}: several processes "
+                f"The environment has {', '.join(present)} but not {', '.join(missing)}: several processes "
                 "need all of them. Start with torchrun, or unset them all to train in one process."
             )
         names = (*STARTING, "LOCAL_WORLD_SIZE")

@@ -1,4 +1,4 @@
-"""One command in several processes: rank 0 decides, the others follow."""
+"""A command that runs in several processes: rank 0 decides, the others follow."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from dino_exp.parallel.processes import Processes
 
 
 def in_all_processes(decide: Callable[[], int], follow: Callable[[], int]) -> int:
-    """Have rank 0 decide and all others follow what it tells them, its exit code last; returns that code."""
+    """Run `decide` in rank 0 and `follow` in all others, which receive rank 0's exit code last; return it."""
     try:
-        processes = Processes.of()
+        processes = Processes.from_environment()
     except UserError as error:
         return refuse([str(error)])
     if processes.count == 1:
@@ -27,5 +27,5 @@ def in_all_processes(decide: Callable[[], int], follow: Callable[[], int]) -> in
                 code = decide()
             finally:
                 distributed.from_main(code)
-    # all at one time, or torchrun would end with SIGTERM those who are still at their clean-up
+    # all at the same time: torchrun sends SIGTERM to processes that still clean up when another has failed
     distributed.leave(code)

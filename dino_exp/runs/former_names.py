@@ -18,6 +18,7 @@ from functools import cached_property
 from typing import Any
 
 TARGETS: dict[str, str] = {
+    "dino_exp.backbone.vit.vit": "dino_exp.backbone.vit.VisionTransformer",
     "dino_exp.augment.Augment": "dino_exp.data.augment.Augment",
     "dino_exp.crops.MultiCrop": "dino_exp.data.crops.MultiCrop",
     "dino_exp.ema.momentum_schedule": "dino_exp.dino.ema.momentum_schedule",

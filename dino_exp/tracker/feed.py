@@ -1,4 +1,4 @@
-"""A bounded queue and the thread that empties it, so that a slow mirror cannot hold up the training."""
+"""A bounded queue and the thread that empties it, so that a slow tracker cannot slow the training down."""
 
 import logging
 import threading
@@ -14,15 +14,14 @@ LOCAL_FILES = "metrics.jsonl in the run directory has everything."
 
 
 class Feed:
-    """Hands records to `consume(records)`, which runs on a daemon thread of its own.
+    """Queue of records for `consume(records)`, which runs in a daemon thread.
 
-    Forked data loading workers inherit neither the thread nor a lock that matters to them: only the process
-    that made the feed uses it.
+    Forked data loading workers do not inherit the thread, and never use the feed's locks.
 
     Args:
-        name: whom the feed is for, as in its log lines.
-        consume: takes an iterator of records that ends after `close`. What it raises is logged, and the end.
-        capacity: records that may wait; beyond it the newest are dropped and counted in `dropped`.
+        name: the tracker's name in log lines.
+        consume: takes an iterator of records that ends after `close`. An exception is logged and ends it.
+        capacity: number of records that may wait; more are dropped and counted in `dropped`.
     """
 
     def __init__(self, name: str, consume: Callable[[Iterator[Record]], None], capacity: int = 2000) -> None:
@@ -34,7 +33,7 @@ class Feed:
         self._thread.start()
 
     def put(self, record: Record) -> None:
-        """Queue a record and return at once; a full queue drops it, and an ended consumer too, silently."""
+        """Queue a record and return at once; drop it if the queue is full or the consumer has ended."""
         if not self._thread.is_alive():
             return
         if self._queue.qsize() < self._capacity:
@@ -43,14 +42,14 @@ class Feed:
         self.dropped += 1
         if self.dropped == 1:
             logger.warning(
-                "%s: too slow, %d records are waiting; the newest are left out there. %s",
+                "%s: too slow, %d records are waiting; new ones are dropped. %s",
                 self.name,
                 self._capacity,
                 LOCAL_FILES,
             )
 
     def close(self, last: Record | None, timeout: float) -> bool:
-        """Queue `last` and the end, and wait up to `timeout` seconds; whether the consumer is through."""
+        """Queue `last`, end the feed, and wait up to `timeout` seconds; return whether all was consumed."""
         if last is not None:
             self._queue.put(last)
         self._queue.put(None)
@@ -61,14 +60,9 @@ class Feed:
         try:
             consume(iter(self._queue.get, None))
         except Exception as error:
-            logger.warning(
-                "%s: off, because of %s. %s",
-                self.name,
-                describe(error),
-                LOCAL_FILES,
-            )
+            logger.warning("%s: off, because of %s. %s", self.name, one_line(error), LOCAL_FILES)
 
 
-def describe(error: BaseException) -> str:
-    """An exception's type and message on one line of at most 300 characters."""
+def one_line(error: BaseException) -> str:
+    """Return an exception's type and message as one line of at most 300 characters."""
     return " ".join(f"{type(error).__name__}: {error}".split())[:300]

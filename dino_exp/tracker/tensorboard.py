@@ -7,19 +7,20 @@ from pathlib import Path
 from typing import Any
 
 from dino_exp.errors import UserError
-from dino_exp.tracker import RunInfo
-from dino_exp.tracker.feed import LOCAL_FILES, Feed, Record, describe, logger
+from dino_exp.tracker import RunInfo, Tracker
+from dino_exp.tracker.feed import LOCAL_FILES, Feed, Record, logger, one_line
 
-FINISH_SECONDS = 30.0  # that a stalled file system may hold the end of a run
+FINISH_SECONDS = 30.0
+"""How long a stalled file system may delay the end of a run."""
 
 
-class TensorboardTracker:
-    """Mirrors scalars, images, config and summary to `<run directory>/tensorboard/`, on its own thread.
+class TensorboardTracker(Tracker):
+    """Tracker that writes scalars, images, config and summary to `<run directory>/tensorboard/` in a thread.
 
-    After a resume the steps behind the checkpoint are purged, so that no step shows twice.
+    After a resume, the steps after the checkpoint are purged, so that no step appears twice.
 
     Args:
-        mode: disabled writes nothing; there is no server, so everything else is the same.
+        mode: disabled writes nothing; there is no server, so all other modes are the same.
 
     Raises:
         UserError: the package is not installed.
@@ -30,7 +31,7 @@ class TensorboardTracker:
         self._feed: Feed | None = None
         if mode != "disabled":
             try:
-                # Here rather than on the thread: a worker forked during an import never finishes that import.
+                # not in the thread: a worker forked during an import never finishes that import
                 importlib.import_module("torch.utils.tensorboard")
             except ImportError as error:
                 raise UserError(
@@ -43,8 +44,8 @@ class TensorboardTracker:
             return
         try:
             self._feed = Feed("TensorBoard", _Writer(run))
-        except RuntimeError as error:  # no thread to be had
-            logger.warning("TensorBoard: off, because of %s. %s", describe(error), LOCAL_FILES)
+        except RuntimeError as error:  # cannot start a thread
+            logger.warning("TensorBoard: off, because of %s. %s", one_line(error), LOCAL_FILES)
 
     def log(self, metrics: dict[str, Any], step: int) -> None:
         self._put({"log": dict(metrics), "step": step})
@@ -60,7 +61,7 @@ class TensorboardTracker:
             return
         last = {"finish": {"exit_code": exit_code, **summary}}
         if not self._feed.close(last, FINISH_SECONDS):
-            logger.warning("TensorBoard: its files were given up after %g s.", FINISH_SECONDS)
+            logger.warning("TensorBoard: not everything was written within %g s.", FINISH_SECONDS)
         self._feed = None
 
     def _put(self, record: Record) -> None:
@@ -69,7 +70,7 @@ class TensorboardTracker:
 
 
 class _Writer:
-    """Writes the records of one run; called on the feed's thread."""
+    """Writer of one run's records; called in the feed's thread."""
 
     def __init__(self, run: RunInfo) -> None:
         self._run = run
@@ -95,9 +96,7 @@ class _Writer:
             try:
                 pixels = _read_image(record["image"])
             except (OSError, ValueError) as error:
-                logger.warning(
-                    "TensorBoard: %s is left out, as it is not readable (%s).", record["image"], error
-                )
+                logger.warning("TensorBoard: %s cannot be read and is skipped (%s).", record["image"], error)
                 return
             writer.add_image(record["name"], pixels, self._step, dataformats="HWC")
         elif "alert" in record:
@@ -107,7 +106,7 @@ class _Writer:
 
 
 def _read_image(path: Path) -> Any:
-    """uint8 (H, W, 3)."""
+    """Read an image as uint8 (H, W, 3)."""
     import numpy as np
     from PIL import Image
 
@@ -116,5 +115,5 @@ def _read_image(path: Path) -> Any:
 
 
 def _json_block(value: Any) -> str:
-    """Markdown that shows `value` as indented JSON."""
+    """Return Markdown that shows `value` as indented JSON."""
     return "".join(f"\t{line}\n" for line in json.dumps(value, indent=2, default=str).splitlines())

@@ -1,6 +1,6 @@
-"""Weights & Biases as a sink that slows nothing down, raises nothing and holds nothing.
+"""Mirror of a run in Weights & Biases that never slows, stops or fails the training.
 
-The training process only queues records; a daemon thread (`feed.Feed`) writes them to a process of their own
+The training process only queues records. A daemon thread (`feed.Feed`) sends them to a separate process
 (`wandb_process.py`), which imports and calls wandb, and which can be killed whatever the server does.
 """
 
@@ -17,21 +17,22 @@ from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import Any
 
-from dino_exp.tracker import RunInfo
-from dino_exp.tracker.feed import LOCAL_FILES, Feed, Record, describe, logger
+from dino_exp.tracker import RunInfo, Tracker
+from dino_exp.tracker.feed import LOCAL_FILES, Feed, Record, logger, one_line
 
 
-class WandbTracker:
-    """Mirrors config, metrics, images, alerts, summary and exit code; files are in `<run directory>/wandb`.
+class WandbTracker(Tracker):
+    """Tracker that sends config, metrics, images, alerts, summary and exit code to W&B.
 
-    If W&B does not start within `timeout`, online becomes offline and offline becomes off; one line says so.
+    Its files are in `<run directory>/wandb`. If W&B does not start within `timeout`, online becomes offline
+    and offline becomes off, with one log line.
 
     Args:
         mode: online, offline, disabled, or auto: what WANDB_MODE or the W&B settings say, else online with a
             W&B login and offline without.
         project: W&B project.
         entity: W&B team or user; None is the login's default.
-        timeout: seconds that W&B may take to start and, again, to finish.
+        timeout: seconds that W&B may take to start, and again to finish.
     """
 
     def __init__(self, *, mode: str, project: str, entity: str | None, timeout: float) -> None:
@@ -58,7 +59,7 @@ class WandbTracker:
         try:
             self._session = _Session(init)
         except Exception as error:
-            logger.warning("W&B: off, because of %s. %s", describe(error), LOCAL_FILES)
+            logger.warning("W&B: off, because of %s. %s", one_line(error), LOCAL_FILES)
 
     def log(self, metrics: dict[str, Any], step: int) -> None:
         known = {name: value for name, value in metrics.items() if value is not None}
@@ -81,7 +82,7 @@ class WandbTracker:
 
 
 class _Session:
-    """One run's process and the feed into it; `init` are the keys that `wandb_process` opens the run with."""
+    """The W&B process of one run and the feed into it; `wandb_process` opens the run with `init`."""
 
     def __init__(self, init: dict[str, Any]) -> None:
         self._init = init
@@ -89,18 +90,18 @@ class _Session:
         self._finish_by: float | None = None
         self._folder = Path(init["directory"]) / "wandb"
         self._folder.mkdir(parents=True, exist_ok=True)
-        # Started here and not on the feed's thread: a worker forked meanwhile would inherit the ends of the
-        # pipes that Popen closes a moment later, and keep them open.
+        # Not in the feed's thread: a worker forked meanwhile would inherit the ends of the pipes that Popen
+        # closes a moment later, and keep them open.
         self._process = _Process(self._folder)
         self.feed = Feed("W&B", self._consume)
 
     def finish(self, summary: dict[str, Any], exit_code: int) -> None:
-        """Returns within the timeout and some seconds, whatever W&B does."""
+        """End the run; return within the timeout and a few seconds, whatever W&B does."""
         self._finish_by = time.monotonic() + self._timeout
         if self.feed.dropped:
             summary = {**summary, "wandb_dropped_records": self.feed.dropped}
         last = {"finish": {"summary": summary, "exit_code": exit_code}}
-        if not self.feed.close(last, self._timeout + 2):  # stuck in a write to a process that no longer reads
+        if not self.feed.close(last, self._timeout + 2):  # blocked in a write to a process that does not read
             self._process.kill()
             self.feed.close(None, 5)
 
@@ -113,7 +114,7 @@ class _Session:
                 for record in records:
                     self._process.send(record)
                 reply = self._process.reply(lambda: self._finish_by or 0.0)
-            except OSError:  # it no longer reads; it may have said why
+            except OSError:  # the process has closed its end; it may have answered why
                 soon = time.monotonic() + 2
                 reply = self._process.reply(lambda: soon) or {}
             if reply is None or not reply.get("finished"):
@@ -122,14 +123,14 @@ class _Session:
             self._process.close()
 
     def _connect(self) -> dict[str, Any] | None:
-        """Wait until the run is open, online or at least offline, and say so; the reply, or None for off."""
+        """Wait until the run is open, online or else offline, and log it; return the reply, None if off."""
         before = set(self._folder.glob("run-*"))
         reply = self._opening(self._init["mode"])
         trouble = ""
         if "mode" not in reply and self._init["mode"] != "offline":
             trouble = reply["failed"]
             self._process.close()
-            # A run that was never opened holds nothing but its config, and would be in the way of an upload.
+            # the folder of a run that was never opened has only its config, and would break an upload
             for failed in set(self._folder.glob("run-*")) - before:
                 shutil.rmtree(failed, ignore_errors=True)
             self._process = _Process(self._folder)
@@ -152,45 +153,45 @@ class _Session:
         return reply
 
     def _opening(self, mode: str) -> dict[str, Any]:
-        """Ask for the run to be opened; how it was, or {"failed": why}."""
+        """Ask the process to open the run; return its reply, or {"failed": why}."""
         started = time.monotonic()
 
         def deadline() -> float:
-            # wandb.init keeps to the timeout itself, and then has a reason to give; the margin is for that.
+            # wandb.init keeps the timeout itself and then reports a reason; the margin is for that
             latest = started + self._timeout + 10
             if self._finish_by is None:
                 return latest
-            # A run that is already over leaves most of its last seconds for the way offline.
+            # if the training has already finished, most of the remaining seconds are for opening it offline
             share = 0.9 if mode == "offline" else 0.3
             return min(latest, self._finish_by - (1 - share) * self._timeout)
 
         try:
             self._process.send({"init": {**self._init, "mode": mode}})
         except OSError as error:
-            return {"failed": describe(error)}
+            return {"failed": one_line(error)}
         reply = self._process.reply(deadline)
         return reply or {"failed": f"no answer within {time.monotonic() - started:.0f} s"}
 
     def _report_loss(self, reply: dict[str, Any] | None, opened: dict[str, Any]) -> None:
         if reply is None:
-            what = f"the upload was given up after {self._timeout:g} s"
+            what = f"the upload was stopped after {self._timeout:g} s"
         else:
             what = f"the mirror ended early ({reply.get('failed', 'no reason given')})"
         logger.warning("W&B: %s. %s Upload the rest: %s", what, LOCAL_FILES, self._sync(opened))
 
     def _sync(self, opened: dict[str, Any]) -> str:
-        """The command that uploads the run; of offline runs the folder, so that resumed segments join."""
+        """Return the command to upload the run; for offline runs their folder, to join resumed segments."""
         if opened["mode"] == "online":
             return f"wandb sync --include-online {shlex.quote(opened['files'])}"
         return f"wandb sync {shlex.quote(str(Path(opened['files']).parent))}"
 
 
 class _Process:
-    """`wandb_process.py` in a session of its own, with its output in `<folder>/tracker.log`."""
+    """`wandb_process.py` in its own session, with its output in `<folder>/tracker.log`."""
 
     def __init__(self, folder: Path) -> None:
         environment = {**os.environ, "WANDB_SILENT": "true", "OMP_NUM_THREADS": "1"}
-        environment.pop("WANDB_SERVICE", None)  # another process's wandb-core, which ends when that one does
+        environment.pop("WANDB_SERVICE", None)  # wandb-core of another process, which ends with that process
         program = Path(__file__).with_name("wandb_process.py")
         with (folder / "tracker.log").open("ab") as log:
             self._popen = subprocess.Popen(
@@ -198,7 +199,7 @@ class _Process:
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=log,
-                bufsize=0,  # no buffer whose lock a daemon thread would hold when the interpreter exits
+                bufsize=0,  # a buffer has a lock, which a daemon thread would hold when the interpreter exits
                 env=environment,
                 start_new_session=True,
             )
@@ -206,14 +207,14 @@ class _Process:
         threading.Thread(target=self._read, name="W&B replies", daemon=True).start()
 
     def send(self, record: Record) -> None:
-        """Blocks while the pipe is full; raises OSError when the process is gone."""
+        """Send a record; block while the pipe is full, raise OSError if the process has ended."""
         assert self._popen.stdin is not None
         line = json.dumps(record, default=_plain, skipkeys=True).encode() + b"\n"
         while line:
             line = line[self._popen.stdin.write(line) :]
 
     def reply(self, deadline: Callable[[], float]) -> dict[str, Any] | None:
-        """The next answer, {"failed": why} at the process's end, None after `deadline()` (time.monotonic)."""
+        """Return the next answer; {"failed": why} if the process ended; None after `deadline()`."""
         while True:
             try:
                 answer = self._replies.get(timeout=max(0.0, min(0.5, deadline() - time.monotonic())))
@@ -224,11 +225,11 @@ class _Process:
             return {"failed": "its process was killed"} if answer is None else answer
 
     def kill(self) -> None:
-        """End it now; wandb-core notices that its parent is gone, and ends too."""
+        """Kill the process; wandb-core notices that its parent has ended, and ends too."""
         self._popen.kill()
 
     def close(self) -> None:
-        """`kill`, and give back what it held; for the thread that sends."""
+        """Kill the process and free its resources; only for the thread that sends."""
         self._popen.kill()
         self._popen.wait()
         assert self._popen.stdin is not None
@@ -243,7 +244,7 @@ class _Process:
 
 
 def _plain(value: Any) -> float | str:
-    """Numbers of numpy and torch as floats, everything else as it prints."""
+    """Convert numbers of numpy and torch to floats, everything else to text."""
     try:
         return float(value)
     except (TypeError, ValueError):

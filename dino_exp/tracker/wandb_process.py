@@ -1,12 +1,12 @@
-"""The process that talks to Weights & Biases for one run, started and fed by `wandb.WandbTracker`.
+"""The process that calls Weights & Biases for one run, started and fed by `wandb.WandbTracker`.
 
-A process of its own because wandb inside the training process replaces sys.exit and sys.excepthook, and
-hooks the interpreter's exit, where a silent server holds it for ten seconds and more. Here all of that
-ends with one kill.
+It is separate because wandb inside the training process replaces sys.exit and sys.excepthook, and hooks the
+interpreter's exit, where a server that does not answer blocks it for ten seconds and more. Here one kill ends
+all of that.
 
 Standard input has one JSON object per line: first `{"init": ...}`, then `{"log": ...}`, `{"image": ...}`,
 `{"alert": ...}` and `{"finish": ...}`. Standard output answers twice: how the run was opened, and that it was
-closed. Whatever wandb prints goes to standard error. Uses nothing of this package.
+closed. What wandb prints goes to standard error. Imports nothing from this package.
 """
 
 import contextlib
@@ -24,18 +24,19 @@ from typing import IO, Any
 
 Command = dict[str, Any]
 
-# Seconds for which what was logged may be in wandb-core's memory only: until it is in a file, or uploaded.
 FLUSH_SECONDS = 2.0
 UNSAFE_SECONDS = {"offline": FLUSH_SECONDS + 1, "online": 30.0}
+"""How long a record may be only in wandb-core's memory, before it is in a file or uploaded."""
 REOPENINGS = 2
-EMPTY_BYTES = 7  # a run's file with nothing but wandb's header
+EMPTY_BYTES = 7
+"""Size of a run's file that has only wandb's header."""
 
 
 def main() -> None:
-    """Open the run, pass on what comes in, and close it when told to or when the training process is gone."""
+    """Open the run, forward its records, and close it when told to or when the training process has ended."""
     commands, replies = _take_pipes()
     _outlive_signals()
-    # Without this file's own folder, where `wandb` is our module.
+    # without this file's folder, in which `wandb` is our module
     sys.path[:] = [path for path in sys.path if Path(path) != Path(__file__).parent]
     init = json.loads(commands.readline())["init"]
     try:
@@ -54,7 +55,7 @@ def main() -> None:
 
 
 def _take_pipes() -> tuple[IO[str], IO[str]]:
-    """Keep both pipes from wandb-core, which inherits 0, 1 and 2 and would hold them open."""
+    """Return both pipes, hidden from wandb-core, which inherits 0, 1 and 2 and would keep them open."""
     commands = os.fdopen(os.dup(0), encoding="utf-8")
     replies = os.fdopen(os.dup(1), "w", encoding="utf-8")
     null = os.open(os.devnull, os.O_RDONLY)
@@ -64,16 +65,16 @@ def _take_pipes() -> tuple[IO[str], IO[str]]:
 
 
 def _outlive_signals() -> None:
-    """A scheduler signals every process of a job, but the run ends when the training says so, not before."""
+    """Ignore the signals that a scheduler sends to all processes of a job: the training decides the end."""
     for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2"):
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), signal.SIG_IGN)
     if hasattr(os, "nice"):
-        os.nice(5)  # the training comes first on a machine with few cores
+        os.nice(5)  # on a machine with few cores the training has priority
 
 
 def _choose_mode(wanted: str) -> tuple[str, str]:
-    """online, offline or disabled, and the reason in words; asks no server."""
+    """Return online, offline or disabled, and the reason in words, without asking a server."""
     import wandb
 
     if wanted != "auto":
@@ -86,24 +87,24 @@ def _choose_mode(wanted: str) -> tuple[str, str]:
     try:
         try:
             logged_in = wandb.login(prompt=False, verify=False)
-        except TypeError:  # an older wandb, which asks nothing where there is no terminal
+        except TypeError:  # an older wandb, which does not prompt without a terminal
             logged_in = wandb.login()
-    except wandb.errors.UsageError:  # which is how that one says that there is no login
+    except wandb.errors.UsageError:  # an older wandb without a login
         logged_in = False
-    except wandb.Error:  # a login that is unusable: wandb.init says what is wrong with it
+    except wandb.Error:  # an unusable login: wandb.init will report what is wrong
         logged_in = True
     return ("online", "a W&B login was found") if logged_in else ("offline", "no W&B login was found")
 
 
 class _CoreGoneError(Exception):
-    """wandb-core has ended, or does not end a run."""
+    """Error for wandb-core having ended, or failing to finish a run."""
 
 
 class _Mirror:
-    """The open W&B run; opens a further segment of it when wandb-core dies.
+    """The open W&B run; opens another segment of it when wandb-core dies.
 
-    wandb-core exits at once on SIGTERM, which a scheduler sends to every process of a preempted job, and the
-    last metrics and the run's end come after that.
+    wandb-core exits at once on SIGTERM, which a scheduler sends to every process of a preempted job, before
+    the last metrics and the end of the run arrive.
     """
 
     def __init__(self, init: Command) -> None:
@@ -137,14 +138,14 @@ class _Mirror:
 
 
 def _open(init: Command) -> Any:
-    """The run of `wandb.init`, which raises when it does not succeed within the timeout."""
+    """Open the run with `wandb.init`, which raises after the timeout."""
     import wandb
 
     settings = {
         "init_timeout": init["timeout"],
         "silent": True,
         "console": "off",
-        "stop_fn": lambda: None,  # the website's stop button would interrupt this process, not the training
+        "stop_fn": lambda: None,  # the website's stop button would stop this process, not the training
         "disable_git": True,
         "disable_code": True,
         "disable_job_creation": True,
@@ -175,14 +176,14 @@ def _open(init: Command) -> Any:
 
 
 def _remove_empty_segments(directory: Path) -> None:
-    """A run killed before its first flush leaves a file that makes `wandb sync` refuse the whole folder."""
+    """Remove files of runs killed before their first flush, because of which `wandb sync` fails for all."""
     for file in directory.glob("wandb/*run-*/run-*.wandb"):
         if not file.parent.is_symlink() and file.stat().st_size <= EMPTY_BYTES:
             shutil.rmtree(file.parent, ignore_errors=True)
 
 
 def _call(run: Any, command: Command) -> None:
-    """One command to wandb; raises _CoreGoneError, and prints what else goes wrong."""
+    """Pass a command to wandb; raise `_CoreGoneError` if wandb-core has ended, and print other errors."""
     import wandb
 
     try:
@@ -201,7 +202,7 @@ def _call(run: Any, command: Command) -> None:
     except Exception as error:
         if isinstance(error, ConnectionError) or "finish" in command:
             raise _CoreGoneError(f"{type(error).__name__}: {error}") from error
-        traceback.print_exc()  # one unreadable image does not end the mirror
+        traceback.print_exc()  # e.g. an unreadable image, which must not end the mirror
 
 
 def _follow(mirror: _Mirror, commands: IO[str], replies: IO[str], timeout: float) -> None:
@@ -211,7 +212,7 @@ def _follow(mirror: _Mirror, commands: IO[str], replies: IO[str], timeout: float
         if "finish" in command:
             _reply(replies, finished=True)
             return
-    # The training process is gone without a word. Nobody waits for this one any more, so it bounds itself.
+    # The training process has ended without `finish`. Nobody waits for this process, so it limits itself.
     watchdog = threading.Timer(timeout, os._exit, (1,))
     watchdog.daemon = True
     watchdog.start()
@@ -219,9 +220,7 @@ def _follow(mirror: _Mirror, commands: IO[str], replies: IO[str], timeout: float
 
 
 def _reply(replies: IO[str], **answer: Any) -> None:
-    with contextlib.suppress(
-        BrokenPipeError
-    ):  # the training process is gone, and its end is handled in `_follow`
+    with contextlib.suppress(BrokenPipeError):  # the training process has ended; `_follow` handles that
         replies.write(json.dumps(answer) + "\n")
         replies.flush()
 

@@ -30,7 +30,7 @@ from dino_exp.data.source import CorruptImageError, ImageSource, Splits
 from dino_exp.dino import diagnostics
 from dino_exp.dino.ema import update_teacher
 from dino_exp.dino.loss import DINOLoss, cross_entropy_over_pairs
-from dino_exp.dino.model import DINONetwork, Output
+from dino_exp.dino.model import DINONetwork, NetworkOutput
 from dino_exp.dino.optimizer import clip_gradients, freeze_last_layer, parameter_groups
 from dino_exp.dino.verdict import Verdict
 from dino_exp.errors import UserError
@@ -38,7 +38,7 @@ from dino_exp.eval.knn import KNN
 from dino_exp.parallel import distributed
 from dino_exp.parallel.batch_norm import synchronize_batch_norms
 from dino_exp.parallel.interrupt import Interrupt
-from dino_exp.parallel.micro_batch import micro_batch, whole_batch
+from dino_exp.parallel.micro_batch import join_micro_batches, micro_batch
 from dino_exp.runs.run_directory import RunDirectory
 from dino_exp.seeding import seed_step
 from dino_exp.tracker import Tracker
@@ -173,7 +173,7 @@ class Trainer:
         teacher_temp = self.dino_loss.teacher_temp_at(plan.epoch(step))
 
         with torch.no_grad(), self._autocast():
-            teacher = whole_output(
+            teacher = join_outputs(
                 [self.teacher([micro_batch(views[0], batch, part, parts)]) for part in range(parts)]
             )
         probabilities = self.dino_loss.teacher_probabilities(teacher.logits, teacher_temp)
@@ -190,7 +190,7 @@ class Trainer:
                 self.scaler.scale(loss).backward()
             losses.append(loss.detach())
             if observe:
-                students.append(Output(*(rows[: 2 * batch // parts].detach() for rows in student)))
+                students.append(NetworkOutput(*(rows[: 2 * batch // parts].detach() for rows in student)))
         loss = torch.stack(losses).sum()
         self._not_finite += ~torch.isfinite(loss)
         center_before = self.dino_loss.center.clone()
@@ -207,7 +207,7 @@ class Trainer:
 
         if teacher_probabilities is None:
             return loss, {}
-        observed = self._observe(whole_output(students), teacher, teacher_probabilities)
+        observed = self._observe(join_outputs(students), teacher, teacher_probabilities)
         global_loss = distributed.mean(loss.clone())
         return loss, observed | {
             "loss": global_loss,
@@ -236,7 +236,7 @@ class Trainer:
 
     @torch.no_grad()
     def _observe(
-        self, student: Output, teacher: Output, teacher_probabilities: torch.Tensor
+        self, student: NetworkOutput, teacher: NetworkOutput, teacher_probabilities: torch.Tensor
     ) -> dict[str, torch.Tensor]:
         student_probabilities = torch.softmax(student.logits.float() / self.dino_loss.student_temp, dim=-1)
         return diagnostics.observe(student, teacher, student_probabilities, teacher_probabilities)
@@ -457,9 +457,9 @@ class Trainer:
         self.seconds, self.training_seconds = state["seconds"], state["training_seconds"]
 
 
-def whole_output(parts: Sequence[Output]) -> Output:
-    """The outputs for the global crops of all parts of a batch as one, crop-major."""
-    return Output(*(whole_batch(rows, crops=2) for rows in zip(*parts, strict=True)))
+def join_outputs(parts: Sequence[NetworkOutput]) -> NetworkOutput:
+    """Join the outputs for the global crops of all parts of a batch, crop-major."""
+    return NetworkOutput(*(join_micro_batches(rows, crops=2) for rows in zip(*parts, strict=True)))
 
 
 def _why_corrupt(source: ImageSource, index: int) -> str:

@@ -1,1 +1,1 @@
-"""Weights from elsewhere: where they are, what a file holds, and how they come into our networks."""
+"""Pretrained weights: what a file contains, and how it is loaded into our networks."""

@@ -1,4 +1,4 @@
-"""Says in words what network a file's tensors belong to, and which options would build it."""
+"""Descriptions of the network that a file's tensors belong to, and the options that build it."""
 
 from __future__ import annotations
 
@@ -8,16 +8,17 @@ from collections.abc import Mapping
 from torch import Tensor
 
 RELEASED_VITS = {192: "vit_tiny", 384: "vit_small", 768: "vit_base"}
-"""Our options by width; all have twelve blocks."""
+"""Our `backbone` options by width; all have twelve blocks."""
 
 
 def describe_backbone(state: Mapping[str, Tensor]) -> tuple[str, str]:
-    """Of tensors `backbone.*`: what they are, and the options for it, empty where there is no telling."""
+    """Return in words what the tensors `backbone.*` are, and the options that build it; empty if unknown."""
     patches = state.get("backbone.patch_embed.proj.weight")
     positions = state.get("backbone.pos_embed")
     if patches is not None and positions is not None and patches.ndim == 4 and positions.ndim == 3:
         width, patch = positions.shape[2], patches.shape[-1]
-        depth = 1 + max((int(found) for found in _numbers(r"backbone\.blocks\.(\d+)\.", state)), default=-1)
+        blocks = filter(None, (re.match(r"backbone\.blocks\.(\d+)\.", key) for key in state))
+        depth = 1 + max((int(block[1]) for block in blocks), default=-1)
         kind = "transformer with a convolutional stem" if patch == 1 else "vision transformer"
         words = f"a {kind} of width {width} with {depth} blocks"
         if patch == 1:
@@ -32,7 +33,7 @@ def describe_backbone(state: Mapping[str, Tensor]) -> tuple[str, str]:
 
 
 def head_options(state: Mapping[str, Tensor]) -> str:
-    """The options that build the head of tensors `head.*`; empty where they are no DINO head."""
+    """Return the options that build the head of the tensors `head.*`; empty if they are not a DINO head."""
     gain, direction = state.get("head.last_layer.weight_g"), state.get("head.last_layer.weight_v")
     if gain is None or direction is None or direction.ndim != 2:
         return ""
@@ -48,7 +49,3 @@ def head_options(state: Mapping[str, Tensor]) -> str:
     if any(key.endswith(".running_mean") for key in state if key.startswith("head.")):
         options["use_bn"] = "true"
     return " ".join(f"head.{key}={value}" for key, value in options.items())
-
-
-def _numbers(pattern: str, names: Mapping[str, Tensor]) -> list[str]:
-    return [found.group(1) for found in map(re.compile(pattern).match, names) if found]

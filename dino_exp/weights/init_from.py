@@ -1,4 +1,4 @@
-"""`init_from`: a run begins with weights from elsewhere, and says what it took and what starts anew."""
+"""`init_from`: a run that starts from given weights, and what it takes from them."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from dino_exp.errors import UserError
 from dino_exp.installation import as_typed
 from dino_exp.runs.weights_file import digest, weights_file
 from dino_exp.weights.load_into import has_head, load_into
-from dino_exp.weights.weight_files import Weights, read
+from dino_exp.weights.read_weights import Weights, read_weights
 
 
 def begin_with_weights(
     cfg: Config, student: DINONetwork, teacher: DINONetwork, dino_loss: DINOLoss
 ) -> dict[str, str]:
-    """Fill networks and center from the file that `cfg.init_from` names; what was done, by what it was.
+    """Load networks and center from the file `cfg.init_from`; return what was loaded, by part of the run.
 
-    A file of one network goes into both. Its head, and the center, which is the mean of the teacher's
-    outputs, come along where the file has them; otherwise they stay as the configuration made them.
+    A file with one network is loaded into both. Head and center (the mean of the teacher's outputs) are
+    loaded if the file has them; otherwise they stay as the configuration built them.
 
     Raises:
         UserError: the file has changed since the configuration was composed, cannot be read, or does not fit.
@@ -31,10 +31,10 @@ def begin_with_weights(
     if found != cfg.init_sha256:
         raise UserError(
             f"{file}: not the weights that the run was configured with (SHA-256 {str(found)[:12]}..., not "
-            f"{str(cfg.init_sha256)[:12]}...); put those back, or give the command of {as_typed('train.py')} "
-            "again, which starts another run with these."
+            f"{str(cfg.init_sha256)[:12]}...). Restore that file, or repeat the {as_typed('train.py')} "
+            "command to start another run with this one."
         )
-    weights = read(file)
+    weights = read_weights(file)
     rows = {"from": f"{file}: {weights.kind}"}
     for role, network in (("teacher", teacher), ("student", student)):
         own = weights.student if role == "student" and weights.student else weights.teacher
@@ -45,28 +45,28 @@ def begin_with_weights(
         if not head:
             rows[role] += "; the head starts from the seed"
     rows["center"] = _center(cfg, weights, dino_loss)
-    rows["starts anew"] = "the optimizer; lr, weight decay, λ and τ_t by this run's schedules from step 0"
+    rows["new"] = "the optimizer; lr, weight decay, λ and τ_t follow this run's schedules from step 0"
     return rows
 
 
 def _center(cfg: Config, weights: Weights, dino_loss: DINOLoss) -> str:
-    """Take the file's center if it is one for this run's head; what was done, in words."""
+    """Load the file's center if it belongs to this run's head; return what was done, in words."""
     as_configured = f"starts as configured (loss.center_init = {cfg.loss.center_init})"
     if cfg.loss.centering != "mean":
         return f"not used (loss.centering = {cfg.loss.centering})"
     if cfg.init_parts == "backbone" or not has_head(weights.teacher):
-        return f"{as_configured}, because the head does"
+        return f"{as_configured}, as the head does"
     why_not = _why_not(weights.center, dino_loss.center)
     if weights.center is None or why_not:
         return f"{as_configured}: {why_not}"
     dino_loss.center.copy_(weights.center)
     dino_loss.center_initialized.fill_(True)
-    return f"the file's, of norm {dino_loss.center.norm().item():.3g}"
+    return f"the file's, with norm {dino_loss.center.norm().item():.3g}"
 
 
 def _why_not(found: Tensor | None, own: Tensor) -> str:
     if found is None:
         return "the file has none"
     if found.shape != own.shape:
-        return f"the file's is {tuple(found.shape)}, and this run's {tuple(own.shape)}"
+        return f"the file's has shape {tuple(found.shape)}, this run's {tuple(own.shape)}"
     return "" if found.any() else "the file's is zero"

@@ -1,4 +1,4 @@
-"""Puts a file's tensors into a network: all that it needs, or an error that says what does not fit."""
+"""Loading of a file's tensors into a network: completely, or with an error that says what does not fit."""
 
 from __future__ import annotations
 
@@ -17,26 +17,26 @@ from dino_exp.weights.describe import describe_backbone, head_options
 from dino_exp.weights.released_layout import State
 
 CLASSIFIERS = ("fc.", "head.", "heads.", "head_dist.", "classifier.", "aux1.", "aux2.", "AuxLogits.")
-"""What libraries call the layers that a backbone has no use for."""
+"""Names of classifiers in the libraries' models, which a backbone does not need."""
 POSITIONS = "backbone.pos_embed"
 COUNTER = "num_batches_tracked"
-"""A counter that files older than it lack, and nothing here reads."""
+"""A counter of batch norm that old files do not have, and that nothing here uses."""
 
 
 @dataclass(frozen=True)
-class Report:
-    """What became of a file's tensors."""
+class LoadReport:
+    """Names of the tensors that were loaded from a file, and of those that were not."""
 
     matched: list[str]
     missing: list[str]
-    """Of the network, not in the file: counters of batches at most."""
+    """Tensors of the network that the file does not have: at most counters of batches."""
     unexpected: list[str]
-    """In the file, of no use to the network: a classifier, an unwanted head, what is neither."""
+    """Tensors of the file that were not loaded: a classifier, a head that was not asked for, others."""
     resized: str = ""
-    """What was done to the position embedding, in words."""
+    """How the position embedding was resized, in words; empty if it was not."""
 
     def sentence(self) -> str:
-        """For the lines that a run prints."""
+        """Return the report as a run prints it."""
         parts = [f"{len(self.matched)} tensors"]
         if self.resized:
             parts.append(self.resized)
@@ -46,16 +46,16 @@ class Report:
         return "; ".join(parts)
 
 
-def load_into(network: DINONetwork, state: Mapping[str, Tensor], file: Path, *, head: bool) -> Report:
-    """Fill the network's backbone, and its head if `head`, in place.
+def load_into(network: DINONetwork, state: Mapping[str, Tensor], file: Path, *, head: bool) -> LoadReport:
+    """Load the backbone, and with `head` also the head, into a network in place.
 
-    The position embedding is brought to the network's size by the released rule; all else must fit as it is.
+    The position embedding is resized to the network's size by the released rule; everything else must fit.
 
     Args:
-        network: where the tensors go.
-        state: under our names.
-        file: where they come from, for errors.
-        head: whether the head is wanted too; it must be in `state` then.
+        network: the network to change.
+        state: tensors under our names; must include the head if `head`.
+        file: the file that they come from, for errors.
+        head: whether to load the head too.
 
     Raises:
         UserError: nothing matches, something is missing, or a shape differs. The network is unchanged.
@@ -72,23 +72,23 @@ def load_into(network: DINONetwork, state: Mapping[str, Tensor], file: Path, *, 
             raise UserError(f"{file}: {problem}.")
     unexpected = [key for key in given if key not in matched]
     network.load_state_dict(own | {key: given[key] for key in matched})
-    return Report(matched, missing, unexpected, resized)
+    return LoadReport(matched, missing, unexpected, resized)
 
 
 def has_head(state: Mapping[str, Tensor]) -> bool:
-    """Whether a DINO head is among the tensors."""
+    """Return whether the tensors include a DINO head."""
     return "head.last_layer.weight_v" in state
 
 
 def _with_our_positions(state: Mapping[str, Tensor], wanted: Tensor | None) -> tuple[State, str]:
-    """The tensors with the position embedding at the size of `wanted`, and what was done, in words."""
+    """Resize the position embedding to the size of `wanted`; return all tensors, and the change in words."""
     result, stored = dict(state), state.get(POSITIONS)
     if stored is None or wanted is None or stored.shape == wanted.shape:
         return result, ""
     if stored.ndim != 3 or wanted.ndim != 3 or stored.shape[2] != wanted.shape[2]:
         return result, ""
     before, after = math.isqrt(stored.shape[1]), math.isqrt(wanted.shape[1])
-    tokens = stored.shape[1] - before**2  # of the class, and in some models of more
+    tokens = stored.shape[1] - before**2  # the class token, and in some models others
     if tokens != wanted.shape[1] - after**2:
         return result, ""
     stored = stored.to(torch.promote_types(stored.dtype, torch.float32))
@@ -98,7 +98,7 @@ def _with_our_positions(state: Mapping[str, Tensor], wanted: Tensor | None) -> t
 
 
 def _misfit(part: str, given: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> str:
-    """Why tensors cannot fill a part of the network, and what would be right; empty if they can."""
+    """Return why tensors do not fit a part of the network and what would fit; empty if they do."""
     differing = [key for key in wanted if key in given and given[key].shape != wanted[key].shape]
     missing = [key for key in wanted if key not in given and not key.endswith(COUNTER)]
     foreign = [key for key in given if key not in wanted and not _is_classifier(key)]
@@ -107,19 +107,19 @@ def _misfit(part: str, given: Mapping[str, Tensor], wanted: Mapping[str, Tensor]
         return ""
     if part == "head.":
         options = head_options(given)
-        fix = f"{f'set {options}, or ' if options else ''}leave the head out with init_parts=backbone"
+        fix = f"{f'set {options}, or ' if options else ''}load only the backbone with init_parts=backbone"
     else:
         found, options = describe_backbone(given)
         right = f"set {options}" if options else "choose that backbone"
-        fix = f"the file holds {found}: {right}"
+        fix = f"the file contains {found}: {right}"
     key = wrong[0]
     if not any(key in given for key in wanted):
         names = ", ".join(key.removeprefix(part) for key in list(wanted)[:2])
-        what = f"no tensor is named as one of the {part[:-1]}'s ({names}, ...)"
+        what = f"no tensor has a name of the {part[:-1]}'s ({names}, ...)"
     elif differing:
-        what = f"{key} is {tuple(given[key].shape)} there and {tuple(wanted[key].shape)} here"
+        what = f"{key} has shape {tuple(given[key].shape)}, the network's {tuple(wanted[key].shape)}"
     else:
-        what = f"{key} is not in it" if missing else f"{key} has no place here"
+        what = f"{key} is missing" if missing else f"the network has no {key}"
     more = f", and {len(wrong) - 1} more do not fit" if len(wrong) > 1 and wrong[0] in what else ""
     return f"{what}{more}; {fix}"
 

@@ -1,9 +1,9 @@
-"""The released code's names and layout, to ours and back, value for value.
+"""Conversion between our tensor names and checkpoint layout and those of the released code, values unchanged.
 
-Ours are `backbone.*` and `head.*`, with the library's own names inside `backbone`. The released code's full
-checkpoint is a dictionary with `student`, `teacher`, `dino_loss`, `epoch`, `args` and more, whose student is
-wrapped for several GPUs (`module.`), as is the teacher where there is batch norm (facebookresearch/dino,
-`main_dino.py`).
+Our names are `backbone.*` and `head.*`, with the library's own names inside `backbone`. The released code's
+full checkpoint (facebookresearch/dino, `main_dino.py`) is a dictionary with `student`, `teacher`,
+`dino_loss`, `epoch`, `args` and more. Its student is wrapped for several GPUs (`module.`), and so is the
+teacher if there is batch norm.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ State = dict[str, Tensor]
 
 GAIN = ("last_layer.parametrizations.weight.original0", "last_layer.weight_g")
 DIRECTION = ("last_layer.parametrizations.weight.original1", "last_layer.weight_v")
-"""What torch's newer weight norm calls the gain and the direction, and what the released code does."""
+"""Names of gain and direction: in torch's newer weight norm, and in the released code."""
 
 
 def our_names(state: Mapping[str, Tensor]) -> State:
-    """The tensors of a network under our names; those of a bare backbone become `backbone.*`."""
+    """Return a network's tensors under our names; those of a bare backbone become `backbone.*`."""
     stripped = {key.removeprefix("module."): value for key, value in state.items()}
     if not any(key.startswith("backbone.") for key in stripped):
         stripped = {f"backbone.{key}": value for key, value in stripped.items()}
@@ -32,7 +32,7 @@ def our_names(state: Mapping[str, Tensor]) -> State:
         if key.startswith("head."):
             result[key.replace(*GAIN).replace(*DIRECTION)] = value
         elif "cls_attn_blocks." in key and ".attn.qkv." in key:
-            # timm's XCiT makes only one query, that of the class token, and so keeps the three apart
+            # timm's XCiT computes only the class token's query, and so has separate q, k and v layers
             for letter, part in zip("qkv", value.chunk(3), strict=True):
                 result[key.replace(".qkv.", f".{letter}.")] = part
         else:
@@ -41,7 +41,7 @@ def our_names(state: Mapping[str, Tensor]) -> State:
 
 
 def released_names(state: Mapping[str, Tensor], *, wrapped: bool) -> State:
-    """The inverse of `our_names` for a network with a head; `wrapped` puts `module.` before every name."""
+    """Invert `our_names` for a network with a head; `wrapped` adds `module.` before every name."""
     result: State = {}
     for key, value in state.items():
         name = key.replace("backbone.pos_embed.", "backbone.pos_embeder.")
@@ -62,14 +62,14 @@ def released_layout(
     epoch: int,
     args: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """A full checkpoint as `main_dino.py` writes it, less the optimizer's state.
+    """Return a full checkpoint as `main_dino.py` writes it, without the optimizer's state.
 
     Args:
         student: all tensors of the student under our names.
-        teacher: the same of the teacher.
+        teacher: all tensors of the teacher under our names.
         center: (1, K).
-        epoch: the epoch that comes next, from 0.
-        args: the command line's values by the released names.
+        epoch: the next epoch, counted from 0.
+        args: command-line values by the released names.
     """
     has_batch_norm = any(key.endswith(".running_mean") for key in student)
     return {

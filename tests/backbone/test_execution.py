@@ -1,4 +1,4 @@
-"""Recomputation and layout change memory and speed, not gradients."""
+"""Recomputation and memory format change memory and speed, not results."""
 
 from typing import Any
 
@@ -26,19 +26,19 @@ def library_vit() -> nn.Module:
 
 
 def saved_bytes_and_gradients(backbone: nn.Module, size: int) -> tuple[int, list[torch.Tensor], dict]:
-    """Bytes that the forward pass keeps besides the parameters; the gradients; the buffers."""
+    """Return the bytes that the forward pass keeps besides the parameters, the gradients, and the buffers."""
     images = torch.randn(6, 3, size, size, generator=torch.Generator().manual_seed(2))
     own = {parameter.untyped_storage().data_ptr() for parameter in backbone.parameters()}
     kept: dict[int, int] = {}
 
-    def note(tensor: torch.Tensor) -> torch.Tensor:
+    def record(tensor: torch.Tensor) -> torch.Tensor:
         storage = tensor.untyped_storage()
         if storage.data_ptr() not in own:
             kept[storage.data_ptr()] = storage.nbytes()
         return tensor
 
-    torch.manual_seed(5)  # the branches that stochastic depth drops
-    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+    torch.manual_seed(5)  # decides which branches stochastic depth drops
+    with torch.autograd.graph.saved_tensors_hooks(record, lambda tensor: tensor):
         features = backbone(images)
     bytes_kept = sum(kept.values())
     gradients = torch.autograd.grad(features.square().sum(), list(backbone.parameters()))
@@ -54,11 +54,12 @@ def test_checkpointed_blocks_give_the_same_gradients_from_less_memory(
     torch.manual_seed(0)
     checkpointed = build()
     checkpoint_blocks(checkpointed, name="it")
-    whole, gradients, buffers = saved_bytes_and_gradients(plain, size)
-    less, same_gradients, same_buffers = saved_bytes_and_gradients(checkpointed, size)
-    assert less < share * whole
+    kept, gradients, buffers = saved_bytes_and_gradients(plain, size)
+    kept_less, same_gradients, same_buffers = saved_bytes_and_gradients(checkpointed, size)
+    assert kept_less < share * kept
     torch.testing.assert_close(same_gradients, gradients, rtol=1e-6, atol=1e-6)
-    torch.testing.assert_close(same_buffers, buffers, rtol=0, atol=0)  # the stem's batch norms moved once
+    # the running statistics of the stem's batch norms must move only once
+    torch.testing.assert_close(same_buffers, buffers, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize(
@@ -74,16 +75,16 @@ def test_checkpointed_blocks_give_the_same_gradients_from_less_memory(
         ),
         (
             lambda: timm_backbone(name="vgg11", drop_path_rate=0, in_channels=3, image_size=64),
-            "no blocks that can be computed again",
+            "no blocks that can be recomputed",
         ),
     ],
 )
-def test_backbones_that_cannot_compute_their_blocks_again_are_refused(backbone: Any, reason: str) -> None:
+def test_backbones_that_cannot_recompute_their_blocks_are_refused(backbone: Any, reason: str) -> None:
     with pytest.raises(UserError, match=rf"trainer\.checkpoint_blocks = true: .*{reason}.*; set trainer\."):
         checkpoint_blocks(backbone(), name="it")
 
 
-def test_convolutional_networks_run_channels_last_with_the_same_result() -> None:
+def test_channels_last_gives_convolutional_networks_the_same_result() -> None:
     assert not is_convolutional(small_vit())
     torch.manual_seed(0)
     network = DINONetwork(torchvision.models.resnet18(num_classes=16), DINOHead(in_dim=16, out_dim=8))
@@ -99,7 +100,7 @@ def test_convolutional_networks_run_channels_last_with_the_same_result() -> None
     assert strides == [True]
 
 
-def test_parameters_without_a_gradient_are_found_and_nothing_moves() -> None:
+def test_unused_parameters_are_found_without_changing_the_network() -> None:
     torch.manual_seed(0)
     network = DINONetwork(small_vit(), DINOHead(in_dim=32, out_dim=8))
     before = {name: value.clone() for name, value in network.state_dict().items()}

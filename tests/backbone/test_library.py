@@ -1,4 +1,4 @@
-"""timm and torchvision backbones: any crop size, the right feature, and errors that say what to do."""
+"""timm and torchvision backbones: any crop size, the right feature, and errors with a fix."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from dino_exp.errors import UserError
 
 
 def features(model: nn.Module, size: int, channels: int = 3) -> torch.Tensor:
-    """Features in train mode, as a student or teacher gives them."""
+    """Return features in train mode, as student and teacher compute them."""
     torch.manual_seed(1)
     return model.train()(torch.randn(3, channels, size, size))
 
@@ -36,7 +36,7 @@ def test_timm_models_take_both_crop_sizes(name: str, dim: int, sizes: tuple[int,
     assert model.feature_dim == dim
     for size in sizes:
         assert features(model, size, channels=1).shape == (3, dim)
-    # a teacher: neither dropout nor stochastic depth, though Swin has it by default
+    # like a teacher's: neither dropout nor stochastic depth, which Swin has by default
     assert torch.equal(features(model, sizes[1], channels=1), features(model, sizes[1], channels=1))
 
 
@@ -57,19 +57,19 @@ def test_timm_students_have_stochastic_depth() -> None:
         ),
     ],
 )
-def test_timm_errors_name_key_value_and_remedy(settings: dict[str, Any], message: str) -> None:
+def test_timm_errors_name_key_value_and_fix(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
         timm_backbone(**{"drop_path_rate": 0.0, "in_channels": 3, "image_size": 64, **settings})
 
 
-def test_a_model_for_one_size_is_found_out_before_training() -> None:
+def test_a_model_for_one_image_size_is_refused_before_training() -> None:
     model = timm_backbone(name="cait_xxs24_224", drop_path_rate=0.0, in_channels=3, image_size=32)
     check_image_sizes(model, name="cait_xxs24_224", in_channels=3, sizes=[32])
     with pytest.raises(UserError, match=r"cait_xxs24_224: cannot take images of 16x16 pixels \(Input height"):
         check_image_sizes(model, name="cait_xxs24_224", in_channels=3, sizes=[32, 16])
 
 
-def test_the_check_leaves_no_trace() -> None:
+def test_checking_sizes_changes_neither_weights_nor_buffers_nor_random_numbers() -> None:
     model = torchvision_backbone(name="resnet18", stem="small", in_channels=3, image_size=32).train()
     before = {name: value.clone() for name, value in model.state_dict().items()}
     random_state = torch.get_rng_state()
@@ -97,11 +97,11 @@ def test_torchvision_models_lose_only_their_last_layer(name: str, dim: int) -> N
     assert model.feature_dim == dim
     assert features(model, 32, channels=4).shape == (3, dim)
     assert not any(module.out_features == 1000 for module in model.modules() if isinstance(module, nn.Linear))
-    # some have dropout and stochastic depth built in, and a teacher must not
+    # some have dropout and stochastic depth built in, which a teacher must not have
     assert torch.equal(features(model, 32, channels=4), features(model, 32, channels=4))
 
 
-def test_a_new_first_convolution_keeps_the_spread_of_the_old() -> None:
+def test_a_new_first_convolution_has_the_standard_deviation_of_the_old() -> None:
     model = torchvision_backbone(name="resnet18", stem="imagenet", in_channels=1, image_size=32)
     first = model.get_submodule("conv1")
     assert isinstance(first, nn.Conv2d)
@@ -132,6 +132,6 @@ def test_the_small_stem_keeps_the_resolution() -> None:
         ({"name": "mobilenet_v2", "stem": "small"}, "stem = small: only for ResNets"),
     ],
 )
-def test_torchvision_errors_name_key_value_and_remedy(settings: dict[str, Any], message: str) -> None:
+def test_torchvision_errors_name_key_value_and_fix(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
         torchvision_backbone(**{"stem": "imagenet", "in_channels": 3, "image_size": 32, **settings})

@@ -9,7 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from dino_exp.backbone.vit import Block, DropPath, VisionTransformer, vit
+from dino_exp.backbone.vit import Block, DropPath, VisionTransformer
 from dino_exp.errors import UserError
 
 SMALL: dict[str, Any] = {
@@ -28,7 +28,7 @@ SMALL: dict[str, Any] = {
 
 def small_vit(**changes: Any) -> VisionTransformer:
     torch.manual_seed(0)
-    return vit(**{**SMALL, **changes})
+    return VisionTransformer(**{**SMALL, **changes})
 
 
 def test_vit_small_16_has_the_released_parameters() -> None:
@@ -98,7 +98,7 @@ def test_xavier_initialization_of_the_blocks() -> None:
 
 
 def bicubic_matrix(stored: int, wanted: int) -> np.ndarray:
-    """Weights (wanted, stored) of a bicubic resize by the factor (wanted + 0.1) / stored; a = -0.75."""
+    """Return the weights (wanted, stored) of a bicubic resize by (wanted + 0.1) / stored, with a = -0.75."""
     weights = np.zeros((wanted, stored))
     for row in range(wanted):
         source = (row + 0.5) * stored / (wanted + 0.1) - 0.5
@@ -111,7 +111,7 @@ def bicubic_matrix(stored: int, wanted: int) -> np.ndarray:
 
 
 @pytest.mark.parametrize(("height", "width"), [(6, 6), (6, 14), (20, 9), (1, 2)])
-def test_positions_are_bicubic_with_the_extra_tenth(height: int, width: int) -> None:
+def test_positions_are_resized_bicubically_by_the_released_scale_factor(height: int, width: int) -> None:
     model = small_vit(patch_size=16, image_size=224).double()
     stored = model.pos_embed[0, 1:].detach().numpy().reshape(14, 14, 64)
     rows, columns = bicubic_matrix(14, height), bicubic_matrix(14, width)
@@ -119,7 +119,7 @@ def test_positions_are_bicubic_with_the_extra_tenth(height: int, width: int) -> 
     torch.testing.assert_close(model.patch_positions(height, width).detach(), expected, rtol=0, atol=1e-12)
 
 
-def test_other_ways_to_resize_give_another_network() -> None:
+def test_resizing_to_the_target_size_or_with_antialiasing_gives_other_positions() -> None:
     model = small_vit(patch_size=16, image_size=224, depth=2).double()
     crops = torch.randn(4, 3, 96, 96, dtype=torch.float64)
     grid = model.pos_embed[:, 1:].unflatten(1, (14, 14)).permute(0, 3, 1, 2)
@@ -143,12 +143,12 @@ def test_the_feature_is_the_class_token_after_the_final_norm(size: tuple[int, in
     torch.testing.assert_close(feature, tokens[:, 0], rtol=0, atol=1e-12)
     gradients = torch.autograd.grad(feature.square().sum(), list(model.parameters()))
     expected = torch.autograd.grad(tokens[:, 0].square().sum(), list(model.parameters()))
-    for (name, _), ours, whole in zip(model.named_parameters(), gradients, expected, strict=True):
-        torch.testing.assert_close(ours, whole, rtol=0, atol=1e-10, msg=f"{name}: {{}}".format)
+    for (name, _), ours, plain in zip(model.named_parameters(), gradients, expected, strict=True):
+        torch.testing.assert_close(ours, plain, rtol=0, atol=1e-10, msg=f"{name}: {{}}".format)
 
 
 def plain_block(block: Block, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """A block as the released code writes it; also the attention (B, heads, N, N)."""
+    """Compute a block as the released code does; return tokens and attention (B, heads, N, N)."""
     batch, tokens, dim = x.shape
     heads = block.attn.num_heads
     qkv = block.attn.qkv(block.norm1(x)).reshape(batch, tokens, 3, heads, dim // heads).permute(2, 0, 3, 1, 4)
@@ -157,7 +157,7 @@ def plain_block(block: Block, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tens
     return x + block.mlp.fc2(F.gelu(block.mlp.fc1(block.norm2(x)))), attention
 
 
-def test_every_block_and_its_attention_equal_the_released_arithmetic() -> None:
+def test_blocks_and_attention_equal_the_released_arithmetic() -> None:
     model = small_vit(num_heads=4).double()
     images = torch.randn(2, 3, 16, 24, dtype=torch.float64)
     patches = F.conv2d(images, model.patch_embed.proj.weight, model.patch_embed.proj.bias, stride=4)
@@ -175,7 +175,7 @@ def test_every_block_and_its_attention_equal_the_released_arithmetic() -> None:
     torch.testing.assert_close(weights, attention[:, :, 0, 1:].unflatten(2, (4, 6)), rtol=0, atol=1e-12)
 
 
-def test_stochastic_depth_drops_whole_samples_and_keeps_the_mean() -> None:
+def test_stochastic_depth_drops_entire_samples_and_keeps_the_mean() -> None:
     torch.manual_seed(0)
     drop = DropPath(0.25)
     dropped = drop(torch.ones(8000, 3, 2))
@@ -186,7 +186,7 @@ def test_stochastic_depth_drops_whole_samples_and_keeps_the_mean() -> None:
     assert torch.equal(drop.eval()(torch.ones(4, 3, 2)), torch.ones(4, 3, 2))
 
 
-def test_stochastic_depth_grows_linearly_and_a_teacher_has_none() -> None:
+def test_stochastic_depth_grows_linearly_and_is_absent_at_rate_zero() -> None:
     student = small_vit(depth=5, drop_path_rate=0.2)
     rates = [getattr(block.drop_path, "rate", 0.0) for block in student.blocks]
     assert rates == pytest.approx([0, 0.05, 0.1, 0.15, 0.2], abs=1e-7)

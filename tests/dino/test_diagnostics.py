@@ -1,4 +1,4 @@
-"""The diagnostics of outputs whose statistics are known."""
+"""The diagnostics of outputs with known statistics."""
 
 import math
 
@@ -6,12 +6,12 @@ import pytest
 import torch
 
 from dino_exp.dino.diagnostics import describe, effective_rank, fetch, observe, relative_distance, spread
-from dino_exp.dino.model import Output
+from dino_exp.dino.model import NetworkOutput
 
 
-def output(n: int = 8, k: int = 4) -> Output:
+def output(n: int = 8, k: int = 4) -> NetworkOutput:
     generator = torch.Generator().manual_seed(0)
-    return Output(*(torch.randn(n, size, generator=generator) for size in (6, 5, k)))
+    return NetworkOutput(*(torch.randn(n, size, generator=generator) for size in (6, 5, k)))
 
 
 CASES = {  # probabilities of 8 crops over 4 prototypes -> entropy, marginal entropy, share used
@@ -46,7 +46,7 @@ def test_spread_is_one_when_even_and_zero_when_constant() -> None:
     assert spread(torch.ones(10, 5)).item() == pytest.approx(0, abs=1e-6)
 
 
-def test_both_networks_are_named_and_local_crops_left_out() -> None:
+def test_both_networks_are_named_and_local_crops_ignored() -> None:
     student, teacher = output(20), output(8)
     probabilities = torch.softmax(teacher.logits, 1)
     seen = observe(student, teacher, probabilities, probabilities)

@@ -44,7 +44,7 @@ def test_the_last_layers_gain_moves_too() -> None:
         torch.testing.assert_close(teacher.get_parameter(name), expected, rtol=0, atol=1e-15)
 
 
-def test_momentum_one_keeps_the_teacher_and_zero_copies_the_student() -> None:
+def test_momentum_one_keeps_the_teacher_and_momentum_zero_copies_the_student() -> None:
     teacher, student = nn.Linear(3, 3), nn.Linear(3, 3)
     kept = teacher.weight.detach().clone()
     update_teacher(teacher, student, 1.0)
@@ -58,7 +58,7 @@ def test_different_networks_are_refused() -> None:
         update_teacher(nn.Linear(3, 3), nn.Linear(3, 3, bias=False), 0.9)
 
 
-def test_the_cosine_is_the_released_one_and_never_reaches_its_end() -> None:
+def test_the_cosine_is_the_released_one_and_ends_below_final_momentum() -> None:
     cases = json.loads((Path(__file__).parents[1] / "oracle" / "schedules.json").read_text())
     case = next(case for case in cases if case["base"] == 0.996)
     values = momentum_schedule(schedule="cosine", momentum=0.996, final_momentum=1.0, total_steps=70)

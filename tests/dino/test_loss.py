@@ -22,7 +22,7 @@ ORACLE = Path(__file__).parents[1] / "oracle"
 
 
 def pairwise(student: Tensor, teacher_probabilities: Tensor, student_temp: float = 0.1) -> Tensor:
-    """The loss as the released code writes it: one term per pair."""
+    """Compute the loss as the released code does, with one term per pair."""
     batch = len(teacher_probabilities) // 2
     terms = [
         torch.sum(-target * F.log_softmax(crop / student_temp, dim=-1), dim=-1).mean()
@@ -44,7 +44,7 @@ def gradient_of(logits: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize("name", ["loss_multicrop", "loss_two_global", "loss_center_m0"])
-def test_three_steps_of_the_released_code(name: str) -> None:
+def test_loss_gradient_and_center_of_three_steps_equal_the_released_code(name: str) -> None:
     with np.load(ORACLE / f"{name}.npz") as arrays:
         expected = {key: torch.from_numpy(np.asarray(value)) for key, value in arrays.items()}
     dino_loss = DINOLoss(
@@ -72,12 +72,12 @@ def test_gradient_of_a_scaled_loss_is_the_pairwise_one(n_crops: int) -> None:
     (gradient,) = torch.autograd.grad(7 * loss, student, retain_graph=True)
     assert loss.item() == pytest.approx(expected.item(), abs=1e-12)
     torch.testing.assert_close(gradient, expected_gradient, rtol=0, atol=1e-12)
-    # the buffer is spent: an error, not a gradient 49 times too large
+    # the buffer has been scaled in place: an error, not a gradient 49 times too large
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         torch.autograd.grad(7 * loss, student)
 
 
-def test_without_gradient_the_loss_is_the_same_number() -> None:
+def test_the_loss_is_the_same_number_under_no_grad() -> None:
     student, teacher = logits(12, 50), logits(6, 50, seed=1)
     with torch.no_grad():
         without = DINOLoss(out_dim=50).double()(student.requires_grad_(), teacher, 0.04)
@@ -112,7 +112,7 @@ def test_float16_gradients_survive_until_the_loss_scale_arrives() -> None:
     )
 
 
-def test_teacher_temperature_warms_up_per_epoch_with_its_end_point() -> None:
+def test_teacher_temperature_warms_up_per_epoch_and_reaches_its_end_point() -> None:
     dino_loss = DINOLoss(
         out_dim=2, teacher_temp=0.07, warmup_teacher_temp=0.04, warmup_teacher_temp_epochs=30
     )
@@ -142,7 +142,7 @@ def test_temperature_zero_is_a_hard_argmax_of_the_centered_logits() -> None:
     assert loss.item() == pytest.approx(math.log(3), abs=1e-12)
 
 
-def test_the_center_of_the_first_batch_is_its_mean_and_is_not_taken_again() -> None:
+def test_the_first_batch_initializes_the_center_once_and_not_after_a_resume() -> None:
     dino_loss = DINOLoss(out_dim=50, center_init="first_batch").double()
     student, teacher = logits(12, 50), logits(6, 50, seed=1)
     loss = dino_loss(student, teacher, 0.04)
@@ -166,7 +166,7 @@ def test_without_centering_the_center_stays_zero() -> None:
 
 
 def swav_sinkhorn(scores: Tensor, iterations: int = 3) -> Tensor:
-    """Sinkhorn-Knopp as SwAV and DINOv2 write it, without logarithms."""
+    """Compute Sinkhorn-Knopp as SwAV and DINOv2 do, without logarithms."""
     q = torch.exp(scores).t()
     q = q / q.sum()
     for _ in range(iterations):
@@ -176,7 +176,7 @@ def swav_sinkhorn(scores: Tensor, iterations: int = 3) -> Tensor:
 
 
 def test_sinkhorn_balances_both_global_crops_together() -> None:
-    teacher = logits(64, 8, seed=3) + torch.tensor([2.0] + 7 * [0.0])  # a prototype that would take all
+    teacher = logits(64, 8, seed=3) + torch.tensor([2.0] + 7 * [0.0])  # the first prototype always wins
     dino_loss = DINOLoss(out_dim=8, centering="sinkhorn").double()
     balanced = dino_loss.teacher_probabilities(teacher, 0.2)
     torch.testing.assert_close(balanced, swav_sinkhorn(teacher / 0.2), rtol=0, atol=1e-12)
@@ -186,14 +186,14 @@ def test_sinkhorn_balances_both_global_crops_together() -> None:
     torch.testing.assert_close(extreme.sum(dim=1), torch.ones(64, dtype=torch.float64))
 
 
-def test_logits_that_are_no_whole_crops_are_refused() -> None:
+def test_logits_of_wrong_shapes_are_refused() -> None:
     dino_loss = DINOLoss(out_dim=5)
     for student, teacher in (((7, 5), (4, 5)), ((2, 5), (4, 5)), ((8, 6), (4, 6)), ((6, 5), (3, 5))):
         with pytest.raises(ValueError, match="student logits"):
             dino_loss(torch.zeros(student), torch.zeros(teacher), 0.04)
 
 
-def worker(rank: int, folder: str) -> None:
+def probabilities_and_center(rank: int, folder: str) -> None:
     teacher = logits(8, 6).view(2, 2, 2, 6)[:, rank].reshape(4, 6)  # this process's half of each global crop
     results = {}
     for centering in ("mean", "sinkhorn"):
@@ -204,24 +204,24 @@ def worker(rank: int, folder: str) -> None:
     torch.save(results, f"{folder}/{rank}.pt")
 
 
-def test_two_processes_have_the_center_and_the_balance_of_the_whole_batch(tmp_path: Path) -> None:
-    in_two_processes(worker, str(tmp_path))
+def test_two_processes_have_the_center_and_the_balance_of_the_global_batch(tmp_path: Path) -> None:
+    in_two_processes(probabilities_and_center, str(tmp_path))
     teacher = logits(8, 6)
     for rank in range(2):
         got = torch.load(tmp_path / f"{rank}.pt")
         for centering in ("mean", "sinkhorn"):
-            whole = DINOLoss(out_dim=6, centering=centering).double()
-            expected = whole.teacher_probabilities(teacher, 0.04).view(2, 2, 2, 6)[:, rank].reshape(4, 6)
-            whole(teacher, teacher, 0.04)
+            alone = DINOLoss(out_dim=6, centering=centering).double()
+            expected = alone.teacher_probabilities(teacher, 0.04).view(2, 2, 2, 6)[:, rank].reshape(4, 6)
+            alone(teacher, teacher, 0.04)
             torch.testing.assert_close(got[centering], expected, rtol=0, atol=1e-12)
-            torch.testing.assert_close(got[f"{centering} center"], whole.center, rtol=0, atol=1e-12)
-    assert whole.center.abs().max() == 0
+            torch.testing.assert_close(got[f"{centering} center"], alone.center, rtol=0, atol=1e-12)
+    assert alone.center.abs().max() == 0
     mean_center = 0.1 * teacher.mean(dim=0, keepdim=True)
     torch.testing.assert_close(got["mean center"], mean_center, rtol=0, atol=1e-12)
 
 
 def peak_bytes(function: Callable[[], Any]) -> int:
-    """The most bytes alive at once of all that is allocated in `function`."""
+    """Return the peak of the bytes that `function` allocates."""
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         function()
     assert profiler.profiler is not None
@@ -229,7 +229,7 @@ def peak_bytes(function: Callable[[], Any]) -> int:
     return max(itertools.accumulate(changes))
 
 
-def test_memory_is_the_gradient_and_three_crops() -> None:
+def test_the_loss_needs_memory_for_the_gradient_and_three_crops() -> None:
     batch, n_crops, prototypes = 4, 10, 65536
     student = logits(n_crops * batch, prototypes, dtype=torch.float32).requires_grad_()
     teacher = logits(2 * batch, prototypes, seed=1, dtype=torch.float32)
@@ -242,7 +242,7 @@ def test_memory_is_the_gradient_and_three_crops() -> None:
     ours = peak_bytes(lambda: torch.autograd.grad(dino_loss(student, teacher, 0.04), student))
     released = peak_bytes(lambda: torch.autograd.grad(plain(), student))
     without_gradient = peak_bytes(lambda: dino_loss(student.detach(), teacher, 0.04))
-    # the batch mean is (1, K), a quarter of a crop here
+    # the 0.3 is for the batch mean (1, K), a quarter of a crop here
     assert ours <= (n_crops + 3.3) * crop
     assert released >= 38 * crop
     assert without_gradient <= 4.3 * crop

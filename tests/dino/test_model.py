@@ -10,7 +10,7 @@ from dino_exp.train.networks import build_networks
 
 
 class Counting(nn.Module):
-    """A backbone that notes what it is called with; its feature tells crop and place apart."""
+    """Backbone that records the shapes of its inputs; its feature is the mean of each channel."""
 
     feature_dim = 3
 
@@ -27,7 +27,7 @@ def head(in_dim: int = 3, use_bn: bool = True) -> DINOHead:
     return DINOHead(in_dim=in_dim, out_dim=6, hidden_dim=8, bottleneck_dim=4, use_bn=use_bn)
 
 
-def test_crops_are_grouped_by_resolution_and_the_head_sees_them_all_at_once() -> None:
+def test_the_backbone_runs_once_per_resolution_and_the_head_once_for_all_crops() -> None:
     torch.manual_seed(0)
     network = DINONetwork(Counting(), head())
     calls = []
@@ -38,7 +38,7 @@ def test_crops_are_grouped_by_resolution_and_the_head_sees_them_all_at_once() ->
     (features,) = calls
     torch.testing.assert_close(features, torch.cat([large.mean((2, 3)), small.mean((2, 3))]))
     assert output.logits.shape == (10, 6)
-    # With batch norm in the head, one call for all crops is not the same as one per resolution.
+    # with batch norm in the head, one call for all crops differs from one call per resolution
     apart = torch.cat([network([large]).logits, network([small]).logits])
     assert (apart - output.logits).abs().max() > 0.1
 
@@ -49,7 +49,7 @@ def test_views_of_one_size_share_a_backbone_call() -> None:
     assert network.backbone.seen == [(10, 3, 8, 8)]
 
 
-def test_the_teacher_begins_as_the_student_without_gradients_or_stochastic_depth() -> None:
+def test_the_teacher_starts_with_the_students_weights_without_gradients_or_stochastic_depth() -> None:
     cfg = compose(["experiment=debug", "backbone.drop_path_rate=0.5", "head.use_bn=true"])
     student, teacher = build_networks(cfg)
     assert student.state_dict().keys() == teacher.state_dict().keys()
@@ -73,6 +73,6 @@ def test_networks_depend_on_the_seed_alone() -> None:
     assert not torch.equal(weights(1), weights(2))
 
 
-def test_heads_are_built_for_the_backbone_s_features() -> None:
+def test_heads_are_built_for_the_feature_dimension_of_the_backbone() -> None:
     student, _ = student_and_teacher(lambda is_student: Counting(), lambda in_dim: head(in_dim))
     assert student([torch.randn(2, 3, 5, 5)]).bottleneck.shape == (2, 4)

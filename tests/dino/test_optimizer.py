@@ -59,7 +59,7 @@ def test_positions_class_token_and_gain_decay_but_biases_and_norms_do_not() -> N
     assert all(name.endswith(".bias") or ".norm" in name for name in spared)
 
 
-def test_a_fixed_gain_is_in_no_group() -> None:
+def test_a_fixed_gain_is_not_optimized() -> None:
     head = DINOHead(in_dim=3, out_dim=5, hidden_dim=4, bottleneck_dim=2, norm_last_layer=True)
     assert sum(len(group["params"]) for group in parameter_groups(head)) == 7
 
@@ -75,7 +75,7 @@ def test_clipping_is_per_tensor_and_returns_the_global_norm() -> None:
     assert norm.item() == pytest.approx(44**0.5, abs=1e-14)
 
 
-def test_a_clip_of_zero_only_measures() -> None:
+def test_clipping_at_zero_only_returns_the_norm() -> None:
     parameter = nn.Parameter(torch.zeros(2))
     parameter.grad = torch.tensor([30.0, 40.0])
     assert clip_gradients([parameter], 0.0).item() == 50
@@ -83,7 +83,7 @@ def test_a_clip_of_zero_only_measures() -> None:
 
 
 @pytest.mark.parametrize("build", [adamw, sgd, lars])
-def test_a_frozen_last_layer_neither_moves_nor_decays_and_thaws(build: Callable) -> None:
+def test_a_frozen_last_layer_neither_moves_nor_decays_and_trains_when_unfrozen(build: Callable) -> None:
     head = small_head()
     optimizer = build(params=parameter_groups(head))
     for group in optimizer.param_groups:
@@ -126,7 +126,7 @@ def test_adamw_equals_its_definition() -> None:
 
 
 def lars_step(parameter: Tensor, gradient: Tensor, velocity: Tensor, lr: float, weight_decay: float) -> None:
-    """One LARS update as the released code writes it."""
+    """Make one LARS update as the released code does."""
     if parameter.ndim != 1:
         gradient = gradient + weight_decay * parameter
         if parameter.norm() > 0 and gradient.norm() > 0:
@@ -138,7 +138,7 @@ def lars_step(parameter: Tensor, gradient: Tensor, velocity: Tensor, lr: float, 
 def test_lars_scales_and_decays_only_what_is_not_one_dimensional() -> None:
     head = small_head()
     with torch.no_grad():
-        head.get_parameter("mlp.0.weight").zero_()  # a norm of 0 must not give a step of 0 or NaN
+        head.get_parameter("mlp.0.weight").zero_()  # with a norm of 0 the step must be neither 0 nor NaN
     expected = {name: value.detach().clone() for name, value in head.named_parameters()}
     velocities = {name: torch.zeros_like(value) for name, value in expected.items()}
     optimizer = lars(params=parameter_groups(head))

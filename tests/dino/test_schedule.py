@@ -26,7 +26,7 @@ def test_cosine_is_the_released_one(case: dict) -> None:
     np.testing.assert_allclose(values, case["values"], rtol=0, atol=1e-15)
 
 
-def test_warm_up_includes_the_peak_and_the_cosine_stops_short_of_the_floor() -> None:
+def test_the_warm_up_includes_the_peak_and_the_cosine_ends_one_step_before_its_final_value() -> None:
     values = cosine_schedule(2e-3, 1e-6, 100, warmup_steps=10)
     assert values[0] == 0
     assert values[9] == values[10] == 2e-3

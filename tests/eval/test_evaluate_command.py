@@ -17,7 +17,7 @@ from dino_exp.config.compose import compose
 from dino_exp.config.compose_evaluation import check
 from dino_exp.eval.evaluate_command import main
 from dino_exp.train.run import train
-from tests.programs import Program, ranks, see_off
+from tests.programs import Program, ranks, wait_for_all
 
 
 @pytest.fixture(scope="session")
@@ -314,6 +314,6 @@ def test_two_processes_find_what_one_does(run: Path, tmp_path: Path) -> None:
     assert Program(*words, folder=tmp_path, environment=one).wait() == 0
     alone = {record["evaluation"]: record["figures"] for record in records(run)}
     (run / "evaluations.json").unlink()
-    assert see_off(ranks(*words, folder=tmp_path, environment=two)) == [0, 0]
+    assert wait_for_all(ranks(*words, folder=tmp_path, environment=two)) == [0, 0]
     assert {record["evaluation"]: record["figures"] for record in records(run)} == alone
     assert alone.keys() == {"knn", "linear"}

@@ -1,4 +1,4 @@
-"""Two runs of the demo's size: one whose transformer others have too, and the demo's own."""
+"""Two trained runs of the demo's size, one with the paper's patch embedding and one with the demo's stem."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ def trained(path: Path, *overrides: str) -> Path:
 
 @pytest.fixture(scope="session")
 def patch_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A transformer with a patch convolution, as in the paper."""
+    """Train a transformer with a patch convolution, as in the paper, which other libraries have too."""
     return trained(tmp_path_factory.mktemp("patch") / "run", "backbone.stem=patch")
 
 
 @pytest.fixture(scope="session")
 def conv_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A transformer with a convolutional stem."""
+    """Train a transformer with a convolutional stem, which other libraries do not have."""
     return trained(tmp_path_factory.mktemp("conv") / "run")

@@ -1,4 +1,4 @@
-"""What the tests of all formats share: features to compare with, and runs that need no training."""
+"""Helpers for the tests of all formats: features to compare with, and runs without training."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ IMAGES = torch.randn(3, 3, 32, 32, generator=torch.Generator().manual_seed(5))
 
 
 def features(run: Path, network: str = "teacher") -> Tensor:
-    """Of `IMAGES` by a run's last checkpoint."""
+    """Return the features of `IMAGES` by a run's last checkpoint."""
     with torch.no_grad():
         return read_run(run, "last").backbone(network)(IMAGES)
 
 
 def untrained(*overrides: str) -> Trained:
-    """A run that has not begun, with batch-norm statistics that are not those of the start."""
+    """Return an untrained run whose batch-norm statistics have moved from their initial values."""
     cfg = compose(["experiment=debug", *overrides])
     student, teacher = build_networks(cfg)
     with torch.no_grad():
         for network in (student, teacher):
-            network(2 * [IMAGES])  # moves the statistics
+            network(2 * [IMAGES])
             network.requires_grad_(False).eval()
     return Trained(
         path=Path("run"),
@@ -45,7 +45,7 @@ def untrained(*overrides: str) -> Trained:
 
 
 def code_in(folder: Path) -> str:
-    """The Python that the model card shows."""
+    """Return the Python code that the model card shows."""
     found = re.search(r"```python\n(.+?)```", (folder / "README.md").read_text(), re.DOTALL)
     assert found
     return found.group(1)

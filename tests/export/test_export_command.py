@@ -1,4 +1,4 @@
-"""`python -m dino_exp.export` as a person meets it: the card, the defaults, and errors that leave nothing."""
+"""`python -m dino_exp.export`: the model card, the defaults, and errors that write nothing."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.programs import run_program
 ROOT = Path(__file__).parents[2]
 
 
-def test_the_card_has_what_a_stranger_asks(patch_run: Path) -> None:
+def test_the_card_describes_data_training_result_and_license(patch_run: Path) -> None:
     words = [f"run={patch_run}", "format=timm", "license=apache-2.0"]
     done = run_program("-m", "dino_exp.export", *words, folder=patch_run.parent)
     out = patch_run / "export" / "timm_teacher_last"
@@ -29,7 +29,7 @@ def test_the_card_has_what_a_stranger_asks(patch_run: Path) -> None:
         "The teacher's backbone of the run `run`",
         "after step 2.",
         "Images: 32 x 32 pixels, 3 channels",
-        "less the mean [0.5, 0.5, 0.5]",
+        "minus the mean [0.5, 0.5, 0.5]",
         "| data | shapes |",
         "| prototypes | 64 |",
         f"| verdict | {summary['verdict']}: {summary['evidence']} |",
@@ -44,7 +44,9 @@ def test_the_card_has_what_a_stranger_asks(patch_run: Path) -> None:
     assert ((out / "README.md").read_text(), (out / "model.safetensors").read_bytes()) == before
 
 
-def test_the_best_checkpoint_is_another_choice(patch_run: Path, tmp_path: Path) -> None:
+def test_the_best_checkpoint_is_exported_with_its_own_step_and_accuracy(
+    patch_run: Path, tmp_path: Path
+) -> None:
     out = tmp_path / "best"
     assert main([f"run={patch_run}", "format=dino", "checkpoint=best", f"out={out}"]) == 0
     best = torch.load(patch_run / "checkpoints" / "best.pt", weights_only=True)
@@ -58,20 +60,20 @@ def test_the_best_checkpoint_is_another_choice(patch_run: Path, tmp_path: Path) 
 @pytest.mark.parametrize(
     ("words", "error"),
     [
-        (["run=nowhere", "format=timm"], "run = nowhere: no run, because it has no config.yaml"),
-        (["run=folder", "format=timm"], "run = folder: no run, because it has no config.yaml"),
-        (["run=begun", "format=timm"], "run = begun: no checkpoints/last.pt; nothing was saved yet."),
-        (["run=cut", "format=timm"], "cut/checkpoints/last.pt: not a whole file of weights"),
-        (["run=foreign", "format=timm"], "foreign/checkpoints/last.pt: no checkpoint of this project"),
+        (["run=nowhere", "format=timm"], "run = nowhere: not a run, it has no config.yaml"),
+        (["run=folder", "format=timm"], "run = folder: not a run, it has no config.yaml"),
+        (["run=begun", "format=timm"], "run = begun: no checkpoints/last.pt; nothing has been saved yet."),
+        (["run=cut", "format=timm"], "cut/checkpoints/last.pt: not a complete file of weights"),
+        (["run=foreign", "format=timm"], "foreign/checkpoints/last.pt: not a checkpoint of this project"),
         (["run=PATCH", "format=gguf"], "format = gguf: must be timm, dino, torchhub or onnx."),
         (["run=PATCH", "fromat=timm"], "fromat=timm: no such key; did you mean format=...?"),
-        (["run=PATCH"], "format: not set; give e.g. format=timm."),
+        (["run=PATCH"], "format: not set; use e.g. format=timm."),
         (["format=timm"], "run: not set"),
-        (["run=PATCH", "format=timm", "out=folder"], "out = folder: is there already"),
+        (["run=PATCH", "format=timm", "out=folder"], "out = folder: already exists"),
         (["run=CONV", "format=timm", "out=new/folder"], "backbone.stem = conv: timm has no transformer"),
     ],
 )
-def test_what_cannot_be_exported_is_one_line_and_leaves_nothing(
+def test_an_export_that_fails_prints_one_line_and_writes_nothing(
     patch_run: Path,
     conv_run: Path,
     tmp_path: Path,
@@ -83,31 +85,30 @@ def test_what_cannot_be_exported_is_one_line_and_leaves_nothing(
     monkeypatch.chdir(tmp_path)
     (tmp_path / "folder").mkdir()
     (tmp_path / "folder" / "notes.txt").write_text("mine")
-    whole = (patch_run / "checkpoints" / "last.pt").read_bytes()
+    content = (patch_run / "checkpoints" / "last.pt").read_bytes()
     for name in ("begun", "cut", "foreign"):
         (tmp_path / name / "checkpoints").mkdir(parents=True)
         (tmp_path / name / "config.yaml").write_bytes((patch_run / "config.yaml").read_bytes())
-    (tmp_path / "cut" / "checkpoints" / "last.pt").write_bytes(whole[: len(whole) // 2])
+    (tmp_path / "cut" / "checkpoints" / "last.pt").write_bytes(content[: len(content) // 2])
     torch.save({"state_dict": {"x": torch.ones(1)}}, tmp_path / "foreign" / "checkpoints" / "last.pt")
     before = sorted(tmp_path.rglob("*"))
-    places = {"PATCH": str(patch_run), "CONV": str(conv_run)}
-    for name, place in places.items():
-        words = [word.replace(name, place) for word in words]
+    for name, run in {"PATCH": patch_run, "CONV": conv_run}.items():
+        words = [word.replace(name, str(run)) for word in words]
     assert main(words) == 2
-    said = capsys.readouterr()
-    assert said.err.startswith(error)
-    assert (said.err.count("\n"), said.out) == (1, "")
+    printed = capsys.readouterr()
+    assert printed.err.startswith(error)
+    assert (printed.err.count("\n"), printed.out) == (1, "")
     assert sorted(tmp_path.rglob("*")) == before
 
 
-def test_another_networks_checkpoint_is_found_out(
+def test_a_checkpoint_of_another_network_is_refused(
     patch_run: Path, conv_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "checkpoints").mkdir()
     (tmp_path / "config.yaml").write_bytes((conv_run / "config.yaml").read_bytes())
     (tmp_path / "checkpoints" / "last.pt").write_bytes((patch_run / "checkpoints" / "last.pt").read_bytes())
     assert main([f"run={tmp_path}", "format=torchhub"]) == 2
-    assert "backbone.patch_embed.proj.weight is (64, 3, 4, 4) there" in capsys.readouterr().err
+    assert "backbone.patch_embed.proj.weight has shape (64, 3, 4, 4)" in capsys.readouterr().err
 
 
 def test_a_missing_library_is_named(
@@ -115,7 +116,6 @@ def test_a_missing_library_is_named(
 ) -> None:
     monkeypatch.setitem(sys.modules, to_onnx.LIBRARIES[-1], None)
     assert main([f"run={conv_run}", "format=onnx", f"out={tmp_path / 'out'}"]) == 2
-    assert (
-        "onnxruntime is missing; format=onnx needs pip install 'dino-exp[export]'." in capsys.readouterr().err
-    )
+    error = "format = onnx: onnxruntime is missing; install it with pip install 'dino-exp[export]'."
+    assert error in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []

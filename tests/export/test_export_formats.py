@@ -1,4 +1,4 @@
-"""Exported weights give the trained features where they are loaded: by timm, the released code, hub, ONNX."""
+"""Exported weights have the trained network's features in timm, the released code, torch.hub and ONNX."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def test_library_backbones_keep_their_own_names(tmp_path: Path, overrides: list[
 def load_pretrained_weights(
     model: torch.nn.Module, file: Path, checkpoint_key: str
 ) -> tuple[list[str], list[str]]:
-    """What the function of this name in the released `utils.py` does; the keys missing, and unexpected."""
+    """Load as the function of this name in the released `utils.py`; return missing and unexpected keys."""
     with torch.serialization.safe_globals([argparse.Namespace]):
         state_dict = torch.load(file, map_location="cpu", weights_only=True)[checkpoint_key]
     state_dict = {key.replace("module.", ""): value for key, value in state_dict.items()}
@@ -76,7 +76,7 @@ def load_pretrained_weights(
     return missing, unexpected
 
 
-def test_the_released_scripts_read_the_checkpoint_and_so_does_a_run(patch_run: Path, tmp_path: Path) -> None:
+def test_the_released_scripts_and_init_from_read_the_checkpoint(patch_run: Path, tmp_path: Path) -> None:
     out = tmp_path / "released"
     assert main([f"run={patch_run}", "format=dino", f"out={out}"]) == 0
     file = out / "checkpoint.pth"
@@ -122,8 +122,8 @@ def test_the_card_says_how_the_released_code_builds_the_network(overrides: list[
 
 
 @pytest.mark.spawn
-def test_torch_hub_needs_nothing_of_this_project(tmp_path: Path) -> None:
-    """Two folders in one process, which share no code by accident."""
+def test_torch_hub_folders_work_without_this_project(tmp_path: Path) -> None:
+    """Loads two folders in one process, to see that they do not share code by accident."""
     names = {"dino_vit_micro": [], "dino_resnet18": ["backbone=resnet18_cifar"]}
     for name, overrides in names.items():
         folder, run = tmp_path / name, untrained(*overrides)
@@ -179,7 +179,7 @@ def test_onnx_runtime_gives_the_features_for_any_number_of_images(
         ),
     ],
 )
-def test_a_network_that_nobody_else_has_is_sent_to_a_format_that_takes_it(
+def test_the_error_for_an_unsupported_network_names_formats_that_support_it(
     tmp_path: Path, write: Callable[[Trained, str, Path], object], overrides: list[str], error: str
 ) -> None:
     with pytest.raises(UserError, match=f"{error}.*; use format=torchhub or format=onnx"):
@@ -188,7 +188,7 @@ def test_a_network_that_nobody_else_has_is_sent_to_a_format_that_takes_it(
 
 
 class Branching(torch.nn.Module):
-    """Decides by its input, which no graph can."""
+    """Backbone with a branch that depends on its input, which a graph cannot express."""
 
     feature_dim = 3
 
@@ -196,7 +196,7 @@ class Branching(torch.nn.Module):
         return x.mean(dim=(2, 3)) if x.sum() > 0 else x.amax(dim=(2, 3))
 
 
-def test_a_network_without_a_graph_is_said_to_have_none(tmp_path: Path) -> None:
+def test_a_network_that_onnx_cannot_express_is_an_error(tmp_path: Path) -> None:
     run = untrained()
     run.teacher.backbone = Branching()
     with pytest.raises(UserError, match=r"torch.onnx cannot express vit_micro \(.+\); use format=torchhub"):

@@ -57,7 +57,7 @@ def test_a_process_learns_its_ranks_from_its_task(
     tmp_path: Path, changes: dict[str, str], expected: Processes
 ) -> None:
     variables = worker.process_variables(RunDirectory(tmp_path), TWO_BY_TWO | changes, 1)
-    found = Processes.of(variables)
+    found = Processes.from_environment(variables)
     assert found.rendezvous == tmp_path / ".rendezvous.31-0"
     assert (found.rank, found.count) == (expected.rank, expected.count)
     assert (found.local_rank, found.local_count) == (expected.local_rank, expected.local_count)
@@ -67,7 +67,7 @@ def test_a_process_learns_its_ranks_from_its_task(
 
 def test_every_attempt_has_its_own_rendezvous_file(tmp_path: Path) -> None:
     again = worker.process_variables(RunDirectory(tmp_path), TWO_BY_TWO | {"SLURM_RESTART_COUNT": "2"}, 1)
-    assert Processes.of(again).rendezvous == tmp_path / ".rendezvous.31-2"
+    assert Processes.from_environment(again).rendezvous == tmp_path / ".rendezvous.31-2"
 
 
 @pytest.mark.parametrize(("runs", "cores"), [(1, "6"), (2, "3"), (4, "1"), (8, "1")])
@@ -77,7 +77,7 @@ def test_runs_of_a_single_task_are_single_processes_that_share_its_cores(
     one = TWO_BY_TWO | {"SLURM_NTASKS": "1", "SLURM_PROCID": "0", "SLURM_LOCALID": "0"}
     variables = worker.process_variables(RunDirectory(tmp_path), one, runs)
     assert variables == {"SLURM_CPUS_PER_TASK": cores}
-    assert Processes.of(variables) == Processes()
+    assert Processes.from_environment(variables) == Processes()
 
 
 # ---- recorded exits -------------------------------------------------------------------------------------

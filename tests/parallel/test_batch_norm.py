@@ -1,4 +1,4 @@
-"""Batch norm in two processes is batch norm on their joint batch."""
+"""Batch norm in two processes equals batch norm on their joint batch."""
 
 from pathlib import Path
 from typing import Any
@@ -29,24 +29,24 @@ def images() -> torch.Tensor:
     return torch.randn(10, 3, 6, 6, generator=torch.Generator().manual_seed(1), dtype=torch.float64) * 2 + 5
 
 
-def two_steps(of: nn.Module, x: torch.Tensor) -> dict[str, Any]:
-    """Outputs, gradients of their sum, and the state after two batches."""
+def two_steps(model: nn.Module, x: torch.Tensor) -> dict[str, Any]:
+    """Return outputs, gradients, and the state after two batches."""
     x = x.clone().requires_grad_()
     for factor in (1.0, 3.0):
-        output = of(factor * x)
+        output = model(factor * x)
         output.sin().sum().backward()
-    gradients = {name: parameter.grad for name, parameter in of.named_parameters()}
-    of.eval()
+    gradients = {name: parameter.grad for name, parameter in model.named_parameters()}
+    model.eval()
     return {
         "output": output.detach(),
         "input gradient": x.grad,
         "gradients": gradients,
-        "state": of.state_dict(),
-        "eval": of(x).detach(),
+        "state": model.state_dict(),
+        "eval": model(x).detach(),
     }
 
 
-def worker(rank: int, folder: str) -> None:
+def save_two_steps(rank: int, folder: str) -> None:
     for momentum in (0.1, None):
         ours = network(momentum)
         synchronize_batch_norms(ours, torch.device("cpu"))
@@ -57,16 +57,16 @@ def worker(rank: int, folder: str) -> None:
         torch.save(half, f"{folder}/{rank}-{momentum}.pt")
 
 
-def test_two_processes_are_one_batch(tmp_path: Path) -> None:
-    in_two_processes(worker, str(tmp_path))
+def test_two_processes_equal_one_with_the_joint_batch(tmp_path: Path) -> None:
+    in_two_processes(save_two_steps, str(tmp_path))
     for momentum in (0.1, None):
-        whole = two_steps(network(momentum), images())
+        one = two_steps(network(momentum), images())
         halves = [torch.load(tmp_path / f"{rank}-{momentum}.pt") for rank in range(2)]
         for name in ("output", "eval", "input gradient"):
             joint = torch.cat([half[name] for half in halves])
-            torch.testing.assert_close(joint, whole[name], rtol=0, atol=1e-10)
+            torch.testing.assert_close(joint, one[name], rtol=0, atol=1e-10)
         for half in halves:
-            torch.testing.assert_close(half["gradients"], whole["gradients"], rtol=0, atol=1e-10)
-            assert half["state"].keys() == whole["state"].keys()
-            for name, value in whole["state"].items():
+            torch.testing.assert_close(half["gradients"], one["gradients"], rtol=0, atol=1e-10)
+            assert half["state"].keys() == one["state"].keys()
+            for name, value in one["state"].items():
                 torch.testing.assert_close(half["state"][name], value, rtol=0, atol=1e-10, msg=name)

@@ -1,4 +1,4 @@
-"""Two processes through the front door: the same run as one, however it ends."""
+"""`train.py` in two processes: the run of one process, and every way in which it can end."""
 
 import os
 import signal
@@ -17,11 +17,11 @@ from dino_exp.runs.run_directory import RunDirectory, read_metrics
 from dino_exp.train import checkpoint
 from dino_exp.train.run import train
 from dino_exp.train.trainer import Trainer
-from tests.programs import ROOT, Program, in_two_processes, ranks, see_off
+from tests.programs import ROOT, Program, in_two_processes, ranks, wait_for_all
 
 TORCHRUN = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone"]
-# 20 steps, several epochs, and batch norm in the stem. AdamW would make far more of a rounding error than SGD
-# does, and batch norm in the head still more; the test in float64 has them.
+# 20 steps, several epochs, and batch norm in the stem. With AdamW or batch norm in the head rounding errors
+# would grow far more; the test in float64 has both.
 RUN = [
     "experiment=debug",
     "data.train_size=64",
@@ -63,9 +63,9 @@ def one_process(tmp_path_factory: pytest.TempPathFactory) -> RunDirectory:
 
 @pytest.fixture(scope="module")
 def rounded_otherwise(tmp_path_factory: pytest.TempPathFactory) -> RunDirectory:
-    """The same run with every weight moved to a neighboring number before each step.
+    """Train the same run with every weight moved to a neighboring number before each step.
 
-    What this changes is what rounding grows to on this machine: sums in another order may change as much.
+    The difference shows how far rounding errors grow; sums in another order may cause as much.
     """
     folder = tmp_path_factory.mktemp("rounded")
     step = Trainer.train_step
@@ -86,7 +86,9 @@ def rounded_otherwise(tmp_path_factory: pytest.TempPathFactory) -> RunDirectory:
     return RunDirectory(folder / "run")
 
 
-def farthest(values: Callable[[RunDirectory], torch.Tensor], one: RunDirectory, other: RunDirectory) -> float:
+def difference(
+    values: Callable[[RunDirectory], torch.Tensor], one: RunDirectory, other: RunDirectory
+) -> float:
     return float((values(one) - values(other)).abs().max())
 
 
@@ -102,16 +104,16 @@ def all_weights(directory: RunDirectory) -> torch.Tensor:
 def assert_same_but_for_rounding(
     found: RunDirectory, expected: RunDirectory, rounded_otherwise: RunDirectory
 ) -> None:
-    """No farther apart than ten times what rounding makes of the run."""
+    """Compare two runs, and allow ten times the difference that rounding causes."""
     for values in (losses, all_weights):
-        assert farthest(values, found, expected) < 10 * farthest(values, rounded_otherwise, expected)
+        assert difference(values, found, expected) < 10 * difference(values, rounded_otherwise, expected)
 
 
 def test_two_processes_make_the_run_of_one(
     tmp_path: Path, one_process: RunDirectory, rounded_otherwise: RunDirectory
 ) -> None:
     first, second = processes = pair(tmp_path, *RUN)
-    assert see_off(processes) == [0, 0], first.output + second.output
+    assert wait_for_all(processes) == [0, 0], first.output + second.output
     assert "16 images = 2 processes x 8" in first.stdout
     assert first.stdout.count("step 20/20") == first.stdout.count("\nverdict ") == 1
     assert second.output == ""
@@ -129,13 +131,13 @@ def test_two_processes_make_the_run_of_one(
     assert directory.read_summary()["environment"]["processes"] == 2
 
 
-def test_a_signal_to_one_process_stops_both_and_one_can_go_on(
+def test_a_signal_to_one_process_stops_both_and_one_process_can_resume(
     tmp_path: Path, one_process: RunDirectory, rounded_otherwise: RunDirectory
 ) -> None:
     processes = pair(tmp_path, *RUN)
     processes[0].until_it_says("step 4/20")
     processes[1].signal(signal.SIGTERM)
-    assert see_off(processes) == [143, 143], processes[0].output
+    assert wait_for_all(processes) == [143, 143], processes[0].output
     directory = only_run(tmp_path)
     status = directory.read_status()
     assert status["state"] == "preempted"
@@ -148,7 +150,7 @@ def test_a_signal_to_one_process_stops_both_and_one_can_go_on(
 
 
 @pytest.mark.spawn
-def test_torchrun_starts_a_run_and_hands_its_exit_code_on(tmp_path: Path) -> None:
+def test_torchrun_starts_a_run_and_reports_its_exit_code(tmp_path: Path) -> None:
     process = subprocess.Popen(
         [sys.executable, *TORCHRUN, str(ROOT / "train.py"), *RUN, "trainer.epochs=50"],
         cwd=tmp_path,
@@ -159,7 +161,7 @@ def test_torchrun_starts_a_run_and_hands_its_exit_code_on(tmp_path: Path) -> Non
     )
     assert process.stdout is not None
     assert any("step 8/200" in line for line in process.stdout)
-    os.kill(worker(process, rank=1), signal.SIGTERM)
+    os.kill(process_of_rank(process, rank=1), signal.SIGTERM)
     output = process.communicate()[0]
     assert process.returncode != 0
     assert output.count("exitcode  : 143") >= 1, output
@@ -167,9 +169,9 @@ def test_torchrun_starts_a_run_and_hands_its_exit_code_on(tmp_path: Path) -> Non
     assert (status["state"], status["attempts"][0]["processes"]) == ("preempted", 2)
 
 
-def worker(of: subprocess.Popen[str], rank: int) -> int:
-    """The id of a process that torchrun has started."""
-    for child in Path(f"/proc/{of.pid}/task/{of.pid}/children").read_text().split():
+def process_of_rank(torchrun: subprocess.Popen[str], rank: int) -> int:
+    """Return the id of a process that torchrun has started."""
+    for child in Path(f"/proc/{torchrun.pid}/task/{torchrun.pid}/children").read_text().split():
         if f"\0RANK={rank}\0" in "\0" + Path(f"/proc/{child}/environ").read_text():
             return int(child)
     raise AssertionError(f"no process with RANK={rank}")
@@ -196,47 +198,47 @@ sys.exit(main())
 """
 
 
-def test_an_error_in_one_process_ends_both_and_is_the_one_that_is_kept(tmp_path: Path) -> None:
+def test_an_error_in_one_process_ends_both_and_is_written_to_the_traceback_file(tmp_path: Path) -> None:
     (tmp_path / "failing.py").write_text(FAILING)
     processes = pair(tmp_path, *RUN, script=str(tmp_path / "failing.py"))
-    assert 0 not in see_off(processes)
+    assert 0 not in wait_for_all(processes)
     directory = only_run(tmp_path)
-    kept = directory.traceback_file.read_text()
-    assert kept.startswith(f"process 1 of 2 on {os.uname().nodename}:\nTraceback")
-    assert kept.endswith("RuntimeError: the GPU has fallen off the bus\n"), processes[0].output
+    traceback = directory.traceback_file.read_text()
+    assert traceback.startswith(f"process 1 of 2 on {os.uname().nodename}:\nTraceback")
+    assert traceback.endswith("RuntimeError: the GPU has fallen off the bus\n"), processes[0].output
     assert directory.read_status()["state"] == "failed"
 
 
-def test_a_killed_process_takes_the_other_along(tmp_path: Path) -> None:
+def test_when_one_process_is_killed_the_other_fails(tmp_path: Path) -> None:
     processes = pair(tmp_path, *RUN, "trainer.epochs=50")
     processes[0].until_it_says("step 8/200")
     processes[1].kill()
-    assert 0 not in see_off(processes)
+    assert 0 not in wait_for_all(processes)
     directory = only_run(tmp_path)
     assert directory.read_status()["state"] == "failed"
     assert checkpoint.load(directory.checkpoints / "last.pt")["step"] in range(5, 200, 5)
 
 
 @pytest.mark.parametrize(
-    ("word", "said"),
+    ("word", "message"),
     [
         ("trainer.epochs=0", "trainer.epochs = 0: must be at least 1"),
         ("trainer.batch_size=15", "trainer.batch_size = 15: not a multiple of 2 processes times"),
     ],
 )
-def test_what_is_wrong_is_said_once_and_nothing_is_created(tmp_path: Path, word: str, said: str) -> None:
+def test_an_error_is_printed_once_and_nothing_is_created(tmp_path: Path, word: str, message: str) -> None:
     first, second = processes = pair(tmp_path, *RUN, word)
-    assert see_off(processes) == [2, 2]
-    assert first.stderr.startswith(said)
+    assert wait_for_all(processes) == [2, 2]
+    assert first.stderr.startswith(message)
     assert first.stderr.count("\n") == 1
     assert second.output == ""
     assert not (tmp_path / "outputs").exists()
 
 
-def test_a_sweep_makes_its_runs_one_after_the_other_and_a_refused_one_does_not_end_it(tmp_path: Path) -> None:
+def test_a_sweep_trains_its_runs_in_turn_and_continues_after_a_refused_one(tmp_path: Path) -> None:
     swept = "trainer.max_steps=1,2", "trainer.batch_size=15,16"
     first, second = processes = pair(tmp_path, *RUN, "-m", *swept)
-    assert 0 not in see_off(processes)
+    assert 0 not in wait_for_all(processes)
     assert first.stderr.count("trainer.batch_size = 15: not a multiple of 2 processes") == 2, first.output
     assert second.output == ""
     runs = [RunDirectory(path) for path in (tmp_path / "outputs").glob("*/vit_micro_*")]
@@ -244,9 +246,22 @@ def test_a_sweep_makes_its_runs_one_after_the_other_and_a_refused_one_does_not_e
     assert all(run.read_status()["state"] == "finished" for run in runs)
 
 
+@pytest.mark.parametrize("processes", [1, 3, 8])
+def test_shares_are_contiguous_and_differ_by_one_item_at_most(
+    processes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(distributed, "count", lambda: processes)
+    shares = []
+    for rank in range(processes):
+        monkeypatch.setattr(distributed, "rank", lambda rank=rank: rank)
+        shares.append(distributed.share_of(range(10)))
+    assert [index for share in shares for index in share] == list(range(10))
+    assert max(map(len, shares)) - min(map(len, shares)) <= 1
+
+
 STEPS = {
     "batch norm in stem and head, AdamW": ["head.use_bn=true"],
-    "in parts": ["backbone.stem=patch", "trainer.accumulate=2", "loss.center_init=first_batch"],
+    "micro batches": ["backbone.stem=patch", "trainer.accumulate=2", "loss.center_init=first_batch"],
     "sinkhorn": ["loss.centering=sinkhorn"],
     "channels last": ["backbone=resnet18_cifar", "crops.global_size=16", "crops.local_size=8"],
     "parameters without gradient": [],
@@ -254,7 +269,7 @@ STEPS = {
 
 
 def steps(folder: str, case: str) -> tuple[list[dict[str, torch.Tensor]], list[dict[str, torch.Tensor]]]:
-    """What two steps on this process's part of the same noise report, and the weights after them."""
+    """Make two steps on this process's share of the same noise; return diagnostics, and the weights after."""
     cfg = compose(["experiment=debug", f"data.root={folder}", "trainer.batch_size=8", *STEPS[case]])
     trainer = Trainer(cfg, build(cfg.data), torch.device("cpu"))
     networks = (trainer.student, trainer.teacher)
@@ -264,8 +279,7 @@ def steps(folder: str, case: str) -> tuple[list[dict[str, torch.Tensor]], list[d
     for module in (*networks, trainer.dino_loss):
         module.double()
     trainer.join()
-    size = 8 // distributed.count()
-    here = slice(distributed.rank() * size, (distributed.rank() + 1) * size)
+    own = list(distributed.share_of(range(8)))
     observed = []
     for step in range(2):
         generator = torch.Generator().manual_seed(step)
@@ -273,7 +287,7 @@ def steps(folder: str, case: str) -> tuple[list[dict[str, torch.Tensor]], list[d
             torch.randn(number, 8, 3, size, size, generator=generator, dtype=torch.float64)
             for number, size in ((2, cfg.crops.global_size), (cfg.crops.local_number, cfg.crops.local_size))
         ]
-        local = [view[:, here].flatten(0, 1) for view in views]
+        local = [view[:, own].flatten(0, 1) for view in views]
         observed.append(trainer.train_step(local, observe=True)[1])
     return observed, [module.state_dict() for module in (*networks, trainer.dino_loss)]
 
@@ -282,12 +296,12 @@ def steps_of_a_process(rank: int, folder: str) -> None:
     torch.save({case: steps(folder, case) for case in STEPS}, f"{folder}/{rank}.pt")
 
 
-def test_steps_in_float64_are_those_of_one_process_to_the_last_digits(tmp_path: Path) -> None:
-    whole = {case: steps(str(tmp_path), case) for case in STEPS}
+def test_steps_in_float64_equal_those_of_one_process(tmp_path: Path) -> None:
+    one_process = {case: steps(str(tmp_path), case) for case in STEPS}
     in_two_processes(steps_of_a_process, str(tmp_path))
     for rank in range(2):
         parts = torch.load(tmp_path / f"{rank}.pt")
-        for case, (observed, weights) in whole.items():
-            # ranks and entropies are of float32
+        for case, (observed, weights) in one_process.items():
+            # effective ranks and entropies are computed in float32
             torch.testing.assert_close(parts[case][0], observed, rtol=1e-5, atol=1e-5)
             torch.testing.assert_close(parts[case][1], weights, rtol=0, atol=1e-10)

@@ -1,4 +1,4 @@
-"""The environment decides, and one that is half there is named."""
+"""Processes from the environment of a launcher, and their cores, threads and GPUs."""
 
 import os
 
@@ -20,8 +20,12 @@ TORCHRUN = {
 
 
 def test_one_process_unless_a_launcher_says_otherwise() -> None:
-    assert Processes.of({}) == Processes.of({"MASTER_ADDR": "node1", "SLURM_PROCID": "3"}) == Processes()
-    assert Processes.of(TORCHRUN) == Processes(5, 8, 1, 4)
+    assert (
+        Processes.from_environment({})
+        == Processes.from_environment({"MASTER_ADDR": "node1", "SLURM_PROCID": "3"})
+        == Processes()
+    )
+    assert Processes.from_environment(TORCHRUN) == Processes(5, 8, 1, 4)
 
 
 @pytest.mark.parametrize(
@@ -35,10 +39,12 @@ def test_one_process_unless_a_launcher_says_otherwise() -> None:
         ({"RANK": "8"}, "RANK=8, WORLD_SIZE=8"),
     ],
 )
-def test_a_half_set_environment_is_refused(changes: dict[str, str | None], message: str) -> None:
+def test_an_incomplete_or_contradictory_environment_is_refused(
+    changes: dict[str, str | None], message: str
+) -> None:
     environment = {name: text for name, text in (TORCHRUN | changes).items() if text is not None}
     with pytest.raises(UserError, match=message):
-        Processes.of(environment)
+        Processes.from_environment(environment)
 
 
 @pytest.fixture
@@ -61,7 +67,7 @@ def test_cores_are_shared_among_the_processes_of_a_machine(environment: pytest.M
     assert machine.choose_workers(None, torch.device("cuda")) == 7
     set_all(environment, SLURM_CPUS_PER_TASK="16")
     assert machine.cores() == 4
-    set_all(environment, SLURM_STEP_TASKS_PER_NODE="4(x2)")  # one task per process: each has its own
+    set_all(environment, SLURM_STEP_TASKS_PER_NODE="4(x2)")  # one task per process, with its own cores
     assert machine.cores() == 16
 
 
@@ -77,7 +83,7 @@ def test_threads_follow_omp_num_threads_and_leave_cores_to_the_loader(
     assert asked == [30, 8, 3]
 
 
-def test_a_process_takes_its_own_gpu_or_is_told_that_there_is_none(environment: pytest.MonkeyPatch) -> None:
+def test_each_process_uses_its_own_gpu_and_a_missing_one_is_an_error(environment: pytest.MonkeyPatch) -> None:
     taken: list[torch.device] = []
     environment.setattr(torch.cuda, "is_available", lambda: True)
     environment.setattr(torch.cuda, "device_count", lambda: 2)
@@ -89,5 +95,5 @@ def test_a_process_takes_its_own_gpu_or_is_told_that_there_is_none(environment: 
     with pytest.raises(UserError, match="LOCAL_RANK=2 on a machine with 2 GPUs"):
         machine.choose_device("cuda")
     environment.setattr(torch.backends.mps, "is_available", lambda: True)
-    with pytest.raises(UserError, match=r"trainer\.device = mps: takes one process"):
+    with pytest.raises(UserError, match=r"trainer\.device = mps: works in one process only"):
         machine.choose_device("mps")

@@ -154,7 +154,7 @@ RENAMED = Names(
     targets={
         "oldest.Loss": "dino_exp.dino.loss.DINOLoss",
         "older.Loss": "dino_exp.dino.loss.DINOLoss",
-        "older.vit": "dino_exp.backbone.vit.vit",
+        "older.vit": "dino_exp.backbone.vit.VisionTransformer",
     },
     keys={
         "loss.centre_momentum": "loss.center_momentum",
@@ -359,7 +359,7 @@ def test_evaluations_keep_their_keys(renamed: Names, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(former_names, "TABLE", renamed)
     present = renamed.present_evaluation(former)
     assert list(present) == [{"images_seen": "images"}.get(name, name) for name in former]
-    assert present["backbone"]["_target_"] == "dino_exp.backbone.vit.vit"
+    assert present["backbone"]["_target_"] == "dino_exp.backbone.vit.VisionTransformer"
     assert present["settings"] == {"images": 8, "mass": 0.6}
     assert present["images"] == {"seed": 0}
     assert present["figures"] == {"knn_top1": 1.0}

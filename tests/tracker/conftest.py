@@ -1,4 +1,4 @@
-"""A W&B of the tests' own, and none of the person who runs them."""
+"""A local W&B server, and isolation from the W&B settings of the person who runs the tests."""
 
 import os
 from collections.abc import Iterator
@@ -18,7 +18,7 @@ def wandb_server() -> Iterator[WandbServer]:
 
 @pytest.fixture(autouse=True)
 def wandb_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """No login, no settings and no W&B variable of the person who runs the tests."""
+    """Hide login, settings and W&B variables of the person who runs the tests."""
     for name in [name for name in os.environ if name.startswith("WANDB_")]:
         monkeypatch.delenv(name)
     home = tmp_path / "home"

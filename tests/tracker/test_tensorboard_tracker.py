@@ -23,7 +23,7 @@ def read_back(directory: Path) -> EventAccumulator:
     return events
 
 
-def test_scalars_images_and_texts_are_there(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_scalars_images_and_texts_are_written(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     Image.new("RGB", (8, 4), "red").save(tmp_path / "loss.png")
     tracker: Tracker = TensorboardTracker(mode="auto")
     tracker.start(run_info(tmp_path))
@@ -33,7 +33,7 @@ def test_scalars_images_and_texts_are_there(tmp_path: Path, caplog: pytest.LogCa
     tracker.image("plots/missing", tmp_path / "missing.png", step=20)
     tracker.alert("collapse", "The teacher's entropy is ln K.")
     tracker.finish({"verdict": "healthy"}, exit_code=0)
-    tracker.log({"loss": 1.0}, step=30)  # after the end: nothing
+    tracker.log({"loss": 1.0}, step=30)  # after the end, so it is ignored
 
     events = read_back(tmp_path)
     assert events.Tags()["scalars"] == ["loss", "knn_top1"]
@@ -49,15 +49,13 @@ def test_scalars_images_and_texts_are_there(tmp_path: Path, caplog: pytest.LogCa
     assert '"teacher_temp": 0.04' in texts["config/text_summary"][0]
     assert '"exit_code": 0' in texts["summary/text_summary"][0]
     (record,) = caplog.records
-    assert "missing.png is left out" in record.getMessage()
+    assert "missing.png cannot be read and is skipped" in record.getMessage()
 
 
-def test_steps_behind_the_checkpoint_are_purged_on_resume(tmp_path: Path) -> None:
+def test_steps_after_the_checkpoint_are_purged_on_resume(tmp_path: Path) -> None:
     tracker = TensorboardTracker(mode="auto")
-    for first_step, last_step in (
-        (1, 5),
-        (4, 6),
-    ):  # stopped after step 5, resumed from the checkpoint of step 3
+    # stopped after step 5, resumed from the checkpoint of step 3
+    for first_step, last_step in ((1, 5), (4, 6)):
         tracker.start(run_info(tmp_path, resume_step=first_step - 1))
         for step in range(first_step, last_step + 1):
             tracker.log({"loss": 10.0 * first_step + step}, step)
@@ -66,7 +64,9 @@ def test_steps_behind_the_checkpoint_are_purged_on_resume(tmp_path: Path) -> Non
     assert scalars == [(1, 11), (2, 12), (3, 13), (4, 44), (5, 45), (6, 46)]
 
 
-def test_missing_package_is_the_users_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_package_is_an_error_with_the_command_to_install_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.delitem(sys.modules, "torch.utils.tensorboard", raising=False)
     monkeypatch.setitem(sys.modules, "tensorboard", None)
     with pytest.raises(UserError, match="pip install tensorboard"):
@@ -74,7 +74,9 @@ def test_missing_package_is_the_users_to_install(monkeypatch: pytest.MonkeyPatch
     TensorboardTracker(mode="disabled")
 
 
-def test_unwritable_directory_turns_it_off(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_an_unwritable_directory_turns_the_tracker_off(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     (tmp_path / "tensorboard").write_text("in the way")
     caplog.set_level(logging.INFO, logger="dino_exp.tracker")
     tracker = TensorboardTracker(mode="auto")

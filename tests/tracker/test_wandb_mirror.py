@@ -1,4 +1,4 @@
-"""A whole run's W&B file, read back with W&B's own tool, holds what metrics.jsonl holds."""
+"""The W&B file of a complete run, read back with W&B's own tool, has the content of metrics.jsonl."""
 
 import json
 import subprocess
@@ -15,7 +15,7 @@ pytestmark = pytest.mark.wandb
 
 
 @pytest.mark.plots
-def test_the_mirror_holds_what_metrics_jsonl_holds(tmp_path: Path, wandb_home: Path) -> None:
+def test_the_wandb_file_has_the_content_of_metrics_jsonl(tmp_path: Path, wandb_home: Path) -> None:
     cfg = compose(
         [
             "experiment=debug",

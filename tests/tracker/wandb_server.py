@@ -1,4 +1,4 @@
-"""A W&B server on 127.0.0.1 that answers just enough for wandb to upload a run, or fails as told."""
+"""A W&B server on 127.0.0.1 with just enough answers for wandb to upload a run, which can also fail."""
 
 import json
 import threading
@@ -7,9 +7,9 @@ from typing import Any
 
 
 class WandbServer:
-    """`behavior` is answer, error (500 to everything) or silent (never an answer); it may change any time.
+    """Server with a `behavior`: answer, error (always 500) or silent (no answer); may change at any time.
 
-    `history` are the metric rows that arrived, by run and place in it, as the real server keeps them.
+    `history` has the metric rows that arrived, by run and line number, as in the real server.
     """
 
     def __init__(self) -> None:
@@ -76,8 +76,8 @@ class WandbServer:
     def file_stream(self, run: str, body: dict[str, Any]) -> None:
         chunk = body.get("files", {}).get("wandb-history.jsonl")
         if chunk:
-            for place, row in enumerate(chunk["content"], start=chunk["offset"]):
-                self.history.setdefault(run, {})[place] = json.loads(row)
+            for line, row in enumerate(chunk["content"], start=chunk["offset"]):
+                self.history.setdefault(run, {})[line] = json.loads(row)
         if body.get("complete"):
             self.exit_codes[run] = body["exitcode"]
 

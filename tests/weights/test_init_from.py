@@ -1,4 +1,4 @@
-"""`train.py init_from=...`: what a run begins with, what makes it another run, and what stops it."""
+"""`train.py init_from=...`: what a run loads from given weights, its identity, and its errors."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ STILL = (
     "ema.momentum=1",
     "loss.center_momentum=0.75",
 )
-"""Nothing moves but the center."""
+"""Overrides of a training in which only the center changes."""
 
 
 def configuration(*overrides: str) -> Config:
@@ -60,7 +60,7 @@ def trainer_of(cfg: Config) -> Trainer:
     return trainer
 
 
-def test_a_run_begins_with_both_networks_and_the_center_of_another(
+def test_a_run_starts_from_both_networks_and_the_center_of_another_run(
     source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     cfg = configuration(f"init_from={source}", *STILL, "trainer.seed=1")
@@ -71,20 +71,20 @@ def test_a_run_begins_with_both_networks_and_the_center_of_another(
     assert not same(after["teacher"], before["student"])
     moved = after["loss"]["center"] - 0.75**2 * before["loss"]["center"]
     logits_share = moved.norm() / before["loss"]["center"].norm()
-    assert 0.2 < logits_share < 0.8, "two batch means with weight 0.44 are left"
+    assert 0.2 < logits_share < 0.8, "what remains should be two batch means with weight 0.44"
 
-    said = " ".join(capsys.readouterr().out.split())
-    assert "last.pt: a checkpoint of this project, step 2" in said
-    assert f"teacher its teacher's backbone and head: {len(before['teacher'])} tensors" in said
-    assert f"student its student's backbone and head: {len(before['student'])} tensors" in said
-    assert "center the file's, of norm " in said
-    assert "lr, weight decay, λ and τ_t by this run's schedules from step 0" in said
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "last.pt: a checkpoint of this project, step 2" in printed
+    assert f"teacher its teacher's backbone and head: {len(before['teacher'])} tensors" in printed
+    assert f"student its student's backbone and head: {len(before['student'])} tensors" in printed
+    assert "center the file's, with norm " in printed
+    assert "lr, weight decay, λ and τ_t follow this run's schedules from step 0" in printed
     summary = RunDirectory(tmp_path / "run").read_summary()
     assert summary["initial_knn_top1"] == read_metrics(source / "metrics.jsonl")[-1]["knn_top1"]
     assert "untrained_knn_top1" not in summary
 
 
-def test_a_released_checkpoint_brings_its_center_and_a_backbone_nothing_else(
+def test_a_released_checkpoint_loads_networks_and_center_and_a_bare_backbone_only_the_backbone(
     source: Path, tmp_path: Path
 ) -> None:
     ours = saved(source)
@@ -114,18 +114,20 @@ def test_a_released_checkpoint_brings_its_center_and_a_backbone_nothing_else(
         assert trainer.taken["student"].endswith("the head starts from the seed")
 
 
-def test_the_center_must_be_one_for_this_loss(source: Path, tmp_path: Path) -> None:
+def test_the_center_is_ignored_with_another_centering_or_shape(source: Path, tmp_path: Path) -> None:
     sinkhorn = trainer_of(configuration(f"init_from={source}", "loss.centering=sinkhorn"))
     assert sinkhorn.taken["center"] == "not used (loss.centering = sinkhorn)"
     assert not sinkhorn.dino_loss.center.any()
     ours = saved(source)
     torch.save({"teacher": ours["teacher"], "dino_loss": {"center": torch.ones(1, 9)}}, tmp_path / "odd.pth")
     odd = trainer_of(configuration(f"init_from={tmp_path}/odd.pth"))
-    assert odd.taken["center"].endswith("the file's is (1, 9), and this run's (1, 64)")
+    assert odd.taken["center"].endswith("the file's has shape (1, 9), this run's (1, 64)")
     assert not odd.dino_loss.center.any()
 
 
-def test_the_content_makes_the_run_and_not_the_place(source: Path, tmp_path: Path) -> None:
+def test_the_run_id_depends_on_the_content_of_the_weights_and_not_on_their_path(
+    source: Path, tmp_path: Path
+) -> None:
     copy = tmp_path / "copy.pt"
     shutil.copy(source / "checkpoints" / "last.pt", copy)
     ids = [
@@ -145,16 +147,16 @@ def test_the_content_makes_the_run_and_not_the_place(source: Path, tmp_path: Pat
     assert run_id(configuration(f"init_from={copy}")) != ids[2]
 
 
-def test_a_resume_needs_the_weights_no_more(source: Path, tmp_path: Path) -> None:
+def test_a_resume_does_not_need_the_initial_weights(source: Path, tmp_path: Path) -> None:
     copy = tmp_path / "copy.pt"
     shutil.copy(source / "checkpoints" / "last.pt", copy)
-    # as a launcher hands it over
+    # as a launcher passes it on
     cfg: Any = OmegaConf.create(OmegaConf.to_yaml(configuration(f"init_from={copy}"), resolve=True))
-    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
-    train(cfg, whole)
+    finished, stopped = tmp_path / "finished", tmp_path / "stopped"
+    train(cfg, finished)
     longer: Any = OmegaConf.merge(cfg, {"trainer": {"max_steps": 4}})
     train(longer, tmp_path / "longer")
-    shutil.copytree(whole, stopped)
+    shutil.copytree(finished, stopped)
     OmegaConf.save(longer, stopped / "config.yaml")
     RunDirectory(stopped).mark(state="preempted")
     copy.unlink()
@@ -175,14 +177,14 @@ def test_a_resume_needs_the_weights_no_more(source: Path, tmp_path: Path) -> Non
         (["init_from=lost.pth"], "init_from = lost.pth: no such file"),
         (["init_from=empty.pth"], "init_from = empty.pth: an empty file"),
         (["init_from=folder"], "init_from = folder: no checkpoints/last.pt in this folder"),
-        (["init_from=text.pth"], "text.pth: not a whole file of weights"),
-        (["init_from=tensors.pth"], "tensors.pth: no tensor is named as one of the backbone's"),
+        (["init_from=text.pth"], "text.pth: not a complete file of weights"),
+        (["init_from=tensors.pth"], "tensors.pth: no tensor has a name of the backbone's"),
         (["init_sha256=abc"], "init_sha256 = abc: not a SHA-256"),
         (["init_sha256=" + 64 * "0"], "init_sha256: belongs to weights"),
         (["init_parts=head"], "init_parts = head: must be all or backbone"),
     ],
 )
-def test_weights_that_cannot_work_stop_the_run_before_anything_is_created(
+def test_unusable_weights_are_refused_before_anything_is_created(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
@@ -197,21 +199,21 @@ def test_weights_that_cannot_work_stop_the_run_before_anything_is_created(
     torch.save({"conv1.weight": torch.ones(4, 3, 2, 2)}, tmp_path / "tensors.pth")
     before = sorted(tmp_path.iterdir())
     assert cli.main(["experiment=debug", *overrides]) == 2
-    said = capsys.readouterr().err
-    assert said.startswith(error)
-    assert said.count("\n") == 1
+    printed = capsys.readouterr().err
+    assert printed.startswith(error)
+    assert printed.count("\n") == 1
     assert sorted(tmp_path.iterdir()) == before
 
 
-def test_a_wrong_k_names_the_key_both_shapes_and_the_way_out(
+def test_a_head_of_another_size_is_refused_with_both_shapes_and_the_fix(
     source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["train.py"])
     words = ["experiment=debug", "backbone.stem=patch", f"init_from={source}", "head.out_dim=32"]
     assert cli.main(words) == 2
-    said = capsys.readouterr().err
-    assert "head.last_layer.weight_g is (64, 1) there and (32, 1) here" in said
-    assert "set head.out_dim=64 head.bottleneck_dim=64" in said
-    assert "init_parts=backbone" in said
+    printed = capsys.readouterr().err
+    assert "head.last_layer.weight_g has shape (64, 1), the network's (32, 1)" in printed
+    assert "set head.out_dim=64 head.bottleneck_dim=64" in printed
+    assert "init_parts=backbone" in printed
     assert list(tmp_path.iterdir()) == []

@@ -1,4 +1,4 @@
-"""All that a network needs comes from the file, or nothing does and the error says what does not fit."""
+"""A file is loaded completely, or not at all and the error says what does not fit."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ IMAGES = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
 
 
 def test_positions_are_resized_by_the_rule_that_trained_weights_expect() -> None:
-    """So the network at its own size is the file's network at that size, to the last bit."""
+    """The loaded network is bit-identical to the file's network run at the smaller image size."""
     source = tiny_vit(image_size=56, seed=1)
     loaded = network(tiny_vit(image_size=32))
     report = load_into(loaded, our_names(source.state_dict()), FILE, head=False)
@@ -32,7 +32,7 @@ def test_positions_are_resized_by_the_rule_that_trained_weights_expect() -> None
     assert len(report.matched) == len(source.state_dict())
 
 
-def test_a_classifier_is_left_over_and_reported() -> None:
+def test_a_classifier_is_ignored_and_reported() -> None:
     torch.manual_seed(1)
     source = torchvision.models.resnet18()
     backbone = torchvision_backbone(name="resnet18", stem="imagenet", in_channels=3, image_size=32)
@@ -65,32 +65,32 @@ HEAD = {key: value for key, value in network(tiny_vit(), out_dim=9).state_dict()
     [
         (
             WIDE,
-            r"backbone.pos_embed is \(1, 197, 384\) there and \(1, 65, 16\) here, and 13 more do not fit; "
-            "the file holds a vision transformer of width 384 with 12 blocks and patches of 8: set "
+            r"backbone.pos_embed has shape \(1, 197, 384\), the network's \(1, 65, 16\), and 13 more do not "
+            "fit; the file contains a vision transformer of width 384 with 12 blocks and patches of 8: set "
             "backbone=vit_small backbone.patch_size=8.",
         ),
         (
             without(VIT, "backbone.norm.weight"),
-            "backbone.norm.weight is not in it; the file holds a vision transformer of width 16 with 2 ",
+            "backbone.norm.weight is missing; the file contains a vision transformer of width 16 with 2 ",
         ),
         (
             VIT | {"backbone.blocks.2.norm1.weight": torch.ones(16)},
-            "backbone.blocks.2.norm1.weight has no place here",
+            "the network has no backbone.blocks.2.norm1.weight",
         ),
         (
             our_names(torchvision.models.resnet18().state_dict()),
-            r"no tensor is named as one of the backbone's \(cls_token, pos_embed, ...\); the file "
-            r"holds 122 tensors, the first conv1.weight \(64, 3, 7, 7\)",
+            r"no tensor has a name of the backbone's \(cls_token, pos_embed, ...\); the file contains "
+            r"122 tensors, the first conv1.weight \(64, 3, 7, 7\)",
         ),
         (
             VIT | HEAD,
-            r"head.last_layer.weight_g is \(9, 1\) there and \(12, 1\) here, and 1 more do not fit; set "
-            "head.out_dim=9 head.bottleneck_dim=6 head.layers=3 head.hidden_dim=8, or leave the head out "
-            "with init_parts=backbone.",
+            r"head.last_layer.weight_g has shape \(9, 1\), the network's \(12, 1\), and 1 more do not fit; "
+            "set head.out_dim=9 head.bottleneck_dim=6 head.layers=3 head.hidden_dim=8, or load only the "
+            "backbone with init_parts=backbone.",
         ),
     ],
 )
-def test_what_does_not_fit_is_an_error_and_changes_nothing(
+def test_tensors_that_do_not_fit_are_an_error_and_change_nothing(
     state: dict[str, torch.Tensor], error: str
 ) -> None:
     target = network(tiny_vit())

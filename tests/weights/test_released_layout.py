@@ -1,4 +1,4 @@
-"""The released code's full checkpoints come in, and go out again as they were."""
+"""Conversion from the released code's full checkpoints and back changes nothing."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from timm.models.xcit import checkpoint_filter_fn
 from torch import nn
 
 from dino_exp.weights.load_into import load_into
+from dino_exp.weights.read_weights import read_weights
 from dino_exp.weights.released_layout import our_names, released_layout, released_names
-from dino_exp.weights.weight_files import read
 from tests.weights.tiny_networks import network, released_checkpoint, tiny_vit
 
 
@@ -28,7 +28,7 @@ def assert_same(ours: Any, theirs: Any) -> None:
 def test_released_to_ours_to_released_is_bit_identical(tmp_path: Path, use_bn: bool) -> None:
     released = released_checkpoint(use_bn=use_bn)
     torch.save(released, tmp_path / "checkpoint.pth")
-    weights = read(tmp_path / "checkpoint.pth")
+    weights = read_weights(tmp_path / "checkpoint.pth")
     assert weights.student is not None
     assert weights.center is not None
     student, teacher = (network(tiny_vit(), use_bn=use_bn) for _ in range(2))
@@ -46,8 +46,7 @@ def test_released_to_ours_to_released_is_bit_identical(tmp_path: Path, use_bn: b
     assert (back["epoch"], back["args"].arch) == (7, "vit_tiny")
 
 
-def test_xcit_keeps_its_class_attention_together_over_there() -> None:
-    """timm's own reader of the released files is the judge."""
+def test_timm_reads_the_released_names_of_xcit_which_has_one_qkv_layer_in_class_attention() -> None:
     torch.manual_seed(0)
     model = timm.create_model("xcit_nano_12_p16_224", num_classes=0)
     ours = {f"backbone.{key}": value for key, value in model.state_dict().items()}
@@ -65,7 +64,7 @@ def test_xcit_keeps_its_class_attention_together_over_there() -> None:
     assert all(torch.equal(back[key], ours[key]) for key in ours)
 
 
-def test_the_newer_weight_norm_has_other_names_for_the_same() -> None:
+def test_the_names_of_the_newer_weight_norm_are_converted() -> None:
     layer = nn.utils.parametrizations.weight_norm(nn.Linear(6, 12, bias=False))
     state = {f"module.head.last_layer.{key}": value for key, value in layer.state_dict().items()}
     ours = our_names(state | {"module.backbone.x": torch.ones(1)})

@@ -1,4 +1,4 @@
-"""Tiny networks, and the released code's way to build and wrap them."""
+"""Tiny networks, and those of the released code with its names and wrappers."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from dino_exp.dino.model import DINONetwork
 
 
 def tiny_vit(image_size: int = 32, seed: int = 0) -> VisionTransformer:
-    """16 dimensions, two blocks, patches of 4."""
+    """Build a ViT with 16 dimensions, two blocks and patches of 4."""
     torch.manual_seed(seed)
     return VisionTransformer(patch_size=4, embed_dim=16, depth=2, num_heads=2, image_size=image_size)
 
 
 def network(backbone: nn.Module, *, width: int = 16, use_bn: bool = False, out_dim: int = 12) -> DINONetwork:
-    """A backbone of `width` features with a small head."""
+    """Add a small head to a backbone of `width` features."""
     head = DINOHead(in_dim=width, out_dim=out_dim, hidden_dim=8, bottleneck_dim=6, use_bn=use_bn)
     return DINONetwork(backbone, head)
 
 
 class ReleasedHead(nn.Module):
-    """`DINOHead` of the released `vision_transformer.py`, its deprecated weight norm included."""
+    """`DINOHead` of the released `vision_transformer.py`, with its deprecated weight norm."""
 
     def __init__(self, width: int, out_dim: int, use_bn: bool) -> None:
         super().__init__()
@@ -39,7 +39,7 @@ class ReleasedHead(nn.Module):
 
 
 class Wrapper(nn.Module):
-    """Puts a network where the released code's `MultiCropWrapper` and its wrapper for several GPUs do."""
+    """Module with submodules of the given names, as the released `MultiCropWrapper` and DDP have."""
 
     def __init__(self, **modules: nn.Module) -> None:
         super().__init__()
@@ -48,11 +48,11 @@ class Wrapper(nn.Module):
 
 
 def released_checkpoint(*, use_bn: bool, out_dim: int = 12) -> dict[str, object]:
-    """A full checkpoint as the released code's modules name their tensors."""
+    """Return a full checkpoint with the tensor names of the released code."""
 
     def state(seed: int, wrapped: bool) -> dict[str, Tensor]:
-        whole = Wrapper(backbone=tiny_vit(seed=seed), head=ReleasedHead(16, out_dim, use_bn))
-        return dict((Wrapper(module=whole) if wrapped else whole).state_dict())
+        both = Wrapper(backbone=tiny_vit(seed=seed), head=ReleasedHead(16, out_dim, use_bn))
+        return dict((Wrapper(module=both) if wrapped else both).state_dict())
 
     return {
         "student": state(1, wrapped=True),

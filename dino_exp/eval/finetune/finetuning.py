@@ -223,13 +223,11 @@ def accuracy(network: Classifier, test: ImageSource, subject: Subject) -> tuple[
 
     Several processes share the work. Raises UserError if no image can be read.
     """
-    rank, processes = distributed.rank(), distributed.count()
-    start, end = len(test) * rank // processes, len(test) * (rank + 1) // processes
     labels, hits = _labels(test), torch.zeros(3, dtype=torch.int64)
     with evaluating(network), subject.autocast():
         for batch, indices in still_images(
             test,
-            range(start, end),
+            distributed.share_of(range(len(test))),
             image_size=subject.image_size,
             crop_ratio=subject.crop_ratio,
             batch_size=subject.batch_size,

@@ -161,12 +161,9 @@ class AugmentedRows:
 
     def epoch(self, epoch: int, seed: int, size: int) -> Iterator[FeatureBatch]:
         """Yield all images in the order of (seed, epoch); batches with unreadable images are smaller."""
-        subject, rank, processes = self.subject, distributed.rank(), distributed.count()
+        subject = self.subject
         order = self.indices[epoch_order(len(self), seed, epoch)]
-        mine = [
-            batch[len(batch) * rank // processes : len(batch) * (rank + 1) // processes]
-            for batch in order.split(size)
-        ]
+        mine = [distributed.share_of(batch) for batch in order.split(size)]
         images = training_images(
             self.source,
             torch.cat(mine).tolist(),
@@ -174,7 +171,7 @@ class AugmentedRows:
             epoch=epoch,
             image_size=subject.image_size,
             scale=RELEASED_SCALE,
-            batch_size=-(-size // processes),
+            batch_size=-(-size // distributed.count()),
             workers=subject.workers,
         )
         labels = torch.as_tensor(self.source.labels)

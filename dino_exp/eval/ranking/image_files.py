@@ -34,8 +34,7 @@ def features_of(
     forward(images uint8 (B, C, H, W)) -> (B, D) gets images of one shape.
     Raises UserError, in all processes, for a file that cannot be read and for features that are not finite.
     """
-    rank, processes = distributed.rank(), distributed.count()
-    mine = range(len(files) * rank // processes, len(files) * (rank + 1) // processes)
+    mine = distributed.share_of(range(len(files)))
 
     def load(index: int) -> Tensor:
         return _prepared(files[index], index, prepare, subject.channels)

@@ -18,7 +18,7 @@ from dino_exp.eval.features import evaluating
 from dino_exp.eval.finetune.finetuning import Finetune
 from dino_exp.eval.finetune.layer_decay import has_layers, layered_groups
 from dino_exp.eval.subject import Findings, Subject
-from dino_exp.weights.weight_files import read
+from dino_exp.weights.read_weights import read_weights
 from tests.eval.subjects import ConvNet, GivenData, images, subject, tiny_vit
 from tests.programs import in_two_processes
 
@@ -78,7 +78,7 @@ def test_fine_tuning_learns_and_writes_the_network(tmp_path: Path) -> None:
     assert content["settings"]["lr"] == 0.03
     assert content["settings"]["mean"] == [0.5] * 3
     network = tiny_vit(seed=5, image_size=SIZE)
-    weights = read(file).teacher  # how evaluate.py and train.py read files
+    weights = read_weights(file).teacher  # how evaluate.py and train.py read files
     network.load_state_dict(
         {key.removeprefix("backbone."): value for key, value in weights.items() if "backbone." in key}
     )

@@ -1,4 +1,4 @@
-"""A file of weights is read with nothing in it executed, and what it holds is recognized."""
+"""A file of weights is read without executing anything in it, and its kind is recognized."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from safetensors.torch import save_file
 
 from dino_exp.errors import UserError
 from dino_exp.runs.weights_file import digest, weights_file
-from dino_exp.weights.weight_files import read
+from dino_exp.weights.read_weights import read_weights
 
 STATE = {"cls_token": torch.ones(1, 1, 3000)}
 
 
-class Runs:
-    """Executes a command when it is unpickled."""
+class RunsWhenUnpickled:
+    """Object that executes a command when it is unpickled."""
 
     def __init__(self, function: Callable[..., Any], *arguments: str) -> None:
         self.call = function, arguments
@@ -37,23 +37,23 @@ def test_code_in_a_pickle_is_refused_and_never_runs(
 ) -> None:
     witness = tmp_path / "executed"
     command = f"touch {witness}" if function is os.system else f"open({str(witness)!r}, 'w').close()"
-    hostile = {"teacher": STATE, "args": Runs(function, command)}
+    hostile = {"teacher": STATE, "args": RunsWhenUnpickled(function, command)}
     file = tmp_path / "hostile.pth"
     torch.save(hostile, file, _use_new_zipfile_serialization=zipped)
-    with pytest.raises(UserError, match=rf"hostile.pth: holds {name}, which loading would have to execute"):
-        read(file)
+    with pytest.raises(UserError, match=rf"hostile.pth: contains {name}, which loading would execute"):
+        read_weights(file)
     assert not witness.exists()
     pickle.loads(pickle.dumps(hostile))
-    assert witness.exists(), "the file would not have done any harm"
+    assert witness.exists(), "the file is harmless even to an unsafe reader, so this test shows nothing"
 
 
-def test_a_namespace_is_let_in_and_a_class_that_is_one_is_not(tmp_path: Path) -> None:
+def test_of_all_classes_only_a_namespace_is_allowed(tmp_path: Path) -> None:
     content = {"teacher": {"module.backbone.x": torch.ones(2)}, "epoch": 3}
     torch.save(content | {"args": argparse.Namespace(arch="vit_small", lr=0.1)}, tmp_path / "released.pth")
-    assert read(tmp_path / "released.pth").kind == "a released DINO checkpoint, epoch 3"
+    assert read_weights(tmp_path / "released.pth").kind == "a released DINO checkpoint, epoch 3"
     torch.save(content | {"args": argparse.ArgumentTypeError("x")}, tmp_path / "other.pth")
-    with pytest.raises(UserError, match=r"holds argparse\.ArgumentTypeError"):
-        read(tmp_path / "other.pth")
+    with pytest.raises(UserError, match=r"contains argparse\.ArgumentTypeError"):
+        read_weights(tmp_path / "other.pth")
 
 
 def cut(file: Path) -> None:
@@ -61,48 +61,52 @@ def cut(file: Path) -> None:
 
 
 @pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
-def test_a_truncated_file_is_told_from_a_whole_one(tmp_path: Path, suffix: str) -> None:
+def test_a_truncated_file_is_refused_and_the_complete_one_is_read(tmp_path: Path, suffix: str) -> None:
     file = tmp_path / f"weights{suffix}"
     if suffix == ".pth":
         torch.save(STATE, file)
     else:
         save_file(STATE, file)
-    assert read(file).teacher.keys() == {"backbone.cls_token"}
+    assert read_weights(file).teacher.keys() == {"backbone.cls_token"}
     cut(file)
-    with pytest.raises(UserError, match=r"weights\S+: not a whole file of weights \(.+\); it was cut short"):
-        read(file)
+    with pytest.raises(
+        UserError, match=r"weights\S+: not a complete file of weights \(.+\); it was cut short"
+    ):
+        read_weights(file)
 
 
 @pytest.mark.parametrize(
     ("content", "error"),
     [
-        ([torch.ones(1)], "holds a list, not weights by name"),
-        ({}, "neither a network's tensors nor a DINO checkpoint; it holds nothing"),
-        ({"epoch": 3, "lr": 0.1}, "it holds epoch, lr"),
-        ({"teacher": {"x": 1}, "student": {}}, "it holds teacher, student"),
+        ([torch.ones(1)], "contains a list, not weights by name"),
+        ({}, "neither a network's tensors nor a DINO checkpoint; it contains nothing"),
+        ({"epoch": 3, "lr": 0.1}, "it contains epoch, lr"),
+        ({"teacher": {"x": 1}, "student": {}}, "it contains teacher, student"),
     ],
 )
-def test_what_is_no_weights_is_named(tmp_path: Path, content: Any, error: str) -> None:
+def test_the_error_names_the_content_of_a_file_without_weights(
+    tmp_path: Path, content: Any, error: str
+) -> None:
     torch.save(content, tmp_path / "other.pth")
     with pytest.raises(UserError, match=error):
-        read(tmp_path / "other.pth")
+        read_weights(tmp_path / "other.pth")
 
 
 @pytest.mark.parametrize("content", [b"hello\n" * 100, b"\x80", b"\x80\x04K\x01."])
 def test_files_of_another_kind_are_refused_in_one_line(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "other.pth").write_bytes(content)
-    with pytest.raises(UserError, match=r"other.pth: (not a whole file|holds a int)") as refusal:
-        read(tmp_path / "other.pth")
+    with pytest.raises(UserError, match=r"other.pth: (not a complete file|contains a int)") as refusal:
+        read_weights(tmp_path / "other.pth")
     assert "\n" not in str(refusal.value)
 
 
-def test_wrappers_of_training_scripts_are_looked_into(tmp_path: Path) -> None:
+def test_networks_under_the_keys_of_training_scripts_are_found(tmp_path: Path) -> None:
     for key in ("state_dict", "model"):
         torch.save({key: STATE, "epoch": 1, "optimizer": {"lr": 0.1}}, tmp_path / "wrapped.pth")
-        assert read(tmp_path / "wrapped.pth").teacher.keys() == {"backbone.cls_token"}
+        assert read_weights(tmp_path / "wrapped.pth").teacher.keys() == {"backbone.cls_token"}
 
 
-def test_the_place_is_a_file_or_the_last_checkpoint_of_a_run(tmp_path: Path) -> None:
+def test_weights_are_a_file_or_the_last_checkpoint_of_a_run(tmp_path: Path) -> None:
     last = tmp_path / "run" / "checkpoints" / "last.pt"
     last.parent.mkdir(parents=True)
     for nothing, error in (
