@@ -34,10 +34,7 @@ docs: ## the documentation as a site, site/index.html; warnings and broken links
 wheel: ## dist/*.whl, by way of the source distribution
 	$(PYTHON) -m build
 
-try-docs: ## the documentation as a site, site/index.html; warnings and broken links are errors
-	$(PYTHON) -m sphinx --fail-on-warning --keep-going --quiet --builder html docs site
-
-wheel: ## the wheel in a fresh environment, from an empty folder
+try-wheel: ## the wheel in a fresh environment, from an empty folder
 	.ci/try_wheel
 
 ci: ## all that must pass on every change, in fresh environments

@@ -24,7 +24,7 @@ myst_heading_anchors = 3
 
 add_module_names = False
 python_maximum_signature_line_length = 88
-suppress_warnings = ["ref.python"]  # an annotation names its class without the module, and some names are common
+suppress_warnings = ["ref.python"]  # annotations name classes without their module, and some names are common
 
 html_theme = "furo"
 html_title = f"dino-exp {release}"

@@ -74,8 +74,8 @@ def configuration() -> Iterator[str]:
     """Yield the page of `train.py`: keys outside groups, then each group with its options and keys."""
     yield from ("# Groups and keys of train.py", "")
     yield (
-        "Type `group=option` to choose an option and `key=value` to change a value. Defaults are those of the "
-        "released code; the options in `conf/` and the experiments choose others, and "
+        "Type `group=option` to choose an option and `key=value` to change a value. Defaults are those of "
+        "the released code; the options in `conf/` and the experiments choose others, and "
         "`python train.py --cfg job` prints what is in force."
     )
     plain = [field for field in fields(Config) if field.name not in SCHEMAS]
@@ -172,7 +172,7 @@ def sentence(kind: type) -> str:
 
 
 def cell(text: str) -> str:
-    """Return text for a table cell; characters that Markdown would take for markup are escaped outside code."""
+    """Return text for a table cell; Markdown's characters are escaped outside code."""
     parts = re.split(r"(`[^`]*`)", text)
     escaped = [part if part.startswith("`") else re.sub(r"([*<\[\]_])", r"\\\1", part) for part in parts]
     return "".join(escaped).replace("|", r"\|")
@@ -184,7 +184,7 @@ def cell(text: str) -> str:
 def python_pages() -> Iterator[tuple[str, list[str]]]:
     """Yield name and lines of one page per room, and of their table of contents."""
     rooms: dict[str, list[str]] = {room: [] for room in TITLES} | {"base": []}
-    for file in sorted(file for package in ("dino_exp", "launchers") for file in (ROOT / package).rglob("*.py")):
+    for file in sorted([*ROOT.glob("dino_exp/**/*.py"), *ROOT.glob("launchers/**/*.py")]):
         first, *rest = file.relative_to(ROOT).with_suffix("").parts
         if rest[-1] not in ("__init__", "__main__"):
             room = rest[0] if first == "dino_exp" else first
