@@ -8,7 +8,7 @@ from pathlib import Path
 HERE = Path(__file__).parent
 sys.path[:0] = [str(HERE.parent), str(HERE)]
 
-import reference  # noqa: E402
+import reference_pages  # noqa: E402
 
 import dino_exp  # noqa: E402
 
@@ -26,6 +26,8 @@ add_module_names = False
 python_maximum_signature_line_length = 88
 suppress_warnings = ["ref.python"]  # annotations name classes without their module, and some names are common
 
+highlight_language = "text"
+smartquotes = False  # -- and quotation marks belong to commands
 html_theme = "furo"
 html_title = f"dino-exp {release}"
 html_copy_source = False
@@ -33,4 +35,4 @@ html_show_sphinx = False
 html_static_path = ["style.css"]
 html_css_files = ["style.css"]
 
-reference.write(HERE / "reference")
+reference_pages.write(HERE / "reference")

@@ -12,7 +12,7 @@ from dino_exp.config.compose import check
 from dino_exp.config.evaluation_schema import EVALUATIONS
 from dino_exp.config.launcher_settings import SETTINGS
 from dino_exp.config.schema import SCHEMAS
-from docs import reference
+from docs import reference_pages
 from tests.programs import ROOT
 
 DOCS = ROOT / "docs"
@@ -24,7 +24,7 @@ PLACEHOLDERS = re.compile(r"\.\.\.|\bFILE\b|\bOVERRIDES\b|\bRUN\b|<|\$|~|--help|
 @pytest.fixture(scope="module")
 def generated(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("reference")
-    reference.write(folder)
+    reference_pages.write(folder)
     return folder
 
 
@@ -78,14 +78,14 @@ def test_the_reference_has_every_key(generated: Path) -> None:
         rows = re.findall(r"^\| `([\w.]+)` \|", (generated / page).read_text("utf-8"), re.MULTILINE)
         for group, kinds in groups.items():
             for kind in kinds:
-                assert {f"{group}.{field.name}" for field in reference.own_fields(kind)} <= set(rows)
+                assert {f"{group}.{field.name}" for field in reference_pages.own_fields(kind)} <= set(rows)
 
 
 def test_the_reference_has_the_meaning_and_bounds_of_a_key(generated: Path) -> None:
     text = (generated / "configuration.md").read_text("utf-8")
     (row,) = re.findall(r"^\| `loss.center_momentum`.*$", text, re.MULTILINE)
     assert row.startswith(
-        "| `loss.center_momentum` | `0.9` | float, ≥ 0, < 1, the paper uses 0.9; 0.999 collapses |"
+        "| `loss.center_momentum` | `0.9` | float, ≥ 0, < 1; the paper uses 0.9; 0.999 collapses |"
     )
     assert "center ← m·center + (1 − m)·batch mean" in row
 

@@ -82,12 +82,10 @@ def configuration() -> Iterator[str]:
     yield from ("", "## Keys outside groups", "", *key_table(Config, plain, ""))
     for group, kinds in SCHEMAS.items():
         yield from ("", f"## {group}", "", *option_table(group))
-        for kind in kinds.values():
-            if len(kinds) > 1:
-                yield from ("", f"### {group}: {sentence(kind)}", "")
-            else:
-                yield from ("", sentence(kind), "")
-            yield from key_table(kind, own_fields(kind), f"{group}.")
+        for name, kind in kinds.items():
+            if name:
+                yield from ("", f"### {group}: {name}")
+            yield from ("", sentence(kind), "", *key_table(kind, own_fields(kind), f"{group}."))
     for group in ("experiment", "temperature", "ablation", "sweep"):
         yield from ("", f"## {group}", "", *option_table(group))
 
@@ -120,7 +118,7 @@ def launchers() -> Iterator[str]:
 
 def option_table(group: str) -> Iterator[str]:
     """Yield a table of a group's options, each with the first comment of its file."""
-    yield from ("| option | |", "|---|---|")
+    yield from ("| option | meaning |", "|---|---|")
     for option in loader().options(group):
         lines = (CONF / group / f"{option}.yaml").read_text("utf-8").splitlines()
         comment: list[str] = []
@@ -163,7 +161,7 @@ def accepts(field: Field[Any]) -> str:
         return words
     limits = ((">", bounds.above), ("≥", bounds.at_least), ("<", bounds.below), ("≤", bounds.at_most))
     texts = [f"{sign} {show(limit)}" for sign, limit in limits if limit is not None]
-    return ", ".join([words, *texts, *([bounds.hint] if bounds.hint else [])])
+    return ", ".join([words, *texts]) + (f"; {bounds.hint}" if bounds.hint else "")
 
 
 def sentence(kind: type) -> str:
@@ -226,6 +224,7 @@ def members(body: list[ast.stmt], function: str, value: str, colons: int) -> lis
     lines, fence = [], ":" * colons
     for node, following in zip(body, [*body[1:], ast.Pass()], strict=True):
         content: list[str] = []
+        typed: list[str] = []
         if isinstance(node, ast.ClassDef):
             inits = [each for each in node.body if getattr(each, "name", "") == "__init__"]
             own = arguments(inits[0]) if inits and isinstance(inits[0], ast.FunctionDef) else ""
@@ -238,12 +237,13 @@ def members(body: list[ast.stmt], function: str, value: str, colons: int) -> lis
                 kind, title = "property", node.name
         elif isinstance(node, (ast.Assign, ast.AnnAssign)) and isinstance(following, ast.Expr):
             target = node.target if isinstance(node, ast.AnnAssign) else node.targets[0]
+            typed = [f":type: {ast.unparse(node.annotation)}"] if isinstance(node, ast.AnnAssign) else []
             document = following.value.value if isinstance(following.value, ast.Constant) else None
             kind, title, text = value, ast.unparse(target), document if isinstance(document, str) else None
         else:
             continue
         if text and not title.startswith("_"):
-            lines += ["", f"{fence}{{py:{kind}}} {title}", "", *prose(text), *content, fence]
+            lines += ["", f"{fence}{{py:{kind}}} {title}", *typed, "", *prose(text), *content, fence]
     return lines
 
 
