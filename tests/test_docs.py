@@ -60,7 +60,7 @@ def test_every_page_is_in_the_table_of_contents(generated: Path) -> None:
 
 def test_files_that_the_architecture_names_exist() -> None:
     text = (DOCS / "architecture.md").read_text("utf-8")
-    folders = ("dino_exp", "launchers", "tests", "docs", "conf", "benchmarks")
+    folders = ("dino_exp", "launchers", "hydra_plugins", "tests", "docs", "conf", "benchmarks")
     files = [path for folder in folders for path in (ROOT / folder).rglob("*") if path.is_file()]
     paths = [f"/{path.relative_to(ROOT)}" for path in (*files, *ROOT.glob("*.py"))]
     named = set(re.findall(r"`([\w/]+\.(?:py|yaml|md))`", text)) - {"config.yaml"}  # a run's
