@@ -2,7 +2,7 @@
 PYTHON ?= python
 
 .DEFAULT_GOAL := help
-.PHONY: help install test test-all lint format types wheel try-wheel ci clean
+.PHONY: help install test test-all lint format types docs wheel try-wheel ci clean
 
 help: ## what can be made
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -28,6 +28,9 @@ format: ## repair the style
 types: ## types
 	$(PYTHON) -m mypy
 
+docs: ## the documentation as a site, site/index.html; warnings and broken links are errors
+	$(PYTHON) -m sphinx --fail-on-warning --keep-going --quiet --builder html docs site
+
 wheel: ## dist/*.whl, by way of the source distribution
 	$(PYTHON) -m build
 
@@ -38,5 +41,5 @@ ci: ## all that must pass on every change, in fresh environments
 	.ci/run
 
 clean: ## remove what builds and checks left behind; runs stay
-	rm -rf build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache
+	rm -rf build dist site docs/reference *.egg-info .mypy_cache .pytest_cache .ruff_cache
 	find benchmarks dino_exp hydra_plugins launchers tests -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -40,8 +40,8 @@ def test_the_wheel_has_all_configuration_and_templates_and_no_stray_files(wheel:
     names = set(wheel.namelist())
     own = {name.removeprefix("dino_exp/conf/") for name in names if name.startswith("dino_exp/conf/")}
     assert own == files(CONF)
-    templates = files(ROOT / "dino_exp/report/templates")
-    assert {f"dino_exp/report/templates/{name}" for name in templates} <= names
+    templates = files(ROOT / "dino_exp/plots/templates")
+    assert {f"dino_exp/plots/templates/{name}" for name in templates} <= names
     assert {"dino_exp/py.typed", "launchers/py.typed", "hydra_plugins/dino_exp_launchers.py"} <= names
     assert "hydra_plugins/__init__.py" not in names  # or no other project's plugins would be found
     folders = {"dino_exp", "launchers", "hydra_plugins", f"dino_exp-{dino_exp.__version__}.dist-info"}
