@@ -12,6 +12,7 @@ from dataclasses import fields
 from pathlib import Path
 
 from dino_exp.errors import UserError
+from dino_exp.metrics import ENTROPY, LOSS
 from dino_exp.report.evaluation_records import read_evaluations
 from dino_exp.report.run_data import RunData, SweepData
 from dino_exp.report.run_files import number, read_config, read_json, read_lines
@@ -91,7 +92,7 @@ def load_run(path: Path, most: int | None = None) -> RunData:
         run.problems.append("No metrics were logged.")
     elif run.knn is None:
         run.problems.append("No k-NN of the trained network was measured.")
-    lost = [name for name in ("loss", "teacher/entropy_share") if _not_finite(run, name)]
+    lost = [name for name in (LOSS.key, ENTROPY.key) if _not_finite(run, name)]
     run.problems += [f"{name} is not a number at step {_not_finite(run, name):,}." for name in lost]
     run.state, run.note = state_of(run)
     if run.state in ("failed", "lost"):

@@ -10,7 +10,17 @@ from pathlib import Path
 from urllib.parse import quote
 
 from dino_exp.atomic import write_atomically
-from dino_exp.plots.drawing import Figure, show, write_files
+from dino_exp.metrics import (
+    BEST_KNN,
+    DATA_WAIT,
+    KNN,
+    PEAK_MEMORY,
+    RAW_PIXELS_KNN,
+    SPEED,
+    UNTRAINED_KNN,
+    charts,
+)
+from dino_exp.plots.drawing import Figure, write_files
 from dino_exp.plots.html_page import _columns, render
 from dino_exp.report import evaluation_records, evaluation_results, run_figures
 from dino_exp.report.defaults import differences
@@ -28,7 +38,6 @@ MOST_ROWS_IN_FILES = 10_000
 """Of the curves of all runs, up to which each metric has a file of its own; each takes seconds beyond."""
 RUN_PAGES = 60
 """Runs of a sweep up to which each that is over has a page of its own written, to be opened from a map."""
-SCHEDULES = ("learning_rate", "weight_decay", "ema_momentum", "teacher_temp")
 
 
 def write_report(data: RunData | SweepData, folder: Path, refresh: float | None = None) -> list[Path]:
@@ -110,6 +119,7 @@ def _run(run: RunData, folder: Path, refresh: float | None, beside: bool = True)
     linked += [(name, target) for _, name, url, target in shown if not url]
     problems += [f"Not logged: {'; '.join(absent)}."] if absent else []
     problems += [f"There is no plots/{name}." for name in IMAGES if name not in {each[1] for each in images}]
+    schedules = {chart.name for chart in charts() if chart.schedule}
     text = render(
         "run.html",
         figures,
@@ -117,13 +127,13 @@ def _run(run: RunData, folder: Path, refresh: float | None, beside: bool = True)
         run=run,
         outcome=describe(run.outcome),
         facts=_facts(run),
-        curves=[figure for figure in curves if figure.name not in SCHEDULES],
+        curves=[figure for figure in curves if figure.name not in schedules],
         worth=evaluation_results.lines(run),
         evaluations=link(run.path / evaluation_records.FILE, folder),
         notes=evaluation_results.remarks(run),
         shown=[each for each in shown if each[2]],
         linked=linked,
-        schedules=[figure for figure in curves if figure.name in SCHEDULES],
+        schedules=[figure for figure in curves if figure.name in schedules],
         timeline=timeline,
         images=[each for each in images if each[2]],
         compared=compared,
@@ -138,19 +148,17 @@ def _run(run: RunData, folder: Path, refresh: float | None, beside: bool = True)
 def _facts(run: RunData) -> list[tuple[str, str]]:
     step = "–" if run.step is None else f"{run.step:,}"
     total = "" if run.total_steps is None else f" of {run.total_steps:,}"
-    wait, memory = run.last("data_wait_share"), run.last("peak_memory_mib")
+    wait = run.last(DATA_WAIT.key)
     seconds = number(run.summary.get("wall_seconds"))
     facts = [
         ("State", run.state + (f" ({run.note})" if run.note else "")),
         ("Step", step + total),
-        ("k-NN, untrained → now", f"{show(run.untrained_knn, '.1f', ' %')} → {show(run.knn, '.1f', ' %')}"),
-        ("k-NN of the student", show(run.last("student_knn_top1"), ".1f", " %")),
-        ("Best k-NN", show(run.last("best_knn_top1"), ".1f", " %")),
-        ("k-NN of raw pixels", show(number(run.summary.get("raw_pixels_knn_top1")), ".1f", " %")),
-        ("Speed", show(run.last("images_per_second"), ",.0f", " images/s")),
-        ("Waiting for data", "–" if wait is None else f"{wait:.0%} of the time"),
+        (f"{UNTRAINED_KNN.label} → now", f"{KNN.text(run.untrained_knn)} → {KNN.text(run.knn)}"),
+        ("k-NN of the student", KNN.text(run.last(str(KNN.student_key)))),
+        *((row.label, row.text(run.last(row.key))) for row in (BEST_KNN, RAW_PIXELS_KNN, SPEED)),
+        (DATA_WAIT.label, "–" if wait is None else f"{wait:.0%} of the time"),
         ("Training time", "–" if seconds is None else _duration(seconds)),
-        ("Peak memory", show(memory, ",.0f", " MiB")),
+        (PEAK_MEMORY.label, PEAK_MEMORY.text(run.last(PEAK_MEMORY.key))),
     ]
     return [(name, value) for name, value in facts if value != "–"]
 
@@ -213,7 +221,7 @@ def _sweep(sweep: SweepData, folder: Path, refresh: float | None) -> tuple[list[
                 }
                 for each in data
             ],
-            "measures": {name: text for name, text in sweep_figures.BRIEF.items() if _drawn(maps, name)},
+            "measures": {each.name: each.metric.head for each in sweep_figures.measures_of(sweep)},
             "runs": [
                 {"label": run.label, "outcome": run.outcome, "href": link, "evidence": run.evidence}
                 for run, link in zip(sweep.runs, links, strict=True)
@@ -247,10 +255,6 @@ def _sweep(sweep: SweepData, folder: Path, refresh: float | None) -> tuple[list[
         problems=problems,
     )
     return figures, text
-
-
-def _drawn(maps: Sequence[Figure], name: str) -> bool:
-    return any(figure.name == f"map_{name}" for figure in maps)
 
 
 def _has(curves: Figure | None, title: str) -> bool:

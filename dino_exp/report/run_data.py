@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from dino_exp.metrics import DIVERGENCE, ENTROPY, INFORMATION, KNN, LN_K, UNTRAINED_KNN
 from dino_exp.report.evaluation_records import Result
 from dino_exp.report.run_files import number
 from dino_exp.report.values import Value, value_text
@@ -70,11 +71,7 @@ class RunData:
         """The sentence behind the verdict; for a run without a summary, from its last figures."""
         if self.summary.get("evidence"):
             return str(self.summary["evidence"])
-        shares = {
-            "teacher entropy": self.last("teacher/entropy_share"),
-            "KL": self.last("kl_share"),
-            "mutual information": self.last("teacher/mutual_information_share"),
-        }
+        shares = {row.words: self.last(row.key) for row in (ENTROPY, DIVERGENCE, INFORMATION)}
         known = [f"{name} is {share:.3f} of ln K" for name, share in shares.items() if share is not None]
         return f"at step {self.metrics[-1]['step']:,}, {', '.join(known)}" if known and self.metrics else ""
 
@@ -95,14 +92,14 @@ class RunData:
     @property
     def ln_k(self) -> float | None:
         """The loss of a uniform collapse."""
-        return self.last("ln_k")
+        return self.last(LN_K.key)
 
     @property
     def knn(self) -> float | None:
         """k-NN of the trained teacher, percent; None for a run that ended before it was measured."""
-        if "knn_top1" in self.summary:
-            return number(self.summary["knn_top1"])
-        trained = [value for step, value in self.series("knn_top1") if step > 0 and value is not None]
+        if KNN.key in self.summary:
+            return number(self.summary[KNN.key])
+        trained = [value for step, value in self.series(KNN.key) if step > 0 and value is not None]
         return trained[-1] if trained else None
 
     @property
@@ -110,9 +107,9 @@ class RunData:
         """k-NN of the untrained network, percent; None where the run began with others' weights."""
         if self.config.get("init_from"):
             return None
-        known = number(self.summary.get("untrained_knn_top1"))
+        known = number(self.summary.get(UNTRAINED_KNN.key))
         if known is None:
-            known = next((value for step, value in self.series("knn_top1") if step == 0), None)
+            known = next((value for step, value in self.series(KNN.key) if step == 0), None)
         return known
 
     def last(self, key: str) -> float | None:

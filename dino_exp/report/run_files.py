@@ -12,6 +12,7 @@ from typing import Any
 import yaml
 
 from dino_exp.config.stored import parse
+from dino_exp.metrics import KNN
 from dino_exp.runs import former_names
 
 WHOLE_BYTES = 200_000
@@ -94,7 +95,7 @@ def _some(records: list[dict[str, Any]], most: int) -> list[dict[str, Any]]:
     """At most about `most` evenly spaced records, some of them with a k-NN, which is measured seldom."""
     if len(records) <= most + 3:  # as many as a large file is read at
         return records
-    measured = [index for index, record in enumerate(records) if "knn_top1" in record]
+    measured = [index for index, record in enumerate(records) if KNN.key in record]
     chosen = set(_spread(len(records), most))
     chosen |= {measured[index] for index in _spread(len(measured), max(2, most // 4))}
     return [records[index] for index in sorted(chosen)]
@@ -121,7 +122,7 @@ def _record(text: bytes) -> dict[str, Any] | None:
 def _spaced(content: mmap.mmap, most: int) -> Iterator[bytes]:
     size = len(content)
     wanted = {size * index // most for index in range(most)} | {size - 1}
-    names = [f'"{name}"'.encode() for name in former_names.TABLE.names_of_metric("knn_top1")]
+    names = [f'"{name}"'.encode() for name in former_names.TABLE.names_of_metric(KNN.key)]
     marks = [find(name) for name in names for find in (content.find, content.rfind)]
     wanted |= {mark for mark in marks if mark >= 0}
     starts = sorted({content.rfind(b"\n", 0, place) + 1 for place in wanted})

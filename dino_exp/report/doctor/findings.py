@@ -18,7 +18,8 @@ from omegaconf.errors import OmegaConfBaseException
 
 from dino_exp.config.relations import warnings
 from dino_exp.dino.schedule import constant_schedule, cosine_schedule, linear_schedule
-from dino_exp.dino.verdict import ALIKE, TEACHERS, WINDOW, most_information
+from dino_exp.dino.verdict import ALIKE, WINDOW, most_information
+from dino_exp.metrics import DIVERGENCE, ENTROPY, INFORMATION
 from dino_exp.report.doctor import remedies
 from dino_exp.report.doctor.training_log import AT_LN_K, Record, TrainingLog
 
@@ -104,7 +105,7 @@ def collapsed(log: TrainingLog) -> Iterator[Finding]:
 
 def _says_the_same(log: TrainingLog, record: Record) -> bool:
     """Whether the outputs were those of a collapse, though it was too early to call it one."""
-    share = record.get(TEACHERS)
+    share = record.get(INFORMATION.key)
     if share is None or not log.out_dim or not log.batch_size:
         return False
     return share / most_information(log.out_dim, 2 * log.batch_size) < ALIKE
@@ -469,10 +470,10 @@ def _shares(log: TrainingLog) -> str:
     """The last record's figures in words."""
     last = log.last
     names = {
-        "teacher/entropy_share": "teacher entropy",
-        "kl_share": "KL",
-        "teacher/mutual_information_share": "mutual information of image and prototype",
-        "student/mutual_information_share": "the student's",
+        ENTROPY.key: ENTROPY.words,
+        DIVERGENCE.key: DIVERGENCE.words,
+        INFORMATION.key: f"{INFORMATION.words} of image and prototype",
+        str(INFORMATION.student_key): "the student's",
     }
     known = [f"{name} {value:.3f}" for key, name in names.items() if (value := last.get(key)) is not None]
     loss = last.get("loss")

@@ -8,6 +8,7 @@ from typing import Any
 
 import altair as alt
 
+from dino_exp.metrics import DIVERGENCE, ENTROPY, INFORMATION, KNN, LN_K, LOSS
 from dino_exp.plots.drawing import QUIET, Figure, Row, show, to_spec
 from dino_exp.report.run_data import RunData, SweepData
 from dino_exp.report.run_files import number
@@ -16,13 +17,9 @@ from dino_exp.report.verdicts import KINDS, describe
 
 STEPS = alt.Axis(labelExpr="format(datum.value, '~s')", tickCount=3)
 KIND_COLORS = alt.Scale(domain=list(KINDS), range="ordinal")
-CURVES = {
-    "loss": "loss / ln K",
-    "entropy": "h / ln K of the teacher",
-    "kl": "KL / ln K",
-    "mi": "mutual information / ln K",
-    "knn": "k-NN of the teacher, percent",
-}
+ROWS = {"entropy": ENTROPY, "kl": DIVERGENCE, "mi": INFORMATION, "knn": KNN}
+"""Metrics by the names that the curves have in files; besides, there is the loss as a share of ln K."""
+CURVES = {"loss": f"{LOSS.label} / {LN_K.short}"} | {name: row.title for name, row in ROWS.items()}
 PANEL = 128
 """Width of one, in pixels."""
 MOST_TICKS, RANGES = 10, 8
@@ -114,14 +111,6 @@ def small_multiples(sweep: SweepData) -> Figure | None:
     return figure
 
 
-_KEYS = {
-    "entropy": "teacher/entropy_share",
-    "kl": "kl_share",
-    "mi": "teacher/mutual_information_share",
-    "knn": "knn_top1",
-}
-
-
 def _cell_title(cell: Cell, y: str | None) -> str:
     return f"{cell.x} · {cell.y}" if y else cell.x
 
@@ -132,7 +121,7 @@ def _panels(named: Sequence[tuple[str, str | None]]) -> str:
 
 
 def _loss_share(record: dict[str, Any]) -> float | None:
-    loss, ln_k = number(record.get("loss")), number(record.get("ln_k"))
+    loss, ln_k = number(record.get(LOSS.key)), number(record.get(LN_K.key))
     return loss / ln_k if loss is not None and ln_k else None
 
 
@@ -142,7 +131,7 @@ def _curve_rows(run: RunData, place: int, cell: Cell) -> list[Row]:
     of |= {"kind": kind, "label": run.label, "outcome": run.outcome}
     rows: list[Row] = []
     for record in run.metrics:
-        values = {name: _rounded(number(record.get(key))) for name, key in _KEYS.items()}
+        values = {name: _rounded(number(record.get(row.key))) for name, row in ROWS.items()}
         rows.append({**of, "step": record["step"], "loss": _rounded(_loss_share(record)), **values})
     nothing = all(row[name] is None for row in rows for name in CURVES)
     for row in rows:
@@ -177,9 +166,9 @@ def _rounded(value: float | None) -> float | None:
 
 def _last_mean(cell: Cell, name: str) -> str:
     if name == "loss":
-        values = [_loss_share({"loss": run.last("loss"), "ln_k": run.ln_k}) for run in cell.runs]
+        values = [_loss_share({LOSS.key: run.last(LOSS.key), LN_K.key: run.ln_k}) for run in cell.runs]
     elif name == "knn":
         values = [run.knn for run in cell.runs]
     else:
-        values = [run.last(_KEYS[name]) for run in cell.runs]
-    return show(spread(values)[0], ".1f" if name == "knn" else ".3f")
+        values = [run.last(ROWS[name].key) for run in cell.runs]
+    return show(spread(values)[0], ROWS.get(name, LOSS).form)

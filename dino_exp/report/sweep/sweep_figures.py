@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import altair as alt
 
+from dino_exp import metrics
+from dino_exp.metrics import Metric
 from dino_exp.plots.drawing import CELLS, QUIET, Figure, Row, show, to_spec
 from dino_exp.report.run_data import SEED, RunData, SweepData
 from dino_exp.report.sweep import paper
@@ -17,27 +19,26 @@ from dino_exp.report.verdicts import KINDS, OUTCOMES, describe
 
 
 class Measure(NamedTuple):
-    """A figure that a run ends with."""
+    """The value of a metric that a run ends with, and how a map shows it."""
 
     name: str
-    title: str
-    of: Callable[[RunData], float | None]
-    form: str
+    metric: Metric
+    form: str = ".2f"
+
+    def of(self, run: RunData) -> float | None:
+        """Return the value of a run; of the k-NN, only that of the trained network."""
+        return run.knn if self.metric is metrics.KNN else run.last(self.metric.key)
+
+    @property
+    def title(self) -> str:
+        """The title of the map."""
+        return self.metric.title
 
 
-KNN = Measure("knn", "k-NN top-1 of the teacher, percent", lambda run: run.knn, ".1f")
-ENTROPY = Measure(
-    "entropy", "Entropy of the teacher, h / ln K", lambda run: run.last("teacher/entropy_share"), ".2f"
-)
-DIVERGENCE = Measure("kl", "KL(teacher ‖ student) / ln K", lambda run: run.last("kl_share"), ".2f")
-INFORMATION = Measure(
-    "mutual_information",
-    "Mutual information of image and prototype, share of ln K",
-    lambda run: run.last("teacher/mutual_information_share"),
-    ".2f",
-)
-MAPS = (KNN, INFORMATION, ENTROPY, DIVERGENCE)
-BRIEF = {"knn": "k-NN, %", "mutual_information": "MI / ln K", "entropy": "h / ln K", "kl": "KL / ln K"}
+KNN = Measure("knn", metrics.KNN, metrics.KNN.form)
+INFORMATION = Measure("mutual_information", metrics.INFORMATION)
+ENTROPY = Measure("entropy", metrics.ENTROPY)
+MAPS = (KNN, INFORMATION, ENTROPY, Measure("kl", metrics.DIVERGENCE))
 
 
 def measure_of(sweep: SweepData) -> Measure:
@@ -124,7 +125,7 @@ def _map(sweep: SweepData, data: MapData, measure: Measure) -> Figure:
         alt.Tooltip("x:N", title=data.x),
         *([alt.Tooltip("y:N", title=data.y)] if data.y else []),
         alt.Tooltip("outcomes:N", title="verdict"),
-        *(alt.Tooltip(f"{each.name}_text:N", title=BRIEF[each.name]) for each in MAPS),
+        *(alt.Tooltip(f"{each.name}_text:N", title=each.metric.head) for each in MAPS),
         alt.Tooltip("n:Q", title="runs"),
     ]
     legend = alt.Legend(
@@ -178,7 +179,13 @@ def _ends(low: float, high: float) -> list[float]:
 
 def map_table(data: MapData) -> tuple[Sequence[str], list[Sequence[str]]]:
     """The numbers of the maps, a row per cell."""
-    heads = [data.x, *([data.y] if data.y else []), "verdict", *BRIEF.values(), "runs"]
+    heads = [
+        data.x,
+        *([data.y] if data.y else []),
+        "verdict",
+        *(measure.metric.head for measure in MAPS),
+        "runs",
+    ]
     rows: list[Sequence[str]] = [
         (
             row["x"],
@@ -246,7 +253,9 @@ def _effect(sweep: SweepData, axis: str, measure: Measure) -> Figure:
         .mark_point(filled=True, size=55, opacity=0.75, aria=False)
         .encode(
             x=x,
-            y=alt.Y("value:Q", title=_axis_title(measure), scale=alt.Scale(zero=False)),
+            y=alt.Y(
+                "value:Q", title=f"{measure.metric.words}, {measure.metric.unit}", scale=alt.Scale(zero=False)
+            ),
             color=alt.Color("kind:N", title=None, scale=KIND_COLORS, legend=kinds_legend(sweep)),
             shape=alt.Shape("kind:N", title=None, scale=marks),
             tooltip=[
@@ -281,10 +290,6 @@ def _effect(sweep: SweepData, axis: str, measure: Measure) -> Figure:
         table,
         renderer="svg" if len(points) < 400 else "canvas",
     )
-
-
-def _axis_title(measure: Measure) -> str:
-    return "k-NN, percent" if measure is KNN else "mutual information / ln K"
 
 
 MOST_GROUPS = 40
@@ -328,7 +333,9 @@ def seeds(sweep: SweepData) -> Figure | None:
     scale = alt.Scale(zero=False)
     chart = alt.layer(
         base.mark_rule(strokeWidth=3, aria=False).encode(
-            x=alt.X("low:Q", title=_axis_title(measure), scale=scale), x2="high:Q", tooltip=tooltip
+            x=alt.X("low:Q", title=f"{measure.metric.words}, {measure.metric.unit}", scale=scale),
+            x2="high:Q",
+            tooltip=tooltip,
         ),
         base.mark_point(filled=True, size=80, aria=False, color="#0072B2").encode(
             x="mean:Q", tooltip=tooltip

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
-from dino_exp.metrics import in_words
+from dino_exp.metrics import KNN, STEP, UNTRAINED_KNN, in_words, shown_in
 from dino_exp.plots.drawing import show
 from dino_exp.report.evaluation_records import KINDS, Result, title
 from dino_exp.report.evaluation_results import differing_circumstances, in_order, remark
@@ -28,11 +28,11 @@ def table(
     """Heads and rows of the table; `problems` says which of its figures do not compare."""
     axes = list(sweep.axes)
     found = columns(sweep.runs, problems)
-    heads = [(word, "") for word in ("state", "verdict", "k-NN %")]
+    heads = [(word, "") for word in ("state", "verdict", KNN.head)]
     heads += zip(short_heads(axes), axes, strict=True)
-    heads += [(word, "") for word in ("student %", "untrained %", "gain")]
+    heads += [(word, "") for word in ("student %", UNTRAINED_KNN.head, "gain")]
     heads += [(column.head, column.meaning) for column in found]
-    heads += [(word, "") for word in ("h / ln K", "KL / ln K", "MI / ln K", "loss", "step", "images/s")]
+    heads += [(row.head, "") for row in shown_in("column")]
     return heads, [
         (run, link, _cells(sweep, run, [column.values[index] for column in found]))
         for index, (run, link) in enumerate(zip(sweep.runs, links, strict=True))
@@ -41,21 +41,16 @@ def table(
 
 def _cells(sweep: SweepData, run: RunData, found: Sequence[float | None]) -> list[Cell]:
     gain = None if run.knn is None or run.untrained_knn is None else run.knn - run.untrained_knn
-    student = run.last("student_knn_top1") if run.knn is not None else None
+    student = run.last(str(KNN.student_key)) if run.knn is not None else None
     numbers = [
-        (student, ".1f"),
-        (run.untrained_knn, ".1f"),
+        (student, KNN.form),
+        (run.untrained_knn, KNN.form),
         (gain, "+.1f"),
         *((value, ".1f") for value in found),
-        (run.last("teacher/entropy_share"), ".3f"),
-        (run.last("kl_share"), ".3f"),
-        (run.last("teacher/mutual_information_share"), ".3f"),
-        (run.last("loss"), ".3f"),
-        (None if run.step is None else float(run.step), ",.0f"),
-        (run.last("images_per_second"), ",.0f"),
+        *((run.step if row is STEP else run.last(row.key), row.form) for row in shown_in("column")),
     ]
     swept = [(value_text(run.values[axis]), run.values[axis]) for axis in sweep.axes]
-    first = [(run.state, run.state), (run.verdict or "–", run.verdict), _number_cell(run.knn, ".1f")]
+    first = [(run.state, run.state), (run.verdict or "–", run.verdict), _number_cell(run.knn, KNN.form)]
     return [*first, *swept, *(_number_cell(value, form) for value, form in numbers)]
 
 
