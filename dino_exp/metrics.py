@@ -124,6 +124,7 @@ LOSS = Metric(
     "loss",
     "Loss",
     unit="nats",
+    title="Loss / ln K",
     better="lower",
     levels=(Level(LN_K.key, "uniform collapse"),),
     chart=Chart("loss", zero=False),

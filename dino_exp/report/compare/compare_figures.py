@@ -9,7 +9,7 @@ from pathlib import Path
 import altair as alt
 
 from dino_exp.atomic import write_atomically
-from dino_exp.metrics import ENTROPY, INFORMATION, KNN, LN_K, LOSS, Chart, charts
+from dino_exp.metrics import ENTROPY, INFORMATION, KNN, LOSS, Chart, charts
 from dino_exp.plots.drawing import Figure, Row, show, to_spec, write_files
 from dino_exp.plots.html_page import render
 from dino_exp.report.compare.compare_evaluations import evaluation_rows
@@ -38,14 +38,8 @@ DASHES = alt.StrokeDash(
 )
 AXIS = alt.Axis(labelExpr="format(datum.value, '~s')", tickCount=4)
 MOST_PANELS = 30
-SHARES = {
-    **{
-        name: (row.title, row.key)
-        for name, row in (("knn", KNN), ("entropy", ENTROPY), ("mutual_information", INFORMATION))
-    },
-    "loss": (f"{LOSS.label} / {LN_K.short}", LOSS.key),
-}
-"""Of the small panels: title and metric; the loss there as a share of ln K, because K may differ."""
+SMALL_PANELS = {"knn": KNN, "entropy": ENTROPY, "mutual_information": INFORMATION, "loss": LOSS}
+"""Metrics of the small panels; the loss there as a share of ln K, because K may differ."""
 
 
 def write_comparison(comparison: Comparison, folder: Path) -> list[Path]:
@@ -89,7 +83,7 @@ def curve_figures(comparison: Comparison) -> list[Figure]:
     if len(both) == 1:
         found = [_curves(both[0], curves, by_step) for curves in charts()]
     else:
-        found = [_panels(both, name, by_step) for name in SHARES] if both else []
+        found = [_panels(both, name, by_step) for name in SMALL_PANELS] if both else []
     return [figure for figure in found if figure]
 
 
@@ -228,7 +222,7 @@ def _keys(pairs: Sequence[Pair]) -> str:
 
 def _panels(pairs: list[Pair], name: str, by_step: bool) -> Figure | None:
     """A small panel per pair."""
-    title, key = SHARES[name]
+    title, key = SMALL_PANELS[name].title, SMALL_PANELS[name].key
     scaled = (lambda run: 1 / (run.ln_k or 1.0)) if name == "loss" else (lambda run: 1.0)
     rows = [
         {**row, "pair": _panel(pair), "place": place}

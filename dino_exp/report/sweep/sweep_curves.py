@@ -17,9 +17,9 @@ from dino_exp.report.verdicts import KINDS, describe
 
 STEPS = alt.Axis(labelExpr="format(datum.value, '~s')", tickCount=3)
 KIND_COLORS = alt.Scale(domain=list(KINDS), range="ordinal")
-ROWS = {"entropy": ENTROPY, "kl": DIVERGENCE, "mi": INFORMATION, "knn": KNN}
-"""Metrics by the names that the curves have in files; besides, there is the loss as a share of ln K."""
-CURVES = {"loss": f"{LOSS.label} / {LN_K.short}"} | {name: row.title for name, row in ROWS.items()}
+ROWS = {"loss": LOSS, "entropy": ENTROPY, "kl": DIVERGENCE, "mi": INFORMATION, "knn": KNN}
+"""Metrics by the names that the curves have in files; the loss as a share of ln K."""
+CURVES = {name: row.title for name, row in ROWS.items()}
 PANEL = 128
 """Width of one, in pixels."""
 MOST_TICKS, RANGES = 10, 8
@@ -131,8 +131,9 @@ def _curve_rows(run: RunData, place: int, cell: Cell) -> list[Row]:
     of |= {"kind": kind, "label": run.label, "outcome": run.outcome}
     rows: list[Row] = []
     for record in run.metrics:
-        values = {name: _rounded(number(record.get(row.key))) for name, row in ROWS.items()}
-        rows.append({**of, "step": record["step"], "loss": _rounded(_loss_share(record)), **values})
+        values = {name: number(record.get(row.key)) for name, row in ROWS.items()}
+        values["loss"] = _loss_share(record)
+        rows.append({**of, "step": record["step"]} | {name: _rounded(values[name]) for name in values})
     nothing = all(row[name] is None for row in rows for name in CURVES)
     for row in rows:
         row["nothing"] = False
@@ -171,4 +172,4 @@ def _last_mean(cell: Cell, name: str) -> str:
         values = [run.knn for run in cell.runs]
     else:
         values = [run.last(ROWS[name].key) for run in cell.runs]
-    return show(spread(values)[0], ROWS.get(name, LOSS).form)
+    return show(spread(values)[0], ROWS[name].form)
