@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from benchmarks.collapse import logged, verdicts
 from dino_exp.config.stored import read_config
 from dino_exp.dino.verdict import ALIKE, most_information
-from dino_exp.metrics import ENTROPY, INFORMATION
+from dino_exp.metrics import DIVERGENCE, ENTROPY, INFORMATION
 from dino_exp.plots.png import DPI, INK, save
 from dino_exp.plots.run_curves import BLUE, GREEN, ORANGE, PINK
 from dino_exp.runs.manifest import Manifest
@@ -33,7 +33,7 @@ RUNS = {
 """Runs of the study, by number, and what they are examples of."""
 CURVES = {
     ENTROPY.key: ("h / ln K", BLUE, "-"),
-    "kl_share": ("KL / ln K", PINK, "-"),
+    DIVERGENCE.key: ("KL / ln K", PINK, "-"),
     INFORMATION.key: ("mutual information, teacher", GREEN, "-"),
     str(INFORMATION.student_key): ("mutual information, student", ORANGE, "--"),
 }

@@ -221,6 +221,7 @@ def _sweep(sweep: SweepData, folder: Path, refresh: float | None) -> tuple[list[
                 }
                 for each in data
             ],
+            "columns": [each.name for each in sweep_figures.MAPS],
             "measures": {each.name: each.metric.head for each in sweep_figures.measures_of(sweep)},
             "runs": [
                 {"label": run.label, "outcome": run.outcome, "href": link, "evidence": run.evidence}

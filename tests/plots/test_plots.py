@@ -70,7 +70,7 @@ def test_curves_show_the_run_in_six_panels() -> None:
     ]
     loss = panel(figure, "Loss")
     assert lines(loss)["loss"] == ([0, 50, 100, 150], [4.0, 3.5, 3.0, 2.5])
-    assert lines(loss)["_ln K = 4.16: uniform"][1] == [LN_K, LN_K]
+    assert lines(loss)["_ln K = 4.159: uniform collapse"][1] == [LN_K, LN_K]
     assert loss.get_ylim()[1] > LN_K  # the level lies above the curve and is still seen
     entropy = panel(figure, "Entropy")
     assert texts(entropy) == ["1: uniform", "0: one-hot"]

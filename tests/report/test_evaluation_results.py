@@ -216,8 +216,8 @@ def test_a_sweep_has_columns_of_the_newest_figures(tmp_path: Path) -> None:
     )
     problems: list[str] = []
     heads, rows = table(sweep, ["a", "b", "c"], problems)
-    at = [head for head, _ in heads].index("linear %")
-    assert heads[at] == ("linear %", "Linear classifier: top-1, the newest result")
+    at = [head.text for head in heads].index("linear %")
+    assert heads[at] == ("linear %", "Linear classifier: top-1, the newest result", True)
     assert [cells[at] for _, _, cells in rows] == [("80.0", 80.0), ("–", ""), ("70.0", 70.0)]
     assert all(len(cells) == len(heads) for _, _, cells in rows)
     assert problems == [

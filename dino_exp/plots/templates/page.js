@@ -36,7 +36,6 @@
   };
 
   // ---- figures -----------------------------------------------------------------------------------------
-  const TEXTS = ["knn_text", "mutual_information_text", "entropy_text", "kl_text"];
   const isMap = (name) => name.startsWith("map_");
 
   function fitted(name, element) {
@@ -199,7 +198,7 @@
       table.tHead.rows[0].cells[1].textContent = y;
       table.tBodies[0].replaceChildren(...mapRows().map((row) => {
         const line = document.createElement("tr");
-        for (const key of ["x", "y", "outcomes", ...TEXTS, "n"]) {
+        for (const key of ["x", "y", "outcomes", ...content.columns.map((name) => `${name}_text`), "n"]) {
           line.insertCell().textContent = row[key];
         }
         return line;
@@ -255,7 +254,7 @@
     heads.forEach((head, column) => head.querySelector("button").addEventListener("click", () => {
       sort(column, head.getAttribute("aria-sort") === "descending" ? 1 : head.getAttribute("aria-sort") === "ascending" ? -1 : startWith(column));
     }));
-    const startWith = (column) => (/%|gain/.test(heads[column].textContent) ? -1 : 1);
+    const startWith = (column) => ("bestFirst" in heads[column].dataset ? -1 : 1);
     filter.addEventListener("input", show);
     outcome.addEventListener("change", show);
     const before = memory.read();

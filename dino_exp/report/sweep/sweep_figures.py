@@ -34,6 +34,11 @@ class Measure(NamedTuple):
         """The title of the map."""
         return self.metric.title
 
+    @property
+    def axis(self) -> str:
+        """The title of an axis."""
+        return f"{self.metric.words}, {self.metric.unit}"
+
 
 KNN = Measure("knn", metrics.KNN, metrics.KNN.form)
 INFORMATION = Measure("mutual_information", metrics.INFORMATION)
@@ -179,13 +184,8 @@ def _ends(low: float, high: float) -> list[float]:
 
 def map_table(data: MapData) -> tuple[Sequence[str], list[Sequence[str]]]:
     """The numbers of the maps, a row per cell."""
-    heads = [
-        data.x,
-        *([data.y] if data.y else []),
-        "verdict",
-        *(measure.metric.head for measure in MAPS),
-        "runs",
-    ]
+    axes = [data.x, *([data.y] if data.y else [])]
+    heads = [*axes, "verdict", *(measure.metric.head for measure in MAPS), "runs"]
     rows: list[Sequence[str]] = [
         (
             row["x"],
@@ -253,9 +253,7 @@ def _effect(sweep: SweepData, axis: str, measure: Measure) -> Figure:
         .mark_point(filled=True, size=55, opacity=0.75, aria=False)
         .encode(
             x=x,
-            y=alt.Y(
-                "value:Q", title=f"{measure.metric.words}, {measure.metric.unit}", scale=alt.Scale(zero=False)
-            ),
+            y=alt.Y("value:Q", title=measure.axis, scale=alt.Scale(zero=False)),
             color=alt.Color("kind:N", title=None, scale=KIND_COLORS, legend=kinds_legend(sweep)),
             shape=alt.Shape("kind:N", title=None, scale=marks),
             tooltip=[
@@ -333,7 +331,7 @@ def seeds(sweep: SweepData) -> Figure | None:
     scale = alt.Scale(zero=False)
     chart = alt.layer(
         base.mark_rule(strokeWidth=3, aria=False).encode(
-            x=alt.X("low:Q", title=f"{measure.metric.words}, {measure.metric.unit}", scale=scale),
+            x=alt.X("low:Q", title=measure.axis, scale=scale),
             x2="high:Q",
             tooltip=tooltip,
         ),

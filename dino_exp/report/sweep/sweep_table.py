@@ -18,8 +18,16 @@ MOST_COLUMNS = 6
 
 Cell = tuple[str, Any]
 """Text, and what it is sorted by."""
-Head = tuple[str, str]
-"""Text, and what it is short for."""
+
+
+class Head(NamedTuple):
+    """The head of a column."""
+
+    text: str
+    meaning: str = ""
+    """What the text is short for."""
+    best_first: bool = False
+    """Sort from the highest value down, at the first click."""
 
 
 def table(
@@ -28,11 +36,11 @@ def table(
     """Heads and rows of the table; `problems` says which of its figures do not compare."""
     axes = list(sweep.axes)
     found = columns(sweep.runs, problems)
-    heads = [(word, "") for word in ("state", "verdict", KNN.head)]
-    heads += zip(short_heads(axes), axes, strict=True)
-    heads += [(word, "") for word in ("student %", UNTRAINED_KNN.head, "gain")]
-    heads += [(column.head, column.meaning) for column in found]
-    heads += [(row.head, "") for row in shown_in("column")]
+    heads = [Head("state"), Head("verdict"), Head(KNN.head, best_first=True)]
+    heads += map(Head, short_heads(axes), axes)
+    heads += [Head(text, best_first=True) for text in ("student %", UNTRAINED_KNN.head, "gain")]
+    heads += [Head(column.head, column.meaning, best_first=True) for column in found]
+    heads += [Head(row.head, best_first=row.better == "higher") for row in shown_in("column")]
     return heads, [
         (run, link, _cells(sweep, run, [column.values[index] for column in found]))
         for index, (run, link) in enumerate(zip(sweep.runs, links, strict=True))
