@@ -1,4 +1,4 @@
-"""A run's metrics as curves."""
+"""`plots/curves.png`: a run's metrics as curves."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ from dino_exp.metrics import DIVERGENCE, ENTROPY, INFORMATION, KNN, LOSS, Metric
 from dino_exp.plots.png import DPI, GRID, INK, QUIET, save
 from dino_exp.runs.run_directory import read_metrics
 
-# Okabe and Ito's palette: told apart with every kind of color vision.
+# Okabe and Ito's palette: distinct with every kind of color vision.
 BLUE, ORANGE, GREEN, PINK = "#0072B2", "#D55E00", "#009E73", "#CC79A7"
 TEACHER, STUDENT = BLUE, ORANGE
 COLUMNS = 3
 
 
 def plot_curves(metrics_file: Path, out: Path, *, name: str | None = None) -> bool:
-    """Draw a metrics.jsonl as one PNG; without a line in it there is no image, and False is returned.
+    """Draw a metrics.jsonl as one PNG; False where it has no line, and no file is written.
 
-    `name` is the title's first part; by default the folder that holds the metrics, which is the run id.
+    `name` is the first part of the title; by default the name of the file's folder, which is the run id.
     """
     metrics = read_metrics(metrics_file)
     if not metrics:
@@ -192,7 +192,7 @@ def _line(
 
 
 def _series(metrics: Sequence[Mapping[str, Any]], key: str) -> tuple[list[int], list[float]]:
-    """Steps and values of a metric where it was logged and finite."""
+    """Return steps and values of a metric, where it was logged and is finite."""
     points = [(m["step"], _number(m, key)) for m in metrics if key in m]
     finite = [(step, value) for step, value in points if math.isfinite(value)]
     return [step for step, _ in finite], [value for _, value in finite]
@@ -209,7 +209,7 @@ def _last(metrics: Sequence[Mapping[str, Any]], key: str) -> float | None:
 
 
 def _level(axes: Axes, value: float, label: str, above: bool = True) -> None:
-    """A dashed line across the panel with its name above or below it."""
+    """Draw a dashed line across the panel, with its label above or below it."""
     axes.axhline(value, color=QUIET, linewidth=1.2, linestyle=(0, (5, 3)), label=f"_{label}")
     axes.annotate(
         label,
@@ -226,7 +226,7 @@ def _level(axes: Axes, value: float, label: str, above: bool = True) -> None:
 
 
 def _padded(axes: Axes) -> tuple[float, float]:
-    """Limits of the panel's lines with room for a label above the highest."""
+    """Return limits that hold the panel's lines and a label above the highest."""
     values = np.concatenate([np.asarray(line.get_ydata(), dtype=float) for line in axes.lines])
     low, high = float(values.min()), float(values.max())
     room = (high - low) or abs(high) or 1.0
@@ -234,7 +234,7 @@ def _padded(axes: Axes) -> tuple[float, float]:
 
 
 def _from_zero(axes: Axes) -> None:
-    """Limits from zero, with room for half a line below it."""
+    """Set the limits to start at zero, with room for half a line below it."""
     high = _padded(axes)[1]
     axes.set_ylim(-0.03 * abs(high), high)
 

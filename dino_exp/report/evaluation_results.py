@@ -35,7 +35,7 @@ class Line(NamedTuple):
     figures: list[str]
     """top-1, k = 20: 86.8 %"""
     of: str
-    remark: str
+    step_note: str
     """Where the run has gone on since."""
     data: str
     differs: str
@@ -43,22 +43,22 @@ class Line(NamedTuple):
     when: str
 
 
-def in_order(results: Iterable[Result]) -> list[Result]:
+def by_evaluation(results: Iterable[Result]) -> list[Result]:
     """By evaluation, and the newest first."""
     kinds = list(KINDS)
     newest = list(results)[::-1]
     return sorted(newest, key=lambda each: kinds.index(each.evaluation) if each.evaluation in kinds else 99)
 
 
-def lines(run: RunData) -> list[Line]:
+def result_lines(run: RunData) -> list[Line]:
     """A line per result."""
-    ordered = in_order(run.evaluations)
+    ordered = by_evaluation(run.evaluations)
     return [
         Line(
             each.title,
             [f"{in_words(name)}: {percent(value)}" for name, value in each.figures.items()],
             each.of,
-            remark(each, run),
+            step_note(each, run),
             each.data,
             differs(each, ordered),
             each.when,
@@ -67,7 +67,7 @@ def lines(run: RunData) -> list[Line]:
     ]
 
 
-def remark(result: Result, run: RunData) -> str:
+def step_note(result: Result, run: RunData) -> str:
     """Where the run is, if it is not where the result is of."""
     if result.step is None or run.step is None or result.step == run.step:
         return ""
@@ -100,10 +100,10 @@ def differing_circumstances(results: Sequence[Result]) -> list[str]:
     return [key for key in keys if len({each.circumstances.get(key) for each in results}) > 1]
 
 
-def remarks(run: RunData) -> list[tuple[str, str]]:
+def collected_notes(run: RunData) -> list[tuple[str, str]]:
     """Whose notes, and the notes; each once."""
     found: dict[tuple[str, str], list[Result]] = {}
-    for each in in_order(run.evaluations):
+    for each in by_evaluation(run.evaluations):
         for note in each.notes:
             found.setdefault((each.evaluation, note), []).append(each)
     counts = Counter(each.evaluation for each in run.evaluations)
@@ -134,7 +134,7 @@ def files(run: RunData, problems: list[str]) -> tuple[list[File], list[File]]:
     absent = []
     seen: set[str] = set()
     among = [each for each in run.evaluations if each.files]
-    for each in in_order(run.evaluations):
+    for each in by_evaluation(run.evaluations):
         for name in each.files:
             if name in seen:
                 continue

@@ -21,7 +21,7 @@ from dino_exp.metrics import (
     charts,
 )
 from dino_exp.plots.drawing import Figure, write_files
-from dino_exp.plots.html_page import _columns, render
+from dino_exp.plots.html_page import as_columns, render
 from dino_exp.report import evaluation_records, evaluation_results, run_figures
 from dino_exp.report.defaults import differences
 from dino_exp.report.loading import load_run, utc
@@ -30,7 +30,7 @@ from dino_exp.report.run_files import number
 from dino_exp.report.run_images import as_data_url
 from dino_exp.report.sweep import sweep_curves, sweep_figures, sweep_table
 from dino_exp.report.sweep.cells import averaged_over, map_axes
-from dino_exp.report.verdicts import describe
+from dino_exp.report.verdicts import outcome_of
 
 PAGE = "index.html"
 IMAGES = {"attention.png": "Attention of the teacher", "crops.png": "Crops"}
@@ -125,12 +125,12 @@ def _run(run: RunData, folder: Path, refresh: float | None, beside: bool = True)
         figures,
         refresh,
         run=run,
-        outcome=describe(run.outcome),
+        outcome=outcome_of(run.outcome),
         facts=_facts(run),
         curves=[figure for figure in curves if figure.name not in schedules],
-        worth=evaluation_results.lines(run),
+        worth=evaluation_results.result_lines(run),
         evaluations=link(run.path / evaluation_records.FILE, folder),
-        notes=evaluation_results.remarks(run),
+        notes=evaluation_results.collected_notes(run),
         shown=[each for each in shown if each[2]],
         linked=linked,
         schedules=[figure for figure in curves if figure.name in schedules],
@@ -216,7 +216,7 @@ def _sweep(sweep: SweepData, folder: Path, refresh: float | None) -> tuple[list[
                 {
                     "x": each.x,
                     "y": each.y,
-                    "rows": _columns(each.rows),
+                    "rows": as_columns(each.rows),
                     "averaged": averaged(sweep, each.x, each.y),
                 }
                 for each in data
@@ -231,7 +231,7 @@ def _sweep(sweep: SweepData, folder: Path, refresh: float | None) -> tuple[list[
         sweep=sweep,
         counts=Counter(run.outcome for run in sweep.runs).most_common(),
         states=Counter(run.state for run in sweep.runs).most_common(),
-        describe=describe,
+        outcome_of=outcome_of,
         best=best(sweep),
         pairs=data,
         averaged=averaged(sweep, data[0].x, data[0].y) if data else "",

@@ -8,7 +8,7 @@ from typing import Any
 import altair as alt
 
 from dino_exp.metrics import KNN, Chart, Metric, charts
-from dino_exp.plots.drawing import Figure, Row, show, to_spec
+from dino_exp.plots.drawing import Figure, Row, number_text, to_spec
 from dino_exp.report.loading import utc
 from dino_exp.report.run_data import RunData
 from dino_exp.report.run_files import number
@@ -130,7 +130,7 @@ def _table(
     steps = sorted(values)
     if len(steps) > most:
         steps = sorted({steps[round(index * (len(steps) - 1) / (most - 1))] for index in range(most)})
-    return [(f"{step:,}", *(show(values[step].get(word), form) for word in series)) for step in steps]
+    return [(f"{step:,}", *(number_text(values[step].get(word), form) for word in series)) for step in steps]
 
 
 def timeline(run: RunData) -> Figure | None:

@@ -96,12 +96,12 @@ def _some(records: list[dict[str, Any]], most: int) -> list[dict[str, Any]]:
     if len(records) <= most + 3:  # as many as a large file is read at
         return records
     measured = [index for index, record in enumerate(records) if KNN.key in record]
-    chosen = set(_spread(len(records), most))
-    chosen |= {measured[index] for index in _spread(len(measured), max(2, most // 4))}
+    chosen = set(_evenly_spaced(len(records), most))
+    chosen |= {measured[index] for index in _evenly_spaced(len(measured), max(2, most // 4))}
     return [records[index] for index in sorted(chosen)]
 
 
-def _spread(length: int, count: int) -> list[int]:
+def _evenly_spaced(length: int, count: int) -> list[int]:
     """Evenly spaced places in a list, its ends among them."""
     if length <= count:
         return list(range(length))

@@ -40,7 +40,7 @@ def value_text(value: Value) -> str:
     return f"{value:.10g}" if isinstance(value, float) else value
 
 
-def in_order(values: Iterable[Value]) -> list[Value]:
+def sorted_values(values: Iterable[Value]) -> list[Value]:
     """Numbers by size, then words."""
     values = list(values)
     numbers = [value for value in values if isinstance(value, float)]

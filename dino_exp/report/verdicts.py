@@ -49,14 +49,14 @@ OUTCOMES = {
 }
 
 
-def describe(word: str) -> Outcome:
+def outcome_of(word: str) -> Outcome:
     """How an outcome is shown, also one that this version does not know.
 
     `running: healthy` and the like, of runs that go on, have their state's mark and the verdict's color.
     """
     state, colon, verdict = word.partition(": ")
     if colon and state in OUTCOMES:
-        so_far = describe(verdict)
+        so_far = outcome_of(verdict)
         return Outcome(BAR, so_far.kind, f"{state.capitalize()}, so far: {so_far.meaning}")
     if word in OUTCOMES:
         return OUTCOMES[word]

@@ -24,9 +24,9 @@ FORMAT = 2
 that a program of before cannot read, a new name of a key or metric among them."""
 
 
-def to_json(value: Any, indent: int | None = None) -> str:
+def to_json(value: Any, **how: Any) -> str:
     """Strict JSON, with null for NaN and infinities, which it has no word for."""
-    return json.dumps(_finite(value), indent=indent, allow_nan=False) + "\n"
+    return json.dumps(_finite(value), allow_nan=False, **how) + "\n"
 
 
 def _finite(value: Any) -> Any:

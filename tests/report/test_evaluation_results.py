@@ -12,7 +12,7 @@ from PIL import Image
 
 from dino_exp.report.compare.compare_evaluations import evaluation_rows
 from dino_exp.report.compare.comparison import compare
-from dino_exp.report.evaluation_results import File, files, lines, remarks
+from dino_exp.report.evaluation_results import File, collected_notes, files, result_lines
 from dino_exp.report.loading import load, load_run
 from dino_exp.report.report_command import fingerprint, main
 from dino_exp.report.run_data import SweepData
@@ -80,7 +80,7 @@ def test_a_line_per_result_with_what_sets_it_apart(tmp_path: Path) -> None:
         result("knn", {"top1_k20": 61.0}, weights__network="student", when="yesterday"),
     )
     run = load_run(path)
-    found = lines(run)
+    found = result_lines(run)
     assert [line.title for line in found] == ["k-NN"] * 3 + ["Linear classifier"]
     assert found[2].figures == ["top-1, k = 20: 86.8\N{NO-BREAK SPACE}%", "novel: 1.0\N{NO-BREAK SPACE}%"]
     assert found[3].figures[1] == "top-5: –"
@@ -94,9 +94,9 @@ def test_a_line_per_result_with_what_sets_it_apart(tmp_path: Path) -> None:
         "image_size = 32, k = [10, 20]",
         "",
     ]
-    assert [line.remark for line in found] == ["", "", "", "the run's last step is 900"]
+    assert [line.step_note for line in found] == ["", "", "", "the run's last step is 900"]
     assert [line.when for line in found] == ["yesterday", *["2026-07-30 14:05"] * 3]
-    assert remarks(run) == [
+    assert collected_notes(run) == [
         (
             "k-NN (teacher, last checkpoint, step 900, shapes, image_size = 32, k = [10, 20])",
             "Three could not be read.",
@@ -145,7 +145,7 @@ def test_any_value_may_be_of_another_type(tmp_path: Path) -> None:
     path = evaluated(tmp_path / "run", *records, result("linear", {"top1": "high", "top5": 10**400}))
     run = load_run(path)
     assert f"{FILE}: 6 of 64 records name no evaluation, left out." in run.problems
-    assert lines(run)[0].figures == ["top-1: –", "top-5: –"]
+    assert result_lines(run)[0].figures == ["top-1: –", "top-5: –"]
     assert columns([run], [])[0].values == [90.0]
     page = page_of(path)
     assert page.count("Linear classifier</th>") == 57

@@ -17,7 +17,7 @@ from dino_exp.report.defaults import differences
 from dino_exp.report.loading import load, load_run, load_sweep
 from dino_exp.report.run_data import RunData, SweepData
 from dino_exp.report.run_files import read_lines
-from dino_exp.report.verdicts import describe
+from dino_exp.report.verdicts import outcome_of
 from tests.report.synthetic import (
     CONFIG,
     changed,
@@ -80,7 +80,7 @@ def test_a_run_that_goes_on_is_not_shown_as_one_that_is_over(tmp_path: Path) -> 
     write_json(path / "status.json", {"state": "running", "step": 300, "heartbeat": time.time()})
     run = load_run(path)
     assert run.outcome == "running: collapsed-uniform"
-    shown, final = describe(run.outcome), describe("collapsed-uniform")
+    shown, final = outcome_of(run.outcome), outcome_of("collapsed-uniform")
     assert shown.kind == final.kind == "collapsed"
     assert shown.shape != final.shape
     assert "so far: Collapsed" in shown.meaning

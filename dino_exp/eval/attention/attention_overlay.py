@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from dino_exp.plots.png import DPI, INK, QUIET, save
-from dino_exp.plots.sheets import channel_note, heat, outline, show, top_of
+from dino_exp.plots.sheets import channel_note, draw_image, heat, outline, top_of
 
 MAX_HEADS = 6
 """Heads in a row of a sheet; the figure of a single image has them all."""
@@ -89,13 +89,13 @@ def _cells(seen: Seen, kind: str) -> list[Cell]:
     mean = f"mean {kind}" if len(seen.maps) > 1 else kind
 
     def image(axes: Axes) -> None:
-        show(axes, seen.image)
+        draw_image(axes, seen.image)
         if seen.mask is not None:
             outline(axes, _sized(seen.mask, seen.image))
 
     return [
         Cell("image" if seen.mask is None else "image, object", image),
-        Cell("features", lambda axes: show(axes, _sized(seen.colors, seen.image).mul(255).byte())),
+        Cell("features", lambda axes: draw_image(axes, _sized(seen.colors, seen.image).mul(255).byte())),
         Cell(mean, lambda axes: _heat_of(axes, seen, seen.maps.mean(dim=0))),
         Cell("most of it", lambda axes: _kept(axes, seen.image, seen.kept[0])),
     ]
@@ -123,7 +123,7 @@ def _heat_of(axes: Axes, seen: Seen, values: Tensor) -> None:
 def _kept(axes: Axes, image: Tensor, kept: Tensor) -> None:
     """The image, faded to gray outside the patches that are kept."""
     inside = _sized(kept, image)
-    show(axes, torch.where(inside, image, (0.3 * image + 0.7 * 128).to(torch.uint8)))
+    draw_image(axes, torch.where(inside, image, (0.3 * image + 0.7 * 128).to(torch.uint8)))
     outline(axes, inside)
 
 

@@ -12,7 +12,7 @@
     if (!keys.length) return [];
     const lists = keys.map((key) => {
       const column = columns[key];
-      return Array.isArray(column) ? column : column.of.map((index) => column.words[index]);
+      return Array.isArray(column) ? column : column.indices.map((index) => column.words[index]);
     });
     return lists[0].map((_, row) => Object.fromEntries(keys.map((key, index) => [key, lists[index][row]])));
   };

@@ -10,7 +10,7 @@ import altair as alt
 
 from dino_exp.atomic import write_atomically
 from dino_exp.metrics import ENTROPY, INFORMATION, KNN, LOSS, Chart, charts
-from dino_exp.plots.drawing import Figure, Row, show, to_spec, write_files
+from dino_exp.plots.drawing import Figure, Row, number_text, to_spec, write_files
 from dino_exp.plots.html_page import render
 from dino_exp.report.compare.compare_evaluations import evaluation_rows
 from dino_exp.report.compare.comparison import (
@@ -207,7 +207,7 @@ def _uniform(pair: Pair) -> Iterator[Row]:
 
 
 def _mean(rows: list[Row], form: str) -> str:
-    return show(sum(row["value"] for row in rows) / len(rows), form)
+    return number_text(sum(row["value"] for row in rows) / len(rows), form)
 
 
 def _panel(pair: Pair) -> str:

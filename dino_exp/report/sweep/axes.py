@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from dino_exp.config.identity import GROUPS, WITHOUT_EFFECT, settings
 from dino_exp.report.run_files import read_config
-from dino_exp.report.values import UNKNOWN, Value, as_value, in_order, value_text
+from dino_exp.report.values import UNKNOWN, Value, as_value, sorted_values, value_text
 
 if TYPE_CHECKING:
     from dino_exp.report.run_data import RunData, SweepData
@@ -37,7 +37,7 @@ def find_axes(sweep: SweepData) -> None:
     elif len(sweep.runs) > 1:
         keys = _compare_configs(sweep)
     for key in _leading(sweep, keys):
-        sweep.axes[key] = in_order({run.values[key] for run in sweep.runs})
+        sweep.axes[key] = sorted_values({run.values[key] for run in sweep.runs})
     for run in sweep.runs:
         run.values = {key: run.values[key] for key in sweep.axes}
 

@@ -145,7 +145,7 @@ def seed_groups(sweep: SweepData) -> list[tuple[str, list[RunData]]]:
     return [(" · ".join(map(value_text, values)), runs) for values, runs in groups.items()]
 
 
-def heads(keys: Sequence[str]) -> list[str]:
+def short_heads(keys: Sequence[str]) -> list[str]:
     """Short names of keys, where they remain different."""
     names = [short(key) for key in keys]
     return [key if names.count(name) > 1 else name for key, name in zip(keys, names, strict=True)]

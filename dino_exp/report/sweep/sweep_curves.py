@@ -9,11 +9,11 @@ from typing import Any
 import altair as alt
 
 from dino_exp.metrics import DIVERGENCE, ENTROPY, INFORMATION, KNN, LN_K, LOSS
-from dino_exp.plots.drawing import QUIET, Figure, Row, show, to_spec
+from dino_exp.plots.drawing import QUIET, Figure, Row, number_text, to_spec
 from dino_exp.report.run_data import RunData, SweepData
 from dino_exp.report.run_files import number
 from dino_exp.report.sweep.cells import Cell, gather, pairs, short, spread
-from dino_exp.report.verdicts import KINDS, describe
+from dino_exp.report.verdicts import KINDS, outcome_of
 
 STEPS = alt.Axis(labelExpr="format(datum.value, '~s')", tickCount=3)
 KIND_COLORS = alt.Scale(domain=list(KINDS), range="ordinal")
@@ -126,7 +126,7 @@ def _loss_share(record: dict[str, Any]) -> float | None:
 
 
 def _curve_rows(run: RunData, place: int, cell: Cell) -> list[Row]:
-    kind = describe(run.outcome).kind
+    kind = outcome_of(run.outcome).kind
     of = {"run": place, "x": cell.x or "all runs", "y": cell.y, "xi": cell.xi, "yi": cell.yi}
     of |= {"kind": kind, "label": run.label, "outcome": run.outcome}
     rows: list[Row] = []
@@ -157,7 +157,7 @@ def _empty_panels(cells: Sequence[Cell]) -> list[Row]:
 
 def kinds_legend(sweep: SweepData) -> alt.Legend:
     """A legend of the kinds that there are."""
-    there = {describe(run.outcome).kind for run in sweep.runs}
+    there = {outcome_of(run.outcome).kind for run in sweep.runs}
     return alt.Legend(orient="top", values=[kind for kind in KINDS if kind in there])
 
 
@@ -172,4 +172,4 @@ def _last_mean(cell: Cell, name: str) -> str:
         values = [run.knn for run in cell.runs]
     else:
         values = [run.last(ROWS[name].key) for run in cell.runs]
-    return show(spread(values)[0], ROWS[name].form)
+    return number_text(spread(values)[0], ROWS[name].form)

@@ -9,13 +9,13 @@ import altair as alt
 
 from dino_exp import metrics
 from dino_exp.metrics import Metric
-from dino_exp.plots.drawing import CELLS, QUIET, Figure, Row, show, to_spec
+from dino_exp.plots.drawing import CELLS, QUIET, Figure, Row, number_text, to_spec
 from dino_exp.report.run_data import SEED, RunData, SweepData
 from dino_exp.report.sweep import paper
 from dino_exp.report.sweep.cells import Cell, gather, pairs, seed_groups, short, spread
 from dino_exp.report.sweep.sweep_curves import KIND_COLORS, kinds_legend
 from dino_exp.report.values import value_text
-from dino_exp.report.verdicts import KINDS, OUTCOMES, describe
+from dino_exp.report.verdicts import KINDS, OUTCOMES, outcome_of
 
 
 class Measure(NamedTuple):
@@ -33,6 +33,10 @@ class Measure(NamedTuple):
     def title(self) -> str:
         """The title of the map."""
         return self.metric.title
+
+    def text(self, value: float | None) -> str:
+        """Return a value as the map shows it."""
+        return number_text(value, self.form)
 
     @property
     def axis(self) -> str:
@@ -84,7 +88,7 @@ def _cell_row(cell: Cell, x: str, y: str | None, places: dict[int, int]) -> Row:
     for measure in MAPS:
         mean, deviation, count = cell.mean(measure.of)
         row[measure.name] = None if mean is None else round(mean, 4)
-        known = show(mean, measure.form)
+        known = measure.text(mean)
         if deviation is not None:
             known += f" ± {deviation:{measure.form}} ({count} runs)"
         row[f"{measure.name}_text"] = known
@@ -139,7 +143,7 @@ def _map(sweep: SweepData, data: MapData, measure: Measure) -> Figure:
         columns=3,
         symbolSize=90,
     )
-    shapes = alt.Scale(domain=words, range=[describe(word).shape for word in words])
+    shapes = alt.Scale(domain=words, range=[outcome_of(word).shape for word in words])
     chart = alt.layer(
         base.transform_filter(known)
         .mark_rect(aria=False)
@@ -170,8 +174,8 @@ def _map(sweep: SweepData, data: MapData, measure: Measure) -> Figure:
         f"map_{name}",
         measure.title,
         to_spec(chart, {CELLS: data.rows}),
-        f"{measure.title}{over}: {len(data.rows)} cells, from {show(low, measure.form)} to "
-        f"{show(high, measure.form)}. The mark in a cell is the verdict.",
+        f"{measure.title}{over}: {len(data.rows)} cells, from {measure.text(low)} to "
+        f"{measure.text(high)}. The mark in a cell is the verdict.",
     )
     figure.columns, figure.table = map_table(data)
     return figure
@@ -233,15 +237,18 @@ def _effect(sweep: SweepData, axis: str, measure: Measure) -> Figure:
     table: list[Sequence[str]] = []
     for cell in cells:
         mean, deviation, count = cell.mean(measure.of)
-        means.append(
-            {"x": cell.x, "xi": cell.xi, "mean": mean, "n": count, "sd": show(deviation, measure.form)}
-        )
+        means.append({"x": cell.x, "xi": cell.xi, "mean": mean, "n": count, "sd": measure.text(deviation)})
         table.append(
-            (cell.x, show(mean, measure.form), show(deviation, measure.form), f"{count} of {len(cell.runs)}")
+            (
+                cell.x,
+                measure.text(mean),
+                measure.text(deviation),
+                f"{count} of {len(cell.runs)}",
+            )
         )
     marks = alt.Scale(domain=list(KINDS), range=["circle", "diamond", "square", "cross"])
     for point in points:
-        point["kind"] = describe(str(point["outcome"])).kind
+        point["kind"] = outcome_of(str(point["outcome"])).kind
     x = alt.X(
         "x:N",
         title=axis,
@@ -306,7 +313,12 @@ def seeds(sweep: SweepData) -> Figure | None:
         mean, deviation, count = spread([measure.of(run) for run in runs])
         name = name or "all runs"
         table.append(
-            (name, show(mean, measure.form), show(deviation, measure.form), f"{count} of {len(runs)}")
+            (
+                name,
+                measure.text(mean),
+                measure.text(deviation),
+                f"{count} of {len(runs)}",
+            )
         )
         if mean is not None:
             span = deviation or 0.0

@@ -6,11 +6,11 @@ from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 from dino_exp.metrics import KNN, STEP, UNTRAINED_KNN, in_words, shown_in
-from dino_exp.plots.drawing import show
+from dino_exp.plots.drawing import number_text
 from dino_exp.report.evaluation_records import KINDS, Result, title
-from dino_exp.report.evaluation_results import differing_circumstances, in_order, remark
+from dino_exp.report.evaluation_results import by_evaluation, differing_circumstances, step_note
 from dino_exp.report.run_data import RunData, SweepData
-from dino_exp.report.sweep.cells import heads as short_heads
+from dino_exp.report.sweep.cells import short_heads
 from dino_exp.report.values import value_text
 
 MOST_COLUMNS = 6
@@ -63,7 +63,7 @@ def _cells(sweep: SweepData, run: RunData, found: Sequence[float | None]) -> lis
 
 
 def _number_cell(value: float | None, form: str) -> Cell:
-    return show(value, form), "" if value is None else value
+    return number_text(value, form), "" if value is None else value
 
 
 # ---- what evaluate.py found --------------------------------------------------------------------------------
@@ -83,7 +83,7 @@ def columns(runs: Sequence[RunData], problems: list[str]) -> list[Column]:
     `problems` gets a line for those whose figures do not compare.
     Without the k-NN where it is the one that training measured.
     """
-    names = [result.evaluation for result in in_order(each for run in runs for each in run.evaluations)]
+    names = [result.evaluation for result in by_evaluation(each for run in runs for each in run.evaluations)]
     found = []
     for name in dict.fromkeys(names):
         figure = _main_figure(name, runs)
@@ -123,7 +123,7 @@ def _incomparable(evaluation: str, runs: Sequence[RunData], newest: Sequence[Res
     unlike += [key for key in differing_circumstances(results) if key != "weights"]
     if unlike:
         yield f"{evaluation}: the runs' figures were measured differently, in {', '.join(unlike)}."
-    old = sum(remark(result, run) != "" and result.checkpoint == "last" for run, result in pairs)
+    old = sum(step_note(result, run) != "" and result.checkpoint == "last" for run, result in pairs)
     if old:
         runs_text = "1 run" if old == 1 else f"{old} runs"
         yield f"{evaluation}: the figure of {runs_text} is not of the last step."
