@@ -117,7 +117,7 @@ def _as_bytes(crop: Tensor, mean: Sequence[float] | None, std: Sequence[float] |
 
 
 def _sheet(rows: int, titles: Sequence[str], caption: str, note: str) -> tuple[Figure, list[list[Axes]]]:
-    """Return an empty sheet of square cells: titles above the first row, caption on top, note at the bottom."""
+    """Return an empty sheet of square cells, with titles over the first row, a caption and a note."""
     cell = min(max(1.3, 5.8 / len(titles)), 2.2)
     width = max(cell * len(titles) + 0.2, 6.0)
     caption = textwrap.fill(caption, int(width * 11.5))

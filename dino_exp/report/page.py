@@ -1,4 +1,4 @@
-"""The page of a run or a sweep, and the figures beside it."""
+"""The HTML page of a run or a sweep, and its figures as files."""
 
 from __future__ import annotations
 
@@ -35,18 +35,18 @@ from dino_exp.report.verdicts import outcome_of
 PAGE = "index.html"
 IMAGES = {"attention.png": "Attention of the teacher", "crops.png": "Crops"}
 MOST_ROWS_IN_FILES = 10_000
-"""Of the curves of all runs, up to which each metric has a file of its own; each takes seconds beyond."""
+"""Rows of the curves of all runs, up to which each metric is a file; beyond, a file takes seconds."""
 RUN_PAGES = 60
-"""Runs of a sweep up to which each that is over has a page of its own written, to be opened from a map."""
+"""Largest sweep whose ended runs get pages of their own, which maps link to."""
 
 
 def write_report(data: RunData | SweepData, folder: Path, refresh: float | None = None) -> list[Path]:
-    """Write the page and its figures into `folder`; returns all paths, the page's first.
+    """Write the page and its figures into `folder`, and return all paths, the page's first.
 
     Args:
         data: a run or a sweep.
-        folder: made where there is none.
-        refresh: seconds after which an open page loads itself again; None is never.
+        folder: created if it is missing.
+        refresh: seconds after which an open page reloads itself; None is never.
     """
     folder.mkdir(parents=True, exist_ok=True)
     if isinstance(data, SweepData):
@@ -59,7 +59,7 @@ def write_report(data: RunData | SweepData, folder: Path, refresh: float | None 
 
 
 def in_files(figures: Sequence[Figure]) -> list[Figure]:
-    """The figures as they are written beside the page, where nobody can choose a metric."""
+    """Return the figures as files; what the page lets readers choose is a file each."""
     files: list[Figure] = []
     for figure in figures:
         few = figure.name == "curves" and len(figure.spec["datasets"]["curves"]) <= MOST_ROWS_IN_FILES
@@ -69,14 +69,16 @@ def in_files(figures: Sequence[Figure]) -> list[Figure]:
 
 def _write_page(folder: Path, text: str) -> Path:
     page = folder / PAGE
-    write_atomically(page, lambda file: file.write(text.encode(errors="replace")))  # whatever a name holds
+    write_atomically(
+        page, lambda file: file.write(text.encode(errors="replace"))
+    )  # names may contain any bytes
     return page
 
 
 def _write_run_pages(sweep: SweepData) -> None:
-    """The pages of runs that are over and have none yet, or none with their newest evaluation_results.
+    """Write the pages of ended runs that have none, or whose page is older than their newest evaluation.
 
-    New ones are without figures beside them.
+    Figures are not written as files.
     """
     if len(sweep.runs) > RUN_PAGES:
         return
@@ -85,15 +87,15 @@ def _write_run_pages(sweep: SweepData) -> None:
         if run.state in ("finished", "collapsed", "failed") and _is_old(folder / PAGE, run):
             try:
                 folder.mkdir(exist_ok=True)
-                whole = load_run(run.path)
-                _write_page(folder, _run(whole, folder, None, beside=any(folder.glob("*.svg")))[1])
-            except OSError as error:  # another person's runs can be looked at all the same
-                sweep.problems.append(f"Pages of the runs were not written: {error}.")
+                complete = load_run(run.path)
+                _write_page(folder, _run(complete, folder, None, beside=any(folder.glob("*.svg")))[1])
+            except OSError as error:  # another user's runs, which can be reported on all the same
+                sweep.problems.append(f"The pages of the runs could not be written: {error}.")
                 return
 
 
 def _is_old(page: Path, run: RunData) -> bool:
-    """Whether there is no page, or one from before the run was evaluated."""
+    """Return whether a page is missing, or older than the run's evaluations."""
     try:
         written = page.stat().st_mtime_ns
         return bool(run.evaluations) and (run.path / evaluation_records.FILE).stat().st_mtime_ns > written
@@ -102,7 +104,7 @@ def _is_old(page: Path, run: RunData) -> bool:
 
 
 def _run(run: RunData, folder: Path, refresh: float | None, beside: bool = True) -> tuple[list[Figure], str]:
-    """Figures and page; `beside` is whether PNG and SVG are to be linked to."""
+    """Return figures and page; with `beside`, the page links to their PNG and SVG files."""
     curves, absent = run_figures.run_figures(run)
     timeline = run_figures.timeline(run)
     figures = [*curves, timeline] if timeline else curves
@@ -118,7 +120,7 @@ def _run(run: RunData, folder: Path, refresh: float | None, beside: bool = True)
     linked = [(each.name, link(each.path, folder)) for each in others]
     linked += [(name, target) for _, name, url, target in shown if not url]
     problems += [f"Not logged: {'; '.join(absent)}."] if absent else []
-    problems += [f"There is no plots/{name}." for name in IMAGES if name not in {each[1] for each in images}]
+    problems += [f"plots/{name} is missing." for name in IMAGES if name not in {each[1] for each in images}]
     schedules = {chart.name for chart in charts() if chart.schedule}
     text = render(
         "run.html",
@@ -128,7 +130,7 @@ def _run(run: RunData, folder: Path, refresh: float | None, beside: bool = True)
         outcome=outcome_of(run.outcome),
         facts=_facts(run),
         curves=[figure for figure in curves if figure.name not in schedules],
-        worth=evaluation_results.result_lines(run),
+        results=evaluation_results.result_lines(run),
         evaluations=link(run.path / evaluation_records.FILE, folder),
         notes=evaluation_results.collected_notes(run),
         shown=[each for each in shown if each[2]],
@@ -178,7 +180,7 @@ def _environment(run: RunData) -> list[tuple[str, str]]:
             rows.setdefault(key, str(run.status[key]))
     heartbeat = number(run.status.get("heartbeat"))
     if heartbeat is not None:
-        rows["last sign of life"] = utc(heartbeat)
+        rows["last heartbeat"] = utc(heartbeat)
     return list(rows.items())
 
 
@@ -197,16 +199,16 @@ def _sweep(sweep: SweepData, folder: Path, refresh: float | None) -> tuple[list[
     problems = list(sweep.problems)
     heads, rows = sweep_table.table(sweep, links, problems)
     problems += [
-        f"{', '.join((axis, *keys))} change together; {axis} stands for them."
+        f"{', '.join((axis, *keys))} change together; only {axis} is shown."
         for axis, keys in sweep.alike.items()
     ]
     every = math.comb(len(map_axes(sweep)), 2)
     if len(data) < every:
         problems.append(
-            f"Maps over {len(data)} of {every} pairs of axes; more would make the page too large."
+            f"Maps cover {len(data)} of {every} pairs of axes; more would make the page too large."
         )
     if sweep.runs and all(run.knn is None for run in sweep.runs):
-        problems.append("No run has a k-NN; the mutual information of image and prototype stands for it.")
+        problems.append("No run has a k-NN; the mutual information of image and prototype is shown instead.")
     text = render(
         "sweep.html",
         figures,
@@ -263,13 +265,13 @@ def _has(curves: Figure | None, title: str) -> bool:
 
 
 def averaged(sweep: SweepData, x: str, y: str | None) -> str:
-    """What a cell of a map over x and y is the mean of."""
+    """Return a sentence about the axes that a map over x and y averages over."""
     others = averaged_over(sweep, x, y)
     return f"A cell is the mean of its runs, which differ in {', '.join(others)}." if others else ""
 
 
 def best(sweep: SweepData) -> str:
-    """The run with the highest k-NN, in words; empty where there is none."""
+    """Return a sentence about the run with the highest k-NN; empty without one."""
     known = [run for run in sweep.runs if run.knn is not None]
     if not known:
         return ""
@@ -279,15 +281,12 @@ def best(sweep: SweepData) -> str:
 
 
 def page_link(path: Path, folder: Path) -> str:
-    """From a page in `folder` to the page of a run or a sweep, or to its files where it has none."""
+    """Return the link from a page in `folder` to the page of a run or a sweep, or else to its folder."""
     page = path / "report" / PAGE
     return link(page, folder) if page.exists() else link(path, folder) + "/"
 
 
 def link(target: Path, folder: Path) -> str:
-    """From a page in `folder` to a file or folder."""
+    """Return the link from a page in `folder` to a file or folder."""
     relative = os.path.relpath(target.resolve(), folder.resolve()).replace(os.sep, "/")
     return quote(os.fsencode(relative))  # as bytes, because a name need not be Unicode
-
-
-# ---- assembly ----------------------------------------------------------------------------------------------

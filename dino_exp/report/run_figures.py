@@ -1,4 +1,4 @@
-"""The figures of one run's page."""
+"""The figures of a run's page."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ LINES = alt.Legend(orient="top", symbolType="stroke", symbolStrokeWidth=2, symbo
 
 
 def run_figures(run: RunData) -> tuple[list[Figure], list[str]]:
-    """The figures of what was logged, and the titles of those that have nothing to show."""
+    """Return the figures of what was logged, and the titles of figures without data."""
     figures, absent = [], []
     for chart in charts():
         figure = chart_figure(run, chart)
@@ -32,7 +32,7 @@ def run_figures(run: RunData) -> tuple[list[Figure], list[str]]:
 
 
 def chart_figure(run: RunData, chart: Chart) -> Figure | None:
-    """Return one figure; None where no value of it was logged."""
+    """Return a figure; None if none of its values was logged."""
     first, title = chart.metrics[0], chart.heading
     series = {word: run.series(key) for word, key in chart.curves.items()}
     series = {
@@ -60,7 +60,7 @@ def chart_figure(run: RunData, chart: Chart) -> Figure | None:
             alt.Tooltip("value:Q", title=title, format=first.precise),
         ],
     )
-    # A second way than color to tell two curves apart.
+    # Dashes distinguish two curves without color.
     dashes = alt.StrokeDash(
         "of:N",
         title=None,
@@ -122,7 +122,7 @@ def _in_words(
 def _table(
     series: dict[str, list[tuple[int, float | None]]], form: str, most: int = 14
 ) -> list[Sequence[str]]:
-    """A few evenly spaced steps."""
+    """Return a few evenly spaced steps."""
     values: dict[int, dict[str, float | None]] = {}
     for word, points in series.items():
         for step, value in points:
@@ -134,7 +134,7 @@ def _table(
 
 
 def timeline(run: RunData) -> Figure | None:
-    """The attempts on a time line; None where none is recorded."""
+    """Return the attempts on a time line; None if none is recorded."""
     rows = attempts(run)
     drawn = [row for row in rows if row["began"] is not None]
     if not drawn:
@@ -163,7 +163,7 @@ def timeline(run: RunData) -> Figure | None:
     )
     chart = alt.layer(
         base.mark_bar(height=16, color="#7f8a99").encode(x2="until:T"),
-        # an attempt of minutes among hours is a hairline
+        # a short attempt would be too narrow to see
         base.mark_point(shape="stroke", size=200, angle=90, strokeWidth=2, color="#7f8a99"),
         base.mark_text(align="left", dx=6, dy=0, aria=False).encode(x="until:T", text="ended:N"),
     )
@@ -191,7 +191,7 @@ def timeline(run: RunData) -> Figure | None:
 
 
 def attempts(run: RunData) -> list[dict[str, Any]]:
-    """The attempts of a run as its status has them; the last goes on until the last sign of life."""
+    """Return the attempts in a run's status; the last lasts until the last heartbeat."""
     recorded = run.status.get("attempts")
     recorded = [each for each in recorded if isinstance(each, dict)] if isinstance(recorded, list) else []
     rows = []
@@ -218,10 +218,10 @@ def attempts(run: RunData) -> list[dict[str, Any]]:
 
 
 def _how_ended(to_step: Any, following: Any) -> str:
-    """Of an attempt that another one followed: whether anything had to be done again."""
+    """Return how an attempt ended that was followed by another: saved, or with steps lost."""
     if to_step is None or following is None:
         return "–"
-    return "saved" if following == to_step else f"broken off; went on from step {following}"
+    return "saved" if following == to_step else f"stopped without saving; resumed from step {following}"
 
 
 def _text(value: Any) -> str:

@@ -20,7 +20,7 @@ from dino_exp.report.sweep.sweep_table import MOST_COLUMNS, columns, table
 from tests.report.synthetic import write_json, write_lines, write_sweep
 
 FILE = "evaluations.json"
-HEADING = "What the features are worth"
+HEADING = "Evaluations"
 
 
 def result(evaluation: str, figures: Any, **changes: Any) -> dict[str, Any]:
@@ -144,7 +144,7 @@ def test_any_value_may_be_of_another_type(tmp_path: Path) -> None:
     records += [{key: known[key] for key in known if key != left} for left in known]
     path = evaluated(tmp_path / "run", *records, result("linear", {"top1": "high", "top5": 10**400}))
     run = load_run(path)
-    assert f"{FILE}: 6 of 64 records name no evaluation, left out." in run.problems
+    assert f"{FILE}: skipped 6 of 64 records, which name no evaluation." in run.problems
     assert result_lines(run)[0].figures == ["top-1: –", "top-5: –"]
     assert columns([run], [])[0].values == [90.0]
     page = page_of(path)
@@ -170,7 +170,8 @@ def test_images_are_shown_and_other_files_linked(tmp_path: Path) -> None:
     assert images[0] == File("k-NN: own", own, path / own)
     assert [each.name.rpartition("/")[2] for each in others] == ["map #1.html"]
     assert problems == [
-        "Named in evaluations.json, but not in the run's folder: ../outside.png, evaluations/embed/gone.png."
+        "evaluations.json names files that are not in the run's folder: "
+        "../outside.png, evaluations/embed/gone.png."
     ]
     page = page_of(path)
     assert page.count("data:image/png") == 1

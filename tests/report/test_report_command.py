@@ -47,7 +47,7 @@ def test_a_line_per_file_and_exit_code_2_for_what_is_neither(tmp_path: Path) -> 
         "Evidence: teacher entropy",
         "data:image/png",
         "41_0",
-        "There is no plots/crops.png",
+        "plots/crops.png is missing",
     ):
         assert wanted in page
     wrong = run_program("report.py", str(tmp_path / "nowhere"), folder=tmp_path)
@@ -69,7 +69,7 @@ def test_bad_folders_have_a_page_that_says_what_is_missing(
     assert main([str(bare)]) == 0
     page = (bare / "report" / "index.html").read_text()
     assert "No k-NN of the trained network was measured." in page
-    assert "There is no readable config.yaml to compare." in page
+    assert "config.yaml is missing or not readable." in page
     assert "loss is not a number at step 2." in page
 
     sweep = write_sweep(
@@ -151,17 +151,17 @@ def test_what_is_typed_wrongly_is_put_right(tmp_path: Path, capsys: pytest.Captu
 
     a, b = write_run(tmp_path / "a"), write_run(tmp_path / "b")
     assert said("--watch", "outputs/x").endswith(
-        "outputs/x is no number of seconds; type python report.py outputs/x --watch, or --watch 15"
+        "outputs/x is not a number of seconds; type python report.py outputs/x --watch, or --watch 15"
     )
     assert said(a, "--watch", "0").endswith("0 is not from 1 to 86400 seconds")
     words: tuple[str | Path, ...]
     for words in (("--compare", a, b, "--watch", "5"), (a, "--compare", a, b)):
-        assert said(*words).endswith("--compare A B goes with neither another FOLDER nor --watch")
+        assert said(*words).endswith("--compare A B cannot be combined with FOLDER or --watch")
     log = a / "metrics.jsonl"
     for words in ((log,), (log, "--watch"), ("--compare", a, log)):
         assert said(*words) == (
             f"{log}: a file; give the folder of a run or of a sweep, e.g. {a}. "
-            f"For a log there is python report.py doctor {log}."
+            f"For a log, use python report.py doctor {log}."
         )
     advice = "Give another folder with --out DIR."
     assert said(a, "--out", log) == f"{log} cannot be written: it is a file. {advice}"

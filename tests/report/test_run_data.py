@@ -57,7 +57,7 @@ def test_half_written_lines_are_left_out_and_counted(tmp_path: Path) -> None:
     (path / "metrics.jsonl").write_text("\n".join([*lines, '{"step": 901, "loss": 1.', "[]", "7"]))
     run = load_run(path)
     assert len(run.metrics) == 24
-    assert any("4 lines half-written" in problem for problem in run.problems)
+    assert any("skipped 4 lines, incomplete" in problem for problem in run.problems)
 
 
 def test_values_that_are_no_numbers(tmp_path: Path) -> None:
@@ -169,7 +169,7 @@ def test_no_folder_is_guessed_at(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="neither a run nor a sweep"):
         load(tmp_path)
     write_run(tmp_path / "sweep" / "run")
-    with pytest.raises(UserError, match="Its folder sweep holds some"):
+    with pytest.raises(UserError, match="Its folder sweep contains runs"):
         load(tmp_path)
 
 
@@ -223,7 +223,7 @@ def test_runs_of_different_versions(tmp_path: Path) -> None:
     write_run(tmp_path / "c_00000003")
     sweep = load_sweep(tmp_path)
     assert list(sweep.axes) == ["loss.teacher_temp"]
-    assert any("different versions" in problem and "loss.koleo" in problem for problem in sweep.problems)
+    assert any("of different versions" in problem and "loss.koleo" in problem for problem in sweep.problems)
 
 
 def test_no_run_of_a_manifest_is_dropped(tmp_path: Path) -> None:

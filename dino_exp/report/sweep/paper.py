@@ -1,6 +1,6 @@
-"""The paper's figures for keys that people sweep: Caron et al. 2021, ImageNet, ViT-S/16, k-NN top-1, percent.
+"""Results of the paper for common sweeps: Caron et al. 2021, ImageNet, ViT-S/16, k-NN top-1 in percent.
 
-Another data set and another network: to be shown beside our figures, never among them.
+They are of another data set and network: pages show them beside a sweep's results, never among them.
 """
 
 from __future__ import annotations
@@ -33,15 +33,15 @@ ROWS: dict[str, tuple[tuple[str, float], ...]] = {
     "loss.centering": (("mean (DINO)", 72.8), ("Sinkhorn-Knopp", 72.2)),
     "crops.local_number": (("0 (no multi-crop)", 67.9), ("as in DINO", 72.8)),
 }
-"""By swept key or group: value and k-NN. Batch size is for 100 epochs with two crops, the last three rows for
-300 epochs."""
+"""Values and their k-NN by swept key or group. Batch sizes are for 100 epochs with two crops, the last three
+rows for 300 epochs."""
 
-REMARKS = {
+NOTES = {
     "loss.teacher_temp": "At 0.08 the loss converges to ln K: a uniform collapse.",
     "temperature": "At 0.08 the loss converges to ln K: a uniform collapse.",
     "trainer.batch_size": "100 epochs, two crops.",
     "ema.momentum": "300 epochs; the paper has no table over λ.",
     "loss.centering": "300 epochs.",
-    "ablation": "300 epochs; section 5.3 shows the others as curves.",
+    "ablation": "300 epochs; section 5.3 shows the other ablations as curves.",
     "crops.local_number": "300 epochs.",
 }

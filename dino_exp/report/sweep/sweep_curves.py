@@ -1,4 +1,4 @@
-"""The curves of all runs of a sweep as small multiples, a panel per cell of the phase diagram."""
+"""Curves of all runs of a sweep as small multiples: a panel for each cell of the phase diagram."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ ROWS = {"loss": LOSS, "entropy": ENTROPY, "kl": DIVERGENCE, "mi": INFORMATION, "
 """Metrics by the names that the curves have in files; the loss as a share of ln K."""
 CURVES = {name: row.title for name, row in ROWS.items()}
 PANEL = 128
-"""Width of one, in pixels."""
+"""Width of a panel in pixels."""
 MOST_TICKS, RANGES = 10, 8
-"""Of an axis in the small multiples, so that there are at most a hundred."""
+"""Values and ranges of an axis, so that there are at most a hundred panels."""
 
 
 def of_each_metric(curves: Figure) -> list[Figure]:
-    """The small multiples once for each metric that the page lets one choose, for the files beside it."""
+    """Return the small multiples as a figure for each metric that the page lets readers choose."""
     (chosen,) = curves.spec["params"]
     figures = []
     for metric in (name for name, title in CURVES.items() if title in curves.columns):
@@ -38,7 +38,7 @@ def of_each_metric(curves: Figure) -> list[Figure]:
 
 
 def small_multiples(sweep: SweepData) -> Figure | None:
-    """The curves of all runs, a panel per cell of the phase diagram; None where nothing was logged."""
+    """Return the curves of all runs, a panel for each cell; None if nothing was logged."""
     named = pairs(sweep)
     if named:
         cells = gather(sweep, *named[0], most=MOST_TICKS, ranges=RANGES)
@@ -46,8 +46,8 @@ def small_multiples(sweep: SweepData) -> Figure | None:
     else:
         cells, titles = [Cell("", "", 0, 0, sweep.runs)], ["all runs"]
     order = sorted(range(len(cells)), key=lambda index: (-cells[index].yi, cells[index].xi))
-    places = {id(run): index for index, run in enumerate(sweep.runs)}
-    rows = [row for cell in cells for run in cell.runs for row in _curve_rows(run, places[id(run)], cell)]
+    indices = {id(run): index for index, run in enumerate(sweep.runs)}
+    rows = [row for cell in cells for run in cell.runs for row in _curve_rows(run, indices[id(run)], cell)]
     shown = [name for name in CURVES if any(row[name] is not None for row in rows)]
     if not shown:
         return None
@@ -72,7 +72,7 @@ def small_multiples(sweep: SweepData) -> Figure | None:
             tooltip=[alt.Tooltip("label:N", title="run"), alt.Tooltip("outcome:N", title="verdict")],
         )
     )
-    # a panel for what has no curve, or it would be missing
+    # without it, a cell that has no curve would have no panel
     words = (
         curves.transform_filter("datum.nothing")
         .mark_text(fontSize=10, color=QUIET, aria=False)
@@ -117,7 +117,11 @@ def _cell_title(cell: Cell, y: str | None) -> str:
 
 def _panels(named: Sequence[tuple[str, str | None]]) -> str:
     axes = " · ".join(short(axis) for axis in named[0] if axis) if named else ""
-    return f"A panel for each {axes}; evenly spaced logged steps." if axes else "Evenly spaced logged steps."
+    return (
+        f"A panel for each {axes}, with evenly spaced logged steps."
+        if axes
+        else "Evenly spaced logged steps."
+    )
 
 
 def _loss_share(record: dict[str, Any]) -> float | None:
@@ -125,9 +129,9 @@ def _loss_share(record: dict[str, Any]) -> float | None:
     return loss / ln_k if loss is not None and ln_k else None
 
 
-def _curve_rows(run: RunData, place: int, cell: Cell) -> list[Row]:
+def _curve_rows(run: RunData, index: int, cell: Cell) -> list[Row]:
     kind = outcome_of(run.outcome).kind
-    of = {"run": place, "x": cell.x or "all runs", "y": cell.y, "xi": cell.xi, "yi": cell.yi}
+    of = {"run": index, "x": cell.x or "all runs", "y": cell.y, "xi": cell.xi, "yi": cell.yi}
     of |= {"kind": kind, "label": run.label, "outcome": run.outcome}
     rows: list[Row] = []
     for record in run.metrics:
@@ -143,7 +147,7 @@ def _curve_rows(run: RunData, place: int, cell: Cell) -> list[Row]:
 
 
 def _empty_panels(cells: Sequence[Cell]) -> list[Row]:
-    """A row for each place of the grid that has no runs, without which Vega moves the others up."""
+    """Return a row for each cell of the grid without runs, because Vega would close the gap."""
     columns, lines = {cell.xi: cell.x for cell in cells}, {cell.yi: cell.y for cell in cells}
     taken = {(cell.xi, cell.yi) for cell in cells}
     blank = dict.fromkeys(("step", *CURVES, "run")) | {"kind": KINDS[0], "label": "", "outcome": ""}
@@ -156,7 +160,7 @@ def _empty_panels(cells: Sequence[Cell]) -> list[Row]:
 
 
 def kinds_legend(sweep: SweepData) -> alt.Legend:
-    """A legend of the kinds that there are."""
+    """Return a legend of the kinds that the sweep has."""
     there = {outcome_of(run.outcome).kind for run in sweep.runs}
     return alt.Legend(orient="top", values=[kind for kind in KINDS if kind in there])
 

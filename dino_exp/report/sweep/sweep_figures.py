@@ -51,7 +51,7 @@ MAPS = (KNN, INFORMATION, ENTROPY, Measure("kl", metrics.DIVERGENCE))
 
 
 def measure_of(sweep: SweepData) -> Measure:
-    """k-NN, or where no run has it the mutual information."""
+    """Return the measure of the effects: k-NN, or the mutual information if no run has a k-NN."""
     return KNN if any(run.knn is not None for run in sweep.runs) else INFORMATION
 
 
@@ -67,23 +67,23 @@ class MapData(NamedTuple):
 
 
 def measures_of(sweep: SweepData) -> list[Measure]:
-    """What there are maps of: all that some run has, k-NN first."""
+    """Return the measures that some run has, k-NN first."""
     return [each for each in MAPS if any(each.of(run) is not None for run in sweep.runs)]
 
 
 def map_data(sweep: SweepData) -> list[MapData]:
-    """For each pair of axes, the cells with all that the maps show."""
-    places = {id(run): index for index, run in enumerate(sweep.runs)}
+    """Return the cells of all maps, for each pair of axes."""
+    indices = {id(run): index for index, run in enumerate(sweep.runs)}
     return [
-        MapData(x, y, [_cell_row(cell, x, y, places) for cell in gather(sweep, x, y)])
+        MapData(x, y, [_cell_row(cell, x, y, indices) for cell in gather(sweep, x, y)])
         for x, y in pairs(sweep)
     ]
 
 
-def _cell_row(cell: Cell, x: str, y: str | None, places: dict[int, int]) -> Row:
+def _cell_row(cell: Cell, x: str, y: str | None, indices: dict[int, int]) -> Row:
     row: Row = {"x": cell.x, "y": cell.y, "xi": cell.xi, "yi": cell.yi, "outcome": cell.outcome}
     row["outcomes"] = cell.outcomes
-    row["runs"] = [places[id(run)] for run in cell.runs]
+    row["runs"] = [indices[id(run)] for run in cell.runs]
     row["n"] = len(cell.runs)
     for measure in MAPS:
         mean, deviation, count = cell.mean(measure.of)
@@ -92,13 +92,13 @@ def _cell_row(cell: Cell, x: str, y: str | None, places: dict[int, int]) -> Row:
         if deviation is not None:
             known += f" ± {deviation:{measure.form}} ({count} runs)"
         row[f"{measure.name}_text"] = known
-    place = f"{x} {cell.x}" + (f", {y} {cell.y}" if y else "")
-    row["label"] = f"{place}: {row['outcomes']}, k-NN {row['knn_text']}"
+    values = f"{x} {cell.x}" + (f", {y} {cell.y}" if y else "")
+    row["label"] = f"{values}: {row['outcomes']}, k-NN {row['knn_text']}"
     return row
 
 
 def maps(sweep: SweepData, data: Sequence[MapData]) -> list[Figure]:
-    """The phase diagram of k-NN, and the same maps of what the verdict goes by, over the first axes."""
+    """Return the phase diagram, a map for each measure over the first pair of axes."""
     return [_map(sweep, data[0], measure) for measure in measures_of(sweep)] if data else []
 
 
@@ -155,14 +155,14 @@ def _map(sweep: SweepData, data: MapData, measure: Measure) -> Figure:
                 legend=alt.Legend(orient="top", gradientLength=220, format=".2~f", values=_ends(low, high)),
             ),
         ),
-        # White with a dark rim: seen on every color, and in the legend on light and dark pages.
+        # White with a dark rim: visible on every color, and in the legend on light and dark pages.
         base.mark_point(
             size=80, yOffset=-9, aria=False, fill="white", stroke="black", strokeWidth=1.2, opacity=1
         ).encode(shape=alt.Shape("outcome:N", title=None, scale=shapes, legend=legend)),
         base.transform_calculate(number=f"{known} ? format(datum.{name}, '{measure.form}') : '–'")
         .mark_text(dy=10, fontSize=12, fontWeight="bold", aria=False)
         .encode(text="number:N", color=ink),
-        # On top of all, so that the whole of a cell is hovered over, clicked, and focused by the keyboard.
+        # On top, so that the entire cell reacts to the pointer, clicks and the keyboard.
         base.mark_rect(stroke=QUIET, strokeWidth=0.5, cursor="pointer", fill="transparent")
         .encode(tooltip=tooltip, description="label:N")
         .properties(name="cells"),
@@ -182,12 +182,12 @@ def _map(sweep: SweepData, data: MapData, measure: Measure) -> Figure:
 
 
 def _ends(low: float, high: float) -> list[float]:
-    """The ends of a color scale and what is between, for its legend."""
+    """Return five evenly spaced values of a color scale, for its legend."""
     return [low + (high - low) * index / 4 for index in range(5)]
 
 
 def map_table(data: MapData) -> tuple[Sequence[str], list[Sequence[str]]]:
-    """The numbers of the maps, a row per cell."""
+    """Return heads and rows of a table of the maps' numbers, a row per cell."""
     axes = [data.x, *([data.y] if data.y else [])]
     heads = [*axes, "verdict", *(measure.metric.head for measure in MAPS), "runs"]
     rows: list[Sequence[str]] = [
@@ -204,7 +204,7 @@ def map_table(data: MapData) -> tuple[Sequence[str], list[Sequence[str]]]:
 
 
 def domain(values: Sequence[float | None], measure: Measure) -> tuple[float, float]:
-    """The ends of a color scale: shares from 0, an entropy to 1, k-NN from its lowest to its highest."""
+    """Return the ends of a color scale: shares start at 0, entropy ends at 1, k-NN spans its own range."""
     known = [value for value in values if value is not None]
     if measure is ENTROPY:
         return 0.0, 1.0
@@ -217,12 +217,12 @@ def domain(values: Sequence[float | None], measure: Measure) -> tuple[float, flo
 
 
 def effects(sweep: SweepData) -> list[Figure]:
-    """For each axis but seeds, all runs and their mean at each of its values."""
+    """Return a figure for each axis except seeds: all runs, and their mean at each value."""
     return [_effect(sweep, axis, measure_of(sweep)) for axis in effect_axes(sweep)]
 
 
 def effect_axes(sweep: SweepData) -> list[str]:
-    """The axes whose effect is shown; seeds have a figure of their own."""
+    """Return the axes whose effect is shown; seeds have a figure of their own."""
     return [axis for axis in sweep.axes if axis != SEED]
 
 
@@ -290,7 +290,7 @@ def _effect(sweep: SweepData, axis: str, measure: Measure) -> Figure:
         to_spec(alt.layer(ticks, dots).properties(width=400, height=230), {"points": points, "means": means}),
         f"{measure.title} by {axis}: "
         + "; ".join(f"{row[0]}: mean {row[1]}" for row in table)
-        + ". Points are runs, bars their mean over all other axes.",
+        + ". Points are runs, bars are means over all other axes.",
         (axis, "mean", "standard deviation", "runs with a value"),
         table,
         renderer="svg" if len(points) < 400 else "canvas",
@@ -301,7 +301,7 @@ MOST_GROUPS = 40
 
 
 def seeds(sweep: SweepData) -> Figure | None:
-    """Mean and standard deviation over seeds of each combination of the other axes; None for one seed."""
+    """Return mean and standard deviation over seeds by the other axes; None without groups of seeds."""
     groups = seed_groups(sweep)
     if not groups:
         return None
@@ -373,7 +373,7 @@ def seeds(sweep: SweepData) -> Figure | None:
 
 
 def paper_rows(sweep: SweepData) -> list[tuple[str, Figure]]:
-    """The paper's own figures for each axis that it has a table of, by the axis."""
+    """Return the paper's results for each axis that it has a table of."""
     return [(axis, _paper_row(axis)) for axis in sweep.axes if axis in paper.ROWS]
 
 
@@ -389,7 +389,7 @@ def _paper_row(axis: str) -> Figure:
             axis=alt.Axis(labelAngle=0, labelLimit=130, labelOverlap=True),
         ),
         y=alt.Y("knn:Q", title="k-NN, percent (ImageNet)", scale=alt.Scale(domain=[0, 80])),
-        tooltip=[alt.Tooltip("x:N", title=axis), alt.Tooltip("knn:Q", title="k-NN, the paper's")],
+        tooltip=[alt.Tooltip("x:N", title=axis), alt.Tooltip("knn:Q", title="k-NN of the paper")],
     )
     chart = alt.layer(
         base.mark_point(size=80, shape="square", strokeWidth=2, color=QUIET, filled=False, aria=False),
@@ -402,5 +402,5 @@ def _paper_row(axis: str) -> Figure:
         f"{paper.TITLE}: k-NN by {axis}: " + ", ".join(f"{value}: {knn}" for value, knn in paper.ROWS[axis]),
         (axis, "k-NN, ImageNet"),
         [(value, f"{knn:.1f}") for value, knn in paper.ROWS[axis]],
-        note=paper.REMARKS.get(axis, ""),
+        note=paper.NOTES.get(axis, ""),
     )

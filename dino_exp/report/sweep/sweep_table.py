@@ -14,10 +14,10 @@ from dino_exp.report.sweep.cells import short_heads
 from dino_exp.report.values import value_text
 
 MOST_COLUMNS = 6
-"""Of figures that `evaluate.py` found."""
+"""Columns of results of `evaluate.py`."""
 
 Cell = tuple[str, Any]
-"""Text, and what it is sorted by."""
+"""Text, and the value to sort by."""
 
 
 class Head(NamedTuple):
@@ -33,7 +33,7 @@ class Head(NamedTuple):
 def table(
     sweep: SweepData, links: Sequence[str], problems: list[str]
 ) -> tuple[list[Head], list[tuple[RunData, str, list[Cell]]]]:
-    """Heads and rows of the table; `problems` says which of its figures do not compare."""
+    """Return heads and rows of the table; `problems` gets a line for figures that cannot be compared."""
     axes = list(sweep.axes)
     found = columns(sweep.runs, problems)
     heads = [Head("state"), Head("verdict"), Head(KNN.head, best_first=True)]
@@ -66,11 +66,11 @@ def _number_cell(value: float | None, form: str) -> Cell:
     return number_text(value, form), "" if value is None else value
 
 
-# ---- what evaluate.py found --------------------------------------------------------------------------------
+# ---- results of evaluate.py --------------------------------------------------------------------------------
 
 
 class Column(NamedTuple):
-    """A figure of all runs."""
+    """A figure of an evaluation, of all runs."""
 
     head: str
     meaning: str
@@ -78,10 +78,10 @@ class Column(NamedTuple):
 
 
 def columns(runs: Sequence[RunData], problems: list[str]) -> list[Column]:
-    """A column per evaluation, of its main figure in each run's newest result.
+    """Return a column per evaluation: its main figure in the newest result of each run.
 
-    `problems` gets a line for those whose figures do not compare.
-    Without the k-NN where it is the one that training measured.
+    The k-NN is dropped if it equals that of the training. `problems` gets a line for figures that cannot be
+    compared.
     """
     names = [result.evaluation for result in by_evaluation(each for run in runs for each in run.evaluations)]
     found = []
@@ -104,7 +104,7 @@ def _same(value: float, other: float | None) -> bool:
 
 
 def _main_figure(evaluation: str, runs: Sequence[RunData]) -> str:
-    """That of KINDS where a run has it, else the first that there is."""
+    """Return the figure of KINDS if a run has it, else the first figure."""
     results = [each for run in runs for each in run.evaluations if each.evaluation == evaluation]
     names = [name for each in results for name, value in each.figures.items() if value is not None]
     preferred = KINDS[evaluation].figure if evaluation in KINDS else ""
