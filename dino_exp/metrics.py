@@ -108,7 +108,7 @@ class Metric:
         return (self.key, self.student_key) if self.student_key else (self.key,)
 
     def text(self, value: float | None) -> str:
-        """Return a value with its unit: 72.0 %, 320 images/s; – where there is none."""
+        """Return a value with its unit: 72.0 %, 320 images/s; – without a value."""
         unit = "%" if self.unit == "percent" else self.unit
         return "–" if value is None else f"{value:{self.form}} {unit}".rstrip()
 
@@ -255,7 +255,7 @@ METRICS: tuple[Metric, ...] = (
 BEST_KNN = Metric(f"best_{KNN.key}", "Best k-NN", unit="percent", form=".1f")
 UNTRAINED_KNN = Metric(f"untrained_{KNN.key}", "k-NN, untrained", "untrained", "percent", ".1f")
 RAW_PIXELS_KNN = Metric(f"raw_pixels_{KNN.key}", "k-NN of raw pixels", unit="percent", form=".1f")
-"""What summary.json has besides."""
+"""Further rows of summary.json."""
 
 
 def charts() -> list[Chart]:
@@ -263,9 +263,9 @@ def charts() -> list[Chart]:
     return list(dict.fromkeys(metric.chart for metric in METRICS if metric.chart))
 
 
-def shown_in(place: Literal["panel", "progress", "column"]) -> list[Metric]:
-    """Return the metrics that are shown in a place, in their order there."""
-    return sorted((row for row in METRICS if getattr(row, place)), key=lambda row: getattr(row, place))
+def shown_in(where: Literal["panel", "progress", "column"]) -> list[Metric]:
+    """Return the metrics that are shown there, in their order."""
+    return sorted((row for row in METRICS if getattr(row, where)), key=lambda row: getattr(row, where))
 
 
 # ---- figures of evaluations --------------------------------------------------------------------------------

@@ -137,5 +137,5 @@ def _bundle() -> str:
 
 
 def number_text(value: float | None, form: str) -> str:
-    """Return a number in a format; – where there is none."""
+    """Return a number in a format; – without a number."""
     return "–" if value is None else f"{value:{form}}"

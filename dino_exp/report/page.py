@@ -200,7 +200,7 @@ def _sweep(sweep: SweepData, folder: Path, refresh: float | None) -> tuple[list[
     heads, rows = sweep_table.table(sweep, links, problems)
     problems += [
         f"{', '.join((axis, *keys))} change together; only {axis} is shown."
-        for axis, keys in sweep.alike.items()
+        for axis, keys in sweep.tied_keys.items()
     ]
     every = math.comb(len(map_axes(sweep)), 2)
     if len(data) < every:

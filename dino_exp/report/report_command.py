@@ -31,7 +31,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     argv = list(sys.argv[1:] if argv is None else argv)
     try:
         if argv[:1] == ["doctor"]:
-            return consult(argv[1:])
+            return run_doctor(argv[1:])
         arguments = parser().parse_args(argv)
         for path in (arguments.folder, *(arguments.compare or ())):
             if path is not None and path.is_file():
@@ -43,12 +43,12 @@ def main(argv: Sequence[str] | None = None) -> int:
             if arguments.folder is not None or arguments.watch is not None:
                 parser().error("--compare A B cannot be combined with FOLDER or --watch")
             first, second = arguments.compare
-            return side_by_side(first, second, arguments.out)
+            return compare_folders(first, second, arguments.out)
         if arguments.folder is None:
             parser().error("give the FOLDER of a run or a sweep, --compare A B, or doctor LOG")
         if arguments.watch is not None:
             return watch(arguments.folder, arguments.out, arguments.watch)
-        page()
+        page_module()
         write(load(arguments.folder), arguments.out)
     except UserError as error:
         print(error, file=sys.stderr)
@@ -107,7 +107,7 @@ def _seconds(text: str) -> float:
     return seconds
 
 
-def page() -> ModuleType:
+def page_module() -> ModuleType:
     """Return the module that writes pages; its library loads while the caller reads the folder.
 
     Raises:
@@ -132,13 +132,13 @@ def write(data: RunData | SweepData, out: Path | None, refresh: float | None = N
     Raises:
         UserError: if a library is missing, or the folder cannot be written.
     """
-    pages = page()
+    pages = page_module()
     folder = out or data.path / "report"
-    say(folder, lambda: pages.write_report(data, folder, refresh))
+    write_and_print(folder, lambda: pages.write_report(data, folder, refresh))
 
 
-def say(folder: Path, written: Callable[[], list[Path]]) -> None:
-    """Have files written into `folder`, and print their paths, one a line."""
+def write_and_print(folder: Path, written: Callable[[], list[Path]]) -> None:
+    """Call `written`, which writes into `folder`, and print the paths of its files, one a line."""
     try:
         paths = written()
     except OSError as error:
@@ -149,22 +149,22 @@ def say(folder: Path, written: Callable[[], list[Path]]) -> None:
         print(path, flush=True)
 
 
-def side_by_side(first: Path, second: Path, out: Path | None) -> int:
+def compare_folders(first: Path, second: Path, out: Path | None) -> int:
     """Print and write how two runs or sweeps differ, and return the exit code."""
     from dino_exp.report.compare.comparison import compare, print_comparison
 
-    page()
+    page_module()
     comparison = compare(first, second)
     print_comparison(comparison, Console())
     from dino_exp.report.compare.compare_figures import write_comparison
 
     name = "_and_".join(each.replace(os.sep, "_")[-80:] for each in comparison.names)
     folder = out or first / "report" / name
-    say(folder, lambda: write_comparison(comparison, folder))
+    write_and_print(folder, lambda: write_comparison(comparison, folder))
     return 0
 
 
-def consult(argv: Sequence[str]) -> int:
+def run_doctor(argv: Sequence[str]) -> int:
     """Run `report.py doctor`, and return 1 for a collapse or divergence, else 0."""
     from dino_exp.report.doctor.doctor_command import doctor
 
@@ -180,7 +180,7 @@ def consult(argv: Sequence[str]) -> int:
 
 def watch(folder: Path, out: Path | None, seconds: float) -> int:
     """Write the report at each change, until all runs have finished; Ctrl-C ends it."""
-    page()
+    page_module()
     before = None
     while True:
         now = fingerprint(folder)

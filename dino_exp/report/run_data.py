@@ -136,7 +136,7 @@ class SweepData:
     runs: list[RunData] = field(default_factory=list)
     axes: dict[str, list[Value]] = field(default_factory=dict)
     """Swept keys and their values: numbers in order, then words."""
-    alike: dict[str, list[str]] = field(default_factory=dict)
+    tied_keys: dict[str, list[str]] = field(default_factory=dict)
     """Further keys that always change together with an axis, by axis."""
     problems: list[str] = field(default_factory=list)
 

@@ -15,7 +15,7 @@ from dino_exp.config.stored import parse
 from dino_exp.metrics import KNN
 from dino_exp.runs import former_names
 
-WHOLE_BYTES = 200_000
+COMPLETE_UP_TO = 200_000
 """Files up to this size are read completely; of larger ones only as many lines as are drawn."""
 
 
@@ -67,7 +67,7 @@ def read_lines(path: Path, problems: list[str], most: int | None = None) -> list
             Only that many lines of a large file are read, so that a thousand runs take seconds.
     """
     try:
-        if most is None or path.stat().st_size <= WHOLE_BYTES:
+        if most is None or path.stat().st_size <= COMPLETE_UP_TO:
             texts = path.read_bytes().splitlines()
         else:
             with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:

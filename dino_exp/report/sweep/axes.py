@@ -100,13 +100,13 @@ def _flat(node: dict[str, Any], prefix: str) -> Iterable[tuple[str, Any]]:
 
 
 def _leading(sweep: SweepData, keys: Sequence[str]) -> list[str]:
-    """Return one key of each set of keys that always change together; the others go to `alike`."""
+    """Return one key of each set of keys that always change together; the others go to `tied_keys`."""
     first: dict[tuple[int, ...], str] = {}
     for key in sorted(keys, key=lambda key: LEADERS.index(key) if key in LEADERS else len(LEADERS)):
         numbers: dict[Value, int] = {}
         pattern = tuple(numbers.setdefault(run.values[key], len(numbers)) for run in sweep.runs)
         if pattern in first:
-            sweep.alike.setdefault(first[pattern], []).append(key)
+            sweep.tied_keys.setdefault(first[pattern], []).append(key)
         else:
             first[pattern] = key
     return sorted(
