@@ -68,7 +68,7 @@ class Result:
         return title(self.evaluation)
 
     @property
-    def of(self) -> str:
+    def subject(self) -> str:
         """What was evaluated: teacher, last checkpoint, step 900"""
         checkpoint = f"{self.checkpoint} checkpoint" if self.checkpoint else ""
         step = "" if self.step is None else f"step {self.step:,}"

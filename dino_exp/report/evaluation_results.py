@@ -28,7 +28,7 @@ class Line(NamedTuple):
     title: str
     figures: list[str]
     """Texts such as top-1, k = 20: 86.8 %"""
-    of: str
+    subject: str
     step_note: str
     """The run's last step, if the result is of another."""
     data: str
@@ -51,7 +51,7 @@ def result_lines(run: RunData) -> list[Line]:
         Line(
             each.title,
             [f"{in_words(name)}: {percent(value)}" for name, value in each.figures.items()],
-            each.of,
+            each.subject,
             step_note(each, run),
             each.data,
             differs(each, ordered),
@@ -73,7 +73,7 @@ def differs(result: Result, among: Sequence[Result]) -> str:
     alike = [
         each
         for each in among
-        if (each.evaluation, each.of, each.data) == (result.evaluation, result.of, result.data)
+        if (each.evaluation, each.subject, each.data) == (result.evaluation, result.subject, result.data)
     ]
     return ", ".join(
         f"{key} = {_short(result.circumstances[key])}"
@@ -152,7 +152,7 @@ def _whose(result: Result, among: Sequence[Result]) -> str:
     """Return the title of a result, with details if there are several of its evaluation."""
     if sum(each.evaluation == result.evaluation for each in among) < 2:
         return result.title
-    parts = (result.of, result.data, differs(result, among))
+    parts = (result.subject, result.data, differs(result, among))
     return f"{result.title} ({', '.join(part for part in parts if part and part != '–')})"
 
 

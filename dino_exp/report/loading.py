@@ -98,7 +98,7 @@ def load_run(path: Path, most: int | None = None) -> RunData:
     run.problems += [f"{name} is not a number at step {_not_finite(run, name):,}." for name in lost]
     run.state, run.note = state_of(run)
     if run.state in ("failed", "lost"):
-        run.last_words = last_words(path, [])
+        run.last_lines = last_lines(path, [])
     return run
 
 
@@ -134,7 +134,7 @@ def utc(seconds: float | None) -> str:
         return ""
 
 
-def last_words(path: Path, job_logs: Iterable[Path], lines: int = 6) -> str:
+def last_lines(path: Path, job_logs: Iterable[Path], lines: int = 6) -> str:
     """Return the last lines of a run's traceback or log, or of its job's log if it wrote neither."""
     for file in (path / "traceback.txt", path / "log.txt", *job_logs):
         try:
@@ -208,4 +208,4 @@ def _states_from(manifest: Manifest, sweep: SweepData) -> None:
         run.state, run.note = state.state, state.note
         if run.state in ("failed", "lost", "cancelled"):
             logs = sorted((manifest.folder / "jobs").glob(f"{state.entry.job}_*_log.out"))
-            run.last_words = last_words(run.path, logs)
+            run.last_lines = last_lines(run.path, logs)

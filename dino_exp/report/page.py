@@ -30,6 +30,7 @@ from dino_exp.report.run_files import number
 from dino_exp.report.run_images import as_data_url
 from dino_exp.report.sweep import sweep_curves, sweep_figures, sweep_table
 from dino_exp.report.sweep.cells import averaged_over, map_axes
+from dino_exp.report.sweep.paper import paper_rows
 from dino_exp.report.verdicts import outcome_of
 
 PAGE = "index.html"
@@ -193,8 +194,8 @@ def _sweep(sweep: SweepData, folder: Path, refresh: float | None) -> tuple[list[
     curves = sweep_curves.small_multiples(sweep)
     seeds = sweep_figures.seeds(sweep)
     effects = sweep_figures.effects(sweep)
-    paper = dict(sweep_figures.paper_rows(sweep))
-    figures = [*maps, *(figure for figure in (curves, seeds) if figure), *effects, *paper.values()]
+    of_paper = dict(paper_rows(sweep))
+    figures = [*maps, *(figure for figure in (curves, seeds) if figure), *effects, *of_paper.values()]
     links = [page_link(run.path, folder) for run in sweep.runs]
     problems = list(sweep.problems)
     heads, rows = sweep_table.table(sweep, links, problems)
@@ -242,7 +243,7 @@ def _sweep(sweep: SweepData, folder: Path, refresh: float | None) -> tuple[list[
         metrics={name: text for name, text in sweep_curves.CURVES.items() if _has(curves, text)},
         seeds=seeds,
         effects=[
-            (figure, paper.get(axis))
+            (figure, of_paper.get(axis))
             for axis, figure in zip(sweep_figures.effect_axes(sweep), effects, strict=True)
         ],
         heads=heads,

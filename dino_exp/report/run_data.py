@@ -37,7 +37,7 @@ class RunData:
     """Results of `evaluate.py`, oldest first."""
     problems: list[str] = field(default_factory=list)
     """What is missing or broken, in sentences."""
-    last_words: str = ""
+    last_lines: str = ""
     """The last lines of the traceback or log of a failed or lost run."""
 
     @property

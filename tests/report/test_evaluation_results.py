@@ -84,7 +84,7 @@ def test_each_result_has_a_line_with_its_differences(tmp_path: Path) -> None:
     assert [line.title for line in found] == ["k-NN"] * 3 + ["Linear classifier"]
     assert found[2].figures == ["top-1, k = 20: 86.8\N{NO-BREAK SPACE}%", "novel: 1.0\N{NO-BREAK SPACE}%"]
     assert found[3].figures[1] == "top-5: –"
-    assert [line.of for line in found[:2]] == [
+    assert [line.subject for line in found[:2]] == [
         "student, last checkpoint, step 900",
         "teacher, last checkpoint, step 900",
     ]

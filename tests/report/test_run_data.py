@@ -46,7 +46,7 @@ def test_every_run_of_a_sweep_is_loaded_however_it_ended(tmp_path: Path, manifes
     sweep = load_sweep(write_sweep(tmp_path / "sweep", wanted, manifest))
     assert [run.state for run in sweep.runs] == list(ends)
     failed = sweep.runs[1]
-    assert failed.last_words.endswith("RuntimeError: <out of memory>")
+    assert failed.last_lines.endswith("RuntimeError: <out of memory>")
     assert [run.values for run in sweep.runs] == [{"trainer.seed": float(seed)} for seed in range(5)]
 
 

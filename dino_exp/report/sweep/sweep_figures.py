@@ -11,7 +11,6 @@ from dino_exp import metrics
 from dino_exp.metrics import Metric
 from dino_exp.plots.drawing import CELLS, QUIET, Figure, Row, number_text, to_spec
 from dino_exp.report.run_data import SEED, RunData, SweepData
-from dino_exp.report.sweep import paper
 from dino_exp.report.sweep.cells import Cell, gather, pairs, seed_groups, short, spread
 from dino_exp.report.sweep.sweep_curves import KIND_COLORS, kinds_legend
 from dino_exp.report.values import value_text
@@ -213,7 +212,7 @@ def domain(values: Sequence[float | None], measure: Measure) -> tuple[float, flo
     return low, high if high - low > 1e-6 else low + 1.0
 
 
-# ---- effect of each axis, seeds, the paper -----------------------------------------------------------------
+# ---- effect of each axis, seeds ----------------------------------------------------------------------------
 
 
 def effects(sweep: SweepData) -> list[Figure]:
@@ -369,38 +368,4 @@ def seeds(sweep: SweepData) -> Figure | None:
         ("runs", "mean", "standard deviation", "seeds with a value"),
         table,
         note=note,
-    )
-
-
-def paper_rows(sweep: SweepData) -> list[tuple[str, Figure]]:
-    """Return the paper's results for each axis that it has a table of."""
-    return [(axis, _paper_row(axis)) for axis in sweep.axes if axis in paper.ROWS]
-
-
-def _paper_row(axis: str) -> Figure:
-    rows: list[Row] = [
-        {"x": value, "xi": index, "knn": knn} for index, (value, knn) in enumerate(paper.ROWS[axis])
-    ]
-    base = alt.Chart(alt.NamedData("paper")).encode(
-        x=alt.X(
-            "x:N",
-            title=axis,
-            sort=alt.EncodingSortField("xi", op="min"),
-            axis=alt.Axis(labelAngle=0, labelLimit=130, labelOverlap=True),
-        ),
-        y=alt.Y("knn:Q", title="k-NN, percent (ImageNet)", scale=alt.Scale(domain=[0, 80])),
-        tooltip=[alt.Tooltip("x:N", title=axis), alt.Tooltip("knn:Q", title="k-NN of the paper")],
-    )
-    chart = alt.layer(
-        base.mark_point(size=80, shape="square", strokeWidth=2, color=QUIET, filled=False, aria=False),
-        base.mark_text(dy=-12, fontSize=11, aria=False).encode(text=alt.Text("knn:Q", format=".1f")),
-    )
-    return Figure(
-        f"paper_{axis}",
-        f"{paper.TITLE}: {axis}",
-        to_spec(chart.properties(width=400, height=230), {"paper": rows}),
-        f"{paper.TITLE}: k-NN by {axis}: " + ", ".join(f"{value}: {knn}" for value, knn in paper.ROWS[axis]),
-        (axis, "k-NN, ImageNet"),
-        [(value, f"{knn:.1f}") for value, knn in paper.ROWS[axis]],
-        note=paper.NOTES.get(axis, ""),
     )

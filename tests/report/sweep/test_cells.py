@@ -8,8 +8,9 @@ import pytest
 
 from dino_exp.report.loading import load_sweep
 from dino_exp.report.sweep.cells import Ticks, gather, pairs, seed_groups, spread
+from dino_exp.report.sweep.paper import paper_rows
 from dino_exp.report.sweep.sweep_curves import of_each_metric, small_multiples
-from dino_exp.report.sweep.sweep_figures import KNN, map_data, paper_rows
+from dino_exp.report.sweep.sweep_figures import KNN, map_data
 from dino_exp.report.thinning import thinned
 from tests.report.synthetic import temps_momenta, write_sweep
 
