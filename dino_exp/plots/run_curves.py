@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import textwrap
 from collections.abc import Mapping, Sequence
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -124,7 +125,7 @@ def _schedules(
 ) -> None:
     """Draw a strip each, because the values have nothing in common but the step."""
     strips = cell.subgridspec(len(schedules), 1, hspace=0.1)
-    for index, (metric, color) in enumerate(zip(schedules, (BLUE, GREEN, ORANGE), strict=False)):
+    for index, (metric, color) in enumerate(zip(schedules, cycle((BLUE, GREEN, ORANGE)))):
         axes = figure.add_subplot(strips[index])
         _panel(axes, metric.label, metrics)
         axes.yaxis.set_major_locator(MaxNLocator(3))
