@@ -15,7 +15,8 @@ from matplotlib.figure import Figure
 
 from benchmarks.collapse import logged, verdicts
 from dino_exp.config.stored import read_config
-from dino_exp.dino.verdict import ALIKE, STUDENTS, TEACHERS, most_information
+from dino_exp.dino.verdict import ALIKE, most_information
+from dino_exp.metrics import DIVERGENCE, ENTROPY, INFORMATION
 from dino_exp.plots.png import DPI, INK, save
 from dino_exp.plots.run_curves import BLUE, GREEN, ORANGE, PINK
 from dino_exp.runs.manifest import Manifest
@@ -31,10 +32,10 @@ RUNS = {
 }
 """Title of the panel of each run, by the run's number in `benchmarks.collapse`."""
 CURVES = {
-    "teacher/entropy_share": ("h / ln K", BLUE, "-"),
-    "kl_share": ("KL / ln K", PINK, "-"),
-    TEACHERS: ("mutual information, teacher", GREEN, "-"),
-    STUDENTS: ("mutual information, student", ORANGE, "--"),
+    ENTROPY.key: ("h / ln K", BLUE, "-"),
+    DIVERGENCE.key: ("KL / ln K", PINK, "-"),
+    INFORMATION.key: ("mutual information, teacher", GREEN, "-"),
+    str(INFORMATION.student_key): ("mutual information, student", ORANGE, "--"),
 }
 COLORS = {"healthy": "#7fbf7b", "slow": "#f6d87a", "collapsed": "#d6604d", "warming-up": "#d9d9d9"}
 
@@ -46,7 +47,7 @@ def draw_run(axes: Axes, directory: RunDirectory, title: str) -> None:
     ceiling = most_information(cfg.head.out_dim, 2 * cfg.trainer.batch_size)
     steps = [line["step"] for line in lines]
     for key, (label, color, style) in CURVES.items():
-        scale = ceiling if key in (TEACHERS, STUDENTS) else 1.0
+        scale = ceiling if key in INFORMATION.keys else 1.0
         values = [line[key] / scale for line in lines]
         axes.plot(steps, values, style, color=color, label=label, linewidth=1.6)
     for (step, verdict), following in zip(verdicts(directory), [*steps[1:], steps[-1]], strict=True):

@@ -21,6 +21,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from dino_exp.metrics import DIVERGENCE, ENTROPY, INFORMATION
+
 TRAIN = Path(__file__).parents[1] / "train.py"
 OUTPUTS = Path("outputs")
 
@@ -103,9 +105,9 @@ def collapses() -> list[dict[str, Any]]:
             name,
             expected,
             summary["verdict"],
-            f"{final['teacher/entropy_share']:.3f}",
-            f"{final['kl_share']:.4f}",
-            f"{final['teacher/mutual_information_share']:.4f}",
+            f"{final[ENTROPY.key]:.3f}",
+            f"{final[DIVERGENCE.key]:.4f}",
+            f"{final[INFORMATION.key]:.4f}",
             percent(summary["knn_top1"]),
             "yes" if right else "NO",
         )

@@ -13,6 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from dino_exp.atomic import write_atomically
+from dino_exp.metrics import BEST_KNN, KNN, SPEED, UNTRAINED_KNN
 from dino_exp.runs import former_names
 from dino_exp.runs.manifest import Manifest
 from dino_exp.runs.run_directory import RunDirectory
@@ -62,7 +63,7 @@ def runs_table(manifest: Manifest, runs: Sequence[RunState], most: int | None = 
     table.add_column("state", no_wrap=True)
     table.add_column("step", no_wrap=True, justify="right")
     table.add_column("verdict", no_wrap=True)
-    table.add_column("k-NN", no_wrap=True, justify="right")
+    table.add_column(KNN.short, no_wrap=True, justify="right")
     table.add_column("job", no_wrap=True, style="dim")
     table.add_column("", **free)
     for run in shown:
@@ -78,13 +79,13 @@ def cells(manifest: Manifest, run: RunState) -> list[Text]:
     summary = directory.read_summary() if run.state in ("finished", "collapsed", "failed") else {}
     last = summary or last_metrics(directory)
     step, total = run.status.get("step"), run.status.get("total_steps")
-    knn = last.get("knn_top1")
+    knn = last.get(KNN.key)
     return [
         Text(run.label),
         Text(run.state, STYLES.get(run.state, "")),
         Text("" if step is None else f"{step:,}/{total:,}"),
         Text(last.get("verdict") or ""),
-        Text("" if knn is None else f"{knn:.1f} %"),
+        Text("" if knn is None else KNN.text(knn)),
         Text(run.entry.job or ""),
         Text(remark(run)),
     ]
@@ -152,13 +153,10 @@ def rows(manifest: Manifest, runs: Sequence[RunState]) -> list[dict[str, Any]]:
                 **{key: number_or_text(value) for key, value in swept.items()},
                 "state": run.state,
                 "verdict": summary.get("verdict"),
-                "knn_top1": summary.get("knn_top1"),
-                "student_knn_top1": summary.get("student_knn_top1"),
-                "best_knn_top1": summary.get("best_knn_top1"),
-                "untrained_knn_top1": summary.get("untrained_knn_top1"),
+                **{key: summary.get(key) for key in (*KNN.keys, BEST_KNN.key, UNTRAINED_KNN.key)},
                 "step": run.status.get("step"),
                 **{f"final.{key}": final[key] for key in final if isinstance(final[key], (int, float))},
-                "images_per_second": summary.get("images_per_second"),
+                SPEED.key: summary.get(SPEED.key),
                 **cost(run),
                 "jobs": " ".join(run.entry.jobs),
             }

@@ -1,4 +1,4 @@
-"""A real headless Chromium."""
+"""Headless Chromium."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import pytest
 
 
 class Browser:
-    """A page in Chromium, with what it said and asked for."""
+    """Chromium with one page, its console and its requests."""
 
     def __init__(self, driver: Any) -> None:
         self.driver = driver
@@ -29,7 +29,7 @@ class Browser:
         self.wait("document.body.dataset.ready === 'true'")
 
     def wait(self, condition: str, seconds: float = 30.0) -> None:
-        """Until a JavaScript expression is true."""
+        """Wait until a JavaScript expression is true."""
         until = time.monotonic() + seconds
         while not self.js(f"return Boolean({condition})"):
             assert time.monotonic() < until, f"never true: {condition}; {self.said()}"
@@ -39,11 +39,11 @@ class Browser:
         return self.driver.execute_script(script, *arguments)
 
     def said(self) -> list[str]:
-        """What is in the console since the page was opened."""
+        """Return the console's messages since the page was opened."""
         return [entry["message"] for entry in self.driver.get_log("browser")]
 
     def asked_for(self) -> list[str]:
-        """Addresses that were requested since the page was opened."""
+        """Return addresses that were requested since the page was opened."""
         messages = [json.loads(entry["message"])["message"] for entry in self.driver.get_log("performance")]
         return [
             message["params"]["request"]["url"]

@@ -19,6 +19,8 @@ from dataclasses import dataclass
 from statistics import median
 from typing import Any
 
+from dino_exp.metrics import DIVERGENCE, ENTROPY, GRAD_NORM, INFORMATION, LOSS
+
 WINDOW = 3
 """Number of logged steps that must agree, so that one odd batch decides nothing."""
 ALIKE = 3e-4
@@ -31,8 +33,6 @@ CATCHING_UP = 3.0
 """Time constants 1 / (1 − m) to wait for the center, which then has covered 95 % of the way."""
 UNIFORM, ONE_HOT = 0.97, 0.1
 """Teacher entropy as a share of ln K: above the first a collapse is uniform, below the second one-hot."""
-
-TEACHERS, STUDENTS = (f"{name}/mutual_information_share" for name in ("teacher", "student"))
 
 WORDS = (
     "warming-up",
@@ -89,7 +89,7 @@ class Judge:
 
     def observe(self, step: int, metrics: dict[str, Any]) -> Verdict:
         """Return the verdict after a logged step, from its metrics by their names in metrics.jsonl."""
-        names = ("loss", "grad_norm", "teacher/entropy_share", "kl_share", TEACHERS, STUDENTS)
+        names = (*(row.key for row in (LOSS, GRAD_NORM, ENTROPY, DIVERGENCE)), *INFORMATION.keys)
         values = {name: float(metrics[name]) for name in names if metrics.get(name) is not None}
         self.recent.append(values)
         self.verdict = self._judge(step, values)
@@ -106,10 +106,10 @@ class Judge:
         self._note_outputs(step)
         if step < self.warmup_steps or len(self.recent) < WINDOW:
             return Verdict("warming-up", f"no verdict before step {self.warmup_steps}")
-        teacher, student = (self._typical(name) / self.ceiling for name in (TEACHERS, STUDENTS))
-        h = self._typical("teacher/entropy_share")
+        teacher, student = (self._typical(name) / self.ceiling for name in INFORMATION.keys)
+        h = self._typical(ENTROPY.key)
         facts = (
-            f"teacher entropy is {h:.3f} of ln K, KL is {self._typical('kl_share'):.4f} of ln K, and the "
+            f"teacher entropy is {h:.3f} of ln K, KL is {self._typical(DIVERGENCE.key):.4f} of ln K, and the "
             f"mutual information of image and prototype is {teacher:.2g} of its maximum in the teacher and "
             f"{student:.2g} in the student"
         )
@@ -135,7 +135,7 @@ class Judge:
             self.alike_since = step
 
     def _alike(self, seen: dict[str, float]) -> bool:
-        return seen[TEACHERS] / self.ceiling < ALIKE
+        return seen[INFORMATION.key] / self.ceiling < ALIKE
 
     def _due(self, since: int) -> int:
         """Return the step at which outputs that are equal since step `since` become a collapse.

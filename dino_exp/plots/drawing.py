@@ -1,4 +1,4 @@
-"""Figures as Vega-Lite: what page, PNG and SVG have in common."""
+"""Figures in Vega-Lite, for pages and as PNG and SVG files."""
 
 from __future__ import annotations
 
@@ -19,52 +19,52 @@ VEGA_LITE = ".".join(alt.SCHEMA_VERSION.lstrip("v").split(".")[:2])
 Row = dict[str, Any]
 
 CELLS = "cells"
-"""The rows of a map."""
+"""Name of the data set that all maps of a page share."""
 MANY_ROWS = 10_000
-"""From which a PNG of double size takes seconds."""
+"""Rows from which a PNG of double size takes seconds."""
 
 QUIET = "#8a9099"
-"""Readable on light and dark ground."""
+"""A gray that is readable on a light and a dark background."""
 FONT = "system-ui, 'Segoe UI', 'DejaVu Sans', sans-serif"
 
 
 @dataclass
 class Figure:
-    """One figure of a page, and of the files beside it."""
+    """A figure of a page, and its files beside the page."""
 
     name: str
-    """Of its files."""
+    """Name of its files, without the suffix."""
     title: str
     spec: dict[str, Any]
-    """Vega-Lite, with its rows under `datasets`; width and height are for the files."""
+    """Vega-Lite with the rows under `datasets`; width and height are those of the files."""
     description: str
-    """What there is to see, in words, for those who do not see it."""
+    """What the figure shows, in words, for screen readers."""
     columns: Sequence[str] = ()
-    """Heads of `table`."""
+    """Column heads of `table`."""
     table: list[Sequence[str]] = field(default_factory=list)
-    """The figure's numbers, or as many as one reads."""
+    """The numbers of the figure, or a readable selection of them."""
     renderer: str = "svg"
-    """svg, whose marks a screen reader can read, or canvas for many points."""
+    """svg, whose marks screen readers can read, or canvas for many points."""
     note: str = ""
-    """A sentence under it."""
+    """A sentence below the figure."""
 
 
 def palette(dark: bool) -> list[str]:
-    """Okabe and Ito's colors, told apart with every kind of color vision; lighter ones on dark ground."""
+    """Return Okabe and Ito's colors, distinct with every kind of color vision; lighter for a dark page."""
     if dark:
         return ["#56B4E9", "#E69F00", "#2FC79A", "#E0A0C4", "#F0E442"]
     return ["#0072B2", "#D55E00", "#00805C", "#B0568A", "#7A6A00"]
 
 
 def kinds_palette(dark: bool) -> list[str]:
-    """Of healthy, slow, collapsed and failed, from the same colors."""
+    """Return the colors of healthy, slow, collapsed and failed."""
     return (
         ["#56B4E9", "#E8DC50", "#FF9050", "#E0A0C4"] if dark else ["#0072B2", "#8A7A00", "#D55E00", "#B0568A"]
     )
 
 
 def theme(dark: bool) -> dict[str, Any]:
-    """Vega-Lite's configuration for a light or a dark page."""
+    """Return Vega-Lite's configuration for a light or a dark page."""
     ink, quiet, grid = ("#e8e8e6", "#a9abad", "#3a3d41") if dark else ("#1d2126", "#5a6068", "#dfe2e5")
     text = {"labelColor": ink, "titleColor": ink, "labelFontSize": 11, "titleFontSize": 12}
     return {
@@ -99,7 +99,7 @@ def theme(dark: bool) -> dict[str, Any]:
 
 
 def to_spec(chart: alt.TopLevelMixin, datasets: dict[str, list[Row]]) -> dict[str, Any]:
-    """A chart over named data as plain Vega-Lite; the rows join it here, because Altair would check each."""
+    """Return a chart over named data as Vega-Lite with its rows, each of which Altair would validate."""
     spec: dict[str, Any] = chart.to_dict()
     spec.pop("config", None)
     spec["datasets"] = datasets
@@ -107,7 +107,7 @@ def to_spec(chart: alt.TopLevelMixin, datasets: dict[str, list[Row]]) -> dict[st
 
 
 def write_files(figure: Figure, folder: Path) -> list[Path]:
-    """Write the figure as SVG and PNG; returns their paths."""
+    """Write a figure as SVG and PNG, and return their paths."""
     spec = {**figure.spec, "config": {**theme(dark=False), "background": "white"}, "padding": 12}
     if "title" not in spec:
         spec["title"] = {"text": figure.title, "anchor": "start", "fontSize": 14}
@@ -121,13 +121,13 @@ def write_files(figure: Figure, folder: Path) -> list[Path]:
 
 
 def library() -> str:
-    """Vega, Vega-Lite and vega-embed as one script that needs no network."""
+    """Return Vega, Vega-Lite and vega-embed as one script that needs no network."""
     return library_ahead().result()
 
 
 @lru_cache
 def library_ahead() -> Future[str]:
-    """The same while the caller does something else: putting it together takes two seconds."""
+    """Start to bundle `library`, which takes two seconds, and return its future."""
     return ThreadPoolExecutor(1).submit(_bundle)
 
 
@@ -136,6 +136,6 @@ def _bundle() -> str:
     return script.replace("</script", "<\\/script")
 
 
-def show(value: float | None, form: str = ".3g", unit: str = "") -> str:
-    """A number for people; – where there is none."""
-    return "–" if value is None else f"{value:{form}}{unit}"
+def number_text(value: float | None, form: str) -> str:
+    """Return a number in a format; – without a number."""
+    return "–" if value is None else f"{value:{form}}"

@@ -1,9 +1,7 @@
-"""Pages of figures that need nothing beside themselves: no network, no other file."""
+"""Self-contained HTML pages of figures: no network, no other file."""
 
 from __future__ import annotations
 
-import json
-import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +9,7 @@ from typing import Any
 import jinja2
 
 from dino_exp.plots.drawing import CELLS, Figure, library, theme
+from dino_exp.runs.run_directory import to_json
 
 HERE = Path(__file__).parent
 
@@ -22,14 +21,14 @@ def render(
     data: dict[str, Any] | None = None,
     **values: Any,
 ) -> str:
-    """A page that needs nothing beside itself.
+    """Return a self-contained page.
 
     Args:
-        template: a file in `templates`, made of base.html and parts.html.
-        figures: those that the template draws.
-        refresh: seconds after which an open page loads itself again; None is never.
-        data: what page.js needs beside the figures.
-        values: what the template needs.
+        template: a file in `templates` that extends base.html.
+        figures: what the template draws.
+        refresh: seconds after which an open page reloads itself; None is never.
+        data: what page.js needs besides the figures.
+        values: variables of the template.
     """
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(HERE / "templates"),
@@ -56,38 +55,31 @@ def render(
 
 
 def _packed(figure: Figure) -> dict[str, Any]:
-    """The spec with its rows as columns, whose words are numbered: a fifth of the size.
+    """Return the spec with rows as columns and words as numbers, a fifth of the size.
 
-    Without the cells of maps, which the page has once for all maps.
+    The cells of maps are dropped, because the page has them once for all maps.
     """
     datasets = figure.spec["datasets"]
     rows = {name: [] if name == CELLS else datasets[name] for name in datasets}
-    packed = {name: _columns(each) for name, each in rows.items()}
+    packed = {name: as_columns(each) for name, each in rows.items()}
     return {**figure.spec, "description": figure.description, "datasets": packed}
 
 
 def _json(content: Any) -> str:
-    """JSON for a script element: strict, and without anything that could end it."""
-    text = json.dumps(_finite(content), allow_nan=False, separators=(",", ":"))
+    """Return JSON for a script element: strict, and without anything that could end the element."""
+    text = to_json(content, separators=(",", ":"))
     return text.replace("<", "\\u003c").replace("\u2028", "\\u2028").replace("\u2029", "\\u2029")
 
 
-def _columns(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+def as_columns(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Return rows by column; a column of words as indices into its distinct words."""
     columns: dict[str, Any] = {}
     for key in dict.fromkeys(key for row in rows for key in row):
         values = [row.get(key) for row in rows]
         if all(isinstance(value, str) for value in values):
             numbers: dict[Any, int] = {}
-            places = [numbers.setdefault(value, len(numbers)) for value in values]
-            columns[key] = {"of": places, "words": list(numbers)}
+            indices = [numbers.setdefault(value, len(numbers)) for value in values]
+            columns[key] = {"indices": indices, "words": list(numbers)}
         else:
             columns[key] = values
     return columns
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_finite(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,4 +1,4 @@
-"""How a figure becomes a file."""
+"""Matplotlib figures as PNG files of limited size."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from dino_exp.atomic import write_atomically
 
 DPI = 120
 FILE_LIMIT = 400_000
-"""Bytes that an image should stay below; it is saved with 256 colors, then smaller, to get there."""
+"""Bytes that a file should stay below; larger ones are saved with 256 colors, then with fewer pixels."""
 
 INK, QUIET, GRID = "#222222", "#666666", "#E4E4E4"
 
 
 def save(figure: Figure, out: Path) -> None:
-    """Write a PNG, whole or not at all, if possible below FILE_LIMIT."""
+    """Write a PNG atomically, if possible below FILE_LIMIT."""
     canvas = FigureCanvasAgg(figure)
     for dpi, palette in ((DPI, False), (DPI, True), (90, True), (75, True)):
         figure.set_dpi(dpi)

@@ -1,10 +1,11 @@
-"""A run's metrics as curves."""
+"""`plots/curves.png`: a run's metrics as curves."""
 
 from __future__ import annotations
 
 import math
 import textwrap
 from collections.abc import Mapping, Sequence
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -15,18 +16,20 @@ from matplotlib.gridspec import SubplotSpec
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import MaxNLocator, StrMethodFormatter
 
+from dino_exp.metrics import DIVERGENCE, ENTROPY, INFORMATION, KNN, LOSS, Metric, shown_in
 from dino_exp.plots.png import DPI, GRID, INK, QUIET, save
 from dino_exp.runs.run_directory import read_metrics
 
-# Okabe and Ito's palette: told apart with every kind of color vision.
+# Okabe and Ito's palette: distinct with every kind of color vision.
 BLUE, ORANGE, GREEN, PINK = "#0072B2", "#D55E00", "#009E73", "#CC79A7"
 TEACHER, STUDENT = BLUE, ORANGE
+COLUMNS = 3
 
 
 def plot_curves(metrics_file: Path, out: Path, *, name: str | None = None) -> bool:
-    """Draw a metrics.jsonl as one PNG; without a line in it there is no image, and False is returned.
+    """Draw a metrics.jsonl as one PNG; False where it has no line, and no file is written.
 
-    `name` is the title's first part; by default the folder that holds the metrics, which is the run id.
+    `name` is the first part of the title; by default the name of the file's folder, which is the run id.
     """
     metrics = read_metrics(metrics_file)
     if not metrics:
@@ -36,20 +39,25 @@ def plot_curves(metrics_file: Path, out: Path, *, name: str | None = None) -> bo
 
 
 def curves_figure(metrics: Sequence[Mapping[str, Any]], *, name: str) -> Figure:
-    """Six panels of a run's metrics (at least one record with `step`); what was not logged says so."""
+    """Return a run's metrics in panels, three in a row; a panel of what was not logged says so.
+
+    Args:
+        metrics: at least one record with `step`.
+        name: first part of the title.
+    """
+    rows = shown_in("panel")
+    schedules = [row for row in rows if row.chart and row.chart.schedule]
+    panels = [row for row in rows if row not in schedules]
+    lines = math.ceil((len(panels) + 1) / COLUMNS)
     layout = ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.12)
-    figure = Figure(figsize=(15, 8.2), dpi=DPI, facecolor="white", layout=layout)
+    figure = Figure(figsize=(5.0 * COLUMNS, 4.1 * lines), dpi=DPI, facecolor="white", layout=layout)
     verdict = next((m["verdict"] for m in reversed(metrics) if m.get("verdict")), None)
     title = textwrap.fill(f"{name}: {verdict}" if verdict else name, 110)
     figure.suptitle(title, fontsize=15, color=INK, fontweight="bold")
-    grid = figure.add_gridspec(2, 3)
-    panels = [figure.add_subplot(grid[place]) for place in range(5)]
-    _loss(panels[0], metrics)
-    _entropy(panels[1], metrics)
-    _divergence(panels[2], metrics)
-    _center(panels[3], metrics)
-    _knn(panels[4], metrics)
-    _schedules(figure, grid[5], metrics)
+    grid = figure.add_gridspec(lines, COLUMNS)
+    for index, row in enumerate(panels):
+        PANELS.get(row.key, _networks)(figure.add_subplot(grid[index]), metrics, row)
+    _schedules(figure, grid[len(panels)], metrics, schedules)
     for axes in figure.axes:
         if not axes.lines:
             axes.set_yticks([])
@@ -57,85 +65,100 @@ def curves_figure(metrics: Sequence[Mapping[str, Any]], *, name: str) -> Figure:
     return figure
 
 
-def _loss(axes: Axes, metrics: Sequence[Mapping[str, Any]]) -> None:
-    _panel(axes, "Loss", metrics)
-    uniform = _last(metrics, "ln_k")
-    if _line(axes, metrics, "loss", "loss", TEACHER):
-        if uniform is not None:
-            _level(axes, uniform, f"ln K = {uniform:.2f}: uniform")
+def _networks(axes: Axes, metrics: Sequence[Mapping[str, Any]], metric: Metric) -> None:
+    """Draw a metric of one or both networks, from zero."""
+    _panel(axes, metric.label, metrics, metric.unit)
+    if _lines(axes, metrics, metric):
+        _from_zero(axes)
+
+
+def _loss(axes: Axes, metrics: Sequence[Mapping[str, Any]], metric: Metric) -> None:
+    _panel(axes, metric.label, metrics)
+    if _line(axes, metrics, metric.key, metric.short, TEACHER):
+        _levels(axes, metrics, metric)
         axes.set_ylim(*_padded(axes))
-    lost = next((m["step"] for m in metrics if "loss" in m and not math.isfinite(_number(m, "loss"))), None)
-    if lost is not None:
-        axes.set_title(f"Loss: not finite at step {lost:,}", fontsize=12, color=ORANGE, loc="left")
+    lost = (m["step"] for m in metrics if metric.key in m and not math.isfinite(_number(m, metric.key)))
+    if (step := next(lost, None)) is not None:
+        title = f"{metric.label}: not finite at step {step:,}"
+        axes.set_title(title, fontsize=12, color=ORANGE, loc="left")
 
 
-def _entropy(axes: Axes, metrics: Sequence[Mapping[str, Any]]) -> None:
-    _panel(axes, "Entropy of the outputs", metrics, "share of ln K")
-    drawn = [
-        _line(axes, metrics, "teacher/entropy_share", "teacher", TEACHER),
-        _line(axes, metrics, "student/entropy_share", "student", STUDENT),
-    ]
-    if any(drawn):
-        _level(axes, 1.0, "1: uniform")
-        _level(axes, 0.0, "0: one-hot", above=False)
+def _entropy(axes: Axes, metrics: Sequence[Mapping[str, Any]], metric: Metric) -> None:
+    _panel(axes, metric.label, metrics, metric.unit)
+    if _lines(axes, metrics, metric):
+        _levels(axes, metrics, metric)
         axes.set_ylim(-0.12, 1.12)
-        _legend(axes)
 
 
-def _divergence(axes: Axes, metrics: Sequence[Mapping[str, Any]]) -> None:
-    _panel(axes, "Mutual information and KL", metrics, "share of ln K")
+def _information(axes: Axes, metrics: Sequence[Mapping[str, Any]], metric: Metric) -> None:
+    """Draw the teacher's mutual information and, because their sizes are alike, the KL divergence."""
+    _panel(axes, "Mutual information and KL", metrics, metric.unit)
     drawn = [
-        _line(axes, metrics, "teacher/mutual_information_share", "teacher: mutual information", GREEN),
-        _line(axes, metrics, "kl_share", "KL(teacher ‖ student)", PINK),
+        _line(axes, metrics, metric.key, f"teacher: {metric.words}", GREEN),
+        _line(axes, metrics, DIVERGENCE.key, DIVERGENCE.label, PINK),
     ]
     if any(drawn):
         high = max(_padded(axes)[1], 0.05)
-        _level(axes, 0.0, "mutual information 0: collapse", above=False)
+        _levels(axes, metrics, metric)
         axes.set_ylim(-0.12 * high, 1.1 * high)
         _legend(axes)
 
 
-def _center(axes: Axes, metrics: Sequence[Mapping[str, Any]]) -> None:
-    _panel(axes, "Norm of the center", metrics)
-    if _line(axes, metrics, "center_norm", "center", TEACHER):
-        _from_zero(axes)
-
-
-def _knn(axes: Axes, metrics: Sequence[Mapping[str, Any]]) -> None:
-    _panel(axes, "k-NN top-1", metrics, "percent")
-    drawn = [
-        _line(axes, metrics, "knn_top1", "teacher", TEACHER, marker="o"),
-        _line(axes, metrics, "student_knn_top1", "student", STUDENT, marker="s"),
-    ]
-    if any(drawn):
-        steps, values = _series(metrics, "knn_top1")
+def _knn(axes: Axes, metrics: Sequence[Mapping[str, Any]], metric: Metric) -> None:
+    _panel(axes, metric.label, metrics, metric.unit)
+    if _lines(axes, metrics, metric, markers=("o", "s")):
+        steps, values = _series(metrics, metric.key)
         if steps:
             is_untrained = steps[0] == 0 and "init_from" not in metrics[0]
             first = "untrained" if is_untrained else f"at step {steps[0]:,}"
-            _level(axes, values[0], f"{first}: {values[0]:.1f}")
+            _level(axes, values[0], f"{first}: {values[0]:{metric.form}}")
         low, high = _padded(axes)
         axes.set_ylim(max(low, -2.0), min(high, 102.0))
-        _legend(axes)
 
 
-def _schedules(figure: Figure, place: SubplotSpec, metrics: Sequence[Mapping[str, Any]]) -> None:
-    """Three strips, because the values have nothing in common but the step."""
-    strips = place.subgridspec(3, 1, hspace=0.1)
-    rows = [
-        ("lr", "Learning rate", BLUE),
-        ("ema_momentum", "EMA momentum λ", GREEN),
-        ("teacher_temp", "Teacher temperature τₜ", ORANGE),
-    ]
-    for row, (key, title, color) in enumerate(rows):
-        axes = figure.add_subplot(strips[row])
-        _panel(axes, title, metrics)
+PANELS = {LOSS.key: _loss, ENTROPY.key: _entropy, INFORMATION.key: _information, KNN.key: _knn}
+"""What draws the panels that need more than `_networks`."""
+
+
+def _schedules(
+    figure: Figure, cell: SubplotSpec, metrics: Sequence[Mapping[str, Any]], schedules: Sequence[Metric]
+) -> None:
+    """Draw a strip each, because the values have nothing in common but the step."""
+    strips = cell.subgridspec(len(schedules), 1, hspace=0.1)
+    for index, (metric, color) in enumerate(zip(schedules, cycle((BLUE, GREEN, ORANGE)))):
+        axes = figure.add_subplot(strips[index])
+        _panel(axes, metric.label, metrics)
         axes.yaxis.set_major_locator(MaxNLocator(3))
         axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
-        if _line(axes, metrics, key, title, color) and key != "ema_momentum":
+        if _line(axes, metrics, metric.key, metric.label, color) and metric.chart and metric.chart.zero:
             _from_zero(axes)
-        if row < 2:
+        if index < len(schedules) - 1:
             axes.set_xlabel("")
             axes.tick_params(labelbottom=False)
+
+
+def _lines(
+    axes: Axes, metrics: Sequence[Mapping[str, Any]], metric: Metric, markers: Sequence[str] = ("", "")
+) -> bool:
+    """Draw a metric of one network, or of both with a legend; False where nothing finite was logged."""
+    if not metric.student_key:
+        return _line(axes, metrics, metric.key, metric.short, TEACHER, markers[0])
+    drawn = [
+        _line(axes, metrics, key, network, color, marker)
+        for key, network, color, marker in zip(
+            metric.keys, ("teacher", "student"), (TEACHER, STUDENT), markers, strict=True
+        )
+    ]
+    if any(drawn):
+        _legend(axes)
+    return any(drawn)
+
+
+def _levels(axes: Axes, metrics: Sequence[Mapping[str, Any]], metric: Metric) -> None:
+    for level in metric.levels:
+        value = _last(metrics, level.value) if isinstance(level.value, str) else level.value
+        if value is not None:
+            _level(axes, value, level.text(value), above=value > 0)
 
 
 def _panel(axes: Axes, title: str, metrics: Sequence[Mapping[str, Any]], unit: str = "") -> None:
@@ -170,7 +193,7 @@ def _line(
 
 
 def _series(metrics: Sequence[Mapping[str, Any]], key: str) -> tuple[list[int], list[float]]:
-    """Steps and values of a metric where it was logged and finite."""
+    """Return steps and values of a metric, where it was logged and is finite."""
     points = [(m["step"], _number(m, key)) for m in metrics if key in m]
     finite = [(step, value) for step, value in points if math.isfinite(value)]
     return [step for step, _ in finite], [value for _, value in finite]
@@ -187,7 +210,7 @@ def _last(metrics: Sequence[Mapping[str, Any]], key: str) -> float | None:
 
 
 def _level(axes: Axes, value: float, label: str, above: bool = True) -> None:
-    """A dashed line across the panel with its name above or below it."""
+    """Draw a dashed line across the panel, with its label above or below it."""
     axes.axhline(value, color=QUIET, linewidth=1.2, linestyle=(0, (5, 3)), label=f"_{label}")
     axes.annotate(
         label,
@@ -204,7 +227,7 @@ def _level(axes: Axes, value: float, label: str, above: bool = True) -> None:
 
 
 def _padded(axes: Axes) -> tuple[float, float]:
-    """Limits of the panel's lines with room for a label above the highest."""
+    """Return limits that hold the panel's lines and a label above the highest."""
     values = np.concatenate([np.asarray(line.get_ydata(), dtype=float) for line in axes.lines])
     low, high = float(values.min()), float(values.max())
     room = (high - low) or abs(high) or 1.0
@@ -212,7 +235,7 @@ def _padded(axes: Axes) -> tuple[float, float]:
 
 
 def _from_zero(axes: Axes) -> None:
-    """Limits from zero, with room for half a line below it."""
+    """Set the limits to start at zero, with room for half a line below it."""
     high = _padded(axes)[1]
     axes.set_ylim(-0.03 * abs(high), high)
 

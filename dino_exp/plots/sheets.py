@@ -37,10 +37,10 @@ def attention_figure(
     caption: str = "",
     max_heads: int = 6,
 ) -> Figure:
-    """One row per image: image, mask outline, attention untrained and now (mean of the heads), heads.
+    """Return a row per image: image, mask outline, mean attention untrained and now, attention of each head.
 
     images uint8 (N, C, H, W); maps (N, heads, h, w), per patch or at the image's size; masks (N, H, W),
-    bool or shares; untrained_maps like maps. About 8 images make a good sheet.
+    bool or shares; untrained_maps like maps. About 8 images fit on a sheet.
     """
     heads = min(maps.shape[1], max_heads) if maps.shape[1] > 1 else 0
     titles = ["image"]
@@ -54,9 +54,9 @@ def attention_figure(
     size = tuple(images.shape[-2:])
     for row, image in enumerate(images):
         cells = iter(grid[row])
-        show(next(cells), image)
+        draw_image(next(cells), image)
         if masks is not None:
-            outline(show(next(cells), image), masks[row])
+            outline(draw_image(next(cells), image), masks[row])
         now = maps[row].mean(dim=0)
         top = top_of(now)
         if untrained_maps is not None:
@@ -88,10 +88,10 @@ def crops_figure(
     std: Sequence[float] | None = None,
     caption: str = "",
 ) -> Figure:
-    """One row per image: the image uint8 (C, H, W) and its augmented crops (C, h, w).
+    """Return a row per image: the image, uint8 (C, H, W), and its augmented crops, (C, h, w).
 
-    Crops are uint8, or float: then normalized by mean and std, or in 0–1 where these are not given.
-    The larger crops are titled global, the smaller local.
+    Crops are uint8 or float; float crops are normalized by mean and std, or in 0–1 without these.
+    The largest crops are titled global, all others local.
     """
     crops = rows[0][1]
     largest = max((crop.shape[-1] for crop in crops), default=0)
@@ -102,9 +102,9 @@ def crops_figure(
         titles.append(f"{kind} {numbers[kind]}\n{crop.shape[-1]} px")
     figure, grid = _sheet(len(rows), titles, caption, channel_note(rows[0][0][None]).lstrip("; "))
     for cells, (image, its_crops) in zip(grid, rows, strict=True):
-        show(cells[0], image)
+        draw_image(cells[0], image)
         for cell, crop in zip(cells[1:], its_crops, strict=True):
-            show(cell, _as_bytes(crop, mean, std))
+            draw_image(cell, _as_bytes(crop, mean, std))
     return figure
 
 
@@ -117,7 +117,7 @@ def _as_bytes(crop: Tensor, mean: Sequence[float] | None, std: Sequence[float] |
 
 
 def _sheet(rows: int, titles: Sequence[str], caption: str, note: str) -> tuple[Figure, list[list[Axes]]]:
-    """An empty sheet of square cells; titles over the first row, caption above, note below. In inches."""
+    """Return an empty sheet of square cells, with titles over the first row, a caption and a note."""
     cell = min(max(1.3, 5.8 / len(titles)), 2.2)
     width = max(cell * len(titles) + 0.2, 6.0)
     caption = textwrap.fill(caption, int(width * 11.5))
@@ -148,8 +148,8 @@ def _sheet(rows: int, titles: Sequence[str], caption: str, note: str) -> tuple[F
     return figure, axes
 
 
-def show(axes: Axes, image: Tensor) -> Axes:
-    """Draw an image uint8 (C, H, W): one channel gray, two as red and cyan, more by the first three."""
+def draw_image(axes: Axes, image: Tensor) -> Axes:
+    """Draw an image, uint8 (C, H, W): one channel in gray, two as red and cyan, of more the first three."""
     image = image.cpu()
     if image.shape[0] == 2:
         image = image[[0, 1, 1]]
@@ -161,7 +161,7 @@ def show(axes: Axes, image: Tensor) -> Axes:
 
 
 def channel_note(images: Tensor) -> str:
-    """How channels other than RGB and gray are shown, for a caption; empty for these."""
+    """Return how channels other than RGB and gray are shown, for a caption; empty for those."""
     channels = images.shape[1]
     if channels == 2:
         return "; channel 1 is red, channel 2 cyan"
@@ -169,19 +169,19 @@ def channel_note(images: Tensor) -> str:
 
 
 def top_of(values: Tensor) -> float:
-    """Upper end of a color scale."""
+    """Return the upper end of a color scale for attention values."""
     return values.float().nan_to_num().max().item() or 1.0
 
 
 def heat(axes: Axes, values: Tensor, size: tuple[int, ...], top: float) -> None:
-    """Draw attention (h, w) over the area of an image of (H, W) pixels, in colors from 0 to top."""
+    """Draw attention (h, w) in colors from 0 to top, stretched over an image of (H, W) pixels."""
     extent = (-0.5, size[1] - 0.5, size[0] - 0.5, -0.5)
     pixels = values.float().cpu().numpy()
     axes.imshow(pixels, cmap="viridis", vmin=0, vmax=top, interpolation="nearest", extent=extent)
 
 
 def outline(axes: Axes, mask: Tensor) -> None:
-    """Draw the mask's border along pixel edges, light on dark so that it shows on any image."""
+    """Draw the border of a mask along pixel edges, white on black so that it shows on any image."""
     inside = (mask.float().cpu() > 0.5).float()
     if not inside.any() or inside.all():
         return
@@ -192,6 +192,3 @@ def outline(axes: Axes, mask: Tensor) -> None:
     x = (torch.arange(columns) + 0.5) * width / columns - 0.5
     for color, thickness in (("black", 2.6), ("white", 1.2)):
         axes.contour(x.numpy(), y.numpy(), fine.numpy(), levels=[0.5], colors=[color], linewidths=thickness)
-
-
-# --- files ----------------------------------------------------------------------------------------------

@@ -1,5 +1,4 @@
-"""A run or a sweep as one page: what became of it, its curves, its phase diagram.
+"""Reports on a run or a sweep: verdict, curves, evaluations, phase diagram.
 
-`load` reads the folders and needs nothing else; `run_figures` and `sweep_figures` draw with Altair; `page`
-puts the page together.
+`loading` reads the folders, `run_figures` and `sweep/` draw with Altair, and `page` renders the HTML.
 """

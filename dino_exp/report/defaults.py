@@ -1,4 +1,4 @@
-"""What sets a run apart from the experiment that it was made from."""
+"""How a run's configuration differs from the defaults of its experiment."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from dino_exp.report.values import as_value, value_text
 
 
 def differences(run: RunData) -> tuple[str, list[tuple[str, str, str]]]:
-    """What was compared with what, and key, default and own value of each key that differs.
+    """Return a sentence about the comparison, and key, default and own value of each key that differs.
 
-    The sentence says why where nothing could be compared, as with a configuration of another version.
+    If nothing could be compared, as with a configuration of another version, the sentence says why.
     """
     if not run.config:
-        return "There is no readable config.yaml to compare.", []
+        return "config.yaml is missing or not readable.", []
     name = run.config.get("name")
     known = isinstance(name, str) and (CONF / "experiment" / f"{name}.yaml").is_file()
     base = f"experiment={name}" if known else "the defaults of conf/config.yaml"
@@ -27,12 +27,12 @@ def differences(run: RunData) -> tuple[str, list[tuple[str, str, str]]]:
         words = [f"experiment={name}"] if known else []
         checked = check(words)
         if checked.cfg is not None and OmegaConf.is_missing(checked.cfg.data, "root"):
-            checked = check([*words, "data.root=null"])  # which everybody gives for themselves
+            checked = check([*words, "data.root=null"])  # required, and different for everybody
         if checked.cfg is None:
-            return f"{base} does not compose any more: {' '.join(checked.errors)}", []
+            return f"{base} can no longer be composed: {' '.join(checked.errors)}", []
         found = differing_keys(checked.cfg, run.config)
-    except Exception as error:  # whatever stands in an old configuration, the page must come
-        return f"Not comparable with {base}: {type(error).__name__}: {error}", []
+    except Exception as error:  # whatever an old configuration contains, the page must be written
+        return f"Cannot be compared with {base}: {type(error).__name__}: {error}", []
     rows = [(key, _text(theirs), _text(own)) for key, (theirs, own) in found.items()]
     return f"Compared with {base}.", rows
 

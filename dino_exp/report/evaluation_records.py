@@ -16,13 +16,13 @@ FILE = "evaluations.json"
 
 
 class Kind(NamedTuple):
-    """An evaluation as people know it."""
+    """How an evaluation is presented."""
 
     title: str
     head: str
-    """Of a column."""
+    """Head of a column."""
     figure: str
-    """The one to show where there is place for one."""
+    """The main figure, shown where there is room for one."""
 
 
 KINDS = {
@@ -36,17 +36,17 @@ KINDS = {
     "video_segmentation": Kind("Video segmentation", "J&F %", "jf_mean"),
     "embed": Kind("Features", "same class %", "same_class_k10"),
 }
-"""In the order of pages."""
+"""Evaluations in the order in which pages show them."""
 
 
 def title(evaluation: str) -> str:
-    """Of one that is not known, its name."""
+    """Return the title of an evaluation; of an unknown one, its name."""
     return KINDS[evaluation].title if evaluation in KINDS else evaluation
 
 
 @dataclass(frozen=True)
 class Result:
-    """A record of evaluations.json, as far as it can be understood."""
+    """A record of evaluations.json."""
 
     evaluation: str
     network: str
@@ -54,37 +54,37 @@ class Result:
     step: int | None
     data: str
     figures: dict[str, float | None]
-    """In percent."""
+    """Values in percent."""
     circumstances: dict[str, str]
-    """Settings, images, data and weights by dotted key: all else that a figure may depend on."""
+    """Settings, images, data and weights by dotted key: everything else that a figure may depend on."""
     when: str
     notes: list[str]
     files: list[str]
-    """Relative to the run's folder."""
+    """Paths relative to the run's folder."""
 
     @property
     def title(self) -> str:
-        """The evaluation as people know it."""
+        """The title of the evaluation."""
         return title(self.evaluation)
 
     @property
-    def of(self) -> str:
-        """teacher, last checkpoint, step 900"""
+    def subject(self) -> str:
+        """What was evaluated: teacher, last checkpoint, step 900"""
         checkpoint = f"{self.checkpoint} checkpoint" if self.checkpoint else ""
         step = "" if self.step is None else f"step {self.step:,}"
         return ", ".join(part for part in (self.network, checkpoint, step) if part) or "–"
 
 
 def read_evaluations(folder: Path, problems: list[str]) -> list[Result]:
-    """The results in a run's folder, oldest first; none without the file.
+    """Return the results in a run's folder, oldest first; none if the file is missing.
 
-    What is broken is left out, with a line in `problems`.
+    Broken records are skipped, with a line in `problems`.
     """
     try:
-        # All numbers as float: an integer may be too large for what is done with it later.
+        # All numbers as floats: an integer may be too large for later operations.
         content = json.loads((folder / FILE).read_bytes(), parse_int=float)
         if not isinstance(content, list):
-            problems.append(f"{FILE} holds no JSON list.")
+            problems.append(f"{FILE} is not a JSON list.")
             return []
         results = [_result(record) for record in content]
     except (FileNotFoundError, NotADirectoryError):
@@ -94,7 +94,7 @@ def read_evaluations(folder: Path, problems: list[str]) -> list[Result]:
         return []
     broken = results.count(None)
     if broken:
-        problems.append(f"{FILE}: {broken} of {len(results)} records name no evaluation, left out.")
+        problems.append(f"{FILE}: skipped {broken} of {len(results)} records, which name no evaluation.")
     return [result for result in results if result is not None]
 
 
@@ -110,7 +110,7 @@ def _result(record: Any) -> Result | None:
     )
     step = number(weights.get("step"))
     set_here = {key: value for key, value in settings.items() if value is not None or key not in images}
-    circumstances = {**images, **set_here}  # an evaluation's own image_size goes before that of all
+    circumstances = {**images, **set_here}  # an evaluation's own image_size overrides the common one
     circumstances |= {f"data.{key}": value for key, value in data.items() if key != "name"}
     circumstances["weights"] = _text(weights.get("sha256"))[:12] or _text(weights.get("file"))
     return Result(
@@ -136,7 +136,7 @@ def _texts(value: Any) -> list[str]:
 
 
 def _time(text: str) -> str:
-    """An ISO time in UTC, to the minute; what is none, as it is."""
+    """Return an ISO time in UTC, to the minute; other text unchanged."""
     try:
         time = datetime.fromisoformat(text.replace("Z", "+00:00"))
         return f"{time.astimezone(timezone.utc) if time.tzinfo else time:%Y-%m-%d %H:%M}"

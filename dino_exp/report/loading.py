@@ -1,6 +1,6 @@
-"""Read a run's or a sweep's folder, whatever state the files are in.
+"""Loading of a run's or a sweep's folder, in whatever state its files are.
 
-Nothing here raises for what a run wrote or failed to write: what is missing is listed in `problems`.
+Nothing here raises because of what a run wrote or failed to write: `problems` lists what is missing.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from dataclasses import fields
 from pathlib import Path
 
 from dino_exp.errors import UserError
+from dino_exp.metrics import ENTROPY, LOSS
 from dino_exp.report.evaluation_records import read_evaluations
 from dino_exp.report.run_data import RunData, SweepData
 from dino_exp.report.run_files import number, read_config, read_json, read_lines
@@ -27,25 +28,25 @@ RUN_FILES = ("config.yaml", "status.json", "metrics.jsonl", "summary.json")
 
 
 RUN_NAME = re.compile(r".+_[0-9a-f]{8}(-\d+)?")
-"""What run folders are called, also those in which nothing was written yet."""
+"""Names of run folders, including those in which nothing has been written yet."""
 
 
 MOST_POINTS = 150
-"""Of a curve, in a page."""
+"""Points of a curve on a page."""
 
 
 SWEEP_POINTS = 24_000
-"""Of the curves of all runs of a sweep together."""
+"""Points of the curves of all runs of a sweep together."""
 
 
 def load(path: Path) -> RunData | SweepData:
-    """A run's folder, or a sweep's.
+    """Load the folder of a run or a sweep; an empty folder is a sweep without runs.
 
     Raises:
-        UserError: if it is neither. An empty folder is a sweep without runs.
+        UserError: it is neither.
     """
     if not path.is_dir():
-        raise UserError(f"{path}: no such folder; give that of a run or of a sweep, e.g. outputs/demo.")
+        raise UserError(f"{path}: no such folder; give the folder of a run or of a sweep, e.g. outputs/demo.")
     if any((path / name).exists() for name in RUN_FILES):
         return load_run(path)
     folders = run_folders(path)
@@ -56,13 +57,15 @@ def load(path: Path) -> RunData | SweepData:
     left = [each for each in path.iterdir() if each.name != "report" and not each.name.startswith(".")]
     if left:
         inside = sorted(each.name for each in left if each.is_dir() and run_folders(each))
-        hint = f" Its folder {inside[0]} holds some." if inside else ""
-        raise UserError(f"{path}: neither a run nor a sweep: no config.yaml in it or in its folders.{hint}")
+        hint = f" Its folder {inside[0]} contains runs." if inside else ""
+        raise UserError(
+            f"{path}: neither a run nor a sweep; there is no config.yaml in it or in its folders.{hint}"
+        )
     return load_sweep(path)
 
 
 def run_folders(path: Path) -> list[Path]:
-    """The folders in `path` that are runs, or were made to be."""
+    """Return the folders in `path` that are runs, including those in which nothing has been written."""
     folders = sorted(each for each in path.iterdir() if each.is_dir() and not each.name.startswith("."))
     return [
         each
@@ -72,16 +75,16 @@ def run_folders(path: Path) -> list[Path]:
 
 
 def load_run(path: Path, most: int | None = None) -> RunData:
-    """A run's folder; the problems say what it lacks.
+    """Load the folder of a run; its problems say what is missing.
 
     Args:
         path: the run directory.
-        most: about how many records of its metrics to read; None is all.
+        most: how many records of its metrics to read, about; None is all.
     """
     run = RunData(path)
     run.status = read_json(path / "status.json", run.problems)
     if newer_format(run.status):
-        run.problems.append(f"status.json: {newer_format(run.status)}. What is shown here may be wrong.")
+        run.problems.append(f"status.json: {newer_format(run.status)}. This page may be wrong.")
     run.summary = former_names.TABLE.present_record(read_json(path / "summary.json", run.problems))
     run.metrics = read_lines(path / "metrics.jsonl", run.problems, most)
     run.evaluations = read_evaluations(path, run.problems)
@@ -91,11 +94,11 @@ def load_run(path: Path, most: int | None = None) -> RunData:
         run.problems.append("No metrics were logged.")
     elif run.knn is None:
         run.problems.append("No k-NN of the trained network was measured.")
-    lost = [name for name in ("loss", "teacher/entropy_share") if _not_finite(run, name)]
+    lost = [name for name in (LOSS.key, ENTROPY.key) if _not_finite(run, name)]
     run.problems += [f"{name} is not a number at step {_not_finite(run, name):,}." for name in lost]
     run.state, run.note = state_of(run)
     if run.state in ("failed", "lost"):
-        run.last_words = last_words(path, [])
+        run.last_lines = last_lines(path, [])
     return run
 
 
@@ -104,10 +107,10 @@ def _not_finite(run: RunData, key: str) -> int | None:
 
 
 def state_of(run: RunData) -> tuple[str, str]:
-    """The state of a run without a manifest: a silent one that nobody holds is lost."""
+    """Return state and note of a run without a manifest; a silent run that no process holds is lost."""
     known = run.status.get("state") or run.summary.get("state")
     if not known:
-        return ("unknown", "no status.json") if run.metrics else ("pending", "nothing was logged yet")
+        return ("unknown", "no status.json") if run.metrics else ("pending", "nothing has been logged yet")
     heartbeat = number(run.status.get("heartbeat"))
     silent = heartbeat is None or time.time() - heartbeat > SILENT_SECONDS
     if known == "running" and silent and not _held(run.path):
@@ -119,23 +122,23 @@ def state_of(run: RunData) -> tuple[str, str]:
 def _held(path: Path) -> bool:
     try:
         return RunDirectory(path).is_held()
-    except OSError:  # another person's folder: then only its heartbeat speaks
+    except OSError:  # another user's folder: only the heartbeat can tell
         return False
 
 
 def utc(seconds: float | None) -> str:
-    """A time in seconds since 1970 as people read it; nothing for what is no time."""
+    """Return a time in seconds since 1970 as text; empty for what is not a time."""
     try:
         return "" if seconds is None else time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(seconds))
     except (OverflowError, ValueError, OSError):
         return ""
 
 
-def last_words(path: Path, job_logs: Iterable[Path], lines: int = 6) -> str:
-    """The end of a run's traceback or log, or of its job's log where it never came to speak."""
-    for place in (path / "traceback.txt", path / "log.txt", *job_logs):
+def last_lines(path: Path, job_logs: Iterable[Path], lines: int = 6) -> str:
+    """Return the last lines of a run's traceback or log, or of its job's log if it wrote neither."""
+    for file in (path / "traceback.txt", path / "log.txt", *job_logs):
         try:
-            text = tail(place, lines).strip()
+            text = tail(file, lines).strip()
         except OSError:
             continue
         if text:
@@ -144,7 +147,7 @@ def last_words(path: Path, job_logs: Iterable[Path], lines: int = 6) -> str:
 
 
 def load_sweep(path: Path) -> SweepData:
-    """A folder of runs, with a launcher's manifest or without."""
+    """Load a folder of runs, with or without a launcher's manifest."""
     sweep = SweepData(path)
     manifest = _manifest(path, sweep.problems)
     folders = {each.name: each for each in run_folders(path)}
@@ -157,17 +160,17 @@ def load_sweep(path: Path) -> SweepData:
     data = sweep.axes.get("data.name") or sweep.axes.get("experiment") or []
     if len(data) > 1:
         some = ", ".join(map(value_text, data[:6]))
-        sweep.problems.append(f"k-NN is of several data sets ({some}), and does not compare between them.")
+        sweep.problems.append(f"The runs use several data sets ({some}); their k-NN cannot be compared.")
     if not sweep.runs:
         sweep.problems.append("There are no runs in this folder.")
     return sweep
 
 
 def _manifest(path: Path, problems: list[str]) -> Manifest:
-    """The manifest as far as it can be understood; keys of another version are left out."""
+    """Return the manifest without keys of another version."""
     content = read_json(Manifest.path(path), problems)
     if newer_format(content):
-        problems.append(f"manifest.json: {newer_format(content)}. What is shown here may be wrong.")
+        problems.append(f"manifest.json: {newer_format(content)}. This page may be wrong.")
     manifest = Manifest(path, str(content.get("launcher") or ""))
     known = {each.name for each in fields(Entry)}
     entries = content.get("runs")
@@ -183,7 +186,7 @@ def _manifest(path: Path, problems: list[str]) -> Manifest:
 
 
 def _states_from(manifest: Manifest, sweep: SweepData) -> None:
-    """What launchers and SLURM know of the runs goes before what their files say."""
+    """Set the states of runs from launchers and SLURM, which know more than the files."""
     runs = {run.name: run for run in sweep.runs}
     readable = {
         name: entry
@@ -198,11 +201,11 @@ def _states_from(manifest: Manifest, sweep: SweepData) -> None:
     try:
         states = Observer().observe(Manifest(manifest.folder, manifest.launcher, {}, readable))
     except (OSError, ValueError, TypeError) as error:
-        sweep.problems.append(f"Who has the runs could not be asked: {error}.")
+        sweep.problems.append(f"The states of the jobs are unknown: {error}.")
         return
     for state in states:
         run = runs[state.name]
         run.state, run.note = state.state, state.note
         if run.state in ("failed", "lost", "cancelled"):
             logs = sorted((manifest.folder / "jobs").glob(f"{state.entry.job}_*_log.out"))
-            run.last_words = last_words(run.path, logs)
+            run.last_lines = last_lines(run.path, logs)

@@ -1,4 +1,4 @@
-"""The page of a run or a sweep, and the figures beside it."""
+"""The HTML page of a run or a sweep, and its figures as files."""
 
 from __future__ import annotations
 
@@ -10,8 +10,18 @@ from pathlib import Path
 from urllib.parse import quote
 
 from dino_exp.atomic import write_atomically
-from dino_exp.plots.drawing import Figure, show, write_files
-from dino_exp.plots.html_page import _columns, render
+from dino_exp.metrics import (
+    BEST_KNN,
+    DATA_WAIT,
+    KNN,
+    PEAK_MEMORY,
+    RAW_PIXELS_KNN,
+    SPEED,
+    UNTRAINED_KNN,
+    charts,
+)
+from dino_exp.plots.drawing import Figure, write_files
+from dino_exp.plots.html_page import as_columns, render
 from dino_exp.report import evaluation_records, evaluation_results, run_figures
 from dino_exp.report.defaults import differences
 from dino_exp.report.loading import load_run, utc
@@ -20,24 +30,24 @@ from dino_exp.report.run_files import number
 from dino_exp.report.run_images import as_data_url
 from dino_exp.report.sweep import sweep_curves, sweep_figures, sweep_table
 from dino_exp.report.sweep.cells import averaged_over, map_axes
-from dino_exp.report.verdicts import describe
+from dino_exp.report.sweep.paper import paper_rows
+from dino_exp.report.verdicts import outcome_of
 
 PAGE = "index.html"
 IMAGES = {"attention.png": "Attention of the teacher", "crops.png": "Crops"}
 MOST_ROWS_IN_FILES = 10_000
-"""Of the curves of all runs, up to which each metric has a file of its own; each takes seconds beyond."""
+"""Rows of the curves of all runs, up to which each metric is a file; beyond, a file takes seconds."""
 RUN_PAGES = 60
-"""Runs of a sweep up to which each that is over has a page of its own written, to be opened from a map."""
-SCHEDULES = ("learning_rate", "weight_decay", "ema_momentum", "teacher_temp")
+"""Largest sweep whose ended runs get pages of their own, which maps link to."""
 
 
 def write_report(data: RunData | SweepData, folder: Path, refresh: float | None = None) -> list[Path]:
-    """Write the page and its figures into `folder`; returns all paths, the page's first.
+    """Write the page and its figures into `folder`, and return all paths, the page's first.
 
     Args:
         data: a run or a sweep.
-        folder: made where there is none.
-        refresh: seconds after which an open page loads itself again; None is never.
+        folder: created if it is missing.
+        refresh: seconds after which an open page reloads itself; None is never.
     """
     folder.mkdir(parents=True, exist_ok=True)
     if isinstance(data, SweepData):
@@ -50,7 +60,7 @@ def write_report(data: RunData | SweepData, folder: Path, refresh: float | None 
 
 
 def in_files(figures: Sequence[Figure]) -> list[Figure]:
-    """The figures as they are written beside the page, where nobody can choose a metric."""
+    """Return the figures as files; what the page lets readers choose is a file each."""
     files: list[Figure] = []
     for figure in figures:
         few = figure.name == "curves" and len(figure.spec["datasets"]["curves"]) <= MOST_ROWS_IN_FILES
@@ -60,14 +70,16 @@ def in_files(figures: Sequence[Figure]) -> list[Figure]:
 
 def _write_page(folder: Path, text: str) -> Path:
     page = folder / PAGE
-    write_atomically(page, lambda file: file.write(text.encode(errors="replace")))  # whatever a name holds
+    write_atomically(
+        page, lambda file: file.write(text.encode(errors="replace"))
+    )  # names may contain any bytes
     return page
 
 
 def _write_run_pages(sweep: SweepData) -> None:
-    """The pages of runs that are over and have none yet, or none with their newest evaluation_results.
+    """Write the pages of ended runs that have none, or whose page is older than their newest evaluation.
 
-    New ones are without figures beside them.
+    Figures are not written as files.
     """
     if len(sweep.runs) > RUN_PAGES:
         return
@@ -76,15 +88,15 @@ def _write_run_pages(sweep: SweepData) -> None:
         if run.state in ("finished", "collapsed", "failed") and _is_old(folder / PAGE, run):
             try:
                 folder.mkdir(exist_ok=True)
-                whole = load_run(run.path)
-                _write_page(folder, _run(whole, folder, None, beside=any(folder.glob("*.svg")))[1])
-            except OSError as error:  # another person's runs can be looked at all the same
-                sweep.problems.append(f"Pages of the runs were not written: {error}.")
+                complete = load_run(run.path)
+                _write_page(folder, _run(complete, folder, None, beside=any(folder.glob("*.svg")))[1])
+            except OSError as error:  # another user's runs, which can be reported on all the same
+                sweep.problems.append(f"The pages of the runs could not be written: {error}.")
                 return
 
 
 def _is_old(page: Path, run: RunData) -> bool:
-    """Whether there is no page, or one from before the run was evaluated."""
+    """Return whether a page is missing, or older than the run's evaluations."""
     try:
         written = page.stat().st_mtime_ns
         return bool(run.evaluations) and (run.path / evaluation_records.FILE).stat().st_mtime_ns > written
@@ -93,7 +105,7 @@ def _is_old(page: Path, run: RunData) -> bool:
 
 
 def _run(run: RunData, folder: Path, refresh: float | None, beside: bool = True) -> tuple[list[Figure], str]:
-    """Figures and page; `beside` is whether PNG and SVG are to be linked to."""
+    """Return figures and page; with `beside`, the page links to their PNG and SVG files."""
     curves, absent = run_figures.run_figures(run)
     timeline = run_figures.timeline(run)
     figures = [*curves, timeline] if timeline else curves
@@ -109,21 +121,22 @@ def _run(run: RunData, folder: Path, refresh: float | None, beside: bool = True)
     linked = [(each.name, link(each.path, folder)) for each in others]
     linked += [(name, target) for _, name, url, target in shown if not url]
     problems += [f"Not logged: {'; '.join(absent)}."] if absent else []
-    problems += [f"There is no plots/{name}." for name in IMAGES if name not in {each[1] for each in images}]
+    problems += [f"plots/{name} is missing." for name in IMAGES if name not in {each[1] for each in images}]
+    schedules = {chart.name for chart in charts() if chart.schedule}
     text = render(
         "run.html",
         figures,
         refresh,
         run=run,
-        outcome=describe(run.outcome),
+        outcome=outcome_of(run.outcome),
         facts=_facts(run),
-        curves=[figure for figure in curves if figure.name not in SCHEDULES],
-        worth=evaluation_results.lines(run),
+        curves=[figure for figure in curves if figure.name not in schedules],
+        results=evaluation_results.result_lines(run),
         evaluations=link(run.path / evaluation_records.FILE, folder),
-        notes=evaluation_results.remarks(run),
+        notes=evaluation_results.collected_notes(run),
         shown=[each for each in shown if each[2]],
         linked=linked,
-        schedules=[figure for figure in curves if figure.name in SCHEDULES],
+        schedules=[figure for figure in curves if figure.name in schedules],
         timeline=timeline,
         images=[each for each in images if each[2]],
         compared=compared,
@@ -138,19 +151,17 @@ def _run(run: RunData, folder: Path, refresh: float | None, beside: bool = True)
 def _facts(run: RunData) -> list[tuple[str, str]]:
     step = "–" if run.step is None else f"{run.step:,}"
     total = "" if run.total_steps is None else f" of {run.total_steps:,}"
-    wait, memory = run.last("data_wait_share"), run.last("peak_memory_mib")
+    wait = run.last(DATA_WAIT.key)
     seconds = number(run.summary.get("wall_seconds"))
     facts = [
         ("State", run.state + (f" ({run.note})" if run.note else "")),
         ("Step", step + total),
-        ("k-NN, untrained → now", f"{show(run.untrained_knn, '.1f', ' %')} → {show(run.knn, '.1f', ' %')}"),
-        ("k-NN of the student", show(run.last("student_knn_top1"), ".1f", " %")),
-        ("Best k-NN", show(run.last("best_knn_top1"), ".1f", " %")),
-        ("k-NN of raw pixels", show(number(run.summary.get("raw_pixels_knn_top1")), ".1f", " %")),
-        ("Speed", show(run.last("images_per_second"), ",.0f", " images/s")),
-        ("Waiting for data", "–" if wait is None else f"{wait:.0%} of the time"),
+        (f"{UNTRAINED_KNN.label} → now", f"{KNN.text(run.untrained_knn)} → {KNN.text(run.knn)}"),
+        ("k-NN of the student", KNN.text(run.last(str(KNN.student_key)))),
+        *((row.label, row.text(run.last(row.key))) for row in (BEST_KNN, RAW_PIXELS_KNN, SPEED)),
+        (DATA_WAIT.label, "–" if wait is None else f"{wait:.0%} of the time"),
         ("Training time", "–" if seconds is None else _duration(seconds)),
-        ("Peak memory", show(memory, ",.0f", " MiB")),
+        (PEAK_MEMORY.label, PEAK_MEMORY.text(run.last(PEAK_MEMORY.key))),
     ]
     return [(name, value) for name, value in facts if value != "–"]
 
@@ -170,7 +181,7 @@ def _environment(run: RunData) -> list[tuple[str, str]]:
             rows.setdefault(key, str(run.status[key]))
     heartbeat = number(run.status.get("heartbeat"))
     if heartbeat is not None:
-        rows["last sign of life"] = utc(heartbeat)
+        rows["last heartbeat"] = utc(heartbeat)
     return list(rows.items())
 
 
@@ -183,22 +194,22 @@ def _sweep(sweep: SweepData, folder: Path, refresh: float | None) -> tuple[list[
     curves = sweep_curves.small_multiples(sweep)
     seeds = sweep_figures.seeds(sweep)
     effects = sweep_figures.effects(sweep)
-    paper = dict(sweep_figures.paper_rows(sweep))
-    figures = [*maps, *(figure for figure in (curves, seeds) if figure), *effects, *paper.values()]
+    of_paper = dict(paper_rows(sweep))
+    figures = [*maps, *(figure for figure in (curves, seeds) if figure), *effects, *of_paper.values()]
     links = [page_link(run.path, folder) for run in sweep.runs]
     problems = list(sweep.problems)
     heads, rows = sweep_table.table(sweep, links, problems)
     problems += [
-        f"{', '.join((axis, *keys))} change together; {axis} stands for them."
-        for axis, keys in sweep.alike.items()
+        f"{', '.join((axis, *keys))} change together; only {axis} is shown."
+        for axis, keys in sweep.tied_keys.items()
     ]
     every = math.comb(len(map_axes(sweep)), 2)
     if len(data) < every:
         problems.append(
-            f"Maps over {len(data)} of {every} pairs of axes; more would make the page too large."
+            f"Maps cover {len(data)} of {every} pairs of axes; more would make the page too large."
         )
     if sweep.runs and all(run.knn is None for run in sweep.runs):
-        problems.append("No run has a k-NN; the mutual information of image and prototype stands for it.")
+        problems.append("No run has a k-NN; the mutual information of image and prototype is shown instead.")
     text = render(
         "sweep.html",
         figures,
@@ -208,12 +219,13 @@ def _sweep(sweep: SweepData, folder: Path, refresh: float | None) -> tuple[list[
                 {
                     "x": each.x,
                     "y": each.y,
-                    "rows": _columns(each.rows),
+                    "rows": as_columns(each.rows),
                     "averaged": averaged(sweep, each.x, each.y),
                 }
                 for each in data
             ],
-            "measures": {name: text for name, text in sweep_figures.BRIEF.items() if _drawn(maps, name)},
+            "columns": [each.name for each in sweep_figures.MAPS],
+            "measures": {each.name: each.metric.head for each in sweep_figures.measures_of(sweep)},
             "runs": [
                 {"label": run.label, "outcome": run.outcome, "href": link, "evidence": run.evidence}
                 for run, link in zip(sweep.runs, links, strict=True)
@@ -222,7 +234,7 @@ def _sweep(sweep: SweepData, folder: Path, refresh: float | None) -> tuple[list[
         sweep=sweep,
         counts=Counter(run.outcome for run in sweep.runs).most_common(),
         states=Counter(run.state for run in sweep.runs).most_common(),
-        describe=describe,
+        outcome_of=outcome_of,
         best=best(sweep),
         pairs=data,
         averaged=averaged(sweep, data[0].x, data[0].y) if data else "",
@@ -231,7 +243,7 @@ def _sweep(sweep: SweepData, folder: Path, refresh: float | None) -> tuple[list[
         metrics={name: text for name, text in sweep_curves.CURVES.items() if _has(curves, text)},
         seeds=seeds,
         effects=[
-            (figure, paper.get(axis))
+            (figure, of_paper.get(axis))
             for axis, figure in zip(sweep_figures.effect_axes(sweep), effects, strict=True)
         ],
         heads=heads,
@@ -249,22 +261,18 @@ def _sweep(sweep: SweepData, folder: Path, refresh: float | None) -> tuple[list[
     return figures, text
 
 
-def _drawn(maps: Sequence[Figure], name: str) -> bool:
-    return any(figure.name == f"map_{name}" for figure in maps)
-
-
 def _has(curves: Figure | None, title: str) -> bool:
     return curves is not None and title in curves.columns
 
 
 def averaged(sweep: SweepData, x: str, y: str | None) -> str:
-    """What a cell of a map over x and y is the mean of."""
+    """Return a sentence about the axes that a map over x and y averages over."""
     others = averaged_over(sweep, x, y)
     return f"A cell is the mean of its runs, which differ in {', '.join(others)}." if others else ""
 
 
 def best(sweep: SweepData) -> str:
-    """The run with the highest k-NN, in words; empty where there is none."""
+    """Return a sentence about the run with the highest k-NN; empty without one."""
     known = [run for run in sweep.runs if run.knn is not None]
     if not known:
         return ""
@@ -274,15 +282,12 @@ def best(sweep: SweepData) -> str:
 
 
 def page_link(path: Path, folder: Path) -> str:
-    """From a page in `folder` to the page of a run or a sweep, or to its files where it has none."""
+    """Return the link from a page in `folder` to the page of a run or a sweep, or else to its folder."""
     page = path / "report" / PAGE
     return link(page, folder) if page.exists() else link(path, folder) + "/"
 
 
 def link(target: Path, folder: Path) -> str:
-    """From a page in `folder` to a file or folder."""
+    """Return the link from a page in `folder` to a file or folder."""
     relative = os.path.relpath(target.resolve(), folder.resolve()).replace(os.sep, "/")
     return quote(os.fsencode(relative))  # as bytes, because a name need not be Unicode
-
-
-# ---- assembly ----------------------------------------------------------------------------------------------

@@ -24,31 +24,31 @@ LIBRARIES = ("altair", "vl_convert", "jinja2")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Do what the command line says; returns the exit code: 2 for a folder that is neither run nor sweep.
+    """Run the command, and return the exit code: 2 for a user's error.
 
-    The doctor's is 1 for a collapse or divergence.
+    `doctor` returns 1 for a collapse or divergence.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
     try:
         if argv[:1] == ["doctor"]:
-            return consult(argv[1:])
+            return run_doctor(argv[1:])
         arguments = parser().parse_args(argv)
         for path in (arguments.folder, *(arguments.compare or ())):
             if path is not None and path.is_file():
                 raise UserError(
                     f"{path}: a file; give the folder of a run or of a sweep, e.g. {path.parent}. "
-                    f"For a log there is {as_typed('python report.py')} doctor {path}."
+                    f"For a log, use {as_typed('python report.py')} doctor {path}."
                 )
         if arguments.compare:
             if arguments.folder is not None or arguments.watch is not None:
-                parser().error("--compare A B goes with neither another FOLDER nor --watch")
+                parser().error("--compare A B cannot be combined with FOLDER or --watch")
             first, second = arguments.compare
-            return side_by_side(first, second, arguments.out)
+            return compare_folders(first, second, arguments.out)
         if arguments.folder is None:
             parser().error("give the FOLDER of a run or a sweep, --compare A B, or doctor LOG")
         if arguments.watch is not None:
             return watch(arguments.folder, arguments.out, arguments.watch)
-        page()
+        page_module()
         write(load(arguments.folder), arguments.out)
     except UserError as error:
         print(error, file=sys.stderr)
@@ -59,10 +59,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def parser() -> argparse.ArgumentParser:
-    """What can be typed."""
+    """Return the parser of the command line."""
     result = argparse.ArgumentParser(
         prog=as_typed("python report.py"),
-        description="Write FOLDER/report/index.html, one page about a run or a sweep, and its figures as PNG "
+        description="Write FOLDER/report/index.html, a report on a run or a sweep, and its figures as PNG "
         "and SVG.",
         epilog=f"{as_typed('python report.py')} doctor LOG [--out-dim K] says what is wrong with a run, and "
         "what to try first; LOG is a run directory, or another code's log of JSON lines.",
@@ -72,14 +72,14 @@ def parser() -> argparse.ArgumentParser:
         type=Path,
         nargs="?",
         metavar="FOLDER",
-        help="of a run or a sweep, e.g. outputs/demo_sweep_lr",
+        help="a run or a sweep, e.g. outputs/demo_sweep_lr",
     )
     result.add_argument(
         "--compare",
         type=Path,
         nargs=2,
         metavar=("A", "B"),
-        help="two runs or two sweeps side by side: curves, configuration, k-NN with its spread over seeds",
+        help="compare two runs or two sweeps: curves, configuration, k-NN with its spread over seeds",
     )
     result.add_argument("--out", type=Path, metavar="DIR", help="where to write (default: FOLDER/report)")
     result.add_argument(
@@ -88,8 +88,8 @@ def parser() -> argparse.ArgumentParser:
         nargs="?",
         const=15.0,
         metavar="SECONDS",
-        help="write again whenever something changed, looking every SECONDS (default 15), until no run goes "
-        "on; the open page loads itself again. Waits where there is no run yet",
+        help="check every SECONDS (default 15) for changes and write the report again, until all runs have "
+        "finished; waits for the first run. An open page reloads itself",
     )
     return result
 
@@ -99,7 +99,7 @@ def _seconds(text: str) -> float:
         seconds = float(text)
     except ValueError:
         raise argparse.ArgumentTypeError(
-            f"{text} is no number of seconds; type {as_typed('python report.py')} {text} --watch, or "
+            f"{text} is not a number of seconds; type {as_typed('python report.py')} {text} --watch, or "
             "--watch 15"
         ) from None
     if not 1 <= seconds <= 86400:
@@ -107,8 +107,8 @@ def _seconds(text: str) -> float:
     return seconds
 
 
-def page() -> ModuleType:
-    """The module that writes pages; its library begins to load while the caller reads the folder.
+def page_module() -> ModuleType:
+    """Return the module that writes pages; its library loads while the caller reads the folder.
 
     Raises:
         UserError: if a library is missing.
@@ -132,13 +132,13 @@ def write(data: RunData | SweepData, out: Path | None, refresh: float | None = N
     Raises:
         UserError: if a library is missing, or the folder cannot be written.
     """
-    pages = page()
+    pages = page_module()
     folder = out or data.path / "report"
-    say(folder, lambda: pages.write_report(data, folder, refresh))
+    write_and_print(folder, lambda: pages.write_report(data, folder, refresh))
 
 
-def say(folder: Path, written: Callable[[], list[Path]]) -> None:
-    """Have files written into `folder`, and print their paths, one a line."""
+def write_and_print(folder: Path, written: Callable[[], list[Path]]) -> None:
+    """Call `written`, which writes into `folder`, and print the paths of its files, one a line."""
     try:
         paths = written()
     except OSError as error:
@@ -149,23 +149,23 @@ def say(folder: Path, written: Callable[[], list[Path]]) -> None:
         print(path, flush=True)
 
 
-def side_by_side(first: Path, second: Path, out: Path | None) -> int:
-    """Print how two runs or sweeps differ, and write the page about it; returns the exit code."""
+def compare_folders(first: Path, second: Path, out: Path | None) -> int:
+    """Print and write how two runs or sweeps differ, and return the exit code."""
     from dino_exp.report.compare.comparison import compare, print_comparison
 
-    page()
+    page_module()
     comparison = compare(first, second)
     print_comparison(comparison, Console())
     from dino_exp.report.compare.compare_figures import write_comparison
 
     name = "_and_".join(each.replace(os.sep, "_")[-80:] for each in comparison.names)
     folder = out or first / "report" / name
-    say(folder, lambda: write_comparison(comparison, folder))
+    write_and_print(folder, lambda: write_comparison(comparison, folder))
     return 0
 
 
-def consult(argv: Sequence[str]) -> int:
-    """`report.py doctor`: 1 for a collapse or divergence, else 0."""
+def run_doctor(argv: Sequence[str]) -> int:
+    """Run `report.py doctor`, and return 1 for a collapse or divergence, else 0."""
     from dino_exp.report.doctor.doctor_command import doctor
 
     words = argparse.ArgumentParser(
@@ -173,33 +173,33 @@ def consult(argv: Sequence[str]) -> int:
         description="Say what is wrong with a run, and what to try first.",
     )
     words.add_argument("log", type=Path, metavar="LOG", help="a run directory, or a log of JSON lines")
-    words.add_argument("--out-dim", type=int, metavar="K", help="prototypes, where the log does not tell")
+    words.add_argument("--out-dim", type=int, metavar="K", help="number of prototypes, if not in the log")
     arguments = words.parse_args(argv)
     return doctor(arguments.log, arguments.out_dim, Console())
 
 
 def watch(folder: Path, out: Path | None, seconds: float) -> int:
-    """Write the report again and again from the first run until no run goes on; Ctrl-C ends it."""
-    page()
+    """Write the report at each change, until all runs have finished; Ctrl-C ends it."""
+    page_module()
     before = None
     while True:
         now = fingerprint(folder)
         data = load(folder) if folder.exists() else SweepData(folder)
         runs = data.runs if isinstance(data, SweepData) else [data]
-        over = bool(runs) and not any(run.state in UNFINISHED for run in runs)
+        finished = bool(runs) and not any(run.state in UNFINISHED for run in runs)
         state = (now, [run.state for run in runs])
         if state != before and runs:
-            write(data, out, None if over else seconds)
+            write(data, out, None if finished else seconds)
         elif state != before:
             print(f"{folder}: no run yet; waiting for the first one.", flush=True)
-        if over:
+        if finished:
             return 0
         before = state
         time.sleep(seconds)
 
 
 def fingerprint(folder: Path) -> list[tuple[str, int, int]]:
-    """What tells whether anything was written: name, size and time of each file that a report reads."""
+    """Return name, size and time of each file that a report reads."""
     folders = [folder, *run_folders(folder)] if folder.is_dir() else []
     found = []
     for each in folders:

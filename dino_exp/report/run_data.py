@@ -1,4 +1,4 @@
-"""A run and a sweep as data."""
+"""A run and a sweep, as far as their files can be read."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from dino_exp.metrics import DIVERGENCE, ENTROPY, INFORMATION, KNN, LN_K, UNTRAINED_KNN
 from dino_exp.report.evaluation_records import Result
 from dino_exp.report.run_files import number
 from dino_exp.report.values import Value, value_text
@@ -16,50 +17,50 @@ UNFINISHED = ("running", "pending", "preempted")
 
 @dataclass
 class RunData:
-    """One run, as far as its files tell."""
+    """One run."""
 
     path: Path
     state: str = "unknown"
-    """That of status.json, or lost or pending where nobody has the run."""
+    """The state in status.json; or lost, or pending, where no process holds the run."""
     note: str = ""
-    """What a person should know beside the state."""
+    """A remark on the state."""
     overrides: list[str] = field(default_factory=list)
-    """What sets it apart in its sweep, from the manifest."""
+    """The overrides of the sweep's manifest."""
     values: dict[str, Value] = field(default_factory=dict)
-    """Its place on each of the sweep's axes."""
+    """Its value on each axis of the sweep."""
     config: dict[str, Any] = field(default_factory=dict)
     status: dict[str, Any] = field(default_factory=dict)
     summary: dict[str, Any] = field(default_factory=dict)
     metrics: list[dict[str, Any]] = field(default_factory=list)
-    """Records of metrics.jsonl by step; in a sweep only some of them."""
+    """Records of metrics.jsonl in the order of steps; in a sweep, a sample of them."""
     evaluations: list[Result] = field(default_factory=list)
-    """What `evaluate.py` found, oldest first."""
+    """Results of `evaluate.py`, oldest first."""
     problems: list[str] = field(default_factory=list)
-    """What is missing or broken, a sentence each."""
-    last_words: str = ""
-    """Of a run that failed or was lost."""
+    """What is missing or broken, in sentences."""
+    last_lines: str = ""
+    """The last lines of the traceback or log of a failed or lost run."""
 
     @property
     def name(self) -> str:
-        """The run's id."""
+        """The run id."""
         return self.path.name
 
     @property
     def label(self) -> str:
-        """What sets it apart, or its name where nothing does."""
+        """Its values on the sweep's axes, or its overrides, or its name."""
         swept = [f"{key}={value_text(value)}" for key, value in self.values.items()] or self.overrides
         return " ".join(swept) or self.name
 
     @property
     def verdict(self) -> str:
-        """One of `dino_exp.dino.verdict.WORDS`, perhaps of another version, or nothing."""
+        """One of `dino_exp.dino.verdict.WORDS` or a word of another version; empty without a verdict."""
         seen = (record.get("verdict") for record in reversed(self.metrics))
         word = self.summary.get("verdict") or next((word for word in seen if word), "")
         return str(word)
 
     @property
     def outcome(self) -> str:
-        """The verdict of a run that came to one, else its state; of a run that goes on both."""
+        """The verdict if the run ended with one, else the state; both while the run is not finished."""
         ended_badly = self.state in ("failed", "lost", "cancelled") and self.verdict != "diverged"
         if ended_badly or not self.verdict:
             return self.state
@@ -67,20 +68,16 @@ class RunData:
 
     @property
     def evidence(self) -> str:
-        """The sentence behind the verdict; for a run without a summary, from its last figures."""
+        """The evidence for the verdict; for a run without a summary, from its last metrics."""
         if self.summary.get("evidence"):
             return str(self.summary["evidence"])
-        shares = {
-            "teacher entropy": self.last("teacher/entropy_share"),
-            "KL": self.last("kl_share"),
-            "mutual information": self.last("teacher/mutual_information_share"),
-        }
+        shares = {row.words: self.last(row.key) for row in (ENTROPY, DIVERGENCE, INFORMATION)}
         known = [f"{name} is {share:.3f} of ln K" for name, share in shares.items() if share is not None]
         return f"at step {self.metrics[-1]['step']:,}, {', '.join(known)}" if known and self.metrics else ""
 
     @property
     def step(self) -> int | None:
-        """The last step that is known of."""
+        """The last step that any file mentions."""
         steps = [number(self.status.get("step")), number(self.summary.get("steps"))]
         steps += [number(record["step"]) for record in self.metrics[-1:]]
         known = [step for step in steps if step is not None]
@@ -88,35 +85,35 @@ class RunData:
 
     @property
     def total_steps(self) -> int | None:
-        """Where the run ends."""
+        """The step at which the run ends."""
         total = number(self.status.get("total_steps"))
         return None if total is None else int(total)
 
     @property
     def ln_k(self) -> float | None:
         """The loss of a uniform collapse."""
-        return self.last("ln_k")
+        return self.last(LN_K.key)
 
     @property
     def knn(self) -> float | None:
-        """k-NN of the trained teacher, percent; None for a run that ended before it was measured."""
-        if "knn_top1" in self.summary:
-            return number(self.summary["knn_top1"])
-        trained = [value for step, value in self.series("knn_top1") if step > 0 and value is not None]
+        """k-NN top-1 of the trained teacher in percent; None if it was never measured."""
+        if KNN.key in self.summary:
+            return number(self.summary[KNN.key])
+        trained = [value for step, value in self.series(KNN.key) if step > 0 and value is not None]
         return trained[-1] if trained else None
 
     @property
     def untrained_knn(self) -> float | None:
-        """k-NN of the untrained network, percent; None where the run began with others' weights."""
+        """k-NN top-1 of the untrained network in percent; None for a run with `init_from`."""
         if self.config.get("init_from"):
             return None
-        known = number(self.summary.get("untrained_knn_top1"))
+        known = number(self.summary.get(UNTRAINED_KNN.key))
         if known is None:
-            known = next((value for step, value in self.series("knn_top1") if step == 0), None)
+            known = next((value for step, value in self.series(KNN.key) if step == 0), None)
         return known
 
     def last(self, key: str) -> float | None:
-        """The last known value of a metric."""
+        """Return the last known value of a metric."""
         final = self.summary.get("final")
         known = number(self.summary.get(key))
         if known is None and isinstance(final, dict):
@@ -127,31 +124,23 @@ class RunData:
         return known
 
     def series(self, key: str) -> list[tuple[int, float | None]]:
-        """Step and value wherever a metric was logged; None where it was not a finite number."""
+        """Return step and value wherever a metric was logged; None for values that are not finite."""
         return [(int(record["step"]), number(record[key])) for record in self.metrics if key in record]
 
 
 @dataclass
 class SweepData:
-    """The runs of a folder, and what sets them apart."""
+    """The runs of a folder, and the axes of the sweep."""
 
     path: Path
     runs: list[RunData] = field(default_factory=list)
     axes: dict[str, list[Value]] = field(default_factory=dict)
-    """Swept keys and the values that they take: numbers in order, then words."""
-    alike: dict[str, list[str]] = field(default_factory=dict)
-    """Keys that change together with an axis, so that they are none themselves."""
+    """Swept keys and their values: numbers in order, then words."""
+    tied_keys: dict[str, list[str]] = field(default_factory=dict)
+    """Further keys that always change together with an axis, by axis."""
     problems: list[str] = field(default_factory=list)
 
     @property
     def name(self) -> str:
-        """The folder's."""
+        """The name of the folder."""
         return self.path.resolve().name
-
-    @property
-    def over(self) -> bool:
-        """Whether no run will change any more by itself."""
-        return not any(run.state in UNFINISHED for run in self.runs)
-
-
-# ---- sweeps ------------------------------------------------------------------------------------------------

@@ -1,13 +1,14 @@
-"""The figures of one run's page."""
+"""The figures of a run's page."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import altair as alt
 
-from dino_exp.plots.drawing import Figure, Row, show, to_spec
+from dino_exp.metrics import KNN, Chart, Metric, charts
+from dino_exp.plots.drawing import Figure, Row, number_text, to_spec
 from dino_exp.report.loading import utc
 from dino_exp.report.run_data import RunData
 from dino_exp.report.run_files import number
@@ -18,76 +19,22 @@ STEPS = alt.Axis(labelExpr="format(datum.value, '~s')", tickCount=5)
 LINES = alt.Legend(orient="top", symbolType="stroke", symbolStrokeWidth=2, symbolSize=200)
 
 
-class Curves(NamedTuple):
-    """One figure of curves over the steps."""
-
-    name: str
-    title: str
-    unit: str
-    keys: dict[str, str]
-    """Metric by the word for it in the legend."""
-    zero: bool = False
-    """Whether the scale begins at zero."""
-    points: bool = False
-    form: str = ".4g"
-
-
-FIGURES = (
-    Curves("loss", "Loss", "nats", {"loss": "loss"}),
-    Curves(
-        "entropy",
-        "Entropy of the outputs, h / ln K",
-        "share of ln K",
-        {"teacher": "teacher/entropy_share", "student": "student/entropy_share"},
-        zero=True,
-    ),
-    Curves("kl", "KL(teacher ‖ student) / ln K", "share of ln K", {"KL": "kl_share"}, zero=True),
-    Curves(
-        "mutual_information",
-        "Mutual information of image and prototype",
-        "share of ln K",
-        {"teacher": "teacher/mutual_information_share", "student": "student/mutual_information_share"},
-        zero=True,
-    ),
-    Curves(
-        "knn",
-        "k-NN top-1",
-        "percent",
-        {"teacher": "knn_top1", "student": "student_knn_top1"},
-        points=True,
-        form=".1f",
-    ),
-    Curves("center_norm", "Norm of the center", "", {"center": "center_norm"}, zero=True),
-    Curves(
-        "ranks",
-        "Effective rank of the teacher",
-        "dimensions",
-        {"features": "teacher/feature_rank", "bottleneck": "teacher/bottleneck_rank"},
-        zero=True,
-    ),
-    Curves("speed", "Speed", "images/s", {"images/s": "images_per_second"}, zero=True, form=",.0f"),
-    Curves("learning_rate", "Learning rate, as applied", "", {"lr": "lr"}, zero=True),
-    Curves("weight_decay", "Weight decay, as applied", "", {"weight decay": "weight_decay"}, zero=True),
-    Curves("ema_momentum", "EMA momentum λ, as applied", "", {"λ": "ema_momentum"}, form=".5g"),
-    Curves("teacher_temp", "Teacher temperature τₜ, as applied", "", {"τₜ": "teacher_temp"}, zero=True),
-)
-
-
 def run_figures(run: RunData) -> tuple[list[Figure], list[str]]:
-    """The figures of what was logged, and the titles of those that have nothing to show."""
+    """Return the figures of what was logged, and the titles of figures without data."""
     figures, absent = [], []
-    for curves in FIGURES:
-        figure = curves_figure(run, curves)
+    for chart in charts():
+        figure = chart_figure(run, chart)
         if figure is None:
-            absent.append(curves.title)
+            absent.append(chart.heading)
         else:
             figures.append(figure)
     return figures, absent
 
 
-def curves_figure(run: RunData, curves: Curves) -> Figure | None:
-    """One figure; None where no value of it was logged."""
-    series = {word: run.series(key) for word, key in curves.keys.items()}
+def chart_figure(run: RunData, chart: Chart) -> Figure | None:
+    """Return a figure; None if none of its values was logged."""
+    first, title = chart.metrics[0], chart.heading
+    series = {word: run.series(key) for word, key in chart.curves.items()}
     series = {
         word: points for word, points in series.items() if any(value is not None for _, value in points)
     }
@@ -97,10 +44,10 @@ def curves_figure(run: RunData, curves: Curves) -> Figure | None:
     rows = [
         {"step": step, "value": value, "of": word} for word in words for step, value in thinned(series[word])
     ]
-    level = _level(run, curves)
+    level = _level(run, first)
     base = alt.Chart(alt.NamedData("points")).encode(
         x=alt.X("step:Q", title="step", scale=alt.Scale(nice=False), axis=STEPS),
-        y=alt.Y("value:Q", title=curves.unit or None, scale=alt.Scale(zero=curves.zero)),
+        y=alt.Y("value:Q", title=first.unit or None, scale=alt.Scale(zero=chart.zero)),
         color=alt.Color(
             "of:N",
             title=None,
@@ -110,10 +57,10 @@ def curves_figure(run: RunData, curves: Curves) -> Figure | None:
         tooltip=[
             alt.Tooltip("of:N", title="curve"),
             alt.Tooltip("step:Q", format=","),
-            alt.Tooltip("value:Q", title=curves.title, format=curves.form),
+            alt.Tooltip("value:Q", title=title, format=first.precise),
         ],
     )
-    # A second way than color to tell two curves apart.
+    # Dashes distinguish two curves without color.
     dashes = alt.StrokeDash(
         "of:N",
         title=None,
@@ -123,7 +70,7 @@ def curves_figure(run: RunData, curves: Curves) -> Figure | None:
     layers: list[alt.Chart] = [
         base.mark_line(strokeWidth=2, tooltip=False, aria=False).encode(strokeDash=dashes),
         base.mark_point(
-            filled=True, size=45 if curves.points else 90, opacity=1 if curves.points else 0, aria=False
+            filled=True, size=45 if chart.points else 90, opacity=1 if chart.points else 0, aria=False
         ),
     ]
     datasets: dict[str, list[Row]] = {"points": rows}
@@ -136,48 +83,46 @@ def curves_figure(run: RunData, curves: Curves) -> Figure | None:
                 text="text:N", x=alt.value("width")
             )
         )
-    chart = alt.layer(*layers).properties(width=WIDTH, height=HEIGHT)
     return Figure(
-        curves.name,
-        curves.title,
-        to_spec(chart, datasets),
-        _in_words(series, curves, level),
+        chart.name,
+        title,
+        to_spec(alt.layer(*layers).properties(width=WIDTH, height=HEIGHT), datasets),
+        _in_words(series, title, first.precise, level),
         ("step", *words),
-        _table(series, curves.form),
+        _table(series, first.precise),
     )
 
 
-def _level(run: RunData, curves: Curves) -> tuple[float, str] | None:
-    """The line that a figure is read against."""
-    if curves.name == "loss" and run.ln_k is not None:
-        return run.ln_k, f"ln K = {run.ln_k:.3f}: the loss of a uniform collapse"
-    if curves.name == "knn" and run.untrained_knn is not None:
-        return run.untrained_knn, f"untrained: {run.untrained_knn:.1f} %"
-    if curves.name == "entropy":
-        return 1.0, "1: uniform"
+def _level(run: RunData, metric: Metric) -> tuple[float, str] | None:
+    """Return the line that a figure is read against, if it has one above zero."""
+    if metric is KNN and run.untrained_knn is not None:
+        return run.untrained_knn, f"untrained: {KNN.text(run.untrained_knn)}"
+    for level in metric.levels:
+        value = run.last(level.value) if isinstance(level.value, str) else level.value
+        if value:
+            return value, level.text(value)
     return None
 
 
 def _in_words(
-    series: dict[str, list[tuple[int, float | None]]], curves: Curves, level: tuple[float, str] | None
+    series: dict[str, list[tuple[int, float | None]]], title: str, form: str, level: tuple[float, str] | None
 ) -> str:
     sentences = []
     for word, points in series.items():
         known = [(step, value) for step, value in points if value is not None]
         (first, begin), (last, end) = known[0], known[-1]
         low, high = min(value for _, value in known), max(value for _, value in known)
-        form = curves.form
         sentences.append(
             f"{word} from {begin:{form}} at step {first:,} to {end:{form}} at step {last:,}, "
             f"between {low:{form}} and {high:{form}}"
         )
-    return f"{curves.title}: {'; '.join(sentences)}." + (f" Line at {level[1]}." if level else "")
+    return f"{title}: {'; '.join(sentences)}." + (f" Line at {level[1]}." if level else "")
 
 
 def _table(
     series: dict[str, list[tuple[int, float | None]]], form: str, most: int = 14
 ) -> list[Sequence[str]]:
-    """A few evenly spaced steps."""
+    """Return a few evenly spaced steps."""
     values: dict[int, dict[str, float | None]] = {}
     for word, points in series.items():
         for step, value in points:
@@ -185,11 +130,11 @@ def _table(
     steps = sorted(values)
     if len(steps) > most:
         steps = sorted({steps[round(index * (len(steps) - 1) / (most - 1))] for index in range(most)})
-    return [(f"{step:,}", *(show(values[step].get(word), form) for word in series)) for step in steps]
+    return [(f"{step:,}", *(number_text(values[step].get(word), form) for word in series)) for step in steps]
 
 
 def timeline(run: RunData) -> Figure | None:
-    """The attempts on a time line; None where none is recorded."""
+    """Return the attempts on a time line; None if none is recorded."""
     rows = attempts(run)
     drawn = [row for row in rows if row["began"] is not None]
     if not drawn:
@@ -218,7 +163,7 @@ def timeline(run: RunData) -> Figure | None:
     )
     chart = alt.layer(
         base.mark_bar(height=16, color="#7f8a99").encode(x2="until:T"),
-        # an attempt of minutes among hours is a hairline
+        # a short attempt would be too narrow to see
         base.mark_point(shape="stroke", size=200, angle=90, strokeWidth=2, color="#7f8a99"),
         base.mark_text(align="left", dx=6, dy=0, aria=False).encode(x="until:T", text="ended:N"),
     )
@@ -246,7 +191,7 @@ def timeline(run: RunData) -> Figure | None:
 
 
 def attempts(run: RunData) -> list[dict[str, Any]]:
-    """The attempts of a run as its status has them; the last goes on until the last sign of life."""
+    """Return the attempts in a run's status; the last lasts until the last heartbeat."""
     recorded = run.status.get("attempts")
     recorded = [each for each in recorded if isinstance(each, dict)] if isinstance(recorded, list) else []
     rows = []
@@ -273,10 +218,10 @@ def attempts(run: RunData) -> list[dict[str, Any]]:
 
 
 def _how_ended(to_step: Any, following: Any) -> str:
-    """Of an attempt that another one followed: whether anything had to be done again."""
+    """Return how an attempt ended that was followed by another: saved, or with steps lost."""
     if to_step is None or following is None:
         return "–"
-    return "saved" if following == to_step else f"broken off; went on from step {following}"
+    return "saved" if following == to_step else f"stopped without saving; resumed from step {following}"
 
 
 def _text(value: Any) -> str:

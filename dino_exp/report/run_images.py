@@ -1,4 +1,4 @@
-"""A run's images as they go into its page."""
+"""Images embedded in a run's page."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from PIL import Image
 
 MOST_BYTES = 900_000
 MOST_PIXELS = 1600
-"""On the longer side."""
+"""Pixels of the longer side."""
 
 
 def as_data_url(path: Path) -> str:
-    """A PNG file as it is, or smaller where it is large; empty where it cannot be read."""
+    """Return an image file as a data URL, reduced if it is large; empty if it is not readable."""
     try:
         content = path.read_bytes()
         with Image.open(io.BytesIO(content)) as image:

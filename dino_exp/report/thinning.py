@@ -1,4 +1,4 @@
-"""Curves with few points that look like all their points."""
+"""Curves reduced to few points without losing spikes."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ Point = tuple[int, float | None]
 
 
 def thinned(points: Sequence[Point], most: int = MOST_POINTS) -> list[Point]:
-    """At most about `most` points: the lowest and the highest of each stretch, so that spikes stay.
+    """Return about `most` points at most: the lowest and the highest of each stretch.
 
-    The first and the last point are kept, and of each stretch one that is not a number.
+    The first and the last point are kept, and of each stretch one point without a number.
     """
     if len(points) <= most:
         return list(points)

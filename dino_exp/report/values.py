@@ -1,4 +1,4 @@
-"""Values of configuration keys as places on an axis, and as text."""
+"""Values of configuration keys as positions on an axis, and as text."""
 
 from __future__ import annotations
 
@@ -9,15 +9,14 @@ from typing import Any
 from dino_exp.report.run_files import number
 
 Value = float | str
-"""Of a swept key; lists and words as text."""
-
+"""The value of a swept key; lists and words are text."""
 
 UNKNOWN = "unknown"
-"""The place of a run whose configuration cannot be read, or does not know the key."""
+"""The value of a run whose configuration is not readable or lacks the key."""
 
 
 def as_value(value: Any) -> Value:
-    """A configuration's value as a place on an axis: a number, or text."""
+    """Return a value of a configuration as a position on an axis: a number, or text."""
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, (int, float)):
@@ -36,12 +35,12 @@ def as_value(value: Any) -> Value:
 
 
 def value_text(value: Value) -> str:
-    """0.04 and not 0.04000000001; words as they are."""
+    """Return a value as text: 0.04 rather than 0.04000000001."""
     return f"{value:.10g}" if isinstance(value, float) else value
 
 
-def in_order(values: Iterable[Value]) -> list[Value]:
-    """Numbers by size, then words."""
+def sorted_values(values: Iterable[Value]) -> list[Value]:
+    """Return numbers in order, then words in order."""
     values = list(values)
     numbers = [value for value in values if isinstance(value, float)]
     return [*sorted(numbers), *sorted(str(value) for value in values if not isinstance(value, float))]

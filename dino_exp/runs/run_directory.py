@@ -24,9 +24,9 @@ FORMAT = 2
 that older programs cannot read, such as a new name of a key or metric."""
 
 
-def to_json(value: Any, indent: int | None = None) -> str:
+def to_json(value: Any, **how: Any) -> str:
     """Return strict JSON, with null for NaN and infinities, which JSON cannot express."""
-    return json.dumps(_finite(value), indent=indent, allow_nan=False) + "\n"
+    return json.dumps(_finite(value), allow_nan=False, **how) + "\n"
 
 
 def _finite(value: Any) -> Any:

@@ -7,6 +7,7 @@ from typing import Any
 
 from dino_exp.data.subset import evenly_spread
 from dino_exp.eval.attention.attend import attend, attention_mass
+from dino_exp.metrics import RAW_PIXELS_KNN
 from dino_exp.plots.run_curves import plot_curves
 from dino_exp.plots.sheets import plot_attention, plot_crops
 from dino_exp.runs.run_directory import RunDirectory
@@ -43,7 +44,7 @@ def draw(trainer: Trainer, directory: RunDirectory, tracker: Tracker) -> dict[st
     """Draw `plots/*.png`, send them to the tracker, and return what they show, for `summary.json`."""
     shown: dict[str, Any] = {}
     if trainer.knn.applies(trainer.splits) and trainer.cfg.crops.global_size <= RAW_PIXELS_UP_TO:
-        shown["raw_pixels_knn_top1"] = trainer.knn.evaluate_pixels(
+        shown[RAW_PIXELS_KNN.key] = trainer.knn.evaluate_pixels(
             trainer.splits, image_size=trainer.cfg.crops.global_size, device=trainer.device
         )
     curves = directory.plots / "curves.png"

@@ -14,6 +14,7 @@ from rich.text import Text
 
 from dino_exp.console import LOG_LINES
 from dino_exp.dino.verdict import Verdict
+from dino_exp.metrics import KNN, shown_in
 
 COLORS = {"healthy": "green", "slow": "yellow", "warming-up": "cyan"}
 
@@ -70,7 +71,7 @@ class RunProgress:
             self._stats.plain = text.plain
         elif (
             step == self.stop_step
-            or "knn_top1" in metrics
+            or KNN.key in metrics
             or step - self._last_line >= self.stop_step / LOG_LINES
         ):
             self._last_line = step
@@ -78,18 +79,9 @@ class RunProgress:
 
     @staticmethod
     def _numbers(metrics: Mapping[str, Any]) -> list[str]:
-        shown = {
-            "loss": ("loss", "{:.3f}"),
-            "ln_k": ("ln K", "{:.3f}"),
-            "teacher/entropy_share": ("h/ln K", "{:.3f}"),
-            "kl": ("KL", "{:.3f}"),
-            "teacher/mutual_information_share": ("MI/ln K", "{:.3f}"),
-            "center_norm": ("center", "{:.2f}"),
-            "knn_top1": ("k-NN", "{:.1f}%"),
-            "images_per_second": ("images/s", "{:.0f}"),
-        }
         return [
-            f"{label} {form.format(metrics[key])}"
-            for key, (label, form) in shown.items()
-            if metrics.get(key) is not None
+            f"{row.short.replace(' / ', '/')} {format(metrics[row.key], row.form).replace(',', '')}"
+            + ("%" if row.unit == "percent" else "")
+            for row in shown_in("progress")
+            if metrics.get(row.key) is not None
         ]

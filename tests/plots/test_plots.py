@@ -46,7 +46,7 @@ def panel(figure: Figure, title: str) -> Axes:
 
 
 def lines(axes: Axes) -> dict[object, tuple[list[float], list[float]]]:
-    """Line label → (steps, values); the dashed levels are labeled `_<their name>`."""
+    """Return steps and values by the label of the line; labels of dashed levels start with `_`."""
     curves = {line.get_label(): np.asarray(line.get_xydata()).T for line in axes.lines}
     return {label: (steps.tolist(), values.tolist()) for label, (steps, values) in curves.items()}
 
@@ -70,7 +70,7 @@ def test_curves_show_the_run_in_six_panels() -> None:
     ]
     loss = panel(figure, "Loss")
     assert lines(loss)["loss"] == ([0, 50, 100, 150], [4.0, 3.5, 3.0, 2.5])
-    assert lines(loss)["_ln K = 4.16: uniform"][1] == [LN_K, LN_K]
+    assert lines(loss)["_ln K = 4.159: uniform collapse"][1] == [LN_K, LN_K]
     assert loss.get_ylim()[1] > LN_K  # the level lies above the curve and is still seen
     entropy = panel(figure, "Entropy")
     assert texts(entropy) == ["1: uniform", "0: one-hot"]
@@ -85,12 +85,12 @@ def test_curves_show_the_run_in_six_panels() -> None:
     assert lines(panel(figure, "EMA"))["EMA momentum λ"][1][-1] == pytest.approx(0.9915)
 
 
-def test_an_evaluation_that_came_later_is_not_called_untrained() -> None:
+def test_a_first_evaluation_after_step_0_is_not_called_untrained() -> None:
     figure = curves_figure(run_metrics(steps=(100, 200)), name="resumed")
     assert texts(panel(figure, "k-NN")) == ["at step 100: 43.0"]
 
 
-def test_what_is_missing_or_not_finite_is_said_and_not_drawn() -> None:
+def test_missing_and_non_finite_values_are_mentioned_and_not_drawn() -> None:
     metrics = run_metrics()
     for record in metrics:
         for key in ("knn_top1", "student_knn_top1", "center_norm", "verdict"):
@@ -113,7 +113,7 @@ def test_a_single_point_is_visible() -> None:
     assert low < 0 < high
 
 
-def test_curves_are_saved_from_any_thread_and_the_same(tmp_path: Path) -> None:
+def test_threads_save_identical_curves(tmp_path: Path) -> None:
     run = tmp_path / "vit-3f9a"
     run.mkdir()
     metrics = run / "metrics.jsonl"
@@ -143,7 +143,7 @@ def shown(axes: Axes) -> np.ndarray:
     return np.asarray(image.get_array())
 
 
-def test_attention_sheet_has_its_columns_and_one_scale_for_before_and_now() -> None:
+def test_attention_before_and_now_share_a_color_scale() -> None:
     images, maps = noise(2, 3, 32), torch.rand(2, 8, 8, 8)
     masks = torch.zeros(2, 32, 32, dtype=torch.bool)
     masks[:, 8:20, 4:12] = True
@@ -179,7 +179,7 @@ def test_attention_sheet_has_its_columns_and_one_scale_for_before_and_now() -> N
         (13, lambda p: p[:3].permute(1, 2, 0), "channels 1–3 of 13"),
     ],
 )
-def test_images_of_any_channels_are_shown(
+def test_images_with_any_number_of_channels_are_shown(
     channels: int, expected: Callable[[torch.Tensor], torch.Tensor], note: str
 ) -> None:
     images = noise(1, channels, 16)
@@ -202,7 +202,7 @@ def test_crops_sheet_undoes_the_normalization() -> None:
     assert np.array_equal(shown(figure.axes[1]), crop.permute(1, 2, 0).numpy())
 
 
-def test_sheets_are_saved_large_enough_and_small_enough(tmp_path: Path) -> None:
+def test_sheets_have_enough_pixels_in_small_files(tmp_path: Path) -> None:
     plot_attention(noise(2, 3, 32), torch.rand(2, 2, 8, 8), None, None, tmp_path / "a" / "attention.png")
     with Image.open(tmp_path / "a" / "attention.png") as attention:
         assert attention.width == 720

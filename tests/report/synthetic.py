@@ -1,4 +1,4 @@
-"""Run and sweep folders in the layout that training writes, without training."""
+"""Run and sweep folders as training writes them, without training."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ CONFIG: dict[str, Any] = {
 
 
 def record(step: int, steps: int, verdict: str, wobble: float = 0.0) -> dict[str, Any]:
-    """A line of metrics.jsonl with the names that reports use."""
+    """Return a line of metrics.jsonl with the metrics that reports use."""
     done = step / steps
     h = 0.9 + (ENTROPY.get(verdict, 0.5) - 0.9) * (1 - math.exp(-6 * done)) + 0.02 * math.sin(step + wobble)
     healthy = verdict == "healthy"
@@ -58,7 +58,7 @@ def record(step: int, steps: int, verdict: str, wobble: float = 0.0) -> dict[str
 def lines(
     verdict: str, count: int, steps: int, knn: float | None, wobble: float = 0.0
 ) -> list[dict[str, Any]]:
-    """A whole metrics.jsonl, with a k-NN at the beginning and six times after."""
+    """Return the lines of a metrics.jsonl, with a k-NN at step 0 and six times after."""
     records = [record(max(1, steps * (index + 1) // count), steps, verdict, wobble) for index in range(count)]
     if knn is not None:
         for index in range(1, 7):
@@ -79,7 +79,7 @@ def write_lines(path: Path, records: Sequence[Mapping[str, Any]]) -> None:
 
 
 def changed(config: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
-    """A configuration with dotted keys set."""
+    """Return a configuration with dotted keys set."""
     result = json.loads(json.dumps(config))
     for key, value in values.items():
         *path, last = key.split(".")
@@ -101,7 +101,7 @@ def write_run(
     config: Mapping[str, Any] = CONFIG,
     metrics: Path | None = None,
 ) -> Path:
-    """One run; `metrics` is a file to share instead of writing one."""
+    """Write a run; its metrics are a link to the file `metrics`, if given."""
     path.mkdir(parents=True, exist_ok=True)
     (path / "config.yaml").write_text(json.dumps(config))  # JSON is YAML, and a thousand are written quickly
     records = lines(verdict, count, steps, knn, wobble=len(path.name))
@@ -150,7 +150,7 @@ def summary(
 
 
 def write_sweep(path: Path, runs: Sequence[Mapping[str, Any]], manifest: bool = True) -> Path:
-    """A sweep; each of `runs` has `values` by dotted key, and arguments of `write_run`."""
+    """Write a sweep; each of `runs` has `values` by dotted key, and arguments of `write_run`."""
     entries = {}
     for index, run in enumerate(runs):
         values, rest = run["values"], {key: value for key, value in run.items() if key != "values"}
@@ -172,7 +172,7 @@ def write_sweep(path: Path, runs: Sequence[Mapping[str, Any]], manifest: bool = 
 
 
 def temps_momenta(seeds: int = 1) -> list[dict[str, Any]]:
-    """A sweep with a boundary: hot teachers and slow centers collapse."""
+    """Return runs for `write_sweep` of which those with hot teachers or slow centers collapse."""
     runs = []
     for temp in (0.02, 0.04, 0.07, 0.1, 0.2):
         for momentum in (0, 0.9, 0.99, 0.999):

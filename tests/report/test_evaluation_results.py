@@ -1,4 +1,4 @@
-"""What `evaluate.py` found, on the pages of runs, sweeps and comparisons."""
+"""Results of `evaluate.py` on the pages of runs, sweeps and comparisons."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from PIL import Image
 
 from dino_exp.report.compare.compare_evaluations import evaluation_rows
 from dino_exp.report.compare.comparison import compare
-from dino_exp.report.evaluation_results import File, files, lines, remarks
+from dino_exp.report.evaluation_results import File, collected_notes, files, result_lines
 from dino_exp.report.loading import load, load_run
 from dino_exp.report.report_command import fingerprint, main
 from dino_exp.report.run_data import SweepData
@@ -20,12 +20,12 @@ from dino_exp.report.sweep.sweep_table import MOST_COLUMNS, columns, table
 from tests.report.synthetic import write_json, write_lines, write_sweep
 
 FILE = "evaluations.json"
-HEADING = "What the features are worth"
+HEADING = "Evaluations"
 
 
 def result(evaluation: str, figures: Any, **changes: Any) -> dict[str, Any]:
-    """A record; `changes` are of any key, or of one in a part: weights__step."""
-    whole: dict[str, Any] = {
+    """Return a record; `changes` are keys, or keys in a part such as weights__step."""
+    record: dict[str, Any] = {
         "evaluation": evaluation,
         "when": "2026-07-30T16:05:11+02:00",
         "weights": {
@@ -45,14 +45,14 @@ def result(evaluation: str, figures: Any, **changes: Any) -> dict[str, Any]:
     for key, value in changes.items():
         part, _, name = key.partition("__")
         if name:
-            whole[part][name] = value
+            record[part][name] = value
         else:
-            whole[part] = value
-    return whole
+            record[part] = value
+    return record
 
 
 def bare_run(path: Path) -> Path:
-    """A run of 900 steps whose page has no figures, which would take seconds to draw."""
+    """Write a run of 900 steps without metrics, because figures would take seconds to draw."""
     write_json(
         path / "summary.json", {"state": "finished", "verdict": "healthy", "steps": 900, "knn_top1": 72.0}
     )
@@ -61,7 +61,7 @@ def bare_run(path: Path) -> Path:
 
 
 def evaluated(path: Path, *records: Any) -> Path:
-    """Such a run with an evaluations.json."""
+    """Write such a run with an evaluations.json."""
     write_json(bare_run(path) / FILE, list(records))
     return path
 
@@ -71,7 +71,7 @@ def page_of(folder: Path) -> str:
     return (folder / "report" / "index.html").read_text()
 
 
-def test_a_line_per_result_with_what_sets_it_apart(tmp_path: Path) -> None:
+def test_each_result_has_a_line_with_its_differences(tmp_path: Path) -> None:
     path = evaluated(
         tmp_path / "run",
         result("linear", {"top1": 90.16, "top5": None}, weights__step=600, notes=["Larger rates help."]),
@@ -80,11 +80,11 @@ def test_a_line_per_result_with_what_sets_it_apart(tmp_path: Path) -> None:
         result("knn", {"top1_k20": 61.0}, weights__network="student", when="yesterday"),
     )
     run = load_run(path)
-    found = lines(run)
+    found = result_lines(run)
     assert [line.title for line in found] == ["k-NN"] * 3 + ["Linear classifier"]
     assert found[2].figures == ["top-1, k = 20: 86.8\N{NO-BREAK SPACE}%", "novel: 1.0\N{NO-BREAK SPACE}%"]
     assert found[3].figures[1] == "top-5: –"
-    assert [line.of for line in found[:2]] == [
+    assert [line.subject for line in found[:2]] == [
         "student, last checkpoint, step 900",
         "teacher, last checkpoint, step 900",
     ]
@@ -94,9 +94,9 @@ def test_a_line_per_result_with_what_sets_it_apart(tmp_path: Path) -> None:
         "image_size = 32, k = [10, 20]",
         "",
     ]
-    assert [line.remark for line in found] == ["", "", "", "the run's last step is 900"]
+    assert [line.step_note for line in found] == ["", "", "", "the run's last step is 900"]
     assert [line.when for line in found] == ["yesterday", *["2026-07-30 14:05"] * 3]
-    assert remarks(run) == [
+    assert collected_notes(run) == [
         (
             "k-NN (teacher, last checkpoint, step 900, shapes, image_size = 32, k = [10, 20])",
             "Three could not be read.",
@@ -108,7 +108,7 @@ def test_a_line_per_result_with_what_sets_it_apart(tmp_path: Path) -> None:
     assert 'href="../evaluations.json"' in page
 
 
-def test_an_evaluations_own_size_of_images_is_what_counts(tmp_path: Path) -> None:
+def test_the_image_size_of_an_evaluation_overrides_the_common_one(tmp_path: Path) -> None:
     own = result("retrieval", {}, settings={"image_size": 224, "datasets": None}, images={"image_size": 32})
     general = result("attention", {}, settings={"image_size": None}, images={"image_size": 32})
     run = load_run(evaluated(tmp_path / "run", own, general))
@@ -126,7 +126,7 @@ def test_an_evaluations_own_size_of_images_is_what_counts(tmp_path: Path) -> Non
         b'[{"evaluation": "knn", "settings": {"k": ' + b"[" * 800 + b"]" * 800 + b"}}]",
     ],
 )
-def test_a_broken_file_is_a_sentence_on_the_page(tmp_path: Path, content: bytes) -> None:
+def test_a_broken_file_is_mentioned_on_the_page(tmp_path: Path, content: bytes) -> None:
     path = bare_run(tmp_path / "run")
     (path / FILE).write_bytes(content)
     run = load_run(path)
@@ -137,15 +137,15 @@ def test_a_broken_file_is_a_sentence_on_the_page(tmp_path: Path, content: bytes)
     assert HEADING not in page
 
 
-def test_any_value_may_be_of_another_type(tmp_path: Path) -> None:
+def test_values_may_have_any_type(tmp_path: Path) -> None:
     values = [None, 10**400, -1e30, {"step": "1"}, "\ud800", [None, {"a": 1}, "\ud800", "a\0b", "x" * 5000]]
     known = result("linear", {"top1": 90.0})
     records = [{**known, key: value} for key in known for value in values]
     records += [{key: known[key] for key in known if key != left} for left in known]
     path = evaluated(tmp_path / "run", *records, result("linear", {"top1": "high", "top5": 10**400}))
     run = load_run(path)
-    assert f"{FILE}: 6 of 64 records name no evaluation, left out." in run.problems
-    assert lines(run)[0].figures == ["top-1: –", "top-5: –"]
+    assert f"{FILE}: skipped 6 of 64 records, which name no evaluation." in run.problems
+    assert result_lines(run)[0].figures == ["top-1: –", "top-5: –"]
     assert columns([run], [])[0].values == [90.0]
     page = page_of(path)
     assert page.count("Linear classifier</th>") == 57
@@ -170,7 +170,8 @@ def test_images_are_shown_and_other_files_linked(tmp_path: Path) -> None:
     assert images[0] == File("k-NN: own", own, path / own)
     assert [each.name.rpartition("/")[2] for each in others] == ["map #1.html"]
     assert problems == [
-        "Named in evaluations.json, but not in the run's folder: ../outside.png, evaluations/embed/gone.png."
+        "evaluations.json names files that are not in the run's folder: "
+        "../outside.png, evaluations/embed/gone.png."
     ]
     page = page_of(path)
     assert page.count("data:image/png") == 1
@@ -179,7 +180,7 @@ def test_images_are_shown_and_other_files_linked(tmp_path: Path) -> None:
     assert '<a href="../evaluations/embed/torn.png">' in page
 
 
-def test_what_the_file_says_cannot_become_part_of_the_page(tmp_path: Path) -> None:
+def test_text_of_the_file_is_escaped(tmp_path: Path) -> None:
     bad = "</script><script>alert(1)</script>"
     record = result(bad, {bad: 1.0}, when=bad, notes=[bad], weights__network=bad, data__name=bad)
     other = result(bad, {bad: 1.0}, when=bad, weights__network=bad, data__name=bad, settings={bad: bad})
@@ -191,13 +192,13 @@ def test_what_the_file_says_cannot_become_part_of_the_page(tmp_path: Path) -> No
         assert "&lt;script&gt;alert" in page
 
 
-def test_without_evaluations_nothing_is_said(tmp_path: Path) -> None:
+def test_a_run_without_evaluations_has_no_section(tmp_path: Path) -> None:
     assert HEADING not in page_of(bare_run(tmp_path / "run"))
     assert HEADING not in page_of(evaluated(tmp_path / "none"))
 
 
 def sweep_of(folder: Path, *runs: list[Any]) -> SweepData:
-    """Runs with a k-NN of 72 % in training."""
+    """Write a sweep of runs with a k-NN of 72 % in training."""
     for index, records in enumerate(runs):
         path = bare_run(folder / f"vit_micro_{index:08x}")
         if records:
@@ -216,8 +217,8 @@ def test_a_sweep_has_columns_of_the_newest_figures(tmp_path: Path) -> None:
     )
     problems: list[str] = []
     heads, rows = table(sweep, ["a", "b", "c"], problems)
-    at = [head for head, _ in heads].index("linear %")
-    assert heads[at] == ("linear %", "Linear classifier: top-1, the newest result")
+    at = [head.text for head in heads].index("linear %")
+    assert heads[at] == ("linear %", "Linear classifier: top-1, the newest result", True)
     assert [cells[at] for _, _, cells in rows] == [("80.0", 80.0), ("–", ""), ("70.0", 70.0)]
     assert all(len(cells) == len(heads) for _, _, cells in rows)
     assert problems == [
@@ -228,19 +229,19 @@ def test_a_sweep_has_columns_of_the_newest_figures(tmp_path: Path) -> None:
     assert 'title="Linear classifier: top-1, the newest result">linear %</button>' in page
 
 
-def test_a_column_for_what_is_new_only_and_for_six_at_most(tmp_path: Path) -> None:
+def test_at_most_six_columns_and_none_for_the_knn_of_training(tmp_path: Path) -> None:
     same, other = result("knn", {"top1_k20": 72.0}), result("knn", {"top1_k20": 72.3})
     assert columns(sweep_of(tmp_path / "same", [same], [same]).runs, []) == []
     (column,) = columns(sweep_of(tmp_path / "other", [same], [other]).runs, [])
     assert column.values == [72.0, 72.3]
     many = [result(f"odd{index}", {"x": 1.0}) for index in range(9)]
     assert len(columns(sweep_of(tmp_path / "many", many).runs, [])) == MOST_COLUMNS
-    # Where nobody has the figure that is usually shown, the first one there is.
+    # If no run has the main figure, the first figure is shown.
     (column,) = columns(sweep_of(tmp_path / "few", [result("low_shot", {"top1_share0.1": 60.0})]).runs, [])
     assert column.values == [60.0]
 
 
-def test_a_runs_page_is_written_again_once_it_was_evaluated(tmp_path: Path) -> None:
+def test_a_runs_page_is_rewritten_after_an_evaluation(tmp_path: Path) -> None:
     sweep_of(tmp_path / "sweep", [], [])
     page_of(tmp_path / "sweep")
     first, second = (path / "report" / "index.html" for path in sorted((tmp_path / "sweep").glob("vit_*")))
@@ -259,7 +260,7 @@ def test_watching_sees_a_new_evaluation(tmp_path: Path) -> None:
     assert len(fingerprint(path)) == len(before) + 1
 
 
-def test_two_sweeps_are_compared_where_they_were_measured_alike(tmp_path: Path) -> None:
+def test_results_of_equal_settings_are_compared(tmp_path: Path) -> None:
     for side, tops in (("a", [70.0, 74.0]), ("b", [80.0, 82.0])):
         runs = [{"values": {"trainer.seed": seed}} for seed in range(2)]
         write_sweep(tmp_path / side, runs)

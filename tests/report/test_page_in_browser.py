@@ -15,7 +15,7 @@ from tests.report.synthetic import lines, temps_momenta, write_lines, write_run,
 
 @pytest.fixture(scope="module")
 def sweep(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A sweep of 40 runs, of which one failed, one was lost, and one diverged; with its report."""
+    """A sweep of 40 runs with its report; one run failed, one was lost, and one diverged."""
     folder = tmp_path_factory.mktemp("sweeps") / "temps_momenta"
     runs = temps_momenta(seeds=2)
     runs[3] |= {"state": "failed", "verdict": "diverged", "knn": None}
@@ -26,15 +26,17 @@ def sweep(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def no_complaints(browser: Any) -> None:
+def assert_no_errors(browser: Any) -> None:
     assert browser.said() == []
     assert [url for url in browser.asked_for() if not url.startswith(("file:", "data:"))] == []
 
 
 @pytest.mark.parametrize(("width", "dark"), [(1300, False), (390, True)])
-def test_a_sweep_draws_without_complaint_and_fits(browser: Any, sweep: Path, width: int, dark: bool) -> None:
+def test_a_sweep_is_drawn_without_errors_and_fits_the_window(
+    browser: Any, sweep: Path, width: int, dark: bool
+) -> None:
     browser.open(sweep / "report" / "index.html", width=width, dark=dark)
-    no_complaints(browser)
+    assert_no_errors(browser)
     assert browser.js("return document.documentElement.scrollWidth") <= width
     charts = browser.js("return [...document.querySelectorAll('.chart')].map(c => c.offsetHeight)")
     assert len(charts) == 10
@@ -45,7 +47,7 @@ def test_a_sweep_draws_without_complaint_and_fits(browser: Any, sweep: Path, wid
     assert (axis == "#e8e8e6") is dark
 
 
-def test_hovering_and_opening_a_cell(browser: Any, sweep: Path) -> None:
+def test_a_cell_shows_its_numbers_and_links(browser: Any, sweep: Path) -> None:
     from selenium.webdriver import ActionChains
     from selenium.webdriver.common.by import By
 
@@ -69,7 +71,7 @@ def test_hovering_and_opening_a_cell(browser: Any, sweep: Path) -> None:
     assert "entropy is 0.3" in panel.text
 
 
-def test_a_cell_of_one_run_opens_its_report_by_enter(browser: Any, tmp_path: Path) -> None:
+def test_enter_on_a_cell_opens_its_run(browser: Any, tmp_path: Path) -> None:
     from selenium.webdriver.common.keys import Keys
 
     folder = write_sweep(tmp_path / "sweep", temps_momenta())
@@ -96,25 +98,25 @@ def test_other_axes_can_be_chosen(browser: Any, sweep: Path) -> None:
     browser.js(choose % ("across", "trainer.seed"))
     browser.wait("document.querySelectorAll('#figure-map_kl .cells_marks path').length === 8")
     browser.wait("document.body.dataset.ready === 'true'")
-    said = browser.js("return document.getElementById('averaged').textContent")
-    assert said == "A cell is the mean of its runs, which differ in loss.teacher_temp."
+    sentence = browser.js("return document.getElementById('averaged').textContent")
+    assert sentence == "A cell is the mean of its runs, which differ in loss.teacher_temp."
     assert browser.js(chosen) == ["trainer.seed", "loss.center_momentum"]
     head = "document.querySelector('#figure-map_kl th').textContent"
     assert browser.js(f"return {head}") == "trainer.seed"
     browser.js("document.getElementById('swap').click()")
     browser.wait(f"{head} === 'loss.center_momentum'")
     browser.wait("document.body.dataset.ready === 'true'")
-    browser.js(choose % ("up", "loss.center_momentum"))  # the same twice: the other one gives way
+    browser.js(choose % ("up", "loss.center_momentum"))  # one axis twice: the other one changes
     browser.wait("document.body.dataset.ready === 'true'")
     assert browser.js(chosen) == ["loss.teacher_temp", "loss.center_momentum"]
     browser.js(
         "const m = document.getElementById('metric'); m.value = 'knn'; m.dispatchEvent(new Event('change'));"
     )
-    no_complaints(browser)
+    assert_no_errors(browser)
     browser.js("sessionStorage.clear()")
 
 
-def test_the_table_filters_sorts_and_is_reached_by_keyboard(browser: Any, sweep: Path) -> None:
+def test_the_table_is_filtered_and_sorted_with_the_keyboard(browser: Any, sweep: Path) -> None:
     from selenium.webdriver import ActionChains
     from selenium.webdriver.common.by import By
     from selenium.webdriver.common.keys import Keys
@@ -128,7 +130,7 @@ def test_the_table_filters_sorts_and_is_reached_by_keyboard(browser: Any, sweep:
         "const f = document.getElementById('filter'); f.value = '%s'; f.dispatchEvent(new Event('input'))"
     )
     browser.js(filtering % "teacher_temp=0.0")
-    assert browser.js(shown) == "0 of 40 runs"  # a value is meant whole
+    assert browser.js(shown) == "0 of 40 runs"  # key=value matches the entire value
     browser.js(filtering % "teacher_temp=0.04 healthy")
     rows = "[...document.querySelectorAll('#runs tbody tr:not([hidden])')]"
     visible = f"return {rows}.map(r => r.cells[%d].textContent)"
@@ -154,11 +156,11 @@ def test_the_table_filters_sorts_and_is_reached_by_keyboard(browser: Any, sweep:
     assert "lost" in failures
 
 
-def test_a_run_draws_without_complaint(browser: Any, tmp_path: Path) -> None:
+def test_a_run_is_drawn_without_errors(browser: Any, tmp_path: Path) -> None:
     run = write_run(tmp_path / "run")
     write_report(load(run), run / "report")
     browser.open(run / "report" / "index.html", width=390)
-    no_complaints(browser)
+    assert_no_errors(browser)
     assert browser.js("return document.documentElement.scrollWidth") <= 390
     labels = browser.js(
         "return [...document.querySelectorAll('.chart')].map(c => c.getAttribute('aria-label'))"
@@ -171,7 +173,7 @@ def test_a_run_draws_without_complaint(browser: Any, tmp_path: Path) -> None:
     assert browser.js("return [...document.querySelectorAll('table')].every(t => t.caption)")
 
 
-def test_a_thousand_runs(browser: Any, tmp_path: Path) -> None:
+def test_a_sweep_of_a_thousand_runs_is_drawn(browser: Any, tmp_path: Path) -> None:
     shared = tmp_path / "metrics.jsonl"
     write_lines(shared, lines("healthy", 60, 2000, 60.0))
     runs = [
@@ -190,7 +192,7 @@ def test_a_thousand_runs(browser: Any, tmp_path: Path) -> None:
     page = write_report(load(folder), folder / "report")[0]
     assert page.stat().st_size < 6_000_000
     browser.open(page)
-    no_complaints(browser)
+    assert_no_errors(browser)
     assert browser.js("return document.querySelectorAll('#runs tbody tr').length") == 1000
     browser.js(
         "const f = document.getElementById('filter'); f.value = 'teacher_temp=0.1';"

@@ -1,4 +1,4 @@
-"""`report.py` as a person types it."""
+"""The command line of `report.py`."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from tests.report.synthetic import (
 ROOT = Path(__file__).parents[2]
 
 
-def test_a_line_per_file_and_exit_code_2_for_what_is_neither(tmp_path: Path) -> None:
+def test_a_report_prints_its_files_and_a_wrong_folder_exits_with_2(tmp_path: Path) -> None:
     run_folder = write_run(tmp_path / "run", config=changed(CONFIG, {"name": "none_such"}))
     (run_folder / "plots").mkdir()
     Image.new("RGB", (90, 60), "red").save(run_folder / "plots" / "attention.png")
@@ -47,7 +47,7 @@ def test_a_line_per_file_and_exit_code_2_for_what_is_neither(tmp_path: Path) -> 
         "Evidence: teacher entropy",
         "data:image/png",
         "41_0",
-        "There is no plots/crops.png",
+        "plots/crops.png is missing",
     ):
         assert wanted in page
     wrong = run_program("report.py", str(tmp_path / "nowhere"), folder=tmp_path)
@@ -55,21 +55,21 @@ def test_a_line_per_file_and_exit_code_2_for_what_is_neither(tmp_path: Path) -> 
     assert len(wrong.stderr.splitlines()) == 1
 
 
-def test_bad_folders_have_a_page_that_says_what_is_missing(
+def test_pages_of_incomplete_folders_say_what_is_missing(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     empty = tmp_path / "empty"
     empty.mkdir()
     assert main([str(empty)]) == 0
     assert "There are no runs in this folder." in (empty / "report" / "index.html").read_text()
-    assert main([str(empty)]) == 0  # its own report does not make it something else
+    assert main([str(empty)]) == 0  # with a report in it, it is still an empty sweep
 
     bare = tmp_path / "bare"
     write_lines(bare / "metrics.jsonl", [{"step": 1, "loss": 4.0}, {"step": 2, "loss": None}])
     assert main([str(bare)]) == 0
     page = (bare / "report" / "index.html").read_text()
     assert "No k-NN of the trained network was measured." in page
-    assert "There is no readable config.yaml to compare." in page
+    assert "config.yaml is missing or not readable." in page
     assert "loss is not a number at step 2." in page
 
     sweep = write_sweep(
@@ -82,7 +82,7 @@ def test_bad_folders_have_a_page_that_says_what_is_missing(
     assert "hidden_0000000b" in page
 
 
-def test_what_a_run_says_cannot_become_part_of_the_page(tmp_path: Path) -> None:
+def test_text_of_a_run_is_escaped(tmp_path: Path) -> None:
     runs = temps_momenta()[:3]
     runs[0] |= {"verdict": "</script><script>alert(1)</script>"}
     sweep = write_sweep(tmp_path / "sweep", runs)
@@ -92,7 +92,7 @@ def test_what_a_run_says_cannot_become_part_of_the_page(tmp_path: Path) -> None:
     assert "&lt;script&gt;alert" in page
 
 
-def test_watching_goes_on_until_the_run_ends(
+def test_watch_ends_with_the_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = write_run(tmp_path / "run", state="running")
@@ -113,7 +113,7 @@ def test_watching_goes_on_until_the_run_ends(
     assert capsys.readouterr().out.count("index.html") == 2  # nothing had changed at the second look
 
 
-def test_watching_waits_for_the_first_run(
+def test_watch_waits_for_the_first_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path, seen = tmp_path / "later", []
@@ -140,8 +140,8 @@ def test_watching_waits_for_the_first_run(
     assert main([str(tmp_path / "never"), "--watch"]) == 130
 
 
-def test_what_is_typed_wrongly_is_put_right(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    def said(*words: str | Path) -> str:
+def test_wrong_arguments_are_explained(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def error_of(*words: str | Path) -> str:
         try:
             code: object = main([str(word) for word in words])
         except SystemExit as end:
@@ -150,27 +150,27 @@ def test_what_is_typed_wrongly_is_put_right(tmp_path: Path, capsys: pytest.Captu
         return capsys.readouterr().err.splitlines()[-1]
 
     a, b = write_run(tmp_path / "a"), write_run(tmp_path / "b")
-    assert said("--watch", "outputs/x").endswith(
-        "outputs/x is no number of seconds; type python report.py outputs/x --watch, or --watch 15"
+    assert error_of("--watch", "outputs/x").endswith(
+        "outputs/x is not a number of seconds; type python report.py outputs/x --watch, or --watch 15"
     )
-    assert said(a, "--watch", "0").endswith("0 is not from 1 to 86400 seconds")
+    assert error_of(a, "--watch", "0").endswith("0 is not from 1 to 86400 seconds")
     words: tuple[str | Path, ...]
     for words in (("--compare", a, b, "--watch", "5"), (a, "--compare", a, b)):
-        assert said(*words).endswith("--compare A B goes with neither another FOLDER nor --watch")
+        assert error_of(*words).endswith("--compare A B cannot be combined with FOLDER or --watch")
     log = a / "metrics.jsonl"
     for words in ((log,), (log, "--watch"), ("--compare", a, log)):
-        assert said(*words) == (
+        assert error_of(*words) == (
             f"{log}: a file; give the folder of a run or of a sweep, e.g. {a}. "
-            f"For a log there is python report.py doctor {log}."
+            f"For a log, use python report.py doctor {log}."
         )
     advice = "Give another folder with --out DIR."
-    assert said(a, "--out", log) == f"{log} cannot be written: it is a file. {advice}"
+    assert error_of(a, "--out", log) == f"{log} cannot be written: it is a file. {advice}"
     below = log / "deeper"
-    assert said(a, "--out", below) == f"{below} cannot be written: Not a directory. {advice}"
+    assert error_of(a, "--out", below) == f"{below} cannot be written: Not a directory. {advice}"
     page = tmp_path / "out" / "index.html"
     page.mkdir(parents=True)
     for words in ((a,), ("--compare", a, b)):
-        assert said(*words, "--out", page.parent) == f"{page} cannot be written: Is a directory. {advice}"
+        assert error_of(*words, "--out", page.parent) == f"{page} cannot be written: Is a directory. {advice}"
 
 
 def test_a_missing_library_is_named(

@@ -1,4 +1,4 @@
-"""Folders as data, above all those that something is wrong with."""
+"""Loading of folders, above all of incomplete and broken ones."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from dino_exp.report.defaults import differences
 from dino_exp.report.loading import load, load_run, load_sweep
 from dino_exp.report.run_data import RunData, SweepData
 from dino_exp.report.run_files import read_lines
-from dino_exp.report.verdicts import describe
+from dino_exp.report.verdicts import outcome_of
 from tests.report.synthetic import (
     CONFIG,
     changed,
@@ -30,7 +30,7 @@ from tests.report.synthetic import (
 )
 
 
-def test_a_run(tmp_path: Path) -> None:
+def test_a_finished_run_is_loaded(tmp_path: Path) -> None:
     run = load(write_run(tmp_path / "run"))
     assert isinstance(run, RunData)
     assert (run.state, run.verdict, run.knn, run.untrained_knn) == ("finished", "healthy", 72.0, 20.0)
@@ -40,27 +40,27 @@ def test_a_run(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("manifest", [True, False])
-def test_no_run_of_a_sweep_is_dropped_however_it_ended(tmp_path: Path, manifest: bool) -> None:
+def test_every_run_of_a_sweep_is_loaded_however_it_ended(tmp_path: Path, manifest: bool) -> None:
     ends = ("finished", "failed", "collapsed", "cancelled", "preempted")
     wanted = [{"values": {"trainer.seed": seed}, "state": state} for seed, state in enumerate(ends)]
     sweep = load_sweep(write_sweep(tmp_path / "sweep", wanted, manifest))
     assert [run.state for run in sweep.runs] == list(ends)
     failed = sweep.runs[1]
-    assert failed.last_words.endswith("RuntimeError: <out of memory>")
+    assert failed.last_lines.endswith("RuntimeError: <out of memory>")
     assert [run.values for run in sweep.runs] == [{"trainer.seed": float(seed)} for seed in range(5)]
 
 
-def test_half_written_lines_are_left_out_and_counted(tmp_path: Path) -> None:
+def test_incomplete_lines_are_skipped_and_counted(tmp_path: Path) -> None:
     path = write_run(tmp_path / "run")
     lines = (path / "metrics.jsonl").read_text().splitlines()
     lines[5] = lines[5][:40]
     (path / "metrics.jsonl").write_text("\n".join([*lines, '{"step": 901, "loss": 1.', "[]", "7"]))
     run = load_run(path)
     assert len(run.metrics) == 24
-    assert any("4 lines half-written" in problem for problem in run.problems)
+    assert any("skipped 4 lines, incomplete" in problem for problem in run.problems)
 
 
-def test_values_that_are_no_numbers(tmp_path: Path) -> None:
+def test_values_that_are_not_numbers_are_problems(tmp_path: Path) -> None:
     records = [record(step, 3, "diverged") for step in (1, 2, 3)]
     records[1]["loss"] = None
     path = tmp_path / "run"
@@ -75,26 +75,26 @@ def test_values_that_are_no_numbers(tmp_path: Path) -> None:
     assert "No k-NN of the trained network was measured." in run.problems
 
 
-def test_a_run_that_goes_on_is_not_shown_as_one_that_is_over(tmp_path: Path) -> None:
+def test_a_running_run_is_not_shown_as_ended(tmp_path: Path) -> None:
     path = write_run(tmp_path / "run", state="running", verdict="collapsed-uniform")
     write_json(path / "status.json", {"state": "running", "step": 300, "heartbeat": time.time()})
     run = load_run(path)
     assert run.outcome == "running: collapsed-uniform"
-    shown, final = describe(run.outcome), describe("collapsed-uniform")
+    shown, final = outcome_of(run.outcome), outcome_of("collapsed-uniform")
     assert shown.kind == final.kind == "collapsed"
     assert shown.shape != final.shape
     assert "so far: Collapsed" in shown.meaning
 
 
 @pytest.mark.parametrize(("heartbeat", "state"), [(1e30, "running"), (-5e20, "lost"), (1e15, "running")])
-def test_a_time_that_is_none_costs_no_page(tmp_path: Path, heartbeat: float, state: str) -> None:
+def test_an_impossible_time_does_not_prevent_loading(tmp_path: Path, heartbeat: float, state: str) -> None:
     path = write_run(tmp_path / "run", state="running")
     write_json(path / "status.json", {"state": "running", "step": 3, "heartbeat": heartbeat})
     assert load_run(path).state == state
 
 
 @pytest.mark.parametrize("overrides", [None, 5, "loss.teacher_temp=0.02"])
-def test_overrides_that_are_no_list_are_left_out(tmp_path: Path, overrides: object) -> None:
+def test_overrides_that_are_not_a_list_are_ignored(tmp_path: Path, overrides: object) -> None:
     folder = write_sweep(tmp_path / "sweep", temps_momenta()[:3])
     manifest = json.loads((folder / "manifest.json").read_text())
     first = next(iter(manifest["runs"].values()))
@@ -105,7 +105,7 @@ def test_overrides_that_are_no_list_are_left_out(tmp_path: Path, overrides: obje
     assert sweep.runs[0].overrides == []
 
 
-def test_an_option_of_a_group_is_compared_with_what_the_others_have(tmp_path: Path) -> None:
+def test_runs_without_an_override_have_the_option_of_their_configuration(tmp_path: Path) -> None:
     folder = write_sweep(tmp_path / "sweep", temps_momenta()[:3])
     manifest = json.loads((folder / "manifest.json").read_text())
     first, second, third = manifest["runs"].values()
@@ -117,25 +117,25 @@ def test_an_option_of_a_group_is_compared_with_what_the_others_have(tmp_path: Pa
     assert [run.values["experiment"] for run in sweep.runs] == ["x", "demo", "x"]
 
 
-def test_runs_of_several_data_sets_are_not_compared_in_silence(tmp_path: Path) -> None:
+def test_runs_of_several_data_sets_are_a_problem(tmp_path: Path) -> None:
     runs = [{"values": {"data.name": name}} for name in ("shapes", "fashion_mnist")]
     sweep = load_sweep(write_sweep(tmp_path, runs))
     assert any("fashion_mnist, shapes" in problem for problem in sweep.problems)
 
 
 @pytest.mark.parametrize("experiment", ["demo", "cifar10_folder", "paper_vits16"])
-def test_what_differs_from_an_experiment_that_wants_a_folder(tmp_path: Path, experiment: str) -> None:
+def test_differences_from_an_experiment_that_requires_a_folder(tmp_path: Path, experiment: str) -> None:
     path = write_run(tmp_path / "run")
     own = [] if experiment == "demo" else [f"data.root={tmp_path}"]
     words = [f"experiment={experiment}", *own, "loss.student_temp=0.2"]
     cfg = OmegaConf.to_container(compose(words), resolve=True)
     write_json(path / "config.yaml", cfg)
-    said, rows = differences(load_run(path))
-    assert said == f"Compared with experiment={experiment}."
+    sentence, rows = differences(load_run(path))
+    assert sentence == f"Compared with experiment={experiment}."
     assert {key for key, _, _ in rows} - {"data.root"} == {"loss.student_temp"}
 
 
-def test_the_untrained_networks_knn_is_not_a_failed_runs_result(tmp_path: Path) -> None:
+def test_the_knn_at_step_0_is_that_of_the_untrained_network(tmp_path: Path) -> None:
     path = write_run(tmp_path / "run", state="running")
     write_lines(path / "metrics.jsonl", [{"step": 0, "knn_top1": 20.0}, record(1, 9, "warming-up")])
     run = load_run(path)
@@ -144,7 +144,7 @@ def test_the_untrained_networks_knn_is_not_a_failed_runs_result(tmp_path: Path) 
 
 
 @pytest.mark.parametrize("name", ["config.yaml", "status.json", "summary.json", "metrics.jsonl"])
-def test_any_file_may_be_missing_or_torn(tmp_path: Path, name: str) -> None:
+def test_any_file_may_be_missing_or_incomplete(tmp_path: Path, name: str) -> None:
     path = write_run(tmp_path / "run")
     (path / name).write_bytes((path / name).read_bytes()[:25] + b"\xff")
     torn = load_run(path)
@@ -153,7 +153,7 @@ def test_any_file_may_be_missing_or_torn(tmp_path: Path, name: str) -> None:
     assert load_run(path).state == "finished"
 
 
-def test_a_silent_run_that_nobody_holds_is_lost(tmp_path: Path) -> None:
+def test_a_silent_run_that_no_process_holds_is_lost(tmp_path: Path) -> None:
     path = write_run(tmp_path / "run", state="running")
     assert load_run(path).state == "lost"
     with FileLock(path / ".lock"):
@@ -162,14 +162,14 @@ def test_a_silent_run_that_nobody_holds_is_lost(tmp_path: Path) -> None:
     assert load_run(path).state == "running"
 
 
-def test_no_folder_is_guessed_at(tmp_path: Path) -> None:
+def test_a_folder_without_runs_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no such folder"):
         load(tmp_path / "nowhere")
     (tmp_path / "notes.txt").write_text("hello")
     with pytest.raises(UserError, match="neither a run nor a sweep"):
         load(tmp_path)
     write_run(tmp_path / "sweep" / "run")
-    with pytest.raises(UserError, match="Its folder sweep holds some"):
+    with pytest.raises(UserError, match="Its folder sweep contains runs"):
         load(tmp_path)
 
 
@@ -192,7 +192,7 @@ def test_axes_from_the_manifest(tmp_path: Path) -> None:
     }
 
 
-def test_axes_without_a_manifest_are_what_the_configurations_differ_in(tmp_path: Path) -> None:
+def test_axes_without_a_manifest_are_keys_that_differ_between_configurations(tmp_path: Path) -> None:
     runs = temps_momenta()
     for run in runs:
         run["values"]["head.out_dim"] = 64 if run["values"]["loss.teacher_temp"] < 0.1 else 128
@@ -200,7 +200,7 @@ def test_axes_without_a_manifest_are_what_the_configurations_differ_in(tmp_path:
         run["values"]["optimizer.lr"] = run["values"]["loss.center_momentum"] + 1.0
     sweep = load_sweep(write_sweep(tmp_path, runs, manifest=False))
     assert set(sweep.axes) == {"loss.teacher_temp", "loss.center_momentum", "head.out_dim"}
-    assert sweep.alike == {"loss.center_momentum": ["optimizer.lr"]}
+    assert sweep.tied_keys == {"loss.center_momentum": ["optimizer.lr"]}
     assert sweep.axes["loss.center_momentum"] == [0.0, 0.9, 0.99, 0.999]
 
 
@@ -215,7 +215,7 @@ def test_a_list_valued_axis_is_text(tmp_path: Path, manifest: bool) -> None:
     ]
 
 
-def test_runs_of_different_versions(tmp_path: Path) -> None:
+def test_keys_that_only_some_versions_have_are_no_axes(tmp_path: Path) -> None:
     newer = changed(CONFIG, {"loss.teacher_temp": 0.04, "loss.koleo": 0.1})
     older = {key: value for key, value in CONFIG.items() if key != "augment"}
     write_run(tmp_path / "a_00000001", config=newer)
@@ -223,10 +223,10 @@ def test_runs_of_different_versions(tmp_path: Path) -> None:
     write_run(tmp_path / "c_00000003")
     sweep = load_sweep(tmp_path)
     assert list(sweep.axes) == ["loss.teacher_temp"]
-    assert any("different versions" in problem and "loss.koleo" in problem for problem in sweep.problems)
+    assert any("of different versions" in problem and "loss.koleo" in problem for problem in sweep.problems)
 
 
-def test_no_run_of_a_manifest_is_dropped(tmp_path: Path) -> None:
+def test_every_run_of_a_manifest_is_loaded(tmp_path: Path) -> None:
     runs = temps_momenta()[:6]
     runs[1] |= {"state": "running"}
     write_sweep(tmp_path, runs)

@@ -323,7 +323,7 @@ def test_metrics_are_read_in_present_names(renamed: Names, tmp_path: Path) -> No
 def test_a_knn_in_a_large_file_is_found_under_a_former_name(
     renamed: Names, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("dino_exp.report.run_files.WHOLE_BYTES", 1000)
+    monkeypatch.setattr("dino_exp.report.run_files.COMPLETE_UP_TO", 1000)
     lines: list[dict[str, Any]] = [{"step": step, "centre_norm": 1.0} for step in range(5000)]
     lines[1234]["knn"] = 50.0
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from dino_exp.eval.attention.attend import enlarged
 from dino_exp.plots.png import DPI, INK, QUIET, save
-from dino_exp.plots.sheets import channel_note, heat, outline, show, top_of
+from dino_exp.plots.sheets import channel_note, draw_image, heat, outline, top_of
 
 MAX_HEADS = 6
 """Most heads in a row of a sheet; the figure of a single image has all heads."""
@@ -90,13 +90,13 @@ def _summary_plots(shown: ImageMaps, kind: str) -> list[TitledPlot]:
     mean, size = f"mean {kind}" if len(shown.maps) > 1 else kind, shown.image.shape[-2:]
 
     def image(axes: Axes) -> None:
-        show(axes, shown.image)
+        draw_image(axes, shown.image)
         if shown.mask is not None:
             outline(axes, enlarged(shown.mask, size))
 
     return [
         TitledPlot("image" if shown.mask is None else "image, object", image),
-        TitledPlot("features", lambda axes: show(axes, enlarged(shown.colors, size).mul(255).byte())),
+        TitledPlot("features", lambda axes: draw_image(axes, enlarged(shown.colors, size).mul(255).byte())),
         TitledPlot(mean, lambda axes: _draw_map(axes, shown, shown.maps.mean(dim=0))),
         TitledPlot("most of it", lambda axes: _draw_kept(axes, shown, 0)),
     ]
@@ -121,7 +121,7 @@ def _draw_map(axes: Axes, shown: ImageMaps, values: Tensor) -> None:
 def _draw_kept(axes: Axes, shown: ImageMaps, row: int) -> None:
     """Draw the image, faded to gray outside the patches of this row of `kept`."""
     image, inside = shown.image, enlarged(shown.kept[row], shown.image.shape[-2:])
-    show(axes, torch.where(inside, image, (0.3 * image + 0.7 * 128).to(torch.uint8)))
+    draw_image(axes, torch.where(inside, image, (0.3 * image + 0.7 * 128).to(torch.uint8)))
     outline(axes, inside)
 
 

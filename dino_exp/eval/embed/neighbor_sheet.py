@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from dino_exp.plots.png import DPI, INK, QUIET
-from dino_exp.plots.sheets import channel_note, show
+from dino_exp.plots.sheets import channel_note, draw_image
 
 SAME, OTHER = "#0072B2", "#C04E00"
 CELL, TEXT_LINE = 1.06, 0.15
@@ -74,7 +74,7 @@ def _draw_pixels(axes: Axes, pixels: Tensor | None) -> None:
         axes.set_facecolor("#EEEEEE")
         axes.text(0.5, 0.5, "missing", transform=axes.transAxes, ha="center", va="center", color=QUIET)
     else:
-        show(axes, pixels)
+        draw_image(axes, pixels)
 
 
 def _frame(axes: Axes, image: LabeledImage, query: LabeledImage | None) -> None:

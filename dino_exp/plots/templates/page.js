@@ -12,7 +12,7 @@
     if (!keys.length) return [];
     const lists = keys.map((key) => {
       const column = columns[key];
-      return Array.isArray(column) ? column : column.of.map((index) => column.words[index]);
+      return Array.isArray(column) ? column : column.indices.map((index) => column.words[index]);
     });
     return lists[0].map((_, row) => Object.fromEntries(keys.map((key, index) => [key, lists[index][row]])));
   };
@@ -24,7 +24,7 @@
 
   for (const map of content.maps || []) map.rows = rowsOf(map.rows);
 
-  // ---- what stays when the page loads itself again -----------------------------------------------------
+  // ---- what is kept when the page reloads itself -------------------------------------------------------
   const memory = {
     key: "report:" + location.pathname,
     read() {
@@ -36,7 +36,6 @@
   };
 
   // ---- figures -----------------------------------------------------------------------------------------
-  const TEXTS = ["knn_text", "mutual_information_text", "entropy_text", "kl_text"];
   const isMap = (name) => name.startsWith("map_");
 
   function fitted(name, element) {
@@ -44,8 +43,8 @@
     const width = element.clientWidth;
     if (spec.facet) {
       const inner = spec.spec, grid = spec.facet.column;
-      const places = grid ? new Set(spec.datasets.curves.map((row) => row.x)).size : 0;
-      const columns = grid ? places : Math.max(1, Math.min(spec.columns, Math.floor((width - 45) / (FACET * 0.7))));
+      const across = grid ? new Set(spec.datasets.curves.map((row) => row.x)).size : 0;
+      const columns = grid ? across : Math.max(1, Math.min(spec.columns, Math.floor((width - 45) / (FACET * 0.7))));
       if (!grid) spec.columns = columns;
       inner.width = Math.max(grid ? 44 : 70, Math.min(240, Math.floor((width - (grid ? 110 : 50)) / columns) - 16));
       const side = grid || spec.facet;
@@ -114,7 +113,7 @@
   function equip(name, element) {
     const panel = element.parentElement.querySelector(".cell-numbers");
     panel.hidden = false;
-    panel.replaceChildren("Point at a cell, or reach it with the Tab and arrow keys, for its numbers.");
+    panel.replaceChildren("Point at a cell, or select it with the Tab and arrow keys, to see its numbers.");
     const cells = [...element.querySelectorAll(".cells_marks path")];
     const at = (cell) => cell.__data__.datum;
     cells.forEach((cell, index) => {
@@ -160,11 +159,11 @@
 
   function describe(panel, cell) {
     const [x, y] = axes();
-    const place = y ? `${x} ${cell.x}, ${y} ${cell.y}` : `${x} ${cell.x}`;
+    const values = y ? `${x} ${cell.x}, ${y} ${cell.y}` : `${x} ${cell.x}`;
     const text = document.createElement("p");
     text.style.margin = "0";
     const numbers = Object.entries(content.measures).map(([name, brief]) => `${brief} ${cell[name + "_text"]}`);
-    text.textContent = `${place}: ${cell.outcomes}; ${numbers.join("; ")}.`;
+    text.textContent = `${values}: ${cell.outcomes}; ${numbers.join("; ")}.`;
     const list = document.createElement("ul");
     for (const index of cell.runs.slice(0, 50)) {
       const run = content.runs[index];
@@ -199,7 +198,7 @@
       table.tHead.rows[0].cells[1].textContent = y;
       table.tBodies[0].replaceChildren(...mapRows().map((row) => {
         const line = document.createElement("tr");
-        for (const key of ["x", "y", "outcomes", ...TEXTS, "n"]) {
+        for (const key of ["x", "y", "outcomes", ...content.columns.map((name) => `${name}_text`), "n"]) {
           line.insertCell().textContent = row[key];
         }
         return line;
@@ -223,14 +222,14 @@
       return Number.isNaN(value) ? text : value;
     };
     const compare = (a, b, direction) => {
-      if (a === "" || b === "") return (a === "") - (b === "");  // what is missing stays at the end
+      if (a === "" || b === "") return (a === "") - (b === "");  // missing values stay at the end
       if (typeof a === "number" && typeof b === "number") return (a - b) * direction;
       if (typeof a !== typeof b) return (typeof a === "number" ? -1 : 1) * direction;
       return a.localeCompare(b, undefined, { numeric: true }) * direction;
     };
     const show = () => {
       const words = filter.value.toLowerCase().split(/\s+/).filter(Boolean);
-      // key=value is the whole value; anything else may be part of a word
+      // key=value matches the entire value; anything else may be part of a word
       const has = (text, word) => word.includes("=")
         ? text.split(/\s+/).some((each) => each === word || each.endsWith(`.${word}`)) : text.includes(word);
       let shown = 0;
@@ -255,7 +254,7 @@
     heads.forEach((head, column) => head.querySelector("button").addEventListener("click", () => {
       sort(column, head.getAttribute("aria-sort") === "descending" ? 1 : head.getAttribute("aria-sort") === "ascending" ? -1 : startWith(column));
     }));
-    const startWith = (column) => (/%|gain/.test(heads[column].textContent) ? -1 : 1);
+    const startWith = (column) => ("bestFirst" in heads[column].dataset ? -1 : 1);
     filter.addEventListener("input", show);
     outcome.addEventListener("change", show);
     const before = memory.read();
@@ -274,7 +273,7 @@
     const metric = document.getElementById("metric");
     const choose = (changed, other) => {
       const find = (x, y) => content.maps.findIndex((map) => map.x === x && map.y === y);
-      if (changed.value === other.value) {  // the same twice: the other one gives way
+      if (changed.value === other.value) {  // one axis twice: change the other one
         const free = [...other.options].map((option) => option.value).filter((value) => value !== changed.value);
         other.value = free.find((value) => find(value, changed.value) >= 0 || find(changed.value, value) >= 0) || free[0];
       }
@@ -322,8 +321,8 @@
     button.addEventListener("click", () => {
       const paused = timer !== null;
       if (paused) { clearTimeout(timer); timer = null; } else location.reload();
-      button.textContent = "Go on";
-      text.textContent = "Still running: loading again is paused.";
+      button.textContent = "Resume";
+      text.textContent = "Still running: reloading is paused.";
     });
   }
 

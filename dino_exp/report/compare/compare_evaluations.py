@@ -8,7 +8,7 @@ from typing import NamedTuple
 from dino_exp.metrics import in_words
 from dino_exp.report.compare.comparison import Comparison, spread_text
 from dino_exp.report.evaluation_records import Result, title
-from dino_exp.report.evaluation_results import in_order
+from dino_exp.report.evaluation_results import by_evaluation
 from dino_exp.report.run_data import RunData
 from dino_exp.report.sweep.cells import spread
 
@@ -54,7 +54,7 @@ def _figures(runs: Sequence[RunData]) -> dict[Measured, list[float | None]]:
     found: dict[Measured, list[float | None]] = {}
     for run in runs:
         newest: dict[Measured, float | None] = {}
-        for result in in_order(run.evaluations):
+        for result in by_evaluation(run.evaluations):
             for figure, value in result.figures.items():
                 newest.setdefault(_measured(result, figure), value)
         for measured, value in newest.items():

@@ -9,7 +9,8 @@ from pathlib import Path
 import altair as alt
 
 from dino_exp.atomic import write_text_atomically
-from dino_exp.plots.drawing import Figure, Row, show, to_spec, write_files
+from dino_exp.metrics import ENTROPY, INFORMATION, KNN, LOSS, Chart, charts
+from dino_exp.plots.drawing import Figure, Row, number_text, to_spec, write_files
 from dino_exp.plots.html_page import render
 from dino_exp.report.compare.compare_evaluations import evaluation_rows
 from dino_exp.report.compare.comparison import (
@@ -23,7 +24,7 @@ from dino_exp.report.compare.comparison import (
 )
 from dino_exp.report.page import PAGE, page_link
 from dino_exp.report.run_data import SEED, RunData
-from dino_exp.report.run_figures import FIGURES, LINES, Curves
+from dino_exp.report.run_figures import LINES
 from dino_exp.report.run_files import number
 from dino_exp.report.sweep.cells import short
 from dino_exp.report.thinning import thinned
@@ -37,13 +38,8 @@ DASHES = alt.StrokeDash(
 )
 AXIS = alt.Axis(labelExpr="format(datum.value, '~s')", tickCount=4)
 MOST_PANELS = 30
-SHARES = {
-    "knn": ("k-NN of the teacher, percent", "knn_top1"),
-    "entropy": ("Entropy of the teacher, h / ln K", "teacher/entropy_share"),
-    "mutual_information": ("Mutual information / ln K", "teacher/mutual_information_share"),
-    "loss": ("Loss / ln K", "loss"),
-}
-"""Title and metric of the small panels; the loss is shown as a share of ln K, because K may differ."""
+SMALL_PANELS = {"knn": KNN, "entropy": ENTROPY, "mutual_information": INFORMATION, "loss": LOSS}
+"""Metrics of the small panels; the loss there as a share of ln K, because K may differ."""
 
 
 def write_comparison(comparison: Comparison, folder: Path) -> list[Path]:
@@ -85,9 +81,9 @@ def curve_figures(comparison: Comparison) -> list[Figure]:
     both = comparison.both
     by_step = same_batch(both)
     if len(both) == 1:
-        found = [_curves(both[0], curves, by_step) for curves in FIGURES]
+        found = [_curves(both[0], curves, by_step) for curves in charts()]
     else:
-        found = [_panels(both, name, by_step) for name in SHARES] if both else []
+        found = [_panels(both, name, by_step) for name in SMALL_PANELS] if both else []
     return [figure for figure in found if figure]
 
 
@@ -148,14 +144,15 @@ def _x_title(by_step: bool) -> str:
     return "step" if by_step else "images seen"
 
 
-def _curves(pair: Pair, curves: Curves, by_step: bool) -> Figure | None:
+def _curves(pair: Pair, curves: Chart, by_step: bool) -> Figure | None:
     """Return a metric of both teachers, or None if a schedule is the same or nothing was logged."""
-    key = next(iter(curves.keys.values()))
+    metric = curves.metrics[0]
+    key = metric.key
     rows = _rows(pair, key, by_step)
     of_side = {side: [row for row in rows if row["side"] == side] for side in SIDES}
-    if not rows or (curves.title.endswith("as applied") and _same(pair, key)):
+    if not rows or (curves.schedule and _same(pair, key)):
         return None
-    layers: list[alt.Chart] = [_lines(by_step, curves.unit or None, curves.form, curves.zero)]
+    layers: list[alt.Chart] = [_lines(by_step, metric.unit or None, metric.precise, curves.zero)]
     datasets: dict[str, list[Row]] = {"points": rows}
     if curves.points:
         layers.append(layers[0].mark_point(filled=True, size=45, aria=False))
@@ -168,13 +165,13 @@ def _curves(pair: Pair, curves: Curves, by_step: bool) -> Figure | None:
                 text="text:N", x=alt.value("width")
             )
         )
-    title = curves.title + (" of the teacher" if len(curves.keys) > 1 and curves.name != "ranks" else "")
+    title = curves.heading + (" of the teacher" if "student" in curves.curves else "")
     ends = {
         side: [row for row in of_side[side] if row["at"] == of_side[side][-1]["at"]]
         for side in SIDES
         if of_side[side]
     }
-    words = [f"{side} ends at {_mean(each, curves.form)}" for side, each in ends.items()]
+    words = [f"{side} ends at {_mean(each, metric.precise)}" for side, each in ends.items()]
     return Figure(
         f"compare_{curves.name}",
         title,
@@ -182,7 +179,7 @@ def _curves(pair: Pair, curves: Curves, by_step: bool) -> Figure | None:
         f"{title}: {'; '.join(words)}.",
         ("", "runs", "at the end"),
         [
-            (side, str(len({row["run"] for row in of_side[side]})), _mean(each, curves.form))
+            (side, str(len({row["run"] for row in of_side[side]})), _mean(each, metric.precise))
             for side, each in ends.items()
         ],
         renderer="svg" if len(rows) < 1500 else "canvas",
@@ -210,7 +207,7 @@ def _uniform(pair: Pair) -> Iterator[Row]:
 
 
 def _mean(rows: list[Row], form: str) -> str:
-    return show(sum(row["value"] for row in rows) / len(rows), form)
+    return number_text(sum(row["value"] for row in rows) / len(rows), form)
 
 
 def _panel(pair: Pair) -> str:
@@ -225,7 +222,7 @@ def _keys(pairs: Sequence[Pair]) -> str:
 
 def _panels(pairs: list[Pair], name: str, by_step: bool) -> Figure | None:
     """Return a small panel per pair, or None if nothing was logged."""
-    title, key = SHARES[name]
+    title, key = SMALL_PANELS[name].title, SMALL_PANELS[name].key
     scaled = (lambda run: 1 / (run.ln_k or 1.0)) if name == "loss" else (lambda run: 1.0)
     rows = [
         {**row, "pair": _panel(pair), "index": index}

@@ -8,7 +8,8 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 
-from dino_exp.dino.verdict import ALIKE, TEACHERS, WINDOW, most_information
+from dino_exp.dino.verdict import ALIKE, WINDOW, most_information
+from dino_exp.metrics import INFORMATION
 from dino_exp.report.doctor import remedies
 from dino_exp.report.doctor.finding import DOUBTFUL, FATAL, REMARK, Finding, final_metrics, without_k
 from dino_exp.report.doctor.training_log import AT_LN_K, Record, TrainingLog
@@ -64,7 +65,7 @@ def collapsed(log: TrainingLog) -> Iterator[Finding]:
 
 def _outputs_alike(log: TrainingLog, record: Record) -> bool:
     """Return whether the outputs were those of a collapse, although it was too early for that verdict."""
-    share = record.get(TEACHERS)
+    share = record.get(INFORMATION.key)
     if share is None or not log.out_dim or not log.batch_size:
         return False
     return share / most_information(log.out_dim, 2 * log.batch_size) < ALIKE

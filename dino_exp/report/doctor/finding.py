@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from dino_exp.metrics import DIVERGENCE, ENTROPY, INFORMATION
 from dino_exp.report.doctor.training_log import TrainingLog
 
 FATAL, DOUBTFUL, REMARK, GOOD = "fatal", "doubtful", "remark", "good"
@@ -25,10 +26,10 @@ class Finding:
 def final_metrics(log: TrainingLog) -> str:
     """Return a sentence with the metrics of the last record."""
     names = {
-        "teacher/entropy_share": "teacher entropy",
-        "kl_share": "KL",
-        "teacher/mutual_information_share": "mutual information of image and prototype",
-        "student/mutual_information_share": "the student's",
+        ENTROPY.key: ENTROPY.words,
+        DIVERGENCE.key: DIVERGENCE.words,
+        INFORMATION.key: f"{INFORMATION.words} of image and prototype",
+        str(INFORMATION.student_key): "the student's",
     }
     known = [f"{name} {value:.3f}" for key, name in names.items() if (value := log.last.get(key)) is not None]
     loss = log.last.get("loss")

@@ -17,6 +17,7 @@ from typing import Any
 
 from dino_exp.dino.verdict import WINDOW
 from dino_exp.errors import UserError
+from dino_exp.metrics import KNN
 from dino_exp.report.loading import state_of
 from dino_exp.report.run_data import RunData
 from dino_exp.report.run_files import number, read_config, read_json
@@ -207,7 +208,7 @@ def read_log(path: Path, out_dim: int | None = None) -> TrainingLog:
     log.knn = sorted(
         (int(at), knn)
         for line in lines
-        if (at := number(line.get("step"))) is not None and (knn := number(line.get("knn_top1"))) is not None
+        if (at := number(line.get("step"))) is not None and (knn := number(line.get(KNN.key))) is not None
     )
     if not log.records:
         found = ", ".join(sorted({key for line in lines[:20] for key in line})[:12])

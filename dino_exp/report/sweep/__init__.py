@@ -1,1 +1,1 @@
-"""The page of a sweep: its axes, phase diagram, curves and table."""
+"""The page of a sweep: axes, phase diagram, curves and table."""

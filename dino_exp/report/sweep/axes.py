@@ -1,4 +1,4 @@
-"""What sets the runs of a sweep apart: swept keys, and their values."""
+"""The axes of a sweep: keys in which its runs differ, and their values."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from dino_exp.config.identity import GROUPS, WITHOUT_EFFECT, settings
 from dino_exp.report.run_files import read_config
-from dino_exp.report.values import UNKNOWN, Value, as_value, in_order, value_text
+from dino_exp.report.values import UNKNOWN, Value, as_value, sorted_values, value_text
 
 if TYPE_CHECKING:
     from dino_exp.report.run_data import RunData, SweepData
@@ -23,11 +23,11 @@ LEADERS = (
     "data.name",
     "backbone.name",
 )
-"""What people think of first: of keys that change together, and of axes for a map."""
+"""Keys that come first among axes, and among keys that change together."""
 
 
 def find_axes(sweep: SweepData) -> None:
-    """Set the sweep's axes, from what was swept or else from the configurations."""
+    """Set the sweep's axes and the runs' values, from overrides or else from configurations."""
     swept = [_assignments(run.overrides) for run in sweep.runs]
     keys = list(dict.fromkeys(key for values in swept for key in values))
     keys = [key for key in keys if len({values.get(key) for values in swept}) > 1]
@@ -37,7 +37,7 @@ def find_axes(sweep: SweepData) -> None:
     elif len(sweep.runs) > 1:
         keys = _compare_configs(sweep)
     for key in _leading(sweep, keys):
-        sweep.axes[key] = in_order({run.values[key] for run in sweep.runs})
+        sweep.axes[key] = sorted_values({run.values[key] for run in sweep.runs})
     for run in sweep.runs:
         run.values = {key: run.values[key] for key in sweep.axes}
 
@@ -48,7 +48,7 @@ def _assignments(overrides: Sequence[str]) -> dict[str, Value]:
 
 
 def configured(run: RunData, key: str) -> Value:
-    """The value that a run has where it was not overridden."""
+    """Return the value of a key in a run's configuration."""
     node: Any = run.config or read_config(run.path / "config.yaml", [])
     if key == "experiment":
         key = "name"
@@ -56,13 +56,13 @@ def configured(run: RunData, key: str) -> Value:
         if not isinstance(node, dict) or name not in node:
             return UNKNOWN
         node = node[name]
-    if isinstance(node, dict):  # a group, whose option is called after what it makes
+    if isinstance(node, dict):  # a group: its option has the name of what it builds
         node = node.get("name") or node.get("schedule") or UNKNOWN
     return as_value(node)
 
 
 def _compare_configs(sweep: SweepData) -> list[str]:
-    """Find what differs between the runs; sets their values."""
+    """Set the runs' values of keys that differ between configurations, and return these keys."""
     flat = []
     for run in sweep.runs:
         run.config = read_config(run.path / "config.yaml", run.problems)
@@ -77,7 +77,7 @@ def _compare_configs(sweep: SweepData) -> list[str]:
             partly.append(key)
     if partly:
         some = ", ".join(partly[:6])
-        sweep.problems.append(f"Runs of different versions: not all know {some}.")
+        sweep.problems.append(f"The runs are of different versions: not all have {some}.")
     for run, values in zip(sweep.runs, flat, strict=True):
         run.values = {key: as_value(values[key]) if key in values else UNKNOWN for key in keys}
     return keys
@@ -86,7 +86,7 @@ def _compare_configs(sweep: SweepData) -> list[str]:
 def _identity(config: dict[str, Any]) -> dict[str, Any]:
     try:
         return settings(config)
-    except (KeyError, TypeError, ValueError):  # of another version, or not whole
+    except (KeyError, TypeError, ValueError):  # of another version, or incomplete
         groups = {group: config[group] for group in GROUPS if isinstance(config.get(group), dict)}
         return {key: value for key, value in _flat(groups, "") if key not in WITHOUT_EFFECT}
 
@@ -100,13 +100,13 @@ def _flat(node: dict[str, Any], prefix: str) -> Iterable[tuple[str, Any]]:
 
 
 def _leading(sweep: SweepData, keys: Sequence[str]) -> list[str]:
-    """One key of each set of keys that always change together; the others go to `alike`."""
+    """Return one key of each set of keys that always change together; the others go to `tied_keys`."""
     first: dict[tuple[int, ...], str] = {}
     for key in sorted(keys, key=lambda key: LEADERS.index(key) if key in LEADERS else len(LEADERS)):
         numbers: dict[Value, int] = {}
         pattern = tuple(numbers.setdefault(run.values[key], len(numbers)) for run in sweep.runs)
         if pattern in first:
-            sweep.alike.setdefault(first[pattern], []).append(key)
+            sweep.tied_keys.setdefault(first[pattern], []).append(key)
         else:
             first[pattern] = key
     return sorted(

@@ -1,4 +1,4 @@
-"""The runs of a sweep gathered into the cells of a map over two of its axes."""
+"""Cells of a map over two axes of a sweep, and groups of runs that differ in the seed."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from dino_exp.report.run_data import SEED, RunData, SweepData
 from dino_exp.report.values import Value, value_text
 
 MOST_TICKS = 24
-"""Values that an axis shows one by one; of more, numbers are gathered into ranges."""
+"""Values that an axis shows one by one; more numbers are grouped into ranges."""
 RANGES = 12
 MOST_CELLS = 8_000
-"""Of the maps over all pairs of axes together."""
+"""Cells of the maps over all pairs of axes together."""
 MIXED = "mixed"
-"""Of a cell whose runs came to different ends."""
+"""Outcome of a cell whose runs have different outcomes."""
 
 
 @dataclass
 class Cell:
-    """The runs in one place of a map."""
+    """The runs in one cell of a map."""
 
     x: str
     y: str
@@ -32,18 +32,18 @@ class Cell:
     runs: list[RunData] = field(default_factory=list)
 
     def mean(self, measure: Callable[[RunData], float | None]) -> tuple[float | None, float | None, int]:
-        """Mean, standard deviation (None for less than two) and number of the runs that have the value."""
+        """Return what `spread` returns, of a measure of the runs."""
         return spread([measure(run) for run in self.runs])
 
     @property
     def outcome(self) -> str:
-        """That of more than half of the runs, or `mixed`."""
+        """The outcome of more than half of the runs, or `mixed`."""
         word, number = Counter(run.outcome for run in self.runs).most_common(1)[0]
         return word if 2 * number > len(self.runs) else MIXED
 
     @property
     def outcomes(self) -> str:
-        """healthy, or with their numbers: 2 healthy, 1 slow"""
+        """All outcomes: healthy; or with numbers: 2 healthy, 1 slow"""
         counts = Counter(run.outcome for run in self.runs)
         if len(counts) == 1:
             return next(iter(counts))
@@ -51,7 +51,7 @@ class Cell:
 
 
 def spread(values: Sequence[float | None]) -> tuple[float | None, float | None, int]:
-    """Mean, standard deviation and number of the values that are known."""
+    """Return mean, standard deviation (None for fewer than two) and number of the known values."""
     known = [value for value in values if value is not None]
     if not known:
         return None, None, 0
@@ -59,7 +59,7 @@ def spread(values: Sequence[float | None]) -> tuple[float | None, float | None, 
 
 
 class Ticks:
-    """The places along an axis: its values, or ranges of numbers where there are too many."""
+    """Positions along an axis: its values, or ranges if there are too many numbers."""
 
     def __init__(self, values: Sequence[Value], most: int = MOST_TICKS, ranges: int = RANGES) -> None:
         numbers = [value for value in values if isinstance(value, float)]
@@ -74,7 +74,7 @@ class Ticks:
         self.labels = self.labels if len(self.labels) <= most else [*self.labels[: most - 1], "others"]
 
     def of(self, value: Value) -> int:
-        """The place of a value."""
+        """Return the position of a value."""
         if self.ranged and isinstance(value, float):
             inside = sum(value >= edge for edge in self.edges[1:-1])
             return min(inside, len(self.edges) - 2)
@@ -83,7 +83,7 @@ class Ticks:
 
 
 def _edges(numbers: Sequence[float], count: int) -> list[float]:
-    """Even ranges; on a logarithmic scale where the numbers span more than a factor of 30."""
+    """Return the edges of even ranges; on a logarithmic scale if numbers span more than a factor of 30."""
     low, high = min(numbers), max(numbers)
     if low > 0 and high / low > 30:
         steps = math.log(high / low) / count
@@ -92,14 +92,14 @@ def _edges(numbers: Sequence[float], count: int) -> list[float]:
 
 
 def map_axes(sweep: SweepData) -> list[str]:
-    """The axes that a map can have, seeds last because they are what one averages over."""
+    """Return the axes that maps can have; seeds last, because one averages over them."""
     return [key for key in sweep.axes if key != SEED] + [key for key in sweep.axes if key == SEED]
 
 
 def pairs(sweep: SweepData) -> Sequence[tuple[str, str | None]]:
-    """Pairs of axes for maps, the first the one to begin with; with one axis, that axis alone.
+    """Return pairs of axes for maps, the first to be shown first; with one axis, that axis alone.
 
-    As many as a page can hold; the first axes have all their pairs.
+    There are as many pairs as a page can hold, beginning with all pairs of the first axes.
     """
     axes = map_axes(sweep)
     if len(axes) < 2:
@@ -112,7 +112,7 @@ def pairs(sweep: SweepData) -> Sequence[tuple[str, str | None]]:
 def gather(
     sweep: SweepData, x: str, y: str | None, most: int = MOST_TICKS, ranges: int = RANGES
 ) -> list[Cell]:
-    """The cells that have runs, by rows; all runs are in one."""
+    """Return the cells that have runs, row by row; each run is in one cell."""
     columns = Ticks(sweep.axes[x], most, ranges)
     rows = Ticks(sweep.axes[y], most, ranges) if y else None
     cells: dict[tuple[int, int], Cell] = {}
@@ -121,18 +121,18 @@ def gather(
         yi = rows.of(run.values[y]) if rows and y else 0
         cell = cells.setdefault((yi, xi), Cell(columns.labels[xi], rows.labels[yi] if rows else "", xi, yi))
         cell.runs.append(run)
-    return [cells[place] for place in sorted(cells)]
+    return [cells[position] for position in sorted(cells)]
 
 
 def averaged_over(sweep: SweepData, x: str, y: str | None) -> list[str]:
-    """The axes that a map over x and y does not show."""
+    """Return the axes that a map over x and y does not show."""
     return [key for key in sweep.axes if key not in (x, y)]
 
 
 def seed_groups(sweep: SweepData) -> list[tuple[str, list[RunData]]]:
-    """Runs that differ in nothing but the seed, by the values that tell groups apart.
+    """Return groups of runs that differ only in the seed, each with the values of the other axes.
 
-    Empty where no group has two.
+    Empty if no group has two runs.
     """
     if SEED not in sweep.axes:
         return []
@@ -145,12 +145,12 @@ def seed_groups(sweep: SweepData) -> list[tuple[str, list[RunData]]]:
     return [(" · ".join(map(value_text, values)), runs) for values, runs in groups.items()]
 
 
-def heads(keys: Sequence[str]) -> list[str]:
-    """Short names of keys, where they remain different."""
+def short_heads(keys: Sequence[str]) -> list[str]:
+    """Return the short names of keys, where they are distinct."""
     names = [short(key) for key in keys]
     return [key if names.count(name) > 1 else name for key, name in zip(keys, names, strict=True)]
 
 
 def short(key: str) -> str:
-    """teacher_temp of loss.teacher_temp"""
+    """Return the last part of a key: teacher_temp of loss.teacher_temp"""
     return key.rpartition(".")[2]

@@ -1,9 +1,14 @@
-"""The paper's figures for keys that people sweep: Caron et al. 2021, ImageNet, ViT-S/16, k-NN top-1, percent.
+"""Results of the paper for common sweeps: Caron et al. 2021, ImageNet, ViT-S/16, k-NN top-1 in percent.
 
-Another data set and another network: to be shown beside our figures, never among them.
+They are of another data set and network: pages show them beside a sweep's results, never among them.
 """
 
 from __future__ import annotations
+
+import altair as alt
+
+from dino_exp.plots.drawing import QUIET, Figure, Row, to_spec
+from dino_exp.report.run_data import SweepData
 
 TITLE = "ImageNet, ViT-S/16, from the paper"
 
@@ -33,15 +38,47 @@ ROWS: dict[str, tuple[tuple[str, float], ...]] = {
     "loss.centering": (("mean (DINO)", 72.8), ("Sinkhorn-Knopp", 72.2)),
     "crops.local_number": (("0 (no multi-crop)", 67.9), ("as in DINO", 72.8)),
 }
-"""By swept key or group: value and k-NN. Batch size is for 100 epochs with two crops, the last three rows for
-300 epochs."""
+"""Values and their k-NN by swept key or group. Batch sizes are for 100 epochs with two crops, the last three
+rows for 300 epochs."""
 
-REMARKS = {
+NOTES = {
     "loss.teacher_temp": "At 0.08 the loss converges to ln K: a uniform collapse.",
     "temperature": "At 0.08 the loss converges to ln K: a uniform collapse.",
     "trainer.batch_size": "100 epochs, two crops.",
     "ema.momentum": "300 epochs; the paper has no table over λ.",
     "loss.centering": "300 epochs.",
-    "ablation": "300 epochs; section 5.3 shows the others as curves.",
+    "ablation": "300 epochs; section 5.3 shows the other ablations as curves.",
     "crops.local_number": "300 epochs.",
 }
+
+
+def paper_rows(sweep: SweepData) -> list[tuple[str, Figure]]:
+    """Return the paper's results for each axis that it has a table of."""
+    return [(axis, _paper_row(axis)) for axis in sweep.axes if axis in ROWS]
+
+
+def _paper_row(axis: str) -> Figure:
+    rows: list[Row] = [{"x": value, "xi": index, "knn": knn} for index, (value, knn) in enumerate(ROWS[axis])]
+    base = alt.Chart(alt.NamedData("paper")).encode(
+        x=alt.X(
+            "x:N",
+            title=axis,
+            sort=alt.EncodingSortField("xi", op="min"),
+            axis=alt.Axis(labelAngle=0, labelLimit=130, labelOverlap=True),
+        ),
+        y=alt.Y("knn:Q", title="k-NN, percent (ImageNet)", scale=alt.Scale(domain=[0, 80])),
+        tooltip=[alt.Tooltip("x:N", title=axis), alt.Tooltip("knn:Q", title="k-NN of the paper")],
+    )
+    chart = alt.layer(
+        base.mark_point(size=80, shape="square", strokeWidth=2, color=QUIET, filled=False, aria=False),
+        base.mark_text(dy=-12, fontSize=11, aria=False).encode(text=alt.Text("knn:Q", format=".1f")),
+    )
+    return Figure(
+        f"paper_{axis}",
+        f"{TITLE}: {axis}",
+        to_spec(chart.properties(width=400, height=230), {"paper": rows}),
+        f"{TITLE}: k-NN by {axis}: " + ", ".join(f"{value}: {knn}" for value, knn in ROWS[axis]),
+        (axis, "k-NN, ImageNet"),
+        [(value, f"{knn:.1f}") for value, knn in ROWS[axis]],
+        note=NOTES.get(axis, ""),
+    )

@@ -1,4 +1,4 @@
-"""The curves of all runs of a sweep as small multiples, a panel per cell of the phase diagram."""
+"""Curves of all runs of a sweep as small multiples: a panel for each cell of the phase diagram."""
 
 from __future__ import annotations
 
@@ -8,29 +8,26 @@ from typing import Any
 
 import altair as alt
 
-from dino_exp.plots.drawing import QUIET, Figure, Row, show, to_spec
+from dino_exp.metrics import DIVERGENCE, ENTROPY, INFORMATION, KNN, LN_K, LOSS
+from dino_exp.plots.drawing import QUIET, Figure, Row, number_text, to_spec
 from dino_exp.report.run_data import RunData, SweepData
 from dino_exp.report.run_files import number
 from dino_exp.report.sweep.cells import Cell, gather, pairs, short, spread
-from dino_exp.report.verdicts import KINDS, describe
+from dino_exp.report.verdicts import KINDS, outcome_of
 
 STEPS = alt.Axis(labelExpr="format(datum.value, '~s')", tickCount=3)
 KIND_COLORS = alt.Scale(domain=list(KINDS), range="ordinal")
-CURVES = {
-    "loss": "loss / ln K",
-    "entropy": "h / ln K of the teacher",
-    "kl": "KL / ln K",
-    "mi": "mutual information / ln K",
-    "knn": "k-NN of the teacher, percent",
-}
+ROWS = {"loss": LOSS, "entropy": ENTROPY, "kl": DIVERGENCE, "mi": INFORMATION, "knn": KNN}
+"""Metrics by the names that the curves have in files; the loss as a share of ln K."""
+CURVES = {name: row.title for name, row in ROWS.items()}
 PANEL = 128
-"""Width of one, in pixels."""
+"""Width of a panel in pixels."""
 MOST_TICKS, RANGES = 10, 8
-"""Of an axis in the small multiples, so that there are at most a hundred."""
+"""Values and ranges of an axis, so that there are at most a hundred panels."""
 
 
 def of_each_metric(curves: Figure) -> list[Figure]:
-    """The small multiples once for each metric that the page lets one choose, for the files beside it."""
+    """Return the small multiples as a figure for each metric that the page lets readers choose."""
     (chosen,) = curves.spec["params"]
     figures = []
     for metric in (name for name, title in CURVES.items() if title in curves.columns):
@@ -41,7 +38,7 @@ def of_each_metric(curves: Figure) -> list[Figure]:
 
 
 def small_multiples(sweep: SweepData) -> Figure | None:
-    """The curves of all runs, a panel per cell of the phase diagram; None where nothing was logged."""
+    """Return the curves of all runs, a panel for each cell; None if nothing was logged."""
     named = pairs(sweep)
     if named:
         cells = gather(sweep, *named[0], most=MOST_TICKS, ranges=RANGES)
@@ -49,8 +46,8 @@ def small_multiples(sweep: SweepData) -> Figure | None:
     else:
         cells, titles = [Cell("", "", 0, 0, sweep.runs)], ["all runs"]
     order = sorted(range(len(cells)), key=lambda index: (-cells[index].yi, cells[index].xi))
-    places = {id(run): index for index, run in enumerate(sweep.runs)}
-    rows = [row for cell in cells for run in cell.runs for row in _curve_rows(run, places[id(run)], cell)]
+    indices = {id(run): index for index, run in enumerate(sweep.runs)}
+    rows = [row for cell in cells for run in cell.runs for row in _curve_rows(run, indices[id(run)], cell)]
     shown = [name for name in CURVES if any(row[name] is not None for row in rows)]
     if not shown:
         return None
@@ -75,7 +72,7 @@ def small_multiples(sweep: SweepData) -> Figure | None:
             tooltip=[alt.Tooltip("label:N", title="run"), alt.Tooltip("outcome:N", title="verdict")],
         )
     )
-    # a panel for what has no curve, or it would be missing
+    # without it, a cell that has no curve would have no panel
     words = (
         curves.transform_filter("datum.nothing")
         .mark_text(fontSize=10, color=QUIET, aria=False)
@@ -114,36 +111,33 @@ def small_multiples(sweep: SweepData) -> Figure | None:
     return figure
 
 
-_KEYS = {
-    "entropy": "teacher/entropy_share",
-    "kl": "kl_share",
-    "mi": "teacher/mutual_information_share",
-    "knn": "knn_top1",
-}
-
-
 def _cell_title(cell: Cell, y: str | None) -> str:
     return f"{cell.x} · {cell.y}" if y else cell.x
 
 
 def _panels(named: Sequence[tuple[str, str | None]]) -> str:
     axes = " · ".join(short(axis) for axis in named[0] if axis) if named else ""
-    return f"A panel for each {axes}; evenly spaced logged steps." if axes else "Evenly spaced logged steps."
+    return (
+        f"A panel for each {axes}, with evenly spaced logged steps."
+        if axes
+        else "Evenly spaced logged steps."
+    )
 
 
 def _loss_share(record: dict[str, Any]) -> float | None:
-    loss, ln_k = number(record.get("loss")), number(record.get("ln_k"))
+    loss, ln_k = number(record.get(LOSS.key)), number(record.get(LN_K.key))
     return loss / ln_k if loss is not None and ln_k else None
 
 
-def _curve_rows(run: RunData, place: int, cell: Cell) -> list[Row]:
-    kind = describe(run.outcome).kind
-    of = {"run": place, "x": cell.x or "all runs", "y": cell.y, "xi": cell.xi, "yi": cell.yi}
+def _curve_rows(run: RunData, index: int, cell: Cell) -> list[Row]:
+    kind = outcome_of(run.outcome).kind
+    of = {"run": index, "x": cell.x or "all runs", "y": cell.y, "xi": cell.xi, "yi": cell.yi}
     of |= {"kind": kind, "label": run.label, "outcome": run.outcome}
     rows: list[Row] = []
     for record in run.metrics:
-        values = {name: _rounded(number(record.get(key))) for name, key in _KEYS.items()}
-        rows.append({**of, "step": record["step"], "loss": _rounded(_loss_share(record)), **values})
+        values = {name: number(record.get(row.key)) for name, row in ROWS.items()}
+        values["loss"] = _loss_share(record)
+        rows.append({**of, "step": record["step"]} | {name: _rounded(values[name]) for name in values})
     nothing = all(row[name] is None for row in rows for name in CURVES)
     for row in rows:
         row["nothing"] = False
@@ -153,7 +147,7 @@ def _curve_rows(run: RunData, place: int, cell: Cell) -> list[Row]:
 
 
 def _empty_panels(cells: Sequence[Cell]) -> list[Row]:
-    """A row for each place of the grid that has no runs, without which Vega moves the others up."""
+    """Return a row for each cell of the grid without runs, because Vega would close the gap."""
     columns, lines = {cell.xi: cell.x for cell in cells}, {cell.yi: cell.y for cell in cells}
     taken = {(cell.xi, cell.yi) for cell in cells}
     blank = dict.fromkeys(("step", *CURVES, "run")) | {"kind": KINDS[0], "label": "", "outcome": ""}
@@ -166,8 +160,8 @@ def _empty_panels(cells: Sequence[Cell]) -> list[Row]:
 
 
 def kinds_legend(sweep: SweepData) -> alt.Legend:
-    """A legend of the kinds that there are."""
-    there = {describe(run.outcome).kind for run in sweep.runs}
+    """Return a legend of the kinds that the sweep has."""
+    there = {outcome_of(run.outcome).kind for run in sweep.runs}
     return alt.Legend(orient="top", values=[kind for kind in KINDS if kind in there])
 
 
@@ -177,9 +171,9 @@ def _rounded(value: float | None) -> float | None:
 
 def _last_mean(cell: Cell, name: str) -> str:
     if name == "loss":
-        values = [_loss_share({"loss": run.last("loss"), "ln_k": run.ln_k}) for run in cell.runs]
+        values = [_loss_share({LOSS.key: run.last(LOSS.key), LN_K.key: run.ln_k}) for run in cell.runs]
     elif name == "knn":
         values = [run.knn for run in cell.runs]
     else:
-        values = [run.last(_KEYS[name]) for run in cell.runs]
-    return show(spread(values)[0], ".1f" if name == "knn" else ".3f")
+        values = [run.last(ROWS[name].key) for run in cell.runs]
+    return number_text(spread(values)[0], ROWS[name].form)

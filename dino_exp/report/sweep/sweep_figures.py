@@ -2,46 +2,55 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import altair as alt
 
-from dino_exp.plots.drawing import CELLS, QUIET, Figure, Row, show, to_spec
+from dino_exp import metrics
+from dino_exp.metrics import Metric
+from dino_exp.plots.drawing import CELLS, QUIET, Figure, Row, number_text, to_spec
 from dino_exp.report.run_data import SEED, RunData, SweepData
-from dino_exp.report.sweep import paper
 from dino_exp.report.sweep.cells import Cell, gather, pairs, seed_groups, short, spread
 from dino_exp.report.sweep.sweep_curves import KIND_COLORS, kinds_legend
 from dino_exp.report.values import value_text
-from dino_exp.report.verdicts import KINDS, OUTCOMES, describe
+from dino_exp.report.verdicts import KINDS, OUTCOMES, outcome_of
 
 
 class Measure(NamedTuple):
-    """A figure that a run ends with."""
+    """The value of a metric that a run ends with, and how a map shows it."""
 
     name: str
-    title: str
-    of: Callable[[RunData], float | None]
-    form: str
+    metric: Metric
+    form: str = ".2f"
+
+    def of(self, run: RunData) -> float | None:
+        """Return the value of a run; of the k-NN, only that of the trained network."""
+        return run.knn if self.metric is metrics.KNN else run.last(self.metric.key)
+
+    @property
+    def title(self) -> str:
+        """The title of the map."""
+        return self.metric.title
+
+    def text(self, value: float | None) -> str:
+        """Return a value as the map shows it."""
+        return number_text(value, self.form)
+
+    @property
+    def axis(self) -> str:
+        """The title of an axis."""
+        return f"{self.metric.words}, {self.metric.unit}"
 
 
-KNN = Measure("knn", "k-NN top-1 of the teacher, percent", lambda run: run.knn, ".1f")
-ENTROPY = Measure(
-    "entropy", "Entropy of the teacher, h / ln K", lambda run: run.last("teacher/entropy_share"), ".2f"
-)
-DIVERGENCE = Measure("kl", "KL(teacher ‖ student) / ln K", lambda run: run.last("kl_share"), ".2f")
-INFORMATION = Measure(
-    "mutual_information",
-    "Mutual information of image and prototype, share of ln K",
-    lambda run: run.last("teacher/mutual_information_share"),
-    ".2f",
-)
-MAPS = (KNN, INFORMATION, ENTROPY, DIVERGENCE)
-BRIEF = {"knn": "k-NN, %", "mutual_information": "MI / ln K", "entropy": "h / ln K", "kl": "KL / ln K"}
+KNN = Measure("knn", metrics.KNN, metrics.KNN.form)
+INFORMATION = Measure("mutual_information", metrics.INFORMATION)
+ENTROPY = Measure("entropy", metrics.ENTROPY)
+MAPS = (KNN, INFORMATION, ENTROPY, Measure("kl", metrics.DIVERGENCE))
 
 
 def measure_of(sweep: SweepData) -> Measure:
-    """k-NN, or where no run has it the mutual information."""
+    """Return the measure of the effects: k-NN, or the mutual information if no run has a k-NN."""
     return KNN if any(run.knn is not None for run in sweep.runs) else INFORMATION
 
 
@@ -57,38 +66,38 @@ class MapData(NamedTuple):
 
 
 def measures_of(sweep: SweepData) -> list[Measure]:
-    """What there are maps of: all that some run has, k-NN first."""
+    """Return the measures that some run has, k-NN first."""
     return [each for each in MAPS if any(each.of(run) is not None for run in sweep.runs)]
 
 
 def map_data(sweep: SweepData) -> list[MapData]:
-    """For each pair of axes, the cells with all that the maps show."""
-    places = {id(run): index for index, run in enumerate(sweep.runs)}
+    """Return the cells of all maps, for each pair of axes."""
+    indices = {id(run): index for index, run in enumerate(sweep.runs)}
     return [
-        MapData(x, y, [_cell_row(cell, x, y, places) for cell in gather(sweep, x, y)])
+        MapData(x, y, [_cell_row(cell, x, y, indices) for cell in gather(sweep, x, y)])
         for x, y in pairs(sweep)
     ]
 
 
-def _cell_row(cell: Cell, x: str, y: str | None, places: dict[int, int]) -> Row:
+def _cell_row(cell: Cell, x: str, y: str | None, indices: dict[int, int]) -> Row:
     row: Row = {"x": cell.x, "y": cell.y, "xi": cell.xi, "yi": cell.yi, "outcome": cell.outcome}
     row["outcomes"] = cell.outcomes
-    row["runs"] = [places[id(run)] for run in cell.runs]
+    row["runs"] = [indices[id(run)] for run in cell.runs]
     row["n"] = len(cell.runs)
     for measure in MAPS:
         mean, deviation, count = cell.mean(measure.of)
         row[measure.name] = None if mean is None else round(mean, 4)
-        known = show(mean, measure.form)
+        known = measure.text(mean)
         if deviation is not None:
             known += f" ± {deviation:{measure.form}} ({count} runs)"
         row[f"{measure.name}_text"] = known
-    place = f"{x} {cell.x}" + (f", {y} {cell.y}" if y else "")
-    row["label"] = f"{place}: {row['outcomes']}, k-NN {row['knn_text']}"
+    values = f"{x} {cell.x}" + (f", {y} {cell.y}" if y else "")
+    row["label"] = f"{values}: {row['outcomes']}, k-NN {row['knn_text']}"
     return row
 
 
 def maps(sweep: SweepData, data: Sequence[MapData]) -> list[Figure]:
-    """The phase diagram of k-NN, and the same maps of what the verdict goes by, over the first axes."""
+    """Return the phase diagram, a map for each measure over the first pair of axes."""
     return [_map(sweep, data[0], measure) for measure in measures_of(sweep)] if data else []
 
 
@@ -124,7 +133,7 @@ def _map(sweep: SweepData, data: MapData, measure: Measure) -> Figure:
         alt.Tooltip("x:N", title=data.x),
         *([alt.Tooltip("y:N", title=data.y)] if data.y else []),
         alt.Tooltip("outcomes:N", title="verdict"),
-        *(alt.Tooltip(f"{each.name}_text:N", title=BRIEF[each.name]) for each in MAPS),
+        *(alt.Tooltip(f"{each.name}_text:N", title=each.metric.head) for each in MAPS),
         alt.Tooltip("n:Q", title="runs"),
     ]
     legend = alt.Legend(
@@ -133,7 +142,7 @@ def _map(sweep: SweepData, data: MapData, measure: Measure) -> Figure:
         columns=3,
         symbolSize=90,
     )
-    shapes = alt.Scale(domain=words, range=[describe(word).shape for word in words])
+    shapes = alt.Scale(domain=words, range=[outcome_of(word).shape for word in words])
     chart = alt.layer(
         base.transform_filter(known)
         .mark_rect(aria=False)
@@ -145,14 +154,14 @@ def _map(sweep: SweepData, data: MapData, measure: Measure) -> Figure:
                 legend=alt.Legend(orient="top", gradientLength=220, format=".2~f", values=_ends(low, high)),
             ),
         ),
-        # White with a dark rim: seen on every color, and in the legend on light and dark pages.
+        # White with a dark rim: visible on every color, and in the legend on light and dark pages.
         base.mark_point(
             size=80, yOffset=-9, aria=False, fill="white", stroke="black", strokeWidth=1.2, opacity=1
         ).encode(shape=alt.Shape("outcome:N", title=None, scale=shapes, legend=legend)),
         base.transform_calculate(number=f"{known} ? format(datum.{name}, '{measure.form}') : '–'")
         .mark_text(dy=10, fontSize=12, fontWeight="bold", aria=False)
         .encode(text="number:N", color=ink),
-        # On top of all, so that the whole of a cell is hovered over, clicked, and focused by the keyboard.
+        # On top, so that the entire cell reacts to the pointer, clicks and the keyboard.
         base.mark_rect(stroke=QUIET, strokeWidth=0.5, cursor="pointer", fill="transparent")
         .encode(tooltip=tooltip, description="label:N")
         .properties(name="cells"),
@@ -164,21 +173,22 @@ def _map(sweep: SweepData, data: MapData, measure: Measure) -> Figure:
         f"map_{name}",
         measure.title,
         to_spec(chart, {CELLS: data.rows}),
-        f"{measure.title}{over}: {len(data.rows)} cells, from {show(low, measure.form)} to "
-        f"{show(high, measure.form)}. The mark in a cell is the verdict.",
+        f"{measure.title}{over}: {len(data.rows)} cells, from {measure.text(low)} to "
+        f"{measure.text(high)}. The mark in a cell is the verdict.",
     )
     figure.columns, figure.table = map_table(data)
     return figure
 
 
 def _ends(low: float, high: float) -> list[float]:
-    """The ends of a color scale and what is between, for its legend."""
+    """Return five evenly spaced values of a color scale, for its legend."""
     return [low + (high - low) * index / 4 for index in range(5)]
 
 
 def map_table(data: MapData) -> tuple[Sequence[str], list[Sequence[str]]]:
-    """The numbers of the maps, a row per cell."""
-    heads = [data.x, *([data.y] if data.y else []), "verdict", *BRIEF.values(), "runs"]
+    """Return heads and rows of a table of the maps' numbers, a row per cell."""
+    axes = [data.x, *([data.y] if data.y else [])]
+    heads = [*axes, "verdict", *(measure.metric.head for measure in MAPS), "runs"]
     rows: list[Sequence[str]] = [
         (
             row["x"],
@@ -193,7 +203,7 @@ def map_table(data: MapData) -> tuple[Sequence[str], list[Sequence[str]]]:
 
 
 def domain(values: Sequence[float | None], measure: Measure) -> tuple[float, float]:
-    """The ends of a color scale: shares from 0, an entropy to 1, k-NN from its lowest to its highest."""
+    """Return the ends of a color scale: shares start at 0, entropy ends at 1, k-NN spans its own range."""
     known = [value for value in values if value is not None]
     if measure is ENTROPY:
         return 0.0, 1.0
@@ -202,16 +212,16 @@ def domain(values: Sequence[float | None], measure: Measure) -> tuple[float, flo
     return low, high if high - low > 1e-6 else low + 1.0
 
 
-# ---- effect of each axis, seeds, the paper -----------------------------------------------------------------
+# ---- effect of each axis, seeds ----------------------------------------------------------------------------
 
 
 def effects(sweep: SweepData) -> list[Figure]:
-    """For each axis but seeds, all runs and their mean at each of its values."""
+    """Return a figure for each axis except seeds: all runs, and their mean at each value."""
     return [_effect(sweep, axis, measure_of(sweep)) for axis in effect_axes(sweep)]
 
 
 def effect_axes(sweep: SweepData) -> list[str]:
-    """The axes whose effect is shown; seeds have a figure of their own."""
+    """Return the axes whose effect is shown; seeds have a figure of their own."""
     return [axis for axis in sweep.axes if axis != SEED]
 
 
@@ -226,15 +236,18 @@ def _effect(sweep: SweepData, axis: str, measure: Measure) -> Figure:
     table: list[Sequence[str]] = []
     for cell in cells:
         mean, deviation, count = cell.mean(measure.of)
-        means.append(
-            {"x": cell.x, "xi": cell.xi, "mean": mean, "n": count, "sd": show(deviation, measure.form)}
-        )
+        means.append({"x": cell.x, "xi": cell.xi, "mean": mean, "n": count, "sd": measure.text(deviation)})
         table.append(
-            (cell.x, show(mean, measure.form), show(deviation, measure.form), f"{count} of {len(cell.runs)}")
+            (
+                cell.x,
+                measure.text(mean),
+                measure.text(deviation),
+                f"{count} of {len(cell.runs)}",
+            )
         )
     marks = alt.Scale(domain=list(KINDS), range=["circle", "diamond", "square", "cross"])
     for point in points:
-        point["kind"] = describe(str(point["outcome"])).kind
+        point["kind"] = outcome_of(str(point["outcome"])).kind
     x = alt.X(
         "x:N",
         title=axis,
@@ -246,7 +259,7 @@ def _effect(sweep: SweepData, axis: str, measure: Measure) -> Figure:
         .mark_point(filled=True, size=55, opacity=0.75, aria=False)
         .encode(
             x=x,
-            y=alt.Y("value:Q", title=_axis_title(measure), scale=alt.Scale(zero=False)),
+            y=alt.Y("value:Q", title=measure.axis, scale=alt.Scale(zero=False)),
             color=alt.Color("kind:N", title=None, scale=KIND_COLORS, legend=kinds_legend(sweep)),
             shape=alt.Shape("kind:N", title=None, scale=marks),
             tooltip=[
@@ -276,22 +289,18 @@ def _effect(sweep: SweepData, axis: str, measure: Measure) -> Figure:
         to_spec(alt.layer(ticks, dots).properties(width=400, height=230), {"points": points, "means": means}),
         f"{measure.title} by {axis}: "
         + "; ".join(f"{row[0]}: mean {row[1]}" for row in table)
-        + ". Points are runs, bars their mean over all other axes.",
+        + ". Points are runs, bars are means over all other axes.",
         (axis, "mean", "standard deviation", "runs with a value"),
         table,
         renderer="svg" if len(points) < 400 else "canvas",
     )
 
 
-def _axis_title(measure: Measure) -> str:
-    return "k-NN, percent" if measure is KNN else "mutual information / ln K"
-
-
 MOST_GROUPS = 40
 
 
 def seeds(sweep: SweepData) -> Figure | None:
-    """Mean and standard deviation over seeds of each combination of the other axes; None for one seed."""
+    """Return mean and standard deviation over seeds by the other axes; None without groups of seeds."""
     groups = seed_groups(sweep)
     if not groups:
         return None
@@ -303,7 +312,12 @@ def seeds(sweep: SweepData) -> Figure | None:
         mean, deviation, count = spread([measure.of(run) for run in runs])
         name = name or "all runs"
         table.append(
-            (name, show(mean, measure.form), show(deviation, measure.form), f"{count} of {len(runs)}")
+            (
+                name,
+                measure.text(mean),
+                measure.text(deviation),
+                f"{count} of {len(runs)}",
+            )
         )
         if mean is not None:
             span = deviation or 0.0
@@ -328,7 +342,9 @@ def seeds(sweep: SweepData) -> Figure | None:
     scale = alt.Scale(zero=False)
     chart = alt.layer(
         base.mark_rule(strokeWidth=3, aria=False).encode(
-            x=alt.X("low:Q", title=_axis_title(measure), scale=scale), x2="high:Q", tooltip=tooltip
+            x=alt.X("low:Q", title=measure.axis, scale=scale),
+            x2="high:Q",
+            tooltip=tooltip,
         ),
         base.mark_point(filled=True, size=80, aria=False, color="#0072B2").encode(
             x="mean:Q", tooltip=tooltip
@@ -352,38 +368,4 @@ def seeds(sweep: SweepData) -> Figure | None:
         ("runs", "mean", "standard deviation", "seeds with a value"),
         table,
         note=note,
-    )
-
-
-def paper_rows(sweep: SweepData) -> list[tuple[str, Figure]]:
-    """The paper's own figures for each axis that it has a table of, by the axis."""
-    return [(axis, _paper_row(axis)) for axis in sweep.axes if axis in paper.ROWS]
-
-
-def _paper_row(axis: str) -> Figure:
-    rows: list[Row] = [
-        {"x": value, "xi": index, "knn": knn} for index, (value, knn) in enumerate(paper.ROWS[axis])
-    ]
-    base = alt.Chart(alt.NamedData("paper")).encode(
-        x=alt.X(
-            "x:N",
-            title=axis,
-            sort=alt.EncodingSortField("xi", op="min"),
-            axis=alt.Axis(labelAngle=0, labelLimit=130, labelOverlap=True),
-        ),
-        y=alt.Y("knn:Q", title="k-NN, percent (ImageNet)", scale=alt.Scale(domain=[0, 80])),
-        tooltip=[alt.Tooltip("x:N", title=axis), alt.Tooltip("knn:Q", title="k-NN, the paper's")],
-    )
-    chart = alt.layer(
-        base.mark_point(size=80, shape="square", strokeWidth=2, color=QUIET, filled=False, aria=False),
-        base.mark_text(dy=-12, fontSize=11, aria=False).encode(text=alt.Text("knn:Q", format=".1f")),
-    )
-    return Figure(
-        f"paper_{axis}",
-        f"{paper.TITLE}: {axis}",
-        to_spec(chart.properties(width=400, height=230), {"paper": rows}),
-        f"{paper.TITLE}: k-NN by {axis}: " + ", ".join(f"{value}: {knn}" for value, knn in paper.ROWS[axis]),
-        (axis, "k-NN, ImageNet"),
-        [(value, f"{knn:.1f}") for value, knn in paper.ROWS[axis]],
-        note=paper.REMARKS.get(axis, ""),
     )

@@ -5,34 +5,42 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
-from dino_exp.metrics import in_words
-from dino_exp.plots.drawing import show
+from dino_exp.metrics import KNN, STEP, UNTRAINED_KNN, in_words, shown_in
+from dino_exp.plots.drawing import number_text
 from dino_exp.report.evaluation_records import KINDS, Result, title
-from dino_exp.report.evaluation_results import differing_circumstances, in_order, remark
+from dino_exp.report.evaluation_results import by_evaluation, differing_circumstances, step_note
 from dino_exp.report.run_data import RunData, SweepData
-from dino_exp.report.sweep.cells import heads as short_heads
+from dino_exp.report.sweep.cells import short_heads
 from dino_exp.report.values import value_text
 
 MOST_COLUMNS = 6
-"""Of figures that `evaluate.py` found."""
+"""Columns of results of `evaluate.py`."""
 
 Cell = tuple[str, Any]
-"""Text, and what it is sorted by."""
-Head = tuple[str, str]
-"""Text, and what it is short for."""
+"""Text, and the value to sort by."""
+
+
+class Head(NamedTuple):
+    """The head of a column."""
+
+    text: str
+    meaning: str = ""
+    """What the text is short for."""
+    best_first: bool = False
+    """Sort from the highest value down, at the first click."""
 
 
 def table(
     sweep: SweepData, links: Sequence[str], problems: list[str]
 ) -> tuple[list[Head], list[tuple[RunData, str, list[Cell]]]]:
-    """Heads and rows of the table; `problems` says which of its figures do not compare."""
+    """Return heads and rows of the table; `problems` gets a line for figures that cannot be compared."""
     axes = list(sweep.axes)
     found = columns(sweep.runs, problems)
-    heads = [(word, "") for word in ("state", "verdict", "k-NN %")]
-    heads += zip(short_heads(axes), axes, strict=True)
-    heads += [(word, "") for word in ("student %", "untrained %", "gain")]
-    heads += [(column.head, column.meaning) for column in found]
-    heads += [(word, "") for word in ("h / ln K", "KL / ln K", "MI / ln K", "loss", "step", "images/s")]
+    heads = [Head("state"), Head("verdict"), Head(KNN.head, best_first=True)]
+    heads += map(Head, short_heads(axes), axes)
+    heads += [Head(text, best_first=True) for text in ("student %", UNTRAINED_KNN.head, "gain")]
+    heads += [Head(column.head, column.meaning, best_first=True) for column in found]
+    heads += [Head(row.head, best_first=row.better == "higher") for row in shown_in("column")]
     return heads, [
         (run, link, _cells(sweep, run, [column.values[index] for column in found]))
         for index, (run, link) in enumerate(zip(sweep.runs, links, strict=True))
@@ -41,33 +49,28 @@ def table(
 
 def _cells(sweep: SweepData, run: RunData, found: Sequence[float | None]) -> list[Cell]:
     gain = None if run.knn is None or run.untrained_knn is None else run.knn - run.untrained_knn
-    student = run.last("student_knn_top1") if run.knn is not None else None
+    student = run.last(str(KNN.student_key)) if run.knn is not None else None
     numbers = [
-        (student, ".1f"),
-        (run.untrained_knn, ".1f"),
+        (student, KNN.form),
+        (run.untrained_knn, KNN.form),
         (gain, "+.1f"),
         *((value, ".1f") for value in found),
-        (run.last("teacher/entropy_share"), ".3f"),
-        (run.last("kl_share"), ".3f"),
-        (run.last("teacher/mutual_information_share"), ".3f"),
-        (run.last("loss"), ".3f"),
-        (None if run.step is None else float(run.step), ",.0f"),
-        (run.last("images_per_second"), ",.0f"),
+        *((run.step if row is STEP else run.last(row.key), row.form) for row in shown_in("column")),
     ]
     swept = [(value_text(run.values[axis]), run.values[axis]) for axis in sweep.axes]
-    first = [(run.state, run.state), (run.verdict or "–", run.verdict), _number_cell(run.knn, ".1f")]
+    first = [(run.state, run.state), (run.verdict or "–", run.verdict), _number_cell(run.knn, KNN.form)]
     return [*first, *swept, *(_number_cell(value, form) for value, form in numbers)]
 
 
 def _number_cell(value: float | None, form: str) -> Cell:
-    return show(value, form), "" if value is None else value
+    return number_text(value, form), "" if value is None else value
 
 
-# ---- what evaluate.py found --------------------------------------------------------------------------------
+# ---- results of evaluate.py --------------------------------------------------------------------------------
 
 
 class Column(NamedTuple):
-    """A figure of all runs."""
+    """A figure of an evaluation, of all runs."""
 
     head: str
     meaning: str
@@ -75,12 +78,12 @@ class Column(NamedTuple):
 
 
 def columns(runs: Sequence[RunData], problems: list[str]) -> list[Column]:
-    """A column per evaluation, of its main figure in each run's newest result.
+    """Return a column per evaluation: its main figure in the newest result of each run.
 
-    `problems` gets a line for those whose figures do not compare.
-    Without the k-NN where it is the one that training measured.
+    The k-NN is dropped if it equals that of the training. `problems` gets a line for figures that cannot be
+    compared.
     """
-    names = [result.evaluation for result in in_order(each for run in runs for each in run.evaluations)]
+    names = [result.evaluation for result in by_evaluation(each for run in runs for each in run.evaluations)]
     found = []
     for name in dict.fromkeys(names):
         figure = _main_figure(name, runs)
@@ -101,7 +104,7 @@ def _same(value: float, other: float | None) -> bool:
 
 
 def _main_figure(evaluation: str, runs: Sequence[RunData]) -> str:
-    """That of KINDS where a run has it, else the first that there is."""
+    """Return the figure of KINDS if a run has it, else the first figure."""
     results = [each for run in runs for each in run.evaluations if each.evaluation == evaluation]
     names = [name for each in results for name, value in each.figures.items() if value is not None]
     preferred = KINDS[evaluation].figure if evaluation in KINDS else ""
@@ -120,7 +123,7 @@ def _incomparable(evaluation: str, runs: Sequence[RunData], newest: Sequence[Res
     unlike += [key for key in differing_circumstances(results) if key != "weights"]
     if unlike:
         yield f"{evaluation}: the runs' figures were measured differently, in {', '.join(unlike)}."
-    old = sum(remark(result, run) != "" and result.checkpoint == "last" for run, result in pairs)
+    old = sum(step_note(result, run) != "" and result.checkpoint == "last" for run, result in pairs)
     if old:
         runs_text = "1 run" if old == 1 else f"{old} runs"
         yield f"{evaluation}: the figure of {runs_text} is not of the last step."

@@ -1,4 +1,4 @@
-"""Gathering runs into the cells of a map, and curves into few points."""
+"""Cells of maps, groups of seeds, small multiples and thinned curves."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ import pytest
 
 from dino_exp.report.loading import load_sweep
 from dino_exp.report.sweep.cells import Ticks, gather, pairs, seed_groups, spread
+from dino_exp.report.sweep.paper import paper_rows
 from dino_exp.report.sweep.sweep_curves import of_each_metric, small_multiples
-from dino_exp.report.sweep.sweep_figures import KNN, map_data, paper_rows
+from dino_exp.report.sweep.sweep_figures import KNN, map_data
 from dino_exp.report.thinning import thinned
 from tests.report.synthetic import temps_momenta, write_sweep
 
@@ -30,12 +31,12 @@ def test_a_cell_is_the_mean_over_the_other_axes(tmp_path: Path) -> None:
 def test_every_pair_of_many_axes_has_a_map(tmp_path: Path) -> None:
     keys = ["optimizer.lr", "loss.teacher_temp", "trainer.seed", *(f"augment.a{index}" for index in range(7))]
     runs = [
-        {"values": {key: (index * 7 + place) % 5 for place, key in enumerate(keys)} | {"trainer.seed": index}}
+        {"values": {key: (index * 7 + at) % 5 for at, key in enumerate(keys)} | {"trainer.seed": index}}
         for index in range(12)
     ]
-    for run, place in zip(runs, range(12), strict=True):
+    for index, run in enumerate(runs):
         run["values"] |= {
-            key: (place * (n + 2) // 3) % 4 for n, key in enumerate(keys) if key != "trainer.seed"
+            key: (index * (n + 2) // 3) % 4 for n, key in enumerate(keys) if key != "trainer.seed"
         }
     sweep = load_sweep(write_sweep(tmp_path, runs))
     axes = list(sweep.axes)
@@ -46,7 +47,7 @@ def test_every_pair_of_many_axes_has_a_map(tmp_path: Path) -> None:
     assert all("trainer.seed" not in pair for pair in found[: -len(axes) + 1])
 
 
-def test_seeds_that_are_all_different_are_no_groups(tmp_path: Path) -> None:
+def test_runs_with_distinct_seeds_form_no_groups(tmp_path: Path) -> None:
     runs = temps_momenta()
     for index, run in enumerate(runs):
         run["values"]["trainer.seed"] = index
@@ -68,7 +69,7 @@ def test_a_run_without_curves_keeps_its_panel(tmp_path: Path) -> None:
     assert "h / ln K" in files[1].title
 
 
-def test_a_cell_of_different_ends_is_mixed(tmp_path: Path) -> None:
+def test_a_cell_with_different_outcomes_is_mixed(tmp_path: Path) -> None:
     runs = temps_momenta(seeds=2)
     runs[0]["verdict"] = "slow"
     sweep = load_sweep(write_sweep(tmp_path, runs))
@@ -77,20 +78,20 @@ def test_a_cell_of_different_ends_is_mixed(tmp_path: Path) -> None:
     assert sorted(cell.outcomes.split(", ")) == ["1 healthy", "1 slow"]
 
 
-def test_many_values_become_ranges_that_hold_all() -> None:
+def test_many_values_are_grouped_into_ranges() -> None:
     values = [1e-5 * 1.1**index for index in range(100)]
     ticks = Ticks([*values, "null"])
-    places = [ticks.of(value) for value in values]
+    positions = [ticks.of(value) for value in values]
     assert len(ticks.labels) == 13
-    assert places == sorted(places)
-    assert set(places) == set(range(12))
+    assert positions == sorted(positions)
+    assert set(positions) == set(range(12))
     assert ticks.labels[ticks.of("null")] == "null"
     words = Ticks([f"w{index}" for index in range(40)])
     assert len(words.labels) == 24
     assert words.labels[words.of("w39")] == "others"
 
 
-def test_spread() -> None:
+def test_spread_ignores_unknown_values() -> None:
     assert spread([None]) == (None, None, 0)
     assert spread([3.0, None]) == (3.0, None, 1)
     assert spread([1.0, 3.0]) == (2.0, pytest.approx(2**0.5), 2)
@@ -109,7 +110,7 @@ def test_thinned_curves_keep_spikes_ends_and_gaps() -> None:
     assert [step for step, _ in thin] == sorted(step for step, _ in thin)
 
 
-def test_the_papers_figures_stay_apart(tmp_path: Path) -> None:
+def test_the_papers_results_are_not_among_the_sweeps(tmp_path: Path) -> None:
     sweep = load_sweep(write_sweep(tmp_path, temps_momenta()))
     axes = dict(paper_rows(sweep))
     assert set(axes) == {"loss.teacher_temp", "loss.center_momentum"}
