@@ -4,23 +4,28 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
-from hydra.types import RunMode
+from hydra.core.utils import JobReturn, JobStatus
+from hydra.types import RunMode, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from dino_exp.config.compose import Checked, check
+from dino_exp.config.compose import Checked, check, compose_run
 from dino_exp.config.help import print_help
+from dino_exp.config.hydra_jobs import HydraJobs
 from dino_exp.config.hydra_loader import CONFIG_NAME, VERSION_BASE, loader, parse_arguments
 from dino_exp.config.identity import run_id
 from dino_exp.config.register import CONF, register
 from dino_exp.config.schema import SCHEMAS
+from dino_exp.config.sweep_runs import Run
 from dino_exp.errors import FAILED, INTERRUPTED, UserError, refuse, warn
 from dino_exp.parallel.rank_zero import in_all_processes
 from dino_exp.runs import former_names
@@ -36,16 +41,6 @@ class Job(NamedTuple):
     """The resolved configuration, as YAML."""
     directory: Path
     group: str | None
-
-
-_outcomes: list[Outcome] = []
-"""Of the runs in this process, in order; Hydra's launcher keeps what its runs return to itself."""
-
-_planned: dict[str, tuple[str, ...]] = {}
-"""The swept overrides of the runs in this process, by run id."""
-
-checked_jobs: dict[tuple[str, ...], DictConfig] = {}
-"""The configurations of the sweep at hand, by all overrides of a run, so that nobody composes them again."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -121,7 +116,7 @@ def show_help(argv: Sequence[str], config_dir: str | None) -> int:
     return 0
 
 
-def hand_over(argv: Sequence[str]) -> None:
+def hand_over(argv: Sequence[str], task: TaskFunction = lambda cfg: None) -> None:
     """Let Hydra do what the command line says; it reads `sys.argv`, and wants the flags first."""
     register()
     overrides = parse_arguments(argv).overrides
@@ -131,30 +126,99 @@ def hand_over(argv: Sequence[str]) -> None:
 
 
 def run(argv: Sequence[str], checked: Checked) -> int:
-    """Run what was checked."""
-    _outcomes.clear()
-    _planned.clear()
-    _planned.update({run.run_id: run.overrides for run in checked.runs})
-    checked_jobs.clear()
-    checked_jobs.update({run.job: run.cfg for run in checked.runs if run.cfg is not None})
+    """Run what was checked; returns the exit code."""
+    argv = [*argv, *checked.extra_overrides]
+    arguments = parse_arguments(argv)
+    runs = Runs(checked)
+    outcomes = runs.outcomes
     try:
-        hand_over([*argv, *checked.extra_overrides])
+        if checked.multirun and not checked.own_sweeper:
+            hand_over(argv, runs)
+            return exit_code(outcomes, checked.multirun)
+        jobs = HydraJobs(arguments.overrides, checked.multirun, arguments.config_dir)
+        with jobs.told():
+            if checked.search:
+                from launchers.search import search
+
+                return search(
+                    jobs.settings("sweeper"),
+                    Path(jobs.config.hydra.sweep.dir),
+                    checked.fixed,
+                    checked.spaces,
+                    partial(compose_run, config_dir=arguments.config_dir),
+                    partial(runs.launch, jobs),
+                )
+            runs.launch(jobs, checked.runs)
+    except UserError as error:
+        return refuse([str(error)])
     except KeyboardInterrupt:
-        if not _outcomes or _outcomes[-1].state != "preempted":
-            _outcomes.append(Outcome("", "preempted", INTERRUPTED, "stopped between two runs"))
+        if not outcomes or outcomes[-1].state != "preempted":
+            outcomes.append(Outcome("", "preempted", INTERRUPTED, "stopped between two runs"))
         if checked.search:
-            return _outcomes[-1].exit_code
+            return outcomes[-1].exit_code
     finally:
         if checked.multirun and checked.local and not checked.search:
-            Console().print(sweep_table(checked, _outcomes))
-    if checked.search:
-        return 0  # one without any result has ended this process
-    return exit_code(_outcomes, checked.multirun)
+            Console().print(sweep_table(checked, outcomes))
+    return exit_code(outcomes, checked.multirun)
 
 
-def note(outcome: Outcome) -> None:
-    """How a run ended that happened elsewhere."""
-    _outcomes.append(outcome)
+@dataclass
+class Runs:
+    """The runs of one command line, and how they ended; called by Hydra's plugins for each run."""
+
+    checked: Checked
+    outcomes: list[Outcome] = field(default_factory=list)
+
+    def launch(self, jobs: HydraJobs, runs: Sequence[Run], first: int = 0) -> list[Outcome]:
+        """Train runs wherever the launcher says, and return how they ended; `first` counts from 0."""
+        ended = len(self.outcomes)
+        launcher = self.checked.own_launcher
+        if launcher:
+            from launchers.launch import launch
+
+            folder = Path(jobs.config.hydra.sweep.dir)
+            self.outcomes += launch(launcher, jobs.settings("launcher"), folder, runs)
+        elif self.checked.local:
+            for number, run in enumerate(runs, first):
+                jobs.call(partial(self, run.cfg), run.job, number)
+        else:
+            returns = jobs.launch(self, [run.job for run in runs], first)
+            self.outcomes[ended:] = [outcome_of(each) for each in returns]
+        return self.outcomes[ended:]
+
+    def __call__(self, cfg: DictConfig) -> Outcome:
+        """Train one run in the directory that Hydra has chosen.
+
+        Nothing is raised, because Hydra would show a shortened traceback and end a sweep with it; except when
+        the run was stopped, which stops the sweep.
+        """
+        settings = HydraConfig.get()
+        directory = Path(settings.runtime.output_dir)
+        multirun = settings.mode == RunMode.MULTIRUN
+        if multirun:
+            planned = [run.run_id for run in self.checked.runs]
+            header = " ".join(settings.overrides.task)
+            if run_id(cfg) in planned:
+                index = planned.index(run_id(cfg))
+                header = f"[{index + 1}/{len(planned)}] {' '.join(self.checked.runs[index].overrides)}"
+            Console(soft_wrap=True).print(Text(f"\n{header}", style="bold"))
+        group = Path(settings.sweep.dir).name if multirun else None
+        # torch comes last: refusing and helping need not wait for it
+        from dino_exp.parallel import distributed
+
+        distributed.from_main(Job(OmegaConf.to_yaml(cfg, resolve=True), directory, group))
+        outcome = attempt(cfg, directory, group)
+        self.outcomes.append(outcome)
+        if outcome.state == "preempted" and multirun:
+            raise KeyboardInterrupt
+        return outcome
+
+
+def outcome_of(job: JobReturn) -> Outcome:
+    """Return how a run ended in another project's launcher."""
+    if job.status == JobStatus.COMPLETED:
+        return cast(Outcome, job.return_value)
+    return Outcome("", "failed", FAILED, "the launcher could not run it")
 
 
 def exit_code(outcomes: Sequence[Outcome], multirun: bool) -> int:
@@ -164,31 +228,6 @@ def exit_code(outcomes: Sequence[Outcome], multirun: bool) -> int:
     if any(outcome.state in ("failed", "lost") for outcome in outcomes):
         return FAILED
     return next((outcome.exit_code for outcome in outcomes if outcome.exit_code), 0)
-
-
-def task(cfg: DictConfig) -> Outcome:
-    """One run, called by Hydra in the process where it happens.
-
-    Nothing is raised, because Hydra would show a shortened traceback and end a sweep with it; except when the
-    run was stopped, which stops the sweep.
-    """
-    settings = HydraConfig.get()
-    directory = Path(settings.runtime.output_dir)
-    multirun = settings.mode == RunMode.MULTIRUN
-    if multirun:
-        number = f"[{len(_outcomes) + 1}/{len(_planned)}] " if _planned else ""
-        overrides = _planned.get(run_id(cfg), settings.overrides.task)
-        Console(soft_wrap=True).print(Text(f"\n{number}{' '.join(overrides)}", style="bold"))
-    group = Path(settings.sweep.dir).name if multirun else None
-    # torch comes last: refusing and helping need not wait for it
-    from dino_exp.parallel import distributed
-
-    distributed.from_main(Job(OmegaConf.to_yaml(cfg, resolve=True), directory, group))
-    outcome = attempt(cfg, directory, group)
-    _outcomes.append(outcome)
-    if outcome.state == "preempted" and multirun:
-        raise KeyboardInterrupt
-    return outcome
 
 
 def sweep_table(checked: Checked, outcomes: Sequence[Outcome]) -> Table:

@@ -1,13 +1,16 @@
-"""The launchers and sweepers, where Hydra looks for plugins; what they do is in `launchers`."""
+"""The launchers and sweepers, where Hydra looks for plugins.
+
+`train.py` calls `launchers` itself. Hydra calls what is here when another project's sweeper is chosen.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
-from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.plugins import Plugins
 from hydra.core.utils import JobReturn, JobStatus
 from hydra.plugins.launcher import Launcher
 from hydra.plugins.sweeper import Sweeper
@@ -16,49 +19,24 @@ from omegaconf import DictConfig, OmegaConf
 
 
 class GridSweeper(BasicSweeper):
-    """Hydra's own sweeper, less its second look at every run: `train.py` has checked them already."""
-
-    def sweep(self, arguments: list[str]) -> Any:
-        """Give all combinations to the launcher at once."""
-        from dino_exp.config.hydra_loader import sweeper_parameters
-
-        assert self.config is not None
-        assert self.launcher is not None
-        assert self.hydra_context is not None
-        parser = OverridesParser.create(config_loader=self.hydra_context.config_loader)
-        overrides = parser.parse_overrides([*sweeper_parameters(self.config), *arguments])
-        runs = self.split_arguments(overrides, None)[0]
-        return [self.launcher.launch(runs, initial_job_idx=0)]
+    """`hydra/sweeper=grid`: all combinations, which `train.py` makes when it checks them."""
 
 
 class OptunaSweeper(Sweeper):
-    """`hydra/sweeper=optuna`: hands the command line to `launchers.search`."""
+    """`hydra/sweeper=optuna`"""
 
     def __init__(self, **settings: Any) -> None:
-        self.settings: Any = OmegaConf.to_container(OmegaConf.create(settings), resolve=True)
+        raise NotImplementedError("only train.py can search; Hydra alone cannot")
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
-        """Called by Hydra before `sweep`."""
-        self.config, self.hydra_context = config, hydra_context
-        self.launcher = Plugins.instance().instantiate_launcher(
-            hydra_context=hydra_context, task_function=task_function, config=config
-        )
+        """Never called."""
 
     def sweep(self, arguments: list[str]) -> None:
-        """Search until enough trials have ended."""
-        from dino_exp.config.hydra_loader import sweeper_parameters
-        from launchers.search import search
-
-        assert self.config is not None
-        assert self.hydra_context is not None
-        assert self.launcher is not None
-        parser = OverridesParser.create(config_loader=self.hydra_context.config_loader)
-        overrides = parser.parse_overrides([*sweeper_parameters(self.config), *arguments])
-        search(self.settings, self.config, overrides, self.launcher)
+        """Never called."""
 
 
 class _SweepLauncher(Launcher):
-    """Hands Hydra's jobs to `launchers.launch`."""
+    """Hands the jobs of another project's sweeper to `launchers.launch`."""
 
     kind = ""
 
@@ -68,16 +46,31 @@ class _SweepLauncher(Launcher):
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         """Called by Hydra before `launch`."""
         self.config = config
+        self.outcomes: list[Any] = getattr(task_function, "outcomes", [])
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         """Submit the jobs and, unless detached, wait for them; what they return is how they ended."""
+        from dino_exp.config.compose import compose_run
+        from dino_exp.errors import UserError, refuse
         from launchers.launch import launch
 
-        returns = []
-        for outcome in launch(self.kind, self.settings, self.config, job_overrides):
-            job = JobReturn(status=JobStatus.COMPLETED)
-            job.return_value = outcome
-            returns.append(job)
+        hydra = self.config.hydra
+        folders = [each.path for each in hydra.runtime.config_sources if each.provider == "command-line"]
+        try:
+            runs = [
+                replace(
+                    compose_run(words, *folders[:1]),
+                    overrides=tuple(word for word in words if word not in hydra.overrides.task),
+                )
+                for words in job_overrides
+            ]
+            outcomes = launch(self.kind, self.settings, Path(hydra.sweep.dir), runs)
+        except UserError as error:
+            raise SystemExit(refuse([str(error)])) from None
+        self.outcomes += outcomes
+        returns = [JobReturn(status=JobStatus.COMPLETED) for _ in outcomes]
+        for returned, outcome in zip(returns, outcomes, strict=True):
+            returned.return_value = outcome
         return returns
 
 

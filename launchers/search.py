@@ -10,7 +10,7 @@ import hashlib
 import json
 import math
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -18,8 +18,6 @@ from typing import Any, Protocol
 
 import optuna
 from filelock import FileLock, Timeout
-from hydra.core.override_parser.types import Override
-from hydra.core.utils import JobReturn, JobStatus
 from omegaconf import DictConfig
 from optuna.samplers import BaseSampler, RandomSampler, TPESampler
 from optuna.storages import JournalStorage
@@ -30,13 +28,14 @@ from rich.table import Table
 from rich.text import Text
 
 from dino_exp import errors
-from dino_exp.config.identity import identity, run_id
-from dino_exp.config.search_space import Choices, Space, divide, latest, probes, typed
+from dino_exp.config.identity import identity
+from dino_exp.config.search_space import Choices, Space, probes, typed
+from dino_exp.config.sweep_runs import Run
 from dino_exp.errors import UserError
 from dino_exp.runs import former_names
 from dino_exp.runs.manifest import Manifest
 from dino_exp.train.attempt import Outcome
-from launchers.launch import a_console, compose_all
+from launchers.launch import a_console
 
 JOURNAL = "optuna.journal"
 LOCK = ".search.lock"
@@ -46,47 +45,53 @@ RETRY_OF, REFUSED, RUN, OVERRIDES = "retry_of", "refused", "run", "overrides"
 """What is noted beside a trial's values."""
 
 
-class Launcher(Protocol):
-    """Any of Hydra's."""
+Compose = Callable[[Sequence[str]], Run]
+"""From the overrides of a run to the checked run; raises `UserError`."""
 
-    def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
-        """Train, and return how it went."""
+
+class Launch(Protocol):
+    """Whatever trains the trials."""
+
+    def __call__(self, runs: Sequence[Run], first: int) -> Sequence[Outcome]:
+        """Train, and return how it went, in any order; `first` is the number of the first run, from 0."""
 
 
 def search(
-    settings: Mapping[str, Any], config: DictConfig, overrides: Sequence[Override], launcher: Launcher
-) -> None:
-    """Do what `hydra/sweeper=optuna` asks for.
+    settings: Mapping[str, Any],
+    folder: Path,
+    fixed: Sequence[str],
+    spaces: Sequence[Space],
+    compose: Compose,
+    launch: Launch,
+) -> int:
+    """Do what `hydra/sweeper=optuna` asks for, and return the exit code.
 
     Args:
         settings: as the fields of `OptunaSettings`.
-        config: Hydra's own of the sweep.
-        overrides: all that is not Hydra's, spaces among them.
-        launcher: trains the trials.
+        folder: the sweep's.
+        fixed: the overrides that all trials share.
+        spaces: what the trials differ in.
+        compose: checks the values of a trial.
+        launch: trains trials.
 
     Raises:
-        SystemExit: no trial is complete, or the user has to mend something.
+        UserError: something must be fixed before the search can continue.
+        KeyboardInterrupt: the user stopped it.
     """
-    console, folder = a_console(), Path(config.hydra.sweep.dir)
-    try:
-        fixed, spaces = divide(latest(overrides))
-        Manifest.load_or_new(folder)  # refuses one of a newer version before anything is made
-        with alone(folder):
-            first = compose_all(config, probes(fixed, spaces)[:1])[0]
-            spaces = [in_first_names(space) for space in spaces]
-            study = open_study(folder / JOURNAL, study_name(first, spaces), settings)
-            searching = Search(study, settings, config, fixed, spaces, launcher, console)
-            try:
-                searching.run()
-            except KeyboardInterrupt:
-                console.print("Stopped. The same command goes on with the trials that have not ended.")
-                raise
-            finally:
-                console.print(summary(study, folder))
-    except UserError as error:
-        raise SystemExit(errors.refuse([str(error)])) from None
-    if not of_state(study, TrialState.COMPLETE):
-        raise SystemExit(errors.FAILED)
+    console = a_console()
+    Manifest.load_or_new(folder)  # refuses one of a newer version before anything is made
+    with alone(folder):
+        first = compose(probes(fixed, spaces)[0]).cfg
+        spaces = [in_first_names(space) for space in spaces]
+        study = open_study(folder / JOURNAL, study_name(first, spaces), settings)
+        try:
+            Search(study, settings, fixed, spaces, compose, launch, console).run()
+        except KeyboardInterrupt:
+            console.print("Stopped. The same command goes on with the trials that have not ended.")
+            raise
+        finally:
+            console.print(summary(study, folder))
+    return 0 if of_state(study, TrialState.COMPLETE) else errors.FAILED
 
 
 @contextmanager
@@ -179,13 +184,12 @@ class Search:
 
     study: optuna.Study
     settings: Mapping[str, Any]
-    config: DictConfig
-    """Hydra's own of the sweep."""
     fixed: Sequence[str]
     """The overrides that all trials share."""
     spaces: Sequence[Space]
     """In first names, as the study has them."""
-    launcher: Launcher
+    compose: Compose
+    launch: Launch
     console: Console
     known: dict[str, Told] = field(default_factory=dict)
     """How runs ended, by id; no run is trained twice."""
@@ -219,37 +223,35 @@ class Search:
         for trial in failed[: max(0, self.remaining + len(failed))]:
             self.study.enqueue_trial(trial.params, user_attrs={RETRY_OF: trial.number})
 
-    def ask(self) -> dict[str, list[Trial]]:
-        """The trials to train next, by run id; those whose end is known are told at once."""
+    def ask(self) -> dict[str, tuple[Run, list[Trial]]]:
+        """Return the runs to train next with their trials, by run id; tell at once what is known."""
         distributions = {space.key: space.distribution() for space in self.spaces}
-        batch: dict[str, list[Trial]] = {}
+        batch: dict[str, tuple[Run, list[Trial]]] = {}
         for _ in range(self.remaining):
             if len(batch) == self.settings["n_jobs"]:
                 break
             trial = self.study.ask(distributions)
-            trial.set_user_attr(OVERRIDES, self.overrides_of(trial))
+            values = self.overrides_of(trial)
+            trial.set_user_attr(OVERRIDES, values)
             try:
-                cfg = compose_all(self.config, [[*self.fixed, *self.overrides_of(trial)]])[0]
+                run = replace(self.compose([*self.fixed, *values]), overrides=tuple(values))
             except UserError as error:  # values that do not go together
                 trial.set_user_attr(REFUSED, str(error))
                 self.tell(trial, Told(TrialState.FAIL, message=str(error)))
                 continue
-            name = run_id(cfg)
-            trial.set_user_attr(RUN, name)
-            if name in self.known:
-                self.tell(trial, self.known[name])
+            trial.set_user_attr(RUN, run.run_id)
+            if run.run_id in self.known:
+                self.tell(trial, self.known[run.run_id])
             else:
-                batch.setdefault(name, []).append(trial)
+                batch.setdefault(run.run_id, (run, []))[1].append(trial)
         return batch
 
-    def train(self, batch: Mapping[str, Sequence[Trial]]) -> None:
+    def train(self, batch: Mapping[str, tuple[Run, Sequence[Trial]]]) -> None:
         """Have a batch trained, and tell how it went."""
-        jobs = [[*self.fixed, *self.overrides_of(trials[0])] for trials in batch.values()]
-        returns = self.launcher.launch(jobs, self.launched)
-        self.launched += len(jobs)
-        outcomes = [each.return_value for each in returns if each.status == JobStatus.COMPLETED]
+        outcomes = self.launch([run for run, _ in batch.values()], self.launched)
+        self.launched += len(batch)
         without_knn = None
-        for name, trials in batch.items():
+        for name, (_, trials) in batch.items():
             outcome = outcome_of(name, outcomes)
             self.known[name] = judge(outcome)
             for trial in trials:

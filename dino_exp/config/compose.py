@@ -20,6 +20,7 @@ from omegaconf.errors import GrammarParseError, OmegaConfBaseException
 
 from dino_exp.config import messages
 from dino_exp.config.hydra_loader import (
+    GRID_SWEEPER,
     CompositionError,
     Loader,
     is_basic,
@@ -36,7 +37,7 @@ from dino_exp.config.launcher_settings import problems as settings_problems
 from dino_exp.config.overrides import OverrideReader
 from dino_exp.config.relations import folder_problems
 from dino_exp.config.schema import SCHEMAS, Config, schema_of
-from dino_exp.config.search_space import Numbers, divide, latest, probes, space_of
+from dino_exp.config.search_space import Numbers, Space, divide, latest, probes, space_of
 from dino_exp.config.sweep_runs import Findings, Run, same_runs, sweep_name
 from dino_exp.config.validate import field_problems, keys_of, node_problems, validate, warn
 from dino_exp.errors import UserError
@@ -56,6 +57,10 @@ class Checked:
     multirun: bool = False
     search: bool = False
     """Whether Optuna proposes the runs, so that none is known beforehand."""
+    fixed: list[str] = field(default_factory=list)
+    """The overrides that all trials of a search share."""
+    spaces: list[Space] = field(default_factory=list)
+    """What a search proposes values from."""
     local: bool = True
     """Whether the runs happen in this process."""
     launcher: DictConfig | None = None
@@ -75,6 +80,16 @@ class Checked:
         return self.misread + self.invalid
 
     @property
+    def own_sweeper(self) -> bool:
+        """Whether the runs are known without a Hydra plugin of another project."""
+        return self.search or (self.sweeper is not None and self.sweeper._target_ == GRID_SWEEPER)
+
+    @property
+    def own_launcher(self) -> str | None:
+        """The name of our launcher that is chosen: slurm or local."""
+        return next((name for name, kind in SETTINGS.items() if kind is schema_of(self.launcher)), None)
+
+    @property
     def extra_overrides(self) -> list[str]:
         """What to add to the command line for Hydra."""
         return [override_text("hydra.sweep.dir", self.sweep_dir)] if self.sweep_dir else []
@@ -86,10 +101,20 @@ def compose(overrides: Iterable[str] = ()) -> Config:
     Raises:
         UserError: with one line per problem.
     """
-    checked = check(former_names.TABLE.present_words(list(overrides))[0])
+    # a DictConfig with these fields
+    return cast(Config, compose_run(former_names.TABLE.present_words(list(overrides))[0]).cfg)
+
+
+def compose_run(overrides: Sequence[str], config_dir: str | None = None) -> Run:
+    """Return one checked run; overrides have present names.
+
+    Raises:
+        UserError: with one line per problem.
+    """
+    checked = check([*([] if config_dir is None else ["--config-dir", config_dir]), *overrides])
     if checked.errors or checked.cfg is None:
         raise UserError("\n".join(checked.errors or ["a sweep has no single configuration"]))
-    return cast(Config, checked.cfg)  # a DictConfig with these fields
+    return checked.runs[0]
 
 
 def check(argv: Sequence[str]) -> Checked:
@@ -138,6 +163,7 @@ class _Preflight:
             self._check_sweep(overrides, base)
         if checked.search:
             checked.runs.clear()
+            checked.fixed, checked.spaces = divide(overrides)
 
     # ---- composing ------------------------------------------------------------------------------
 

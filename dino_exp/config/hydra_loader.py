@@ -1,4 +1,4 @@
-"""Hydra's parser, loader and sweeper without its application; no other module knows Hydra's internals."""
+"""Hydra's parser, loader and sweeper without its application; its jobs are in `hydra_jobs`."""
 
 from __future__ import annotations
 
@@ -38,6 +38,7 @@ from dino_exp.runs import former_names
 
 VERSION_BASE = "1.3"
 CONFIG_NAME = "config"
+GRID_SWEEPER = "hydra_plugins.dino_exp_launchers.GridSweeper"
 EVALUATE = "evaluate"
 """The other table of contents, that of `evaluate.py`."""
 
@@ -85,13 +86,13 @@ class Loader:
                 raise UserError(f"--config-dir {config_dir}: there is no such folder.")
             path = f"file://{Path(config_dir).resolve()}"
             search_path.prepend("command-line", path, SearchPathQuery(provider="schema", path=None))
-        self._hydra = ConfigLoaderImpl(config_search_path=search_path)
-        self._parser = OverridesParser.create(config_loader=self._hydra)
+        self.hydra = ConfigLoaderImpl(config_search_path=search_path)
+        self._parser = OverridesParser.create(config_loader=self.hydra)
         self._parsed: dict[str, Override] = {}  # a sweep repeats the same texts many times
         self._composed: dict[tuple[str, ...], Composition] = {}
         defaults = yaml.safe_load((CONF / f"{config_name}.yaml").read_text("utf-8"))["defaults"]
         contents = {group for entry in defaults if isinstance(entry, dict) for group in entry}
-        self.groups: list[str] = sorted(contents & set(self._hydra.get_group_options("", ObjectType.GROUP)))
+        self.groups: list[str] = sorted(contents & set(self.hydra.get_group_options("", ObjectType.GROUP)))
 
     def is_group(self, key: str) -> bool:
         """Whether `key` chooses among files (`backbone`, `hydra/launcher`) and does not set a value."""
@@ -101,7 +102,7 @@ class Loader:
 
     def options(self, group: str) -> list[str]:
         """The files of a group."""
-        return sorted(self._hydra.get_group_options(group, ObjectType.CONFIG))
+        return sorted(self.hydra.get_group_options(group, ObjectType.CONFIG))
 
     def parse(self, text: str) -> Override:
         """One override; raises `HydraException` where it is malformed."""
@@ -117,11 +118,22 @@ class Loader:
         """
         if choices not in self._composed:
             try:
-                cfg = self._hydra.load_configuration(self.config_name, list(choices), RunMode.RUN)
+                cfg = self.hydra.load_configuration(self.config_name, list(choices), RunMode.RUN)
             except (HydraException, OmegaConfBaseException) as error:
                 raise _composition_error(error) from error
             self._composed[choices] = Composition(cfg, without_hydra(cfg))
         return self._composed[choices]
+
+    def load(self, words: Sequence[str], mode: RunMode) -> DictConfig:
+        """Return what Hydra composes from all overrides; in a sweep, those that all runs share.
+
+        Raises:
+            UserError: it cannot.
+        """
+        try:
+            return self.hydra.load_configuration(self.config_name, list(words), mode)
+        except (HydraException, OmegaConfBaseException) as error:
+            raise UserError(f"{_composition_error(error)}.") from error
 
     @staticmethod
     def expand(overrides: Sequence[Override]) -> list[list[str]]:
@@ -222,4 +234,4 @@ def is_basic(node: Any) -> bool:
 
 def is_grid(node: Any) -> bool:
     """Whether a sweeper node goes through all combinations."""
-    return is_basic(node) or str(node.get("_target_", "")).endswith(".GridSweeper")
+    return is_basic(node) or str(node.get("_target_", "")) == GRID_SWEEPER

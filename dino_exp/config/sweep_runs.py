@@ -15,9 +15,9 @@ class Run:
     overrides: tuple[str, ...]
     """The swept overrides with this run's values; empty for a single run."""
     run_id: str
-    job: tuple[str, ...] = ()
+    job: tuple[str, ...]
     """All overrides, as Hydra's sweeper hands them to a launcher."""
-    cfg: DictConfig | None = field(default=None, compare=False, repr=False)
+    cfg: DictConfig = field(compare=False, repr=False)
     """The checked configuration."""
 
 

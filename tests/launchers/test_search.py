@@ -7,12 +7,11 @@ import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import optuna
 import pytest
 from filelock import FileLock
-from hydra.core.utils import JobReturn, JobStatus
-from omegaconf import OmegaConf
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
@@ -20,10 +19,10 @@ from optuna.trial import FrozenTrial, TrialState
 
 from dino_exp import cli
 from dino_exp.config import launcher_settings as settings_module
-from dino_exp.config.compose import check, compose
+from dino_exp.config.compose import check, compose_run
 from dino_exp.config.hydra_loader import loader
-from dino_exp.config.identity import run_id
-from dino_exp.config.search_space import probes, space_of
+from dino_exp.config.search_space import divide, probes, space_of
+from dino_exp.config.sweep_runs import Run
 from dino_exp.errors import UserError
 from dino_exp.train.attempt import Outcome
 from launchers import search as search_module
@@ -57,16 +56,14 @@ class FakeLauncher:
     def jobs(self) -> list[list[str]]:
         return [job for batch in self.batches for job in batch]
 
-    def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> list[JobReturn]:
-        self.batches.append([list(overrides) for overrides in job_overrides])
-        self.first_jobs.append(initial_job_idx)
-        returns = []
-        for overrides in job_overrides:
-            state, message, knn = self.train(dict(word.split("=", 1) for word in overrides))
-            returned = JobReturn(status=JobStatus.COMPLETED)
-            returned.return_value = Outcome(run_id(compose(overrides)), state, 0, message, knn)
-            returns.append(returned)
-        return returns[::-1]
+    def __call__(self, runs: Sequence[Run], first: int) -> list[Outcome]:
+        self.batches.append([list(run.job) for run in runs])
+        self.first_jobs.append(first)
+        outcomes = []
+        for run in runs:
+            state, message, knn = self.train(dict(word.split("=", 1) for word in run.job))
+            outcomes.append(Outcome(run.run_id, state, 0, message, knn))
+        return outcomes[::-1]
 
 
 def well(values: dict[str, str]) -> tuple[str, str, float | None]:
@@ -74,10 +71,10 @@ def well(values: dict[str, str]) -> tuple[str, str, float | None]:
     return "finished", "healthy", 1000 * float(values.get("loss.teacher_temp", 0))
 
 
-def run_search(folder: Path, launcher: FakeLauncher, overrides: Sequence[str], **changes: Any) -> None:
+def run_search(folder: Path, launcher: FakeLauncher, overrides: Sequence[str], **changes: Any) -> int:
     settings = {"n_trials": 12, "n_jobs": 1, "sampler": "random", "seed": 0} | changes
-    config = OmegaConf.create({"hydra": {"sweep": {"dir": str(folder)}, "runtime": {"config_sources": []}}})
-    search(settings, config, [loader(None).parse(text) for text in overrides], launcher)
+    fixed, spaces = divide([loader(None).parse(text) for text in overrides])
+    return search(settings, folder, fixed, spaces, compose_run, launcher)
 
 
 def studies(folder: Path) -> list[optuna.Study]:
@@ -216,20 +213,16 @@ def test_what_optuna_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str])
 
 def test_none_complete(tmp_path: Path) -> None:
     launcher = FakeLauncher(lambda values: ("failed", "no", None))
-    with pytest.raises(SystemExit) as exit_code:
-        run_search(tmp_path, launcher, [*FIXED, TEMPERATURE], n_trials=2)
-    assert exit_code.value.code == 1
+    assert run_search(tmp_path, launcher, [*FIXED, TEMPERATURE], n_trials=2) == 1
     assert len(launcher.jobs) == 2
 
 
-def test_without_knn(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_without_knn(tmp_path: Path) -> None:
     launcher = FakeLauncher(
         lambda values: ("finished", "healthy", None if values["trainer.seed"] == "0" else 5.0)
     )
-    with pytest.raises(SystemExit) as exit_code:
+    with pytest.raises(UserError, match="has no k-NN accuracy"):
         run_search(tmp_path, launcher, [*FIXED, "trainer.seed=0,1"], n_trials=9, n_jobs=2)
-    assert exit_code.value.code == 2
-    assert "has no k-NN accuracy" in capsys.readouterr().err
     assert len(launcher.batches) == 1
     assert {trial.state for trial in trials(tmp_path)} == {COMPLETE, FAIL}
 
@@ -302,15 +295,11 @@ def test_another_command_is_another_study(tmp_path: Path) -> None:
     assert [len(study.trials) for study in studies(tmp_path)] == [2, 2, 2]
 
 
-def test_one_search_per_folder(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_one_search_per_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(search_module, "WAIT_SECONDS", 0)
     launcher = FakeLauncher(well)
-    with FileLock(tmp_path / LOCK), pytest.raises(SystemExit) as exit_code:
+    with FileLock(tmp_path / LOCK), pytest.raises(UserError, match="another process is searching there"):
         run_search(tmp_path, launcher, [*FIXED, TEMPERATURE])
-    assert exit_code.value.code == 2
-    assert "another process is searching there" in capsys.readouterr().err
     assert launcher.batches == []
 
 
@@ -409,16 +398,17 @@ def test_errors_leave_nothing_behind(tmp_path: Path) -> None:
 
 
 def test_exit_codes(monkeypatch: pytest.MonkeyPatch) -> None:
-    def one_of_two_failed(argv: Sequence[str]) -> None:
-        cli.note(Outcome("a", "finished", 0, "healthy", 40.0))
-        cli.note(Outcome("b", "failed", 1, "no"))
-
-    def stopped(argv: Sequence[str]) -> None:
-        raise KeyboardInterrupt
-
-    for hand_over, code in ((one_of_two_failed, 0), (stopped, 130)):
-        monkeypatch.setattr(cli, "hand_over", hand_over)
+    """One failed run does not make a search fail that has a complete one; `search` says which it has."""
+    for result, code in ((0, 0), (1, 1), (UserError("no"), 2), (KeyboardInterrupt(), 130)):
+        monkeypatch.setattr(search_module, "search", Mock(side_effect=[result]))
         assert cli.main([*SEARCH, "trainer.seed=0,1"]) == code
+
+
+def test_one_complete_trial_is_enough(tmp_path: Path) -> None:
+    launcher = FakeLauncher(
+        lambda values: well(values) if values["trainer.seed"] == "0" else ("failed", "", None)
+    )
+    assert run_search(tmp_path, launcher, [*FIXED, "trainer.seed=range(0,2)"], n_trials=9) == 0
 
 
 # ---- for real -----------------------------------------------------------------------------------
