@@ -1,18 +1,16 @@
-"""The command line of `train.py`: check everything, then let Hydra run it, then say how it ended."""
+"""The command line of `train.py`: check everything, have Hydra call us for each run, print how it ended."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from functools import partial
+from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple, cast
+from typing import NamedTuple
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
-from hydra.core.utils import JobReturn, JobStatus
-from hydra.types import RunMode, TaskFunction
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from rich.table import Table
@@ -20,9 +18,7 @@ from rich.text import Text
 
 from dino_exp.config.compose import Checked, check, compose_run
 from dino_exp.config.help import print_help
-from dino_exp.config.hydra_jobs import HydraJobs
 from dino_exp.config.hydra_loader import CONFIG_NAME, VERSION_BASE, loader, parse_arguments
-from dino_exp.config.identity import run_id
 from dino_exp.config.register import CONF, register
 from dino_exp.config.schema import SCHEMAS
 from dino_exp.config.sweep_runs import Run
@@ -44,9 +40,9 @@ class Job(NamedTuple):
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Check and run a command line; returns the exit code.
+    """Check and run a command line; return the exit code.
 
-    Of several processes, rank 0 does so, and the others only train what it tells them to.
+    With several processes, rank 0 does so, and the others train what it sends them.
 
     0: done. 2: the configuration or a file is wrong, and nothing was created. Otherwise the run's own code; a
     sweep's is 1 if any of its runs failed.
@@ -69,7 +65,7 @@ def follow() -> int:
 
 
 def command_line(argv: list[str]) -> int:
-    """`main` where this process alone decides."""
+    """Check and run a command line on rank 0; return the exit code."""
     try:
         arguments = parse_arguments(argv)
     except UserError as error:
@@ -80,13 +76,12 @@ def command_line(argv: list[str]) -> int:
     if arguments.help:
         return show_help([word for word in argv if word not in ("--help", "-h")], arguments.config_dir)
     if arguments.hydra_help or arguments.info or arguments.shell_completion:
-        hand_over(argv)
-        return 0
+        return show(argv)
     checked = check(argv)
-    if arguments.cfg:  # shows a configuration also where it cannot run yet
+    if arguments.cfg:  # also shows a configuration that cannot run yet
         if checked.misread:
             return refuse(checked.misread)
-        hand_over(argv)
+        show(argv)
         warn(checked.invalid)
         return 0
     if checked.errors:
@@ -96,7 +91,7 @@ def command_line(argv: list[str]) -> int:
 
 
 def show_help(argv: Sequence[str], config_dir: str | None) -> int:
-    """Print the help with the values that the command line would have."""
+    """Print the help page with the values of this command line."""
     checked = check(argv)
     if checked.cfg is None:
         checked = check([])
@@ -116,39 +111,24 @@ def show_help(argv: Sequence[str], config_dir: str | None) -> int:
     return 0
 
 
-def hand_over(argv: Sequence[str], task: TaskFunction = lambda cfg: None) -> None:
-    """Let Hydra do what the command line says; it reads `sys.argv`, and wants the flags first."""
+def show(argv: Sequence[str]) -> int:
+    """Let Hydra show what the command line asks for; it reads `sys.argv`, and wants the flags first."""
     register()
     overrides = parse_arguments(argv).overrides
     flags = [word for word in argv if word not in overrides]
     sys.argv = [sys.argv[0], *flags, *overrides]
-    hydra.main(version_base=VERSION_BASE, config_path=str(CONF), config_name=CONFIG_NAME)(task)()
+    main = hydra.main(version_base=VERSION_BASE, config_path=str(CONF), config_name=CONFIG_NAME)
+    main(lambda cfg: None)()
+    return 0
 
 
 def run(argv: Sequence[str], checked: Checked) -> int:
     """Run what was checked; returns the exit code."""
-    argv = [*argv, *checked.extra_overrides]
     arguments = parse_arguments(argv)
-    runs = Runs(checked)
-    outcomes = runs.outcomes
+    runs = Runs(checked, arguments.overrides, arguments.config_dir)
+    outcomes, mode = runs.outcomes, RunMode.MULTIRUN if checked.multirun else RunMode.RUN
     try:
-        if checked.multirun and not checked.own_sweeper:
-            hand_over(argv, runs)
-            return exit_code(outcomes, checked.multirun)
-        jobs = HydraJobs(arguments.overrides, checked.multirun, arguments.config_dir)
-        with jobs.told():
-            if checked.search:
-                from launchers.search import search
-
-                return search(
-                    jobs.settings("sweeper"),
-                    Path(jobs.config.hydra.sweep.dir),
-                    checked.fixed,
-                    checked.spaces,
-                    partial(compose_run, config_dir=arguments.config_dir),
-                    partial(runs.launch, jobs),
-                )
-            runs.launch(jobs, checked.runs)
+        loader(arguments.config_dir).run(runs, [*arguments.overrides, *checked.extra_overrides], mode)
     except UserError as error:
         return refuse([str(error)])
     except KeyboardInterrupt:
@@ -159,35 +139,37 @@ def run(argv: Sequence[str], checked: Checked) -> int:
     finally:
         if checked.multirun and checked.local and not checked.search:
             Console().print(sweep_table(checked, outcomes))
-    return exit_code(outcomes, checked.multirun)
+    return 0 if checked.search else exit_code(outcomes, checked.multirun)  # a search raises its own
 
 
-@dataclass
 class Runs:
-    """The runs of one command line, and how they ended; called by Hydra's plugins for each run."""
+    """The runs of one command line: what Hydra calls for each run, and what our plugins take the runs from.
 
-    checked: Checked
-    outcomes: list[Outcome] = field(default_factory=list)
+    Args:
+        checked: what the command line means.
+        typed: its overrides.
+        config_dir: what `--config-dir` names, or None.
+    """
 
-    def launch(self, jobs: HydraJobs, runs: Sequence[Run], first: int = 0) -> list[Outcome]:
-        """Train runs wherever the launcher says, and return how they ended; `first` counts from 0."""
-        ended = len(self.outcomes)
-        launcher = self.checked.own_launcher
-        if launcher:
-            from launchers.launch import launch
+    def __init__(self, checked: Checked, typed: Sequence[str], config_dir: str | None) -> None:
+        self.checked, self.typed, self.config_dir = checked, typed, config_dir
+        self.outcomes: list[Outcome] = []
+        self._known = {run.job: run for run in checked.runs}
 
-            folder = Path(jobs.config.hydra.sweep.dir)
-            self.outcomes += launch(launcher, jobs.settings("launcher"), folder, runs)
-        elif self.checked.local:
-            for number, run in enumerate(runs, first):
-                jobs.call(partial(self, run.cfg), run.job, number)
-        else:
-            returns = jobs.launch(self, [run.job for run in runs], first)
-            self.outcomes[ended:] = [outcome_of(each) for each in returns]
-        return self.outcomes[ended:]
+    def run_of(self, job: Sequence[str]) -> Run:
+        """Return the checked run with these overrides; composed only if a search or a plugin proposed it.
+
+        Raises:
+            UserError: these overrides do not go together.
+        """
+        words = tuple(job)
+        if words not in self._known:
+            own = tuple(word for word in words if word not in self.typed)
+            self._known[words] = replace(compose_run(words, self.config_dir), overrides=own)
+        return self._known[words]
 
     def __call__(self, cfg: DictConfig) -> Outcome:
-        """Train one run in the directory that Hydra has chosen.
+        """Train one run, in the process and the directory that Hydra has chosen.
 
         Nothing is raised, because Hydra would show a shortened traceback and end a sweep with it; except when
         the run was stopped, which stops the sweep.
@@ -196,10 +178,10 @@ class Runs:
         directory = Path(settings.runtime.output_dir)
         multirun = settings.mode == RunMode.MULTIRUN
         if multirun:
-            planned = [run.run_id for run in self.checked.runs]
-            header = " ".join(settings.overrides.task)
-            if run_id(cfg) in planned:
-                index = planned.index(run_id(cfg))
+            header = " ".join(words := tuple(settings.overrides.task))
+            planned = [run.job for run in self.checked.runs]
+            if words in planned:
+                index = planned.index(words)
                 header = f"[{index + 1}/{len(planned)}] {' '.join(self.checked.runs[index].overrides)}"
             Console(soft_wrap=True).print(Text(f"\n{header}", style="bold"))
         group = Path(settings.sweep.dir).name if multirun else None
@@ -214,15 +196,8 @@ class Runs:
         return outcome
 
 
-def outcome_of(job: JobReturn) -> Outcome:
-    """Return how a run ended in another project's launcher."""
-    if job.status == JobStatus.COMPLETED:
-        return cast(Outcome, job.return_value)
-    return Outcome("", "failed", FAILED, "the launcher could not run it")
-
-
 def exit_code(outcomes: Sequence[Outcome], multirun: bool) -> int:
-    """A single run's own; of a sweep, 1 if any run failed, else that of the run that was stopped, else 0."""
+    """Return a single run's code; for a sweep 1 if any run failed, else that of a stopped run, else 0."""
     if not multirun:
         return outcomes[-1].exit_code if outcomes else 0
     if any(outcome.state in ("failed", "lost") for outcome in outcomes):
@@ -231,7 +206,7 @@ def exit_code(outcomes: Sequence[Outcome], multirun: bool) -> int:
 
 
 def sweep_table(checked: Checked, outcomes: Sequence[Outcome]) -> Table:
-    """All runs of a sweep: what differs, how it ended, the verdict or the error."""
+    """Return the table of a sweep's runs: swept overrides, folder, state, and the verdict or the error."""
     table = Table(
         title=f"Sweep {checked.sweep_dir or ''}".rstrip(),
         title_justify="left",

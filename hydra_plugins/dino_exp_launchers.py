@@ -1,43 +1,65 @@
-"""The launchers and sweepers, where Hydra looks for plugins.
+"""The launchers and sweepers, where Hydra looks for plugins; what they do is in `launchers`.
 
-`train.py` calls `launchers` itself. Hydra calls what is here when another project's sweeper is chosen.
+They take the checked runs from the function that Hydra calls for each run: `dino_exp.cli.Runs`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
-from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.plugins import Plugins
 from hydra.core.utils import JobReturn, JobStatus
 from hydra.plugins.launcher import Launcher
 from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
+if TYPE_CHECKING:
+    from dino_exp.cli import Runs
+    from dino_exp.config.sweep_runs import Run
+    from dino_exp.train.attempt import Outcome
 
-class GridSweeper(BasicSweeper):
-    """`hydra/sweeper=grid`: all combinations, which `train.py` makes when it checks them."""
 
-
-class OptunaSweeper(Sweeper):
-    """`hydra/sweeper=optuna`"""
+class _OwnSweeper(Sweeper):
+    """Has a launcher, ours or any other, train runs that are checked."""
 
     def __init__(self, **settings: Any) -> None:
-        raise NotImplementedError("only train.py can search; Hydra alone cannot")
+        self.settings: Any = OmegaConf.to_container(OmegaConf.create(settings), resolve=True)
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
-        """Never called."""
+        """Called by Hydra before `sweep`."""
+        self.runs, self.folder = cast("Runs", task_function), Path(config.hydra.sweep.dir)
+        self.launcher = Plugins.instance().instantiate_launcher(hydra_context, task_function, config)
+
+    def train(self, runs: Sequence[Run], first: int) -> list[Outcome]:
+        """Have the runs trained, the first of which has the number `first`; return how they ended."""
+        assert self.launcher is not None
+        returns = self.launcher.launch([run.job for run in runs], initial_job_idx=first)
+        return [each.return_value for each in returns if each.status == JobStatus.COMPLETED]
+
+
+class GridSweeper(_OwnSweeper):
+    """`hydra/sweeper=grid`: all combinations, which `train.py` has made and checked already."""
 
     def sweep(self, arguments: list[str]) -> None:
-        """Never called."""
+        """Give all runs to the launcher at once."""
+        self.runs.outcomes[:] = self.train(self.runs.checked.runs, 0)
 
 
-class _SweepLauncher(Launcher):
-    """Hands the jobs of another project's sweeper to `launchers.launch`."""
+class OptunaSweeper(_OwnSweeper):
+    """`hydra/sweeper=optuna`"""
 
+    def sweep(self, arguments: list[str]) -> None:
+        """Search until enough trials have ended."""
+        from launchers.search import search
+
+        checked = self.runs.checked
+        search(self.settings, self.folder, checked.fixed, checked.spaces, self.runs.run_of, self.train)
+
+
+class _OwnLauncher(Launcher):
     kind = ""
 
     def __init__(self, **settings: Any) -> None:
@@ -45,42 +67,28 @@ class _SweepLauncher(Launcher):
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         """Called by Hydra before `launch`."""
-        self.config = config
-        self.outcomes: list[Any] = getattr(task_function, "outcomes", [])
+        self.runs, self.folder = cast("Runs", task_function), Path(config.hydra.sweep.dir)
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         """Submit the jobs and, unless detached, wait for them; what they return is how they ended."""
-        from dino_exp.config.compose import compose_run
-        from dino_exp.errors import UserError, refuse
         from launchers.launch import launch
 
-        hydra = self.config.hydra
-        folders = [each.path for each in hydra.runtime.config_sources if each.provider == "command-line"]
-        try:
-            runs = [
-                replace(
-                    compose_run(words, *folders[:1]),
-                    overrides=tuple(word for word in words if word not in hydra.overrides.task),
-                )
-                for words in job_overrides
-            ]
-            outcomes = launch(self.kind, self.settings, Path(hydra.sweep.dir), runs)
-        except UserError as error:
-            raise SystemExit(refuse([str(error)])) from None
-        self.outcomes += outcomes
+        runs = [self.runs.run_of(job) for job in job_overrides]
+        outcomes = launch(self.kind, self.settings, self.folder, runs)
+        self.runs.outcomes += outcomes
         returns = [JobReturn(status=JobStatus.COMPLETED) for _ in outcomes]
         for returned, outcome in zip(returns, outcomes, strict=True):
             returned.return_value = outcome
         return returns
 
 
-class SlurmLauncher(_SweepLauncher):
+class SlurmLauncher(_OwnLauncher):
     """`hydra/launcher=slurm`"""
 
     kind = "slurm"
 
 
-class LocalLauncher(_SweepLauncher):
+class LocalLauncher(_OwnLauncher):
     """`hydra/launcher=local`"""
 
     kind = "local"

@@ -63,8 +63,8 @@ def search(
     spaces: Sequence[Space],
     compose: Compose,
     launch: Launch,
-) -> int:
-    """Do what `hydra/sweeper=optuna` asks for, and return the exit code.
+) -> None:
+    """Do what `hydra/sweeper=optuna` asks for.
 
     Args:
         settings: as the fields of `OptunaSettings`.
@@ -76,6 +76,7 @@ def search(
 
     Raises:
         UserError: something must be fixed before the search can continue.
+        SystemExit: no trial is complete.
         KeyboardInterrupt: the user stopped it.
     """
     console = a_console()
@@ -91,7 +92,8 @@ def search(
             raise
         finally:
             console.print(summary(study, folder))
-    return 0 if of_state(study, TrialState.COMPLETE) else errors.FAILED
+    if not of_state(study, TrialState.COMPLETE):
+        raise SystemExit(errors.FAILED)
 
 
 @contextmanager

@@ -20,7 +20,6 @@ from omegaconf.errors import GrammarParseError, OmegaConfBaseException
 
 from dino_exp.config import messages
 from dino_exp.config.hydra_loader import (
-    GRID_SWEEPER,
     CompositionError,
     Loader,
     is_basic,
@@ -78,16 +77,6 @@ class Checked:
     def errors(self) -> list[str]:
         """One line per problem; empty if everything can run."""
         return self.misread + self.invalid
-
-    @property
-    def own_sweeper(self) -> bool:
-        """Whether the runs are known without a Hydra plugin of another project."""
-        return self.search or (self.sweeper is not None and self.sweeper._target_ == GRID_SWEEPER)
-
-    @property
-    def own_launcher(self) -> str | None:
-        """The name of our launcher that is chosen: slurm or local."""
-        return next((name for name, kind in SETTINGS.items() if kind is schema_of(self.launcher)), None)
 
     @property
     def extra_overrides(self) -> list[str]:

@@ -71,10 +71,10 @@ def well(values: dict[str, str]) -> tuple[str, str, float | None]:
     return "finished", "healthy", 1000 * float(values.get("loss.teacher_temp", 0))
 
 
-def run_search(folder: Path, launcher: FakeLauncher, overrides: Sequence[str], **changes: Any) -> int:
+def run_search(folder: Path, launcher: FakeLauncher, overrides: Sequence[str], **changes: Any) -> None:
     settings = {"n_trials": 12, "n_jobs": 1, "sampler": "random", "seed": 0} | changes
     fixed, spaces = divide([loader(None).parse(text) for text in overrides])
-    return search(settings, folder, fixed, spaces, compose_run, launcher)
+    search(settings, folder, fixed, spaces, compose_run, launcher)
 
 
 def studies(folder: Path) -> list[optuna.Study]:
@@ -213,7 +213,9 @@ def test_what_optuna_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str])
 
 def test_none_complete(tmp_path: Path) -> None:
     launcher = FakeLauncher(lambda values: ("failed", "no", None))
-    assert run_search(tmp_path, launcher, [*FIXED, TEMPERATURE], n_trials=2) == 1
+    with pytest.raises(SystemExit) as exit_code:
+        run_search(tmp_path, launcher, [*FIXED, TEMPERATURE], n_trials=2)
+    assert exit_code.value.code == 1
     assert len(launcher.jobs) == 2
 
 
@@ -398,17 +400,20 @@ def test_errors_leave_nothing_behind(tmp_path: Path) -> None:
 
 
 def test_exit_codes(monkeypatch: pytest.MonkeyPatch) -> None:
-    """One failed run does not make a search fail that has a complete one; `search` says which it has."""
-    for result, code in ((0, 0), (1, 1), (UserError("no"), 2), (KeyboardInterrupt(), 130)):
+    for result, code in ((None, 0), (UserError("no"), 2), (KeyboardInterrupt(), 130)):
         monkeypatch.setattr(search_module, "search", Mock(side_effect=[result]))
         assert cli.main([*SEARCH, "trainer.seed=0,1"]) == code
 
 
 def test_one_complete_trial_is_enough(tmp_path: Path) -> None:
-    launcher = FakeLauncher(
-        lambda values: well(values) if values["trainer.seed"] == "0" else ("failed", "", None)
+    ends = {"0": ("finished", "healthy", 40.0), "1": ("failed", "no", None)}
+    run_search(
+        tmp_path,
+        FakeLauncher(lambda values: ends[values["trainer.seed"]]),
+        [*FIXED, "trainer.seed=range(0,2)"],
+        n_trials=9,
     )
-    assert run_search(tmp_path, launcher, [*FIXED, "trainer.seed=range(0,2)"], n_trials=9) == 0
+    assert {trial.state for trial in trials(tmp_path)} == {COMPLETE, FAIL}
 
 
 # ---- for real -----------------------------------------------------------------------------------
