@@ -25,7 +25,7 @@ LOG_WIDTH = 160
 
 
 def a_console() -> Console:
-    """The terminal, or lines long enough for a log file."""
+    """Return the terminal, or lines long enough for a log file."""
     console = Console(highlight=False)
     return console if console.is_terminal else Console(highlight=False, width=LOG_WIDTH)
 
@@ -33,7 +33,7 @@ def a_console() -> Console:
 def launch(
     launcher: str, settings: Mapping[str, Any], folder: Path, checked_runs: Sequence[Run]
 ) -> list[Outcome]:
-    """Do what `hydra/launcher=...` asks for; how the runs ended, or nothing if nobody waits for them.
+    """Submit the missing runs and wait; return how all ended, or nothing if detached or a dry run.
 
     Args:
         launcher: slurm or local.
@@ -64,7 +64,7 @@ def launch(
 
 
 def announce(console: Console, submission: Submission) -> None:
-    """Say what was submitted, and what was left alone and why."""
+    """Print what was submitted, and what was skipped and why."""
     manifest = submission.manifest
     jobs = sorted({(manifest.runs[name].job or "").partition("_")[0] for name in submission.submitted})
     where = f" as job {', '.join(jobs)}" if manifest.launcher == "slurm" and jobs else ""
@@ -78,7 +78,7 @@ def announce(console: Console, submission: Submission) -> None:
 
 
 def outcome(manifest: Manifest, run: RunState) -> Outcome:
-    """How a run ended, in the words of `train.py`."""
+    """Return how a run ended."""
     directory = manifest.directory(run.name)
     if run.state in ("failed", "lost"):
         return Outcome(run.name, run.state, errors.FAILED, why(manifest, run, 1))
@@ -90,7 +90,7 @@ def outcome(manifest: Manifest, run: RunState) -> Outcome:
 def preview(
     console: Console, folder: Path, launcher: str, settings: Mapping[str, Any], runs: Sequence[Wanted]
 ) -> None:
-    """Print what would be submitted, and what it may cost; creates nothing."""
+    """Print what would be submitted, and what it may cost; create nothing."""
     manifest = Manifest.load_or_new(folder)
     missing, left_alone, _ = plan(manifest, runs, settings["max_retries"])
     jobs = len(groups_of(missing, settings["runs_per_gpu"]))

@@ -1,4 +1,4 @@
-"""Builds components from configuration nodes; only what the schema names is ever imported or called."""
+"""Building components from configuration nodes; only what the schema names is imported or called."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from dino_exp.errors import UserError
 
 
 class Component(Protocol):
-    """A node as the schema's dataclasses describe it; at run time it is a DictConfig."""
+    """A node of the schema; at run time it is a DictConfig."""
 
     _target_: str
 
 
 def targets_of(schema: type) -> tuple[str, ...]:
-    """The `_target_`s that a schema class accepts: its field's choices, or its default alone."""
+    """Return the `_target_`s that a schema class accepts: its field's choices, or its default alone."""
     target: Field[Any] | None = next((field for field in fields(schema) if field.name == "_target_"), None)
     if target is None or target.default in (NO_DEFAULT, NOT_SET):
         return ()
@@ -44,7 +44,7 @@ def check_target(target: Any) -> None:
     A list of dangerous names would always miss one, and a configuration may come from another person.
     """
     if target not in KNOWN:
-        raise UserError(f"_target_ = {target}: not a component of this project, and so never called")
+        raise UserError(f"_target_ = {target}: not a component of this project; it is never called")
 
 
 def build(node: Component | DictConfig | Mapping[str, Any], **extra: Any) -> Any:

@@ -117,8 +117,8 @@ def test_grammar(text: str, distribution: Any, shown: list[str]) -> None:
         ("a=interval(2,1)", "the first end of an interval must be below the second."),
         ("a=interval(0,inf)", "an interval needs two finite ends."),
         ("a=tag(log,interval(0,1))", "tag log needs an interval above 0."),
-        ("a=tag(lgo,interval(1,2))", "tag lgo means nothing here; intervals have log and int."),
-        ("a=tag(log,choice(1,2))", "tag log means nothing here; intervals have log and int."),
+        ("a=tag(lgo,interval(1,2))", "tag lgo is unknown; intervals take log and int."),
+        ("a=tag(log,choice(1,2))", "tag log is unknown; intervals take log and int."),
         ("a=range(3,1)", "an empty range."),
         ("a=range(0,1,0)", "the step of a range cannot be 0."),
     ],
@@ -300,7 +300,7 @@ def test_another_command_is_another_study(tmp_path: Path) -> None:
 def test_one_search_per_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(search_module, "WAIT_SECONDS", 0)
     launcher = FakeLauncher(well)
-    with FileLock(tmp_path / LOCK), pytest.raises(UserError, match="another process is searching there"):
+    with FileLock(tmp_path / LOCK), pytest.raises(UserError, match="another process is searching here"):
         run_search(tmp_path, launcher, [*FIXED, TEMPERATURE])
     assert launcher.batches == []
 
@@ -342,7 +342,7 @@ SEARCH = ["-m", "hydra/sweeper=optuna", "experiment=debug"]
         (
             "trainer.seed=0,1 hydra/launcher=local hydra.launcher.detach=true",
             "hydra.launcher.detach = true: not with hydra/sweeper=optuna, which waits for its trials because "
-            "the next ones depend on them; leave it out.",
+            "the next ones depend on them; remove it.",
         ),
         (
             "trainer.seed=0,1 data=image_folder data.root=. data.val_root=null",
