@@ -1,4 +1,4 @@
-"""Each mistake on the command line gives its own line: key, value, and what would be right."""
+"""Each mistake on the command line gives one line: key, value, and fix."""
 
 from pathlib import Path
 
@@ -327,7 +327,7 @@ def test_error_text(line: str, error: str) -> None:
     assert error in check(line.split()).errors
 
 
-def test_table_is_long_enough() -> None:
+def test_the_table_has_enough_mistakes() -> None:
     assert len({line for line, _ in WRONG}) == len(WRONG) >= 60
 
 
@@ -360,7 +360,7 @@ def test_an_unknown_option_raises_no_false_alarm_about_its_keys() -> None:
     ]
 
 
-def test_mistakes_in_a_file_of_ones_own_are_named(tmp_path: Path) -> None:
+def test_mistakes_in_a_users_file_are_named(tmp_path: Path) -> None:
     experiments = tmp_path / "experiment"
     experiments.mkdir()
     header = "# @package _global_\n"

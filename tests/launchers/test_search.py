@@ -1,4 +1,4 @@
-"""The search by Optuna: its loop against a launcher that only pretends, its checks, and once for real."""
+"""The search by Optuna: its loop with a fake launcher, its checks, and once for real."""
 
 from __future__ import annotations
 
@@ -37,11 +37,11 @@ COMPLETE, PRUNED, FAIL = TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL
 
 
 class Killed(BaseException):
-    """Stands for SIGKILL: nothing is written down any more."""
+    """Stands for SIGKILL: nothing is written any more."""
 
 
 class FakeLauncher:
-    """Trains nothing, and answers in another order than it was asked, as a sweep's manifest has its own.
+    """Trains nothing, and returns the outcomes in reverse order, since launchers may change the order.
 
     Args:
         train: state, message and k-NN of a job, from its overrides.
@@ -67,7 +67,7 @@ class FakeLauncher:
 
 
 def well(values: dict[str, str]) -> tuple[str, str, float | None]:
-    """Every run is healthy, and better the higher its temperature."""
+    """Return a healthy result that is better the higher the temperature is."""
     return "finished", "healthy", 1000 * float(values.get("loss.teacher_temp", 0))
 
 
@@ -167,7 +167,7 @@ def test_proposals_stay_within_the_space(tmp_path: Path, sampler: str) -> None:
         assert 8 <= int(values["trainer.batch_size"]) <= 64
     assert 0.01 <= min(temperatures) < max(temperatures) <= 0.09
     assert len(set(temperatures)) == 12
-    # each trial has its own result, although the launcher turned them round
+    # each trial has its own result, although the launcher reversed the order
     results = {trial.value: trial.user_attrs["overrides"] for trial in trials(tmp_path)}
     assert results.keys() == {1000 * temperature for temperature in temperatures}
     for temperature in temperatures:
@@ -229,7 +229,7 @@ def test_without_knn(tmp_path: Path) -> None:
     assert {trial.state for trial in trials(tmp_path)} == {COMPLETE, FAIL}
 
 
-def test_goes_on_after_a_kill_in_the_middle_of_a_batch(tmp_path: Path) -> None:
+def test_a_search_resumes_after_a_kill_in_the_middle_of_a_batch(tmp_path: Path) -> None:
     def kill_in_third_batch(values: dict[str, str]) -> tuple[str, str, float | None]:
         if len(dying.batches) == 3:
             raise Killed
