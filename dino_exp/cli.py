@@ -87,7 +87,7 @@ def command_line(argv: list[str]) -> int:
     if checked.errors:
         return refuse(checked.errors)
     warn(checked.warnings)
-    return run(argv, checked)
+    return run(words, arguments.config_dir, checked)
 
 
 def show_help(argv: Sequence[str], config_dir: str | None) -> int:
@@ -122,13 +122,12 @@ def show(argv: Sequence[str]) -> int:
     return 0
 
 
-def run(argv: Sequence[str], checked: Checked) -> int:
-    """Run what was checked; returns the exit code."""
-    arguments = parse_arguments(argv)
-    runs = Runs(checked, arguments.overrides, arguments.config_dir)
+def run(words: Sequence[str], config_dir: str | None, checked: Checked) -> int:
+    """Run what was checked, with these overrides; return the exit code."""
+    runs = Runs(checked, words, config_dir)
     outcomes, mode = runs.outcomes, RunMode.MULTIRUN if checked.multirun else RunMode.RUN
     try:
-        loader(arguments.config_dir).run(runs, [*arguments.overrides, *checked.extra_overrides], mode)
+        loader(config_dir).run(runs, [*words, *checked.extra_overrides], mode)
     except UserError as error:
         return refuse([str(error)])
     except KeyboardInterrupt:

@@ -134,8 +134,8 @@ class Loader:
         start = hydra.multirun if mode == RunMode.MULTIRUN else hydra.run
         try:
             start(self.config_name, task, [*words, f"hydra.mode={mode.name}"])
-        except HydraException as error:
-            raise UserError(str(error)) from error
+        except (HydraException, OmegaConfBaseException) as error:
+            raise UserError(f"{_composition_error(error)}.") from error
         except OSError as error:
             reason = error.strerror or str(error)
             message = f"{error.filename}: cannot be written ({reason}); choose another output_root."
