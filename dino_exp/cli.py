@@ -177,11 +177,10 @@ class Runs:
         directory = Path(settings.runtime.output_dir)
         multirun = settings.mode == RunMode.MULTIRUN
         if multirun:
-            header = " ".join(words := tuple(settings.overrides.task))
-            planned = [run.job for run in self.checked.runs]
-            if words in planned:
-                index = planned.index(words)
-                header = f"[{index + 1}/{len(planned)}] {' '.join(self.checked.runs[index].overrides)}"
+            header = " ".join(settings.overrides.task)
+            for number, run in enumerate(self.checked.runs, 1):
+                if run.job == tuple(settings.overrides.task):
+                    header = f"[{number}/{len(self.checked.runs)}] {' '.join(run.overrides)}"
             Console(soft_wrap=True).print(Text(f"\n{header}", style="bold"))
         group = Path(settings.sweep.dir).name if multirun else None
         # torch comes last: refusing and helping need not wait for it

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import optuna
 from filelock import FileLock, Timeout
@@ -47,13 +47,8 @@ RETRY_OF, REFUSED, RUN, OVERRIDES = "retry_of", "refused", "run", "overrides"
 
 Compose = Callable[[Sequence[str]], Run]
 """Returns the checked run of some overrides, or raises `UserError`."""
-
-
-class Launch(Protocol):
-    """Whatever trains the trials."""
-
-    def __call__(self, runs: Sequence[Run], first: int) -> Sequence[Outcome]:
-        """Train, and return how it went, in any order; `first` is the number of the first run, from 0."""
+Launch = Callable[[Sequence[Run], int], Sequence[Outcome]]
+"""Trains runs, the first of which has that number; returns how they ended, in any order."""
 
 
 def search(

@@ -407,12 +407,8 @@ def test_exit_codes(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_one_complete_trial_is_enough(tmp_path: Path) -> None:
     ends = {"0": ("finished", "healthy", 40.0), "1": ("failed", "no", None)}
-    run_search(
-        tmp_path,
-        FakeLauncher(lambda values: ends[values["trainer.seed"]]),
-        [*FIXED, "trainer.seed=range(0,2)"],
-        n_trials=9,
-    )
+    launcher = FakeLauncher(lambda values: ends[values["trainer.seed"]])
+    run_search(tmp_path, launcher, [*FIXED, "trainer.seed=range(0,2)"], n_trials=9)
     assert {trial.state for trial in trials(tmp_path)} == {COMPLETE, FAIL}
 
 
