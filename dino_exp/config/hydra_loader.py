@@ -137,8 +137,9 @@ class Loader:
         except (HydraException, OmegaConfBaseException) as error:
             raise UserError(f"{_composition_error(error)}.") from error
         except OSError as error:
-            reason = error.strerror or str(error)
-            message = f"{error.filename}: cannot be written ({reason}); choose another output_root."
+            if error.filename is None:
+                raise
+            message = f"{error.filename}: cannot be written ({error.strerror}); choose another output_root."
             raise UserError(message) from error
 
     @staticmethod
