@@ -1,4 +1,4 @@
-"""Trains one run or a sweep; `python train.py --help` says how."""
+"""Train one run or a sweep; `python train.py --help` explains how."""
 
 import sys
 

@@ -1,9 +1,10 @@
-"""The command line of `train.py`: check everything, then let Hydra run it, then say how it ended."""
+"""The command line of `train.py`: check everything, have Hydra call us for each run, print how it ended."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,12 +16,12 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from dino_exp.config.compose import Checked, check
+from dino_exp.config.compose import Checked, check, compose_run
 from dino_exp.config.help import print_help
 from dino_exp.config.hydra_loader import CONFIG_NAME, VERSION_BASE, loader, parse_arguments
-from dino_exp.config.identity import run_id
 from dino_exp.config.register import CONF, register
 from dino_exp.config.schema import SCHEMAS
+from dino_exp.config.sweep_runs import Run
 from dino_exp.errors import FAILED, INTERRUPTED, UserError, refuse, warn
 from dino_exp.parallel.rank_zero import in_all_processes
 from dino_exp.runs import former_names
@@ -38,20 +39,10 @@ class Job(NamedTuple):
     group: str | None
 
 
-_outcomes: list[Outcome] = []
-"""Of the runs in this process, in order; Hydra's launcher keeps what its runs return to itself."""
-
-_planned: dict[str, tuple[str, ...]] = {}
-"""The swept overrides of the runs in this process, by run id."""
-
-checked_jobs: dict[tuple[str, ...], DictConfig] = {}
-"""The configurations of the sweep at hand, by all overrides of a run, so that nobody composes them again."""
-
-
 def main(argv: Sequence[str] | None = None) -> int:
-    """Check and run a command line; returns the exit code.
+    """Check and run a command line; return the exit code.
 
-    Of several processes, rank 0 does so, and the others only train what it tells them to.
+    With several processes, rank 0 does so, and the others train what it sends them.
 
     0: done. 2: the configuration or a file is wrong, and nothing was created. Otherwise the run's own code; a
     sweep's is 1 if any of its runs failed.
@@ -74,7 +65,7 @@ def follow() -> int:
 
 
 def command_line(argv: list[str]) -> int:
-    """`main` where this process alone decides."""
+    """Check and run a command line on rank 0; return the exit code."""
     try:
         arguments = parse_arguments(argv)
     except UserError as error:
@@ -85,23 +76,22 @@ def command_line(argv: list[str]) -> int:
     if arguments.help:
         return show_help([word for word in argv if word not in ("--help", "-h")], arguments.config_dir)
     if arguments.hydra_help or arguments.info or arguments.shell_completion:
-        hand_over(argv)
-        return 0
+        return show(argv)
     checked = check(argv)
-    if arguments.cfg:  # shows a configuration also where it cannot run yet
+    if arguments.cfg:  # also shows a configuration that cannot run yet
         if checked.misread:
             return refuse(checked.misread)
-        hand_over(argv)
+        show(argv)
         warn(checked.invalid)
         return 0
     if checked.errors:
         return refuse(checked.errors)
     warn(checked.warnings)
-    return run(argv, checked)
+    return run(words, arguments.config_dir, checked)
 
 
 def show_help(argv: Sequence[str], config_dir: str | None) -> int:
-    """Print the help with the values that the command line would have."""
+    """Print the help page with the values of this command line."""
     checked = check(argv)
     if checked.cfg is None:
         checked = check([])
@@ -121,44 +111,91 @@ def show_help(argv: Sequence[str], config_dir: str | None) -> int:
     return 0
 
 
-def hand_over(argv: Sequence[str]) -> None:
-    """Let Hydra do what the command line says; it reads `sys.argv`, and wants the flags first."""
+def show(argv: Sequence[str]) -> int:
+    """Let Hydra show what the command line asks for; it reads `sys.argv`, and wants the flags first."""
     register()
     overrides = parse_arguments(argv).overrides
     flags = [word for word in argv if word not in overrides]
     sys.argv = [sys.argv[0], *flags, *overrides]
-    hydra.main(version_base=VERSION_BASE, config_path=str(CONF), config_name=CONFIG_NAME)(task)()
+    main = hydra.main(version_base=VERSION_BASE, config_path=str(CONF), config_name=CONFIG_NAME)
+    main(lambda cfg: None)()
+    return 0
 
 
-def run(argv: Sequence[str], checked: Checked) -> int:
-    """Run what was checked."""
-    _outcomes.clear()
-    _planned.clear()
-    _planned.update({run.run_id: run.overrides for run in checked.runs})
-    checked_jobs.clear()
-    checked_jobs.update({run.job: run.cfg for run in checked.runs if run.cfg is not None})
+def run(words: Sequence[str], config_dir: str | None, checked: Checked) -> int:
+    """Run what was checked, with these overrides; return the exit code."""
+    runs = Runs(checked, words, config_dir)
+    outcomes, mode = runs.outcomes, RunMode.MULTIRUN if checked.multirun else RunMode.RUN
     try:
-        hand_over([*argv, *checked.extra_overrides])
+        loader(config_dir).run(runs, [*words, *checked.extra_overrides], mode)
+    except UserError as error:
+        return refuse([str(error)])
     except KeyboardInterrupt:
-        if not _outcomes or _outcomes[-1].state != "preempted":
-            _outcomes.append(Outcome("", "preempted", INTERRUPTED, "stopped between two runs"))
+        if not outcomes or outcomes[-1].state != "preempted":
+            outcomes.append(Outcome("", "preempted", INTERRUPTED, "stopped between two runs"))
         if checked.search:
-            return _outcomes[-1].exit_code
+            return outcomes[-1].exit_code
     finally:
         if checked.multirun and checked.local and not checked.search:
-            Console().print(sweep_table(checked, _outcomes))
-    if checked.search:
-        return 0  # one without any result has ended this process
-    return exit_code(_outcomes, checked.multirun)
+            Console().print(sweep_table(checked, outcomes))
+    return 0 if checked.search else exit_code(outcomes, checked.multirun)  # a search raises its own
 
 
-def note(outcome: Outcome) -> None:
-    """How a run ended that happened elsewhere."""
-    _outcomes.append(outcome)
+class Runs:
+    """The runs of one command line: what Hydra calls for each run, and what our plugins take the runs from.
+
+    Args:
+        checked: what the command line means.
+        typed: its overrides.
+        config_dir: what `--config-dir` names, or None.
+    """
+
+    def __init__(self, checked: Checked, typed: Sequence[str], config_dir: str | None) -> None:
+        self.checked, self.typed, self.config_dir = checked, typed, config_dir
+        self.outcomes: list[Outcome] = []
+        self._known = {run.job: run for run in checked.runs}
+
+    def run_of(self, job: Sequence[str]) -> Run:
+        """Return the checked run with these overrides; composed only if a search or a plugin proposed it.
+
+        Raises:
+            UserError: these overrides do not go together.
+        """
+        words = tuple(job)
+        if words not in self._known:
+            own = tuple(word for word in words if word not in self.typed)
+            self._known[words] = replace(compose_run(words, self.config_dir), overrides=own)
+        return self._known[words]
+
+    def __call__(self, cfg: DictConfig) -> Outcome:
+        """Train one run, in the process and the directory that Hydra has chosen.
+
+        Nothing is raised, because Hydra would show a shortened traceback and end a sweep with it; except when
+        the run was stopped, which stops the sweep.
+        """
+        settings = HydraConfig.get()
+        directory = Path(settings.runtime.output_dir)
+        multirun = settings.mode == RunMode.MULTIRUN
+        if multirun:
+            header = " ".join(settings.overrides.task)
+            for number, run in enumerate(self.checked.runs, 1):
+                if run.job == tuple(settings.overrides.task):
+                    header = f"[{number}/{len(self.checked.runs)}] {' '.join(run.overrides)}"
+            Console(soft_wrap=True).print(Text(f"\n{header}", style="bold"))
+        group = Path(settings.sweep.dir).name if multirun else None
+        # torch comes last: refusing and helping need not wait for it
+        from dino_exp.parallel import distributed
+
+        distributed.from_main(Job(OmegaConf.to_yaml(cfg, resolve=True), directory, group))
+        outcome = attempt(cfg, directory, group)
+        self.outcomes.append(outcome)
+        if outcome.state == "preempted" and multirun:
+            raise KeyboardInterrupt
+        return outcome
 
 
 def exit_code(outcomes: Sequence[Outcome], multirun: bool) -> int:
-    """A single run's own; of a sweep, 1 if any run failed, else that of the run that was stopped, else 0."""
+    """Return a single run's code; for a sweep 1 if any run failed, else that of a stopped run, else 0."""
     if not multirun:
         return outcomes[-1].exit_code if outcomes else 0
     if any(outcome.state in ("failed", "lost") for outcome in outcomes):
@@ -166,33 +203,8 @@ def exit_code(outcomes: Sequence[Outcome], multirun: bool) -> int:
     return next((outcome.exit_code for outcome in outcomes if outcome.exit_code), 0)
 
 
-def task(cfg: DictConfig) -> Outcome:
-    """One run, called by Hydra in the process where it happens.
-
-    Nothing is raised, because Hydra would show a shortened traceback and end a sweep with it; except when the
-    run was stopped, which stops the sweep.
-    """
-    settings = HydraConfig.get()
-    directory = Path(settings.runtime.output_dir)
-    multirun = settings.mode == RunMode.MULTIRUN
-    if multirun:
-        number = f"[{len(_outcomes) + 1}/{len(_planned)}] " if _planned else ""
-        overrides = _planned.get(run_id(cfg), settings.overrides.task)
-        Console(soft_wrap=True).print(Text(f"\n{number}{' '.join(overrides)}", style="bold"))
-    group = Path(settings.sweep.dir).name if multirun else None
-    # torch comes last: refusing and helping need not wait for it
-    from dino_exp.parallel import distributed
-
-    distributed.from_main(Job(OmegaConf.to_yaml(cfg, resolve=True), directory, group))
-    outcome = attempt(cfg, directory, group)
-    _outcomes.append(outcome)
-    if outcome.state == "preempted" and multirun:
-        raise KeyboardInterrupt
-    return outcome
-
-
 def sweep_table(checked: Checked, outcomes: Sequence[Outcome]) -> Table:
-    """All runs of a sweep: what differs, how it ended, the verdict or the error."""
+    """Return the table of a sweep's runs: swept overrides, folder, state, and the verdict or the error."""
     table = Table(
         title=f"Sweep {checked.sweep_dir or ''}".rstrip(),
         title_justify="left",

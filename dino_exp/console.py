@@ -1,4 +1,4 @@
-"""Where a run prints: a terminal, or the lines of a log file."""
+"""The console of a run: a terminal, or the lines of a log file."""
 
 from __future__ import annotations
 
@@ -15,15 +15,13 @@ from rich.text import Text
 from dino_exp.parallel import distributed
 
 LOG_WIDTH = 200
-"""Columns of a log file, which has no terminal to ask; wide enough that no line of ours is broken."""
-
-
+"""Columns of a log file; wide enough that no line of ours is broken."""
 LOG_LINES = 20
-"""Lines that a whole run writes where there is no terminal."""
+"""Progress lines that an entire run writes without a terminal."""
 
 
 def console_for_a_run() -> Console:
-    """The terminal, or lines of `LOG_WIDTH` where the output goes to a file; nothing but on rank 0."""
+    """Return the terminal, or lines of `LOG_WIDTH` if the output goes to a file; quiet except on rank 0."""
     if not distributed.is_main():
         return Console(quiet=True, force_terminal=False)
     console = Console(highlight=False)
@@ -32,7 +30,7 @@ def console_for_a_run() -> Console:
 
 @contextmanager
 def log_lines_on(console: Console) -> Iterator[None]:
-    """Print what the package logs through `console`, above the live line instead of across it."""
+    """Print the package's log messages through `console`, above the live line."""
     logger = logging.getLogger("dino_exp")
     handler = RichHandler(console=console, show_time=False, show_level=False, show_path=False)
     level = logger.level
@@ -46,7 +44,7 @@ def log_lines_on(console: Console) -> Iterator[None]:
 
 
 def table(title: str, rows: Mapping[str, Any]) -> Table:
-    """A two-column table of names and values."""
+    """Return a two-column table of names and values."""
     shown = Table(title=title, title_justify="left", show_header=False, box=None, padding=(0, 2, 0, 0))
     shown.add_column(style="dim", no_wrap=True)
     shown.add_column(overflow="fold")

@@ -1,6 +1,6 @@
-"""Where this project lies, in a checkout or installed, and what its programs are called there.
+"""The paths of this project, in a checkout or installed, and the names of its programs there.
 
-It needs no library, because every job starts with it.
+It imports no library, because every job starts with it.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ PACKAGE = Path(__file__).resolve().parent
 ROOT = PACKAGE.parent
 """The folder of all our packages: the checkout, or Python's site-packages."""
 CHECKOUT = not (PACKAGE / "conf").is_dir()
-"""Whether the code is that of a checkout, as an editable install's is; a wheel has conf/ in the package."""
+"""True in a checkout and an editable install; a wheel has conf/ in the package."""
 CONF = ROOT / "conf" if CHECKOUT else PACKAGE / "conf"
 """The configuration files."""
 
@@ -26,7 +26,7 @@ COMMANDS = {
     "train.py": "dino-train",
     "evaluate.py": "dino-evaluate",
 }
-"""What is typed in a checkout, and what is typed elsewhere; the longer ones first."""
+"""The commands in a checkout, and those of an installed package; the longer ones first."""
 
 
 def as_typed(text: str) -> str:

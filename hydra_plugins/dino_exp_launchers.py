@@ -1,12 +1,14 @@
-"""The launchers and sweepers, where Hydra looks for plugins; what they do is in `launchers`."""
+"""The launchers and sweepers, where Hydra looks for plugins; what they do is in `launchers`.
+
+They take the checked runs from the function that Hydra calls for each run: `dino_exp.cli.Runs`.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
 
-from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
-from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.plugins import Plugins
 from hydra.core.utils import JobReturn, JobStatus
 from hydra.plugins.launcher import Launcher
@@ -14,52 +16,50 @@ from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
-
-class GridSweeper(BasicSweeper):
-    """Hydra's own sweeper, less its second look at every run: `train.py` has checked them already."""
-
-    def sweep(self, arguments: list[str]) -> Any:
-        """Give all combinations to the launcher at once."""
-        from dino_exp.config.hydra_loader import sweeper_parameters
-
-        assert self.config is not None
-        assert self.launcher is not None
-        assert self.hydra_context is not None
-        parser = OverridesParser.create(config_loader=self.hydra_context.config_loader)
-        overrides = parser.parse_overrides([*sweeper_parameters(self.config), *arguments])
-        runs = self.split_arguments(overrides, None)[0]
-        return [self.launcher.launch(runs, initial_job_idx=0)]
+if TYPE_CHECKING:
+    from dino_exp.cli import Runs
+    from dino_exp.config.sweep_runs import Run
+    from dino_exp.train.attempt import Outcome
 
 
-class OptunaSweeper(Sweeper):
-    """`hydra/sweeper=optuna`: hands the command line to `launchers.search`."""
+class _OwnSweeper(Sweeper):
+    """Has a launcher, ours or any other, train runs that are checked."""
 
     def __init__(self, **settings: Any) -> None:
         self.settings: Any = OmegaConf.to_container(OmegaConf.create(settings), resolve=True)
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         """Called by Hydra before `sweep`."""
-        self.config, self.hydra_context = config, hydra_context
-        self.launcher = Plugins.instance().instantiate_launcher(
-            hydra_context=hydra_context, task_function=task_function, config=config
-        )
+        self.runs, self.folder = cast("Runs", task_function), Path(config.hydra.sweep.dir)
+        self.launcher = Plugins.instance().instantiate_launcher(hydra_context, task_function, config)
+
+    def train(self, runs: Sequence[Run], first: int) -> list[Outcome]:
+        """Have the runs trained, the first of which has the number `first`; return how they ended."""
+        assert self.launcher is not None
+        returns = self.launcher.launch([run.job for run in runs], initial_job_idx=first)
+        return [each.return_value for each in returns if each.status == JobStatus.COMPLETED]
+
+
+class GridSweeper(_OwnSweeper):
+    """`hydra/sweeper=grid`: all combinations, which `train.py` has made and checked already."""
+
+    def sweep(self, arguments: list[str]) -> None:
+        """Give all runs to the launcher at once."""
+        self.runs.outcomes[:] = self.train(self.runs.checked.runs, 0)
+
+
+class OptunaSweeper(_OwnSweeper):
+    """`hydra/sweeper=optuna`"""
 
     def sweep(self, arguments: list[str]) -> None:
         """Search until enough trials have ended."""
-        from dino_exp.config.hydra_loader import sweeper_parameters
         from launchers.search import search
 
-        assert self.config is not None
-        assert self.hydra_context is not None
-        assert self.launcher is not None
-        parser = OverridesParser.create(config_loader=self.hydra_context.config_loader)
-        overrides = parser.parse_overrides([*sweeper_parameters(self.config), *arguments])
-        search(self.settings, self.config, overrides, self.launcher)
+        checked = self.runs.checked
+        search(self.settings, self.folder, checked.fixed, checked.spaces, self.runs.run_of, self.train)
 
 
-class _SweepLauncher(Launcher):
-    """Hands Hydra's jobs to `launchers.launch`."""
-
+class _OwnLauncher(Launcher):
     kind = ""
 
     def __init__(self, **settings: Any) -> None:
@@ -67,27 +67,28 @@ class _SweepLauncher(Launcher):
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         """Called by Hydra before `launch`."""
-        self.config = config
+        self.runs, self.folder = cast("Runs", task_function), Path(config.hydra.sweep.dir)
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         """Submit the jobs and, unless detached, wait for them; what they return is how they ended."""
         from launchers.launch import launch
 
-        returns = []
-        for outcome in launch(self.kind, self.settings, self.config, job_overrides):
-            job = JobReturn(status=JobStatus.COMPLETED)
-            job.return_value = outcome
-            returns.append(job)
+        runs = [self.runs.run_of(job) for job in job_overrides]
+        outcomes = launch(self.kind, self.settings, self.folder, runs)
+        self.runs.outcomes += outcomes
+        returns = [JobReturn(status=JobStatus.COMPLETED) for _ in outcomes]
+        for returned, outcome in zip(returns, outcomes, strict=True):
+            returned.return_value = outcome
         return returns
 
 
-class SlurmLauncher(_SweepLauncher):
+class SlurmLauncher(_OwnLauncher):
     """`hydra/launcher=slurm`"""
 
     kind = "slurm"
 
 
-class LocalLauncher(_SweepLauncher):
+class LocalLauncher(_OwnLauncher):
     """`hydra/launcher=local`"""
 
     kind = "local"

@@ -1,4 +1,4 @@
-"""From Hydra's jobs to their outcomes: compose, submit what is missing, say so, wait."""
+"""From checked runs to their outcomes: submit what is missing, say so, wait."""
 
 from __future__ import annotations
 
@@ -6,15 +6,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf
 from rich.console import Console
 from rich.text import Text
 
-from dino_exp import cli, errors
-from dino_exp.config.compose import check
-from dino_exp.config.hydra_loader import loader, sweeper_parameters
+from dino_exp import errors
 from dino_exp.config.launcher_settings import minutes
-from dino_exp.errors import UserError
+from dino_exp.config.sweep_runs import Run
 from dino_exp.runs.manifest import Manifest
 from dino_exp.train.attempt import Outcome
 from launchers import slurm
@@ -27,31 +25,32 @@ LOG_WIDTH = 160
 
 
 def a_console() -> Console:
-    """The terminal, or lines long enough for a log file."""
+    """Return the terminal, or lines long enough for a log file."""
     console = Console(highlight=False)
     return console if console.is_terminal else Console(highlight=False, width=LOG_WIDTH)
 
 
 def launch(
-    launcher: str, settings: Mapping[str, Any], config: DictConfig, job_overrides: Sequence[Sequence[str]]
+    launcher: str, settings: Mapping[str, Any], folder: Path, checked_runs: Sequence[Run]
 ) -> list[Outcome]:
-    """Do what `hydra/launcher=...` asks for; how the runs ended, or nothing if nobody waits for them.
+    """Submit the missing runs and wait; return how all ended, or nothing if detached or a dry run.
 
     Args:
         launcher: slurm or local.
         settings: as the fields of that launcher's settings class.
-        config: Hydra's own of the sweep.
-        job_overrides: all overrides of each run.
+        folder: the sweep's.
+        checked_runs: all runs of the sweep.
+
+    Raises:
+        UserError: the sweep cannot be submitted.
+        KeyboardInterrupt: the user stopped waiting; the runs go on.
     """
-    console, folder = a_console(), Path(config.hydra.sweep.dir)
-    try:
-        runs = wanted(compose_all(config, job_overrides), swept(config, job_overrides), folder)
-        if settings["dry_run"]:
-            preview(console, folder, launcher, settings, runs)
-            return []
-        submission = submit(folder, launcher, settings, runs)
-    except UserError as error:
-        raise SystemExit(errors.refuse([str(error)])) from None
+    console = a_console()
+    runs = wanted([run.cfg for run in checked_runs], [run.overrides for run in checked_runs], folder)
+    if settings["dry_run"]:
+        preview(console, folder, launcher, settings, runs)
+        return []
+    submission = submit(folder, launcher, settings, runs)
     announce(console, submission)
     if settings["detach"]:
         console.print(how_to_come_back(folder))
@@ -60,40 +59,12 @@ def launch(
         states = wait(folder, {run.name for run in runs}, console)
     except KeyboardInterrupt:
         console.print(f"Stopped waiting. {how_to_come_back(folder)}")
-        raise SystemExit(errors.INTERRUPTED) from None
-    outcomes = [outcome(submission.manifest, state) for state in states]
-    for each in outcomes:
-        cli.note(each)
-    return outcomes
-
-
-def compose_all(config: DictConfig, job_overrides: Sequence[Sequence[str]]) -> list[DictConfig]:
-    """The checked configuration of each job."""
-    sources = config.hydra.runtime.config_sources
-    folder = next((source.path for source in sources if source.provider == "command-line"), None)
-    flags = [] if folder is None else ["--config-dir", folder]
-    cfgs = []
-    for overrides in job_overrides:
-        if tuple(overrides) in cli.checked_jobs:
-            cfgs.append(cli.checked_jobs[tuple(overrides)])
-            continue
-        checked = check([*flags, *overrides])
-        if checked.errors or checked.cfg is None:
-            raise UserError("\n".join(checked.errors))
-        cfgs.append(checked.cfg)
-    return cfgs
-
-
-def swept(config: DictConfig, job_overrides: Sequence[Sequence[str]]) -> list[tuple[str, ...]]:
-    """Of each job's overrides those that the sweep sets, whether or not they differ among these jobs."""
-    typed = [loader().parse(text) for text in config.hydra.overrides.task]
-    keys = {each.get_key_element() for each in typed if each.is_sweep_override()}
-    keys |= {parameter.partition("=")[0] for parameter in sweeper_parameters(config)}
-    return [tuple(word for word in job if word.partition("=")[0] in keys) for job in job_overrides]
+        raise
+    return [outcome(submission.manifest, state) for state in states]
 
 
 def announce(console: Console, submission: Submission) -> None:
-    """Say what was submitted, and what was left alone and why."""
+    """Print what was submitted, and what was skipped and why."""
     manifest = submission.manifest
     jobs = sorted({(manifest.runs[name].job or "").partition("_")[0] for name in submission.submitted})
     where = f" as job {', '.join(jobs)}" if manifest.launcher == "slurm" and jobs else ""
@@ -107,7 +78,7 @@ def announce(console: Console, submission: Submission) -> None:
 
 
 def outcome(manifest: Manifest, run: RunState) -> Outcome:
-    """How a run ended, in the words of `train.py`."""
+    """Return how a run ended."""
     directory = manifest.directory(run.name)
     if run.state in ("failed", "lost"):
         return Outcome(run.name, run.state, errors.FAILED, why(manifest, run, 1))
@@ -119,7 +90,7 @@ def outcome(manifest: Manifest, run: RunState) -> Outcome:
 def preview(
     console: Console, folder: Path, launcher: str, settings: Mapping[str, Any], runs: Sequence[Wanted]
 ) -> None:
-    """Print what would be submitted, and what it may cost; creates nothing."""
+    """Print what would be submitted, and what it may cost; create nothing."""
     manifest = Manifest.load_or_new(folder)
     missing, left_alone, _ = plan(manifest, runs, settings["max_retries"])
     jobs = len(groups_of(missing, settings["runs_per_gpu"]))

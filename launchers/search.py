@@ -1,7 +1,7 @@
-"""A search by Optuna: ask for trials, have them trained, tell how they did, and remember it all.
+"""A search by Optuna: ask for trials, have them trained, and tell Optuna how they ended.
 
-The studies are in `optuna.journal` in the sweep's folder, one for each training and space, so a command that
-is typed again goes on with its own. Each trial's run is an ordinary run of the sweep.
+The studies are in `optuna.journal` in the sweep's folder, one for each configuration and space, so the same
+command resumes its own study. Each trial's run is an ordinary run of the sweep.
 """
 
 from __future__ import annotations
@@ -10,16 +10,14 @@ import hashlib
 import json
 import math
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import optuna
 from filelock import FileLock, Timeout
-from hydra.core.override_parser.types import Override
-from hydra.core.utils import JobReturn, JobStatus
 from omegaconf import DictConfig
 from optuna.samplers import BaseSampler, RandomSampler, TPESampler
 from optuna.storages import JournalStorage
@@ -30,74 +28,78 @@ from rich.table import Table
 from rich.text import Text
 
 from dino_exp import errors
-from dino_exp.config.identity import identity, run_id
-from dino_exp.config.search_space import Choices, Space, divide, latest, probes, typed
+from dino_exp.config.identity import identity
+from dino_exp.config.search_space import Choices, Space, probes, typed
+from dino_exp.config.sweep_runs import Run
 from dino_exp.errors import UserError
 from dino_exp.runs import former_names
 from dino_exp.runs.manifest import Manifest
 from dino_exp.train.attempt import Outcome
-from launchers.launch import a_console, compose_all
+from launchers.launch import a_console
 
 JOURNAL = "optuna.journal"
 LOCK = ".search.lock"
 WAIT_SECONDS = 5
-"""Within which the loader's processes of a killed run let go of the lock."""
+"""Time in which the data loader's processes of a killed run release the lock."""
 RETRY_OF, REFUSED, RUN, OVERRIDES = "retry_of", "refused", "run", "overrides"
-"""What is noted beside a trial's values."""
+"""Attributes that are stored with a trial."""
 
 
-class Launcher(Protocol):
-    """Any of Hydra's."""
-
-    def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
-        """Train, and return how it went."""
+Compose = Callable[[Sequence[str]], Run]
+"""Returns the checked run of some overrides, or raises `UserError`."""
+Launch = Callable[[Sequence[Run], int], Sequence[Outcome]]
+"""Trains runs, the first of which has that number; returns how they ended, in any order."""
 
 
 def search(
-    settings: Mapping[str, Any], config: DictConfig, overrides: Sequence[Override], launcher: Launcher
+    settings: Mapping[str, Any],
+    folder: Path,
+    fixed: Sequence[str],
+    spaces: Sequence[Space],
+    compose: Compose,
+    launch: Launch,
 ) -> None:
-    """Do what `hydra/sweeper=optuna` asks for.
+    """Search for the best k-NN accuracy, as `hydra/sweeper=optuna` asks for.
 
     Args:
         settings: as the fields of `OptunaSettings`.
-        config: Hydra's own of the sweep.
-        overrides: all that is not Hydra's, spaces among them.
-        launcher: trains the trials.
+        folder: the sweep's.
+        fixed: the overrides that all trials share.
+        spaces: what the trials differ in.
+        compose: checks the values of a trial.
+        launch: trains trials.
 
     Raises:
-        SystemExit: no trial is complete, or the user has to mend something.
+        UserError: something must be fixed before the search can continue.
+        SystemExit: no trial is complete.
+        KeyboardInterrupt: the user stopped it.
     """
-    console, folder = a_console(), Path(config.hydra.sweep.dir)
-    try:
-        fixed, spaces = divide(latest(overrides))
-        Manifest.load_or_new(folder)  # refuses one of a newer version before anything is made
-        with alone(folder):
-            first = compose_all(config, probes(fixed, spaces)[:1])[0]
-            spaces = [in_first_names(space) for space in spaces]
-            study = open_study(folder / JOURNAL, study_name(first, spaces), settings)
-            searching = Search(study, settings, config, fixed, spaces, launcher, console)
-            try:
-                searching.run()
-            except KeyboardInterrupt:
-                console.print("Stopped. The same command goes on with the trials that have not ended.")
-                raise
-            finally:
-                console.print(summary(study, folder))
-    except UserError as error:
-        raise SystemExit(errors.refuse([str(error)])) from None
+    console = a_console()
+    Manifest.load_or_new(folder)  # refuses one of a newer version before anything is created
+    with alone(folder):
+        first = compose(probes(fixed, spaces)[0]).cfg
+        spaces = [in_first_names(space) for space in spaces]
+        study = open_study(folder / JOURNAL, study_name(first, spaces), settings)
+        try:
+            Search(study, settings, fixed, spaces, compose, launch, console).run()
+        except KeyboardInterrupt:
+            console.print("Stopped. The same command resumes the unfinished trials.")
+            raise
+        finally:
+            console.print(summary(study, folder))
     if not of_state(study, TrialState.COMPLETE):
         raise SystemExit(errors.FAILED)
 
 
 @contextmanager
 def alone(folder: Path) -> Iterator[None]:
-    """Keep others from searching in the same folder: to them, this one's trials would seem dead."""
+    """Lock the folder against other searches, to which this one's trials would seem dead."""
     lock = FileLock(folder / LOCK)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock.acquire(timeout=WAIT_SECONDS)
     except Timeout:
-        raise UserError(f"{folder}: another process is searching there; wait for it, or stop it.") from None
+        raise UserError(f"{folder}: another process is searching here; wait for it, or stop it.") from None
     except OSError as error:
         reason = error.strerror or str(error)
         raise UserError(f"{folder}: cannot be written ({reason}); choose another output_root.") from None
@@ -108,7 +110,7 @@ def alone(folder: Path) -> Iterator[None]:
 
 
 def in_first_names(space: Space) -> Space:
-    """Return a space as a study has it, so that a search goes on with its trials when names change."""
+    """Return a space under its first names, so that a search resumes its study when names change."""
     table = former_names.TABLE
     if isinstance(space, Choices):
         values = tuple(str(table.first_value(space.key, value)) for value in space.values)
@@ -117,7 +119,7 @@ def in_first_names(space: Space) -> Space:
 
 
 def study_name(first: DictConfig, spaces: Sequence[Space]) -> str:
-    """The keys, and a hash of the spaces and of all that the trials share.
+    """Return the keys, and a hash of the spaces and of all that the trials share.
 
     Args:
         first: the configuration with the first value of each space.
@@ -129,7 +131,7 @@ def study_name(first: DictConfig, spaces: Sequence[Space]) -> str:
 
 
 def open_study(journal: Path, name: str, settings: Mapping[str, Any]) -> optuna.Study:
-    """The study of that name, with all that was found out before."""
+    """Return the study of that name, with its earlier trials."""
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     mend(journal)
     study = optuna.create_study(
@@ -138,34 +140,34 @@ def open_study(journal: Path, name: str, settings: Mapping[str, Any]) -> optuna.
         direction="maximize",
         load_if_exists=True,
     )
-    # the same numbers as at the start would propose the same trials as at the start
+    # the first seed would propose the first trials again
     study.sampler = a_sampler(settings["sampler"], settings["seed"] + len(study.trials))
     return study
 
 
 def mend(journal: Path) -> None:
-    """Cut off a last line that was never finished, which Optuna cannot read past."""
+    """Cut off an incomplete last line, which Optuna cannot read."""
     if journal.exists():
         content = journal.read_bytes()
-        whole = content[: content.rfind(b"\n") + 1]
-        if whole != content:
+        complete = content[: content.rfind(b"\n") + 1]
+        if complete != content:
             with journal.open("r+b") as file:
-                file.truncate(len(whole))
+                file.truncate(len(complete))
 
 
 def a_sampler(name: str, seed: int) -> BaseSampler:
-    """What proposes the trials: tpe or random."""
+    """Return the sampler that proposes trials: tpe or random."""
     if name == "random":
         return RandomSampler(seed)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)  # in Optuna 4
-        # trials of a batch keep away from one another
+        # keeps the trials of a batch apart
         return TPESampler(seed=seed, constant_liar=True)
 
 
 @dataclass(frozen=True)
 class Told:
-    """What Optuna is told about a trial."""
+    """The result of a trial for Optuna."""
 
     state: TrialState
     knn_top1: float | None = None
@@ -179,24 +181,23 @@ class Search:
 
     study: optuna.Study
     settings: Mapping[str, Any]
-    config: DictConfig
-    """Hydra's own of the sweep."""
     fixed: Sequence[str]
     """The overrides that all trials share."""
     spaces: Sequence[Space]
     """In first names, as the study has them."""
-    launcher: Launcher
+    compose: Compose
+    launch: Launch
     console: Console
     known: dict[str, Told] = field(default_factory=dict)
-    """How runs ended, by id; no run is trained twice."""
+    """Results of runs by id; no run is trained twice."""
     launched: int = 0
 
     def run(self) -> None:
-        """Go on until `n_trials` have ended."""
+        """Train trials until `n_trials` have ended."""
         for trial in self.study.trials:
             if trial.state in (TrialState.COMPLETE, TrialState.PRUNED):
                 self.known[trial.user_attrs[RUN]] = Told(trial.state, trial.value)
-        self.take_up()
+        self.requeue()
         while self.remaining > 0:
             batch = self.ask()
             if batch:
@@ -204,11 +205,11 @@ class Search:
 
     @property
     def remaining(self) -> int:
-        """Trials that have not ended yet, of all that were asked for."""
+        """Trials that have not ended yet, out of `n_trials`."""
         return int(self.settings["n_trials"]) - len(ended(self.study))
 
-    def take_up(self) -> None:
-        """Queue the trials that did not come to an end before, and those that failed.
+    def requeue(self) -> None:
+        """Queue the trials that were interrupted before, and those that failed.
 
         What was running when the process died has a run directory with a checkpoint, so the same values are
         proposed again instead of being lost; told as failed alone, they would also never be tried again.
@@ -219,37 +220,35 @@ class Search:
         for trial in failed[: max(0, self.remaining + len(failed))]:
             self.study.enqueue_trial(trial.params, user_attrs={RETRY_OF: trial.number})
 
-    def ask(self) -> dict[str, list[Trial]]:
-        """The trials to train next, by run id; those whose end is known are told at once."""
+    def ask(self) -> dict[str, tuple[Run, list[Trial]]]:
+        """Return the runs to train next with their trials, by run id; tell at once what is known."""
         distributions = {space.key: space.distribution() for space in self.spaces}
-        batch: dict[str, list[Trial]] = {}
+        batch: dict[str, tuple[Run, list[Trial]]] = {}
         for _ in range(self.remaining):
             if len(batch) == self.settings["n_jobs"]:
                 break
             trial = self.study.ask(distributions)
-            trial.set_user_attr(OVERRIDES, self.overrides_of(trial))
+            values = self.overrides_of(trial)
+            trial.set_user_attr(OVERRIDES, values)
             try:
-                cfg = compose_all(self.config, [[*self.fixed, *self.overrides_of(trial)]])[0]
+                run = replace(self.compose([*self.fixed, *values]), overrides=tuple(values))
             except UserError as error:  # values that do not go together
                 trial.set_user_attr(REFUSED, str(error))
                 self.tell(trial, Told(TrialState.FAIL, message=str(error)))
                 continue
-            name = run_id(cfg)
-            trial.set_user_attr(RUN, name)
-            if name in self.known:
-                self.tell(trial, self.known[name])
+            trial.set_user_attr(RUN, run.run_id)
+            if run.run_id in self.known:
+                self.tell(trial, self.known[run.run_id])
             else:
-                batch.setdefault(name, []).append(trial)
+                batch.setdefault(run.run_id, (run, []))[1].append(trial)
         return batch
 
-    def train(self, batch: Mapping[str, Sequence[Trial]]) -> None:
-        """Have a batch trained, and tell how it went."""
-        jobs = [[*self.fixed, *self.overrides_of(trials[0])] for trials in batch.values()]
-        returns = self.launcher.launch(jobs, self.launched)
-        self.launched += len(jobs)
-        outcomes = [each.return_value for each in returns if each.status == JobStatus.COMPLETED]
+    def train(self, batch: Mapping[str, tuple[Run, Sequence[Trial]]]) -> None:
+        """Have a batch trained, and tell Optuna the results."""
+        outcomes = self.launch([run for run, _ in batch.values()], self.launched)
+        self.launched += len(batch)
         without_knn = None
-        for name, trials in batch.items():
+        for name, (_, trials) in batch.items():
             outcome = outcome_of(name, outcomes)
             self.known[name] = judge(outcome)
             for trial in trials:
@@ -258,7 +257,7 @@ class Search:
                 without_knn = name
         if without_knn:
             raise UserError(
-                f"{without_knn}: has no k-NN accuracy, by which a search compares its runs; that needs "
+                f"{without_knn}: has no k-NN accuracy, by which a search compares its runs; it requires "
                 "labeled held-out images: for folders, set data.val_root."
             )
 
@@ -268,7 +267,7 @@ class Search:
         return former_names.TABLE.present_words(words)[0]
 
     def tell(self, trial: Trial, told: Told) -> None:
-        """Tell Optuna, and the user."""
+        """Tell a trial's result to Optuna and to the user."""
         trial.set_user_attr("message", told.message)
         self.study.tell(trial, told.knn_top1, told.state)
         how = "pruned, collapsed" if told.state == TrialState.PRUNED else told.message
@@ -279,15 +278,15 @@ class Search:
 
 
 def outcome_of(name: str, outcomes: Sequence[Outcome]) -> Outcome:
-    """How the run of that id ended; beside an older run, its folder's name has a number at its end."""
+    """Return how a run ended; beside an older run, its folder's name ends in a number."""
     for outcome in outcomes:
         if outcome.run_id == name or outcome.run_id.startswith(f"{name}-"):
             return outcome
-    return Outcome(name, "lost", errors.FAILED, "the launcher does not know what became of it")
+    return Outcome(name, "lost", errors.FAILED, "the launcher returned no result")
 
 
 def judge(outcome: Outcome) -> Told:
-    """What an outcome means for the search: a collapse is a bad result, a failure is none."""
+    """Return the result for Optuna: a collapse is a bad result, a failure is none."""
     verdict = outcome.message.removeprefix("finished before; ")
     if outcome.state == "collapsed" or (outcome.state == "finished" and verdict.startswith("collapsed")):
         return Told(TrialState.PRUNED, message=outcome.message)
@@ -299,27 +298,27 @@ def judge(outcome: Outcome) -> Told:
 
 
 def of_state(study: optuna.Study, *states: TrialState) -> list[FrozenTrial]:
-    """The trials in these states."""
+    """Return the trials in these states."""
     return study.get_trials(states=states)
 
 
 def ended(study: optuna.Study) -> list[FrozenTrial]:
-    """The trials that count: those that have ended, less those that another one has replaced."""
+    """Return the trials that have ended, without those that a retry has replaced."""
     replaced = {trial.user_attrs.get(RETRY_OF) for trial in study.trials}
-    over = of_state(study, TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
-    return [trial for trial in over if trial.number not in replaced]
+    finished = of_state(study, TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
+    return [trial for trial in finished if trial.number not in replaced]
 
 
 def can_be_tried_again(trial: FrozenTrial) -> bool:
-    """Whether a trial failed for a reason that may be gone."""
+    """Return whether a trial failed for a reason that may not occur again."""
     return trial.state == TrialState.FAIL and REFUSED not in trial.user_attrs
 
 
 def summary(study: optuna.Study, folder: Path) -> Table:
-    """The closing table."""
-    over = ended(study)
-    count = {state: sum(trial.state == state for trial in over) for state in TrialState}
-    rows = {"trials": f"{len(over)}, of them {count[TrialState.COMPLETE]} complete"}
+    """Return the table that ends a search."""
+    finished = ended(study)
+    count = {state: sum(trial.state == state for trial in finished) for state in TrialState}
+    rows = {"trials": f"{len(finished)}, of them {count[TrialState.COMPLETE]} complete"}
     if count[TrialState.COMPLETE]:
         best = study.best_trial
         rows["best k-NN"] = f"{best.value:.1f} % (trial {best.number})"

@@ -1,4 +1,4 @@
-"""The command line as a person meets it: errors before anything exists, exit codes, the sweep's table."""
+"""The command line: errors before anything is created, exit codes, the sweep's table."""
 
 import subprocess
 import sys
@@ -26,9 +26,7 @@ def train(folder: Path, *argv: str, **environment: str) -> Program:
         (["-m", "trainer.seed=0,1,x"], "trainer.seed = x: must be a whole number. (run trainer.seed=x)"),
     ],
 )
-def test_errors_come_alone_and_before_anything_is_created(
-    tmp_path: Path, argv: list[str], error: str
-) -> None:
+def test_errors_are_one_line_and_nothing_is_created(tmp_path: Path, argv: list[str], error: str) -> None:
     done = train(tmp_path, *argv)
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith(error)
@@ -37,7 +35,7 @@ def test_errors_come_alone_and_before_anything_is_created(
 
 
 @pytest.mark.spawn
-def test_refusing_and_helping_do_not_wait_for_torch() -> None:
+def test_errors_and_help_do_not_import_torch() -> None:
     code = (
         "import sys; from dino_exp import cli; codes = [cli.main(argv.split()) for argv in "
         "('--help', 'lr=1', 'backbone=torchvision backbone.name=resnet51', '-m trainer.seed=x,y')]; "
@@ -67,7 +65,7 @@ def test_shell_completion(tmp_path: Path) -> None:
     assert complete("python train.py backbone=vit_tiny trainer.e") == ["trainer.epochs="]
 
 
-def test_hydra_shows_how_a_configuration_comes_about(tmp_path: Path) -> None:
+def test_info_shows_the_defaults_list(tmp_path: Path) -> None:
     done = train(tmp_path, "--info", "defaults")
     assert (done.returncode, done.stderr) == (0, "")
     assert "experiment/demo" in done.stdout
@@ -80,7 +78,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def test_a_sweep_goes_on_after_a_failure_and_tells_at_the_end(
+def test_a_sweep_continues_after_a_failure_and_reports_it_at_the_end(
     here: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for name in ("a", "b"):
@@ -121,7 +119,7 @@ def test_exit_codes() -> None:
     assert exit_code([FAILED, PREEMPTED], multirun=True) == 1
 
 
-def test_the_table_has_every_run_also_those_that_never_began(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_table_has_every_run_even_if_it_never_started(capsys: pytest.CaptureFixture[str]) -> None:
     checked = check(["-m", "trainer.seed=0,1,2,3"])
     ended = [
         Outcome(run.run_id, *rest)
@@ -147,7 +145,7 @@ def test_the_table_has_every_run_also_those_that_never_began(capsys: pytest.Capt
 
 
 def test_an_unexpected_error_shows_its_traceback(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """An unwritable place stands for all that can go wrong."""
+    """An unwritable path stands for any unexpected error."""
     blocked = tmp_path / "file"
     blocked.write_text("")
     cfg = compose(["experiment=debug"])

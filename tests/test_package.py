@@ -1,4 +1,4 @@
-"""What is installed: the wheel's files, its programs, and the version that the project's papers name."""
+"""The wheel: its files, its programs, and the version, which is the same in all files."""
 
 from __future__ import annotations
 

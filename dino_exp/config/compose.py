@@ -1,7 +1,7 @@
 """From a command line to checked runs, before anything is created.
 
-Hydra stops at the first thing it dislikes and says so in its own words. Here the same overrides go through
-Hydra's parser and loader one at a time, so that every problem of every run of a sweep is found and named.
+Hydra stops at the first problem and reports it in its own words. Here the same overrides go through Hydra's
+parser and loader one at a time, so that every problem of every run of a sweep is found and named.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from dino_exp.config.launcher_settings import problems as settings_problems
 from dino_exp.config.overrides import OverrideReader
 from dino_exp.config.relations import folder_problems
 from dino_exp.config.schema import SCHEMAS, Config, schema_of
-from dino_exp.config.search_space import Numbers, divide, latest, probes, space_of
+from dino_exp.config.search_space import Numbers, Space, divide, latest, probes, space_of
 from dino_exp.config.sweep_runs import Findings, Run, same_runs, sweep_name
 from dino_exp.config.validate import field_problems, keys_of, node_problems, validate, warn
 from dino_exp.errors import UserError
@@ -45,38 +45,42 @@ from dino_exp.runs import former_names
 
 @dataclass
 class Checked:
-    """What a command line means."""
+    """The meaning of a command line."""
 
     misread: list[str] = field(default_factory=list)
-    """Problems that leave no configuration: syntax, unknown keys and options, wrong types."""
+    """Problems that prevent a composition: syntax, unknown keys and options, wrong types."""
     invalid: list[str] = field(default_factory=list)
     """Problems of the composed configurations."""
     warnings: list[str] = field(default_factory=list)
     runs: list[Run] = field(default_factory=list)
     multirun: bool = False
     search: bool = False
-    """Whether Optuna proposes the runs, so that none is known beforehand."""
+    """Optuna proposes the runs, so none is known in advance."""
+    fixed: list[str] = field(default_factory=list)
+    """The overrides that all trials of a search share."""
+    spaces: list[Space] = field(default_factory=list)
+    """What a search proposes values from."""
     local: bool = True
-    """Whether the runs happen in this process."""
+    """The runs are trained in this process."""
     launcher: DictConfig | None = None
-    """Hydra's node that says where the runs happen."""
+    """Hydra's node of the launcher."""
     sweeper: DictConfig | None = None
-    """Hydra's node that says which runs there are."""
+    """Hydra's node of the sweeper."""
     cfg: DictConfig | None = None
     """The configuration of a single run, without Hydra's node."""
     choices: dict[str, str] = field(default_factory=dict)
-    """Option in force by group, before any sweep."""
+    """Chosen option by group, before any sweep."""
     sweep_dir: str | None = None
-    """The sweep's folder, derived from its keys; None where the user or a file names one."""
+    """The sweep's folder, derived from its keys; None if the user or a file names one."""
 
     @property
     def errors(self) -> list[str]:
-        """One line per problem; empty if everything can run."""
+        """All problems, one per line; empty if everything can run."""
         return self.misread + self.invalid
 
     @property
     def extra_overrides(self) -> list[str]:
-        """What to add to the command line for Hydra."""
+        """Overrides to add to the command line for Hydra."""
         return [override_text("hydra.sweep.dir", self.sweep_dir)] if self.sweep_dir else []
 
 
@@ -86,14 +90,24 @@ def compose(overrides: Iterable[str] = ()) -> Config:
     Raises:
         UserError: with one line per problem.
     """
-    checked = check(former_names.TABLE.present_words(list(overrides))[0])
+    # a DictConfig with these fields
+    return cast(Config, compose_run(former_names.TABLE.present_words(list(overrides))[0]).cfg)
+
+
+def compose_run(overrides: Sequence[str], config_dir: str | None = None) -> Run:
+    """Return one checked run; overrides have present names.
+
+    Raises:
+        UserError: with one line per problem.
+    """
+    checked = check([*([] if config_dir is None else ["--config-dir", config_dir]), *overrides])
     if checked.errors or checked.cfg is None:
         raise UserError("\n".join(checked.errors or ["a sweep has no single configuration"]))
-    return cast(Config, checked.cfg)  # a DictConfig with these fields
+    return checked.runs[0]
 
 
 def check(argv: Sequence[str]) -> Checked:
-    """Compose and validate every run that a command line asks for; creates nothing."""
+    """Compose and validate every run of a command line; create nothing."""
     checked = Checked()
     try:
         arguments = parse_arguments(argv)
@@ -127,7 +141,7 @@ class _Preflight:
                 overrides = reader.without_sweeps(overrides)
             elif checked.search:
                 overrides = latest(reader.read(sweeper_parameters(base)) + overrides)
-                overrides = self._whole(reader.with_spaces(overrides), base)
+                overrides = self._fitting(reader.with_spaces(overrides), base)
             elif is_grid(base.hydra.sweeper):
                 overrides = reader.read(sweeper_parameters(base)) + overrides
             if not checked.search:
@@ -138,11 +152,12 @@ class _Preflight:
             self._check_sweep(overrides, base)
         if checked.search:
             checked.runs.clear()
+            checked.fixed, checked.spaces = divide(overrides)
 
     # ---- composing ------------------------------------------------------------------------------
 
     def _base(self, overrides: Sequence[Override]) -> DictConfig | None:
-        """The configuration before any sweep, Hydra's node included."""
+        """Return the configuration before any sweep, with Hydra's node."""
         fixed = [override for override in overrides if not override.is_sweep_override()]
         choices = tuple(str(override.input_line) for override in fixed if self._is_choice(override))
         try:
@@ -154,7 +169,7 @@ class _Preflight:
             if override.is_hydra_override() and not self._is_choice(override):
                 reason = self.loader.set_in_hydra(base, override)
                 if reason and override.key_or_group.startswith("hydra.launcher.sbatch"):
-                    reason = "each sbatch parameter is typed by itself: +hydra.launcher.sbatch.NAME=VALUE"
+                    reason = "give each sbatch parameter separately: +hydra.launcher.sbatch.NAME=VALUE"
                 if reason:
                     near = messages.did_you_mean(_similar_siblings(base, override.key_or_group))
                     self.reader.drop(override.key_or_group, f"{override.input_line}: {reason}{near or '.'}")
@@ -165,9 +180,9 @@ class _Preflight:
 
     def _explain(self, error: CompositionError) -> str:
         where = f"{error.source}.yaml: " if error.source else ""
-        lost = re.search(r"Could not find '(.+)/([^/']+)'", str(error))
-        if lost:
-            group, option = lost.groups()
+        missing = re.search(r"Could not find '(.+)/([^/']+)'", str(error))
+        if missing:
+            group, option = missing.groups()
             problem = messages.unknown_option(group, option, self.loader.options(group))
             return f"{problem} A configuration file asks for it."
         if error.key and error.unknown:
@@ -182,7 +197,7 @@ class _Preflight:
         return messages.unknown_key(key, keys_of(cfg), groups, choices)
 
     def _check_launcher(self) -> None:
-        """The settings of our launchers; others are their own affair."""
+        """Check the settings of our own launchers."""
         checked, node = self.checked, self.checked.launcher
         if node is None or schema_of(node) not in SETTINGS.values():
             return
@@ -193,7 +208,7 @@ class _Preflight:
             checked.misread.append(f"hydra/launcher = {name}: works with -m, also for one run; add -m.")
 
     def _check_search(self, base: DictConfig, overrides: Sequence[Override]) -> None:
-        """The settings of a search by Optuna."""
+        """Check the settings of a search by Optuna."""
         checked, node = self.checked, base.hydra.sweeper
         if schema_of(node) is not OptunaSettings:
             return
@@ -204,8 +219,8 @@ class _Preflight:
         elif any(override.key_or_group == "hydra/sweeper" for override in overrides):
             checked.misread.append("hydra/sweeper = optuna: works with -m; add -m.")
 
-    def _whole(self, overrides: Sequence[Override], base: DictConfig) -> list[Override]:
-        """Drop the intervals that give fractions to keys that take whole numbers."""
+    def _fitting(self, overrides: Sequence[Override], base: DictConfig) -> list[Override]:
+        """Drop the intervals that would give fractions to integer keys."""
         accepted = []
         for override in overrides:
             key = override.key_or_group
@@ -262,7 +277,7 @@ class _Preflight:
         return [[self.loader.parse(text) for text in texts] for texts in expanded]
 
     def _apply(self, overrides: Sequence[Override], cfg: DictConfig, choices: Mapping[str, str]) -> list[str]:
-        """Set the values; the problems of those that cannot be set, and of typed values out of bounds."""
+        """Set the values; return the problems of those that cannot be set or are out of bounds."""
         problems, typed = [], set()
         for override in overrides:
             key = override.key_or_group
@@ -277,7 +292,7 @@ class _Preflight:
         return problems
 
     def _may_follow(self, key: str) -> bool:
-        """Whether a key that seems wrong may be right with the option that could not be understood."""
+        """Return whether an unknown key may belong to an option that could not be read."""
         group, _, name = key.partition(".")
         schemas = SCHEMAS.get(group, {}).values()
         known = len(schemas) > 1 and any(field.name == name for schema in schemas for field in fields(schema))
@@ -288,7 +303,7 @@ class _Preflight:
             return self._unknown_key(override.key_or_group, cfg, choices)
         return set_value(cfg, override)
 
-    # ---- the sweep as a whole -------------------------------------------------------------------
+    # ---- the entire sweep -----------------------------------------------------------------------
 
     def _check_sweep(self, overrides: Sequence[Override], base: DictConfig) -> None:
         checked = self.checked
@@ -317,7 +332,7 @@ class _Preflight:
 
 
 def _knn_problems(cfg: DictConfig) -> list[str]:
-    """Why a search could not compare its runs."""
+    """Return why a search could not compare its runs."""
     if cfg.data.get("val_root", "") is not None:
         return []
     return [
@@ -327,7 +342,7 @@ def _knn_problems(cfg: DictConfig) -> list[str]:
 
 
 def set_value(cfg: DictConfig, override: Override) -> str | None:
-    """Set an existing key to what was typed; says what is wrong with it."""
+    """Set an existing key to the typed value; return what is wrong with it."""
     key, value = override.key_or_group, override.value()
     if override.is_add() or override.is_force_add():
         return f"{override.input_line}: the key exists already; write it without '+'."
@@ -341,12 +356,12 @@ def set_value(cfg: DictConfig, override: Override) -> str | None:
 
 
 def has_key(cfg: DictConfig, key: str) -> bool:
-    """Whether a dotted key exists, set or not."""
+    """Return whether a dotted key exists, set or not."""
     return _parent(cfg, key) is not None
 
 
 def _parent(cfg: DictConfig, key: str) -> DictConfig | ListConfig | None:
-    """The node that holds `key`; None where there is no such key."""
+    """Return the node that holds `key`; None if the key does not exist."""
     node: Any = cfg
     *path, last = key.split(".")
     for name in path:
@@ -355,20 +370,20 @@ def _parent(cfg: DictConfig, key: str) -> DictConfig | ListConfig | None:
 
 
 def _field(node: DictConfig | ListConfig | None, key: str) -> Field[Any] | None:
-    """What the schema says of `key` in the node that holds it; None for an item of a list."""
+    """Return the schema's field for `key`, from the node that holds it; None for an item of a list."""
     own = fields(schema_of(node)) if isinstance(node, DictConfig) else ()
     return next((each for each in own if each.name == key.rpartition(".")[2]), None)
 
 
 def _names(node: Any) -> list[str]:
-    """The keys or indices of a node, also of what is not set yet."""
+    """Return the keys or indices of a node, set or not."""
     if isinstance(node, ListConfig):
         return [str(index) for index in range(len(node))]
     return [str(key) for key in node] if isinstance(node, DictConfig) else []
 
 
 def _similar_siblings(cfg: DictConfig, key: str) -> list[str]:
-    """Keys that an unknown key of Hydra's configuration may have meant."""
+    """Return keys that an unknown key of Hydra's configuration may have meant."""
     path, _, last = key.rpartition(".")
     names = _names(OmegaConf.select(cfg, path))
     return [] if last in names else [f"{path}.{name}" for name in messages.closest(last, names)[:1]]

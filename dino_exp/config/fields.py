@@ -9,14 +9,14 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Bounds:
-    """What a field accepts; `None` means unbounded. `hint` says what people use."""
+    """The numbers that a field accepts; `None` means unbounded. `hint` names common values."""
 
     at_least: float | None = None
     above: float | None = None
     at_most: float | None = None
     below: float | None = None
     length: int | None = None
-    """Numbers in a list; `None` where it depends on other keys."""
+    """Length of a list; `None` if it depends on other keys."""
     hint: str = ""
 
 
@@ -37,7 +37,7 @@ def number(
     length: int | None = None,
     hint: str = "",
 ) -> Any:
-    """A number, an optional number, or a list of numbers; the bounds hold for each of them."""
+    """Return the field of a number, an optional number, or a list whose numbers all have these bounds."""
     bounds = Bounds(at_least, above, at_most, below, length, hint)
     if isinstance(default, (list, tuple)):
         values = list(default)
@@ -46,5 +46,5 @@ def number(
 
 
 def choice(default: str, words: Sequence[str]) -> Any:
-    """One word of a fixed list."""
+    """Return the field of one word from a fixed list."""
     return field(default=default, metadata={"choices": Choices(tuple(words))})

@@ -1,4 +1,4 @@
-"""`train.py --help`: what it is, examples, every group with its options, and the keys that people change."""
+"""The page of `train.py --help`: examples, every group with its options, and the most used keys."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ KEYS = (
     "tracker.mode",
     "eval.every_epochs",
 )
-"""What people change; `--cfg job` shows the rest."""
+"""The most used keys; `--cfg job` shows all."""
 
 OPTIONS = (
     ("-m", "run once for each combination of comma-separated values"),
@@ -82,12 +82,12 @@ OPTIONS = (
 )
 
 WIDEST = 120
-"""Columns beyond which lines get harder to read, not easier."""
+"""Columns; longer lines are harder to read."""
 
 
 @cache
 def docstrings() -> dict[str, dict[str, str]]:
-    """The text below each field of the configuration's classes, by class and field."""
+    """Return the string below each field of the configuration's classes, by class and field."""
     modules = (schema, evaluation_schema, launcher_settings)
     trees = [ast.parse(Path(str(module.__file__)).read_text("utf-8")) for module in modules]
     found: dict[str, dict[str, str]] = {}
@@ -101,12 +101,12 @@ def docstrings() -> dict[str, dict[str, str]]:
 
 
 def first_sentence(text: str) -> str:
-    """Up to the first full stop that a new sentence follows."""
+    """Return the first sentence of a text."""
     return re.split(r"(?<=\.)\s+(?=[A-Z`0-9])", " ".join(text.split()))[0]
 
 
 def meaning(kind: type, name: str, whole: bool = False) -> str:
-    """The first sentence about a field, its own or inherited, or all of them."""
+    """Return the first sentence of a field's docstring, its own or inherited, or all of it."""
     owners = (docstrings().get(base.__name__, {}) for base in kind.__mro__)
     text = next((own[name] for own in owners if name in own), "")
     return text if whole else first_sentence(text)
@@ -124,10 +124,10 @@ def print_help(
 
     Args:
         cfg: a composed configuration; its values are shown as the current ones.
-        choices: the option in force, by group.
+        choices: the chosen option, by group.
         options: all options, by group in the order of `conf/config.yaml`.
-        launcher: the node of the launcher in force, for its own keys.
-        sweeper: the same of the sweeper.
+        launcher: the node of the chosen launcher, for its keys.
+        sweeper: the node of the chosen sweeper, for its keys.
     """
     console = Console(file=console.file, width=min(console.width, WIDEST), highlight=False)
     console.print(Text(INTRODUCTION.replace("\n", " ")))
@@ -167,7 +167,7 @@ def print_help(
 
 
 def keys_of(node: DictConfig, whole: bool = False) -> Table:
-    """The keys of a typed node with their values and meanings, of these the first sentence or all."""
+    """Return the keys of a typed node with their values and docstrings, shortened or full."""
     keys = Table.grid(padding=(0, 2, 0, 0))
     keys.add_column(style="bold", no_wrap=True)
     keys.add_column()
@@ -180,7 +180,7 @@ def keys_of(node: DictConfig, whole: bool = False) -> Table:
 
 
 def section(console: Console, title: str, content: RenderableType) -> None:
-    """Print a title and what belongs to it."""
+    """Print a title and its content."""
     console.print()
     console.print(Text(title, style="bold underline"))
     console.print(Padding(content, (0, 0, 0, 2)))

@@ -1,4 +1,4 @@
-"""Hydra's parser, loader and sweeper without its application; no other module knows Hydra's internals."""
+"""The only door to Hydra's internals: its parser, loader, sweeper, and its way of starting runs."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import yaml
 from hydra import version
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra._internal.hydra import Hydra
 from hydra._internal.utils import create_config_search_path, get_args_parser
 from hydra.core.config_search_path import SearchPathQuery
 from hydra.core.object_type import ObjectType
@@ -20,7 +21,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, Quote, QuotedString
 from hydra.core.utils import setup_globals
 from hydra.errors import HydraException
-from hydra.types import RunMode
+from hydra.types import RunMode, TaskFunction
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import (
     InterpolationKeyError,
@@ -43,7 +44,7 @@ EVALUATE = "evaluate"
 
 
 class CompositionError(Exception):
-    """A YAML file that does not fit; `key` is the offending key where Hydra names one."""
+    """An invalid YAML file; `key` is the offending key where Hydra names one."""
 
     def __init__(self, message: str, source: str | None, key: str | None, unknown: bool) -> None:
         super().__init__(message)
@@ -82,7 +83,7 @@ class Loader:
         search_path = create_config_search_path(str(CONF))
         if config_dir is not None:
             if not Path(config_dir).is_dir():
-                raise UserError(f"--config-dir {config_dir}: there is no such folder.")
+                raise UserError(f"--config-dir {config_dir}: no such folder.")
             path = f"file://{Path(config_dir).resolve()}"
             search_path.prepend("command-line", path, SearchPathQuery(provider="schema", path=None))
         self._hydra = ConfigLoaderImpl(config_search_path=search_path)
@@ -94,23 +95,23 @@ class Loader:
         self.groups: list[str] = sorted(contents & set(self._hydra.get_group_options("", ObjectType.GROUP)))
 
     def is_group(self, key: str) -> bool:
-        """Whether `key` chooses among files (`backbone`, `hydra/launcher`) and does not set a value."""
+        """Return whether `key` chooses a file (`backbone`, `hydra/launcher`) instead of setting a value."""
         if "/" in key:
             return not key.startswith("schema/") and bool(self.options(key))
         return key in self.groups
 
     def options(self, group: str) -> list[str]:
-        """The files of a group."""
+        """Return the names of a group's files."""
         return sorted(self._hydra.get_group_options(group, ObjectType.CONFIG))
 
     def parse(self, text: str) -> Override:
-        """One override; raises `HydraException` where it is malformed."""
+        """Parse one override; raises `HydraException` if it is malformed."""
         if text not in self._parsed:
             self._parsed[text] = self._parser.parse_overrides([text])[0]
         return self._parsed[text]
 
     def compose(self, choices: tuple[str, ...]) -> Composition:
-        """What the group choices give; shared by all who ask, so copy it before a change.
+        """Return the composition of the group choices. It is cached: copy it before changing it.
 
         Raises:
             CompositionError: a file names a key, value or option that does not exist.
@@ -123,14 +124,32 @@ class Loader:
             self._composed[choices] = Composition(cfg, without_hydra(cfg))
         return self._composed[choices]
 
+    def run(self, task: TaskFunction, words: Sequence[str], mode: RunMode) -> None:
+        """Have Hydra call `task` for a run or, through the chosen sweeper and launcher, for each of a sweep.
+
+        Raises:
+            UserError: Hydra or a plugin of another project cannot do it, or a directory cannot be created.
+        """
+        hydra = Hydra(task_name="train", config_loader=self._hydra)
+        start = hydra.multirun if mode == RunMode.MULTIRUN else hydra.run
+        try:
+            start(self.config_name, task, [*words, f"hydra.mode={mode.name}"])
+        except (HydraException, OmegaConfBaseException) as error:
+            raise UserError(f"{_composition_error(error)}.") from error
+        except OSError as error:
+            if error.filename is None:
+                raise
+            message = f"{error.filename}: cannot be written ({error.strerror}); choose another output_root."
+            raise UserError(message) from error
+
     @staticmethod
     def expand(overrides: Sequence[Override]) -> list[list[str]]:
-        """The runs of a sweep in the order in which Hydra's sweeper makes them; each a list of overrides."""
+        """Return each run's overrides, in the order of Hydra's basic sweeper."""
         return BasicSweeper.split_arguments(list(overrides), None)[0]
 
     @staticmethod
     def set_in_hydra(cfg: DictConfig, override: Override) -> str | None:
-        """Apply an override of Hydra's own configuration, which may add and delete; says what is wrong."""
+        """Apply an override of Hydra's own configuration, which may add and delete; return what is wrong."""
         try:
             ConfigLoaderImpl._apply_overrides_to_config([override], cfg)
             OmegaConf.select(cfg, override.key_or_group)
@@ -148,7 +167,7 @@ class Loader:
 
 
 def without_hydra(whole: DictConfig) -> DictConfig:
-    """A copy without Hydra's node."""
+    """Return a copy without Hydra's node."""
     run = copy.deepcopy(whole)
     with open_dict(run):
         del run["hydra"]
@@ -157,7 +176,7 @@ def without_hydra(whole: DictConfig) -> DictConfig:
 
 @cache
 def loader(config_dir: str | None = None, config_name: str = CONFIG_NAME) -> Loader:
-    """One loader per process, folder and table of contents: opening it takes longer than composing."""
+    """Return the loader of a folder and table of contents; opening one takes longer than composing."""
     return Loader(config_dir, config_name)
 
 
@@ -177,10 +196,10 @@ def _composition_error(error: BaseException) -> CompositionError:
 def parse_arguments(
     argv: Sequence[str], program: str = "train.py", example: str = "trainer.epochs=5"
 ) -> argparse.Namespace:
-    """The command line as Hydra reads it; program and example are for the error.
+    """Parse a command line as Hydra does; program and example are for the error.
 
     Raises:
-        UserError: an option that does not exist, or that would leave the checked configuration.
+        UserError: an unknown option, or one that would bypass the checked configuration.
     """
     parser = get_args_parser()
 
@@ -204,22 +223,22 @@ def parse_arguments(
 
 
 def override_text(key: str, value: str) -> str:
-    """key='value', quoted for Hydra's grammar."""
+    """Return key='value', quoted for Hydra's grammar."""
     return f"{key}={QuotedString(value, Quote.single).with_quotes()}"
 
 
 def sweeper_parameters(cfg: DictConfig) -> list[str]:
-    """Return the sweep that a configuration file asks for (`hydra.sweeper.params`), as overrides of today."""
+    """Return a configuration file's sweep (`hydra.sweeper.params`) as overrides in present names."""
     parameters = OmegaConf.select(cfg, "hydra.sweeper.params")
     words = [f"{key}={value}" for key, value in parameters.items()] if isinstance(parameters, Mapping) else []
     return former_names.TABLE.present_words(words)[0]
 
 
 def is_basic(node: Any) -> bool:
-    """Whether a launcher node is Hydra's own, which works in this process."""
+    """Return whether a launcher or sweeper is Hydra's basic one; that launcher trains in this process."""
     return str(node.get("_target_", "")).startswith("hydra._internal.core_plugins.basic_")
 
 
 def is_grid(node: Any) -> bool:
-    """Whether a sweeper node goes through all combinations."""
+    """Return whether a sweeper goes through all combinations."""
     return is_basic(node) or str(node.get("_target_", "")).endswith(".GridSweeper")

@@ -1,4 +1,4 @@
-"""Which runs are the same run: a readable id that ends in a hash of everything that can change the result.
+"""The id of a run: readable, ending in a hash of everything that can change the result.
 
 The id depends on what is computed. Where the code is and what a key is called do not count: values and keys
 are hashed under the first names that they had (`former_names`), so a run keeps its name when they move.
@@ -17,7 +17,7 @@ from omegaconf import OmegaConf
 from dino_exp.runs import former_names
 
 GROUPS = ("backbone", "head", "crops", "augment", "loss", "ema", "optimizer", "data", "trainer")
-"""The groups that make the result. Tracker, evaluation, names and folders only watch or place it."""
+"""The groups that make the result. Tracker, evaluation, names and folders do not."""
 
 WITHOUT_EFFECT = frozenset(
     {

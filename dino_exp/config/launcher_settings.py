@@ -1,4 +1,4 @@
-"""What can be said about where a sweep's runs happen; the string below each field says what it means."""
+"""The settings of launchers and of the Optuna sweeper; the string below each field explains it."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ from dino_exp.config.validate import node_problems
 from dino_exp.errors import UserError
 
 SECRETS = re.compile(r"KEY|TOKEN|SECRET|PASSWORD|(?<![a-z])(key|token|secret|password)(?![a-z])")
-"""In capitals anywhere, as variables are written; else as a word, so that `module load keyring` may be."""
+"""Capitals match anywhere, as in variables; lower case only as a word, to allow `module load keyring`."""
 OWN_SBATCH = (
     {"array", "error", "open-mode", "output", "requeue", "signal", "time", "job-name"}
     | {"partition", "account", "qos", "constraint", "nodes", "ntasks-per-node", "gpus-per-node"}
     | {"cpus-per-task", "mem"}
 )
-"""Parameters that the launcher sets itself, and relies on."""
+"""Parameters that the launcher sets itself."""
 MOST_BARE_MINUTES = 1440
 
 
 @dataclass(kw_only=True)
 class LauncherSettings:
-    """What all launchers have."""
+    """The settings that all launchers have."""
 
     _target_: str = MISSING
     runs_per_gpu: int = number(1, at_least=1)
@@ -41,9 +41,9 @@ class LauncherSettings:
     max_retries: int = number(2, at_least=0)
     """Times that a failed run is tried again when the same sweep is typed again or resumed."""
     detach: bool = False
-    """Come back as soon as everything is submitted, instead of waiting with a table."""
+    """Return as soon as everything is submitted, instead of waiting with a table."""
     dry_run: bool = False
-    """Show what would happen, and submit nothing."""
+    """Print what would happen, and submit nothing."""
 
 
 @dataclass(kw_only=True)
@@ -61,7 +61,7 @@ class SlurmSettings(LauncherSettings):
     """Features that nodes must have, e.g. a100|h100."""
     time_limit: str = "24:00:00"
     """Longest time of one attempt, in minutes, H:M:S or D-H:M:S; a run that needs longer saves, is requeued,
-    and goes on."""
+    and resumes."""
     nodes: int = number(1, at_least=1)
     """Nodes of one run."""
     gpus_per_node: int = number(1, at_least=0)
@@ -82,7 +82,7 @@ class SlurmSettings(LauncherSettings):
     """Further sbatch parameters by their long names: +hydra.launcher.sbatch.exclude=node7, or in a file
     {reservation: mine, exclude: node7}."""
     setup: list[str] = field(default_factory=list)
-    """Shell lines before the run starts, e.g. [module load cuda]. Everyone can read them: no passwords."""
+    """Shell lines before the run starts, e.g. [module load cuda]. Others can read them: no passwords."""
     python: str | None = None
     """Command that starts Python in a job, where it is not this environment's, e.g. inside a container:
     apptainer exec --nv /images/dino.sif python."""
@@ -116,25 +116,25 @@ class OptunaSettings:
     """What proposes values: tpe is Optuna's tree-structured Parzen estimator, at random for its first 10
     trials."""
     seed: int = number(0, at_least=0)
-    """Of the sampler."""
+    """Seed of the sampler."""
     params: dict[str, Any] = field(default_factory=dict)
     """The space, in a file: loss.teacher_temp: interval(0.02,0.2). What is typed wins."""
 
 
 def search_problems(launcher: Mapping[str, Any]) -> Iterator[str]:
-    """What keeps a search from working with a launcher's settings, one line each."""
+    """Yield the reasons why a search cannot work with a launcher's settings, one per line."""
     if find_spec("optuna") is None:
         yield "hydra/sweeper = optuna: Optuna is not installed; pip install 'dino-exp[optuna]'."
     for name in ("detach", "dry_run"):
         if launcher.get(name):
             yield (
                 f"hydra.launcher.{name} = true: not with hydra/sweeper=optuna, which waits for its trials "
-                "because the next ones depend on them; leave it out."
+                "because the next ones depend on them; remove it."
             )
 
 
 def with_changes(launcher: str, settings: Mapping[str, Any], changes: Sequence[str]) -> dict[str, Any]:
-    """Settings with some of them changed, checked as on the command line.
+    """Return settings with some of them changed, checked as on the command line.
 
     Args:
         launcher: slurm or local.
@@ -142,7 +142,7 @@ def with_changes(launcher: str, settings: Mapping[str, Any], changes: Sequence[s
         changes: `key=value`.
 
     Raises:
-        UserError: an unknown key, or a value that cannot be.
+        UserError: an unknown key or an invalid value.
     """
     node = OmegaConf.merge(OmegaConf.structured(SETTINGS[launcher]), dict(settings))
     for change in changes:
@@ -167,15 +167,15 @@ def with_changes(launcher: str, settings: Mapping[str, Any], changes: Sequence[s
 
 
 def type_of(node: Any, name: str) -> Any:
-    """The annotation of a setting."""
+    """Return the annotation of a setting."""
     return next(each.type for each in fields(schema_of(node)) if each.name == name)
 
 
 def minutes(time_limit: str) -> int:
-    """SLURM's ways to write a duration, in minutes: M, M:S, H:M:S, D-H, D-H:M, D-H:M:S.
+    """Return a SLURM duration in minutes: M, M:S, H:M:S, D-H, D-H:M or D-H:M:S.
 
     Raises:
-        UserError: it is none of them, or no time at all.
+        UserError: it is none of them, or zero.
     """
     text = str(time_limit)
     if text.isdecimal() and int(text) > MOST_BARE_MINUTES:
@@ -203,7 +203,7 @@ def minutes(time_limit: str) -> int:
 
 
 def problems(settings: Any) -> Iterator[str]:
-    """What cannot work, one line each; every value by itself is within its bounds already."""
+    """Yield the errors, one per line; each single value is within its bounds already."""
     if "partition" not in settings:
         return
     try:
@@ -226,18 +226,18 @@ def problems(settings: Any) -> Iterator[str]:
         if any(SECRETS.search(line) for line in lines):
             yield (
                 f"hydra.launcher.{key}: has KEY, TOKEN, SECRET or PASSWORD in it, and others can read job "
-                "scripts; keep such things in your environment or in ~/.netrc, which jobs see too."
+                "scripts; keep secrets in your environment or in ~/.netrc, which jobs see too."
             )
     for key in settings.sbatch:
         if str(key).replace("_", "-") in OWN_SBATCH:
             yield f"hydra.launcher.sbatch.{key}: the launcher sets this itself; see its own keys in --help."
     if not settings.dry_run and shutil.which("sbatch") is None:
         yield (
-            "hydra/launcher = slurm: there is no sbatch here; type this on a login node of the cluster, or "
-            "take hydra/launcher=local (hydra.launcher.dry_run=true works anywhere)."
+            "hydra/launcher = slurm: there is no sbatch here; run this on a login node of the cluster, or "
+            "use hydra/launcher=local (hydra.launcher.dry_run=true works anywhere)."
         )
 
 
 def tasks_per_node(settings: Any) -> int:
-    """Processes of one run on each node."""
+    """Return the processes of one run on each node."""
     return int(settings.tasks_per_node or max(1, settings.gpus_per_node))

@@ -1,4 +1,4 @@
-"""The model names of timm and torchvision, read from their sources: importing them would take seconds."""
+"""The model names of timm and torchvision, read from their sources because imports take seconds."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _REGISTERED = re.compile(r"^@register_model(?:\(.*\))?\s*\n(?:@.*\n)*def (\w+)\(
 
 @cache
 def model_names(library: str) -> frozenset[str]:
-    """Names of the image models that `library` (timm or torchvision) can build; empty if it is not there."""
+    """Return the image models that `library` (timm or torchvision) can build; empty if not installed."""
     spec = importlib.util.find_spec(library)
     if spec is None or spec.origin is None:
         return frozenset()

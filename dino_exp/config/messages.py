@@ -1,4 +1,4 @@
-"""The words of configuration errors: key, value, and what would be right."""
+"""The messages of configuration errors: key, value, and fix."""
 
 from __future__ import annotations
 
@@ -40,11 +40,11 @@ RELEASED_NAMES = {
     "use_fp16": "trainer.precision=fp16",
     "saveckp_freq": "trainer.checkpoint_every (in steps)",
 }
-"""Arguments of the released code under other names than ours, which people's fingers know."""
+"""Arguments of the released code, and what they are called here."""
 
 
 def show(value: Any) -> str:
-    """A value as it is typed on the command line."""
+    """Return a value as it is typed on the command line."""
     if OmegaConf.is_config(value):
         value = OmegaConf.to_container(value, resolve=False)
     if isinstance(value, str):
@@ -55,17 +55,17 @@ def show(value: Any) -> str:
 
 
 def any_of(words: Sequence[str]) -> str:
-    """a, b or c"""
+    """Return the words as a list in prose: a, b or c."""
     return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} or {words[-1]}"
 
 
 def did_you_mean(words: Sequence[str]) -> str:
-    """The question, or nothing."""
+    """Return the question, or nothing if there are no words."""
     return f"; did you mean {any_of(words[:3])}?" if words else ""
 
 
 def closest(word: str, words: Iterable[str], cutoff: float = 0.6) -> list[str]:
-    """The likeliest first."""
+    """Return up to three similar words, the most similar first."""
     return difflib.get_close_matches(word, list(words), n=3, cutoff=cutoff)
 
 
@@ -76,13 +76,13 @@ def unknown_key(
     choices: Mapping[str, str],
     program: str = "train.py",
 ) -> str:
-    """The error for a key that the composed configuration does not have.
+    """Return the error for a key that the composed configuration does not have.
 
     Args:
         key: what was typed.
         keys: all dotted keys of the configuration.
         groups: names of the groups.
-        choices: the option in force, by group.
+        choices: the chosen option, by group.
         program: whose command line it is.
     """
     present = former_names.TABLE.present_key(key)
@@ -118,16 +118,16 @@ def _similar_keys(key: str, last: str, keys: Sequence[str], groups: Sequence[str
 
 
 def unknown_option(group: str, value: str, options: Sequence[str]) -> str:
-    """The error for an option that its group does not have."""
+    """Return the error for an unknown option of a group."""
     present = former_names.TABLE.present_value(group, value)
     if present != value:
         return f"{group}={value}: now called {group}={present}."
     near = did_you_mean(closest(value, options)[:1])
-    return f"{group}={value}: no such option{near or '.'} There are: {', '.join(options)}."
+    return f"{group}={value}: no such option{near or '.'} Options: {', '.join(options)}."
 
 
 def wrong_value(key: str, value: Any, field: Field[Any] | None) -> str:
-    """The error for a value that its key's type cannot take; without a field, it is an item of a list."""
+    """Return the error for a value of the wrong type; without a field, it is an item of a list."""
     kind, *optional = str(field.type).split(" | ") if field else ["float"]
     expected = EXPECTED[kind]
     if field and kind in ("list[float]", "list[int]") and callable(field.default_factory):

@@ -1,4 +1,4 @@
-"""Reads the overrides of a command line one at a time, so that each bad one is named."""
+"""Reading the overrides of a command line one at a time, so that each bad one is named."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ class OverrideReader:
         self.loader = loader
         self.problems: list[str] = []
         self.dropped: set[str] = set()
-        """Keys whose overrides could not be understood and are left out."""
+        """Keys of the overrides that were dropped because they could not be read."""
 
     def drop(self, key: str, problem: str) -> None:
-        """Leave an override out and say why."""
+        """Drop an override and record why."""
         self.dropped.add(key)
         if problem not in self.problems:
             self.problems.append(problem)
 
     def read(self, texts: Sequence[str]) -> list[Override]:
-        """The overrides that are well formed and, where they choose an option, name one that exists."""
+        """Return the well-formed overrides; those that choose an option must name an existing one."""
         accepted: list[Override] = []
         for text in texts:
             try:
@@ -49,7 +49,7 @@ class OverrideReader:
         return accepted
 
     def without_sweeps(self, overrides: Sequence[Override]) -> list[Override]:
-        """Drop what only a sweep can mean."""
+        """Drop the overrides that need a sweep."""
         for override in overrides:
             if override.is_sweep_override():
                 key, value = override.key_or_group, override.get_value_string()
@@ -62,7 +62,7 @@ class OverrideReader:
         return [override for override in overrides if not override.is_sweep_override()]
 
     def without_intervals(self, overrides: Sequence[Override]) -> list[Override]:
-        """Drop what only a search can mean."""
+        """Drop the overrides that need a search."""
         for override in overrides:
             if override.is_interval_sweep():
                 key = override.key_or_group
@@ -74,7 +74,7 @@ class OverrideReader:
         return [override for override in overrides if not override.is_interval_sweep()]
 
     def with_spaces(self, overrides: Sequence[Override]) -> list[Override]:
-        """Drop the spaces of a search that nothing can be taken from; a problem also if there are none."""
+        """Drop empty or invalid spaces of a search; having none at all is a problem, too."""
         accepted = []
         for override in overrides:
             try:
@@ -91,11 +91,11 @@ class OverrideReader:
     def _malformed(self, text: str) -> str:
         if "=" not in text:
             if self.loader.is_group(text):
-                return f"{text}: write {text}=OPTION; there are: {', '.join(self.loader.options(text))}."
+                return f"{text}: write {text}=OPTION; options: {', '.join(self.loader.options(text))}."
             return f"{text}: overrides are written key=value, e.g. trainer.epochs=5."
         key, _, value = text.partition("=")
         if value.startswith("~"):
-            return f"{text}: ~ means nothing here; write $HOME{value[1:]}."
+            return f"{text}: ~ is not expanded; write $HOME{value[1:]}."
         return f"{text}: cannot be read; quote special characters for Hydra, e.g. {key}='\"{value}\"'."
 
     def _problem(self, override: Override, text: str) -> str | None:
@@ -106,14 +106,14 @@ class OverrideReader:
             group = key.replace(".", "/")
             if self.loader.is_group(group):
                 options = ", ".join(self.loader.options(group))
-                return f"{text}: a group; write {group}=OPTION; there are: {options}."
+                return f"{text}: a group; write {group}=OPTION; options: {options}."
             if key == "hydra.searchpath":
                 return f"{text}: use --config-dir DIR, whose options are checked and completed as well."
             return None
         if override.is_delete():
             return f"{text}: nothing can be removed; choose another option or value, e.g. tracker=none."
         if override.package is not None:
-            return f"{text}: an option cannot be moved to another place; write {key}=OPTION."
+            return f"{text}: packages (@) are not supported; write {key}=OPTION."
         if self.loader.is_group(key):
             return self._option_problem(override, text)
         if "/" in key:
@@ -127,12 +127,12 @@ class OverrideReader:
         if override.is_add() or override.is_force_add():
             return f"{text}: {key} has an option already; write it without '+'."
         if override.is_interval_sweep():
-            return f"{text}: {key} takes options; there are: {', '.join(options)}."
+            return f"{text}: {key} takes options; options: {', '.join(options)}."
         values = list(override.sweep_iterator()) if override.is_sweep_override() else [override.value()]
         for value in values:
             name = getattr(value, "text", value)  # a quoted string
             if isinstance(name, (list, dict)) or name is None:
-                return f"{text}: {key} takes one option; there are: {', '.join(options)}."
+                return f"{text}: {key} takes one option; options: {', '.join(options)}."
             if str(name) not in options:
                 return unknown_option(key, str(name), options)
         return None

@@ -1,4 +1,4 @@
-"""Makes the typed schema and our resolvers known to Hydra."""
+"""Registration of the typed schema and the resolvers with Hydra."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from dino_exp.runs.weights_file import digest
 
 
 def register() -> None:
-    """Store schema and resolvers; doing it again does no harm."""
+    """Register schema and resolvers; this may be repeated."""
     store = ConfigStore.instance()
     store.store(group="schema", name="config", node=Config)
     store.store(group="schema", name="evaluate", node=EvaluateConfig)
@@ -36,5 +36,5 @@ def register() -> None:
 
 
 def share_of_epochs(share: float, *, _root_: Any) -> int:
-    """`${epochs:0.3}`: a share of the run's epochs, at least one, so that a file suits runs of any length."""
+    """Return `${epochs:0.3}`: a share of the run's epochs, at least one."""
     return max(1, round(float(share) * _root_.trainer.epochs))

@@ -1,4 +1,4 @@
-"""Values of a configuration against one another: what cannot work, and what will probably be regretted."""
+"""Relations between the values of a configuration: errors, and warnings about risky settings."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ TRAINING_IMAGES: dict[type, int] = {Cifar10Config: 50_000, FashionMnistConfig: 6
 
 
 def problems(cfg: Any) -> Iterator[str]:
-    """What cannot work, one line each; every single value is within its own bounds already."""
+    """Yield the errors, one per line; each single value is within its own bounds already."""
     yield from _names(cfg)
     yield from _weights(cfg)
     yield from backbone(cfg)
@@ -52,9 +52,9 @@ def _names(cfg: Any) -> Iterator[str]:
 def _weights(cfg: Any) -> Iterator[str]:
     digest = cfg.init_sha256
     if digest is not None and not re.fullmatch("[0-9a-f]{64}", digest):
-        yield f"init_sha256 = {show(digest)}: not a SHA-256; leave it alone, it is computed from init_from."
+        yield f"init_sha256 = {show(digest)}: not a SHA-256; do not set it, it is computed from init_from."
     elif cfg.init_from is None and digest is not None:
-        yield "init_sha256: belongs to weights; give init_from as well, or leave it alone."
+        yield "init_sha256: belongs to weights; set init_from as well, or neither."
     elif cfg.init_from is not None and digest is None:
         try:
             weights_file(cfg.init_from)
@@ -63,7 +63,7 @@ def _weights(cfg: Any) -> Iterator[str]:
 
 
 def backbone(cfg: Any) -> Iterator[str]:
-    """What no network can be made of."""
+    """Yield errors of the backbone."""
     node, kind = cfg.backbone, schema_of(cfg.backbone)
     if kind is VitConfig:
         if node.embed_dim % node.num_heads:
@@ -101,7 +101,7 @@ def _is_resnet(name: str) -> bool:
 
 
 def patch_size(cfg: Any) -> int | None:
-    """Side of the backbone's patches in pixels; None where it has none."""
+    """Return the side of the backbone's patches in pixels; None if it has none."""
     kind = schema_of(cfg.backbone)
     if kind is VitConfig:
         return cfg.backbone.patch_size
@@ -174,7 +174,7 @@ def _schedules(cfg: Any) -> Iterator[str]:
 
 
 def data(cfg: Any) -> Iterator[str]:
-    """What no images can be read with."""
+    """Yield errors of the data."""
     node, kind = cfg.data, schema_of(cfg.data)
     for key in ("mean", "std"):
         if len(node[key]) != node.channels:
@@ -225,22 +225,22 @@ def _machine(cfg: Any) -> Iterator[str]:
 
 
 def folder_problems(cfg: Any) -> Iterator[str]:
-    """Folders that are not on this machine; for runs that happen here."""
+    """Yield an error for each folder that this machine lacks; for runs that are trained here."""
     if issubclass(schema_of(cfg.data), StoredConfig):
         for key in ("root", "val_root"):
-            place = cfg.data[key]
-            if place not in (None, "auto") and not _is_there(place):
-                yield f"data.{key} = {show(place)}: there is no such folder or file."
+            path = cfg.data[key]
+            if path not in (None, "auto") and not _exists(path):
+                yield f"data.{key} = {show(path)}: no such folder or file."
 
 
-def _is_there(place: str) -> bool:
-    """Whether a path exists, or, of a pattern of names, the folder above."""
-    path = Path(place).expanduser()
+def _exists(text: str) -> bool:
+    """Return whether a path exists or, for a pattern of names, the folder above it."""
+    path = Path(text).expanduser()
     return path.exists() or (bool(re.search(r"[{*?[]", path.name)) and path.parent.exists())
 
 
 def warnings(cfg: Any) -> Iterator[str]:
-    """What runs but has been seen to fail, one line each."""
+    """Yield warnings about settings that run but have been seen to fail, one per line."""
     loss, crops, ema = cfg.loss, cfg.crops, cfg.ema
     if loss.sharpening and loss.teacher_temp >= loss.student_temp:
         yield (

@@ -1,6 +1,6 @@
 """The typed configuration: one dataclass per component, in the order of `conf/config.yaml`.
 
-The string below each field says what it means and in which unit; `train.py --help` prints it.
+The string below each field gives its meaning and unit; `train.py --help` prints it.
 Defaults are the released code's (ViT-S/16 on ImageNet); the YAML files in `conf/` choose others.
 """
 
@@ -56,7 +56,7 @@ class TimmConfig(BackboneConfig):
 
     _target_: str = "dino_exp.backbone.library.timm_backbone"
     drop_path_rate: float = number(0.0, at_least=0, below=1)
-    """Stochastic depth of the student, where the model has it; the teacher has none."""
+    """Stochastic depth of the student, if the model supports it; the teacher has none."""
 
 
 @dataclass(kw_only=True)
@@ -108,7 +108,7 @@ class CropsConfig:
 
 @dataclass(kw_only=True)
 class AugmentConfig:
-    """What happens to each crop, in order: flip, rotation, jitter, grayscale, blur, solarize, normalize."""
+    """Augmentation of each crop, in order: flip, rotation, jitter, grayscale, blur, solarize, normalize."""
 
     _target_: str = "dino_exp.data.augment.Augment"
     flip: float = number(0.5, at_least=0, at_most=1)
@@ -200,20 +200,20 @@ class OptimizerConfig:
 
 @dataclass(kw_only=True)
 class DataConfig:
-    """Where the images come from."""
+    """The source of the images."""
 
     _target_: str = MISSING
     name: str = MISSING
     root: str | None = MISSING
-    """Folder of the images; for generated and downloaded sets where they are kept (null: a cache)."""
+    """Folder of the images; for generated and downloaded sets the folder that stores them (null: a cache)."""
     channels: int = number(3, at_least=1)
     """Channels of an image."""
     mean: list[float] = number([0.485, 0.456, 0.406])
-    """Mean per channel, of values in 0–1, subtracted after augmentation."""
+    """Mean per channel, of values in 0–1, subtracted after augmentation; the default is ImageNet's."""
     std: list[float] = number([0.229, 0.224, 0.225], above=0)
-    """Standard deviation per channel, divided by after augmentation."""
+    """Standard deviation per channel, divided by after augmentation; the default is ImageNet's."""
     max_corrupt: float = number(0.01, at_least=0, at_most=1)
-    """Share of unreadable images above which the run ends with an error."""
+    """Largest share of unreadable images; above it the run ends with an error."""
     backend: str = choice("fast", ["fast", "pil"])
     """`fast` augments whole batches on the training device; `pil` is the released code's pipeline, image
     by image in the loader's processes: the reference, and several times slower."""
@@ -238,7 +238,7 @@ class ShapesConfig(DataConfig):
 
 @dataclass(kw_only=True)
 class StoredConfig(DataConfig):
-    """What all images in files have."""
+    """The settings of all data sets stored in files."""
 
     val_root: str | None = "auto"
     """Held-out images for k-NN. `auto`: the folder `val` or `test` beside a root named `train`, or the
@@ -299,45 +299,45 @@ class FashionMnistConfig(DataConfig):
 
 @dataclass(kw_only=True)
 class TrainerConfig:
-    """Length, batch, machine, and how often things are written."""
+    """Length, batch, device, and how often metrics and checkpoints are written."""
 
     epochs: int = number(100, at_least=1)
     """Passes over the training images; all schedules span them."""
     max_steps: int | None = number(None, at_least=1)
-    """Stop after this many steps; the schedules still span `epochs`, so the run is a prefix of the whole."""
+    """Stop after this many steps; the schedules still span `epochs`, so it is a prefix of the full run."""
     batch_size: int = number(512, at_least=1)
     """Images per step over all processes."""
     accumulate: int = number(1, at_least=1)
-    """Parts that a process makes its share of the batch in, one after the other, to save memory. Only batch
-    norm and stochastic depth, which see a part at a time, change the result."""
+    """Micro-batches into which each process splits its share of the batch, to save memory. Only batch norm
+    and stochastic depth, which see one micro-batch at a time, change the result."""
     checkpoint_blocks: bool = False
     """Compute the activations of the backbone's blocks again in the backward pass instead of keeping them:
     much less memory, about a third more time."""
     compile: bool = False
-    """Translate the backbones with `torch.compile`: minutes at the start, and faster steps."""
+    """Compile the backbones with `torch.compile`: minutes at the start, and faster steps."""
     seed: int = number(0, at_least=0, at_most=2**32 - 1)
     """Seed of the weights, the order of the images, and their crops."""
     precision: str = choice("auto", ["auto", "fp32", "bf16", "fp16"])
-    """Autocast type of the networks; `auto` is bf16 on a GPU that has it and fp32 elsewhere."""
+    """Autocast type of the networks; `auto` is bf16 on a GPU that supports it and fp32 elsewhere."""
     device: str = choice("auto", ["auto", "cpu", "cuda", "mps"])
-    """Where to train; `auto` takes the first of cuda, mps, cpu that is there."""
+    """Device; `auto` takes the first available of cuda, mps, cpu."""
     num_workers: int | None = number(None, at_least=0)
-    """Processes that prepare images; null chooses from the cores at hand. Never changes the result."""
+    """Processes that prepare images; null chooses from the available cores. Never changes the result."""
     log_every: int = number(50, at_least=1)
     """Steps between two lines of metrics.jsonl."""
     checkpoint_every: int = number(500, at_least=1)
     """Steps between two checkpoints: the most work that a kill can cost."""
     on_collapse: str = choice("warn", ["warn", "stop"])
-    """What to do when the verdict is a collapse: say so and go on, or end the run with state `collapsed`."""
+    """Action when the verdict is a collapse: warn and continue, or end the run with state `collapsed`."""
 
 
 @dataclass(kw_only=True)
 class TrackerConfig:
-    """Where metrics are mirrored; metrics.jsonl in the run directory is always written and is the truth."""
+    """The tracker that mirrors the metrics; metrics.jsonl in the run directory is always written."""
 
     _target_: str = "dino_exp.tracker.NoTracker"
     mode: str = choice("auto", ["auto", "online", "offline", "disabled"])
-    """`auto` is online when a W&B login is found, and offline otherwise."""
+    """`auto` is online if a W&B login is found, and offline otherwise."""
 
 
 @dataclass(kw_only=True)
@@ -350,7 +350,7 @@ class WandbConfig(TrackerConfig):
     entity: str | None = None
     """W&B team or user; null is the login's default."""
     timeout: float = number(60.0, above=0)
-    """Seconds that W&B may take to start and, again, to finish before the run goes on without it."""
+    """Seconds that W&B may take to start and, again, to finish before the run continues without it."""
 
 
 @dataclass(kw_only=True)
@@ -378,25 +378,25 @@ class EvalConfig:
     batch_size: int = number(256, at_least=1)
     """Images per forward pass."""
     crop_ratio: float = number(0.875, above=0, at_most=1)
-    """The central share of the resized image's side that is seen; 224 / 256 in the released code."""
+    """Share of the resized image's side that the center crop keeps; 224 / 256 in the released code."""
 
 
 @dataclass(kw_only=True)
 class Config:
-    """A whole run."""
+    """A run."""
 
     name: str = "run"
     """First part of the output folder: outputs/<name>/<run id>."""
     output_root: str = "outputs"
     """Folder that holds all runs."""
     resume: str = choice("auto", ["auto", "never"])
-    """`auto` goes on from the run's checkpoint and shows a finished run; `never` starts afresh beside it."""
+    """`auto` resumes from the run's checkpoint and shows a finished run; `never` trains again beside it."""
     init_from: str | None = None
-    """Weights to begin with: a file (.pth, .pt, .safetensors), or a run's folder, for its last checkpoint."""
+    """Initial weights: a file (.pth, .pt, .safetensors), or a run's folder, for its last checkpoint."""
     init_parts: str = choice("all", ["all", "backbone"])
-    """`all` takes backbone, head and center, as far as the file has them; `backbone` takes nothing else."""
+    """`all` takes backbone, head and center, if the file has them; `backbone` takes the backbone alone."""
     init_sha256: str | None = "${weights_digest:${init_from}}"
-    """SHA-256 of the content of init_from, which makes it a run of its own; computed, not typed."""
+    """SHA-256 of the content of init_from, which is part of the run id; computed, not typed."""
     backbone: BackboneConfig = MISSING
     head: HeadConfig = field(default_factory=HeadConfig)
     crops: CropsConfig = field(default_factory=CropsConfig)
@@ -434,5 +434,5 @@ SCHEMAS: dict[str, dict[str, type]] = {
 
 
 def schema_of(node: Any) -> type:
-    """The class of a typed node; `object` where it has none."""
+    """Return the class of a typed node; `object` if it has none."""
     return OmegaConf.get_type(node) or object

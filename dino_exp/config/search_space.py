@@ -1,7 +1,7 @@
 """The space of a search, in Hydra's override grammar: intervals, ranges, and lists of choices.
 
 `interval(0.02,0.2)` is a number between its ends, `tag(log,interval(1e-5,1e-2))` one whose logarithm is,
-`int(interval(1,8))` a whole one; `range(...)` and lists are as in a grid.
+`int(interval(1,8))` an integer; `range(...)` and lists are as in a grid.
 """
 
 from __future__ import annotations
@@ -28,18 +28,18 @@ class Choices:
 
     key: str
     values: tuple[str, ...]
-    """As they are typed."""
+    """The values as they are typed."""
 
     def probes(self) -> list[str]:
-        """The values that stand for all when a command line is checked."""
+        """Return the values to check in place of all."""
         return list(self.values)
 
     def text(self, value: Any) -> str:
-        """A proposed value as it is typed."""
+        """Return a proposed value as it is typed."""
         return str(value)
 
     def distribution(self) -> BaseDistribution:
-        """The same for Optuna."""
+        """Return the space as Optuna's distribution."""
         from optuna.distributions import CategoricalDistribution
 
         return CategoricalDistribution(self.values)
@@ -52,22 +52,22 @@ class Numbers:
     key: str
     low: float
     high: float
-    whole: bool = False
+    whole: bool = False  # names of fields are part of a study's name: see `launchers.search.study_name`
     log: bool = False
     step: float | None = None
 
     def probes(self) -> list[str]:
-        """The ends."""
+        """Return both ends."""
         return list(dict.fromkeys([self.text(self.low), self.text(self.high)]))
 
     def text(self, value: Any) -> str:
-        """As many digits as a person wants to read; rounding must not leave the space."""
+        """Return a proposed value as it is typed, rounded to `DIGITS` but never out of the space."""
         if self.whole:
             return str(int(value))
         return str(min(max(float(f"{value:.{DIGITS}g}"), self.low), self.high))
 
     def distribution(self) -> BaseDistribution:
-        """The same for Optuna."""
+        """Return the space as Optuna's distribution."""
         from optuna.distributions import FloatDistribution, IntDistribution
 
         if self.whole:
@@ -79,27 +79,27 @@ Space = Choices | Numbers
 
 
 def latest(overrides: Sequence[Override]) -> list[Override]:
-    """One override per key; what is typed comes after a file's and wins."""
+    """Return one override per key, the last; typed ones come after those of files."""
     return list({override.get_key_element(): override for override in overrides}.values())
 
 
 def divide(overrides: Sequence[Override]) -> tuple[list[str], list[Space]]:
-    """The overrides that all trials share, as they were typed, and the space of the others.
+    """Return the overrides that all trials share, as typed, and the spaces of the others.
 
     Raises:
-        UserError: a space that nothing can be taken from.
+        UserError: a space is empty or invalid.
     """
     fixed = [str(override.input_line) for override in overrides if not override.is_sweep_override()]
     return fixed, [space_of(override) for override in overrides if override.is_sweep_override()]
 
 
 def space_of(override: Override) -> Space:
-    """What a swept override allows; a `UserError` where that is nothing."""
+    """Return the space of a swept override; raise `UserError` if it is empty or invalid."""
     key, text, value = override.get_key_element(), override.input_line, override.value()
     allowed = TAGS if isinstance(value, IntervalSweep) else set()
     unknown = sorted(getattr(value, "tags", set()) - allowed)
     if unknown:
-        raise UserError(f"{text}: tag {unknown[0]} means nothing here; intervals have log and int.")
+        raise UserError(f"{text}: tag {unknown[0]} is unknown; intervals take log and int.")
     if isinstance(value, IntervalSweep):
         return _interval(key, str(text), value)
     if isinstance(value, RangeSweep):
@@ -141,13 +141,12 @@ def _range(key: str, text: str, override: Override) -> Numbers:
 
 
 def probes(fixed: Sequence[str], spaces: Sequence[Space]) -> list[list[str]]:
-    """Trials that show what is wrong with a space: the first value of each key, and each other value or end
-    of one key at a time."""
+    """Return trials that cover a space: all first values, then each other value or end of one key."""
     first = {space.key: space.probes()[0] for space in spaces}
     others = [first | {space.key: text} for space in spaces for text in space.probes()[1:]]
     return [[*fixed, *typed(values)] for values in [first, *others]]
 
 
 def typed(values: dict[str, str]) -> list[str]:
-    """Values as overrides."""
+    """Return values as overrides."""
     return [f"{key}={text}" for key, text in values.items()]

@@ -1,4 +1,4 @@
-"""Reads the `config.yaml` of a run, which an older revision may have written under other names."""
+"""Reading the `config.yaml` of a run, which an older revision may have written under other names."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def read_plain(directory: RunDirectory) -> dict[str, Any]:
     try:
         return parse(directory.config_file.read_bytes())
     except (OSError, ValueError, yaml.YAMLError) as error:
-        raise _not_whole(directory, error) from None
+        raise _incomplete(directory, error) from None
 
 
 def read_config(directory: RunDirectory) -> Config:
@@ -72,7 +72,7 @@ def read_config(directory: RunDirectory) -> Config:
         if missing:
             raise ValueError(f"no {', '.join(missing)}")
     except (OmegaConfBaseException, TypeError, ValueError) as error:
-        raise _not_whole(directory, error) from None
+        raise _incomplete(directory, error) from None
     return cast(Config, result)  # a DictConfig with these fields
 
 
@@ -96,7 +96,7 @@ def typed(group: str, node: Any) -> DictConfig:
 
 
 def _class_of(group: str, node: Any) -> type | None:
-    """The schema's class for a node; None where there is none."""
+    """Return the schema's class for a node; None if no class fits."""
     if not group:
         return Config
     if not isinstance(node, dict):
@@ -109,6 +109,6 @@ def _names(schema: type | None) -> list[str]:
     return [each.name for each in fields(schema)] if schema else []
 
 
-def _not_whole(directory: RunDirectory, error: Exception) -> UserError:
+def _incomplete(directory: RunDirectory, error: Exception) -> UserError:
     reason = " ".join((str(error).strip() or type(error).__name__).splitlines()[0].split())
-    return UserError(f"{directory.config_file}: not a run's whole configuration ({reason}).")
+    return UserError(f"{directory.config_file}: not the complete configuration of a run ({reason}).")

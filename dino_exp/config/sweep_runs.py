@@ -1,4 +1,4 @@
-"""A sweep as a whole: its name, its runs' ids, and the problems of many runs told once."""
+"""The name of a sweep, its runs, and problems that many of its runs share."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ class Run:
     overrides: tuple[str, ...]
     """The swept overrides with this run's values; empty for a single run."""
     run_id: str
-    job: tuple[str, ...] = ()
+    job: tuple[str, ...]
     """All overrides, as Hydra's sweeper hands them to a launcher."""
-    cfg: DictConfig | None = field(default=None, compare=False, repr=False)
+    cfg: DictConfig = field(compare=False, repr=False)
     """The checked configuration."""
 
 
 def sweep_name(
     name: str, swept: Sequence[str], preset: str | None = None, its_keys: Sequence[str] = ()
 ) -> str:
-    """A sweep's folder: what it sweeps, not when; e.g. demo_sweep_teacher_temp_center_momentum.
+    """Return a sweep's folder name, made from its keys: demo_sweep_teacher_temp_center_momentum.
 
     Args:
-        name: of the experiment; left out where experiments are swept over.
+        name: of the experiment; ignored if experiments are swept.
         swept: the swept keys.
-        preset: option of the group `sweep`, which takes the place of `its_keys`: demo_collapse_study.
+        preset: option of the group `sweep`, which replaces `its_keys`: demo_collapse_study.
         its_keys: the keys that the preset sweeps.
     """
     ends = [key.rpartition(".")[2] for key in dict.fromkeys(swept) if not preset or key not in its_keys]
@@ -38,7 +38,7 @@ def sweep_name(
 
 
 def same_runs(runs: Sequence[Run]) -> list[str]:
-    """A problem for each training that occurs more than once."""
+    """Return a problem for each run that occurs more than once."""
     by_id: dict[str, list[Run]] = {}
     for run in runs:
         by_id.setdefault(run.run_id, []).append(run)
@@ -51,20 +51,20 @@ def same_runs(runs: Sequence[Run]) -> list[str]:
 
 
 class Findings:
-    """Problems or warnings over the runs of a sweep: each line once, with the runs that it concerns."""
+    """The problems or warnings of a sweep's runs: each line once, with the runs it concerns."""
 
     def __init__(self) -> None:
         self._found: dict[str, list[tuple[str, ...]]] = {}
         self._runs = 0
 
     def add(self, lines: Iterable[str], overrides: tuple[str, ...]) -> None:
-        """Note a run's lines."""
+        """Add a run's lines."""
         self._runs += 1
         for line in lines:
             self._found.setdefault(line, []).append(overrides)
 
     def lines(self) -> list[str]:
-        """All lines in the order found."""
+        """Return all lines in the order in which they were added."""
         return [line + self._where(runs) for line, runs in self._found.items()]
 
     def _where(self, runs: Sequence[tuple[str, ...]]) -> str:

@@ -1,4 +1,4 @@
-"""Builds components from configuration nodes; only what the schema names is ever imported or called."""
+"""Building components from configuration nodes; only what the schema names is imported or called."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from dino_exp.errors import UserError
 
 
 class Component(Protocol):
-    """A node as the schema's dataclasses describe it; at run time it is a DictConfig."""
+    """A node of the schema; at run time it is a DictConfig."""
 
     _target_: str
 
@@ -45,7 +45,7 @@ def check_target(target: Any) -> None:
     A list of dangerous names would always miss one, and a configuration may come from another person.
     """
     if target not in KNOWN:
-        raise UserError(f"_target_ = {target}: not a component of this project, and so never called")
+        raise UserError(f"_target_ = {target}: not a component of this project; it is never called")
 
 
 def build(node: Component | DictConfig | Mapping[str, Any], **extra: Any) -> Any:

@@ -1,4 +1,4 @@
-"""Whether a composed configuration can work: each value by itself, then values against one another."""
+"""Validation of a composed configuration: each value by itself, then the relations between values."""
 
 from __future__ import annotations
 
@@ -25,18 +25,18 @@ MISSING_FIX = {
 
 
 def validate(cfg: DictConfig) -> list[str]:
-    """What is wrong with a configuration, one line per problem; empty if it can run."""
+    """Return the problems of a configuration, one per line; empty if it can run."""
     problems = [problem for _, problem in field_problems(cfg)]
     return problems or list(relations.problems(cfg))
 
 
 def warn(cfg: DictConfig) -> list[str]:
-    """What a valid configuration will probably regret, one line each."""
+    """Return warnings about a valid configuration, one per line."""
     return list(relations.warnings(cfg))
 
 
 def keys_of(cfg: DictConfig) -> list[str]:
-    """All dotted keys, groups in order."""
+    """Return all dotted keys, groups in order."""
     keys = []
     for name in cfg:
         if name in SCHEMAS:
@@ -47,13 +47,13 @@ def keys_of(cfg: DictConfig) -> list[str]:
 
 
 def field_problems(cfg: DictConfig) -> Iterator[tuple[str, str]]:
-    """Key and problem of each value that is missing, out of bounds, or not among its choices."""
+    """Yield key and problem of each value that is missing, out of bounds, or not among its choices."""
     for prefix, node in [("", cfg), *((f"{group}.", cfg[group]) for group in SCHEMAS)]:
         yield from node_problems(prefix, node, cfg)
 
 
 def node_problems(prefix: str, node: DictConfig, cfg: DictConfig) -> Iterator[tuple[str, str]]:
-    """The same of one typed node, whose keys begin with `prefix`, within the whole configuration."""
+    """Yield key and problem of each wrong value of a typed node, whose keys begin with `prefix`."""
     schema = schema_of(node)
     for field in fields(schema):
         if prefix or field.name not in SCHEMAS:
@@ -97,7 +97,7 @@ def _problem(key: str, node: DictConfig, field: Field[Any], schema: type, cfg: D
 
 
 def _is_list_of_numbers(value: Any) -> bool:
-    """OmegaConf does not look into lists within lists, nor at what an interpolation brings."""
+    """Return whether all items are numbers; OmegaConf checks neither nested lists nor interpolations."""
     return isinstance(value, list) and bool(value) and all(type(item) in (int, float) for item in value)
 
 
@@ -126,13 +126,13 @@ def _out_of_bounds(key: str, value: Any, bounds: Bounds) -> str | None:
 
 
 def _dangling(key: str, node: DictConfig, name: str, cfg: DictConfig) -> str:
-    """The problem of an interpolation that points nowhere."""
+    """Return the problem of an interpolation of a missing key."""
     raw = OmegaConf.to_container(node, resolve=False)
     text = show(raw[name]) if isinstance(raw, dict) else ""
     for target in re.findall(r"\$\{([\w.]+)\}", text):
         if OmegaConf.select(cfg, target, throw_on_resolution_failure=False) is None:
             near = did_you_mean([f"${{{word}}}" for word in closest(target, keys_of(cfg))[:1]])
-            return f"{key} = {text}: there is no key {target}{near or '.'}"
+            return f"{key} = {text}: no such key, {target}{near or '.'}"
     return f"{key} = {text}: points to a key that does not exist."
 
 

@@ -1,4 +1,4 @@
-"""What `conf/` holds: every option composes, experiments are the published recipes, what is typed wins."""
+"""The files of `conf/`: all options compose, experiments match published recipes, typed values win."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -27,7 +27,7 @@ CHANGES = sorted(
     for group in ("temperature", "ablation", "sweep")
     for path in CONF.glob(f"{group}/*.yaml")
 )
-"""Options that change values in the groups of others."""
+"""Groups whose options change values in other groups."""
 SWEEPS = sorted(path.stem for path in CONF.glob("sweep/*.yaml"))
 EXPERIMENTS = sorted(path.stem for path in CONF.glob("experiment/*.yaml"))
 NEEDED = {
@@ -77,14 +77,14 @@ def test_every_sweep_is_valid_over_experiments(sweep: str, experiment: str, tmp_
 
 
 def swept(*overrides: str) -> tuple[list[tuple[str, ...]], str | None]:
-    """The runs of a sweep, and its folder."""
+    """Return the runs of a sweep, and its folder."""
     checked = check(["-m", *overrides])
     assert checked.errors == []
     return [run.overrides for run in checked.runs], checked.sweep_dir
 
 
 def values(checked: Checked, *keys: str) -> list[tuple[Any, ...]]:
-    """What each run of a sweep has in some keys."""
+    """Return the values of some keys in each run of a sweep."""
     return [
         tuple(OmegaConf.select(run.cfg, key) for key in keys) for run in checked.runs if run.cfg is not None
     ]
@@ -101,7 +101,7 @@ def test_the_papers_row_of_temperatures_has_the_warm_up_as_a_cell(
     assert checked.runs[-1].overrides == ("temperature=warmup_0.04_0.07",)
 
 
-def test_the_collapse_study_takes_one_part_away_at_a_time() -> None:
+def test_the_collapse_study_removes_one_part_at_a_time() -> None:
     checked = check(["-m", "sweep=collapse_study", "experiment=cifar10_resnet18"])
     keys = ("loss.centering", "loss.sharpening", "ema.schedule", "ema.momentum")
     assert dict(zip([run.overrides[0] for run in checked.runs], values(checked, *keys), strict=True)) == {
@@ -116,7 +116,7 @@ def test_the_collapse_study_takes_one_part_away_at_a_time() -> None:
     assert run_id(sound) == run_id(compose(["experiment=cifar10_resnet18"]))
 
 
-def test_a_preset_is_changed_and_widened_by_typing() -> None:
+def test_typed_keys_change_and_extend_a_preset() -> None:
     runs, folder = swept("sweep=seeds", "trainer.seed=range(0,5)")
     assert (runs, folder) == ([(f"trainer.seed={seed}",) for seed in range(5)], "outputs/demo_seeds")
     runs, folder = swept("sweep=collapse_study", "trainer.seed=0,1")
@@ -127,7 +127,7 @@ def test_a_preset_is_changed_and_widened_by_typing() -> None:
 
 
 @pytest.mark.parametrize("change", CHANGES)
-def test_changes_say_what_they_are(change: str) -> None:
+def test_options_that_change_other_groups_have_a_comment(change: str) -> None:
     group, _, name = change.partition("=")
     first, second, *_ = (CONF / group / f"{name}.yaml").read_text().splitlines()
     assert first == ("# @package loss" if group == "temperature" else "# @package _global_")
@@ -139,7 +139,7 @@ def test_demo_is_the_default() -> None:
 
 
 @pytest.mark.parametrize("option", OPTIONS)
-def test_files_say_what_they_are_and_name_their_component(option: str) -> None:
+def test_files_have_a_comment_and_name_their_component(option: str) -> None:
     group, _, name = option.partition("=")
     text = (CONF / group / f"{name}.yaml").read_text()
     assert text.startswith("# ")
@@ -157,7 +157,7 @@ def test_experiments_set_values_only_where_no_other_option_could_be_typed(experi
     assert [group for group in groups if len(list((CONF / group).glob("*.yaml"))) != 1] == []
 
 
-def test_what_is_typed_wins_over_the_experiment(tmp_path: Path) -> None:
+def test_typed_values_override_the_experiment(tmp_path: Path) -> None:
     paper = ["experiment=paper_vits16", f"data.root={tmp_path}"]
     plain: Any = compose(paper)
     base: Any = compose(["backbone=vit_base", *paper])

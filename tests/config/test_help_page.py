@@ -1,4 +1,4 @@
-"""`train.py --help` names what exists, with the values in force."""
+"""`train.py --help` lists groups, options and keys with their current values."""
 
 from dataclasses import fields
 from pathlib import Path
@@ -18,7 +18,7 @@ def page(capsys: pytest.CaptureFixture[str], *argv: str) -> str:
     return capsys.readouterr().out
 
 
-def test_every_group_and_option_is_there_and_the_schema_is_not(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_page_lists_every_group_and_option_but_not_the_schema(capsys: pytest.CaptureFixture[str]) -> None:
     words = page(capsys).replace("*", "").split()
     assert evaluate(["--help"]) == 0
     of_evaluate = capsys.readouterr().out.replace("*", "").split()
@@ -56,7 +56,7 @@ def test_examples_are_valid(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
         assert unmet == []
 
 
-def test_wide_terminals_do_not_stretch_it(
+def test_the_page_has_a_maximum_width(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("COLUMNS", "300")

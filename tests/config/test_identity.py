@@ -1,4 +1,4 @@
-"""A run's id follows from everything that can change its result, and from nothing else."""
+"""A run's id depends on everything that can change its result, and on nothing else."""
 
 from pathlib import Path
 from typing import Any
@@ -22,11 +22,11 @@ SMALL: dict[str, Any] = {
 
 
 def test_the_id_is_readable_and_never_changes() -> None:
-    """Otherwise a resume after an update of this project would start afresh."""
+    """Otherwise a run would restart from scratch after an update of this project."""
     assert run_id(SMALL) == "vit_micro_K64_tt0.02_m0.5_ema0.99_lr0.008_b32_s0_672befbc"
 
 
-def test_order_and_spelling_of_numbers_do_not_matter() -> None:
+def test_the_id_ignores_order_and_spelling_of_numbers() -> None:
     turned = {group: dict(reversed(values.items())) for group, values in reversed(SMALL.items())}
     turned["backbone"]["drop_path_rate"] = 0
     turned["crops"]["global_scale"] = [0.4, 1]
@@ -42,7 +42,7 @@ def test_order_and_spelling_of_numbers_do_not_matter() -> None:
         assert run_id(compose(one)) == run_id(compose(other))
 
 
-def test_what_only_watches_or_places_a_run_does_not_matter() -> None:
+def test_the_id_ignores_tracker_evaluation_names_and_folders() -> None:
     cfg = compose(
         [
             "tracker=tensorboard",
@@ -60,7 +60,7 @@ def test_what_only_watches_or_places_a_run_does_not_matter() -> None:
     assert run_id(cfg) == run_id(compose())
 
 
-def test_every_other_key_matters() -> None:
+def test_the_id_depends_on_every_other_key() -> None:
     cfg = compose()
     ids = {run_id(cfg)}
     keys = identity(cfg)
@@ -74,7 +74,7 @@ def test_every_other_key_matters() -> None:
     assert keys.keys() >= {"data.train_size", "trainer.epochs", "trainer.precision", "loss._target_"}
 
 
-def test_it_survives_the_file(tmp_path: Path) -> None:
+def test_the_id_is_the_same_after_writing_and_reading_the_file(tmp_path: Path) -> None:
     cfg = compose(["optimizer=adamw", "trainer.epochs=20"])
     (tmp_path / "config.yaml").write_text(OmegaConf.to_yaml(cfg, resolve=True))
     back = OmegaConf.load(tmp_path / "config.yaml")
@@ -88,7 +88,7 @@ def test_it_survives_the_file(tmp_path: Path) -> None:
     assert all(key.startswith("backbone.") for key in different)
 
 
-def test_names_of_models_make_good_folders() -> None:
+def test_model_names_become_valid_folder_names() -> None:
     cfg = compose(["backbone=timm", "backbone.name=vit_tiny_patch16_224.augreg_in21k"])
     assert run_id(cfg).startswith("vit_tiny_patch16_224.augreg_in21k_K64_")
     assert run_id(SMALL | {"backbone": {"name": "hf-hub:a/b c"}}).startswith("hf-hub-a-b-c_K64_")

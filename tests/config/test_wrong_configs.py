@@ -1,4 +1,4 @@
-"""Each mistake on the command line gives its own line: key, value, and what would be right."""
+"""Each mistake on the command line gives one line: key, value, and fix."""
 
 from pathlib import Path
 
@@ -15,19 +15,19 @@ BACKBONES = (
 WRONG = [
     # Syntax.
     ("trainer.epochs", "trainer.epochs: overrides are written key=value, e.g. trainer.epochs=5."),
-    ("backbone", f"backbone: write backbone=OPTION; there are: {BACKBONES}."),
+    ("backbone", f"backbone: write backbone=OPTION; options: {BACKBONES}."),
     (
         "data.root=/a(b",
         "data.root=/a(b: cannot be read; quote special characters for Hydra, e.g. data.root='\"/a(b\"'.",
     ),
-    ("data.root=~/train", "data.root=~/train: ~ means nothing here; write $HOME/train."),
+    ("data.root=~/train", "data.root=~/train: ~ is not expanded; write $HOME/train."),
     (
         "--epochs 5",
         "unrecognized arguments: --epochs. Values are written key=value, e.g. trainer.epochs=5; "
         "see train.py --help.",
     ),
     ("--config-name x", "--config-name: not supported; --config-dir DIR adds options of your own."),
-    ("--config-dir nowhere", "--config-dir nowhere: there is no such folder."),
+    ("--config-dir nowhere", "--config-dir nowhere: no such folder."),
     ("--cfg job -m", "--run, --multirun, --cfg and --info: give one of them."),
     ("--resolve", "--resolve: goes with --cfg, e.g. --cfg job --resolve."),
     (
@@ -39,7 +39,7 @@ WRONG = [
     ("+loss.new=1", "loss.new: no such key; see train.py --help."),
     (
         "backbone@model=vit_tiny",
-        "backbone@model=vit_tiny: an option cannot be moved to another place; write backbone=OPTION.",
+        "backbone@model=vit_tiny: packages (@) are not supported; write backbone=OPTION.",
     ),
     # Keys.
     ("loss.teacher_tmp=0.1", "loss.teacher_tmp: no such key; did you mean loss.teacher_temp?"),
@@ -63,7 +63,7 @@ WRONG = [
     ("hydra.run.dri=x", "hydra.run.dri=x: Key 'dri' not in 'RunDir'; did you mean hydra.run.dir?"),
     (
         "hydra.launcher=slurm",
-        "hydra.launcher=slurm: a group; write hydra/launcher=OPTION; there are: basic, local, slurm.",
+        "hydra.launcher=slurm: a group; write hydra/launcher=OPTION; options: basic, local, slurm.",
     ),
     ("hydra.run.dir=${x}", "hydra.run.dir=${x}: Interpolation key 'x' not found."),
     (
@@ -75,18 +75,18 @@ WRONG = [
     ("optimizers/x=1", "optimizers/x: no such group; did you mean optimizer?"),
     (
         "backbone=resnet5",
-        f"backbone=resnet5: no such option; did you mean resnet50? There are: {BACKBONES}.",
+        f"backbone=resnet5: no such option; did you mean resnet50? Options: {BACKBONES}.",
     ),
-    ("tracker=mlflow", "tracker=mlflow: no such option. There are: none, tensorboard, wandb."),
+    ("tracker=mlflow", "tracker=mlflow: no such option. Options: none, tensorboard, wandb."),
     (
         "loss={teacher_temp:1}",
-        "loss={teacher_temp:1}: loss takes one option; there are: dino, dino_warmup, micro.",
+        "loss={teacher_temp:1}: loss takes one option; options: dino, dino_warmup, micro.",
     ),
-    ("loss=null", "loss=null: loss takes one option; there are: dino, dino_warmup, micro."),
+    ("loss=null", "loss=null: loss takes one option; options: dino, dino_warmup, micro."),
     ("head=dino head=micro", "head=micro: head is chosen twice; keep one."),
     (
         "hydra/launcher=slrm",
-        "hydra/launcher=slrm: no such option; did you mean slurm? There are: basic, local, slurm.",
+        "hydra/launcher=slrm: no such option; did you mean slurm? Options: basic, local, slurm.",
     ),
     # Types.
     ("trainer.epochs=abc", "trainer.epochs = abc: must be a whole number."),
@@ -157,10 +157,10 @@ WRONG = [
         "data=image_folder data.root=null",
         "data.root = null: give the training images, e.g. data.root=/path/to/train.",
     ),
-    ("data=image_folder data.root=nowhere/x", "data.root = nowhere/x: there is no such folder or file."),
+    ("data=image_folder data.root=nowhere/x", "data.root = nowhere/x: no such folder or file."),
     (
         "data=webdataset data.root='nowhere/train-{000..146}.tar'",
-        "data.root = nowhere/train-{000..146}.tar: there is no such folder or file.",
+        "data.root = nowhere/train-{000..146}.tar: no such folder or file.",
     ),
     ("data=huggingface", "data.root: not set; give the training images, e.g. data.root=/path/to/train."),
     (
@@ -170,7 +170,7 @@ WRONG = [
     # Interpolations.
     (
         "loss.teacher_temp=${los.student_temp}",
-        "loss.teacher_temp = ${los.student_temp}: there is no key los.student_temp; did you mean "
+        "loss.teacher_temp = ${los.student_temp}: no such key, los.student_temp; did you mean "
         "${loss.student_temp}?",
     ),
     (
@@ -304,7 +304,7 @@ WRONG = [
     ),
     (
         "-m tracker=none,mlflow",
-        "tracker=mlflow: no such option. There are: none, tensorboard, wandb.",
+        "tracker=mlflow: no such option. Options: none, tensorboard, wandb.",
     ),
     (
         "-m eval.k=10,20",
@@ -327,7 +327,7 @@ def test_error_text(line: str, error: str) -> None:
     assert error in check(line.split()).errors
 
 
-def test_table_is_long_enough() -> None:
+def test_the_table_has_enough_mistakes() -> None:
     assert len({line for line, _ in WRONG}) == len(WRONG) >= 60
 
 
@@ -356,11 +356,11 @@ def test_no_key_takes_a_group_of_keys() -> None:
 def test_an_unknown_option_raises_no_false_alarm_about_its_keys() -> None:
     errors = check(["backbone=resnt50", "backbone.stem=small", "backbone.patch_size=8"]).errors
     assert errors == [
-        f"backbone=resnt50: no such option; did you mean resnet50? There are: {BACKBONES}.",
+        f"backbone=resnt50: no such option; did you mean resnet50? Options: {BACKBONES}.",
     ]
 
 
-def test_mistakes_in_a_file_of_ones_own_are_named(tmp_path: Path) -> None:
+def test_mistakes_in_a_users_file_are_named(tmp_path: Path) -> None:
     experiments = tmp_path / "experiment"
     experiments.mkdir()
     header = "# @package _global_\n"
@@ -380,7 +380,7 @@ def test_mistakes_in_a_file_of_ones_own_are_named(tmp_path: Path) -> None:
         "experiment/type.yaml: trainer.epochs: Value 'many' of type 'str' could not be converted to Integer."
     ]
     assert errors("option") == [
-        "head=dinno: no such option; did you mean dino? There are: cifar, dino, dino_bn, "
+        "head=dinno: no such option; did you mean dino? Options: cifar, dino, dino_bn, "
         "dino_free_gain, micro, small. "
         "A configuration file asks for it."
     ]

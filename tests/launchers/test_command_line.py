@@ -1,4 +1,4 @@
-"""`python -m launchers COMMAND FOLDER`, and what its exit code says."""
+"""`python -m launchers COMMAND FOLDER`, and its exit codes."""
 
 from __future__ import annotations
 
@@ -44,11 +44,11 @@ def test_status(four: Cluster, capsys: pytest.CaptureFixture[str]) -> None:
     assert "2 lost" in capsys.readouterr().out
 
 
-def test_wait_ends_when_nobody_has_a_run_in_hand(
+def test_wait_ends_when_no_process_holds_a_run(
     four: Cluster, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def meanwhile(seconds: float) -> None:
-        """The runs go on while the waiting one sleeps."""
+        """Let the runs proceed while the command sleeps."""
         mark(1, state="finished")
         begun = directory(0).read_status()["state"] == "running"
         mark(0, state="finished" if begun else "running", heartbeat=time.time())
@@ -67,7 +67,7 @@ def test_wait_ends_when_nobody_has_a_run_in_hand(
     ]
 
 
-def test_whoever_stops_waiting_stops_nothing_else(
+def test_ctrl_c_stops_the_waiting_and_no_run(
     four: Cluster, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def ctrl_c(seconds: float) -> None:
@@ -87,7 +87,7 @@ def test_collect(four: Cluster) -> None:
     assert table.column("knn_top1").to_pylist() == [None, None, 61.5, None]
 
 
-def test_resume_takes_up_what_is_lost_and_changes_where_it_runs(four: Cluster) -> None:
+def test_resume_submits_lost_runs_with_changed_settings(four: Cluster) -> None:
     four.move({"100_1": "NODE_FAIL"})
     assert launchers(["resume", str(SWEEP), "partition=long", "sbatch.exclude=node7"]) == 0
     assert jobs() == {0: ["100_0"], 1: ["100_1", "101_0"], 2: ["100_2"], 3: ["100_3", "101_1"]}
@@ -132,7 +132,7 @@ def test_cancel_takes_only_those_that_are_named(four: Cluster, capsys: pytest.Ca
     assert len(four.calls("scancel")) == 1
 
 
-def test_a_cancellation_that_slurm_did_not_hear(four: Cluster, capsys: pytest.CaptureFixture[str]) -> None:
+def test_cancel_fails_without_an_answer_of_slurm(four: Cluster, capsys: pytest.CaptureFixture[str]) -> None:
     four.without("scancel")
     assert launchers(["cancel", str(SWEEP)]) == 2
     assert "SLURM does not answer; try again" in capsys.readouterr().err
@@ -149,7 +149,7 @@ def test_logs(four: Cluster, capsys: pytest.CaptureFixture[str]) -> None:
     assert "first of 2\nlast of 2\n" in capsys.readouterr().out
 
 
-def test_a_run_that_never_came_to_speak_is_shown_with_its_jobs_log(
+def test_a_run_without_a_log_is_shown_with_its_jobs_log(
     four: Cluster, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (SWEEP / "jobs" / "100_0_0_log.out").write_text("slurmstepd: error: execve(): python: No such file\n")
@@ -168,7 +168,7 @@ def test_a_folder_without_a_sweep(here: Path, capsys: pytest.CaptureFixture[str]
 
 
 @pytest.mark.spawn
-def test_looking_after_a_sweep_does_not_wait_for_torch(here: Path) -> None:
+def test_the_commands_do_not_import_torch(here: Path) -> None:
     code = (
         "import sys; from launchers.__main__ import main; "
         "print(main(['status', 'nothing']), {'torch', 'timm', 'wandb'} & set(sys.modules))"

@@ -1,4 +1,4 @@
-"""The search by Optuna: its loop against a launcher that only pretends, its checks, and once for real."""
+"""The search by Optuna: its loop with a fake launcher, its checks, and once for real."""
 
 from __future__ import annotations
 
@@ -7,12 +7,11 @@ import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import optuna
 import pytest
 from filelock import FileLock
-from hydra.core.utils import JobReturn, JobStatus
-from omegaconf import OmegaConf
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
@@ -20,10 +19,10 @@ from optuna.trial import FrozenTrial, TrialState
 
 from dino_exp import cli
 from dino_exp.config import launcher_settings as settings_module
-from dino_exp.config.compose import check, compose
+from dino_exp.config.compose import check, compose_run
 from dino_exp.config.hydra_loader import loader
-from dino_exp.config.identity import run_id
-from dino_exp.config.search_space import probes, space_of
+from dino_exp.config.search_space import divide, probes, space_of
+from dino_exp.config.sweep_runs import Run
 from dino_exp.errors import UserError
 from dino_exp.train.attempt import Outcome
 from launchers import search as search_module
@@ -38,11 +37,11 @@ COMPLETE, PRUNED, FAIL = TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL
 
 
 class Killed(BaseException):
-    """Stands for SIGKILL: nothing is written down any more."""
+    """Stands for SIGKILL: nothing is written any more."""
 
 
 class FakeLauncher:
-    """Trains nothing, and answers in another order than it was asked, as a sweep's manifest has its own.
+    """Trains nothing, and returns the outcomes in reverse order, since launchers may change the order.
 
     Args:
         train: state, message and k-NN of a job, from its overrides.
@@ -57,27 +56,25 @@ class FakeLauncher:
     def jobs(self) -> list[list[str]]:
         return [job for batch in self.batches for job in batch]
 
-    def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> list[JobReturn]:
-        self.batches.append([list(overrides) for overrides in job_overrides])
-        self.first_jobs.append(initial_job_idx)
-        returns = []
-        for overrides in job_overrides:
-            state, message, knn = self.train(dict(word.split("=", 1) for word in overrides))
-            returned = JobReturn(status=JobStatus.COMPLETED)
-            returned.return_value = Outcome(run_id(compose(overrides)), state, 0, message, knn)
-            returns.append(returned)
-        return returns[::-1]
+    def __call__(self, runs: Sequence[Run], first: int) -> list[Outcome]:
+        self.batches.append([list(run.job) for run in runs])
+        self.first_jobs.append(first)
+        outcomes = []
+        for run in runs:
+            state, message, knn = self.train(dict(word.split("=", 1) for word in run.job))
+            outcomes.append(Outcome(run.run_id, state, 0, message, knn))
+        return outcomes[::-1]
 
 
 def well(values: dict[str, str]) -> tuple[str, str, float | None]:
-    """Every run is healthy, and better the higher its temperature."""
+    """Return a healthy result that is better the higher the temperature is."""
     return "finished", "healthy", 1000 * float(values.get("loss.teacher_temp", 0))
 
 
 def run_search(folder: Path, launcher: FakeLauncher, overrides: Sequence[str], **changes: Any) -> None:
     settings = {"n_trials": 12, "n_jobs": 1, "sampler": "random", "seed": 0} | changes
-    config = OmegaConf.create({"hydra": {"sweep": {"dir": str(folder)}, "runtime": {"config_sources": []}}})
-    search(settings, config, [loader(None).parse(text) for text in overrides], launcher)
+    fixed, spaces = divide([loader(None).parse(text) for text in overrides])
+    search(settings, folder, fixed, spaces, compose_run, launcher)
 
 
 def studies(folder: Path) -> list[optuna.Study]:
@@ -120,8 +117,8 @@ def test_grammar(text: str, distribution: Any, shown: list[str]) -> None:
         ("a=interval(2,1)", "the first end of an interval must be below the second."),
         ("a=interval(0,inf)", "an interval needs two finite ends."),
         ("a=tag(log,interval(0,1))", "tag log needs an interval above 0."),
-        ("a=tag(lgo,interval(1,2))", "tag lgo means nothing here; intervals have log and int."),
-        ("a=tag(log,choice(1,2))", "tag log means nothing here; intervals have log and int."),
+        ("a=tag(lgo,interval(1,2))", "tag lgo is unknown; intervals take log and int."),
+        ("a=tag(log,choice(1,2))", "tag log is unknown; intervals take log and int."),
         ("a=range(3,1)", "an empty range."),
         ("a=range(0,1,0)", "the step of a range cannot be 0."),
     ],
@@ -170,7 +167,7 @@ def test_proposals_stay_within_the_space(tmp_path: Path, sampler: str) -> None:
         assert 8 <= int(values["trainer.batch_size"]) <= 64
     assert 0.01 <= min(temperatures) < max(temperatures) <= 0.09
     assert len(set(temperatures)) == 12
-    # each trial has its own result, although the launcher turned them round
+    # each trial has its own result, although the launcher reversed the order
     results = {trial.value: trial.user_attrs["overrides"] for trial in trials(tmp_path)}
     assert results.keys() == {1000 * temperature for temperature in temperatures}
     for temperature in temperatures:
@@ -222,19 +219,17 @@ def test_none_complete(tmp_path: Path) -> None:
     assert len(launcher.jobs) == 2
 
 
-def test_without_knn(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_without_knn(tmp_path: Path) -> None:
     launcher = FakeLauncher(
         lambda values: ("finished", "healthy", None if values["trainer.seed"] == "0" else 5.0)
     )
-    with pytest.raises(SystemExit) as exit_code:
+    with pytest.raises(UserError, match="has no k-NN accuracy"):
         run_search(tmp_path, launcher, [*FIXED, "trainer.seed=0,1"], n_trials=9, n_jobs=2)
-    assert exit_code.value.code == 2
-    assert "has no k-NN accuracy" in capsys.readouterr().err
     assert len(launcher.batches) == 1
     assert {trial.state for trial in trials(tmp_path)} == {COMPLETE, FAIL}
 
 
-def test_goes_on_after_a_kill_in_the_middle_of_a_batch(tmp_path: Path) -> None:
+def test_a_search_resumes_after_a_kill_in_the_middle_of_a_batch(tmp_path: Path) -> None:
     def kill_in_third_batch(values: dict[str, str]) -> tuple[str, str, float | None]:
         if len(dying.batches) == 3:
             raise Killed
@@ -302,15 +297,11 @@ def test_another_command_is_another_study(tmp_path: Path) -> None:
     assert [len(study.trials) for study in studies(tmp_path)] == [2, 2, 2]
 
 
-def test_one_search_per_folder(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_one_search_per_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(search_module, "WAIT_SECONDS", 0)
     launcher = FakeLauncher(well)
-    with FileLock(tmp_path / LOCK), pytest.raises(SystemExit) as exit_code:
+    with FileLock(tmp_path / LOCK), pytest.raises(UserError, match="another process is searching here"):
         run_search(tmp_path, launcher, [*FIXED, TEMPERATURE])
-    assert exit_code.value.code == 2
-    assert "another process is searching there" in capsys.readouterr().err
     assert launcher.batches == []
 
 
@@ -351,7 +342,7 @@ SEARCH = ["-m", "hydra/sweeper=optuna", "experiment=debug"]
         (
             "trainer.seed=0,1 hydra/launcher=local hydra.launcher.detach=true",
             "hydra.launcher.detach = true: not with hydra/sweeper=optuna, which waits for its trials because "
-            "the next ones depend on them; leave it out.",
+            "the next ones depend on them; remove it.",
         ),
         (
             "trainer.seed=0,1 data=image_folder data.root=. data.val_root=null",
@@ -409,16 +400,16 @@ def test_errors_leave_nothing_behind(tmp_path: Path) -> None:
 
 
 def test_exit_codes(monkeypatch: pytest.MonkeyPatch) -> None:
-    def one_of_two_failed(argv: Sequence[str]) -> None:
-        cli.note(Outcome("a", "finished", 0, "healthy", 40.0))
-        cli.note(Outcome("b", "failed", 1, "no"))
-
-    def stopped(argv: Sequence[str]) -> None:
-        raise KeyboardInterrupt
-
-    for hand_over, code in ((one_of_two_failed, 0), (stopped, 130)):
-        monkeypatch.setattr(cli, "hand_over", hand_over)
+    for result, code in ((None, 0), (UserError("no"), 2), (KeyboardInterrupt(), 130)):
+        monkeypatch.setattr(search_module, "search", Mock(side_effect=[result]))
         assert cli.main([*SEARCH, "trainer.seed=0,1"]) == code
+
+
+def test_one_complete_trial_is_enough(tmp_path: Path) -> None:
+    ends = {"0": ("finished", "healthy", 40.0), "1": ("failed", "no", None)}
+    launcher = FakeLauncher(lambda values: ends[values["trainer.seed"]])
+    run_search(tmp_path, launcher, [*FIXED, "trainer.seed=range(0,2)"], n_trials=9)
+    assert {trial.state for trial in trials(tmp_path)} == {COMPLETE, FAIL}
 
 
 # ---- for real -----------------------------------------------------------------------------------
