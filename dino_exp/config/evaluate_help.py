@@ -9,7 +9,8 @@ from rich.table import Table
 from rich.text import Text
 
 from dino_exp.config.compose_evaluation import GROUPS, CheckedEvaluation
-from dino_exp.config.evaluation_schema import EVALUATIONS, EvaluateConfig
+from dino_exp.config.evaluate_config import EvaluateConfig
+from dino_exp.config.evaluation_schema import EVALUATIONS
 from dino_exp.config.help import WIDEST, keys_of, meaning, section
 from dino_exp.config.hydra_loader import EVALUATE, loader
 from dino_exp.config.messages import show

@@ -1,22 +1,20 @@
-"""The typed configuration of `evaluate.py`: one dataclass per evaluation, by default the paper's protocol."""
+"""The typed configuration of each evaluation, by default the paper's protocol; and of those in training."""
 
 # ruff: noqa: RUF009 - `number` and `choice` are dataclasses.field with bounds
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-
-from omegaconf import MISSING
+from typing import Any
 
 from dino_exp.config.fields import choice, number
-from dino_exp.config.schema import BackboneConfig, DataConfig, TrackerConfig
 
 
 @dataclass(kw_only=True)
 class KnnConfig:
     """Weighted k-NN on the held-out images, with all training images as bank (section 4.1)."""
 
-    _target_: str = "dino_exp.eval.nearest.NearestNeighbors"
+    _target_: str = "dino_exp.eval.neighbors.NearestNeighbors"
     k: list[int] = number([10, 20, 100, 200], at_least=1)
     """Numbers of neighbors that vote, each a result of its own."""
     temperature: float = number(0.07, above=0)
@@ -197,44 +195,33 @@ EVALUATIONS: dict[str, type] = {
 
 
 @dataclass(kw_only=True)
-class EvaluateConfig:
-    """What to evaluate, on what, and how."""
+class EvalConfig:
+    """Evaluations during training, of the run's own images: `eval=knn`, or several as `eval=[knn,linear]`."""
 
-    run: str | None = None
-    """Folder of a run: its network, its images, its size of a global crop."""
-    weights: str | None = None
-    """Or a file of weights for `backbone`."""
-    eval: list[str] = field(default_factory=lambda: ["knn"])
-    """One evaluation or several, e.g. knn or [knn,linear]."""
-    network: str = choice("teacher", ["teacher", "student"])
-    """Which network of the run or of a full checkpoint: teacher or student."""
-    checkpoint: str = choice("last", ["last", "best"])
-    """Which checkpoint of the run: last, or best by k-NN."""
-    image_size: int | None = number(None, at_least=1, at_most=4096)
-    """Side of the images; null is the run's crops.global_size, and 224 for weights."""
-    crop_ratio: float | None = number(None, at_least=0.1, at_most=1)
-    """Central share of the resized image's side that is seen; null is the run's, and 0.875 for weights."""
+    _target_: str = "dino_exp.eval.periodic.PeriodicEvaluations"
+    k: int | None = number(None, at_least=1)
+    """Neighbors that vote in k-NN; more than bank images are cut to the bank. Null is no k-NN."""
+    temperature: float = number(0.07, above=0)
+    """T in a neighbor's weight exp(similarity / T)."""
+    every_epochs: int = number(10, at_least=1)
+    """Epochs between two evaluations; the untrained and the final network are always evaluated."""
+    bank_size: int | None = number(None, at_least=1)
+    """Training images that features are taken of (the bank of k-NN); null is all."""
+    query_size: int | None = number(None, at_least=1)
+    """Held-out images that are classified; null is all."""
     batch_size: int = number(256, at_least=1)
     """Images per forward pass."""
-    precision: str = choice("fp32", ["fp32", "bf16", "fp16", "auto"])
-    """Autocast type of the forward pass: fp32, bf16, fp16, or auto, which is bf16 on a GPU that has it."""
-    device: str = choice("auto", ["auto", "cpu", "cuda", "mps"])
-    """Where to compute; `auto` takes the first of cuda, mps, cpu that is there."""
-    num_workers: int | None = number(None, at_least=0)
-    """Threads that prepare images; null chooses from the cores at hand."""
-    seed: int = number(0, at_least=0, at_most=2**32 - 1)
-    """Of everything that is drawn: classifiers' weights, splits, few labeled images."""
-    output_root: str = "outputs"
-    """Where results for `weights` go: <output_root>/evaluations/<name of the file>_<digest>."""
-    backbone: BackboneConfig = MISSING
-    data: DataConfig = MISSING
-    tracker: TrackerConfig = field(default_factory=TrackerConfig)
-    knn: KnnConfig = field(default_factory=KnnConfig)
-    linear: LinearConfig = field(default_factory=LinearConfig)
-    low_shot: LowShotConfig = field(default_factory=LowShotConfig)
-    finetune: FinetuneConfig = field(default_factory=FinetuneConfig)
-    attention: AttentionConfig = field(default_factory=AttentionConfig)
-    retrieval: RetrievalConfig = field(default_factory=RetrievalConfig)
-    copy_detection: CopyDetectionConfig = field(default_factory=CopyDetectionConfig)
-    video_segmentation: VideoSegmentationConfig = field(default_factory=VideoSegmentationConfig)
-    embed: EmbedConfig = field(default_factory=EmbedConfig)
+    crop_ratio: float = number(0.875, above=0, at_most=1)
+    """The central share of the resized image's side that is seen; 224 / 256 in the released code."""
+    linear: LinearConfig | None = None
+    """Keys of the evaluation `linear`; null does not run it."""
+    low_shot: LowShotConfig | None = None
+    """Keys of the evaluation `low_shot`; null does not run it."""
+    attention: AttentionConfig | None = None
+    """Keys of the evaluation `attention`; null does not run it."""
+
+    def nodes(self) -> dict[str, Any]:
+        """Return the configuration of each evaluation to run, by its name in `EVALUATIONS`, in that order."""
+        knn = None if self.k is None else KnnConfig(k=[self.k], temperature=self.temperature)
+        found = {"knn": knn, **{name: getattr(self, name, None) for name in EVALUATIONS if name != "knn"}}
+        return {name: node for name, node in found.items() if node is not None}

@@ -98,6 +98,9 @@ def unknown_key(
             f"{key}: no such key with {group}={choices.get(group)}, which has {', '.join(own)}; "
             f"it belongs to the {any_of(elsewhere)} options of {group}."
         )
+    top, _, name = group.partition(".")
+    if top == "eval" and group in keys and not any(other.startswith(f"{group}.") for other in keys):
+        return f"{key}: {name} is not evaluated; add it, e.g. eval=[knn,{name}]."
     near = did_you_mean(_similar_keys(key, last, keys, groups))
     return f"{key}: no such key{near or f'; see {as_typed(program)} --help.'}"
 

@@ -66,8 +66,8 @@ def build(node: Component | DictConfig | Mapping[str, Any], **extra: Any) -> Any
     return component(**extra)
 
 
-def build_from(node: Component | DictConfig) -> Any:
-    """Call a node's `_target_` with the node itself, as an object of its schema's class.
+def build_from(node: Component | DictConfig, **extra: Any) -> Any:
+    """Call a node's `_target_` with the node itself, as an object of its schema's class, and `extra`.
 
     Raises:
         UserError: the `_target_` is not one of the schema's.
@@ -75,4 +75,4 @@ def build_from(node: Component | DictConfig) -> Any:
     from hydra.utils import get_object
 
     check_target(node._target_)
-    return get_object(node._target_)(OmegaConf.to_object(node))
+    return get_object(node._target_)(OmegaConf.to_object(node), **extra)

@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.text import Text
 
 from dino_exp.config.compose_evaluation import check, own_size
-from dino_exp.config.evaluation_schema import EvaluateConfig
+from dino_exp.config.evaluate_config import EvaluateConfig
 from dino_exp.errors import FAILED, INTERRUPTED, USER_ERROR, UserError, refuse, warn
 from dino_exp.parallel.rank_zero import in_all_processes
 

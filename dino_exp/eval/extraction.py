@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
@@ -34,12 +34,108 @@ FLOAT = 4
 """Bytes of a float32."""
 
 
+def blocks_of(backbone: nn.Module) -> int:
+    """Return how many blocks a transformer with a class token has; 0 for other networks."""
+    return len(cast(Any, backbone).blocks) if has_block_tokens(backbone) else 0
+
+
 def block_rows(backbone: nn.Module, images: Tensor, blocks: int) -> Tensor:
     """Rows of `BlockFeatures` (B, rows, D) for normalized images (B, C, H, W); one row for blocks = 0."""
     tokens = block_tokens(backbone, images, blocks) if blocks else None
     if tokens is None:
         return backbone(images).unsqueeze(1)
     return torch.stack([*(each.class_token for each in tokens), tokens[-1].patches.mean(dim=1)], dim=1)
+
+
+def batches_of_rows(
+    subject: Subject, source: ImageSource, indices: Sequence[int], blocks: int = 0, title: str = ""
+) -> Iterator[tuple[Tensor, list[int]]]:
+    """Yield features (B, rows, D) on the CPU and the indices of their images, batch by batch, in order.
+
+    The backbone runs in eval mode, so batch-norm statistics are used and not moved. With a title a bar shows
+    how far it is.
+    """
+    batches = still_images(
+        source,
+        indices,
+        image_size=subject.image_size,
+        crop_ratio=subject.crop_ratio,
+        batch_size=subject.batch_size,
+        workers=subject.workers,
+    )
+    columns = (
+        TextColumn(title),
+        BarColumn(),
+        TextColumn("{task.completed:,.0f} of {task.total:,.0f}"),
+        TimeRemainingColumn(),
+    )
+    shown = bool(title) and distributed.is_main()
+    with evaluating(subject.backbone), Progress(*columns, transient=True, disable=not shown) as progress:
+        task = progress.add_task("", total=len(indices))
+        for images, readable in batches:
+            with subject.autocast():
+                rows = block_rows(subject.backbone, subject.normalized(images), blocks)
+            yield rows.float().cpu(), readable
+            progress.advance(task, len(readable))
+
+
+def extract(
+    subject: Subject,
+    source: ImageSource,
+    indices: Sequence[int] | None = None,
+    *,
+    blocks: int = 0,
+    title: str = "",
+) -> BlockFeatures:
+    """Return the features of the images at `indices` (by default all), in their order, in memory.
+
+    Several processes share the work, and all of them get all features. Afterwards the backbone is back in
+    its modes.
+
+    Raises:
+        UserError: not one image can be read.
+    """
+    indices = range(len(source)) if indices is None else indices
+    parts = list(batches_of_rows(subject, source, distributed.share_of(indices), blocks, title))
+    kept = [index for _, readable in parts for index in readable]
+    shape = max(distributed.from_all(tuple(parts[0][0].shape[1:]) if parts else (0, 0)))
+    # cat outside inference_mode copies into ordinary tensors: a probe may train on them
+    rows = torch.cat([rows for rows, _ in parts]) if parts else torch.empty(0, *shape)
+    kept = [index for each in distributed.from_all(kept) for index in each]
+    _refuse_empty(kept, source, indices)
+    return BlockFeatures(distributed.gathered(rows), torch.tensor(kept, dtype=torch.int64))
+
+
+def pixels(
+    bank: ImageSource,
+    bank_indices: Sequence[int],
+    queries: ImageSource,
+    query_indices: Sequence[int],
+    *,
+    image_size: int,
+    crop_ratio: float,
+    batch_size: int = 256,
+) -> tuple[BlockFeatures, BlockFeatures]:
+    """Return raw pixels of bank and queries as features (N, 1, C · image_size²), minus the bank's mean image.
+
+    Without the mean, all cosine similarities are near 1 and the baseline is weaker than it should be.
+    An image takes 4 · C · image_size² bytes: keep image_size small.
+    """
+
+    def flat(source: ImageSource, indices: Sequence[int]) -> BlockFeatures:
+        batches = list(
+            still_images(source, indices, image_size=image_size, crop_ratio=crop_ratio, batch_size=batch_size)
+        )
+        kept = [index for _, readable in batches for index in readable]
+        _refuse_empty(kept, source, indices)
+        rows = torch.cat([images.flatten(1).float() / 255 for images, _ in batches])
+        return BlockFeatures(rows.unsqueeze(1), torch.tensor(kept, dtype=torch.int64))
+
+    bank_pixels, query_pixels = flat(bank, bank_indices), flat(queries, query_indices)
+    mean_image = bank_pixels.values.mean(dim=0)
+    bank_pixels.values.sub_(mean_image)
+    query_pixels.values.sub_(mean_image)
+    return bank_pixels, query_pixels
 
 
 class Extracted:
@@ -60,8 +156,7 @@ class Extracted:
         self, subject: Subject, node: Any, *, blocks: int = 0, progress: bool = False, title: str = ""
     ) -> None:
         self.subject, self.node, self.progress, self.title = subject, node, progress, title
-        there = len(cast(Any, subject.backbone).blocks) if has_block_tokens(subject.backbone) else 0
-        self.blocks = min(blocks, there)
+        self.blocks = min(blocks, blocks_of(subject.backbone))
         self._known: dict[str, BlockFeatures] = {}
         self._unreadable: dict[str, tuple[int, int]] = {}
 
@@ -150,11 +245,16 @@ class Extracted:
         distributed.from_main(None)
         common = all(distributed.from_all(temporary.is_dir()))
         try:
-            return self._into(folder, temporary, source, split) if common else self._in_memory(source, split)
+            if common:
+                return self._into(folder, temporary, source, split)
+            return extract(self.subject, source, blocks=self.blocks, title=self._title(split))
         finally:
             distributed.from_all(None)  # nobody takes away what another still reads
             if distributed.is_main():
                 shutil.rmtree(temporary, ignore_errors=True)
+
+    def _title(self, split: str) -> str:
+        return f"features of {self.title or split}" if self.progress else ""
 
     def _into(self, folder: Path, temporary: Path, source: ImageSource, split: str) -> BlockFeatures:
         kept: list[int] = []
@@ -163,7 +263,10 @@ class Extracted:
         problem = None
         try:
             with part.open("wb") as file:
-                for rows, readable in self._parts(source, split):
+                mine = distributed.share_of(range(len(source)))
+                for rows, readable in batches_of_rows(
+                    self.subject, source, mine, self.blocks, self._title(split)
+                ):
                     shape = tuple(rows.shape[1:])
                     file.write(rows.contiguous().numpy().tobytes())
                     kept += readable
@@ -172,10 +275,10 @@ class Extracted:
         problem = next((each for each in distributed.from_all(problem) if each), None)
         if problem:
             log.warning("No features are kept: %s cannot be written (%s).", temporary.parent, problem)
-            return self._in_memory(source, split)
+            return extract(self.subject, source, blocks=self.blocks, title=self._title(split))
         kept = [index for each in distributed.from_all(kept) for index in each]
         shape = max(distributed.from_all(shape))
-        _not_empty(kept, source)
+        _refuse_empty(kept, source, range(len(source)))
         if distributed.is_main():
             with (temporary / "values.0").open("ab") as whole:
                 for number in range(1, distributed.count()):
@@ -195,46 +298,6 @@ class Extracted:
         found = read(folder)
         assert found is not None
         return found
-
-    def _in_memory(self, source: ImageSource, split: str) -> BlockFeatures:
-        parts = list(self._parts(source, split))
-        kept = [index for _, readable in parts for index in readable]
-        shape = max(distributed.from_all(tuple(parts[0][0].shape[1:]) if parts else (0, 0)))
-        rows = torch.cat([rows for rows, _ in parts]) if parts else torch.empty(0, *shape)
-        kept = [index for each in distributed.from_all(kept) for index in each]
-        _not_empty(kept, source)
-        return BlockFeatures(distributed.gathered(rows), torch.tensor(kept, dtype=torch.int64))
-
-    # ---- the work -------------------------------------------------------------------------------
-
-    def _parts(self, source: ImageSource, split: str) -> Iterator[tuple[Tensor, list[int]]]:
-        """This process's part of the images, batch by batch: rows (B, rows, D) and indices of images."""
-        subject, rank, processes = self.subject, distributed.rank(), distributed.count()
-        mine = range(len(source) * rank // processes, len(source) * (rank + 1) // processes)
-        batches = still_images(
-            source,
-            mine,
-            image_size=subject.image_size,
-            crop_ratio=subject.crop_ratio,
-            batch_size=subject.batch_size,
-            workers=subject.workers,
-        )
-        columns = (
-            TextColumn(f"features of {self.title or split}"),
-            BarColumn(),
-            TextColumn("{task.completed:,.0f} of {task.total:,.0f}"),
-            TimeRemainingColumn(),
-        )
-        with (
-            evaluating(subject.backbone),
-            Progress(*columns, transient=True, disable=not (self.progress and rank == 0)) as progress,
-        ):
-            task = progress.add_task("", total=len(mine))
-            for images, readable in batches:
-                with subject.autocast():
-                    rows = block_rows(subject.backbone, subject.normalized(images), self.blocks)
-                yield rows.float().cpu(), readable
-                progress.advance(task, len(readable))
 
 
 @contextmanager
@@ -266,6 +329,7 @@ def read(folder: Path) -> BlockFeatures | None:
         return None
 
 
-def _not_empty(kept: list[int], source: ImageSource) -> None:
+def _refuse_empty(kept: list[int], source: ImageSource, indices: Sequence[int]) -> None:
     if not kept:
-        raise UserError(f"None of {len(source):,} images could be read (the first: {source.name(0)}).")
+        first = source.name(int(indices[0])) if len(indices) else "no image was asked for"
+        raise UserError(f"None of {len(indices):,} images could be read (the first: {first}).")

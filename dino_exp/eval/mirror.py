@@ -8,7 +8,7 @@ from typing import Any
 from omegaconf import OmegaConf
 from rich.console import Console
 
-from dino_exp.config.evaluation_schema import EvaluateConfig
+from dino_exp.config.evaluate_config import EvaluateConfig
 from dino_exp.config.stored import read_plain
 from dino_exp.config.targets import build
 from dino_exp.console import log_lines_on

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from dino_exp import machine
 from dino_exp.backbone.image_size import check_image_sizes
-from dino_exp.config.evaluation_schema import EvaluateConfig
+from dino_exp.config.evaluate_config import EvaluateConfig
 from dino_exp.config.targets import build
 from dino_exp.data.labeled import digest as short_digest
 from dino_exp.dino.model import DINONetwork

@@ -13,7 +13,7 @@ from omegaconf import OmegaConf
 
 from dino_exp.atomic import write_atomically
 from dino_exp.config.compose_evaluation import needs_data, own_size
-from dino_exp.config.evaluation_schema import EvaluateConfig
+from dino_exp.config.evaluate_config import EvaluateConfig
 from dino_exp.errors import UserError
 from dino_exp.eval.opening import Origin
 from dino_exp.eval.subject import Findings, Subject

@@ -49,6 +49,13 @@ class Subject:
         return torch.autocast(self.device.type, self.autocast_type, enabled=self.autocast_type is not None)
 
 
+class DivergedError(UserError):
+    """A network whose features are not finite numbers."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(f"{name}: its features are not finite numbers; the network has diverged.")
+
+
 @dataclass
 class Findings:
     """What an evaluation found."""
@@ -104,10 +111,19 @@ class BlockFeatures:
         """How many blocks there are to choose from; 0 where there is only the backbone's own feature."""
         return max(self.values.shape[1] - 1, 0)
 
+    def is_finite(self) -> bool:
+        """Return whether no number of the backbone's feature is infinite or NaN."""
+        return all(bool(part.isfinite().all()) for part in self.final.split(65536))
+
     @property
     def final(self) -> Tensor:
         """(N, D), the backbone's feature: the last block's class token."""
         return self.values[:, -2] if self.blocks else self.values[:, 0]
+
+
+def has_labels(splits: Splits) -> bool:
+    """Return whether there are held-out images, and labels on both sides."""
+    return splits.test is not None and splits.train.labels is not None and splits.test.labels is not None
 
 
 def labeled(splits: Splits) -> tuple[ImageSource, ImageSource]:

@@ -1,7 +1,7 @@
-"""What the processes of one run tell one another; in a single process every function is the identity.
+"""Communication between the processes of one run; in a single process every function is the identity.
 
 One group carries CPU tensors by gloo and CUDA tensors by NCCL. Decisions and signals are on the CPU, so that
-they never wait for the device. Every function is to be called by all processes, in the same order.
+they never wait for the device. All processes must call the same functions in the same order.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import os
 import socket
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NoReturn, TypeVar, cast
@@ -24,38 +24,44 @@ from dino_exp.errors import UserError
 from dino_exp.parallel.processes import Processes
 
 Value = TypeVar("Value")
+Items = TypeVar("Items", range, Tensor, Sequence[int])
 
 MEETING_SECONDS = 300
-"""The processes of a job start minutes apart where a shared file system is slow."""
+"""How long to wait for rank 0: where a shared file system is slow, processes start minutes apart."""
 
 
 class AgreedError(UserError):
-    """A `UserError` that all processes raise at the same place, so that they can go on together."""
+    """A `UserError` that all processes raise at the same point, so that they can continue together."""
 
 
 def several() -> bool:
-    """Whether this process is one of several that have joined."""
+    """Return whether this process has joined a group of processes."""
     return dist.is_available() and dist.is_initialized()
 
 
 def rank() -> int:
-    """The number of this process among all, from 0."""
+    """Return the number of this process among all processes of the run, from 0."""
     return dist.get_rank() if several() else 0
 
 
 def count() -> int:
-    """All processes of the run."""
+    """Return the number of processes of the run."""
     return dist.get_world_size() if several() else 1
 
 
 def is_main() -> bool:
-    """Whether this process writes the run directory and talks to people."""
+    """Return whether this process is the one that writes the run directory and prints."""
     return rank() == 0
+
+
+def share_of(items: Items) -> Items:
+    """Return this process's share: contiguous, in the order of ranks, equal among them up to one item."""
+    return items[len(items) * rank() // count() : len(items) * (rank() + 1) // count()]
 
 
 @contextmanager
 def joined(processes: Processes) -> Iterator[None]:
-    """The group while entered. It is not taken down after an error, because others may never answer."""
+    """Join the group, and leave it at the end; not after an error, when others may never answer."""
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
     store = meet(processes.rendezvous, processes) if processes.rendezvous else None
     dist.init_process_group(backend, store=store, rank=processes.rank, world_size=processes.count)
@@ -64,21 +70,22 @@ def joined(processes: Processes) -> Iterator[None]:
 
 
 def meet(file: Path, processes: Processes) -> dist.Store:
-    """The store through which the processes find one another, at a port that was free when rank 0 took it.
+    """Return the store through which the processes find one another, at a free port of rank 0's machine.
 
-    Rank 0 writes its address into `file`, which must be new; the others wait for it.
+    Rank 0 writes its address to `file`, which must not exist yet; the others wait for it.
+    Raises `UserError` if it is not there after `MEETING_SECONDS`.
     """
     if processes.rank == 0:
         host = socket.gethostname()
         store = dist.TCPStore(host, 0, processes.count, is_master=True, wait_for_workers=False)
         write_atomically(file, lambda out: out.write(f"{host}:{store.port}".encode()))
         return store
-    patience = time.monotonic() + MEETING_SECONDS
+    deadline = time.monotonic() + MEETING_SECONDS
     while not file.exists():
-        if time.monotonic() > patience:
+        if time.monotonic() > deadline:
             raise UserError(
-                f"{file}: process 0 has not written its address there in {MEETING_SECONDS} s; it has failed, "
-                "or this machine does not see the same files."
+                f"{file}: process 0 has not written its address there within {MEETING_SECONDS} s; either it "
+                "failed, or this machine does not see the same files."
             )
         time.sleep(0.2)
     host, _, port = file.read_text().rpartition(":")
@@ -93,26 +100,26 @@ def leave(code: int) -> NoReturn:
 
 
 def total(value: Tensor) -> Tensor:
-    """Sum over the processes, in place."""
+    """Sum a tensor over the processes, in place."""
     if several():
         dist.all_reduce(value)
     return value
 
 
 def mean(value: Tensor) -> Tensor:
-    """Mean over the processes, in place."""
+    """Average a tensor over the processes, in place."""
     return total(value).div_(count()) if several() else value
 
 
 def largest(value: Tensor) -> Tensor:
-    """Elementwise maximum over the processes, in place."""
+    """Take the elementwise maximum over the processes, in place."""
     if several():
         dist.all_reduce(value, op=dist.ReduceOp.MAX)
     return value
 
 
 def gathered(rows: Tensor) -> Tensor:
-    """The rows (n, ...) of all processes in their order, (N, ...); n may differ between them."""
+    """Concatenate the rows (n, ...) of all processes in the order of ranks, (N, ...); n may differ."""
     if not several():
         return rows
     parts = [rows.new_empty((length, *rows.shape[1:])) for length in from_all(len(rows))]
@@ -123,7 +130,7 @@ def gathered(rows: Tensor) -> Tensor:
 
 
 def from_all(value: Value) -> list[Value]:
-    """Every process's value, by rank."""
+    """Return the values of all processes, by rank."""
     if not several():
         return [value]
     values: list[Value | None] = [None] * count()
@@ -132,7 +139,7 @@ def from_all(value: Value) -> list[Value]:
 
 
 def from_main(value: Value) -> Value:
-    """The value of rank 0; what the others pass is dropped."""
+    """Return rank 0's value in every process; the values of the others are ignored."""
     if not several():
         return value
     values = [value]
@@ -142,17 +149,17 @@ def from_main(value: Value) -> Value:
 
 @contextmanager
 def agreed() -> Iterator[None]:
-    """Let all processes raise an `AgreedError` where any of them raises a `UserError` inside.
+    """Raise an `AgreedError` in all processes if any of them raises a `UserError` in the block.
 
-    Nothing inside may call another function of this module, which a process that has failed would miss.
+    The block may not communicate: a process that has failed would not take part.
     """
-    refusal = None
+    message = None
     try:
         yield
     except UserError as error:
-        refusal = str(error)
-    refusals = from_all(refusal)
-    first = next((number for number, text in enumerate(refusals) if text is not None), None)
+        message = str(error)
+    messages = from_all(message)
+    first = next((number for number, text in enumerate(messages) if text is not None), None)
     if first is not None:
-        only_there = f"process {first}: " if first else ""
-        raise AgreedError(f"{only_there}{refusals[first]}")
+        process = f"process {first}: " if first else ""
+        raise AgreedError(f"{process}{messages[first]}")
