@@ -1,7 +1,5 @@
 """The typed configuration of `evaluate.py`."""
 
-
-
 from __future__ import annotations
 
 from dataclasses import dataclass, field

@@ -109,7 +109,7 @@ def evaluate(cfg: EvaluateConfig) -> int:
     Raises:
         UserError: before anything is written, for what can be known beforehand.
     """
-    from dino_exp.config.targets import build
+    from dino_exp.config.targets import build_from
     from dino_exp.eval import records
     from dino_exp.eval.extraction import Extracted
     from dino_exp.eval.mirror import mirror
@@ -125,7 +125,7 @@ def evaluate(cfg: EvaluateConfig) -> int:
             refuse_unwritable(folder, "run" if cfg.run is not None else "output_root")
     introduce(console, cfg, subject, origin)
     with distributed.agreed():
-        evaluations: dict[str, Evaluation] = {name: build(getattr(cfg, name)) for name in cfg.eval}
+        evaluations: dict[str, Evaluation] = {name: build_from(getattr(cfg, name)) for name in cfg.eval}
         blocks = max(cfg.linear.blocks) if "linear" in cfg.eval else 0
         data = Extracted(subject, cfg.data, blocks=blocks, progress=console.is_terminal)
         for evaluation in evaluations.values():

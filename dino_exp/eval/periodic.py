@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import logging
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
 from omegaconf import OmegaConf
 from torch import nn
 
-from dino_exp.config.evaluation_schema import EvalConfig
+from dino_exp.config.evaluation_schema import EVALUATIONS, EvalConfig
+from dino_exp.config.schema import Config
 from dino_exp.config.targets import build_from
 from dino_exp.data.source import Splits
 from dino_exp.data.subset import evenly_spread
@@ -32,6 +35,25 @@ from dino_exp.parallel import distributed
 log = logging.getLogger(__name__)
 
 
+def subject_of(cfg: Config, backbone: nn.Module, device: torch.device, workers: int = 0) -> Subject:
+    """Return a backbone of a training run as evaluations are given it, in float32."""
+    return Subject(
+        name="teacher",
+        digest="",
+        backbone=backbone,
+        device=device,
+        autocast_type=None,
+        image_size=cfg.crops.global_size,
+        crop_ratio=cfg.eval.crop_ratio,
+        channels=cfg.data.channels,
+        mean=tuple(cfg.data.mean),
+        std=tuple(cfg.data.std),
+        batch_size=cfg.eval.batch_size,
+        workers=workers,
+        seed=0,  # as evaluate.py's, and equal for all runs of a sweep
+    )
+
+
 class Round(NamedTuple):
     """What the evaluations found at one step."""
 
@@ -39,6 +61,16 @@ class Round(NamedTuple):
     """In percent, by the name of the metric: knn_top1, linear/top1. The first decides what is the best."""
     images: dict[str, Path]
     """Plots, by the name that trackers know them by: eval/attention/attention."""
+
+
+def main_figures(metrics: Mapping[str, Any]) -> dict[str, float]:
+    """Return the first figure of each evaluation in a line of metrics: knn_top1, linear/top1."""
+    found: dict[str, tuple[str, float]] = {}
+    for name, value in metrics.items():
+        evaluation = "knn" if name == "knn_top1" else name.partition("/")[0]
+        if evaluation in EVALUATIONS and value is not None:
+            found.setdefault(evaluation, (name, value))
+    return dict(found.values())
 
 
 @dataclass

@@ -42,10 +42,8 @@ def draw_crops(trainer: Trainer, directory: RunDirectory, tracker: Tracker) -> N
 def draw(trainer: Trainer, directory: RunDirectory, tracker: Tracker) -> dict[str, Any]:
     """Draw `plots/*.png`, send them to the tracker, and return what they show, for `summary.json`."""
     shown: dict[str, Any] = {}
-    if trainer.knn.applies(trainer.splits) and trainer.cfg.crops.global_size <= RAW_PIXELS_UP_TO:
-        shown["raw_pixels_knn_top1"] = trainer.knn.evaluate_pixels(
-            trainer.splits, image_size=trainer.cfg.crops.global_size, device=trainer.device
-        )
+    if "knn" in trainer.evaluations.evaluations and trainer.cfg.crops.global_size <= RAW_PIXELS_UP_TO:
+        shown["raw_pixels_knn_top1"] = trainer.evaluations.pixels_top1()
     curves = directory.plots / "curves.png"
     if plot_curves(directory.metrics_file, curves):
         tracker.image("curves", curves, trainer.step)

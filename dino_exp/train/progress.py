@@ -14,6 +14,7 @@ from rich.text import Text
 
 from dino_exp.console import LOG_LINES
 from dino_exp.dino.verdict import Verdict
+from dino_exp.eval.periodic import main_figures
 
 COLORS = {"healthy": "green", "slow": "yellow", "warming-up": "cyan"}
 
@@ -70,7 +71,7 @@ class RunProgress:
             self._stats.plain = text.plain
         elif (
             step == self.stop_step
-            or "knn_top1" in metrics
+            or main_figures(metrics)
             or step - self._last_line >= self.stop_step / LOG_LINES
         ):
             self._last_line = step
@@ -92,4 +93,4 @@ class RunProgress:
             f"{label} {form.format(metrics[key])}"
             for key, (label, form) in shown.items()
             if metrics.get(key) is not None
-        ]
+        ] + [f"{name} {value:.1f}%" for name, value in main_figures(metrics).items() if name not in shown]

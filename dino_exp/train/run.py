@@ -25,6 +25,7 @@ from dino_exp.config.targets import build
 from dino_exp.console import console_for_a_run, log_lines_on, table
 from dino_exp.data.source import Splits
 from dino_exp.errors import UserError
+from dino_exp.eval.periodic import main_figures
 from dino_exp.parallel import distributed
 from dino_exp.parallel.interrupt import Interrupt
 from dino_exp.runs import environment
@@ -265,7 +266,7 @@ def introduce(trainer: Trainer, directory: RunDirectory, console: Console, resum
             f"data.channels = {cfg.data.channels}: {', '.join(trainer.augment.left_out)} need RGB and are "
             "left out."
         )
-    if not trainer.knn.applies(splits):
+    if trainer.evaluations.misses_labels:
         console.print("No labeled held-out images: k-NN is off (for folders, set data.val_root).")
     if resumed:
         console.print(f"Going on from step {trainer.step:,} of {trainer.plan.stop_step:,}.")
@@ -292,13 +293,16 @@ def summarize(trainer: Trainer, state: str) -> dict[str, Any]:
         "evidence": verdict.evidence,
         "knn_top1": trainer.last_metrics.get("knn_top1"),
         "student_knn_top1": trainer.last_metrics.get("student_knn_top1"),
-        "best_knn_top1": trainer.best_knn if trainer.best_knn >= 0 else None,
-        f"{began_as}_knn_top1": trainer.untrained_knn,
+        "best_knn_top1": None,
+        f"{began_as}_knn_top1": None,
+        **main_figures(trainer.last_metrics),
+        **{f"best_{name}": value for name, value in trainer.evaluations.best.items()},
+        **{f"{began_as}_{name}": value for name, value in main_figures(trainer.evaluations.first).items()},
         "steps": trainer.step,
         "images_per_second": trainer.step * trainer.plan.batch_size / trained,
         "wall_seconds": trainer.seconds,
         "peak_memory_mib": machine.peak_memory_mib(trainer.device),
-        "corrupt_images": [trainer.splits.train.name(index) for index in sorted(trainer.corrupt)],
+        "corrupt_images": trainer.corrupt.names(),
         "ended": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         "environment": environment.environment(trainer.device) | {"processes": distributed.count()},
         **final,
@@ -317,9 +321,11 @@ def conclude(
         )
         return f"stopped at step {trainer.step}"
     rows: dict[str, Any] = {"verdict": verdict_text(verdict), "because": verdict.evidence}
-    if summary["knn_top1"] is not None:
-        before = "initial" if "initial_knn_top1" in summary else "untrained"
-        rows[f"k-NN, {before} → now"] = f"{summary[f'{before}_knn_top1']:.1f} % → {summary['knn_top1']:.1f} %"
+    before = "initial" if "initial_knn_top1" in summary else "untrained"
+    for name, value in main_figures(trainer.last_metrics).items():
+        first = summary.get(f"{before}_{name}")
+        what = "k-NN" if name == "knn_top1" else name
+        rows[f"{what}, {before} → now"] = f"{'?' if first is None else f'{first:.1f}'} % → {value:.1f} %"
     if summary.get("raw_pixels_knn_top1") is not None:
         rows["k-NN of raw pixels"] = f"{summary['raw_pixels_knn_top1']:.1f} %"
     if summary.get("attention"):

@@ -7,6 +7,7 @@ import math
 import warnings
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -22,19 +23,18 @@ from dino_exp.backbone.execution import (
 )
 from dino_exp.backbone.image_size import check_image_sizes
 from dino_exp.config.schema import Config
-from dino_exp.config.targets import build
+from dino_exp.config.targets import build, build_from
 from dino_exp.data.augment import Augment
 from dino_exp.data.crops import MultiCrop
 from dino_exp.data.loader import Batch, BatchOrder, CropBatches, batches
-from dino_exp.data.source import CorruptImageError, ImageSource, Splits
+from dino_exp.data.source import Splits
 from dino_exp.dino import diagnostics
 from dino_exp.dino.ema import update_teacher
 from dino_exp.dino.loss import DINOLoss, cross_entropy_over_pairs
-from dino_exp.dino.model import DINONetwork, Output
+from dino_exp.dino.model import Output
 from dino_exp.dino.optimizer import clip_gradients, freeze_last_layer, parameter_groups
 from dino_exp.dino.verdict import Verdict
-from dino_exp.errors import UserError
-from dino_exp.eval.knn import KNN
+from dino_exp.eval.periodic import PeriodicEvaluations, Round, main_figures, subject_of
 from dino_exp.parallel import distributed
 from dino_exp.parallel.batch_norm import synchronize_batch_norms
 from dino_exp.parallel.interrupt import Interrupt
@@ -44,6 +44,7 @@ from dino_exp.seeding import seed_step
 from dino_exp.tracker import Tracker
 from dino_exp.train import checkpoint
 from dino_exp.train.clock import Clock
+from dino_exp.train.corrupt import CorruptImages
 from dino_exp.train.networks import build_networks
 from dino_exp.train.plan import Plan, judge_of
 from dino_exp.train.progress import RunProgress
@@ -92,19 +93,16 @@ class Trainer:
         make_optimizer = {"_target_": cfg.optimizer._target_}  # the schedules set the rest at each step
         self.optimizer: torch.optim.Optimizer = build(make_optimizer, params=parameter_groups(self.student))
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.autocast_type is torch.float16)
-        self.knn: KNN = build(cfg.eval)
+        teacher = subject_of(cfg, self.teacher.backbone, device, self.workers)
+        with self._not_compiled():
+            self.evaluations: PeriodicEvaluations = build_from(cfg.eval, subject=teacher, splits=splits)
         self.judge = judge_of(cfg, warmup_steps=self.plan.warmup_steps, total_steps=self.plan.stop_step)
         self.step = 0
         self.last_metrics: dict[str, Any] = {}
         """Of the last logged step."""
-        self.best_knn = -1.0
-        self.untrained_knn: float | None = None
-        """Before the first step; not of an untrained network where the run began with others' weights."""
         self.taken: dict[str, str] = {}
         """What `begin_with_weights` took from the file, in words."""
-        self.corrupt: set[int] = set()
-        """Images that could not be read, of all processes, as of the last logged step."""
-        self._corrupt_here: set[int] = set()
+        self.corrupt = CorruptImages(splits.train, cfg.data.max_corrupt)
         self.seconds = 0.0
         """Spent in the loop so far, evaluations and earlier attempts included."""
         self.training_seconds = 0.0
@@ -268,7 +266,7 @@ class Trainer:
         clock = Clock()
         for batch in clock.waiting_for(loader):
             interrupt.begin_step()
-            self._corrupt_here.update(batch.corrupt.tolist())
+            self.corrupt.add(batch.corrupt.tolist())
             following = self.step + 1
             last = following == plan.stop_step
             evaluate = last or following % plan.eval_steps == 0
@@ -280,7 +278,7 @@ class Trainer:
             stopped = interrupt.end_step()
 
             if observe or stopped:
-                self._count_corrupt()
+                self.corrupt.count()
             if observe:
                 metrics = self._metrics(observed, clock)
                 verdict = self._judge(metrics, tracker)
@@ -290,7 +288,10 @@ class Trainer:
                     directory.append_metrics(metrics)
                     return "failed"
                 if evaluate:
-                    metrics |= self._evaluate(directory)
+                    figures = self._evaluate(directory, tracker)
+                    metrics |= figures
+                    if self.evaluations.improved(figures):
+                        self._save(directory, "best.pt")
                     clock.skip()
                 directory.append_metrics(metrics)
                 tracker.log(metrics, self.step)
@@ -360,60 +361,30 @@ class Trainer:
             tracker.alert(verdict.word, verdict.evidence)
         return verdict
 
-    def _evaluate(self, directory: RunDirectory) -> dict[str, float]:
-        """k-NN of teacher and student, where there are labels; keeps the best teacher's checkpoint."""
-        top1 = self._knn_top1(self.teacher)
-        if top1 is None:
-            return {}
-        if top1 > self.best_knn:
-            self.best_knn = top1
-            self._save(directory, "best.pt")
-        return {"knn_top1": top1, "student_knn_top1": self._knn_top1(self.student) or 0.0}
-
-    def _knn_top1(self, network: DINONetwork) -> float | None:
-        if not self.knn.applies(self.splits):
-            return None
-        data = self.cfg.data
+    def evaluated(self, folder: Path) -> Round:
+        """Return what `eval=...` finds now; of the student nothing before the first step, when they are equal."""
         with self._not_compiled():
-            return self.knn.evaluate(
-                network.backbone,
-                self.splits,
-                image_size=self.cfg.crops.global_size,
-                mean=list(data.mean),
-                std=list(data.std),
-                device=self.device,
-                workers=self.workers,
-            )
+            return self.evaluations.evaluate(folder, self.student.backbone if self.step else None)
+
+    def _evaluate(self, directory: RunDirectory, tracker: Tracker) -> dict[str, float]:
+        """Return the figures of the evaluations, and send their images to the tracker."""
+        found = self.evaluated(directory.plots / "eval")
+        for name, path in found.images.items():
+            tracker.image(name, path, self.step)
+        return found.figures
 
     def _log_untrained(self, directory: RunDirectory, tracker: Tracker, progress: RunProgress) -> None:
-        self.untrained_knn = self._knn_top1(self.teacher)
-        if self.untrained_knn is not None:
-            metrics: dict[str, Any] = {"step": 0, "epoch": 0, "images": 0, "knn_top1": self.untrained_knn}
-            whose = "of the untrained network"
-            if self.taken:
-                metrics["init_from"], whose = self.cfg.init_from, "before the first step"
-            directory.append_metrics(metrics)
-            tracker.log(metrics, 0)
-            progress.console.print(f"k-NN {whose}: {self.untrained_knn:.1f}%")
-
-    def _count_corrupt(self) -> None:
-        new = set().union(*distributed.from_all(self._corrupt_here)) - self.corrupt
-        self._corrupt_here.clear()
-        if not new:
+        first = self.evaluations.first = self._evaluate(directory, tracker)
+        if not first:
             return
-        train, limit = self.splits.train, self.cfg.data.max_corrupt
-        if not self.corrupt:
-            log.warning(
-                "Skipped: %s. Others are skipped in silence and counted.", _why_corrupt(train, min(new))
-            )
-        self.corrupt |= new
-        with distributed.agreed():
-            if len(self.corrupt) > limit * len(train):
-                names = ", ".join(train.name(index) for index in sorted(self.corrupt)[:5])
-                raise UserError(
-                    f"data.max_corrupt = {limit}: {len(self.corrupt)} of {len(train)} images cannot be "
-                    f"read ({names}, ...); mend or remove them, or raise data.max_corrupt."
-                )
+        metrics: dict[str, Any] = {"step": 0, "epoch": 0, "images": 0, **first}
+        whose = "of the untrained network"
+        if self.taken:
+            metrics["init_from"], whose = self.cfg.init_from, "before the first step"
+        directory.append_metrics(metrics)
+        tracker.log(metrics, 0)
+        for name, value in main_figures(first).items():
+            progress.console.print(f"{'k-NN' if name == 'knn_top1' else name} {whose}: {value:.1f}%")
 
     # ---- state ----------------------------------------------------------------------------------
 
@@ -435,10 +406,9 @@ class Trainer:
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
             "judge": self.judge.state_dict(),
-            "best_knn": self.best_knn,
-            "untrained_knn": self.untrained_knn,
+            **self.evaluations.state(),
             "last_metrics": self.last_metrics,
-            "corrupt": sorted(self.corrupt),
+            "corrupt": sorted(self.corrupt.known),
             "seconds": self.seconds,
             "training_seconds": self.training_seconds,
         }
@@ -452,20 +422,11 @@ class Trainer:
         self.scaler.load_state_dict(state["scaler"])
         self.judge.load_state_dict(state["judge"])
         self.step = state["step"]
-        self.best_knn, self.untrained_knn = state["best_knn"], state["untrained_knn"]
-        self.last_metrics, self.corrupt = state["last_metrics"], set(state["corrupt"])
+        self.evaluations.restore(state)
+        self.last_metrics, self.corrupt.known = state["last_metrics"], set(state["corrupt"])
         self.seconds, self.training_seconds = state["seconds"], state["training_seconds"]
 
 
 def whole_output(parts: Sequence[Output]) -> Output:
     """The outputs for the global crops of all parts of a batch as one, crop-major."""
     return Output(*(whole_batch(rows, crops=2) for rows in zip(*parts, strict=True)))
-
-
-def _why_corrupt(source: ImageSource, index: int) -> str:
-    """The name of an unreadable image and the reason, which loader processes keep to themselves."""
-    try:
-        source.read(index)
-    except CorruptImageError as error:
-        return str(error)
-    return source.name(index)

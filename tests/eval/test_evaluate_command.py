@@ -282,7 +282,7 @@ def test_an_evaluation_that_fails_leaves_the_others(
     run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from dino_exp.errors import UserError
-    from dino_exp.eval.nearest import NearestNeighbors
+    from dino_exp.eval.neighbors import NearestNeighbors
 
     def fail(self: NearestNeighbors, subject: object, data: object, folder: Path) -> None:
         folder.mkdir(parents=True)
