@@ -30,12 +30,14 @@ def targets_of(schema: type) -> tuple[str, ...]:
     return choices.words if choices else (str(target.default),)
 
 
-KNOWN = frozenset(
-    target
+CLASSES: dict[str, type] = {
+    target: schema
     for classes in (*SCHEMAS.values(), EVALUATIONS)
     for schema in classes.values()
     for target in targets_of(schema)
-)
+}
+"""The schema's class of each `_target_`."""
+KNOWN = frozenset(CLASSES)
 
 
 def check_target(target: Any) -> None:
@@ -75,4 +77,5 @@ def build_from(node: Component | DictConfig, **extra: Any) -> Any:
     from hydra.utils import get_object
 
     check_target(node._target_)
-    return get_object(node._target_)(OmegaConf.to_object(node), **extra)
+    typed = OmegaConf.merge(OmegaConf.structured(CLASSES[node._target_]), node)  # of rank 0 it comes untyped
+    return get_object(node._target_)(OmegaConf.to_object(typed), **extra)

@@ -33,7 +33,7 @@ SHOWN_FILES = 8
 class Order(NamedTuple):
     """What rank 0 tells the other processes to evaluate."""
 
-    config: str
+    cfg: DictConfig
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -51,9 +51,7 @@ def follow() -> int:
 
     order: Order | int = distributed.from_main(FAILED)
     while isinstance(order, Order):
-        cfg = OmegaConf.create(order.config)
-        assert isinstance(cfg, DictConfig)
-        attempt(cfg)
+        attempt(order.cfg)
         order = distributed.from_main(FAILED)
     return order
 
@@ -75,7 +73,7 @@ def command_line(argv: list[str]) -> int:
         return refuse(checked.problems)
     from dino_exp.parallel import distributed
 
-    distributed.from_main(Order(OmegaConf.to_yaml(checked.cfg)))
+    distributed.from_main(Order(checked.cfg))
     # as Ctrl-C, so that nothing half-written stays; a preempted job is told so
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     return attempt(checked.cfg)

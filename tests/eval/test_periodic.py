@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -42,7 +43,7 @@ class Contrast(nn.Module):
         return self.scale * torch.stack([means, torch.full_like(means, 0.1)], dim=1)
 
 
-def knn(splits: Splits, scale: float = 1.0, *, k: int | None = 5, **sizes: int) -> PeriodicEvaluations:
+def knn(splits: Splits, scale: float = 1.0, *, k: int | None = 5, **sizes: Any) -> PeriodicEvaluations:
     teacher = replace(subject(Contrast(scale), image_size=8), mean=(0.45,) * 3, std=(0.25,) * 3)
     return PeriodicEvaluations(EvalConfig(k=k, **sizes), teacher, splits)
 
