@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import MISSING as NO_DEFAULT
-from dataclasses import Field, fields
+from dataclasses import Field, fields, is_dataclass
 from typing import Any, Protocol, cast
 
 from omegaconf import MISSING as NOT_SET
@@ -78,4 +78,7 @@ def build_from(node: Component | DictConfig, **extra: Any) -> Any:
 
     check_target(node._target_)
     typed = OmegaConf.merge(OmegaConf.structured(CLASSES[node._target_]), node)  # of rank 0 it comes untyped
-    return get_object(node._target_)(OmegaConf.to_object(typed), **extra)
+    kind, own = get_object(node._target_), OmegaConf.to_object(typed)
+    if is_dataclass(kind):  # until all evaluations take their node
+        return kind(**{key: value for key, value in vars(own).items() if key != "_target_"})  # type: ignore[operator]
+    return kind(own, **extra)
