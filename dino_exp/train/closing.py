@@ -39,11 +39,16 @@ def draw_crops(trainer: Trainer, directory: RunDirectory, tracker: Tracker) -> N
         tracker.image("crops", out, 0)
 
 
+def baseline(trainer: Trainer) -> dict[str, Any]:
+    """Return the k-NN of the raw pixels of small images, for `summary.json`; all processes call it."""
+    if "knn" not in trainer.evaluations.evaluations or trainer.cfg.crops.global_size > RAW_PIXELS_UP_TO:
+        return {}
+    return {"raw_pixels_knn_top1": trainer.evaluations.pixels_top1()}
+
+
 def draw(trainer: Trainer, directory: RunDirectory, tracker: Tracker) -> dict[str, Any]:
     """Draw `plots/*.png`, send them to the tracker, and return what they show, for `summary.json`."""
     shown: dict[str, Any] = {}
-    if "knn" in trainer.evaluations.evaluations and trainer.cfg.crops.global_size <= RAW_PIXELS_UP_TO:
-        shown["raw_pixels_knn_top1"] = trainer.evaluations.pixels_top1()
     curves = directory.plots / "curves.png"
     if plot_curves(directory.metrics_file, curves):
         tracker.image("curves", curves, trainer.step)

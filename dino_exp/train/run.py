@@ -33,7 +33,7 @@ from dino_exp.runs.revision import git_revision
 from dino_exp.runs.run_directory import OthersRunDirectory, RunDirectory, job_id
 from dino_exp.tracker import NoTracker, RunInfo, Tracker, new_tracker_id
 from dino_exp.train import checkpoint
-from dino_exp.train.closing import draw, draw_crops
+from dino_exp.train.closing import baseline, draw, draw_crops
 from dino_exp.train.progress import RunProgress, verdict_text
 from dino_exp.train.trainer import Trainer
 
@@ -150,8 +150,8 @@ def _run(
             state = trainer.fit(directory, tracker, progress, interrupt)
         directory.write_status(step=trainer.step)
         summary = summarize(trainer, state)
-        if state in ("finished", "collapsed") and is_main:
-            summary |= draw(trainer, directory, tracker)
+        if state in ("finished", "collapsed"):
+            summary |= baseline(trainer) | (draw(trainer, directory, tracker) if is_main else {})
         if state != "preempted":
             directory.write_summary(summary)
         exit_code = 1 if state == "failed" else 0

@@ -362,7 +362,7 @@ class Trainer:
         return verdict
 
     def evaluated(self, folder: Path) -> Round:
-        """Return what `eval=...` finds; nothing of the student before the first step, when it is the teacher."""
+        """Return what `eval=...` finds now; nothing of the student before the first step."""
         with self._not_compiled():
             return self.evaluations.evaluate(folder, self.student.backbone if self.step else None)
 
