@@ -1,4 +1,4 @@
-"""What a run shows for itself: its crops, curves, attention, and the raw pixels' k-NN to compare with."""
+"""Plots of a run (crops, curves, attention), and the k-NN of raw pixels as the baseline."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from dino_exp.train.trainer import Trainer
 log = logging.getLogger(__name__)
 
 RAW_PIXELS_UP_TO = 64
-"""Image side above which raw pixels are not compared with: they would not fit in memory as features."""
+"""Largest image side for the baseline of raw pixels; larger ones would not fit in memory as features."""
 MASS_IMAGES = 1000
 SHEET_IMAGES = 8
 
 
 def draw_crops(trainer: Trainer, directory: RunDirectory, tracker: Tracker) -> None:
-    """Draw `plots/crops.png`: the first images as the networks will see them in the first epoch."""
+    """Plot `plots/crops.png`: the first images as the networks see them in the first epoch."""
     data, source = trainer.cfg.data, trainer.splits.train
     indices = list(range(min(SHEET_IMAGES, len(source))))
     batch = trainer.crop_batches[0, indices]
@@ -47,7 +47,7 @@ def baseline(trainer: Trainer) -> dict[str, Any]:
 
 
 def draw(trainer: Trainer, directory: RunDirectory, tracker: Tracker) -> dict[str, Any]:
-    """Draw `plots/*.png`, send them to the tracker, and return what they show, for `summary.json`."""
+    """Plot `plots/*.png`, send them to the tracker, and return their figures for `summary.json`."""
     shown: dict[str, Any] = {}
     curves = directory.plots / "curves.png"
     if plot_curves(directory.metrics_file, curves):
@@ -59,7 +59,7 @@ def draw(trainer: Trainer, directory: RunDirectory, tracker: Tracker) -> dict[st
 
 
 def _attention(trainer: Trainer, directory: RunDirectory) -> dict[str, Any]:
-    """The class token's attention over held-out images, before and after training."""
+    """Plot the class token's attention over held-out images before and after training; return its mass."""
     source, data = trainer.splits.test, trainer.cfg.data
     assert source is not None
     _, untrained = build_networks(trainer.cfg)  # the seed gives the same weights again

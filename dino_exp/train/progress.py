@@ -1,4 +1,4 @@
-"""What a person sees while a run goes on: a live line on a terminal, a line now and then in a log file."""
+"""Progress of a run: a live line on a terminal, a line from time to time in a log file."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ COLORS = {"healthy": "green", "slow": "yellow", "warming-up": "cyan"}
 
 
 def verdict_text(verdict: Verdict) -> Text:
-    """The word in its color: red for collapsed and diverged."""
+    """Return the word of a verdict in its color: red for collapsed and diverged."""
     return Text(verdict.word, style=f"bold {COLORS.get(verdict.word, 'red')}")
 
 
 class RunProgress:
-    """Shows steps, loss, teacher entropy, KL, center norm, k-NN, images/s, time left, and the verdict."""
+    """A display of steps, loss, teacher entropy, KL, center norm, k-NN, images/s, time left, and verdict."""
 
     def __init__(self, console: Console, stop_step: int) -> None:
         self.console, self.stop_step = console, stop_step
@@ -57,7 +57,7 @@ class RunProgress:
             self._live.stop()
 
     def step(self, step: int) -> None:
-        """Move the bar; cheap enough for every step."""
+        """Update the bar; cheap enough for every step."""
         now = time.monotonic()
         if self._live and now - self._shown > 0.2:
             self._bar.update(self._task, completed=step)

@@ -11,9 +11,7 @@ from omegaconf import OmegaConf
 from torch.nn.parallel import DistributedDataParallel
 
 from dino_exp import machine
-from dino_exp.backbone.execution import (
-    has_unused_parameters,
-)
+from dino_exp.backbone.execution import has_unused_parameters
 from dino_exp.backbone.image_size import check_image_sizes
 from dino_exp.config.schema import Config
 from dino_exp.config.targets import build, build_from

@@ -172,7 +172,7 @@ def test_a_run_killed_twice_ends_with_the_same_weights(
     third = start(tmp_path, STOCHASTIC)
     assert third.wait() == 0, third.output
     output = third.stdout
-    assert f"Going on from step {at}" in output
+    assert f"Resuming from step {at}" in output
     assert steps_logged(directory) == list(range(17))
     assert directory.read_status()["attempt"] == 3
     assert_same_weights(directory, undisturbed[0])
@@ -263,12 +263,12 @@ def test_a_finished_run_is_shown_and_never_touched(
     shown = train(cfg, tmp_path / "run")
     assert shown.exit_code == 0
     output = capsys.readouterr().out
-    assert "over already: finished" in output
+    assert "already finished" in output
     assert "resume=never" in output
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*")} == before
 
-    afresh = train(configuration("trainer.max_steps=3", "resume=never"), tmp_path / "run")
-    assert afresh.directory == tmp_path / "run-2"
+    again = train(configuration("trainer.max_steps=3", "resume=never"), tmp_path / "run")
+    assert again.directory == tmp_path / "run-2"
     assert_same_weights(RunDirectory(tmp_path / "run"), RunDirectory(tmp_path / "run-2"))
 
 
@@ -361,7 +361,7 @@ def test_any_number_of_channels(tmp_path: Path, channels: int, capsys: pytest.Ca
     stats = [f"data.channels={channels}", f"data.mean={[0.5] * channels}", f"data.std={[0.25] * channels}"]
     cfg = folder_configuration(tmp_path / "images", *stats)
     assert train(cfg, tmp_path / "run").state == "finished"
-    assert "saturation, hue, grayscale need RGB and are left out" in capsys.readouterr().out
+    assert "saturation, hue, grayscale need RGB and are skipped" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
