@@ -51,17 +51,17 @@ def resize_and_crop(
     crop_ratio: float,
     interpolation: InterpolationMode = InterpolationMode.BICUBIC,
 ) -> Tensor:
-    """The central square of images (..., C, H, W), as (..., C, image_size, image_size).
+    """Return the central square of images (..., C, H, W), as (..., C, image_size, image_size).
 
     The shorter side becomes image_size / crop_ratio, antialiased; 224 / 0.875 = 256 is the released code's
-    evaluation. Images that already have the size pass untouched.
+    evaluation. Images that already have the size are not changed.
     """
     resized = transforms.resize(images, [round(image_size / crop_ratio)], interpolation, antialias=True)
     return transforms.center_crop(resized, [image_size, image_size])
 
 
 def normalize(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
-    """uint8 (B, C, H, W) → float32, divided by 255, minus mean, divided by std (each per channel)."""
+    """Convert uint8 (B, C, H, W) to float32 in 0–1, subtract the mean and divide by the std per channel."""
     channels = images.shape[1]
     if len(mean) != channels or len(std) != channels:
         raise UserError(
@@ -83,9 +83,9 @@ def still_images(
     batch_size: int,
     workers: int = 0,
 ) -> Iterator[tuple[Tensor, list[int]]]:
-    """Batches of (images uint8 (B, C, image_size, image_size), their source indices), in order.
+    """Yield batches of (images uint8 (B, C, image_size, image_size), their source indices), in order.
 
-    Unreadable images are left out, so B can be less than batch_size. With workers > 0 that many threads
+    Unreadable images are skipped, so B can be less than batch_size. With workers > 0 that many threads
     read and resize ahead; the result is the same.
     """
     chunks = [indices[start : start + batch_size] for start in range(0, len(indices), batch_size)]
@@ -99,7 +99,7 @@ def still_images(
 
 
 def _load(source: ImageSource, chunk: Chunk, image_size: int, crop_ratio: float) -> Batch:
-    """The readable images of the chunk at image_size, and their indices; None where there are none."""
+    """Return the readable images of the chunk at image_size, and their indices; None if there are none."""
     readable: list[int] = []
     done: list[Tensor] = []
     same_shape: list[Tensor] = []

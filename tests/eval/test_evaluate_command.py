@@ -233,7 +233,7 @@ def test_unreadable_images_are_said_and_too_many_refused(
     assert not (run / "evaluations.json").exists()  # refused to the second evaluation too
     assert "knn: data.max_corrupt = 0.01: 1 of 20 images of train cannot be read" in capsys.readouterr().err
     assert main([*words, "data.max_corrupt=0.1"]) == 0
-    assert records(run)[0]["notes"] == ["1 of 20 images of train could not be read and are left out."]
+    assert records(run)[0]["notes"] == ["1 of 20 images of train could not be read and were skipped."]
 
 
 def test_other_images_are_normalized_as_the_network_is_used_to(run: Path, tmp_path: Path) -> None:
