@@ -23,12 +23,12 @@ from dino_exp.config.schema import BackboneConfig, DataConfig, TrackerConfig
 
 @dataclass(kw_only=True)
 class EvaluateConfig:
-    """What to evaluate, on what, and how."""
+    """A network, the evaluations to run on it, and their images."""
 
     run: str | None = None
-    """Folder of a run: its network, its images, its size of a global crop."""
+    """Folder of a run, which gives the network, the images and the size of a global crop."""
     weights: str | None = None
-    """Or a file of weights for `backbone`."""
+    """A file of weights for `backbone`, instead of a run."""
     eval: list[str] = field(default_factory=lambda: ["knn"])
     """One evaluation or several, e.g. knn or [knn,linear]."""
     network: str = choice("teacher", ["teacher", "student"])
@@ -38,19 +38,19 @@ class EvaluateConfig:
     image_size: int | None = number(None, at_least=1, at_most=4096)
     """Side of the images; null is the run's crops.global_size, and 224 for weights."""
     crop_ratio: float | None = number(None, at_least=0.1, at_most=1)
-    """Central share of the resized image's side that is seen; null is the run's, and 0.875 for weights."""
+    """Share of the resized image's side that the central crop keeps; null is the run's, 0.875 for weights."""
     batch_size: int = number(256, at_least=1)
     """Images per forward pass."""
     precision: str = choice("fp32", ["fp32", "bf16", "fp16", "auto"])
-    """Autocast type of the forward pass: fp32, bf16, fp16, or auto, which is bf16 on a GPU that has it."""
+    """Autocast type of the forward pass: fp32, bf16, fp16, or auto: bf16 on a GPU that supports it."""
     device: str = choice("auto", ["auto", "cpu", "cuda", "mps"])
-    """Where to compute; `auto` takes the first of cuda, mps, cpu that is there."""
+    """Where to compute; `auto` is the first of cuda, mps and cpu that is available."""
     num_workers: int | None = number(None, at_least=0)
-    """Threads that prepare images; null chooses from the cores at hand."""
+    """Threads that prepare images; null depends on the available cores."""
     seed: int = number(0, at_least=0, at_most=2**32 - 1)
-    """Of everything that is drawn: classifiers' weights, splits, few labeled images."""
+    """Seed of classifier weights, splits, and the choice of labeled images."""
     output_root: str = "outputs"
-    """Where results for `weights` go: <output_root>/evaluations/<name of the file>_<digest>."""
+    """Folder for the results of `weights`: <output_root>/evaluations/<name of the file>_<digest>."""
     backbone: BackboneConfig = MISSING
     data: DataConfig = MISSING
     tracker: TrackerConfig = field(default_factory=TrackerConfig)
