@@ -132,7 +132,7 @@ def unknown_option(group: str, value: str, options: Sequence[str]) -> str:
 def wrong_value(key: str, value: Any, field: Field[Any] | None) -> str:
     """The error for a value that its key's type cannot take; without a field, it is an item of a list."""
     kind, *optional = str(field.type).split(" | ") if field else ["float"]
-    expected = EXPECTED[kind]
+    expected = EXPECTED.get(kind, "set by an option, e.g. eval=[knn,linear],")
     if field and kind in ("list[float]", "list[int]") and callable(field.default_factory):
         bounds = field.metadata.get("bounds")
         count = (
