@@ -302,7 +302,7 @@ def summarize(trainer: Trainer, state: str) -> dict[str, Any]:
         "images_per_second": trainer.step * trainer.plan.batch_size / trained,
         "wall_seconds": trainer.seconds,
         "peak_memory_mib": machine.peak_memory_mib(trainer.device),
-        "corrupt_images": trainer.corrupt.names(),
+        "corrupt_images": trainer.unreadable.names(),
         "ended": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         "environment": environment.environment(trainer.device) | {"processes": distributed.count()},
         **final,

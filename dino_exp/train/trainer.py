@@ -66,7 +66,7 @@ class Trainer(TrainingState):
         teacher_temp = self.dino_loss.teacher_temp_at(plan.epoch(step))
 
         with torch.no_grad(), self._autocast():
-            teacher = complete_output(
+            teacher = join_outputs(
                 [self.teacher([micro_batch(views[0], batch, part, parts)]) for part in range(parts)]
             )
         probabilities = self.dino_loss.teacher_probabilities(teacher.logits, teacher_temp)
@@ -100,7 +100,7 @@ class Trainer(TrainingState):
 
         if teacher_probabilities is None:
             return loss, {}
-        observed = self._observe(complete_output(students), teacher, teacher_probabilities)
+        observed = self._observe(join_outputs(students), teacher, teacher_probabilities)
         global_loss = distributed.mean(loss.clone())
         return loss, observed | {
             "loss": global_loss,
@@ -158,7 +158,7 @@ class Trainer(TrainingState):
         clock = Clock()
         for batch in clock.waiting_for(loader):
             interrupt.begin_step()
-            self.corrupt.add(batch.corrupt.tolist())
+            self.unreadable.add(batch.corrupt.tolist())
             following = self.step + 1
             last = following == plan.stop_step
             evaluate = last or following % plan.eval_steps == 0
@@ -170,7 +170,7 @@ class Trainer(TrainingState):
             stopped = interrupt.end_step()
 
             if observe or stopped:
-                self.corrupt.count()
+                self.unreadable.count()
             if observe:
                 metrics = self._metrics(observed, clock)
                 verdict = self._judge(metrics, tracker)
@@ -286,6 +286,6 @@ class Trainer(TrainingState):
             checkpoint.save(directory.checkpoints / name, self.state())
 
 
-def complete_output(parts: Sequence[Output]) -> Output:
+def join_outputs(parts: Sequence[Output]) -> Output:
     """Join the outputs for the global crops of all parts of a batch, crop-major."""
     return Output(*(whole_batch(rows, crops=2) for rows in zip(*parts, strict=True)))

@@ -23,9 +23,9 @@ from dino_exp.dino.loss import DINOLoss
 from dino_exp.dino.optimizer import parameter_groups
 from dino_exp.eval.periodic import PeriodicEvaluations, subject_of
 from dino_exp.parallel import distributed
-from dino_exp.train.corrupt import CorruptImages
 from dino_exp.train.networks import build_networks, prepare_networks
 from dino_exp.train.plan import Plan, judge_of
+from dino_exp.train.unreadable import UnreadableImages
 from dino_exp.weights.init_from import begin_with_weights
 
 FUSE_FROM_PIXELS = 1e9
@@ -77,7 +77,7 @@ class TrainingState:
         """The last line of metrics.jsonl."""
         self.taken: dict[str, str] = {}
         """What `begin_with_weights` took from the file, in words, by part."""
-        self.corrupt = CorruptImages(splits.train, cfg.data.max_corrupt)
+        self.unreadable = UnreadableImages(splits.train, cfg.data.max_corrupt)
         self.seconds = 0.0
         """Time in the loop so far, evaluations and earlier attempts included."""
         self.training_seconds = 0.0
@@ -123,7 +123,7 @@ class TrainingState:
             "judge": self.judge.state_dict(),
             **self.evaluations.state(),
             "last_metrics": self.last_metrics,
-            "corrupt": sorted(self.corrupt.known),
+            "corrupt": sorted(self.unreadable.known),
             "seconds": self.seconds,
             "training_seconds": self.training_seconds,
         }
@@ -138,5 +138,5 @@ class TrainingState:
         self.judge.load_state_dict(state["judge"])
         self.step = state["step"]
         self.evaluations.restore(state)
-        self.last_metrics, self.corrupt.known = state["last_metrics"], set(state["corrupt"])
+        self.last_metrics, self.unreadable.known = state["last_metrics"], set(state["corrupt"])
         self.seconds, self.training_seconds = state["seconds"], state["training_seconds"]

@@ -20,7 +20,7 @@ def tiny_vit(seed: int = 0, image_size: int = 32) -> VisionTransformer:
 
 
 def subject(backbone: nn.Module | None = None, *, image_size: int = 32, channels: int = 3) -> Subject:
-    """On the CPU in float32; images are normalized to -1 ... 1 and seen whole."""
+    """A subject on the CPU in float32; images are normalized to -1 ... 1 and not cropped."""
     backbone = (backbone or tiny_vit(image_size=image_size)).eval().requires_grad_(False)
     return Subject(
         name="tiny",

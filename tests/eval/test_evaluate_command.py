@@ -141,7 +141,7 @@ def test_weights_from_elsewhere_on_class_folders(
     ("words", "expected"),
     [
         (["eval=knn"], "run=outputs/EXPERIMENT/RUN, or weights=FILE"),
-        (["run=nowhere"], "run = nowhere: no run"),
+        (["run=nowhere"], "run = nowhere: not a run"),
         (["run=RUN", "weights=w.pth"], "both are set"),
         (["run=RUN", "backbone=vit_small"], "backbone: a run has its own"),
         (["run=RUN", "eval=knnn"], "did you mean knn?"),

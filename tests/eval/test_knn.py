@@ -1,4 +1,4 @@
-"""The evaluation `knn` against scikit-learn, and the search block by block against the whole at once."""
+"""The evaluation `knn` against scikit-learn, and the blockwise search against one of all at once."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.eval.subjects import GivenData, block_features, images, subject
 
 
 def noisy_classes(count: int, classes: int, seed: int) -> tuple[torch.Tensor, np.ndarray]:
-    """Features (count, 12) that are right about as often as wrong."""
+    """Features (count, 12) that predict the class about half of the time."""
     centers = torch.randn(classes, 12, generator=torch.Generator().manual_seed(0))
     labels = torch.arange(count) % classes
     noise = torch.randn(count, 12, generator=torch.Generator().manual_seed(seed))

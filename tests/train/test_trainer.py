@@ -1,4 +1,4 @@
-"""One step: in parts, in half precision, compiled."""
+"""One step: in parts, in half precision, and compiled."""
 
 import shutil
 from pathlib import Path

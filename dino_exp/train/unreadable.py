@@ -12,7 +12,7 @@ from dino_exp.parallel import distributed
 log = logging.getLogger(__name__)
 
 
-class CorruptImages:
+class UnreadableImages:
     """The unreadable images that all processes have met, by index.
 
     Args:
