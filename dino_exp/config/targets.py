@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import MISSING as NO_DEFAULT
-from dataclasses import Field, fields, is_dataclass
+from dataclasses import Field, fields
 from typing import Any, Protocol, cast
 
 from omegaconf import MISSING as NOT_SET
@@ -78,7 +78,4 @@ def build_from(node: Component | DictConfig, **extra: Any) -> Any:
 
     check_target(node._target_)
     typed = OmegaConf.merge(OmegaConf.structured(CLASSES[node._target_]), node)  # of rank 0 it comes untyped
-    kind, own = get_object(node._target_), OmegaConf.to_object(typed)
-    if is_dataclass(kind):  # until all evaluations take their node
-        return kind(**{key: value for key, value in vars(own).items() if key != "_target_"})  # type: ignore[operator]
-    return kind(own, **extra)
+    return get_object(node._target_)(OmegaConf.to_object(typed), **extra)
