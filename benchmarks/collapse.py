@@ -37,7 +37,8 @@ from dino_exp.config.stored import read_config
 from dino_exp.config.targets import build
 from dino_exp.data.subset import evenly_spread
 from dino_exp.dino.verdict import Verdict
-from dino_exp.eval.features import extract
+from dino_exp.eval.extraction import extract
+from dino_exp.eval.periodic import subject_of
 from dino_exp.runs.manifest import Manifest
 from dino_exp.runs.run_directory import RunDirectory, read_metrics, to_json
 from dino_exp.train import checkpoint
@@ -146,18 +147,10 @@ def spread_of_outputs(directory: RunDirectory) -> float:
     dino_loss.awaits_first_batch = False
     source = build(cfg.data).test
     found = extract(
-        teacher.backbone,
-        source,
-        evenly_spread(len(source), IMAGES),
-        image_size=cfg.crops.global_size,
-        crop_ratio=cfg.eval.crop_ratio,
-        mean=list(cfg.data.mean),
-        std=list(cfg.data.std),
-        batch_size=cfg.eval.batch_size,
-        device=torch.device("cpu"),
+        subject_of(cfg, teacher.backbone, torch.device("cpu")), source, evenly_spread(len(source), IMAGES)
     )
     teacher.eval()
-    logits = teacher.head(found.values).logits
+    logits = teacher.head(found.final).logits
     outputs = dino_loss.teacher_probabilities(logits, dino_loss.teacher_temp_at(cfg.trainer.epochs - 1))
     return float((outputs - outputs.mean(0)).abs().sum(1).mean() / 2)
 

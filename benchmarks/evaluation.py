@@ -29,9 +29,9 @@ from dino_exp.data.shapes import load as load_shapes
 from dino_exp.data.source import ImageSource, Splits
 from dino_exp.eval.extraction import Extracted
 from dino_exp.eval.features import evaluating, still_images
-from dino_exp.eval.knn import nearest
 from dino_exp.eval.linear.linear_data import Choice, LabeledRows, choices
 from dino_exp.eval.linear.linear_sweep import Classifiers, train
+from dino_exp.eval.neighbors import nearest
 from dino_exp.eval.subject import Subject
 
 BATCH = 64

@@ -333,6 +333,8 @@ class _Preflight:
 
 def _knn_problems(cfg: DictConfig) -> list[str]:
     """Return why a search could not compare its runs."""
+    if cfg.eval.k is None:
+        return ["eval.k = null: a search compares its runs by k-NN; add it, e.g. eval=[knn,linear]."]
     if cfg.data.get("val_root", "") is not None:
         return []
     return [

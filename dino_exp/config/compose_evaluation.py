@@ -1,4 +1,4 @@
-"""From a command line of `evaluate.py` to a checked configuration, before anything is created."""
+"""The command line of `evaluate.py` as a checked configuration, before anything is created."""
 
 from __future__ import annotations
 
@@ -27,25 +27,25 @@ from dino_exp.runs.weights_file import weights_file
 
 GROUPS = ("backbone", "data", "tracker")
 FROM_DATA = {"knn", "linear", "low_shot", "finetune"}
-"""Evaluations that are about the images of `data`; the others bring their own, or can."""
+"""Evaluations that need the images of `data`; the others have, or can have, their own images."""
 
 
 @dataclass
 class CheckedEvaluation:
-    """What a command line means."""
+    """A command line as it was understood."""
 
     problems: list[str] = field(default_factory=list)
-    """One line each; empty if it can run."""
+    """Errors, one line each; empty if it can run."""
     warnings: list[str] = field(default_factory=list)
-    """What was typed by a former name, one line each."""
+    """Uses of former names, one line each."""
     cfg: DictConfig | None = None
-    """As far as it could be composed; its `eval` is a list."""
+    """The configuration, as far as it could be composed; `eval` is a list."""
     choices: dict[str, str] = field(default_factory=dict)
-    """Option in force, by group."""
+    """Selected option, by group."""
 
 
 def check(argv: Sequence[str]) -> CheckedEvaluation:
-    """Compose and validate; creates nothing."""
+    """Compose and validate a command line; nothing is created."""
     checked = CheckedEvaluation()
     try:
         arguments = parse_arguments(argv, "evaluate.py", "eval=knn")
@@ -64,12 +64,12 @@ def check(argv: Sequence[str]) -> CheckedEvaluation:
 
 
 def needs_data(name: str, cfg: Any) -> bool:
-    """Whether an evaluation looks at the images of `data`."""
+    """Return whether an evaluation uses the images of `data`."""
     return name in FROM_DATA or (name in ("attention", "embed") and cfg[name].source is None)
 
 
 def own_size(name: str, cfg: Any) -> bool:
-    """Whether an evaluation sees squares of the general `image_size`; the others have sizes of their own."""
+    """Return whether an evaluation uses the general `image_size`; the others have their own sizes."""
     if name == "attention":
         return cfg.attention.source is None and cfg.attention.image_size is None
     return name not in ("retrieval", "copy_detection", "video_segmentation")
@@ -88,9 +88,9 @@ def _fill(checked: CheckedEvaluation, options: Loader, texts: Sequence[str]) -> 
     for override in values:
         if override.is_sweep_override():
             key = override.key_or_group
-            reader.drop(key, f"{override.input_line}: several values, and {key} takes one.")
+            reader.drop(key, f"{override.input_line}: several values; {key} takes one.")
     checked.problems += reader.problems
-    checked.problems += _place(cfg, values, {override.key_or_group for override in chosen})
+    checked.problems += _from_run(cfg, values, {override.key_or_group for override in chosen})
     if checked.problems:
         return
     for override in values:
@@ -105,7 +105,7 @@ def _fill(checked: CheckedEvaluation, options: Loader, texts: Sequence[str]) -> 
 
 
 def _as_list(override: Override, cfg: DictConfig, options: Loader) -> Override:
-    """`eval=knn,linear` and `knn.k=20` as the lists that these keys take."""
+    """Return an override with `eval=knn,linear` or `knn.k=20` as the list that the key takes."""
     key, text = override.key_or_group, override.get_value_string()
     takes_list = has_key(cfg, key) and OmegaConf.is_list(OmegaConf.select(cfg, key))
     is_list = not override.is_sweep_override() and isinstance(override.value(), list)
@@ -120,13 +120,13 @@ def _unknown(key: str, cfg: DictConfig, options: Loader, choices: dict[str, str]
     return messages.unknown_key(key, names, options.groups, choices, program="evaluate.py")
 
 
-def _place(cfg: DictConfig, values: Sequence[Override], groups: set[str]) -> Iterator[str]:
-    """Take network and images from the run, if one is named; what is wrong with run and weights."""
+def _from_run(cfg: DictConfig, values: Sequence[Override], groups: set[str]) -> Iterator[str]:
+    """Take network and images from the run, if one is given; yield what is wrong with run and weights."""
     typed = {override.key_or_group: override.value() for override in values}
     run, weights = typed.get("run"), typed.get("weights")
     if (run is None) == (weights is None):
         both = (
-            "both are given; keep one"
+            "both are set; keep one"
             if run
             else "give run=outputs/EXPERIMENT/RUN, or weights=FILE backbone=OPTION"
         )
@@ -135,10 +135,10 @@ def _place(cfg: DictConfig, values: Sequence[Override], groups: set[str]) -> Ite
     if run is None:
         return
     if "backbone" in groups or any(key.startswith("backbone.") for key in typed):
-        yield f"backbone: a run has its own; leave it out, or give weights={run}/checkpoints/last.pt instead."
+        yield f"backbone: a run has its own; drop it, or replace run by weights={run}/checkpoints/last.pt."
     directory = RunDirectory(Path(str(run)).expanduser())
     if not directory.config_file.is_file():
-        yield f"run = {run}: no run, because it has no config.yaml; give outputs/EXPERIMENT/RUN."
+        yield f"run = {run}: not a run, it has no config.yaml; give outputs/EXPERIMENT/RUN."
         return
     try:
         own: Any = read_config(directory)
@@ -147,14 +147,14 @@ def _place(cfg: DictConfig, values: Sequence[Override], groups: set[str]) -> Ite
         return
     for group in ("backbone", *({"data", "tracker"} - groups)):
         cfg[group] = own[group]
-    if "data" in groups:  # other images, but the network wants them as it is used to
+    if "data" in groups:  # other images, normalized as those of the run
         for key in ("channels", "mean", "std"):
             cfg.data[key] = own.data[key]
     cfg.image_size, cfg.crop_ratio = own.crops.global_size, own.eval.crop_ratio
 
 
 def problems(cfg: DictConfig) -> list[str]:
-    """What is wrong with a composed configuration, one line each."""
+    """Return what is wrong with a composed configuration, one line each."""
     found = list(_words(cfg))
     nodes = [("", cfg), *((f"{group}.", cfg[group]) for group in ("backbone", "tracker"))]
     nodes += [(f"{name}.", cfg[name]) for name in cfg.eval if name in EVALUATIONS]
@@ -163,7 +163,7 @@ def problems(cfg: DictConfig) -> list[str]:
     for prefix, node in nodes:
         found += [problem for _, problem in node_problems(prefix, node, cfg)]
         found += [
-            f"{prefix}{key} = []: give one value at least." for key in node if _is_empty(node, str(key))
+            f"{prefix}{key} = []: give at least one value." for key in node if _is_empty(node, str(key))
         ]
     if found:
         return found
@@ -175,20 +175,20 @@ def problems(cfg: DictConfig) -> list[str]:
 
 
 def _is_empty(node: DictConfig, key: str) -> bool:
-    """Whether a list has nothing in it; `eval` is looked at by itself."""
+    """Return whether a list is empty; `eval` has its own message."""
     value = None if OmegaConf.is_missing(node, key) else node[key]
     return key != "eval" and isinstance(value, ListConfig) and not len(value)
 
 
 def _words(cfg: DictConfig) -> Iterator[str]:
     if not cfg.eval:
-        yield f"eval = []: name one evaluation or several: {', '.join(EVALUATIONS)}."
+        yield f"eval = []: give one or more of {', '.join(EVALUATIONS)}."
     for name in cfg.eval:
         if name not in EVALUATIONS:
             near = messages.did_you_mean(messages.closest(str(name), EVALUATIONS)[:1])
             yield f"eval = {name}: no such evaluation{near or '.'} There are: {', '.join(EVALUATIONS)}."
     if len(set(cfg.eval)) < len(cfg.eval):
-        yield f"eval = {messages.show(list(cfg.eval))}: one of them is named twice; keep one."
+        yield f"eval = {messages.show(list(cfg.eval))}: the same evaluation twice; keep one."
 
 
 def _relations(cfg: DictConfig) -> Iterator[str]:
@@ -198,7 +198,7 @@ def _relations(cfg: DictConfig) -> Iterator[str]:
         except UserError as error:
             yield f"weights = {error}"
     if cfg.checkpoint == "best" and cfg.run is None:
-        yield "checkpoint = best: a run has it; for weights give the file itself."
+        yield "checkpoint = best: only with run; with weights give the file itself."
     if cfg.precision == "fp16" and cfg.device == "cpu":
         yield "precision = fp16: not on device = cpu; use precision=bf16 or fp32."
     if schema_of(cfg.backbone) is VitConfig:

@@ -1,4 +1,4 @@
-"""`evaluate.py --help`: what it is, examples, the evaluations with their keys."""
+"""`evaluate.py --help`: introduction, examples, and the evaluations with their keys."""
 
 from __future__ import annotations
 
@@ -9,16 +9,17 @@ from rich.table import Table
 from rich.text import Text
 
 from dino_exp.config.compose_evaluation import GROUPS, CheckedEvaluation
-from dino_exp.config.evaluation_schema import EVALUATIONS, EvaluateConfig
+from dino_exp.config.evaluate_config import EvaluateConfig
+from dino_exp.config.evaluation_schema import EVALUATIONS
 from dino_exp.config.help import WIDEST, keys_of, meaning, section
 from dino_exp.config.hydra_loader import EVALUATE, loader
 from dino_exp.config.messages import show
 from dino_exp.installation import as_typed
 
 INTRODUCTION = """\
-Says what a network's features are worth. The network is a run's, or that of a file of weights (released DINO
-checkpoints, timm's, torchvision's, our own). Features are extracted once for all evaluations and kept.
-Figures go to the terminal, to evaluations.json in the run's directory, to its report and its tracker."""
+Evaluates the features of a network: that of a run, or of a file of weights (released DINO checkpoints, timm,
+torchvision, or our own). Features are extracted once for all evaluations and kept. Figures go to the
+terminal, to evaluations.json in the run directory, to the report, and to the tracker."""
 
 EXAMPLES = (
     ("evaluate.py run=outputs/demo/RUN", "k-NN on the run's own held-out images"),
@@ -42,7 +43,7 @@ EXAMPLES = (
 
 
 def print_help(console: Console, checked: CheckedEvaluation) -> None:
-    """Print the page; the keys of the evaluations that the command line names, or of all."""
+    """Print the page, with the keys of the chosen evaluations, or of all if none can be composed."""
     console = Console(file=console.file, width=min(console.width, WIDEST), highlight=False)
     console.print(Text(INTRODUCTION.replace("\n", " ")))
     examples = Text()

@@ -1,40 +1,38 @@
-"""The typed configuration of `evaluate.py`: one dataclass per evaluation, by default the paper's protocol."""
+"""The typed configuration of each evaluation, by default the paper's protocol; and of those in training."""
 
 # ruff: noqa: RUF009 - `number` and `choice` are dataclasses.field with bounds
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-
-from omegaconf import MISSING
+from typing import Any
 
 from dino_exp.config.fields import choice, number
-from dino_exp.config.schema import BackboneConfig, DataConfig, TrackerConfig
 
 
 @dataclass(kw_only=True)
 class KnnConfig:
     """Weighted k-NN on the held-out images, with all training images as bank (section 4.1)."""
 
-    _target_: str = "dino_exp.eval.nearest.NearestNeighbors"
+    _target_: str = "dino_exp.eval.neighbors.NearestNeighbors"
     k: list[int] = number([10, 20, 100, 200], at_least=1)
-    """Numbers of neighbors that vote, each a result of its own."""
+    """Numbers of neighbors that vote; each gives its own figures."""
     temperature: float = number(0.07, above=0)
     """T in a neighbor's weight exp(similarity / T)."""
 
 
 @dataclass(kw_only=True)
 class LinearConfig:
-    """Linear classifiers on the frozen features: all settings at once, the best by a validation split."""
+    """Linear classifiers on frozen features; a validation split chooses the best of all settings."""
 
     _target_: str = "dino_exp.eval.linear.linear_probe.Linear"
     method: str = choice("sgd", ["sgd", "logistic"])
     """`sgd`: the paper's, for each learning rate. `logistic`: scikit-learn's optimum, for each of `cs`."""
     blocks: list[int] = number([1, 4], at_least=1)
-    """Class tokens of how many last blocks make the feature; each number is a choice of its own, and more
-    than there are is all."""
+    """Numbers of last blocks whose class tokens are concatenated as the feature; each is a setting to choose
+    from. More than the network has means all."""
     patch_mean: list[bool] = field(default_factory=lambda: [False, True])
-    """Whether the mean patch token of the last block joins them; each is a choice of its own."""
+    """Whether to append the mean patch token of the last block; each is a setting to choose from."""
     lrs: list[float] = number(
         [1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 1e-2, 2e-2, 5e-2, 1e-1, 2e-1, 5e-1, 1.0], above=0
     )
@@ -42,21 +40,21 @@ class LinearConfig:
     cs: list[float] = number([0.01, 0.1, 1.0, 10.0, 100.0], above=0)
     """Inverse strengths of the L2 penalty of `logistic`."""
     epochs: int | None = number(None, at_least=1)
-    """Passes over the training features; null is as many as make 12,500 steps, from 10 to 100."""
+    """Passes over the training features; null gives about 12,500 steps, within 10 to 100 passes."""
     batch_size: int = number(1024, at_least=1)
     """Images per step."""
     standardize: bool = True
-    """Shift and scale each number of the features to mean 0 and deviation 1 over the training images, which
-    the released code does not do: without it, a common mean hides the classes from SGD."""
+    """Shift and scale each feature to mean 0 and standard deviation 1 over the training images. The released
+    code does not; without it, SGD hardly learns from features with a common mean."""
     momentum: float = number(0.9, at_least=0, below=1)
-    """Of SGD."""
+    """Momentum of SGD."""
     weight_decay: float = number(0.0, at_least=0)
-    """Of SGD."""
+    """Weight decay of SGD."""
     val_share: float = number(0.1, at_least=0, below=1)
-    """Share of the training images that chooses the setting; 0 needs a single one and chooses nothing."""
+    """Share of the training images that chooses the setting; 0 needs a single setting."""
     augment: bool = False
-    """Cut and flip the training images anew in each epoch (the released protocol): a forward pass over all
-    of them per epoch, instead of one in all. A setting that was chosen is not trained again on all."""
+    """Random crops and flips of the training images in each epoch (the released protocol), which take a
+    forward pass over them per epoch. The chosen setting is then not trained again on all images."""
 
 
 @dataclass(kw_only=True)
@@ -65,53 +63,53 @@ class LowShotConfig:
 
     _target_: str = "dino_exp.eval.linear.low_shot.LowShot"
     shares: list[float] = number([0.01, 0.1], above=0, at_most=1)
-    """Shares of the training images that keep their labels; of every class alike, and one at least."""
+    """Shares of the training images that keep their labels, equal in all classes; at least one of each."""
     draws: int = number(3, at_least=1)
-    """Random choices of these images; figures are means over them."""
+    """Number of random choices of these images; figures are means over them."""
     cs: list[float] = number([0.01, 0.1, 1.0, 10.0, 100.0], above=0)
-    """Inverse strengths of the L2 penalty, chosen by cross-validation where there are enough images."""
+    """Inverse strengths of the L2 penalty, chosen by cross-validation if there are enough images."""
 
 
 @dataclass(kw_only=True)
 class FinetuneConfig:
-    """The whole network trained with labels, from the weights."""
+    """The entire network fine-tuned with labels."""
 
     _target_: str = "dino_exp.eval.finetune.finetuning.Finetune"
     epochs: int = number(30, at_least=1)
     """Passes over the training images."""
     batch_size: int = number(256, at_least=1)
-    """Images per step over all processes; at most the training images."""
+    """Images per step over all processes; at most the number of training images."""
     lr: float = number(5e-4, above=0)
     """Peak learning rate of AdamW for a batch of 256, scaled linearly."""
     layer_decay: float = number(0.75, above=0, at_most=1)
-    """Learning rate of each block as a factor of that of the block above; transformers with blocks only."""
+    """Learning rate of each block as a factor of that of the next block; transformers with blocks only."""
     weight_decay: float = number(0.05, at_least=0)
-    """Of AdamW; biases and one-dimensional tensors have none."""
+    """Weight decay of AdamW; biases and one-dimensional tensors have none."""
     warmup_epochs: float = number(5.0, at_least=0)
-    """Epochs of linear warm-up, at most `epochs`; then a cosine to 0."""
+    """Epochs of linear warm-up, at most `epochs`, before a cosine to 0."""
     label_smoothing: float = number(0.1, at_least=0, below=1)
-    """Share of the target that goes to all classes alike."""
+    """Share of the target that is spread evenly over all classes."""
     crop_scale: list[float] = number([0.2, 1.0], above=0, at_most=1, length=2)
     """Least and greatest share of the image's area in a training crop."""
 
 
 @dataclass(kw_only=True)
 class AttentionConfig:
-    """Where the class token looks: images of it, and its overlap with masks (figures 1 and 4)."""
+    """Attention maps of the class token, and their overlap with masks (figures 1 and 4)."""
 
     _target_: str = "dino_exp.eval.attention.attention_maps.AttentionMaps"
     source: str | None = None
     """An image, a folder of images, or a video (GIF, WebP); null is the held-out images of `data`."""
     masks: str | None = None
-    """Folder of PNG masks named as the images of `source`, of the same size; null takes those of `data`.
-    0 is background, 255 void, all else the object; in images from black to white the object is white."""
+    """Folder of PNG masks with the names and sizes of the images of `source`; null uses those of `data`.
+    0 is background, 255 is void, other values are the object; in grayscale images the object is white."""
     mass: float = number(0.6, above=0, below=1)
     """Share of the attention that the thresholded map keeps."""
     image_size: int | None = number(None, at_least=1, at_most=4096)
-    """Shorter side of the images of `source`, whose shape is kept (the paper's figures: 480), or side of
-    the squares of `data`; null is the general `image_size`."""
+    """Shorter side of the images of `source`, which keep their shape (480 in the paper's figures), or side of
+    the square images of `data`; null is the general `image_size`."""
     images: int = number(8, at_least=1)
-    """Images drawn on a sheet; the overlap with masks is over all of a folder, and 1,000 of `data`."""
+    """Images on the sheet. The overlap with masks is over all images of a folder, and 1,000 of `data`."""
 
 
 @dataclass(kw_only=True)
@@ -122,13 +120,13 @@ class RetrievalConfig:
     root: str | None = None
     """Folder with roxford5k/ and rparis6k/, each with jpg/ and gnd_<name>.pkl."""
     datasets: list[str] = field(default_factory=lambda: ["roxford5k", "rparis6k"])
-    """Which of them."""
+    """Which of the two data sets to evaluate."""
     image_size: int = number(224, at_least=1, at_most=4096)
-    """Longer side of the images in pixels; they keep their shape, and smaller ones are not enlarged."""
+    """Longer side of the images in pixels; images keep their shape, and smaller ones are not enlarged."""
     multiscale: bool = False
-    """Mean over the scales 1, 1/sqrt(2) and 1/2."""
+    """Average the features over the scales 1, 1/sqrt(2) and 1/2."""
     crop_queries: bool = False
-    """Cut queries to their boxes, as the data sets' authors do; the released code sees them whole."""
+    """Crop queries to their boxes, as the data sets' authors do; the released code does not."""
 
 
 @dataclass(kw_only=True)
@@ -141,14 +139,14 @@ class CopyDetectionConfig:
     image_size: int = number(320, at_least=1, at_most=4096)
     """Side of the square images."""
     whitening: str | None = None
-    """Folder of other images whose features whiten these (the paper: 20,000 of YFCC100M); null does not."""
+    """Folder of other images for the whitening (the paper: 20,000 of YFCC100M); null does not whiten."""
     distractors: str | None = None
-    """Folder of images to be found by mistake (the paper: 10,000 of YFCC100M); null has none."""
+    """Folder of images to add to the database (the paper: 10,000 of YFCC100M); null adds none."""
 
 
 @dataclass(kw_only=True)
 class VideoSegmentationConfig:
-    """Masks carried through videos by patch similarity on DAVIS 2017 (Jabri et al. 2020), Table 5."""
+    """Masks propagated through videos by patch similarity on DAVIS 2017 (Jabri et al. 2020), Table 5."""
 
     _target_: str = "dino_exp.eval.davis.video_segmentation.VideoSegmentation"
     root: str | None = None
@@ -156,30 +154,30 @@ class VideoSegmentationConfig:
     split: str = "val"
     """File in ImageSets/2017 that lists the videos."""
     image_size: int = number(480, at_least=64, at_most=4096)
-    """Shorter side of the frames, a multiple of the patch; the longer one is cut to a multiple of 64."""
+    """Shorter side of the frames, a multiple of the patch; the longer one is cropped to a multiple of 64."""
     frames: int = number(7, at_least=1)
-    """Frames before the present one that masks are carried from, beside the first."""
+    """Previous frames that masks are propagated from, in addition to the first frame."""
     neighborhood: int = number(12, at_least=0)
-    """How far away in patches a patch looks; 0 is everywhere."""
+    """Largest distance, in patches, at which a patch looks for neighbors; 0 is everywhere."""
     neighbors: int = number(5, at_least=1)
-    """Most similar patches that a patch takes its mask from; ties with the last one count."""
+    """Number of most similar patches that a patch takes its mask from, plus ties with the last one."""
     temperature: float = number(0.1, above=0)
     """T in a patch's weight exp(similarity / T)."""
 
 
 @dataclass(kw_only=True)
 class EmbedConfig:
-    """Features in a file, and a look at what lies beside what."""
+    """Features in a file, a map of them, and nearest neighbors."""
 
     _target_: str = "dino_exp.eval.embed.embedding.Embed"
     source: str | None = None
-    """Folder of images, with or without classes, or a list of paths; null is those held out of `data`."""
+    """Folder of images, with or without classes, or a list of paths; null is `data`'s held-out images."""
     format: str = choice("parquet", ["parquet", "npz"])
-    """Of the file of names and features: parquet or npz."""
+    """Format of the file of names and features: parquet or npz."""
     map: str = choice("tsne", ["tsne", "umap", "none"])
     """Method of the two-dimensional map: tsne, umap (which needs umap-learn), or none."""
     map_size: int = number(2000, at_least=4)
-    """Images on the map, whose neighbors among all images are compared; of more, evenly spread ones."""
+    """Images on the map, evenly spread over all; their neighbors are searched among all images."""
 
 
 EVALUATIONS: dict[str, type] = {
@@ -193,48 +191,37 @@ EVALUATIONS: dict[str, type] = {
     "video_segmentation": VideoSegmentationConfig,
     "embed": EmbedConfig,
 }
-"""What `eval=` may name."""
+"""The evaluations, by their name in `eval=`; those in `EvalConfig` also run during training."""
 
 
 @dataclass(kw_only=True)
-class EvaluateConfig:
-    """What to evaluate, on what, and how."""
+class EvalConfig:
+    """Evaluations during training, of the run's own images: `eval=knn`, or several as `eval=[knn,linear]`."""
 
-    run: str | None = None
-    """Folder of a run: its network, its images, its size of a global crop."""
-    weights: str | None = None
-    """Or a file of weights for `backbone`."""
-    eval: list[str] = field(default_factory=lambda: ["knn"])
-    """One evaluation or several, e.g. knn or [knn,linear]."""
-    network: str = choice("teacher", ["teacher", "student"])
-    """Which network of the run or of a full checkpoint: teacher or student."""
-    checkpoint: str = choice("last", ["last", "best"])
-    """Which checkpoint of the run: last, or best by k-NN."""
-    image_size: int | None = number(None, at_least=1, at_most=4096)
-    """Side of the images; null is the run's crops.global_size, and 224 for weights."""
-    crop_ratio: float | None = number(None, at_least=0.1, at_most=1)
-    """Central share of the resized image's side that is seen; null is the run's, and 0.875 for weights."""
+    _target_: str = "dino_exp.eval.periodic.PeriodicEvaluations"
+    k: int | None = number(None, at_least=1)
+    """Neighbors that vote in k-NN; more than bank images are cut to the bank. Null is no k-NN."""
+    temperature: float = number(0.07, above=0)
+    """T in a neighbor's weight exp(similarity / T)."""
+    every_epochs: int = number(10, at_least=1)
+    """Epochs between two evaluations; the untrained and the final network are always evaluated."""
+    bank_size: int | None = number(None, at_least=1)
+    """Training images that features are taken of (the bank of k-NN); null is all."""
+    query_size: int | None = number(None, at_least=1)
+    """Held-out images that are classified; null is all."""
     batch_size: int = number(256, at_least=1)
     """Images per forward pass."""
-    precision: str = choice("fp32", ["fp32", "bf16", "fp16", "auto"])
-    """Autocast type of the forward pass: fp32, bf16, fp16, or auto, which is bf16 on a GPU that has it."""
-    device: str = choice("auto", ["auto", "cpu", "cuda", "mps"])
-    """Where to compute; `auto` takes the first of cuda, mps, cpu that is there."""
-    num_workers: int | None = number(None, at_least=0)
-    """Threads that prepare images; null chooses from the cores at hand."""
-    seed: int = number(0, at_least=0, at_most=2**32 - 1)
-    """Of everything that is drawn: classifiers' weights, splits, few labeled images."""
-    output_root: str = "outputs"
-    """Where results for `weights` go: <output_root>/evaluations/<name of the file>_<digest>."""
-    backbone: BackboneConfig = MISSING
-    data: DataConfig = MISSING
-    tracker: TrackerConfig = field(default_factory=TrackerConfig)
-    knn: KnnConfig = field(default_factory=KnnConfig)
-    linear: LinearConfig = field(default_factory=LinearConfig)
-    low_shot: LowShotConfig = field(default_factory=LowShotConfig)
-    finetune: FinetuneConfig = field(default_factory=FinetuneConfig)
-    attention: AttentionConfig = field(default_factory=AttentionConfig)
-    retrieval: RetrievalConfig = field(default_factory=RetrievalConfig)
-    copy_detection: CopyDetectionConfig = field(default_factory=CopyDetectionConfig)
-    video_segmentation: VideoSegmentationConfig = field(default_factory=VideoSegmentationConfig)
-    embed: EmbedConfig = field(default_factory=EmbedConfig)
+    crop_ratio: float = number(0.875, above=0, at_most=1)
+    """The central share of the resized image's side that is seen; 224 / 256 in the released code."""
+    linear: LinearConfig | None = None
+    """Keys of the evaluation `linear`; null does not run it."""
+    low_shot: LowShotConfig | None = None
+    """Keys of the evaluation `low_shot`; null does not run it."""
+    attention: AttentionConfig | None = None
+    """Keys of the evaluation `attention`; null does not run it."""
+
+    def nodes(self) -> dict[str, Any]:
+        """Return the configuration of each evaluation to run, by its name in `EVALUATIONS`, in that order."""
+        knn = None if self.k is None else KnnConfig(k=[self.k], temperature=self.temperature)
+        found = {"knn": knn, **{name: getattr(self, name, None) for name in EVALUATIONS if name != "knn"}}
+        return {name: node for name, node in found.items() if node is not None}

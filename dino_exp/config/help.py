@@ -140,7 +140,8 @@ def print_help(
     groups.add_column(style="bold", no_wrap=True)
     groups.add_column()
     for group, names in options.items():
-        words = [(f"{name}*" if name == choices.get(group) else name) for name in names]
+        chosen = re.findall(r"[^\[\], ]+", choices.get(group) or "")
+        words = [(f"{name}*" if name in chosen else name) for name in names]
         groups.add_row(group, Text("  ".join(words)))
     section(console, "Groups: group=option (* is in force)", groups)
     keys = Table.grid(padding=(0, 2, 0, 0))

@@ -121,6 +121,9 @@ class Loader:
                 cfg = self._hydra.load_configuration(self.config_name, list(choices), RunMode.RUN)
             except (HydraException, OmegaConfBaseException) as error:
                 raise _composition_error(error) from error
+            with open_dict(cfg):  # Hydra does not record a list of options
+                lists = (choice.split("=", 1) for choice in choices if "=[" in choice)
+                cfg.hydra.runtime.choices.update(dict(lists))
             self._composed[choices] = Composition(cfg, without_hydra(cfg))
         return self._composed[choices]
 

@@ -98,6 +98,9 @@ def unknown_key(
             f"{key}: no such key with {group}={choices.get(group)}, which has {', '.join(own)}; "
             f"it belongs to the {any_of(elsewhere)} options of {group}."
         )
+    top, _, name = group.partition(".")
+    if top == "eval" and group in keys and not any(other.startswith(f"{group}.") for other in keys):
+        return f"{key}: {name} is not evaluated; add it, e.g. eval=[knn,{name}]."
     near = did_you_mean(_similar_keys(key, last, keys, groups))
     return f"{key}: no such key{near or f'; see {as_typed(program)} --help.'}"
 
@@ -129,7 +132,7 @@ def unknown_option(group: str, value: str, options: Sequence[str]) -> str:
 def wrong_value(key: str, value: Any, field: Field[Any] | None) -> str:
     """Return the error for a value of the wrong type; without a field, it is an item of a list."""
     kind, *optional = str(field.type).split(" | ") if field else ["float"]
-    expected = EXPECTED[kind]
+    expected = EXPECTED.get(kind, "set by an option, e.g. eval=[knn,linear],")
     if field and kind in ("list[float]", "list[int]") and callable(field.default_factory):
         bounds = field.metadata.get("bounds")
         count = (

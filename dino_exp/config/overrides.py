@@ -13,6 +13,9 @@ from dino_exp.config.schema import SCHEMAS
 from dino_exp.config.search_space import divide
 from dino_exp.errors import UserError
 
+SEVERAL = {"eval"}
+"""Groups that take a list of options."""
+
 
 class OverrideReader:
     """Sorts overrides into well-formed ones and problems; option names are checked here, keys later."""
@@ -56,7 +59,7 @@ class OverrideReader:
                 fix = "add -m to train once for each"
                 if override.is_interval_sweep():
                     fix = "add -m hydra/sweeper=optuna to search it"
-                elif "(" not in value and not self.loader.is_group(key):
+                elif "(" not in value and (key in SEVERAL or not self.loader.is_group(key)):
                     fix += f", or write the list as {key}=[{value}]"
                 self.drop(key, f"{override.input_line}: several values; {fix}.")
         return [override for override in overrides if not override.is_sweep_override()]
@@ -131,8 +134,10 @@ class OverrideReader:
         values = list(override.sweep_iterator()) if override.is_sweep_override() else [override.value()]
         for value in values:
             name = getattr(value, "text", value)  # a quoted string
-            if isinstance(name, (list, dict)) or name is None:
+            names = name if isinstance(name, list) and key in SEVERAL else [name]
+            if not names or any(isinstance(each, (list, dict)) or each is None for each in names):
                 return f"{text}: {key} takes one option; options: {', '.join(options)}."
-            if str(name) not in options:
-                return unknown_option(key, str(name), options)
+            for each in map(str, names):
+                if each not in options:
+                    return unknown_option(key, each, options)
         return None

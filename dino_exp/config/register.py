@@ -7,7 +7,8 @@ from typing import Any
 from hydra.core.config_store import ConfigStore
 from omegaconf import OmegaConf
 
-from dino_exp.config.evaluation_schema import EvaluateConfig, LinearConfig
+from dino_exp.config.evaluate_config import EvaluateConfig
+from dino_exp.config.evaluation_schema import EVALUATIONS
 from dino_exp.config.identity import run_id
 from dino_exp.config.launcher_settings import SETTINGS, OptunaSettings
 from dino_exp.config.schema import SCHEMAS, Config
@@ -20,7 +21,8 @@ def register() -> None:
     store = ConfigStore.instance()
     store.store(group="schema", name="config", node=Config)
     store.store(group="schema", name="evaluate", node=EvaluateConfig)
-    store.store(group="schema", name="linear", node=LinearConfig)
+    for name, node in EVALUATIONS.items():
+        store.store(group="schema", name=name, node=node)
     for group, classes in SCHEMAS.items():
         for name, node in classes.items():
             if name:

@@ -13,6 +13,7 @@ from typing import Any
 
 from omegaconf import MISSING, OmegaConf
 
+from dino_exp.config.evaluation_schema import EvalConfig
 from dino_exp.config.fields import choice, number
 
 
@@ -358,27 +359,6 @@ class TensorboardConfig(TrackerConfig):
     """TensorBoard event files in the run directory (`pip install dino-exp[tensorboard]`)."""
 
     _target_: str = "dino_exp.tracker.tensorboard.TensorboardTracker"
-
-
-@dataclass(kw_only=True)
-class EvalConfig:
-    """Weighted k-NN on held-out images during training (section 4.1 and appendix F.1)."""
-
-    _target_: str = "dino_exp.eval.knn.KNN"
-    k: int = number(20, at_least=1)
-    """Neighbors that vote; more neighbors than bank images are cut to the bank."""
-    temperature: float = number(0.07, above=0)
-    """T in a neighbor's weight exp(similarity / T)."""
-    every_epochs: int = number(10, at_least=1)
-    """Epochs between two evaluations; the untrained and the final network are always evaluated."""
-    bank_size: int | None = number(None, at_least=1)
-    """Training images in the bank; null is all."""
-    query_size: int | None = number(None, at_least=1)
-    """Held-out images that are classified; null is all."""
-    batch_size: int = number(256, at_least=1)
-    """Images per forward pass."""
-    crop_ratio: float = number(0.875, above=0, at_most=1)
-    """Share of the resized image's side that the center crop keeps; 224 / 256 in the released code."""
 
 
 @dataclass(kw_only=True)

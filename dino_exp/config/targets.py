@@ -31,12 +31,14 @@ def targets_of(schema: type) -> tuple[str, ...]:
     return choices.words if choices else (str(target.default),)
 
 
-KNOWN = frozenset(
-    target
+CLASSES: dict[str, type] = {
+    target: schema
     for classes in (*SCHEMAS.values(), EVALUATIONS)
     for schema in classes.values()
     for target in targets_of(schema)
-)
+}
+"""The schema's class of each `_target_`."""
+KNOWN = frozenset(CLASSES)
 
 
 def check_target(target: Any) -> None:
@@ -72,8 +74,8 @@ def build(node: Component | DictConfig | Mapping[str, Any], **extra: Any) -> Any
     return component(**{name: value for name, value in fields.items() if name in named} | extra)
 
 
-def build_from(node: Component | DictConfig) -> Any:
-    """Call a node's `_target_` with the node itself, as an object of its schema's class.
+def build_from(node: Component | DictConfig, **extra: Any) -> Any:
+    """Call a node's `_target_` with the node itself, as an object of its schema's class, and `extra`.
 
     Raises:
         UserError: the `_target_` is not one of the schema's.
@@ -81,4 +83,5 @@ def build_from(node: Component | DictConfig) -> Any:
     from hydra.utils import get_object
 
     check_target(node._target_)
-    return get_object(node._target_)(OmegaConf.to_object(node))
+    typed = OmegaConf.merge(OmegaConf.structured(CLASSES[node._target_]), node)  # of rank 0 it comes untyped
+    return get_object(node._target_)(OmegaConf.to_object(typed), **extra)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterator
-from dataclasses import Field, fields
+from dataclasses import Field, fields, is_dataclass
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
@@ -39,10 +39,17 @@ def keys_of(cfg: DictConfig) -> list[str]:
     """Return all dotted keys, groups in order."""
     keys = []
     for name in cfg:
-        if name in SCHEMAS:
-            keys += [f"{name}.{field.name}" for field in fields(schema_of(cfg[name]))]
-        else:
-            keys.append(str(name))
+        keys += _keys_in(str(name), cfg[name]) if name in SCHEMAS else [str(name)]
+    return keys
+
+
+def _keys_in(name: str, node: Any) -> list[str]:
+    """Return the dotted keys of a typed node, and of the typed nodes in it."""
+    keys = []
+    for field in fields(schema_of(node)):
+        own = None if OmegaConf.is_missing(node, field.name) else node._get_node(field.name)
+        keys.append(f"{name}.{field.name}")
+        keys += _keys_in(keys[-1], own) if is_dataclass(schema_of(own)) else []
     return keys
 
 
@@ -61,6 +68,8 @@ def node_problems(prefix: str, node: DictConfig, cfg: DictConfig) -> Iterator[tu
             problem = _problem(key, node, field, schema, cfg)
             if problem:
                 yield key, problem
+            elif prefix and is_dataclass(schema_of(value := node[field.name])):
+                yield from node_problems(f"{key}.", value, cfg)
 
 
 def _problem(key: str, node: DictConfig, field: Field[Any], schema: type, cfg: DictConfig) -> str | None:

@@ -1,1 +1,1 @@
-"""What the features are worth: k-NN and attention while training, and the evaluations of `evaluate.py`."""
+"""Evaluations of features, by `evaluate.py` and during training."""

@@ -1,4 +1,4 @@
-"""`evaluate.py` and `dino-evaluate` as a module: `torchrun --nproc-per-node 8 -m dino_exp.eval run=...`."""
+"""`evaluate.py` as a module: `torchrun --nproc-per-node 8 -m dino_exp.eval run=...`."""
 
 import sys
 

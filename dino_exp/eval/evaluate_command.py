@@ -1,4 +1,4 @@
-"""The command line of `evaluate.py`: check everything, do one after the other, write down what is found."""
+"""The command line of `evaluate.py`: check everything, then run each evaluation and write its record."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from rich.console import Console
 from rich.text import Text
 
 from dino_exp.config.compose_evaluation import check, own_size
-from dino_exp.config.evaluation_schema import EvaluateConfig
+from dino_exp.config.evaluate_config import EvaluateConfig
 from dino_exp.errors import FAILED, INTERRUPTED, USER_ERROR, UserError, refuse, warn
 from dino_exp.parallel.rank_zero import in_all_processes
 
-if TYPE_CHECKING:  # torch comes last: refusing and helping need not wait for it
+if TYPE_CHECKING:  # importing torch takes seconds, which errors and --help need not wait for
     from dino_exp.eval.extraction import Extracted
     from dino_exp.eval.opening import Origin
     from dino_exp.eval.subject import Evaluation, Subject
@@ -31,35 +31,33 @@ SHOWN_FILES = 8
 
 
 class Order(NamedTuple):
-    """What rank 0 tells the other processes to evaluate."""
+    """What rank 0 sends the other processes to evaluate."""
 
-    config: str
+    cfg: DictConfig
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Check and run a command line; returns the exit code.
+    """Check and run a command line, and return the exit code.
 
-    0: done. 2: the configuration, a file or a data set is wrong, and nothing was written of that evaluation.
+    0: done. 2: the configuration, a file or a data set is invalid; nothing of that evaluation was written.
     """
     words = list(sys.argv[1:] if argv is None else argv)
     return in_all_processes(lambda: command_line(words), follow)
 
 
 def follow() -> int:
-    """Evaluate what rank 0 sends, until it sends the exit code."""
+    """Evaluate what rank 0 sends, and return the exit code that it sends in the end."""
     from dino_exp.parallel import distributed
 
     order: Order | int = distributed.from_main(FAILED)
     while isinstance(order, Order):
-        cfg = OmegaConf.create(order.config)
-        assert isinstance(cfg, DictConfig)
-        attempt(cfg)
+        attempt(order.cfg)
         order = distributed.from_main(FAILED)
     return order
 
 
 def command_line(argv: list[str]) -> int:
-    """`main` where this process alone decides."""
+    """Check and run a command line in rank 0."""
     wants_help = not argv or any(word in ("--help", "-h") for word in argv)
     checked = check([word for word in argv if word not in ("--help", "-h")])
     if wants_help:
@@ -75,8 +73,8 @@ def command_line(argv: list[str]) -> int:
         return refuse(checked.problems)
     from dino_exp.parallel import distributed
 
-    distributed.from_main(Order(OmegaConf.to_yaml(checked.cfg)))
-    # as Ctrl-C, so that nothing half-written stays; a preempted job is told so
+    distributed.from_main(Order(checked.cfg))
+    # treated as Ctrl-C, so that a preempted job leaves nothing half-written
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     return attempt(checked.cfg)
 
@@ -104,10 +102,10 @@ def attempt(cfg: DictConfig) -> int:
 
 
 def evaluate(cfg: EvaluateConfig) -> int:
-    """Open the network, check all evaluations, then do them; all processes call it.
+    """Open the network, check all evaluations, then run them; all processes call it.
 
     Raises:
-        UserError: before anything is written, for what can be known beforehand.
+        UserError: an evaluation cannot work; nothing was written.
     """
     from dino_exp.config.targets import build_from
     from dino_exp.eval import records
@@ -134,7 +132,7 @@ def evaluate(cfg: EvaluateConfig) -> int:
     for name, evaluation in evaluations.items():
         about = records.about(name, cfg, subject, origin)
         try:
-            record = one(name, evaluation, subject, data, folder, about)
+            record = run_one(name, evaluation, subject, data, folder, about)
         except UserError as error:
             if distributed.several() and not isinstance(error, distributed.AgreedError):
                 raise
@@ -152,7 +150,7 @@ def evaluate(cfg: EvaluateConfig) -> int:
     return USER_ERROR if failed else 0
 
 
-def one(
+def run_one(
     name: str,
     evaluation: Evaluation,
     subject: Subject,
@@ -160,9 +158,9 @@ def one(
     folder: Path,
     about: dict[str, Any],
 ) -> dict[str, Any]:
-    """Do one evaluation; its files appear together, in the place of those of the same evaluation before.
+    """Run one evaluation, and return its record. Its files replace earlier ones of the same all at once.
 
-    Another process that does the very same waits, because both would write the same files.
+    Another process that runs the same evaluation waits, because both would write the same files.
     """
     from dino_exp.eval import records
     from dino_exp.eval.extraction import lock_of
@@ -172,7 +170,7 @@ def one(
     temporary = target.with_name(f".{target.name}")
     with lock_of(target):
         if distributed.is_main():
-            shutil.rmtree(temporary, ignore_errors=True)  # of one that was killed
+            shutil.rmtree(temporary, ignore_errors=True)  # left by a process that was killed
         distributed.from_main(None)
         began = time.monotonic()
         try:
@@ -189,30 +187,30 @@ def one(
                 if target.parent.is_dir() and not any(target.parent.iterdir()):
                     target.parent.rmdir()
     if about["data"] is not None:
-        findings.notes += data.left_out()
+        findings.notes += data.skipped()
     return records.completed(about, findings, time.monotonic() - began, subject)
 
 
 def refuse_unwritable(folder: Path, key: str) -> None:
-    """Raise UserError where nothing can be written; better known before hours of work than after."""
+    """Raise UserError where results cannot be written, which is better known before hours of work."""
     there = next(each for each in (folder, *folder.parents) if each.exists())
     try:
         with tempfile.TemporaryFile(dir=there):
             pass
     except OSError as error:
         reason = error.strerror or str(error)
-        raise UserError(f"{key}: {there} cannot be written ({reason}); results belong there.") from None
+        raise UserError(f"{key}: {there} is not writable ({reason}); results are written there.") from None
 
 
 def results_folder(cfg: EvaluateConfig, origin: Origin) -> Path:
-    """The run's own folder, or one for these weights."""
+    """Return the folder of the run, or one for these weights."""
     if cfg.run is not None:
         return Path(cfg.run).expanduser()
     return Path(cfg.output_root).expanduser() / "evaluations" / f"{origin.file.stem[:60]}_{origin.sha256[:8]}"
 
 
 def introduce(console: Console, cfg: EvaluateConfig, subject: Subject, origin: Origin) -> None:
-    """Say what is about to be evaluated."""
+    """Print what is about to be evaluated."""
     precision = str(subject.autocast_type or "float32").removeprefix("torch.")
     size = subject.image_size
     console.print(f"[bold]Evaluating {', '.join(cfg.eval)}[/]")
@@ -234,7 +232,7 @@ def show(console: Console, record: dict[str, Any], folder: Path) -> None:
         console.print(f"  {word:{width}}  {value:.1f} %")
     for note in record["notes"]:
         console.print(Text(f"  {note}", style="dim"))
-    for name in record["files"][:SHOWN_FILES]:  # whole, so that they can be copied
+    for name in record["files"][:SHOWN_FILES]:  # complete paths, so that they can be copied
         console.print(Text(f"  {folder / name}"))
     if len(record["files"]) > SHOWN_FILES:
         console.print(f"  and {len(record['files']) - SHOWN_FILES} more files")

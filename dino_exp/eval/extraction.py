@@ -1,11 +1,11 @@
-"""Features of a data set, extracted once and kept in a file that is mapped into memory."""
+"""Features of images: a network's, in memory or in a file that is kept, and raw pixels as the baseline."""
 
 from __future__ import annotations
 
 import json
 import logging
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
@@ -29,64 +29,159 @@ from dino_exp.runs.run_directory import to_json
 log = logging.getLogger(__name__)
 
 FORMAT = 1
-"""Of the files; a part of their names."""
+"""Version of the files; part of their names."""
 FLOAT = 4
 """Bytes of a float32."""
 
 
+def blocks_of(backbone: nn.Module) -> int:
+    """Return how many blocks a transformer with a class token has; 0 for other networks."""
+    return len(cast(Any, backbone).blocks) if has_block_tokens(backbone) else 0
+
+
 def block_rows(backbone: nn.Module, images: Tensor, blocks: int) -> Tensor:
-    """Rows of `BlockFeatures` (B, rows, D) for normalized images (B, C, H, W); one row for blocks = 0."""
+    """Return `BlockFeatures.values` (B, rows, D) of normalized images (B, C, H, W); blocks = 0 is one row."""
     tokens = block_tokens(backbone, images, blocks) if blocks else None
     if tokens is None:
         return backbone(images).unsqueeze(1)
     return torch.stack([*(each.class_token for each in tokens), tokens[-1].patches.mean(dim=1)], dim=1)
 
 
-class Extracted:
-    """`LabeledData`: the images of a `data` node, and the subject's features of them.
+def batches_of_rows(
+    subject: Subject, source: ImageSource, indices: Sequence[int], blocks: int = 0, title: str = ""
+) -> Iterator[tuple[Tensor, list[int]]]:
+    """Yield features (B, rows, D) on the CPU and the indices of their images, batch by batch, in order.
 
-    The features lie in `default_root()`, under a name made of the weights, the images and all that is
-    between them, so that they are found again by whoever asks for the same. They may be deleted at any time.
+    The backbone runs in eval mode, so batch-norm statistics are used and not moved. With a title a bar shows
+    how far it is.
+    """
+    batches = still_images(
+        source,
+        indices,
+        image_size=subject.image_size,
+        crop_ratio=subject.crop_ratio,
+        batch_size=subject.batch_size,
+        workers=subject.workers,
+    )
+    columns = (
+        TextColumn(title),
+        BarColumn(),
+        TextColumn("{task.completed:,.0f} of {task.total:,.0f}"),
+        TimeRemainingColumn(),
+    )
+    shown = bool(title) and distributed.is_main()
+    with evaluating(subject.backbone), Progress(*columns, transient=True, disable=not shown) as progress:
+        task = progress.add_task("", total=len(indices))
+        for images, readable in batches:
+            with subject.autocast():
+                rows = block_rows(subject.backbone, subject.normalized(images), blocks)
+            yield rows.float().cpu(), readable
+            progress.advance(task, len(readable))
+
+
+def extract(
+    subject: Subject,
+    source: ImageSource,
+    indices: Sequence[int] | None = None,
+    *,
+    blocks: int = 0,
+    title: str = "",
+) -> BlockFeatures:
+    """Return the features of the images at `indices` (by default all), in their order, in memory.
+
+    Several processes share the work, and all of them get all features. Afterwards the backbone is back in
+    its modes.
+
+    Raises:
+        UserError: not one image can be read.
+    """
+    indices = range(len(source)) if indices is None else indices
+    parts = list(batches_of_rows(subject, source, distributed.share_of(indices), blocks, title))
+    kept = [index for _, readable in parts for index in readable]
+    shape = max(distributed.from_all(tuple(parts[0][0].shape[1:]) if parts else (0, 0)))
+    # cat outside inference_mode copies into ordinary tensors: a probe may train on them
+    rows = torch.cat([rows for rows, _ in parts]) if parts else torch.empty(0, *shape)
+    kept = [index for each in distributed.from_all(kept) for index in each]
+    _refuse_empty(kept, source, indices)
+    return BlockFeatures(distributed.gathered(rows), torch.tensor(kept, dtype=torch.int64))
+
+
+def pixels(
+    bank: ImageSource,
+    bank_indices: Sequence[int],
+    queries: ImageSource,
+    query_indices: Sequence[int],
+    *,
+    image_size: int,
+    crop_ratio: float,
+    batch_size: int = 256,
+) -> tuple[BlockFeatures, BlockFeatures]:
+    """Return raw pixels of bank and queries as features (N, 1, C · image_size²), minus the bank's mean image.
+
+    Without the mean, all cosine similarities are near 1 and the baseline is weaker than it should be.
+    An image takes 4 · C · image_size² bytes: keep image_size small.
+    """
+
+    def flat(source: ImageSource, indices: Sequence[int]) -> BlockFeatures:
+        batches = list(
+            still_images(source, indices, image_size=image_size, crop_ratio=crop_ratio, batch_size=batch_size)
+        )
+        kept = [index for _, readable in batches for index in readable]
+        _refuse_empty(kept, source, indices)
+        rows = torch.cat([images.flatten(1).float() / 255 for images, _ in batches])
+        return BlockFeatures(rows.unsqueeze(1), torch.tensor(kept, dtype=torch.int64))
+
+    bank_pixels, query_pixels = flat(bank, bank_indices), flat(queries, query_indices)
+    mean_image = bank_pixels.values.mean(dim=0)
+    bank_pixels.values.sub_(mean_image)
+    query_pixels.values.sub_(mean_image)
+    return bank_pixels, query_pixels
+
+
+class Extracted:
+    """`LabeledData` whose features are kept in files, for the images of a `data` node.
+
+    The files are in `default_root()`, named by a digest of the weights, the images and the preprocessing, so
+    that the next evaluation of the same finds them. They may be deleted at any time.
 
     Args:
-        subject: whose features.
+        subject: the network.
         node: the `data` group of the configuration.
-        blocks: how many last blocks are wanted; 0 is the backbone's feature alone.
-        progress: whether to show how far it is.
-        title: what the images are called there; the split by default.
+        blocks: number of last blocks to extract; 0 is the backbone's feature alone.
+        progress: whether to show a progress bar.
+        title: name of the images in the bar; by default the split.
     """
 
     def __init__(
         self, subject: Subject, node: Any, *, blocks: int = 0, progress: bool = False, title: str = ""
     ) -> None:
         self.subject, self.node, self.progress, self.title = subject, node, progress, title
-        there = len(cast(Any, subject.backbone).blocks) if has_block_tokens(subject.backbone) else 0
-        self.blocks = min(blocks, there)
+        self.blocks = min(blocks, blocks_of(subject.backbone))
         self._known: dict[str, BlockFeatures] = {}
         self._unreadable: dict[str, tuple[int, int]] = {}
 
     @cached_property
     def splits(self) -> Splits:
-        """The images, looked up at the first use."""
+        """The images, looked up at first use."""
         splits: Splits = build(self.node)
         return splits
 
     def features(self, split: str) -> BlockFeatures:
-        """Of the images of `train` or `test`; all processes call it, and all get all of them."""
+        """Return the features of `train` or `test`; all processes call it, and all get all features."""
         if split not in self._known:
             source = self.splits.train if split == "train" else self.splits.test
             if source is None:
-                raise UserError("There are no held-out images; give them with data.val_root.")
-            with lock_of(self._folder(source)):  # who waits finds the features afterwards
+                raise UserError("There are no held-out images; set data.val_root.")
+            with lock_of(self._folder(source)):  # a process that waited finds the features
                 features = self._found(source) or self._extracted(source, split)
             self._count_unreadable(split, source, features)
-            self._known[split] = features  # only now, or a second evaluation would take what was refused
+            self._known[split] = features  # not before the check, or a second evaluation would skip it
         return self._known[split]
 
-    def left_out(self) -> list[str]:
-        """What was unreadable of the images that were looked at, a sentence each."""
+    def skipped(self) -> list[str]:
+        """Return a sentence per split about images that were skipped because they cannot be read."""
         return [
-            f"{number:,} of {total:,} images of {split} could not be read and are left out."
+            f"{number:,} of {total:,} images of {split} could not be read and were skipped."
             for split, (number, total) in self._unreadable.items()
         ]
 
@@ -99,7 +194,7 @@ class Extracted:
             names = names if len(names) < 200 else f"{names[:200]}..."
             raise UserError(
                 f"data.max_corrupt = {limit:g}: {number:,} of {total:,} images of {split} cannot be read "
-                f"({names}); mend or remove them, or raise data.max_corrupt."
+                f"({names}); repair or remove them, or raise data.max_corrupt."
             )
         if number:
             self._unreadable[split] = number, total
@@ -107,14 +202,14 @@ class Extracted:
     # ---- files ----------------------------------------------------------------------------------
 
     def _folder(self, source: ImageSource) -> Path:
-        """Ends in the number of blocks, so that more than are wanted are found too."""
+        """Return the path of a source's features, which ends in the number of blocks."""
         subject = self.subject
         between = (subject.image_size, subject.crop_ratio, subject.mean, subject.std, subject.autocast_type)
         name = short_digest(FORMAT, subject.digest, source.fingerprint(), between)
         return default_root() / "features" / f"{name}-{self.blocks}"
 
     def _found(self, source: ImageSource) -> BlockFeatures | None:
-        """Those of an earlier time; more blocks than are wanted will do."""
+        """Return features that were kept earlier, perhaps of more blocks; None where there are none."""
         found = None
         if distributed.is_main():
             wanted = self._folder(source)
@@ -133,28 +228,33 @@ class Extracted:
         return features if everyone else None
 
     def _extracted(self, source: ImageSource, split: str) -> BlockFeatures:
-        """Each process its part of the images into a file of its own, which rank 0 joins.
+        """Extract the features: each process writes its share to a file, and rank 0 joins the files.
 
-        Where not all of them see a common place to write, the features stay in memory.
+        Where the processes have no common folder to write to, the features stay in memory.
         """
         folder = self._folder(source)
         temporary = folder.with_name(f".{folder.name}")
         if distributed.is_main():
-            shutil.rmtree(temporary, ignore_errors=True)  # of a process that was killed
+            shutil.rmtree(temporary, ignore_errors=True)  # left by a process that was killed
             try:
                 temporary.mkdir(parents=True)
             except OSError as error:
                 log.warning(
-                    "No features are kept: %s cannot be written (%s).", temporary.parent, error.strerror
+                    "The features are not kept: %s is not writable (%s).", temporary.parent, error.strerror
                 )
         distributed.from_main(None)
         common = all(distributed.from_all(temporary.is_dir()))
         try:
-            return self._into(folder, temporary, source, split) if common else self._in_memory(source, split)
+            if common:
+                return self._into(folder, temporary, source, split)
+            return extract(self.subject, source, blocks=self.blocks, title=self._title(split))
         finally:
-            distributed.from_all(None)  # nobody takes away what another still reads
+            distributed.from_all(None)  # nothing is removed while another process reads it
             if distributed.is_main():
                 shutil.rmtree(temporary, ignore_errors=True)
+
+    def _title(self, split: str) -> str:
+        return f"features of {self.title or split}" if self.progress else ""
 
     def _into(self, folder: Path, temporary: Path, source: ImageSource, split: str) -> BlockFeatures:
         kept: list[int] = []
@@ -163,7 +263,10 @@ class Extracted:
         problem = None
         try:
             with part.open("wb") as file:
-                for rows, readable in self._parts(source, split):
+                mine = distributed.share_of(range(len(source)))
+                for rows, readable in batches_of_rows(
+                    self.subject, source, mine, self.blocks, self._title(split)
+                ):
                     shape = tuple(rows.shape[1:])
                     file.write(rows.contiguous().numpy().tobytes())
                     kept += readable
@@ -171,16 +274,16 @@ class Extracted:
             problem = error.strerror or str(error)
         problem = next((each for each in distributed.from_all(problem) if each), None)
         if problem:
-            log.warning("No features are kept: %s cannot be written (%s).", temporary.parent, problem)
-            return self._in_memory(source, split)
+            log.warning("The features are not kept: %s is not writable (%s).", temporary.parent, problem)
+            return extract(self.subject, source, blocks=self.blocks, title=self._title(split))
         kept = [index for each in distributed.from_all(kept) for index in each]
         shape = max(distributed.from_all(shape))
-        _not_empty(kept, source)
+        _refuse_empty(kept, source, range(len(source)))
         if distributed.is_main():
-            with (temporary / "values.0").open("ab") as whole:
+            with (temporary / "values.0").open("ab") as joined:
                 for number in range(1, distributed.count()):
                     with (temporary / f"values.{number}").open("rb") as file:
-                        shutil.copyfileobj(file, whole, 2**24)
+                        shutil.copyfileobj(file, joined, 2**24)
                     (temporary / f"values.{number}").unlink()
             torch.save(torch.tensor(kept, dtype=torch.int64), temporary / "indices.pt")
             about = {
@@ -196,58 +299,17 @@ class Extracted:
         assert found is not None
         return found
 
-    def _in_memory(self, source: ImageSource, split: str) -> BlockFeatures:
-        parts = list(self._parts(source, split))
-        kept = [index for _, readable in parts for index in readable]
-        shape = max(distributed.from_all(tuple(parts[0][0].shape[1:]) if parts else (0, 0)))
-        rows = torch.cat([rows for rows, _ in parts]) if parts else torch.empty(0, *shape)
-        kept = [index for each in distributed.from_all(kept) for index in each]
-        _not_empty(kept, source)
-        return BlockFeatures(distributed.gathered(rows), torch.tensor(kept, dtype=torch.int64))
-
-    # ---- the work -------------------------------------------------------------------------------
-
-    def _parts(self, source: ImageSource, split: str) -> Iterator[tuple[Tensor, list[int]]]:
-        """This process's part of the images, batch by batch: rows (B, rows, D) and indices of images."""
-        subject, mine = self.subject, distributed.share_of(range(len(source)))
-        batches = still_images(
-            source,
-            mine,
-            image_size=subject.image_size,
-            crop_ratio=subject.crop_ratio,
-            batch_size=subject.batch_size,
-            workers=subject.workers,
-        )
-        columns = (
-            TextColumn(f"features of {self.title or split}"),
-            BarColumn(),
-            TextColumn("{task.completed:,.0f} of {task.total:,.0f}"),
-            TimeRemainingColumn(),
-        )
-        with (
-            evaluating(subject.backbone),
-            Progress(
-                *columns, transient=True, disable=not (self.progress and distributed.is_main())
-            ) as progress,
-        ):
-            task = progress.add_task("", total=len(mine))
-            for images, readable in batches:
-                with subject.autocast():
-                    rows = block_rows(subject.backbone, subject.normalized(images), self.blocks)
-                yield rows.float().cpu(), readable
-                progress.advance(task, len(readable))
-
 
 @contextmanager
 def lock_of(folder: Path) -> Iterator[None]:
-    """Rank 0 alone writes what will be at `folder`, and no other program does so at the same time."""
+    """Hold the lock of a folder in rank 0, so that no other program writes it at the same time."""
     lock = FileLock(default_root() / "locks" / f"{short_digest(str(folder.absolute()))}.lock")
     if distributed.is_main():
         try:
             Path(lock.lock_file).parent.mkdir(parents=True, exist_ok=True)
             lock.acquire()
         except OSError:
-            pass  # where nothing can be written, nobody else writes either
+            pass  # where this program cannot write, others cannot either
     try:
         yield
     finally:
@@ -255,7 +317,7 @@ def lock_of(folder: Path) -> Iterator[None]:
 
 
 def read(folder: Path) -> BlockFeatures | None:
-    """The features in a folder; None where they are not, or not whole."""
+    """Return the features in a folder; None where they are missing or incomplete."""
     try:
         shape = json.loads((folder / "about.json").read_text())["shape"]
         indices = torch.load(folder / "indices.pt", weights_only=True)
@@ -267,6 +329,7 @@ def read(folder: Path) -> BlockFeatures | None:
         return None
 
 
-def _not_empty(kept: list[int], source: ImageSource) -> None:
+def _refuse_empty(kept: list[int], source: ImageSource, indices: Sequence[int]) -> None:
     if not kept:
-        raise UserError(f"None of {len(source):,} images could be read (the first: {source.name(0)}).")
+        first = source.name(int(indices[0])) if len(indices) else "no images were requested"
+        raise UserError(f"None of {len(indices):,} images could be read (the first: {first}).")

@@ -1,10 +1,10 @@
-"""Features of still images: a network's, and the raw pixels as the baseline it has to beat."""
+"""Still images as a network is given them (read, resized, cropped, normalized), and its mode meanwhile."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import NamedTuple, TypeAlias
+from typing import TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +14,6 @@ from torchvision.transforms.v2 import functional as transforms
 from dino_exp.data.read_ahead import ahead
 from dino_exp.data.source import CorruptImageError, ImageSource
 from dino_exp.errors import UserError
-from dino_exp.parallel import distributed
 
 # Images of one shape are resized together up to this many bytes, so that small ones need no Python each
 # and a batch of large photographs never lies in memory at full size.
@@ -24,29 +23,26 @@ Chunk: TypeAlias = Sequence[int]
 Batch: TypeAlias = "tuple[Tensor, list[int]] | None"
 
 
-class Features(NamedTuple):
-    """Features and where they come from; images that could not be read have no row."""
-
-    values: Tensor
-    """(N, D) float32 on the CPU."""
-    indices: Tensor
-    """(N,) int64: the source's index of each row."""
-
-
 @contextmanager
-def evaluating(network: nn.Module) -> Iterator[None]:
-    """Eval mode without gradients; afterwards every module is back in the mode that it had.
+def eval_mode(network: nn.Module) -> Iterator[None]:
+    """Put a network into eval mode; afterwards every module is back in the mode that it had.
 
     Modules are restored one by one because a network may be partly frozen in eval mode.
     """
     modes = [(module, module.training) for module in network.modules()]
     network.eval()
     try:
-        with torch.inference_mode():
-            yield
+        yield
     finally:
         for module, training in modes:
             module.training = training
+
+
+@contextmanager
+def evaluating(network: nn.Module) -> Iterator[None]:
+    """Put a network into eval mode, and compute without gradients."""
+    with eval_mode(network), torch.inference_mode():
+        yield
 
 
 def resize_and_crop(
@@ -55,17 +51,17 @@ def resize_and_crop(
     crop_ratio: float,
     interpolation: InterpolationMode = InterpolationMode.BICUBIC,
 ) -> Tensor:
-    """The central square of images (..., C, H, W), as (..., C, image_size, image_size).
+    """Return the central square of images (..., C, H, W), as (..., C, image_size, image_size).
 
     The shorter side becomes image_size / crop_ratio, antialiased; 224 / 0.875 = 256 is the released code's
-    evaluation. Images that already have the size pass untouched.
+    evaluation. Images that already have the size are not changed.
     """
     resized = transforms.resize(images, [round(image_size / crop_ratio)], interpolation, antialias=True)
     return transforms.center_crop(resized, [image_size, image_size])
 
 
 def normalize(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
-    """uint8 (B, C, H, W) → float32, divided by 255, minus mean, divided by std (each per channel)."""
+    """Convert uint8 (B, C, H, W) to float32 in 0–1, subtract the mean and divide by the std per channel."""
     channels = images.shape[1]
     if len(mean) != channels or len(std) != channels:
         raise UserError(
@@ -87,9 +83,9 @@ def still_images(
     batch_size: int,
     workers: int = 0,
 ) -> Iterator[tuple[Tensor, list[int]]]:
-    """Batches of (images uint8 (B, C, image_size, image_size), their source indices), in order.
+    """Yield batches of (images uint8 (B, C, image_size, image_size), their source indices), in order.
 
-    Unreadable images are left out, so B can be less than batch_size. With workers > 0 that many threads
+    Unreadable images are skipped, so B can be less than batch_size. With workers > 0 that many threads
     read and resize ahead; the result is the same.
     """
     chunks = [indices[start : start + batch_size] for start in range(0, len(indices), batch_size)]
@@ -103,7 +99,7 @@ def still_images(
 
 
 def _load(source: ImageSource, chunk: Chunk, image_size: int, crop_ratio: float) -> Batch:
-    """The readable images of the chunk at image_size, and their indices; None where there are none."""
+    """Return the readable images of the chunk at image_size, and their indices; None if there are none."""
     readable: list[int] = []
     done: list[Tensor] = []
     same_shape: list[Tensor] = []
@@ -123,82 +119,3 @@ def _load(source: ImageSource, chunk: Chunk, image_size: int, crop_ratio: float)
         return None
     done.append(resize_and_crop(torch.stack(same_shape), image_size, crop_ratio))
     return torch.cat(done), readable
-
-
-def extract(
-    backbone: nn.Module,
-    source: ImageSource,
-    indices: Sequence[int],
-    *,
-    image_size: int,
-    crop_ratio: float,
-    mean: Sequence[float],
-    std: Sequence[float],
-    batch_size: int,
-    device: torch.device | str,
-    workers: int = 0,
-) -> Features:
-    """The backbone's features of the images at `indices`, (N, D), in their order.
-
-    The backbone (already on `device`) runs in eval mode, so batch-norm statistics are used and not moved,
-    and is then put back into its modes. Several processes share the work, and all of them get all features.
-    Raises UserError when not one image can be read.
-    """
-    rows: list[Tensor] = []
-    kept: list[int] = []
-    with evaluating(backbone):
-        for images, readable in still_images(
-            source,
-            distributed.share_of(indices),
-            image_size=image_size,
-            crop_ratio=crop_ratio,
-            batch_size=batch_size,
-            workers=workers,
-        ):
-            rows.append(backbone(normalize(images.to(device), mean, std)).float().cpu())
-            kept += readable
-    width = max(distributed.from_all(rows[0].shape[1] if rows else 0))
-    everything = distributed.gathered(torch.cat(rows) if rows else torch.empty(0, width))
-    kept = [index for part in distributed.from_all(kept) for index in part]
-    return _collected([everything], kept, source, indices)
-
-
-def pixels(
-    bank: ImageSource,
-    bank_indices: Sequence[int],
-    queries: ImageSource,
-    query_indices: Sequence[int],
-    *,
-    image_size: int,
-    crop_ratio: float,
-    batch_size: int = 256,
-) -> tuple[Features, Features]:
-    """Raw pixels of bank and queries as features (N, C · image_size²), minus the bank's mean image.
-
-    Without the mean, all cosine similarities are near 1 and the baseline is weaker than it should be.
-    An image takes 4 · C · image_size² bytes: keep image_size small.
-    """
-
-    def flat(source: ImageSource, indices: Sequence[int]) -> Features:
-        rows: list[Tensor] = []
-        kept: list[int] = []
-        for images, readable in still_images(
-            source, indices, image_size=image_size, crop_ratio=crop_ratio, batch_size=batch_size
-        ):
-            rows.append(images.flatten(1).float() / 255)
-            kept += readable
-        return _collected(rows, kept, source, indices)
-
-    bank_pixels, query_pixels = flat(bank, bank_indices), flat(queries, query_indices)
-    mean_image = bank_pixels.values.mean(dim=0)
-    bank_pixels.values.sub_(mean_image)
-    query_pixels.values.sub_(mean_image)
-    return bank_pixels, query_pixels
-
-
-def _collected(rows: list[Tensor], kept: list[int], source: ImageSource, indices: Sequence[int]) -> Features:
-    if not kept:
-        first = source.name(int(indices[0])) if len(indices) else "no image was asked for"
-        raise UserError(f"None of {len(indices)} images could be read (the first: {first}).")
-    # cat outside inference_mode copies into ordinary tensors: a probe may train on them.
-    return Features(torch.cat(rows), torch.tensor(kept, dtype=torch.int64))

@@ -1,4 +1,4 @@
-"""Figures of evaluations to the tracker, where they join those of the run."""
+"""The tracker's copy of an evaluation, which joins that of the run."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 from omegaconf import OmegaConf
 from rich.console import Console
 
-from dino_exp.config.evaluation_schema import EvaluateConfig
+from dino_exp.config.evaluate_config import EvaluateConfig
 from dino_exp.config.stored import read_plain
 from dino_exp.config.targets import build
 from dino_exp.console import log_lines_on
@@ -19,12 +19,14 @@ IMAGES = (".png", ".gif")
 
 
 def mirror(cfg: EvaluateConfig, folder: Path, records: list[dict[str, Any]], console: Console) -> None:
-    """Send figures as eval/<evaluation>/<figure> and images; of weights, as a run of their own."""
+    """Send figures, as eval/<evaluation>/<figure>, and images; of a weights file as a run of its own."""
     directory, step = RunDirectory(folder), 0
     status = directory.read_status() if cfg.run is not None else {}
     if cfg.run is not None:
         if directory.is_held():
-            console.print("The run goes on in another process, so its tracker gets nothing of this.")
+            console.print(
+                "The run is still training in another process: these results are not sent to its tracker."
+            )
             return
         config: Any = read_plain(directory)
         step = records[0]["weights"]["step"] or 0
@@ -38,7 +40,7 @@ def mirror(cfg: EvaluateConfig, folder: Path, records: list[dict[str, Any]], con
                 name=folder.name,
                 group=None,
                 config={str(key): value for key, value in config.items()},
-                # of weights always the same, so that a second evaluation joins the first
+                # the same for the same weights, so that a second evaluation joins the first
                 tracker_id=status.get("tracker_id") or f"eval{records[0]['weights']['sha256'][:12]}",
                 resume_step=step,
             )

@@ -1,4 +1,4 @@
-"""The network that a configuration of `evaluate.py` means, loaded and ready."""
+"""The network that `evaluate.py` evaluates, loaded from a run or a weights file."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from dino_exp import machine
 from dino_exp.backbone.image_size import check_image_sizes
-from dino_exp.config.evaluation_schema import EvaluateConfig
+from dino_exp.config.evaluate_config import EvaluateConfig
 from dino_exp.config.targets import build
 from dino_exp.data.labeled import short_digest
 from dino_exp.dino.model import DINONetwork
@@ -27,20 +27,20 @@ from dino_exp.weights.load_into import load_into
 from dino_exp.weights.read_weights import Weights, checkpoint_file, read_weights
 
 IMAGE_SIZE, CROP_RATIO = 224, 0.875
-"""The released code's, where neither run nor command line says otherwise."""
+"""Values of the released code, for weights files and unless the command line sets others."""
 ONLY = "network"
-"""What the network is called of a file that has no other."""
+"""Name of the network of a file that has only one."""
 
 
 @dataclass(frozen=True)
 class Origin:
-    """Where a network's weights come from, for people and for evaluations.json."""
+    """The origin of the weights, for people and for evaluations.json."""
 
     file: Path
     sha256: str
     network: str
     checkpoint: str | None
-    """last or best; None for a file that is no run's."""
+    """last or best; None for a weights file."""
     step: int | None
     report: str
     """What was taken of the file, and what was not."""
@@ -105,10 +105,10 @@ def open_subject(cfg: EvaluateConfig) -> tuple[Subject, Origin]:
 
 
 def load_backbone(cfg: EvaluateConfig, state: Mapping[str, Tensor], file: Path) -> tuple[nn.Module, str]:
-    """The backbone of the configuration with a file's tensors, and what was taken, in words.
+    """Return the configured backbone with the tensors of a file, and a report of what was loaded.
 
-    It is built for the grid of positions that the file has, so that images of every size meet the trained
-    embedding, and not one that was resized before.
+    It is built for the file's grid of position embeddings, so that for each image size the trained embedding
+    is resized once.
     """
     size = cfg.image_size or IMAGE_SIZE
     no_depth = {"drop_path_rate": 0.0} if hasattr(cfg.backbone, "drop_path_rate") else {}
@@ -133,7 +133,7 @@ def load_backbone(cfg: EvaluateConfig, state: Mapping[str, Tensor], file: Path) 
 
 
 def grid_of(positions: Any) -> int:
-    """Patches per side of a position embedding (1, tokens, D) with a few other tokens; 0 is none."""
+    """Return the patches per side of a position embedding (1, patches + other tokens, D); 0 if it is none."""
     if not isinstance(positions, Tensor) or positions.ndim != 3:
         return 0
     grid = math.isqrt(positions.shape[1])
@@ -141,11 +141,11 @@ def grid_of(positions: Any) -> int:
 
 
 def _network(weights: Weights, wanted: str) -> tuple[Mapping[str, Tensor], str]:
-    """The tensors of the wanted network, and what it is called; a file of one network has only that."""
+    """Return the tensors and the name of the wanted network, or of the only one in the file."""
     if wanted == "student" and weights.student is None:
         found, _ = describe_backbone(weights.teacher)
         raise UserError(
-            f"network = student: {weights.file} holds one network alone ({found}); leave out network=student."
+            f"network = student: {weights.file} has only one network ({found}); drop network=student."
         )
     if weights.student is None:
         return weights.teacher, ONLY

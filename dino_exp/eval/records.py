@@ -1,4 +1,4 @@
-"""`evaluations.json`: what was evaluated on what, and what came out."""
+"""`evaluations.json`: one record per evaluation, with its network, images, settings and figures."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from omegaconf import OmegaConf
 
 from dino_exp.atomic import write_atomically
 from dino_exp.config.compose_evaluation import needs_data, own_size
-from dino_exp.config.evaluation_schema import EvaluateConfig
+from dino_exp.config.evaluate_config import EvaluateConfig
 from dino_exp.errors import UserError
 from dino_exp.eval.opening import Origin
 from dino_exp.eval.subject import Findings, Subject
@@ -22,11 +22,11 @@ from dino_exp.runs.run_directory import to_json
 
 FILE = "evaluations.json"
 IDENTITY = ("evaluation", "weights", "backbone", "data", "settings", "images")
-"""Keys that make a record another one; of the same, the last stays."""
+"""Fields that identify a record; a newer record replaces an older one that is equal in them."""
 
 
 def about(name: str, cfg: EvaluateConfig, subject: Subject, origin: Origin) -> dict[str, Any]:
-    """The part of a record that is known beforehand."""
+    """Return the part of a record that is known before the evaluation."""
     return {
         "evaluation": name,
         "weights": {
@@ -55,9 +55,9 @@ def about(name: str, cfg: EvaluateConfig, subject: Subject, origin: Origin) -> d
 
 
 def key(record: dict[str, Any]) -> str:
-    """Return eight digits that differ where records do; a file's content counts, its path does not.
+    """Return eight hex digits that identify a record; the content of the weights counts, not their path.
 
-    They are made of first names, so that a record and its folder of files stay the same when names change.
+    They are computed from first names, so that a record and its folder stay the same when names change.
     """
     table, name = former_names.TABLE, str(record.get("evaluation"))
     parts = {part: record.get(part) for part in IDENTITY}
@@ -75,7 +75,7 @@ def key(record: dict[str, Any]) -> str:
 
 
 def completed(record: dict[str, Any], findings: Findings, seconds: float, subject: Subject) -> dict[str, Any]:
-    """The record with what was found."""
+    """Return the record with the findings."""
     return record | {
         "when": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         "figures": findings.figures,
@@ -91,7 +91,7 @@ def read(folder: Path) -> list[dict[str, Any]]:
     """Return the records in a folder, in present names, the newest last.
 
     Raises:
-        UserError: the file is damaged; it is not overwritten.
+        UserError: the file is damaged.
     """
     file = folder / FILE
     if not file.exists():
@@ -101,18 +101,18 @@ def read(folder: Path) -> list[dict[str, Any]]:
         if not isinstance(records, list) or not all(isinstance(each, dict) for each in records):
             raise ValueError("no list of records")
     except (OSError, ValueError) as error:
-        raise UserError(f"{file}: cannot be read ({error}); mend it, or move it away.") from None
+        raise UserError(f"{file}: cannot be read ({error}); repair it or move it away.") from None
     return [former_names.TABLE.present_evaluation(each) for each in records]
 
 
 def folder_of(record: dict[str, Any]) -> Path:
-    """Return where the files of an evaluation are, relative to the run's folder."""
+    """Return the folder of an evaluation's files, relative to the folder of the run."""
     name = former_names.TABLE.first_value("evaluation", record["evaluation"])
     return Path("evaluations") / f"{name}_{key(record)}"
 
 
 def add(folder: Path, record: dict[str, Any]) -> None:
-    """Write a record in the place of an earlier one of the same."""
+    """Add a record to the file, in the place of an earlier one with the same key."""
     folder.mkdir(parents=True, exist_ok=True)
     with FileLock(folder / ".evaluations.lock"):
         others = [each for each in read(folder) if key(each) != key(record)]

@@ -32,8 +32,9 @@ TARGETS: dict[str, str] = {
     "dino_exp.eval.video_segmentation.VideoSegmentation": (
         "dino_exp.eval.davis.video_segmentation.VideoSegmentation"
     ),
+    "dino_exp.eval.knn.KNN": "dino_exp.eval.periodic.PeriodicEvaluations",
     "dino_exp.head.DINOHead": "dino_exp.dino.head.DINOHead",
-    "dino_exp.eval.nearest.NearestNeighbours": "dino_exp.eval.nearest.NearestNeighbors",
+    "dino_exp.eval.nearest.NearestNeighbours": "dino_exp.eval.neighbors.NearestNeighbors",
     "dino_exp.loss.DINOLoss": "dino_exp.dino.loss.DINOLoss",
     "dino_exp.optimizer.adamw": "dino_exp.dino.optimizer.adamw",
     "dino_exp.optimizer.lars": "dino_exp.dino.optimizer.lars",

@@ -16,7 +16,7 @@ from dino_exp.errors import FAILED, INTERRUPTED, USER_ERROR, UserError, refuse
 
 @dataclass(frozen=True)
 class Outcome:
-    """How one run ended."""
+    """The end of one run."""
 
     run_id: str
     state: str
@@ -28,8 +28,8 @@ class Outcome:
 def attempt(cfg: Config | DictConfig, directory: Path, group: str | None) -> Outcome:
     """Train, and turn whatever happens into an outcome.
 
-    One of several processes leaves at once after an error that the others do not share, because there is no
-    telling what they wait for.
+    After an error that the other processes do not share, this process exits at once: they may wait for it
+    forever.
     """
     from dino_exp.parallel import distributed
     from dino_exp.train.run import train
@@ -55,7 +55,7 @@ def attempt(cfg: Config | DictConfig, directory: Path, group: str | None) -> Out
 
 
 def remove_if_empty(directory: Path, root: Path) -> None:
-    """Take away the folders that Hydra made for a run that never began."""
+    """Remove the empty folders that Hydra made for a run that was never started."""
     for folder in (directory, *directory.parents):
         try:
             folder.rmdir()

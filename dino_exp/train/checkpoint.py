@@ -1,4 +1,4 @@
-"""Checkpoints: the whole state of a run in one file that is never half-written and safe to load."""
+"""Checkpoints: the complete state of a run in one file, written atomically and safe to load."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def save(path: Path, state: dict[str, Any]) -> None:
 
 
 def load(path: Path) -> dict[str, Any]:
-    """Return a checkpoint's content on the CPU, in present names, with nothing in it executed.
+    """Return a checkpoint's content on the CPU, in present names, without executing anything in it.
 
     Raises:
         UserError: it is damaged.
@@ -28,6 +28,6 @@ def load(path: Path) -> dict[str, Any]:
     except Exception as error:
         reason = str(error).splitlines()[0]
         raise UserError(
-            f"{path}: not a checkpoint that can be loaded ({reason}); put a whole one in its place, or "
-            "remove it to train from the start."
+            f"{path}: cannot be loaded as a checkpoint ({reason}); replace it with an intact one, or remove "
+            "it to train from the start."
         ) from error

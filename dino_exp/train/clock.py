@@ -1,4 +1,4 @@
-"""Where the time of the training loop goes."""
+"""The time that the training loop spends on training and on waiting for data."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ Item = TypeVar("Item")
 
 
 class Clock:
-    """Seconds of training, of waiting for data, and since things were last written."""
+    """A stopwatch: training, waiting for data, and time since the last heartbeat, all in seconds."""
 
     def __init__(self) -> None:
         self.start = self.lap_start = self.beat = time.perf_counter()
@@ -18,7 +18,7 @@ class Clock:
         self.steps = 0
 
     def waiting_for(self, loader: Iterable[Item]) -> Iterator[Item]:
-        """The loader's batches; the time until each comes counts as waiting."""
+        """Yield the batches of a loader; the time until each arrives counts as waiting."""
         asked = time.perf_counter()
         for batch in loader:
             self.waited += time.perf_counter() - asked
@@ -27,18 +27,18 @@ class Clock:
             asked = time.perf_counter()
 
     def lap(self) -> tuple[int, float, float]:
-        """Steps, seconds, and seconds of waiting since the last lap."""
+        """Return steps, seconds, and seconds of waiting since the last lap."""
         now = time.perf_counter()
         result = self.steps, now - self.lap_start, self.waited
         self.lap_start, self.waited, self.steps = now, 0.0, 0
         return result
 
     def skip(self) -> None:
-        """Leave the time since the last lap, an evaluation's, out of the next one."""
+        """Exclude the time since the last lap, which an evaluation took, from the next lap."""
         self.lap_start = time.perf_counter()
 
     def due(self, seconds: float) -> bool:
-        """Whether so many seconds have gone by since this last said yes."""
+        """Return whether `seconds` have passed since the last call that returned True."""
         now = time.perf_counter()
         if now - self.beat < seconds:
             return False
@@ -46,7 +46,7 @@ class Clock:
         return True
 
     def total(self) -> float:
-        """Seconds since the last call of this, or the start."""
+        """Return the seconds since the last call, or since the start."""
         now = time.perf_counter()
         self.start, elapsed = now, now - self.start
         return elapsed

@@ -1,4 +1,4 @@
-"""What a run shows for itself: its crops, curves, attention, and the raw pixels' k-NN to compare with."""
+"""Plots of a run (crops, curves, attention), and the k-NN of raw pixels as the baseline."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from typing import Any
 
 from dino_exp.data.subset import evenly_spread
 from dino_exp.eval.attention.attend import attend, attention_mass
-from dino_exp.metrics import RAW_PIXELS_KNN
 from dino_exp.plots.run_curves import plot_curves
 from dino_exp.plots.sheets import plot_attention, plot_crops
 from dino_exp.runs.run_directory import RunDirectory
@@ -18,13 +17,13 @@ from dino_exp.train.trainer import Trainer
 log = logging.getLogger(__name__)
 
 RAW_PIXELS_UP_TO = 64
-"""Image side above which raw pixels are not compared with: they would not fit in memory as features."""
+"""Largest image side for the baseline of raw pixels; larger ones would not fit in memory as features."""
 MASS_IMAGES = 1000
 SHEET_IMAGES = 8
 
 
 def draw_crops(trainer: Trainer, directory: RunDirectory, tracker: Tracker) -> None:
-    """Draw `plots/crops.png`: the first images as the networks will see them in the first epoch."""
+    """Plot `plots/crops.png`: the first images as the networks see them in the first epoch."""
     data, source = trainer.cfg.data, trainer.splits.train
     indices = list(range(min(SHEET_IMAGES, len(source))))
     batch = trainer.crop_batches[0, indices]
@@ -40,13 +39,16 @@ def draw_crops(trainer: Trainer, directory: RunDirectory, tracker: Tracker) -> N
         tracker.image("crops", out, 0)
 
 
+def baseline(trainer: Trainer) -> dict[str, Any]:
+    """Return the k-NN of the raw pixels of small images, for `summary.json`; all processes call it."""
+    if "knn" not in trainer.evaluations.evaluations or trainer.cfg.crops.global_size > RAW_PIXELS_UP_TO:
+        return {}
+    return {"raw_pixels_knn_top1": trainer.evaluations.pixels_top1()}
+
+
 def draw(trainer: Trainer, directory: RunDirectory, tracker: Tracker) -> dict[str, Any]:
-    """Draw `plots/*.png`, send them to the tracker, and return what they show, for `summary.json`."""
+    """Plot `plots/*.png`, send them to the tracker, and return their figures for `summary.json`."""
     shown: dict[str, Any] = {}
-    if trainer.knn.applies(trainer.splits) and trainer.cfg.crops.global_size <= RAW_PIXELS_UP_TO:
-        shown[RAW_PIXELS_KNN.key] = trainer.knn.evaluate_pixels(
-            trainer.splits, image_size=trainer.cfg.crops.global_size, device=trainer.device
-        )
     curves = directory.plots / "curves.png"
     if plot_curves(directory.metrics_file, curves):
         tracker.image("curves", curves, trainer.step)
@@ -57,7 +59,7 @@ def draw(trainer: Trainer, directory: RunDirectory, tracker: Tracker) -> dict[st
 
 
 def _attention(trainer: Trainer, directory: RunDirectory) -> dict[str, Any]:
-    """The class token's attention over held-out images, before and after training."""
+    """Plot the class token's attention over held-out images before and after training; return its mass."""
     source, data = trainer.splits.test, trainer.cfg.data
     assert source is not None
     _, untrained = build_networks(trainer.cfg)  # the seed gives the same weights again

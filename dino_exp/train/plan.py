@@ -1,4 +1,4 @@
-"""All that follows from the configuration and the size of the data: lengths, schedules, derived numbers."""
+"""What follows from the configuration and the number of images: lengths, schedules, derived numbers."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ from dino_exp.errors import UserError
 
 @dataclass(frozen=True)
 class Plan:
-    """Lengths in steps, and the value of each scheduled quantity at every step."""
+    """Lengths in steps, and the value of each scheduled quantity at each step."""
 
     batch_size: int
     steps_per_epoch: int
     total_steps: int
-    """Steps that the schedules span."""
+    """Steps that the schedules cover."""
     stop_step: int
     """Steps after which the run is finished; less than `total_steps` with `trainer.max_steps`."""
     warmup_steps: int
     freeze_steps: int
-    """Steps at the start in which the last layer does not move."""
+    """Steps at the start in which the last layer is frozen."""
     eval_steps: int
-    """Steps between two k-NN evaluations."""
+    """Steps between two evaluations."""
     out_dim: int
     lr: np.ndarray
     weight_decay: np.ndarray
@@ -36,9 +36,9 @@ class Plan:
 
     @classmethod
     def of(cls, cfg: Config, images: int, processes: int = 1) -> Plan:
-        """The plan of a configuration for a training set of `images` images.
+        """Return the plan of a configuration for a training set of `images` images.
 
-        Raises `UserError` for a batch that is larger, or cannot be shared out among the processes.
+        Raises UserError for a batch that is larger, or that cannot be divided among the processes.
         """
         batch_size, parts = cfg.trainer.batch_size, processes * cfg.trainer.accumulate
         if batch_size % parts:
@@ -72,11 +72,11 @@ class Plan:
         )
 
     def epoch(self, step: int) -> int:
-        """The epoch, from 0, that a step belongs to."""
+        """Return the epoch of a step, both from 0."""
         return step // self.steps_per_epoch
 
     def facts(self) -> dict[str, str]:
-        """What a person would otherwise work out by hand, as name and text."""
+        """Return derived numbers for people, as name and text."""
         momentum = float(self.ema_momentum[0])
         if momentum == 0:
             memory = "none: the teacher is the student"

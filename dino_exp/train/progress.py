@@ -1,4 +1,4 @@
-"""What a person sees while a run goes on: a live line on a terminal, a line now and then in a log file."""
+"""Progress of a run: a live line on a terminal, a line from time to time in a log file."""
 
 from __future__ import annotations
 
@@ -14,18 +14,19 @@ from rich.text import Text
 
 from dino_exp.console import LOG_LINES
 from dino_exp.dino.verdict import Verdict
+from dino_exp.eval.periodic import main_figures
 from dino_exp.metrics import KNN, shown_in
 
 COLORS = {"healthy": "green", "slow": "yellow", "warming-up": "cyan"}
 
 
 def verdict_text(verdict: Verdict) -> Text:
-    """The word in its color: red for collapsed and diverged."""
+    """Return the word of a verdict in its color: red for collapsed and diverged."""
     return Text(verdict.word, style=f"bold {COLORS.get(verdict.word, 'red')}")
 
 
 class RunProgress:
-    """Shows steps, loss, teacher entropy, KL, center norm, k-NN, images/s, time left, and the verdict."""
+    """A display of steps, loss, teacher entropy, KL, center norm, k-NN, images/s, time left, and verdict."""
 
     def __init__(self, console: Console, stop_step: int) -> None:
         self.console, self.stop_step = console, stop_step
@@ -57,7 +58,7 @@ class RunProgress:
             self._live.stop()
 
     def step(self, step: int) -> None:
-        """Move the bar; cheap enough for every step."""
+        """Update the bar; cheap enough for every step."""
         now = time.monotonic()
         if self._live and now - self._shown > 0.2:
             self._bar.update(self._task, completed=step)
@@ -71,7 +72,7 @@ class RunProgress:
             self._stats.plain = text.plain
         elif (
             step == self.stop_step
-            or KNN.key in metrics
+            or main_figures(metrics)
             or step - self._last_line >= self.stop_step / LOG_LINES
         ):
             self._last_line = step
@@ -84,4 +85,4 @@ class RunProgress:
             + ("%" if row.unit == "percent" else "")
             for row in shown_in("progress")
             if metrics.get(row.key) is not None
-        ]
+        ] + [f"{name} {value:.1f}%" for name, value in main_figures(metrics).items() if name != KNN.key]

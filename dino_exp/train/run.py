@@ -1,4 +1,4 @@
-"""A run from its configuration to its summary: where it lives, whether it goes on, and how it ends."""
+"""A run from its configuration to its summary: start or resume, train, and write how it ended."""
 
 from __future__ import annotations
 
@@ -25,6 +25,7 @@ from dino_exp.config.targets import build
 from dino_exp.console import console_for_a_run, log_lines_on, table
 from dino_exp.data.source import Splits
 from dino_exp.errors import UserError
+from dino_exp.eval.periodic import main_figures
 from dino_exp.parallel import distributed
 from dino_exp.parallel.interrupt import Interrupt
 from dino_exp.runs import environment
@@ -32,7 +33,7 @@ from dino_exp.runs.revision import git_revision
 from dino_exp.runs.run_directory import OthersRunDirectory, RunDirectory, job_id
 from dino_exp.tracker import NoTracker, RunInfo, Tracker, new_tracker_id
 from dino_exp.train import checkpoint
-from dino_exp.train.closing import draw, draw_crops
+from dino_exp.train.closing import baseline, draw, draw_crops
 from dino_exp.train.progress import RunProgress, verdict_text
 from dino_exp.train.trainer import Trainer
 
@@ -44,27 +45,27 @@ class RunResult:
     """How a run ended."""
 
     state: str
-    """finished, preempted, collapsed (stopped on purpose) or failed."""
+    """finished, preempted, collapsed (`trainer.on_collapse=stop`) or failed."""
     exit_code: int
     directory: Path
     message: str
-    """The verdict and its figures, or the error."""
+    """Verdict and k-NN, or the error."""
     knn_top1: float | None = None
-    """Of the final teacher, in percent."""
+    """k-NN of the final teacher in percent."""
 
 
 def train(cfg: Config, path: Path, group: str | None = None) -> RunResult:
-    """Train, go on with, or show the run of `cfg` in the directory `path`.
+    """Start, resume or show the run of `cfg` in the directory `path`.
 
-    All processes of a run call it with the same arguments; rank 0 decides and writes, the others follow.
+    All processes of a run call it with the same arguments; rank 0 decides and writes.
 
     Args:
         cfg: a validated configuration.
-        path: the run directory; with `resume=never` one beside it if it holds a run already.
-        group: the sweep that the run belongs to, for the tracker.
+        path: the run directory; with `resume=never` one beside it if it already holds a run.
+        group: name of the sweep, for the tracker.
 
     Raises:
-        UserError: the configuration or a file cannot work; nothing was written.
+        UserError: the configuration or a file is invalid; nothing was written.
     """
     console = console_for_a_run()
     if cfg.resume == "never":
@@ -89,7 +90,7 @@ def train(cfg: Config, path: Path, group: str | None = None) -> RunResult:
                 tracker: Tracker = build(cfg.tracker) if is_main else NoTracker()
             with distributed.agreed():
                 directory.hold()
-            # until the very end: torchrun sends the survivors of a failure SIGTERM while they write it down
+            # until the end: torchrun sends the survivors of a failure SIGTERM while they write their state
             with Interrupt() as interrupt:
                 return _run(cfg, directory, trainer, tracker, console, group, interrupt)
         finally:
@@ -97,7 +98,7 @@ def train(cfg: Config, path: Path, group: str | None = None) -> RunResult:
 
 
 def refuse_foreign(directory: RunDirectory, cfg: Config) -> None:
-    """Raise `UserError` if the directory holds another training's run, or one of a newer version."""
+    """Raise UserError if the directory holds a run of another configuration or of a newer version."""
     directory.read_status()
     if not directory.config_file.exists():
         return
@@ -108,19 +109,19 @@ def refuse_foreign(directory: RunDirectory, cfg: Config) -> None:
         )
         raise UserError(
             f"{directory.path}: this directory holds a run with another configuration:{lines}\n"
-            "Choose another directory, or leave hydra.run.dir alone: it is made from the configuration."
+            "Choose another directory, or do not set hydra.run.dir: the default depends on the configuration."
         )
 
 
 def show_ended(directory: RunDirectory, console: Console) -> RunResult:
-    """Print the summary of a run that is over already."""
+    """Print the summary of a run that has already ended."""
     summary = directory.read_summary()
     state, verdict = summary["state"], summary["verdict"]
     shown = ("verdict", "evidence", "knn_top1", "untrained_knn_top1", "initial_knn_top1", "steps")
     rows = {key: summary[key] for key in shown if summary.get(key) is not None}
-    console.print(table(f"This run is over already: {state}", rows | {"directory": str(directory.path)}))
-    console.print("To train it afresh beside this one, add resume=never.")
-    return RunResult(state, 0, directory.path, f"{state} before; {verdict}", summary["knn_top1"])
+    console.print(table(f"This run has already {state}", rows | {"directory": str(directory.path)}))
+    console.print("Pass resume=never to train it again, in another directory.")
+    return RunResult(state, 0, directory.path, f"already {state}; {verdict}", summary["knn_top1"])
 
 
 def _run(
@@ -139,7 +140,7 @@ def _run(
             trainer.restore(checkpoint.load(last))
     if is_main:
         begin(cfg, directory, trainer, tracker, group, resumed)
-    distributed.from_main(None)  # the directory is as it should be before anyone may fail
+    distributed.from_main(None)  # the directory is complete before any process may fail
     introduce(trainer, directory, console, resumed)
     state, summary = "failed", {}
     try:
@@ -149,8 +150,8 @@ def _run(
             state = trainer.fit(directory, tracker, progress, interrupt)
         directory.write_status(step=trainer.step)
         summary = summarize(trainer, state)
-        if state in ("finished", "collapsed") and is_main:
-            summary |= draw(trainer, directory, tracker)
+        if state in ("finished", "collapsed"):
+            summary |= baseline(trainer) | (draw(trainer, directory, tracker) if is_main else {})
         if state != "preempted":
             directory.write_summary(summary)
         exit_code = 1 if state == "failed" else 0
@@ -179,10 +180,10 @@ def begin(
     group: str | None,
     resumed: bool,
 ) -> None:
-    """Write what the directory holds from the start, and start the tracker."""
+    """Write the files that a run directory has from the start, and start the tracker."""
     before, code = directory.read_status(), git_revision()
     if before.get("git_revision") not in (None, code["git_revision"]):
-        log.warning("The code is not the one that began this run: %s.", before["git_revision"])
+        log.warning("The code has changed since this run was started at revision %s.", before["git_revision"])
     tracker_id = before.get("tracker_id") or new_tracker_id()
     resolved = OmegaConf.to_yaml(cfg, resolve=True)
     write_atomically(directory.config_file, lambda file: file.write(resolved.encode()))
@@ -213,7 +214,7 @@ def begin(
 
 
 def attempts_before(status: dict[str, Any]) -> list[dict[str, Any]]:
-    """The earlier attempts, the last of which ended at its last heartbeat."""
+    """Return the earlier attempts; the last of them ended at its last heartbeat."""
     attempts = status.get("attempts", [])
     if attempts and "until" not in attempts[-1]:
         attempts[-1] |= {"until": status.get("heartbeat"), "to_step": status.get("step")}
@@ -221,7 +222,7 @@ def attempts_before(status: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def this_attempt(trainer: Trainer) -> dict[str, Any]:
-    """When, where and from which step the run goes on; times in seconds since 1970."""
+    """Return when, where and from which step this attempt starts; times in seconds since 1970."""
     return {
         "began": time.time(),
         "from_step": trainer.step,
@@ -233,7 +234,7 @@ def this_attempt(trainer: Trainer) -> dict[str, Any]:
 
 
 def note_failure(directory: RunDirectory) -> None:
-    """Write the traceback of the process that failed first; the others only lost their connection to it."""
+    """Write the traceback, unless another process failed first: then this one only lost its connection."""
     text = traceback.format_exc()
     if distributed.several():
         who = f"process {distributed.rank()} of {distributed.count()} on {socket.gethostname()}"
@@ -243,7 +244,7 @@ def note_failure(directory: RunDirectory) -> None:
 
 
 def introduce(trainer: Trainer, directory: RunDirectory, console: Console, resumed: bool) -> None:
-    """Print what was derived from the configuration."""
+    """Print what follows from the configuration."""
     cfg, splits = trainer.cfg, trainer.splits
     parameters = sum(parameter.numel() for parameter in trainer.student.backbone.parameters())
     precision = str(trainer.autocast_type or torch.float32).removeprefix("torch.")
@@ -253,24 +254,24 @@ def introduce(trainer: Trainer, directory: RunDirectory, console: Console, resum
         "backbone": f"{cfg.backbone.name}: {parameters:,} parameters",
         "machine": f"{trainer.device.type}, {precision}, {torch.get_num_threads()} threads, "
         f"{trainer.workers} loader processes",
-        **shares(trainer),
+        **batch_shares(trainer),
         **trainer.plan.facts(),
         "directory": str(directory.path),
     }
     if trainer.taken:
-        console.print(table("Weights to begin with", trainer.taken))
+        console.print(table("Initial weights", trainer.taken))
     console.print(table(f"DINO: {directory.path.name}", rows))
     if trainer.augment.skipped_steps:
         skipped = ", ".join(trainer.augment.skipped_steps)
         console.print(f"data.channels = {cfg.data.channels}: {skipped} need RGB and are skipped.")
-    if not trainer.knn.applies(splits):
+    if trainer.evaluations.misses_labels:
         console.print("No labeled held-out images: k-NN is off (for folders, set data.val_root).")
     if resumed:
-        console.print(f"Going on from step {trainer.step:,} of {trainer.plan.stop_step:,}.")
+        console.print(f"Resuming from step {trainer.step:,} of {trainer.plan.stop_step:,}.")
 
 
-def shares(trainer: Trainer) -> dict[str, str]:
-    """How the batch is shared out, where it is."""
+def batch_shares(trainer: Trainer) -> dict[str, str]:
+    """Return how the batch is divided among processes and parts, if it is."""
     processes, parts, batch = distributed.count(), trainer.cfg.trainer.accumulate, trainer.plan.batch_size
     if processes * parts == 1:
         return {}
@@ -279,7 +280,7 @@ def shares(trainer: Trainer) -> dict[str, str]:
 
 
 def summarize(trainer: Trainer, state: str) -> dict[str, Any]:
-    """The content of `summary.json` that needs no further work."""
+    """Return the content of `summary.json`, without what `closing` adds."""
     verdict = trainer.judge.verdict
     final = {} if not trainer.last_metrics else {"final": trainer.last_metrics}
     trained = max(trainer.training_seconds, 1e-9)
@@ -290,13 +291,16 @@ def summarize(trainer: Trainer, state: str) -> dict[str, Any]:
         "evidence": verdict.evidence,
         "knn_top1": trainer.last_metrics.get("knn_top1"),
         "student_knn_top1": trainer.last_metrics.get("student_knn_top1"),
-        "best_knn_top1": trainer.best_knn if trainer.best_knn >= 0 else None,
-        f"{began_as}_knn_top1": trainer.untrained_knn,
+        "best_knn_top1": None,
+        f"{began_as}_knn_top1": None,
+        **main_figures(trainer.last_metrics),
+        **{f"best_{name}": value for name, value in trainer.evaluations.best.items()},
+        **{f"{began_as}_{name}": value for name, value in main_figures(trainer.evaluations.first).items()},
         "steps": trainer.step,
         "images_per_second": trainer.step * trainer.plan.batch_size / trained,
         "wall_seconds": trainer.seconds,
         "peak_memory_mib": machine.peak_memory_mib(trainer.device),
-        "corrupt_images": [trainer.splits.train.name(index) for index in sorted(trainer.corrupt)],
+        "corrupt_images": trainer.unreadable.names(),
         "ended": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         "environment": environment.environment(trainer.device) | {"processes": distributed.count()},
         **final,
@@ -306,18 +310,20 @@ def summarize(trainer: Trainer, state: str) -> dict[str, Any]:
 def conclude(
     trainer: Trainer, directory: RunDirectory, console: Console, state: str, summary: dict[str, Any]
 ) -> str:
-    """Print the closing table; returns its essence as one line."""
+    """Print the closing table, and return its essence in one line."""
     verdict = trainer.judge.verdict
     if state == "preempted":
         console.print(
             f"Stopped at step {trainer.step:,} of {trainer.plan.stop_step:,}; saved. "
-            "The same command goes on from there."
+            "The same command resumes from there."
         )
         return f"stopped at step {trainer.step}"
     rows: dict[str, Any] = {"verdict": verdict_text(verdict), "because": verdict.evidence}
-    if summary["knn_top1"] is not None:
-        before = "initial" if "initial_knn_top1" in summary else "untrained"
-        rows[f"k-NN, {before} → now"] = f"{summary[f'{before}_knn_top1']:.1f} % → {summary['knn_top1']:.1f} %"
+    before = "initial" if "initial_knn_top1" in summary else "untrained"
+    for name, value in main_figures(trainer.last_metrics).items():
+        first = summary.get(f"{before}_{name}")
+        what = "k-NN" if name == "knn_top1" else name
+        rows[f"{what}, {before} → now"] = f"{'?' if first is None else f'{first:.1f}'} % → {value:.1f} %"
     if summary.get("raw_pixels_knn_top1") is not None:
         rows["k-NN of raw pixels"] = f"{summary['raw_pixels_knn_top1']:.1f} %"
     if summary.get("attention"):

@@ -1,42 +1,27 @@
-"""The training loop, straight through: schedules, teacher, student, loss, clip, step, EMA, diagnostics."""
+"""The training loop in order: schedules, teacher, student, loss, clipping, step, EMA, diagnostics."""
 
 from __future__ import annotations
 
 import logging
 import math
-import warnings
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
 from typing import Any
 
 import torch
-from omegaconf import OmegaConf
 from torch.nn.parallel import DistributedDataParallel
 
 from dino_exp import machine
-from dino_exp.backbone.execution import (
-    checkpoint_blocks,
-    compile_in_place,
-    has_unused_parameters,
-    is_convolutional,
-)
-from dino_exp.backbone.image_size import check_image_sizes
-from dino_exp.config.schema import Config
-from dino_exp.config.targets import build
-from dino_exp.data.augment import Augment
-from dino_exp.data.crops import MultiCrop
-from dino_exp.data.loader import BatchOrder, CropBatch, CropBatches, batches
-from dino_exp.data.source import CorruptImageError, ImageSource, Splits
+from dino_exp.data.loader import BatchOrder, CropBatch, batches
 from dino_exp.dino import diagnostics
 from dino_exp.dino.ema import update_teacher
-from dino_exp.dino.loss import DINOLoss, cross_entropy_over_pairs
-from dino_exp.dino.model import DINONetwork, NetworkOutput
-from dino_exp.dino.optimizer import clip_gradients, freeze_last_layer, parameter_groups
+from dino_exp.dino.loss import cross_entropy_over_pairs
+from dino_exp.dino.model import NetworkOutput
+from dino_exp.dino.optimizer import clip_gradients, freeze_last_layer
 from dino_exp.dino.verdict import Verdict
-from dino_exp.errors import UserError
-from dino_exp.eval.knn import KNN
+from dino_exp.eval.periodic import Round, main_figures
 from dino_exp.parallel import distributed
-from dino_exp.parallel.batch_norm import synchronize_batch_norms
 from dino_exp.parallel.interrupt import Interrupt
 from dino_exp.parallel.micro_batch import join_micro_batches, micro_batch
 from dino_exp.runs.run_directory import RunDirectory
@@ -44,126 +29,34 @@ from dino_exp.seeding import seed_step
 from dino_exp.tracker import Tracker
 from dino_exp.train import checkpoint
 from dino_exp.train.clock import Clock
-from dino_exp.train.networks import build_networks
-from dino_exp.train.plan import Plan, judge_of
 from dino_exp.train.progress import RunProgress
-from dino_exp.weights.init_from import begin_with_weights
+from dino_exp.train.training_state import TrainingState
 
 log = logging.getLogger(__name__)
 
 HEARTBEAT_SECONDS = 5.0
-FUSE_FROM_PIXELS = 1e9
-"""Pixels of all crops of a whole run from which compiling the color steps gains more than it takes."""
 
 
-class Trainer:
-    """One run's networks and state, and the loop that trains them.
-
-    Args:
-        cfg: a validated configuration.
-        splits: training images and, for k-NN, held-out ones.
-        device: where the networks live.
-    """
-
-    def __init__(self, cfg: Config, splits: Splits, device: torch.device) -> None:
-        self.cfg, self.splits, self.device = cfg, splits, device
-        self.autocast_type = machine.choose_precision(cfg.trainer.precision, device)
-        self.workers = machine.choose_workers(cfg.trainer.num_workers, device)
-        self.plan = Plan.of(cfg, len(splits.train), distributed.count())
-        self.student, self.teacher = build_networks(cfg)
-        sizes = {cfg.crops.global_size} | ({cfg.crops.local_size} if cfg.crops.local_number else set())
-        check_image_sizes(
-            self.teacher.backbone,
-            name=cfg.backbone.name,
-            in_channels=cfg.data.channels,
-            sizes=sorted(sizes),
-        )
-        self._prepare_networks()
-        self.student_of_all: torch.nn.Module = self.student
-        """The student with gradients averaged over the processes, after `join`."""
-        crops: MultiCrop = build(cfg.crops)
-        self.augment: Augment = build(
-            cfg.augment, channels=cfg.data.channels, mean=list(cfg.data.mean), std=list(cfg.data.std)
-        )
-        if self.plan.total_steps * cfg.trainer.batch_size * crops.pixels > FUSE_FROM_PIXELS:
-            self.augment.fuse()
-        self.crop_batches = CropBatches(splits.train, crops, self.augment, cfg.trainer.seed, cfg.data.backend)
-        self.dino_loss: DINOLoss = build(cfg.loss, out_dim=cfg.head.out_dim).to(device)
-        # the schedules set the rates at each step
-        self.optimizer: torch.optim.Optimizer = build(cfg.optimizer, params=parameter_groups(self.student))
-        self.scaler = torch.amp.GradScaler(device.type, enabled=self.autocast_type is torch.float16)
-        self.knn: KNN = build(cfg.eval)
-        self.judge = judge_of(cfg, warmup_steps=self.plan.warmup_steps, total_steps=self.plan.stop_step)
-        self.step = 0
-        self.last_metrics: dict[str, Any] = {}
-        """Of the last logged step."""
-        self.best_knn = -1.0
-        self.untrained_knn: float | None = None
-        """Before the first step; not of an untrained network where the run began with others' weights."""
-        self.taken: dict[str, str] = {}
-        """What `begin_with_weights` took from the file, in words."""
-        self.corrupt: set[int] = set()
-        """Images that could not be read, of all processes, as of the last logged step."""
-        self._corrupt_here: set[int] = set()
-        self.seconds = 0.0
-        """Spent in the loop so far, evaluations and earlier attempts included."""
-        self.training_seconds = 0.0
-        """Of those, without evaluations."""
-        self._not_finite = torch.zeros((), device=device)
-
-    def _prepare_networks(self) -> None:
-        cfg = self.cfg
-        for network in (self.student, self.teacher):
-            network.to(self.device)
-            if self.device.type != "mps" and is_convolutional(network.backbone):
-                network.use_memory_format(torch.channels_last)
-            if distributed.several():
-                synchronize_batch_norms(network, self.device)
-        if cfg.trainer.checkpoint_blocks:
-            checkpoint_blocks(self.student.backbone, name=cfg.backbone.name)
-        if cfg.trainer.compile:
-            for network in (self.student, self.teacher):
-                compile_in_place(network.backbone, self.device)
-
-    def join(self) -> None:
-        """Connect the student with the other processes'; all of them call it, before the first step."""
-        if not distributed.several():
-            return
-        data, size = self.cfg.data, self.cfg.crops.global_size
-        with self._not_compiled():
-            unused = has_unused_parameters(self.student, data.channels, size)
-        self.student_of_all = DistributedDataParallel(
-            self.student,
-            device_ids=[self.device] if self.device.type == "cuda" else None,
-            gradient_as_bucket_view=True,
-            find_unused_parameters=unused,
-        )
-        # synchronized batch norms agree already; set here because torch is renaming the argument
-        self.student_of_all.broadcast_buffers = False
-        # said of 1x1 convolutions, whose two layouts differ in name only
-        warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")
-
-    def begin_with_weights(self) -> None:
-        """Take networks and center from `init_from`; a `UserError` if the file does not fit."""
-        self.taken = begin_with_weights(self.cfg, self.student, self.teacher, self.dino_loss)
+class Trainer(TrainingState):
+    """The loop that trains a run's networks."""
 
     # ---- one step -------------------------------------------------------------------------------
 
     def train_step(
         self, views: Sequence[torch.Tensor], observe: bool = False
     ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-        """One optimization step (paper, algorithm 1).
+        """Make one optimization step (paper, algorithm 1).
 
-        The process's share of the batch is computed in `trainer.accumulate` parts. The teacher is through all
-        of them before the student begins, so that centering and sharpening see the whole batch.
+        The process's share of the batch is computed in `trainer.accumulate` parts. The teacher computes all
+        of them before the student begins, so that centering and sharpening see the entire batch.
 
         Args:
             views: augmented global crops (2·B, C, S, S), then local ones (n·B, C, s, s) if any.
             observe: whether to compute diagnostics as well.
 
         Returns:
-            The loss of these views, and the diagnostics of those of all processes by their names in
-            metrics.jsonl; all still on the device.
+            The loss of these views; and the diagnostics over all processes, by their names in metrics.jsonl.
+            All of them are still on the device.
         """
         plan, step, parts, batch = self.plan, self.step, self.cfg.trainer.accumulate, len(views[0]) // 2
         seed_step(self.cfg.trainer.seed, step, distributed.rank())
@@ -225,14 +118,10 @@ class Trainer:
         return torch.autocast(self.device.type, self.autocast_type, enabled=self.autocast_type is not None)
 
     def _averaged_gradients(self, last: bool) -> AbstractContextManager[Any]:
-        """Over the processes, once per step: in the backward pass of the last part."""
+        """Average gradients over the processes once per step: in the backward pass of the last part."""
         if isinstance(self.student_of_all, DistributedDataParallel) and not last:
             return self.student_of_all.no_sync()
         return nullcontext()
-
-    def _not_compiled(self) -> AbstractContextManager[Any]:
-        """Evaluation sees other shapes, in another mode, too seldom to be worth translating."""
-        return torch.compiler.set_stance("force_eager") if self.cfg.trainer.compile else nullcontext()
 
     @torch.no_grad()
     def _observe(
@@ -249,7 +138,8 @@ class Trainer:
         """Train from the current step to the end.
 
         Returns:
-            The run's state: finished, preempted, collapsed (stopped on purpose), or failed (diverged).
+            The state of the run: finished, preempted, collapsed (`trainer.on_collapse=stop`) or failed
+            (diverged).
         """
         cfg, plan = self.cfg.trainer, self.plan
         self.join()
@@ -268,7 +158,7 @@ class Trainer:
         clock = Clock()
         for batch in clock.waiting_for(loader):
             interrupt.begin_step()
-            self._corrupt_here.update(batch.corrupt.tolist())
+            self.unreadable.add(batch.corrupt.tolist())
             following = self.step + 1
             last = following == plan.stop_step
             evaluate = last or following % plan.eval_steps == 0
@@ -280,7 +170,7 @@ class Trainer:
             stopped = interrupt.end_step()
 
             if observe or stopped:
-                self._count_corrupt()
+                self.unreadable.count()
             if observe:
                 metrics = self._metrics(observed, clock)
                 verdict = self._judge(metrics, tracker)
@@ -290,7 +180,10 @@ class Trainer:
                     directory.append_metrics(metrics)
                     return "failed"
                 if evaluate:
-                    metrics |= self._evaluate(directory)
+                    figures = self._evaluate(directory, tracker)
+                    metrics |= figures
+                    if self.evaluations.improved(figures):
+                        self._save(directory, "best.pt")
                     clock.skip()
                 directory.append_metrics(metrics)
                 tracker.log(metrics, self.step)
@@ -309,21 +202,21 @@ class Trainer:
         return "finished"
 
     def augmented(self, batch: CropBatch) -> list[torch.Tensor]:
-        """Both resolutions on the device, colored and normalized, crop-major."""
+        """Return the crops of both resolutions on the device, augmented and normalized, crop-major."""
         views, start = [], 0
         for crops in (batch.global_crops, batch.local_crops):
             if len(crops):
                 part = batch.parameters[start : start + len(crops)].flatten(0, 1)
                 on_device = crops.flatten(0, 1).to(self.device, non_blocking=True)
-                finished = part.shape[1] == 0  # but for normalization: data.backend=pil
+                finished = part.shape[1] == 0  # except for normalization: data.backend=pil
                 views.append(self.augment.normalize(on_device) if finished else self.augment(on_device, part))
             start += len(crops)
         return views
 
     def _metrics(self, observed: dict[str, torch.Tensor], clock: Clock) -> dict[str, Any]:
-        """The line of metrics.jsonl for the step just made; the one place that waits for the device.
+        """Return the line of metrics.jsonl for this step; nothing else waits for the device.
 
-        Rank 0's, so that every process comes to the same verdict.
+        All processes get that of rank 0, so that they reach the same verdict.
         """
         values = diagnostics.fetch(observed)
         if values.pop("not_finite") > 0:
@@ -338,7 +231,7 @@ class Trainer:
             "epoch": plan.epoch(step - 1),
             "images": step * plan.batch_size,
             **values,
-            # In fp16 the scaler skips such a step and lowers its factor; elsewhere it is the end.
+            # in fp16 the scaler skips such a step and lowers its factor; otherwise the run has diverged
             "grad_norm": None if overflowed else values["grad_norm"],
             "kl_share": values["kl"] / ln_k,
             "ln_k": ln_k,
@@ -353,69 +246,37 @@ class Trainer:
         return distributed.from_main(metrics)
 
     def _judge(self, metrics: dict[str, Any], tracker: Tracker) -> Verdict:
-        """The verdict after a logged step; a bad one is said aloud when it comes up."""
+        """Return the verdict after a logged step, with a warning when a collapse or divergence is new."""
         before, verdict = self.judge.verdict.word, self.judge.observe(self.step, metrics)
         if verdict.word != before and (verdict.collapsed or verdict.word == "diverged"):
             log.warning("Step %s: %s. The %s.", f"{self.step:,}", verdict.word, verdict.evidence)
             tracker.alert(verdict.word, verdict.evidence)
         return verdict
 
-    def _evaluate(self, directory: RunDirectory) -> dict[str, float]:
-        """k-NN of teacher and student, where there are labels; keeps the best teacher's checkpoint."""
-        top1 = self._knn_top1(self.teacher)
-        if top1 is None:
-            return {}
-        if top1 > self.best_knn:
-            self.best_knn = top1
-            self._save(directory, "best.pt")
-        return {"knn_top1": top1, "student_knn_top1": self._knn_top1(self.student) or 0.0}
+    def evaluated(self, folder: Path) -> Round:
+        """Return what `eval=...` finds now; nothing of the student before the first step."""
+        with self.uncompiled():
+            return self.evaluations.evaluate(folder, self.student.backbone if self.step else None)
 
-    def _knn_top1(self, network: DINONetwork) -> float | None:
-        if not self.knn.applies(self.splits):
-            return None
-        data = self.cfg.data
-        with self._not_compiled():
-            return self.knn.evaluate(
-                network.backbone,
-                self.splits,
-                image_size=self.cfg.crops.global_size,
-                mean=list(data.mean),
-                std=list(data.std),
-                device=self.device,
-                workers=self.workers,
-            )
+    def _evaluate(self, directory: RunDirectory, tracker: Tracker) -> dict[str, float]:
+        """Return the figures of the evaluations, and send their images to the tracker."""
+        found = self.evaluated(directory.plots / "eval")
+        for name, path in found.images.items():
+            tracker.image(name, path, self.step)
+        return found.figures
 
     def _log_untrained(self, directory: RunDirectory, tracker: Tracker, progress: RunProgress) -> None:
-        self.untrained_knn = self._knn_top1(self.teacher)
-        if self.untrained_knn is not None:
-            metrics: dict[str, Any] = {"step": 0, "epoch": 0, "images": 0, "knn_top1": self.untrained_knn}
-            whose = "of the untrained network"
-            if self.taken:
-                metrics["init_from"], whose = self.cfg.init_from, "before the first step"
-            directory.append_metrics(metrics)
-            tracker.log(metrics, 0)
-            progress.console.print(f"k-NN {whose}: {self.untrained_knn:.1f}%")
-
-    def _count_corrupt(self) -> None:
-        new = set().union(*distributed.from_all(self._corrupt_here)) - self.corrupt
-        self._corrupt_here.clear()
-        if not new:
+        first = self.evaluations.first = self._evaluate(directory, tracker)
+        if not first:
             return
-        train, limit = self.splits.train, self.cfg.data.max_corrupt
-        if not self.corrupt:
-            log.warning(
-                "Skipped: %s. Others are skipped in silence and counted.", _why_corrupt(train, min(new))
-            )
-        self.corrupt |= new
-        with distributed.agreed():
-            if len(self.corrupt) > limit * len(train):
-                names = ", ".join(train.name(index) for index in sorted(self.corrupt)[:5])
-                raise UserError(
-                    f"data.max_corrupt = {limit}: {len(self.corrupt)} of {len(train)} images cannot be "
-                    f"read ({names}, ...); mend or remove them, or raise data.max_corrupt."
-                )
-
-    # ---- state ----------------------------------------------------------------------------------
+        metrics: dict[str, Any] = {"step": 0, "epoch": 0, "images": 0, **first}
+        whose = "of the untrained network"
+        if self.taken:
+            metrics["init_from"], whose = self.cfg.init_from, "before the first step"
+        directory.append_metrics(metrics)
+        tracker.log(metrics, 0)
+        for name, value in main_figures(first).items():
+            progress.console.print(f"{'k-NN' if name == 'knn_top1' else name} {whose}: {value:.1f}%")
 
     def _keep_time(self, clock: Clock) -> None:
         self.seconds += clock.total()
@@ -424,48 +285,7 @@ class Trainer:
         if distributed.is_main():
             checkpoint.save(directory.checkpoints / name, self.state())
 
-    def state(self) -> dict[str, Any]:
-        """Everything that a resume needs to go on bit for bit; random numbers need nothing (`seed_step`)."""
-        return {
-            "config": OmegaConf.to_yaml(self.cfg),
-            "step": self.step,
-            "student": self.student.state_dict(),
-            "teacher": self.teacher.state_dict(),
-            "loss": self.dino_loss.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "scaler": self.scaler.state_dict(),
-            "judge": self.judge.state_dict(),
-            "best_knn": self.best_knn,
-            "untrained_knn": self.untrained_knn,
-            "last_metrics": self.last_metrics,
-            "corrupt": sorted(self.corrupt),
-            "seconds": self.seconds,
-            "training_seconds": self.training_seconds,
-        }
-
-    def restore(self, state: dict[str, Any]) -> None:
-        """Go on from `state`."""
-        self.student.load_state_dict(state["student"])
-        self.teacher.load_state_dict(state["teacher"])
-        self.dino_loss.load_state_dict(state["loss"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.scaler.load_state_dict(state["scaler"])
-        self.judge.load_state_dict(state["judge"])
-        self.step = state["step"]
-        self.best_knn, self.untrained_knn = state["best_knn"], state["untrained_knn"]
-        self.last_metrics, self.corrupt = state["last_metrics"], set(state["corrupt"])
-        self.seconds, self.training_seconds = state["seconds"], state["training_seconds"]
-
 
 def join_outputs(parts: Sequence[NetworkOutput]) -> NetworkOutput:
     """Join the outputs for the global crops of all parts of a batch, crop-major."""
     return NetworkOutput(*(join_micro_batches(rows, crops=2) for rows in zip(*parts, strict=True)))
-
-
-def _why_corrupt(source: ImageSource, index: int) -> str:
-    """The name of an unreadable image and the reason, which loader processes keep to themselves."""
-    try:
-        source.read(index)
-    except CorruptImageError as error:
-        return str(error)
-    return source.name(index)

@@ -77,10 +77,14 @@ def images(
 ) -> ArraySource:
     """Return noise images (N, 3, size, size) with these labels."""
     labels = np.asarray(labels, dtype=np.int64)
-    generator = torch.Generator().manual_seed(len(labels))
-    images = torch.randint(0, 256, (len(labels), 3, size, size), generator=generator, dtype=torch.uint8)
+    images = random_images(len(labels), size, seed=len(labels))
     classes = classes or [str(number) for number in range(int(labels.max()) + 1)]
     return ArraySource("noise", images, labels, classes, 3)
+
+
+def random_images(n: int, side: int = 8, channels: int = 3, seed: int = 0) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(0, 256, (n, channels, side, side), generator=generator, dtype=torch.uint8)
 
 
 class ConvNet(nn.Sequential):

@@ -141,13 +141,13 @@ def test_weights_from_elsewhere_on_class_folders(
     ("words", "expected"),
     [
         (["eval=knn"], "run=outputs/EXPERIMENT/RUN, or weights=FILE"),
-        (["run=nowhere"], "run = nowhere: no run"),
-        (["run=RUN", "weights=w.pth"], "both are given"),
+        (["run=nowhere"], "run = nowhere: not a run"),
+        (["run=RUN", "weights=w.pth"], "both are set"),
         (["run=RUN", "backbone=vit_small"], "backbone: a run has its own"),
         (["run=RUN", "eval=knnn"], "did you mean knn?"),
         (["run=RUN", "knn.kk=3"], "did you mean knn.k?"),
         (["run=RUN", "knn.k=0"], "at least 1"),
-        (["run=RUN", "knn.k=[]"], "knn.k = []: give one value at least"),
+        (["run=RUN", "knn.k=[]"], "knn.k = []: give at least one value"),
         (["run=RUN", "eval=linear", "linear.blocks=[]"], "linear.blocks = []"),
         (["run=RUN", "crop_ratio=1e-9"], "at least 0.1"),
         (["run=RUN", "device=cuda"], "device = cuda: this machine has no such device"),
@@ -233,7 +233,7 @@ def test_unreadable_images_are_said_and_too_many_refused(
     assert not (run / "evaluations.json").exists()  # refused to the second evaluation too
     assert "knn: data.max_corrupt = 0.01: 1 of 20 images of train cannot be read" in capsys.readouterr().err
     assert main([*words, "data.max_corrupt=0.1"]) == 0
-    assert records(run)[0]["notes"] == ["1 of 20 images of train could not be read and are left out."]
+    assert records(run)[0]["notes"] == ["1 of 20 images of train could not be read and were skipped."]
 
 
 def test_other_images_are_normalized_as_the_network_is_used_to(run: Path, tmp_path: Path) -> None:
@@ -282,7 +282,7 @@ def test_an_evaluation_that_fails_leaves_the_others(
     run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from dino_exp.errors import UserError
-    from dino_exp.eval.nearest import NearestNeighbors
+    from dino_exp.eval.neighbors import NearestNeighbors
 
     def fail(self: NearestNeighbors, subject: object, data: object, folder: Path) -> None:
         folder.mkdir(parents=True)

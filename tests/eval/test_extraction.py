@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,12 @@ from torch import nn
 
 from dino_exp.backbone.library import timm_backbone
 from dino_exp.backbone.tokens import block_tokens
-from dino_exp.data.source import CorruptImageError, ImageSource, Shrink, Splits
-from dino_exp.eval.extraction import Extracted
-from tests.eval.subjects import images, subject, tiny_vit
+from dino_exp.data.source import ArraySource, CorruptImageError, ImageSource, Shrink, Splits
+from dino_exp.errors import UserError
+from dino_exp.eval.extraction import Extracted, extract, pixels
+from dino_exp.eval.subject import Subject
+from tests.data.sources import Album
+from tests.eval.subjects import ConvNet, images, random_images, subject, tiny_vit
 
 
 def extracted(
@@ -102,3 +106,73 @@ def test_timms_transformers_have_blocks_and_convnets_their_own_feature(
     features = extracted(images([0, 1]), convnet, blocks=4).features("train")
     assert features.blocks == 0
     assert features.final.shape == (2, 512)
+
+
+def seen_by(network: nn.Module, **changes: Any) -> Subject:
+    """The network as it is, in whatever mode, with batches of 4 images of 8 x 8."""
+    given: dict[str, Any] = {"batch_size": 4, "mean": (0.5,) * 3, "std": (0.25,) * 3, **changes}
+    return replace(subject(nn.Identity(), image_size=8), backbone=network, **given)
+
+
+def small_network() -> ConvNet:
+    return ConvNet(4, nn.Dropout(0.5))
+
+
+def test_rows_are_the_network_in_eval_mode_and_nothing_of_it_moves() -> None:
+    torch.manual_seed(0)
+    network = small_network()
+    network.train()
+    network[2].eval()  # a part that somebody froze stays frozen, the rest goes back to train mode
+    network.get_buffer("1.running_mean").fill_(0.3)
+    before = {key: value.clone() for key, value in network.state_dict().items()}
+    images = random_images(11)
+    got = extract(seen_by(network), ArraySource("a", images, None, None, 3))
+
+    assert [module.training for module in network] == [True, True, False, True, True]
+    assert all(torch.equal(value, before[key]) for key, value in network.state_dict().items())
+    with torch.no_grad():
+        expected = network.eval()((images.float() / 255 - 0.5) / 0.25).unsqueeze(1)
+    torch.testing.assert_close(got.values, expected)
+    assert got.values.dtype == torch.float32
+    assert got.indices.tolist() == list(range(11))
+    (got.final @ nn.Parameter(torch.ones(4))).sum().backward()  # ordinary tensors: a probe can learn on them
+
+
+def test_modes_come_back_after_an_error_too() -> None:
+    network = small_network().train()
+    gray = seen_by(network, channels=1, mean=(0.5,), std=(1.0,))
+    with pytest.raises(RuntimeError, match="to have 3 channels, but got 1"):
+        extract(gray, Album(random_images(2, channels=1)), [0])
+    assert all(module.training for module in network.modules())
+
+
+def test_unreadable_images_leave_with_their_index() -> None:
+    mixed = [*random_images(3, side=8), *random_images(3, side=12), *random_images(2, side=8)]
+    asked = [7, 1, 2, 3, 5, 0]
+    flat = seen_by(nn.Flatten(), batch_size=2)
+    sound = extract(flat, Album(mixed), asked)
+    torn = extract(flat, Album(mixed, unreadable={1, 2, 5}), asked)
+    assert sound.indices.tolist() == asked
+    assert torn.indices.tolist() == [7, 3, 0]
+    assert torch.equal(torn.values, sound.values[[0, 3, 5]])
+    with pytest.raises(UserError, match=r"None of 1 images.*album 1"):
+        extract(flat, Album(mixed, unreadable={1}), [1])
+
+
+def test_threads_change_neither_order_nor_values() -> None:
+    album = Album([*random_images(9, side=16), *random_images(8, side=11)], unreadable={3})
+    alone, ahead = (
+        extract(seen_by(nn.Flatten(), batch_size=3, workers=workers), album) for workers in (0, 3)
+    )
+    assert torch.equal(alone.values, ahead.values)
+    assert torch.equal(alone.indices, ahead.indices)
+
+
+def test_pixels_are_centered_by_the_bank_alone() -> None:
+    bank, queries = random_images(6, channels=2), random_images(3, channels=2, seed=1)
+    got_bank, got_queries = pixels(
+        Album(bank), range(6), Album(queries), [2, 0], image_size=8, crop_ratio=1.0, batch_size=4
+    )
+    assert got_bank.final.mean(dim=0).abs().max() < 1e-6
+    expected = (queries[[2, 0]].float() - bank.float().mean(dim=0)) / 255
+    torch.testing.assert_close(got_queries.final, expected.flatten(1))

@@ -436,4 +436,4 @@ def test_train_py(tmp_path: Path) -> None:
     (folder / JOURNAL).unlink()  # the runs alone know it, too
     printed, again = train_py()
     assert again == first
-    assert printed.count("This run is over already") == 3
+    assert printed.count("This run has already finished") == 3

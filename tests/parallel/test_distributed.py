@@ -144,7 +144,7 @@ def test_a_signal_to_one_process_stops_both_and_one_process_can_resume(
     assert 4 <= checkpoint.load(directory.checkpoints / "last.pt")["step"] == status["step"] < 20
     alone = Program("train.py", *RUN, folder=tmp_path, environment=cache(tmp_path))
     assert alone.wait() == 0
-    assert f"Going on from step {status['step']}" in alone.stdout
+    assert f"Resuming from step {status['step']}" in alone.stdout
     assert directory.read_status()["state"] == "finished"
     assert_same_but_for_rounding(directory, one_process, rounded_otherwise)
 

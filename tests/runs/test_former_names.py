@@ -15,7 +15,8 @@ from omegaconf import OmegaConf
 from dino_exp import cli
 from dino_exp.config import compose_evaluation
 from dino_exp.config.compose import check, compose
-from dino_exp.config.evaluation_schema import EVALUATIONS, EvaluateConfig
+from dino_exp.config.evaluate_config import EvaluateConfig
+from dino_exp.config.evaluation_schema import EVALUATIONS
 from dino_exp.config.hydra_loader import EVALUATE, loader
 from dino_exp.config.identity import GROUPS, differing_keys, identity, run_id
 from dino_exp.config.launcher_settings import SETTINGS, OptunaSettings

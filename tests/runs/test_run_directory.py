@@ -105,6 +105,6 @@ class Attack:
 
 def test_a_checkpoint_that_would_run_code_is_refused_without_running_it(tmp_path: Path) -> None:
     torch.save({"step": 3, "student": Attack(tmp_path / "executed")}, tmp_path / "last.pt")
-    with pytest.raises(UserError, match=r"last\.pt: not a checkpoint that can be loaded"):
+    with pytest.raises(UserError, match=r"last\.pt: cannot be loaded as a checkpoint"):
         checkpoint.load(tmp_path / "last.pt")
     assert not (tmp_path / "executed").exists()

@@ -1,4 +1,4 @@
-"""Whole runs through the front door: what they leave behind, and that nothing is lost however they end."""
+"""Complete runs through the front door: what they write, and that nothing is lost however they end."""
 
 import json
 import os
@@ -68,7 +68,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> tuple[RunDirectory,
 def test_python_train_py_makes_the_run_that_a_fork_makes(
     tmp_path: Path, undisturbed: tuple[RunDirectory, str]
 ) -> None:
-    """As a person types it; what the other tests see of forks holds for it too."""
+    """Run the command as a person types it; the other tests run forks, which must do the same."""
     command = [sys.executable, str(ROOT / "train.py"), *SMALL, STOCHASTIC]
     cache = {"XDG_CACHE_HOME": str(tmp_path / "cache")}
     done = subprocess.run(command, cwd=tmp_path, env=os.environ | cache, capture_output=True, text=True)
@@ -83,7 +83,7 @@ def files(directory: RunDirectory) -> set[str]:
     return {name for name in held if not name.startswith("wandb/")} - {".lock"}
 
 
-def test_the_command_line_leaves_a_whole_run_directory(undisturbed: tuple[RunDirectory, str]) -> None:
+def test_the_command_line_leaves_a_complete_run_directory(undisturbed: tuple[RunDirectory, str]) -> None:
     directory, output = undisturbed
     assert files(directory) == {
         "config.yaml",
@@ -172,14 +172,14 @@ def test_a_run_killed_twice_ends_with_the_same_weights(
     third = start(tmp_path, STOCHASTIC)
     assert third.wait() == 0, third.output
     output = third.stdout
-    assert f"Going on from step {at}" in output
+    assert f"Resuming from step {at}" in output
     assert steps_logged(directory) == list(range(17))
     assert directory.read_status()["attempt"] == 3
     assert_same_weights(directory, undisturbed[0])
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2])
-def test_a_signal_saves_at_the_next_step_and_the_run_goes_on(
+def test_a_signal_saves_at_the_next_step_and_the_run_resumes(
     tmp_path: Path,
     number: signal.Signals,
     undisturbed: tuple[RunDirectory, str],
@@ -200,10 +200,8 @@ def test_a_signal_saves_at_the_next_step_and_the_run_goes_on(
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR2])
-def test_a_signal_to_the_loader_processes_too_saves_all_the_same(
-    tmp_path: Path, number: signal.Signals
-) -> None:
-    """Ctrl-C and SLURM's preemption reach every process of a run."""
+def test_a_signal_to_the_loader_processes_too_saves_as_well(tmp_path: Path, number: signal.Signals) -> None:
+    """Ctrl-C and SLURM's preemption signal every process of a run."""
     long = ("trainer.num_workers=2", "trainer.epochs=40", "trainer.checkpoint_every=320")
     process = start(tmp_path, *long, own_group=True)
     process.until_it_says("/320")
@@ -219,7 +217,7 @@ Views = list[torch.Tensor]
 
 
 def before_step(patch: pytest.MonkeyPatch, number: int, act: Callable[[Views], Views]) -> None:
-    """Have the trainer take from `act` what its `number`-th step sees."""
+    """Replace what the trainer's `number`-th step sees by what `act` makes of it."""
     original = Trainer.train_step
 
     def stepping(self: Trainer, views: Views, observe: bool = False) -> object:
@@ -229,7 +227,7 @@ def before_step(patch: pytest.MonkeyPatch, number: int, act: Callable[[Views], V
 
 
 def send_at(patch: pytest.MonkeyPatch, step: int, *signals: signal.Signals) -> None:
-    """Send signals to this process while the run makes its `step`-th step."""
+    """Send signals to this process during the `step`-th step of the run."""
 
     def send(views: Views) -> Views:
         for number in signals:
@@ -239,7 +237,7 @@ def send_at(patch: pytest.MonkeyPatch, step: int, *signals: signal.Signals) -> N
     before_step(patch, step, send)
 
 
-def test_a_second_ctrl_c_leaves_at_once_with_the_checkpoint_whole(
+def test_a_second_ctrl_c_exits_at_once_with_the_checkpoint_intact(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patch:
@@ -263,12 +261,12 @@ def test_a_finished_run_is_shown_and_never_touched(
     shown = train(cfg, tmp_path / "run")
     assert shown.exit_code == 0
     output = capsys.readouterr().out
-    assert "over already: finished" in output
+    assert "already finished" in output
     assert "resume=never" in output
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*")} == before
 
-    afresh = train(configuration("trainer.max_steps=3", "resume=never"), tmp_path / "run")
-    assert afresh.directory == tmp_path / "run-2"
+    again = train(configuration("trainer.max_steps=3", "resume=never"), tmp_path / "run")
+    assert again.directory == tmp_path / "run-2"
     assert_same_weights(RunDirectory(tmp_path / "run"), RunDirectory(tmp_path / "run-2"))
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dino_exp.eval.knn import nearest
+from dino_exp.eval.neighbors import nearest
 
 AGREEMENT = (1, 10)
 """Numbers of neighbors whose classes are compared with the image's."""
