@@ -1,17 +1,17 @@
-"""The generated pages of the documentation: every group and key, and the Python modules.
+"""The generated pages of the documentation: every group and key, and a page per folder of Python modules.
 
-`conf.py` calls `write` before each build. Keys come from the schema's docstrings, which `--help` prints too,
-options from the first comment of their files in `conf/`, and modules from their source, which is read and not
-imported. Docstrings are Markdown.
+`conf.py` calls `write` before each build. Keys come from the schema's docstrings, which `--help` prints too
+(Markdown), options from the first comment of their files in `conf/`. The pages of modules only name them:
+autodoc imports them and reads their docstrings (reStructuredText).
 """
 
 from __future__ import annotations
 
-import ast
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import MISSING as NO_DEFAULT
 from dataclasses import Field, fields
+from itertools import dropwhile, takewhile
 from pathlib import Path
 from typing import Any
 
@@ -27,23 +27,6 @@ from dino_exp.config.schema import SCHEMAS, Config
 from dino_exp.installation import CONF
 
 ROOT = Path(__file__).parents[1]
-TITLES = {
-    "dino": "The algorithm",
-    "backbone": "Backbones",
-    "data": "Data",
-    "config": "Configuration",
-    "train": "Training",
-    "eval": "Evaluations",
-    "runs": "Run directories",
-    "parallel": "Several processes",
-    "weights": "Weights from elsewhere",
-    "export": "Weights to elsewhere",
-    "report": "Reports",
-    "plots": "Plots",
-    "tracker": "Trackers",
-    "launchers": "Launchers",
-}
-"""Page titles of the rooms of `dino_exp`, and of `launchers`; other modules share the page "Base"."""
 
 
 def write(folder: Path) -> None:
@@ -68,75 +51,65 @@ def included(name: str) -> list[str]:
     return [f"```{{include}} ../../{name}", ":relative-docs: docs/", ":relative-images:", "```"]
 
 
-# ---- keys ---------------------------------------------------------------------------------------
-
-
 def configuration() -> Iterator[str]:
     """Yield the page of `train.py`: keys outside groups, then each group with its options and keys."""
     yield from ("# Groups and keys of train.py", "")
     yield (
         "Type `group=option` to choose an option and `key=value` to change a value. Defaults are those of "
-        "the released code; the options in `conf/` and the experiments choose others, and "
-        "`python train.py --cfg job` prints what is in force."
+        "the released code; options and experiments choose others; `python train.py --cfg job` prints all."
     )
-    plain = [field for field in fields(Config) if field.name not in SCHEMAS]
-    yield from ("", "## Keys outside groups", "", *key_table(Config, plain, ""))
-    for group, kinds in SCHEMAS.items():
-        yield from ("", f"## {group}", "", *option_table(group))
-        for name, kind in kinds.items():
-            if name:
-                yield from ("", f"### {group}: {name}")
-            yield from ("", sentence(kind), "", *key_table(kind, own_fields(kind), f"{group}."))
-    for group in ("experiment", "temperature", "ablation", "sweep"):
-        yield from ("", f"## {group}", "", *option_table(group))
+    yield from ("", "## Keys outside groups", "", *key_table(Config, "", skip=SCHEMAS))
+    for name, kinds in SCHEMAS.items():
+        yield from group(name, kinds)
+    for name in ("experiment", "temperature", "ablation", "sweep"):
+        yield from group(name, {})
 
 
 def evaluations() -> Iterator[str]:
     """Yield the page of `evaluate.py`."""
-    yield from ("# Keys of evaluate.py", "")
-    yield "Protocols, data layouts and figures are described in [Evaluations](../evaluation.md)."
-    general = [field for field in fields(EvaluateConfig) if field.name not in (*SCHEMAS, *EVALUATIONS)]
-    general += [field for field in fields(EvaluateConfig) if field.name == "eval"]
-    yield from ("", "## General keys", "", *key_table(EvaluateConfig, general, ""))
+    protocols = "Protocols, data layouts and figures are described in [Evaluations](../evaluation.md)."
+    yield from ("# Keys of evaluate.py", "", protocols)
+    general = key_table(EvaluateConfig, "", skip={*SCHEMAS, *EVALUATIONS} - {"eval"})
+    yield from ("", "## General keys", "", *general)
     yield from ("", "The groups `backbone`, `data` and `tracker` are those of [train.py](configuration.md).")
     for name, kind in EVALUATIONS.items():
-        yield from ("", f"## {name}", "", sentence(kind), "")
-        if (CONF / name).is_dir():
-            yield from (*option_table(name), "")
-        yield from key_table(kind, own_fields(kind), f"{name}.")
+        yield from group(name, {"": kind})
 
 
 def launchers() -> Iterator[str]:
     """Yield the page of the launchers' and the search's keys."""
-    yield from ("# Keys of launchers and searches", "")
-    yield "[Clusters](../clusters.md) shows how they are used."
+    yield from ("# Keys of launchers and searches", "", "[Clusters](../clusters.md) shows how they are used.")
     for name, settings in SETTINGS.items():
-        yield from ("", f"## hydra/launcher={name}", "", sentence(settings), "")
-        yield from key_table(settings, own_fields(settings), "hydra.launcher.")
-    yield from ("", "## hydra/sweeper=optuna", "", sentence(OptunaSettings), "")
-    yield from key_table(OptunaSettings, own_fields(OptunaSettings), "hydra.sweeper.")
+        yield from ("", f"## hydra/launcher={name}", *keys(settings, "hydra.launcher."))
+    yield from ("", "## hydra/sweeper=optuna", *keys(OptunaSettings, "hydra.sweeper."))
 
 
-def option_table(group: str) -> Iterator[str]:
-    """Yield a table of a group's options, each with the first comment of its file."""
-    yield from ("| option | meaning |", "|---|---|")
-    for option in loader().options(group):
-        lines = (CONF / group / f"{option}.yaml").read_text("utf-8").splitlines()
-        comment: list[str] = []
-        for line in lines:
-            if line.startswith("# ") and not line.startswith("# @package"):
-                comment.append(line[2:])
-            elif comment:
-                break
-        yield f"| `{group}={option}` | {cell(' '.join(comment))} |"
+def group(name: str, kinds: Mapping[str, type]) -> Iterator[str]:
+    """Yield the section of a group: a table of its options, then the keys of each kind of option."""
+    yield from ("", f"## {name}", "")
+    if (CONF / name).is_dir():
+        yield from ("| option | meaning |", "|---|---|")
+        for option in loader().options(name):
+            lines = (CONF / name / f"{option}.yaml").read_text("utf-8").splitlines()
+            rest = dropwhile(lambda line: not re.match("# (?!@package)", line), lines)
+            comment = takewhile(lambda line: line.startswith("# "), rest)
+            yield f"| `{name}={option}` | {cell(' '.join(line[2:] for line in comment))} |"
+    for word, kind in kinds.items():
+        yield from ("", f"### {name}: {word}" if word else "", *keys(kind, f"{name}."))
 
 
-def key_table(kind: type, rows: Iterable[Field[Any]], prefix: str) -> Iterator[str]:
+def keys(kind: type, prefix: str) -> Iterator[str]:
+    """Yield the docstring of a class as one paragraph, and the table of its keys."""
+    yield from ("", " ".join((kind.__doc__ or "").split()), "", *key_table(kind, prefix))
+
+
+def key_table(kind: type, prefix: str, skip: Collection[str] = ()) -> Iterator[str]:
     """Yield a table of keys: name, default, accepted values, meaning."""
     yield from ("| key | default | accepts | meaning |", "|---|---|---|---|")
-    for field in rows:
-        text = cell(meaning(kind, field.name, True))
-        yield f"| `{prefix}{field.name}` | {default(field)} | {accepts(field)} | {text} |"
+    for field in own_fields(kind):
+        if field.name not in skip:
+            text = cell(meaning(kind, field.name, True))
+            yield f"| `{prefix}{field.name}` | {default(field)} | {accepts(field)} | {text} |"
 
 
 def own_fields(kind: type) -> list[Field[Any]]:
@@ -146,9 +119,7 @@ def own_fields(kind: type) -> list[Field[Any]]:
 
 def default(field: Field[Any]) -> str:
     """Return a field's default as it is typed; empty where the option or the user gives it."""
-    value = field.default
-    if field.default_factory is not NO_DEFAULT:
-        value = field.default_factory()
+    value = field.default if field.default_factory is NO_DEFAULT else field.default_factory()
     return "" if value in (NO_DEFAULT, MISSING) else f"`{show(value)}`"
 
 
@@ -165,11 +136,6 @@ def accepts(field: Field[Any]) -> str:
     return ", ".join([words, *texts]) + (f"; {bounds.hint}" if bounds.hint else "")
 
 
-def sentence(kind: type) -> str:
-    """Return the docstring of a class as one paragraph."""
-    return " ".join((kind.__doc__ or "").split())
-
-
 def cell(text: str) -> str:
     """Return text for a table cell; Markdown's characters are escaped outside code."""
     parts = re.split(r"(`[^`]*`)", text)
@@ -177,107 +143,20 @@ def cell(text: str) -> str:
     return "".join(escaped).replace("|", r"\|")
 
 
-# ---- Python modules -----------------------------------------------------------------------------
-
-
 def python_pages() -> Iterator[tuple[str, list[str]]]:
-    """Yield name and lines of one page per room, and of their table of contents."""
-    rooms: dict[str, list[str]] = {room: [] for room in TITLES} | {"base": []}
+    """Yield name and lines of one page per folder of modules, and of their table of contents."""
+    pages: dict[str, list[str]] = {}
     for file in sorted([*ROOT.glob("dino_exp/**/*.py"), *ROOT.glob("launchers/**/*.py")]):
-        first, *rest = file.relative_to(ROOT).with_suffix("").parts
-        if rest[-1] not in ("__init__", "__main__"):
-            room = rest[0] if first == "dino_exp" else first
-            rooms[room if room in TITLES else "base"] += module_lines(".".join([first, *rest]), file)
-    yield (
-        "python/index.md",
-        [
-            "# Python modules",
-            "",
-            "The command lines and `dino_exp.config` know Hydra; all else is a library of plain classes and "
-            "functions that take their options as arguments. Names that begin with an underscore are private "
-            "and are not listed.",
-            "",
-            "```{toctree}",
-            *rooms,
-            "```",
-        ],
+        *folders, name = file.relative_to(ROOT).with_suffix("").parts
+        if name != "__main__":
+            module = ".".join(folders if name == "__init__" else [*folders, name])
+            page = ".".join(folders[:2])
+            level = "#" if module == page else "##"
+            section = ["```{eval-rst}", f".. automodule:: {module}", "```", ""]
+            pages.setdefault(page, []).extend([f"{level} {module}", "", *section])
+    yield from ((f"python/{page}.md", lines) for page, lines in pages.items())
+    introduction = (
+        "The command lines and `dino_exp.config` know Hydra; all else is a library of plain classes and "
+        "functions that take their options as arguments."
     )
-    for room, lines in rooms.items():
-        yield f"python/{room}.md", [f"# {TITLES.get(room, 'Base')}", *lines]
-
-
-def module_lines(name: str, file: Path) -> list[str]:
-    """Return the section of a module: its docstring, then its public names that have one."""
-    tree = ast.parse(file.read_text("utf-8"))
-    lines = ["", f"## {name}", "", f"```{{py:module}} {name}", "```", "", *prose(ast.get_docstring(tree))]
-    return lines + members(tree.body, "function", "data", 4)
-
-
-def members(body: list[ast.stmt], function: str, value: str, colons: int) -> list[str]:
-    """Return directives for the documented public names of a module or class.
-
-    Args:
-        body: its statements.
-        function: what Sphinx calls its functions: function or method.
-        value: what Sphinx calls its variables: data or attribute.
-        colons: length of the fence, which is longer than those within it.
-    """
-    lines, fence = [], ":" * colons
-    for node, following in zip(body, [*body[1:], ast.Pass()], strict=True):
-        content: list[str] = []
-        typed: list[str] = []
-        if isinstance(node, ast.ClassDef):
-            inits = [each for each in node.body if getattr(each, "name", "") == "__init__"]
-            own = arguments(inits[0]) if inits and isinstance(inits[0], ast.FunctionDef) else ""
-            kind, title, text = "class", f"{node.name}{own}", ast.get_docstring(node)
-            content = members(node.body, "method", "attribute", colons - 1)
-        elif isinstance(node, ast.FunctionDef):
-            returns = f" -> {ast.unparse(node.returns)}" if node.returns else ""
-            kind, title, text = function, f"{node.name}{arguments(node)}{returns}", ast.get_docstring(node)
-            if any("property" in ast.unparse(each) for each in node.decorator_list):
-                kind, title = "property", node.name
-        elif isinstance(node, (ast.Assign, ast.AnnAssign)) and isinstance(following, ast.Expr):
-            target = node.target if isinstance(node, ast.AnnAssign) else node.targets[0]
-            typed = [f":type: {ast.unparse(node.annotation)}"] if isinstance(node, ast.AnnAssign) else []
-            document = following.value.value if isinstance(following.value, ast.Constant) else None
-            kind, title, text = value, ast.unparse(target), document if isinstance(document, str) else None
-        else:
-            continue
-        if text and not title.startswith("_"):
-            lines += ["", f"{fence}{{py:{kind}}} {title}", *typed, "", *prose(text), *content, fence]
-    return lines
-
-
-def arguments(node: ast.FunctionDef) -> str:
-    """Return the arguments of a function in parentheses, without self or cls."""
-    own = node.args
-    first = (own.posonlyargs or own.args)[:1]
-    if first and first[0].arg in ("self", "cls"):
-        (own.posonlyargs or own.args).pop(0)
-    return f"({ast.unparse(own)})"
-
-
-def prose(docstring: str | None) -> list[str]:
-    """Return a docstring as Markdown; `Args:`, `Returns:` and `Raises:` become lists."""
-    lines: list[str] = []
-    in_section = False
-    for line in (docstring or "").splitlines():
-        title = re.fullmatch(r"(Args|Returns|Raises|Yields):", line)
-        if title:
-            in_section = True
-            lines += ["", f"**{title[1]}**", ""]
-            continue
-        in_section = in_section and (not line or line.startswith("    "))
-        entry = re.fullmatch(r"    (\*{0,2}[\w.]+): (.*)", line) if in_section else None
-        if entry:
-            lines.append(f"- `{entry[1]}`: {escaped(entry[2])}")
-        elif in_section:
-            lines.append(f"  {escaped(line.strip())}" if lines[-1] else escaped(line.strip()))
-        else:
-            lines.append(escaped(line))
-    return [*lines, ""]
-
-
-def escaped(text: str) -> str:
-    """Return text in which `<` outside code is no HTML."""
-    return re.sub(r"(`[^`]*`)|<", lambda found: found[1] or r"\<", text)
+    yield "python/index.md", ["# Python modules", "", introduction, "", "```{toctree}", *pages, "```"]

@@ -90,11 +90,16 @@ def test_the_reference_has_the_meaning_and_bounds_of_a_key(generated: Path) -> N
     assert "center ← m·center + (1 − m)·batch mean" in row
 
 
-def test_the_reference_has_documented_functions_with_their_signatures(generated: Path) -> None:
-    text = (generated / "python" / "dino.md").read_text("utf-8")
-    assert "{py:function} entropy(probabilities: torch.Tensor) -> torch.Tensor" in text
-    assert "{py:class} DINOLoss(*, out_dim: int, student_temp: float=0.1," in text
-    assert "def _" not in text
+def test_the_reference_has_every_module_on_the_page_of_its_folder(generated: Path) -> None:
+    pages = {page.stem: page.read_text("utf-8") for page in (generated / "python").glob("dino_exp*.md")}
+    folders = [file.parent.name for file in ROOT.glob("dino_exp/*/__init__.py")]
+    assert pages.keys() == {"dino_exp", *(f"dino_exp.{folder}" for folder in folders)}
+    for page, text in pages.items():
+        files = ROOT.joinpath(*page.split(".")).glob("*.py" if page == "dino_exp" else "**/*.py")
+        paths = [file.relative_to(ROOT).with_suffix("") for file in files if file.stem != "__main__"]
+        modules = [".".join(path.parts).removesuffix(".__init__") for path in paths]
+        assert sorted(re.findall(r"automodule:: ([\w.]+)", text)) == sorted(modules)
+    assert "automodule:: launchers.slurm" in (generated / "python" / "launchers.md").read_text("utf-8")
 
 
 def test_commands_of_train_are_understood() -> None:

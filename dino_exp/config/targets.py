@@ -23,7 +23,7 @@ class Component(Protocol):
 
 
 def targets_of(schema: type) -> tuple[str, ...]:
-    """Return the `_target_`s that a schema class accepts: its field's choices, or its default alone."""
+    """Return each `_target_` that a schema class accepts: its field's choices, or its default alone."""
     target: Field[Any] | None = next((field for field in fields(schema) if field.name == "_target_"), None)
     if target is None or target.default in (NO_DEFAULT, NOT_SET):
         return ()

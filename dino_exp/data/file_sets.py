@@ -48,7 +48,7 @@ def held_out_sibling(train: Path) -> Path | None:
 def find_files(key: str, value: str, endings: Sequence[str], kinds: str) -> list[Path]:
     """Return the files that a key names, in the order of the list or of their names.
 
-    value: a folder, one file, a pattern with braces ({000..146}, {a,b}) or with *, ? and [], or a text file
+    value: a folder, one file, a pattern with braces ({000..146}, {a,b}) or with `*?[]`, or a text file
     (.txt) with one path per line, relative to its own folder.
     Raises UserError if nothing is found, or if a file of the list or the braces is missing.
     """

@@ -1,7 +1,7 @@
 """Diagnostics that tell a healthy run from a collapsed one, from the batch of a logged step.
 
 Everything is computed on the training device over the global batch, and fetched in one transfer. Entropies
-are in nats. With P(x) a network's output for a crop x:
+are in nats. With P(x) a network's output for a crop x::
 
     h = mean over x of H(P(x))          entropy of an output; between 0 (one-hot) and ln K (uniform)
     marginal entropy = H(mean of P(x))  how evenly the prototypes are used

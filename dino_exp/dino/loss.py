@@ -1,4 +1,4 @@
-"""The DINO loss: cross-entropy between teacher and student over pairs of crops (section 3.1).
+"""The DINO loss: cross-entropy between teacher and student over pairs of crops (section 3.1)::
 
     P_s(x') = softmax(student logits / τ_s)                        eq. 1
     P_t(x) = softmax((teacher logits − c) / τ_t)                   centered by c, sharpened by a low τ_t
@@ -9,7 +9,7 @@ where x is one of the two global crops of an image and x' any crop of it.
 
 The sum over pairs factorizes. With z = student logits / τ_s of one crop, and T the sum of the teacher's
 distributions over the global crops that this crop is paired with (p of them: the other one for a global crop,
-both for a local crop), the crop's terms are
+both for a local crop), the crop's terms are::
 
     Σ_pairs H(P_t, P_s) = p · logsumexp(z) − Σ_k T_k z_k,    gradient in z:  p · softmax(z) − T.
 

@@ -55,7 +55,7 @@ def lars(*, params: list[dict[str, Any]]) -> torch.optim.Optimizer:
 class LARS(torch.optim.Optimizer):
     """Layer-wise adaptive rate scaling (You et al. 2017), as in the released code.
 
-    Weight decay and the trust ratio eta·|w| / |gradient + weight_decay·w| apply to tensors that are not
+    Weight decay and the trust ratio `eta·|w| / |gradient + weight_decay·w|` apply to tensors that are not
     one-dimensional; biases and norms take a plain momentum step.
     """
 
@@ -96,7 +96,7 @@ class LARS(torch.optim.Optimizer):
 
 
 def trust_scaled(params: list[Tensor], gradients: list[Tensor], group: dict[str, Any]) -> list[Tensor]:
-    """Return u · eta·|w| / |u| for u = gradient + weight_decay·w of each tensor; u where a norm is 0."""
+    """Return `u · eta·|w| / |u|` for u = gradient + weight_decay·w of each tensor; u where a norm is 0."""
     if not params:
         return []
     updates = torch._foreach_add(gradients, params, alpha=group["weight_decay"])

@@ -40,7 +40,7 @@ TARGETS: dict[str, str] = {
     "dino_exp.optimizer.lars": "dino_exp.dino.optimizer.lars",
     "dino_exp.optimizer.sgd": "dino_exp.dino.optimizer.sgd",
 }
-"""`_target_`s: "dino_exp.loss.DINOLoss": "dino_exp.dino.loss.DINOLoss"."""
+"""Each `_target_`: "dino_exp.loss.DINOLoss": "dino_exp.dino.loss.DINOLoss"."""
 
 KEYS: dict[str, str] = {
     "attention.pictures": "attention.images",

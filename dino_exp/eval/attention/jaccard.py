@@ -33,7 +33,7 @@ def keep_mass(attention: Tensor, mass: float) -> Tensor:
 
 
 def jaccard(predicted: Tensor, mask: Tensor) -> Tensor:
-    """Return |A ∩ B| / |A ∪ B|, in 0–1, of patches (..., h, w) bool and the objects of a mask (H, W).
+    """Return `|A ∩ B| / |A ∪ B|`, in 0–1, of patches (..., h, w) bool and the objects of a mask (H, W).
 
     Patches are enlarged to the mask's size (nearest). Void pixels are ignored in both.
     """
