@@ -95,12 +95,7 @@ def _start(listing: str, images: int) -> tuple[int, float, float, float]:
     before = status_kib("VmRSS")
     start = time.perf_counter()
     source = folder.load(
-        root=listing,
-        val_root=None,
-        channels=3,
-        backend="fast",
-        packed=False,
-        packed_side=None,
+        root=listing, val_root=None, channels=3, backend="fast", packed=False, packed_side=None
     ).train
     listed = time.perf_counter() - start
     indexed = (status_kib("VmRSS") - before) / 2**10

@@ -51,10 +51,7 @@ def test_timm_students_have_stochastic_depth() -> None:
     [
         ({"name": "vit_smal_patch16_224"}, "no such timm model; did you mean vit_small_patch16_224"),
         ({"name": "densenet121", "drop_path_rate": 0.1}, "densenet121 has no stochastic depth; set it to 0"),
-        (
-            {"name": "maxvit_nano_rw_256", "image_size": 36},
-            "maxvit_nano_rw_256: cannot take images of 36x36",
-        ),
+        ({"name": "maxvit_nano_rw_256", "image_size": 36}, "maxvit_nano_rw_256: cannot take images of 36x36"),
     ],
 )
 def test_timm_errors_name_key_value_and_fix(settings: dict[str, Any], message: str) -> None:

@@ -61,12 +61,7 @@ def test_an_image_depends_on_seed_split_and_index_alone(tmp_path: Path, block: B
         assert np.allclose(small.train.read(index) / 255, block[0][index])
     assert np.array_equal(labels_of(small.train), labels_of(large.train)[:30])
     other_seed = shapes(tmp_path, seed=1)
-    images = [
-        small.train.read(3),
-        held_out(small).read(3),
-        other_seed.train.read(3),
-        large.train.read(1003),
-    ]
+    images = [small.train.read(3), held_out(small).read(3), other_seed.train.read(3), large.train.read(1003)]
     for i, image in enumerate(images):
         assert not any(torch.equal(image, other) for other in images[i + 1 :])
 
