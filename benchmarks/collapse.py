@@ -336,8 +336,8 @@ def main() -> None:
         rows = list({row["number"]: row for row in reversed(found)}.values())  # the first folder has priority
         rows.sort(key=lambda row: row["number"])
         print_tables(rows, console)
-    out = Path("outputs/benchmarks") / (
-        "collapse.json" if arguments.part == "judge" else "collapse_saves.json"
+    out = Path(
+        "outputs/benchmarks", {"judge": "collapse", "saves": "collapse_saves"}[arguments.part] + ".json"
     )
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(json.dumps(rows, indent=2) + "\n")

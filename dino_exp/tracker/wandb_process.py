@@ -141,32 +141,21 @@ def _open(init: Command) -> Any:
     """Open the run with `wandb.init`, which raises after the timeout."""
     import wandb
 
+    disabled = ("disable_git", "disable_code", "disable_job_creation", "label_disable", "x_disable_meta")
     settings = {
         "init_timeout": init["timeout"],
         "silent": True,
         "console": "off",
         "stop_fn": lambda: None,  # the website's stop button would stop this process, not the training
-        "disable_git": True,
-        "disable_code": True,
-        "disable_job_creation": True,
-        "save_code": False,
-        "label_disable": True,
-        "x_disable_meta": True,
-        "x_disable_stats": True,
-        "x_save_requirements": False,
+        **dict.fromkeys((*disabled, "x_disable_stats"), True),
+        **dict.fromkeys(("save_code", "x_save_requirements"), False),
         "x_transaction_log_flush_interval": FLUSH_SECONDS,
     }
     _remove_empty_segments(Path(init["directory"]))
     run = wandb.init(
-        mode=init["mode"],
-        project=init["project"],
-        entity=init["entity"],
+        **{key: init[key] for key in ("mode", "project", "entity", "id", "name", "group", "config")},
         dir=init["directory"],
-        id=init["id"],
         resume="allow",
-        name=init["name"],
-        group=init["group"],
-        config=init["config"],
         reinit="create_new",
         settings={key: value for key, value in settings.items() if key in wandb.Settings.model_fields},
     )
