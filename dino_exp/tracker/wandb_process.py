@@ -141,14 +141,19 @@ def _open(init: Command) -> Any:
     """Open the run with `wandb.init`, which raises after the timeout."""
     import wandb
 
-    disabled = ("disable_git", "disable_code", "disable_job_creation", "label_disable", "x_disable_meta")
     settings = {
         "init_timeout": init["timeout"],
         "silent": True,
         "console": "off",
         "stop_fn": lambda: None,  # the website's stop button would stop this process, not the training
-        **dict.fromkeys((*disabled, "x_disable_stats"), True),
-        **dict.fromkeys(("save_code", "x_save_requirements"), False),
+        "disable_git": True,
+        "disable_code": True,
+        "disable_job_creation": True,
+        "save_code": False,
+        "label_disable": True,
+        "x_disable_meta": True,
+        "x_disable_stats": True,
+        "x_save_requirements": False,
         "x_transaction_log_flush_interval": FLUSH_SECONDS,
     }
     _remove_empty_segments(Path(init["directory"]))
