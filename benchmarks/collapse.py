@@ -336,9 +336,8 @@ def main() -> None:
         rows = list({row["number"]: row for row in reversed(found)}.values())  # the first folder has priority
         rows.sort(key=lambda row: row["number"])
         print_tables(rows, console)
-    out = Path("outputs/benchmarks") / (
-        "collapse.json" if arguments.part == "judge" else "collapse_saves.json"
-    )
+    name = "collapse" if arguments.part == "judge" else "collapse_saves"
+    out = Path(f"outputs/benchmarks/{name}.json")
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(json.dumps(rows, indent=2) + "\n")
     console.print(f"all figures: {out}")

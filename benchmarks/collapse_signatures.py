@@ -67,7 +67,6 @@ def draw_run(axes: Axes, directory: RunDirectory, title: str) -> None:
 
 
 def main() -> None:
-    """Draw the figure."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("folders", type=Path, nargs="+")
     parser.add_argument("--out", type=Path, default=Path("docs/collapse.png"))

@@ -58,19 +58,10 @@ def photographs(folder: Path | None) -> Iterator[Path]:
 
 def data_trainer(folder: Path, backend: str, batch: int, fuse: bool) -> Trainer:
     """Build a trainer with the real data path, and a small network because it is not used."""
-    cfg = compose(
-        [
-            "data=image_folder",
-            f"data.root={folder}",
-            f"data.backend={backend}",
-            "augment=released",
-            "crops=multicrop",
-            "backbone=vit_tiny",
-            "head.out_dim=16",
-            f"trainer.batch_size={batch}",
-            "trainer.precision=fp32",
-        ]
-    )
+    released = ["augment=released", "crops=multicrop", f"trainer.batch_size={batch}"]
+    small = ["backbone=vit_tiny", "head.out_dim=16", "trainer.precision=fp32"]
+    images = ["data=image_folder", f"data.root={folder}", f"data.backend={backend}"]
+    cfg = compose([*images, *released, *small])
     trainer = Trainer(cfg, build(cfg.data), CPU)
     if fuse:
         trainer.augment.fuse()
@@ -141,19 +132,12 @@ def with_loader(trainers: dict[str, Trainer], workers: list[int], images: int) -
             first = time.perf_counter() - start
             count = sum(1 for _ in loader)
             spent = time.perf_counter() - start - first
-            rows.append(
-                {
-                    "loader processes": str(number),
-                    "backend": name,
-                    "first batch, s": first,
-                    "images/s, color elsewhere": count * size / spent,
-                }
-            )
+            row = {"loader processes": str(number), "backend": name, "first batch, s": first}
+            rows.append(row | {"images/s, color elsewhere": count * size / spent})
     return rows
 
 
 def main() -> None:
-    """Measure stages, then loaders."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--images", type=Path, help="folder of photographs; default: synthetic ones")
     parser.add_argument("--number", type=int, default=96, help="images per measurement")

@@ -35,30 +35,19 @@ from dino_exp.eval.neighbors import nearest
 from dino_exp.eval.subject import Subject
 
 BATCH = 64
-MICRO: dict[str, Any] = {
-    "patch_size": 4,
-    "embed_dim": 64,
-    "depth": 3,
-    "num_heads": 2,
-    "mlp_ratio": 2.0,
-    "stem": "conv",
-}
-SMALL: dict[str, Any] = {"patch_size": 16, "embed_dim": 384, "depth": 12, "num_heads": 6}
+NUMBERS = dict(queries=50_000, keys=1_281_167, dim=384, images=12_000, classes=10, epochs=10)
+NUMBERS |= dict(threads=2, repeats=3)
+"""Defaults of the command line."""
+MICRO: dict[str, Any] = dict(patch_size=4, embed_dim=64, depth=3, num_heads=2, mlp_ratio=2.0, stem="conv")
+SMALL: dict[str, Any] = dict(patch_size=16, embed_dim=384, depth=12, num_heads=6)
 
 
 def main() -> None:
-    """Measure what the command line names."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("what", choices=["extraction", "knn", "linear"])
     parser.add_argument("--photos", type=Path, help="folder of photographs for ViT-S/16 at 224")
-    parser.add_argument("--queries", type=int, default=50_000)
-    parser.add_argument("--keys", type=int, default=1_281_167)
-    parser.add_argument("--dim", type=int, default=384)
-    parser.add_argument("--images", type=int, default=12_000)
-    parser.add_argument("--classes", type=int, default=10)
-    parser.add_argument("--epochs", type=int, default=10)
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--repeats", type=int, default=3)
+    for name, number in NUMBERS.items():
+        parser.add_argument(f"--{name}", type=int, default=number)
     parser.add_argument("--device", default="cpu")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
@@ -122,15 +111,9 @@ def extraction(arguments: argparse.Namespace) -> None:
                 "extraction, 4 blocks": partial(extract_again, subject, source, 4, cache),
             }
             seconds = least_seconds(variants, arguments.repeats, device)
-        for name in variants:
-            rows.append(
-                {
-                    "network and images": title,
-                    "variant": name,
-                    "images/s": len(source) / seconds[name],
-                    "times the bare forward": seconds[name] / seconds["bare forward"],
-                }
-            )
+        for name, spent in seconds.items():
+            row = {"network and images": title, "variant": name, "images/s": len(source) / spent}
+            rows.append(row | {"times the bare forward": spent / seconds["bare forward"]})
     report("evaluation_extraction", f"Features, batches of {BATCH}", rows, device)
 
 
@@ -170,16 +153,11 @@ def knn(arguments: argparse.Namespace) -> None:
         product(bank, queries.to(device))
         plain = time.perf_counter() - began
     work = 2 * arguments.queries * arguments.keys * arguments.dim
-    rows = [
-        {"what": "plain matrix product", "seconds": plain, "GFLOP/s": work / plain / 1e9, "share": 1.0},
-        {
-            "what": "200 nearest neighbors",
-            "seconds": ours,
-            "GFLOP/s": work / ours / 1e9,
-            "share": plain / ours,
-            "extra MiB": memory,
-        },
+    rows: list[dict[str, Any]] = [
+        {"what": what, "seconds": spent, "GFLOP/s": work / spent / 1e9, "share": plain / spent}
+        for what, spent in (("plain matrix product", plain), ("200 nearest neighbors", ours))
     ]
+    rows[1]["extra MiB"] = memory
     title = f"{arguments.queries:,} queries against {arguments.keys:,} keys of {arguments.dim}"
     report("evaluation_knn", title, rows, device)
 
@@ -201,10 +179,10 @@ def linear(arguments: argparse.Namespace) -> None:
     table = [
         {
             "classifiers": name,
-            "ms per epoch": 1e3 * seconds[name] / arguments.epochs,
-            "times one": seconds[name] / seconds["one"],
+            "ms per epoch": 1e3 * spent / arguments.epochs,
+            "times one": spent / seconds["one"],
         }
-        for name in variants
+        for name, spent in seconds.items()
     ]
     title = f"{arguments.images:,} x 5 x {arguments.dim}, {arguments.classes} classes"
     report("evaluation_linear", title, table, device)
@@ -214,17 +192,9 @@ def trained(
     rows: LabeledRows, chosen: Sequence[Choice], lrs: Sequence[float], arguments: argparse.Namespace
 ) -> None:
     """Train classifiers for each feature and learning rate."""
+    how: dict[str, Any] = dict(momentum=0.9, weight_decay=0.0, seed=0, device=rows.device)
     classifiers = [
-        Classifiers(
-            rows.columns(choice),
-            lrs,
-            classes=arguments.classes,
-            momentum=0.9,
-            weight_decay=0.0,
-            seed=0,
-            device=rows.device,
-        )
-        for choice in chosen
+        Classifiers(rows.columns(choice), lrs, classes=arguments.classes, **how) for choice in chosen
     ]
     train(classifiers, lambda epoch: rows.epoch(epoch, 0, 1024), epochs=arguments.epochs, batch_size=1024)
 
@@ -259,7 +229,6 @@ class PeakMemory:
 
 
 def anonymous_mib() -> float:
-    """Return the anonymous memory of this process in MiB."""
     return status_kib("RssAnon") / 2**10
 
 

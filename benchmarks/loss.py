@@ -24,7 +24,6 @@ def forward_and_backward(loss: Callable[..., Tensor], student: Tensor, teacher: 
 
 
 def main() -> None:
-    """Measure with 4,096 and 65,536 prototypes."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--batch", type=int, default=16, help="images per step")
     parser.add_argument("--crops", type=int, default=10, help="crops per image")

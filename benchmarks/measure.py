@@ -30,9 +30,7 @@ def wait_for(device: torch.device) -> None:
 
 
 def least_seconds(
-    variants: Mapping[str, Callable[[], object]],
-    repeats: int,
-    device: torch.device | None = None,
+    variants: Mapping[str, Callable[[], object]], repeats: int, device: torch.device | None = None
 ) -> dict[str, float]:
     """Return the least seconds of each variant over `repeats` rounds, each of which runs every variant once.
 

@@ -95,23 +95,21 @@ def main() -> None:
     memory = extrapolated(small.memory_mib, large.memory_mib, sizes, batch)
     seconds = extrapolated(small.step_seconds, large.step_seconds, sizes, batch)
     loading = min(small.loading_seconds, large.loading_seconds)
-    rows = [row("predicted", memory, seconds, epoch_minutes(seconds, loading))]
+    costs = {"predicted": Cost(memory, seconds, loading)}
     if checked:
-        minutes = epoch_minutes(checked.step_seconds, checked.loading_seconds)
-        rows.append(row("measured", checked.memory_mib, checked.step_seconds, minutes))
-        rows.append(
-            {"": "predicted / measured"}
-            | {key: rows[0][key] / rows[1][key] for key in rows[0] if isinstance(rows[0][key], float)}
-        )
+        costs["measured"] = checked
+    rows: list[dict[str, Any]] = []
+    for name, cost in costs.items():
+        minutes = epoch_minutes(cost.step_seconds, cost.loading_seconds)
+        row = {"peak MiB": cost.memory_mib, "s per step": cost.step_seconds, "minutes per epoch": minutes}
+        rows.append({"": name} | row)
+    if checked:
+        ratios = {key: rows[0][key] / rows[1][key] for key in rows[0] if key}
+        rows.append({"": "predicted / measured"} | ratios)
     title = (
         f"{cfg.backbone.name}, {batch} images per process, {device}, from batches of {sizes[0]}, {sizes[1]}"
     )
     report("memory", title, rows, torch.device("cpu") if device.type == "cpu" else device)
-
-
-def row(name: str, memory: float, seconds: float, minutes: float) -> dict[str, Any]:
-    """Return one row of the table."""
-    return {"": name, "peak MiB": memory, "s per step": seconds, "minutes per epoch": minutes}
 
 
 if __name__ == "__main__":

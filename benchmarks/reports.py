@@ -51,7 +51,6 @@ def multiply(run: RunDirectory, folder: Path, runs: int, lines: int) -> None:
 
 
 def main() -> None:
-    """Measure the report twice."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("run", type=Path)
     parser.add_argument("--runs", type=int, default=1000)

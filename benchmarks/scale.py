@@ -36,27 +36,15 @@ def processes(steps: int) -> list[dict[str, Any]]:
     for count in (1, 2):
         with tempfile.TemporaryDirectory() as outputs:
             torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(count)]
-            overrides = [
-                "backbone=vit_tiny",
-                "crops.global_size=64",
-                "crops.local_size=32",
-                "trainer.batch_size=32",
-                "trainer.precision=fp32",
-                f"trainer.max_steps={steps}",
-                "tracker=none",
-                f"output_root={outputs}",
-            ]
-            command = [sys.executable, *torchrun, str(TRAIN), *overrides]
+            network = ["backbone=vit_tiny", "crops.global_size=64", "crops.local_size=32"]
+            length = ["trainer.batch_size=32", "trainer.precision=fp32", f"trainer.max_steps={steps}"]
+            where = ["tracker=none", f"output_root={outputs}"]
+            command = [sys.executable, *torchrun, str(TRAIN), *network, *length, *where]
             subprocess.run(command, check=True, env=environment, stdout=subprocess.DEVNULL)
             (summary,) = Path(outputs).glob("*/*/summary.json")
             speed = json.loads(summary.read_text())["images_per_second"]
-        rows.append(
-            {
-                "processes": str(count),
-                "images/s": speed,
-                "against one": speed / rows[0]["images/s"] if rows else 1.0,
-            }
-        )
+        against = speed / rows[0]["images/s"] if rows else 1.0
+        rows.append({"processes": str(count), "images/s": speed, "against one": against})
     return rows
 
 
@@ -95,12 +83,7 @@ def _start(listing: str, images: int) -> tuple[int, float, float, float]:
     before = status_kib("VmRSS")
     start = time.perf_counter()
     source = folder.load(
-        root=listing,
-        val_root=None,
-        channels=3,
-        backend="fast",
-        packed=False,
-        packed_side=None,
+        root=listing, val_root=None, channels=3, backend="fast", packed=False, packed_side=None
     ).train
     listed = time.perf_counter() - start
     indexed = (status_kib("VmRSS") - before) / 2**10
@@ -137,7 +120,6 @@ def index(largest: int) -> list[dict[str, Any]]:
 
 
 def main() -> None:
-    """Measure the part that the command line names."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("part", choices=["processes", "step", "index"])
     parser.add_argument("--steps", type=int, default=60, help="steps of each run of `processes`")

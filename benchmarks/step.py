@@ -125,7 +125,6 @@ def measure(
 
 
 def main() -> None:
-    """Measure what the command line names."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--cases", nargs="+", choices=list(CASES), default=["vit_small", "demo"])
     parser.add_argument("--batch", type=int, help="images per step; default 8, and the demo's own 32")

@@ -21,17 +21,12 @@ from tests.programs import run_program
 def test_undoing_an_optimization_does_not_change_the_weights(names: list[str], tmp_path: Path) -> None:
     results = []
     for undo in ([], names):
-        words = [
-            "experiment=debug",
-            f"data.root={tmp_path}",
-            "trainer.batch_size=8",
-            "trainer.precision=fp32",
-        ]
-        cfg = compose([*words, "optimizer.clip_grad=0.3", "optimizer.freeze_last_layer_epochs=0"])
+        small = ["experiment=debug", f"data.root={tmp_path}", "trainer.batch_size=8"]
+        exact = ["trainer.precision=fp32", "optimizer.clip_grad=0.3", "optimizer.freeze_last_layer_epochs=0"]
+        cfg = compose([*small, *exact])
         trainer = Trainer(cfg, build(cfg.data), torch.device("cpu"))
-        trainer.student.double()
-        trainer.teacher.double()
-        trainer.dino_loss.double()
+        for module in (trainer.student, trainer.teacher, trainer.dino_loss):
+            module.double()
         torch.manual_seed(1)
         views = [view.double() for view in random_views(trainer)]
         with undone(trainer, undo):

@@ -121,18 +121,12 @@ def test_exit_codes() -> None:
 
 def test_the_table_has_every_run_even_if_it_never_started(capsys: pytest.CaptureFixture[str]) -> None:
     checked = check(["-m", "trainer.seed=0,1,2,3"])
-    ended = [
-        Outcome(run.run_id, *rest)
-        for run, rest in zip(
-            checked.runs,
-            [
-                ("finished", 0, "healthy, k-NN 70.1 %"),
-                ("failed", 1, "RuntimeError: no [memory]\nlast line"),
-                ("preempted", 130, "stopped at step 7"),
-            ],
-            strict=False,
-        )
+    ends = [
+        ("finished", 0, "healthy, k-NN 70.1 %"),
+        ("failed", 1, "RuntimeError: no [memory]\nlast line"),
+        ("preempted", 130, "stopped at step 7"),
     ]
+    ended = [Outcome(run.run_id, *end) for run, end in zip(checked.runs, ends, strict=False)]
     Console(width=100).print(sweep_table(checked, ended))
     rows = [line.split(maxsplit=2) for line in capsys.readouterr().out.splitlines()[2:]]
     assert [(run, rest.strip()) for run, _, rest in rows] == [

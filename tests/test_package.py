@@ -73,15 +73,10 @@ def test_each_program_answers_by_its_own_name(
 def test_an_installed_sweep_needs_no_checkout(wheel: zipfile.ZipFile, tmp_path: Path) -> None:
     wheel.extractall(tmp_path / "site")
     (tmp_path / "empty").mkdir()
-    sweep = [
-        "-m",
-        "experiment=debug",
-        "trainer.seed=0,1",
-        "hydra/launcher=slurm",
-        "hydra.launcher.dry_run=true",
-    ]
+    sweep = ["-m", "experiment=debug", "trainer.seed=0,1"]
+    launcher = ["hydra/launcher=slurm", "hydra.launcher.dry_run=true"]
     done = subprocess.run(
-        [sys.executable, "-m", "dino_exp", *sweep],
+        [sys.executable, "-m", "dino_exp", *sweep, *launcher],
         cwd=tmp_path / "empty",
         env=os.environ | {"PYTHONPATH": str(tmp_path / "site")},
         capture_output=True,

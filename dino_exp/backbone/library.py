@@ -132,16 +132,8 @@ def small_resnet_stem(model: nn.Module, in_channels: int) -> None:
 def replace_first_convolution(model: nn.Module, in_channels: int) -> None:
     """Give the model's first convolution another number of input channels, with new random weights."""
     path, old = next((path, m) for path, m in model.named_modules() if isinstance(m, nn.Conv2d))
-    # a convolution's attributes have looser types than its arguments, hence the ignores
-    new = nn.Conv2d(
-        in_channels,
-        old.out_channels,
-        old.kernel_size,  # type: ignore[arg-type]
-        old.stride,  # type: ignore[arg-type]
-        old.padding,  # type: ignore[arg-type]
-        old.dilation,  # type: ignore[arg-type]
-        bias=old.bias is not None,
-    )
+    kept = ("out_channels", "kernel_size", "stride", "padding", "dilation")
+    new = nn.Conv2d(in_channels, bias=old.bias is not None, **{name: getattr(old, name) for name in kept})
     nn.init.normal_(new.weight, std=old.weight.std().item())
     if new.bias is not None:
         nn.init.zeros_(new.bias)

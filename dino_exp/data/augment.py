@@ -7,6 +7,7 @@ floating point between the steps, where PIL rounds to bytes.
 
 from __future__ import annotations
 
+import itertools
 import logging
 import math
 from collections.abc import Callable
@@ -21,11 +22,10 @@ from dino_exp.data.fused_color import LUMINANCE, FusedColor, jitter_steps
 log = logging.getLogger(__name__)
 
 FLIP, ROTATION, JITTER, ORDER, BRIGHTNESS, CONTRAST, SATURATION, HUE, GRAY, SIGMA, SOLARIZE = range(11)
-"""Columns of the parameter table. ORDER is one of the 24 orders of the four jitter steps."""
+"""Columns of the parameter table. ORDER is an index of `ORDERS`."""
 
-_ORDERS = np.array(
-    [(a, b, c, 6 - a - b - c) for a in range(4) for b in range(4) for c in range(4) if len({a, b, c}) == 3]
-)
+ORDERS = tuple(itertools.permutations(range(4)))
+"""The orders of brightness, contrast, saturation and hue, by their numbers in the table."""
 
 
 class Augment:
@@ -141,9 +141,9 @@ class Augment:
         if self.jitter > 0:
             x = self._color_jitter(x, parameters)
         if self.rgb:
-            _change(x, parameters[:, GRAY] > 0, lambda part, _: _gray(part).expand_as(part), parameters)
-        _change(x, parameters[:, SIGMA] > 0, lambda part, p: self._blur(part, p[:, SIGMA]), parameters)
-        _change(x, parameters[:, SOLARIZE] > 0, lambda part, _: solarize(part), parameters)
+            _change(x, parameters[:, GRAY] > 0, lambda part: _gray(part).expand_as(part))
+        _change(x, parameters[:, SIGMA] > 0, self._blur, parameters[:, SIGMA])
+        _change(x, parameters[:, SOLARIZE] > 0, solarize)
         return x.sub_(self.mean.to(x.device)).div_(self.std.to(x.device))
 
     def _in_two_passes(
@@ -156,7 +156,7 @@ class Augment:
         """
         device = crops.device
         blurred, solarized = parameters[:, SIGMA] > 0, parameters[:, SOLARIZE] > 0
-        order = torch.from_numpy(_ORDERS)[parameters[:, ORDER].long()]
+        order = torch.tensor(ORDERS)[parameters[:, ORDER].long()]
         steps, earlier = jitter_steps(parameters[:, JITTER] > 0, order, parameters[:, BRIGHTNESS : HUE + 1])
         x = fused.color(
             crops,
@@ -171,7 +171,7 @@ class Augment:
         if len(rows):
             where = rows.to(device)
             part = fused.blur(x[where], gaussian_kernel(parameters[rows, SIGMA], self.blur_radius).to(device))
-            _change(part, solarized[rows], lambda both, _: self._solarize_normalized(both), parameters[rows])
+            _change(part, solarized[rows], self._solarize_normalized)
             x[where] = part
         return x
 
@@ -198,32 +198,24 @@ class Augment:
         return F.grid_sample(x, grid, mode="bilinear", padding_mode="reflection", align_corners=False)
 
     def _color_jitter(self, x: torch.Tensor, parameters: torch.Tensor) -> torch.Tensor:
-        steps: list[Callable[[torch.Tensor, torch.Tensor], torch.Tensor]] = [
-            lambda part, p: brightness(part, p[:, BRIGHTNESS]),
-            lambda part, p: contrast(part, p[:, CONTRAST]),
-            lambda part, p: saturation(part, p[:, SATURATION]),
-            lambda part, p: hue(part, p[:, HUE]),
-        ]
-        order = torch.from_numpy(_ORDERS)[parameters[:, ORDER].long()]
+        order = torch.tensor(ORDERS)[parameters[:, ORDER].long()]
         jittered = parameters[:, JITTER] > 0
         for turn in range(4):
-            for number, step in enumerate(steps):
+            for number, step in enumerate((brightness, contrast, saturation, hue)):
                 if self.strengths[number] > 0 and (self.rgb or number < 2):
-                    _change(x, jittered & (order[:, turn] == number), step, parameters)
+                    factor = parameters[:, BRIGHTNESS + number]
+                    _change(x, jittered & (order[:, turn] == number), step, factor)
         return x
 
 
 def _change(
-    x: torch.Tensor,
-    chosen: torch.Tensor,
-    step: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
-    parameters: torch.Tensor,
+    x: torch.Tensor, chosen: torch.Tensor, step: Callable[..., torch.Tensor], *values: torch.Tensor
 ) -> None:
-    """Apply a step in place to the chosen crops only."""
+    """Apply a step with its per-crop values in place to the chosen crops only."""
     index = chosen.nonzero().squeeze(1)
     if len(index):
         where = index.to(x.device)
-        x[where] = step(x[where], parameters[index].to(x.device))
+        x[where] = step(x[where], *(value[index].to(x.device) for value in values))
 
 
 def _in_unit_range(crops: torch.Tensor) -> torch.Tensor:

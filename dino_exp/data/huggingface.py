@@ -12,16 +12,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from dino_exp.data import file_sets
 from dino_exp.data.file_ranges import stamps
-from dino_exp.data.file_sets import (
-    HELD_OUT,
-    absolute_path,
-    find_files,
-    find_held_out,
-    held_out_files,
-    refuse_training_files,
-    training_files,
-)
 from dino_exp.data.labeled import LabeledSource, short_digest
 from dino_exp.data.packed import stored_splits
 from dino_exp.data.source import CorruptImageError, Shrink, Splits, decode_image, default_root
@@ -70,15 +62,13 @@ def load(
         raise UserError(f"data.root is null: give {KINDS}.")
     train_files, found = _files("data.root", root)
     if val_root == "auto":
-        held_out = found or find_held_out(root, train_files, ENDINGS, _held_out)
+        held_out = found or file_sets.find_held_out(root, train_files, ENDINGS, _held_out)
     else:
         held_out = _held_out(val_root) if val_root else []
-    refuse_training_files(val_root, held_out, train_files)
-    columns = image_column, label_column
-    train = HuggingfaceSource("data.root", train_files, channels, backend, *columns)
-    test = None
-    if held_out:
-        test = HuggingfaceSource("data.val_root", held_out, channels, backend, *columns)
+    file_sets.refuse_training_files(val_root, held_out, train_files)
+    how = channels, backend, image_column, label_column
+    train = HuggingfaceSource("data.root", train_files, *how)
+    test = HuggingfaceSource("data.val_root", held_out, *how) if held_out else None
     return stored_splits(train, test, val_root, packed, packed_side)
 
 
@@ -169,22 +159,22 @@ def _package() -> Any:
 
 def _files(key: str, value: str) -> tuple[list[Path], list[Path]]:
     """Return the files (or the one folder of `save_to_disk`) to train on, and those named as held out."""
-    root = absolute_path(value)
+    root = file_sets.absolute_path(value)
     if (root / "state.json").exists():
         return [root], []
     if (root / "dataset_dict.json").exists():
         return _saved_splits(key, root)
     if root.is_dir() and not any(root.glob("*.parquet")) and any(root.glob("data/*.parquet")):
         value = str(root / "data")  # the hub's layout
-    files = find_files(key, value, ENDINGS, KINDS)
-    train = training_files(files)
-    held_out = [file for file in held_out_files(files) if file not in train]
+    files = file_sets.find_files(key, value, ENDINGS, KINDS)
+    train = file_sets.training_files(files)
+    held_out = [file for file in file_sets.held_out_files(files) if file not in train]
     return train, held_out
 
 
 def _saved_splits(key: str, root: Path) -> tuple[list[Path], list[Path]]:
     splits = json.loads((root / "dataset_dict.json").read_text())["splits"]
-    held_out = [root / name for name in HELD_OUT if name in splits][:1]
+    held_out = [root / name for name in file_sets.HELD_OUT if name in splits][:1]
     if "train" in splits:
         return [root / "train"], held_out
     if len(splits) == 1:

@@ -10,6 +10,7 @@ import os
 import signal
 import threading
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -34,28 +35,20 @@ class CropBatch(NamedTuple):
     corrupt: torch.Tensor  # int64, indices of unreadable images, each replaced by the next readable one
 
 
+@dataclass(eq=False)
 class BatchOrder(Sampler[tuple[int, list[int]]]):
-    """The (epoch, indices) of each batch from `start_step` to `stop_step`, without incomplete batches.
+    """The (epoch, indices) of each batch from `start_step` to `stop_step`, without incomplete batches."""
 
-    Args:
-        length: images in the data set, at least `batch_size`.
-        batch_size: global.
-        rank: which of `processes` equal, contiguous parts of every batch to yield.
-    """
-
-    def __init__(
-        self,
-        length: int,
-        batch_size: int,
-        seed: int,
-        start_step: int,
-        stop_step: int,
-        rank: int = 0,
-        processes: int = 1,
-    ) -> None:
-        self.length, self.batch_size, self.seed = length, batch_size, seed
-        self.start_step, self.stop_step = start_step, stop_step
-        self.rank, self.processes = rank, processes
+    length: int
+    """Images in the data set, at least `batch_size`."""
+    batch_size: int
+    """Of all processes together."""
+    seed: int
+    start_step: int
+    stop_step: int
+    rank: int = 0
+    """Which of `processes` equal, contiguous parts of every batch to yield."""
+    processes: int = 1
 
     def __len__(self) -> int:
         return self.stop_step - self.start_step

@@ -6,8 +6,6 @@ in both, except for rounding.
 
 from __future__ import annotations
 
-from itertools import permutations
-
 import numpy as np
 import torch
 from PIL import Image, ImageFilter, ImageOps
@@ -23,8 +21,6 @@ JITTER = (
     (augment.SATURATION, functional.adjust_saturation),
     (augment.HUE, functional.adjust_hue),
 )
-ORDERS = tuple(permutations(range(4)))
-"""The orders of these four, numbered as in `augment`."""
 
 
 class ReleasedPipeline:
@@ -60,7 +56,7 @@ class ReleasedPipeline:
         if row[augment.FLIP]:
             crop = ImageOps.mirror(crop)
         if row[augment.JITTER]:
-            for step in ORDERS[int(row[augment.ORDER])]:
+            for step in augment.ORDERS[int(row[augment.ORDER])]:
                 column, adjust = JITTER[step]
                 if self.jitters[step]:
                     crop = adjust(crop, row[column])

@@ -38,6 +38,7 @@ GENERATOR_VERSION = 1
 BLOCK = 1000
 SIDE = 32.0  # reference pixels along a side
 LUMINANCE = np.array([0.299, 0.587, 0.114], dtype=np.float32)
+PI = np.float32(np.pi)
 
 Field = np.ndarray  # float32 (n, H, W)
 
@@ -53,20 +54,8 @@ def _radius(x: Field, y: Field) -> Field:
     return np.sqrt(x * x + y * y)
 
 
-def _disc(x: Field, y: Field) -> Field:
-    return _radius(x, y) - 1
-
-
-def _square(x: Field, y: Field) -> Field:
-    return _box(x, y, 1, 1)
-
-
 def _triangle(x: Field, y: Field) -> Field:
     return np.maximum(np.float32(np.sqrt(0.75)) * np.abs(x) + 0.5 * y, -y) - 1
-
-
-def _ring(x: Field, y: Field) -> Field:
-    return np.abs(_radius(x, y) - 0.74) - 0.26
 
 
 def _cross(x: Field, y: Field) -> Field:
@@ -75,10 +64,6 @@ def _cross(x: Field, y: Field) -> Field:
 
 def _crescent(x: Field, y: Field) -> Field:
     return np.maximum(_radius(x - 0.4, y) - 1, 0.82 - _radius(x - 0.95, y))
-
-
-def _pill(x: Field, y: Field) -> Field:
-    return _radius(np.maximum(np.abs(x) - 1.5, 0), y) - 1
 
 
 def _star(x: Field, y: Field) -> Field:
@@ -108,7 +93,7 @@ def _corner(x: Field, y: Field) -> Field:
 
 def _wave(phase: Field) -> Field:
     """Return a smoothed square wave of period 1."""
-    return np.clip(0.5 + 1.2 * np.sin(2 * np.float32(np.pi) * phase), 0, 1)
+    return np.clip(0.5 + 1.2 * np.sin(2 * PI * phase), 0, 1)
 
 
 def _bullseye(x: Field, y: Field, distance: Field) -> Field:
@@ -116,8 +101,7 @@ def _bullseye(x: Field, y: Field, distance: Field) -> Field:
 
 
 def _checks(x: Field, y: Field, distance: Field) -> Field:
-    pi = np.float32(np.pi)
-    return np.clip(0.5 + 1.6 * np.sin(pi * x) * np.sin(pi * y), 0, 1)
+    return np.clip(0.5 + 1.6 * np.sin(PI * x) * np.sin(PI * y), 0, 1)
 
 
 def _stripes(x: Field, y: Field, distance: Field) -> Field:
@@ -135,8 +119,7 @@ def _outline(x: Field, y: Field, distance: Field) -> Field:
 
 
 def _dots(x: Field, y: Field, distance: Field) -> Field:
-    pi = np.float32(np.pi)
-    return np.clip(1.6 * (np.abs(np.sin(pi * x) * np.sin(pi * y)) - 0.35), 0, 1)
+    return np.clip(1.6 * (np.abs(np.sin(PI * x) * np.sin(PI * y)) - 0.35), 0, 1)
 
 
 def _halves(x: Field, y: Field, distance: Field) -> Field:
@@ -153,8 +136,7 @@ def _zigzag(x: Field, y: Field, distance: Field) -> Field:
 
 
 def _grid(x: Field, y: Field, distance: Field) -> Field:
-    pi = np.float32(np.pi)
-    return np.clip(2.5 * np.maximum(np.abs(np.sin(pi * x)), np.abs(np.sin(pi * y))) - 1.7, 0, 1)
+    return np.clip(2.5 * np.maximum(np.abs(np.sin(PI * x)), np.abs(np.sin(PI * y))) - 1.7, 0, 1)
 
 
 class ObjectClass(NamedTuple):
@@ -168,13 +150,13 @@ class ObjectClass(NamedTuple):
 
 
 CLASSES = (
-    ObjectClass("disc", _disc, 3.142, 1.0, _bullseye),
-    ObjectClass("square", _square, 4.0, 1.41, _checks),
+    ObjectClass("disc", lambda x, y: _radius(x, y) - 1, 3.142, 1.0, _bullseye),
+    ObjectClass("square", lambda x, y: _box(x, y, 1, 1), 4.0, 1.41, _checks),
     ObjectClass("triangle", _triangle, 5.196, 2.0, _stripes),
-    ObjectClass("ring", _ring, 2.417, 1.0, _sectors),
+    ObjectClass("ring", lambda x, y: np.abs(_radius(x, y) - 0.74) - 0.26, 2.417, 1.0, _sectors),
     ObjectClass("cross", _cross, 2.150, 1.05, _outline),
     ObjectClass("crescent", _crescent, 1.559, 1.27, _dots),
-    ObjectClass("pill", _pill, 9.142, 2.5, _halves),
+    ObjectClass("pill", lambda x, y: _radius(np.maximum(np.abs(x) - 1.5, 0), y) - 1, 9.142, 2.5, _halves),
     ObjectClass("star", _star, 1.323, 1.0, _core),
     ObjectClass("hourglass", _hourglass, 2.08, 1.36, _zigzag),
     ObjectClass("corner", _corner, 2.31, 1.46, _grid),
@@ -243,8 +225,8 @@ def _draw(kind: ObjectClass, draws: _Draws, n: int, image_size: int) -> tuple[np
     size = SIDE * np.sqrt(draws.uniform(*AREA, n, 1, 1))  # the side of a square of the object's area
     reach = size * np.float32(kind.reach / np.sqrt(kind.area))
     roam = np.maximum(SIDE / 2 - MARGIN * reach, LEAST_ROAM)
-    x = (ticks - (SIDE / 2 + roam[:, 0] * draws.uniform(-1, 1, n, 1)))[:, None, :]
-    y = (ticks - (SIDE / 2 + roam[:, 0] * draws.uniform(-1, 1, n, 1)))[:, :, None]
+    x, y = (ticks - (SIDE / 2 + roam[:, 0] * draws.uniform(-1, 1, n, 1)) for _ in range(2))
+    x, y = x[:, None, :], y[:, :, None]
     turn = draws.uniform(0, 2 * np.pi, n, 1, 1)
     c, s = np.cos(turn) / size, np.sin(turn) / size
     x, y = c * x + s * y, c * y - s * x  # now in units of `size`

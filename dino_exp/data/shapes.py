@@ -49,7 +49,7 @@ class ShapesSource:
     def __init__(
         self, folder: Path, split: str, *, seed: int, size: int, image_size: int, channels: int
     ) -> None:
-        self.split = split
+        self.split, self._number = split, SPLITS.index(split)
         self.shape = (size, channels + 1, image_size, image_size)  # the last plane is the mask, 0 or 1
         self.seed = seed
         self.classes: list[str] | None = [kind.name for kind in CLASSES]
@@ -60,10 +60,6 @@ class ShapesSource:
         digest = sha256(content.encode()).hexdigest()[:12]
         self._path = folder / f"shapes-{split}-{size}x{image_size}px-seed{seed}-{digest}.npy"
         self._images: np.ndarray | torch.Tensor | None = self._cached()
-
-    @property
-    def _number(self) -> int:
-        return SPLITS.index(self.split)
 
     def __len__(self) -> int:
         return self.shape[0]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -100,6 +100,7 @@ class Splits:
     test: ImageSource | None
 
 
+@dataclass(eq=False)
 class ArraySource:
     """Images of one size in memory.
 
@@ -108,21 +109,12 @@ class ArraySource:
     channels: C, or any number where the images have one channel, which is then repeated.
     """
 
+    title: str
+    images: torch.Tensor
+    labels: np.ndarray | None
+    classes: list[str] | None
+    channels: int
     has_masks = False
-
-    def __init__(
-        self,
-        title: str,
-        images: torch.Tensor,
-        labels: np.ndarray | None,
-        classes: Sequence[str] | None,
-        channels: int,
-    ) -> None:
-        self.title = title
-        self.images = images
-        self.labels = labels
-        self.classes = None if classes is None else list(classes)
-        self.channels = channels
 
     def __len__(self) -> int:
         return len(self.images)

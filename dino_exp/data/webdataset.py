@@ -23,24 +23,11 @@ import torch
 from filelock import FileLock
 
 from dino_exp.atomic import write_atomically
+from dino_exp.data import file_sets
 from dino_exp.data.file_ranges import FileRanges, Stamp, stamps
-from dino_exp.data.file_sets import (
-    find_files,
-    find_held_out,
-    held_out_files,
-    refuse_training_files,
-    training_files,
-)
 from dino_exp.data.labeled import LabeledSource, NameTable, short_digest
 from dino_exp.data.packed import stored_splits
-from dino_exp.data.source import (
-    IMAGE_SUFFIXES,
-    CorruptImageError,
-    Shrink,
-    Splits,
-    decode_image,
-    default_root,
-)
+from dino_exp.data.source import IMAGE_SUFFIXES, CorruptImageError, Shrink, Splits, decode_image, default_root
 from dino_exp.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -84,22 +71,20 @@ def load(
     """
     if root is None:
         raise UserError(f"data.root is null: give {KINDS}.")
-    files = training_files(find_files("data.root", root, ENDINGS, KINDS))
+    files = file_sets.training_files(file_sets.find_files("data.root", root, ENDINGS, KINDS))
     if val_root == "auto":
-        held_out = find_held_out(root, files, ENDINGS, _held_out)
+        held_out = file_sets.find_held_out(root, files, ENDINGS, _held_out)
     else:
         held_out = _held_out(val_root) if val_root else []
-    refuse_training_files(val_root, held_out, files)
+    file_sets.refuse_training_files(val_root, held_out, files)
     train = ShardSource("data.root", root, files, channels, backend)
-    test = None
-    if held_out:
-        test = ShardSource("data.val_root", str(val_root), held_out, channels, backend)
+    test = ShardSource("data.val_root", str(val_root), held_out, channels, backend) if held_out else None
     return stored_splits(train, test, val_root, packed, packed_side)
 
 
 def _held_out(val_root: str) -> list[Path]:
-    files = find_files("data.val_root", val_root, ENDINGS, KINDS)
-    return held_out_files(files) or files
+    files = file_sets.find_files("data.val_root", val_root, ENDINGS, KINDS)
+    return file_sets.held_out_files(files) or files
 
 
 class ShardSource(LabeledSource):
@@ -130,9 +115,8 @@ class ShardSource(LabeledSource):
     def read(self, index: int, shrink: Shrink | None = None) -> torch.Tensor:
         name = self.name(index)
         try:
-            content = self._bytes.read(
-                self._shard(index), int(self._offsets[index]), int(self._lengths[index])
-            )
+            where = self._shard(index), int(self._offsets[index]), int(self._lengths[index])
+            content = self._bytes.read(*where)
         except OSError as error:
             raise CorruptImageError(name, error.strerror or str(error)) from error
         return decode_image(content, name, self._channels, backend=self._backend, shrink=shrink)

@@ -59,15 +59,8 @@ class LARS(torch.optim.Optimizer):
     one-dimensional; biases and norms take a plain momentum step.
     """
 
-    def __init__(
-        self,
-        params: Iterable[Any],
-        lr: float = 0.0,
-        weight_decay: float = 0.0,
-        momentum: float = 0.9,
-        eta: float = 0.001,
-    ) -> None:
-        super().__init__(params, dict(lr=lr, weight_decay=weight_decay, momentum=momentum, eta=eta))
+    def __init__(self, params: Iterable[Any]) -> None:
+        super().__init__(params, dict(lr=0.0, weight_decay=0.0, momentum=0.9, eta=0.001))
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:

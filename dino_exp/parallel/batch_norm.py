@@ -42,10 +42,8 @@ class SynchronizedBatchNorm(_BatchNorm):
             original.affine,
             original.track_running_stats,
         )
-        for name, value in (
-            *original.named_parameters(recurse=False),
-            *original.named_buffers(recurse=False),
-        ):
+        own = (*original.named_parameters(recurse=False), *original.named_buffers(recurse=False))
+        for name, value in own:
             setattr(self, name, value)
         for name, module in original.named_children():
             self.add_module(name, module)

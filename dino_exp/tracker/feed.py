@@ -41,12 +41,8 @@ class Feed:
             return
         self.dropped += 1
         if self.dropped == 1:
-            logger.warning(
-                "%s: too slow, %d records are waiting; new ones are dropped. %s",
-                self.name,
-                self._capacity,
-                LOCAL_FILES,
-            )
+            slow = "%s: too slow, %d records are waiting; new ones are dropped. %s"
+            logger.warning(slow, self.name, self._capacity, LOCAL_FILES)
 
     def close(self, last: Record | None, timeout: float) -> bool:
         """Queue `last`, end the feed, and wait up to `timeout` seconds; return whether all was consumed."""

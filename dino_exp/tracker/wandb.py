@@ -36,20 +36,13 @@ class WandbTracker(Tracker):
     """
 
     def __init__(self, *, mode: str, project: str, entity: str | None, timeout: float) -> None:
-        self._mode = mode
-        self._project = project
-        self._entity = entity
-        self._timeout = timeout
+        self._settings = {"mode": mode, "project": project, "entity": entity, "timeout": timeout}
         self._session: _Session | None = None
 
     def start(self, run: RunInfo) -> None:
-        if self._mode == "disabled":
+        if self._settings["mode"] == "disabled":
             return
-        init = {
-            "mode": self._mode,
-            "project": self._project,
-            "entity": self._entity,
-            "timeout": self._timeout,
+        init = self._settings | {
             "directory": str(run.directory.absolute()),
             "id": run.tracker_id,
             "name": run.name,

@@ -158,15 +158,9 @@ def _open(init: Command) -> Any:
     }
     _remove_empty_segments(Path(init["directory"]))
     run = wandb.init(
-        mode=init["mode"],
-        project=init["project"],
-        entity=init["entity"],
+        **{key: init[key] for key in ("mode", "project", "entity", "id", "name", "group", "config")},
         dir=init["directory"],
-        id=init["id"],
         resume="allow",
-        name=init["name"],
-        group=init["group"],
-        config=init["config"],
         reinit="create_new",
         settings={key: value for key, value in settings.items() if key in wandb.Settings.model_fields},
     )

@@ -1,5 +1,6 @@
 """Recomputation and memory format change memory and speed, not results."""
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -63,25 +64,19 @@ def test_checkpointed_blocks_give_the_same_gradients_from_less_memory(
 
 
 @pytest.mark.parametrize(
-    ("backbone", "reason"),
+    ("build", "settings", "reason"),
     [
-        (
-            lambda: timm_backbone(name="resnet10t", drop_path_rate=0, in_channels=3, image_size=64),
-            "batch norm",
-        ),
-        (
-            lambda: torchvision_backbone(name="resnet18", stem="imagenet", in_channels=3, image_size=64),
-            r"batch norm in its blocks \(bn1\)",
-        ),
-        (
-            lambda: timm_backbone(name="vgg11", drop_path_rate=0, in_channels=3, image_size=64),
-            "no blocks that can be recomputed",
-        ),
+        (timm_backbone, dict(name="resnet10t", drop_path_rate=0), "batch norm"),
+        (torchvision_backbone, dict(name="resnet18", stem="imagenet"), r"batch norm in its blocks \(bn1\)"),
+        (timm_backbone, dict(name="vgg11", drop_path_rate=0), "no blocks that can be recomputed"),
     ],
 )
-def test_backbones_that_cannot_recompute_their_blocks_are_refused(backbone: Any, reason: str) -> None:
+def test_backbones_that_cannot_recompute_their_blocks_are_refused(
+    build: Callable[..., nn.Module], settings: dict[str, Any], reason: str
+) -> None:
+    backbone = build(**settings, in_channels=3, image_size=64)
     with pytest.raises(UserError, match=rf"trainer\.checkpoint_blocks = true: .*{reason}.*; set trainer\."):
-        checkpoint_blocks(backbone(), name="it")
+        checkpoint_blocks(backbone, name="it")
 
 
 def test_channels_last_gives_convolutional_networks_the_same_result() -> None:

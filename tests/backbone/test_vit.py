@@ -12,23 +12,12 @@ import torch.nn.functional as F
 from dino_exp.backbone.vit import Block, DropPath, VisionTransformer
 from dino_exp.errors import UserError
 
-SMALL: dict[str, Any] = {
-    "patch_size": 4,
-    "embed_dim": 64,
-    "depth": 3,
-    "num_heads": 2,
-    "mlp_ratio": 2.0,
-    "drop_path_rate": 0.0,
-    "stem": "patch",
-    "init": "trunc_normal",
-    "in_channels": 3,
-    "image_size": 32,
-}
+SMALL = dict(patch_size=4, embed_dim=64, depth=3, num_heads=2, mlp_ratio=2.0, image_size=32)
 
 
 def small_vit(**changes: Any) -> VisionTransformer:
     torch.manual_seed(0)
-    return VisionTransformer(**{**SMALL, **changes})
+    return VisionTransformer(**(SMALL | changes))
 
 
 def test_vit_small_16_has_the_released_parameters() -> None:
@@ -36,28 +25,18 @@ def test_vit_small_16_has_the_released_parameters() -> None:
         model = small_vit(patch_size=16, embed_dim=384, depth=12, num_heads=6, mlp_ratio=4.0, image_size=224)
     shapes = {name: tuple(value.shape) for name, value in model.state_dict().items()}
     block = {
-        "norm1.weight": (384,),
-        "norm1.bias": (384,),
-        "attn.qkv.weight": (1152, 384),
-        "attn.qkv.bias": (1152,),
-        "attn.proj.weight": (384, 384),
-        "attn.proj.bias": (384,),
-        "norm2.weight": (384,),
-        "norm2.bias": (384,),
-        "mlp.fc1.weight": (1536, 384),
-        "mlp.fc1.bias": (1536,),
-        "mlp.fc2.weight": (384, 1536),
-        "mlp.fc2.bias": (384,),
+        "norm1": (384,),
+        "attn.qkv": (1152, 384),
+        "attn.proj": (384, 384),
+        "norm2": (384,),
+        "mlp.fc1": (1536, 384),
+        "mlp.fc2": (384, 1536),
     }
-    expected = {
-        "cls_token": (1, 1, 384),
-        "pos_embed": (1, 197, 384),
-        "patch_embed.proj.weight": (384, 3, 16, 16),
-        "patch_embed.proj.bias": (384,),
-        "norm.weight": (384,),
-        "norm.bias": (384,),
-    }
-    expected |= {f"blocks.{i}.{name}": shape for i in range(12) for name, shape in block.items()}
+    layers = {"patch_embed.proj": (384, 3, 16, 16), "norm": (384,)}
+    layers |= {f"blocks.{i}.{name}": shape for i in range(12) for name, shape in block.items()}
+    expected: dict[str, tuple[int, ...]] = {"cls_token": (1, 1, 384), "pos_embed": (1, 197, 384)}
+    for name, shape in layers.items():
+        expected |= {f"{name}.weight": shape, f"{name}.bias": shape[:1]}
     assert shapes == expected
     assert sum(value.numel() for value in model.parameters()) == 21_665_664
     assert {module.eps for module in model.modules() if isinstance(module, torch.nn.LayerNorm)} == {1e-6}
@@ -68,17 +47,11 @@ def test_initial_weights() -> None:
     block = model.blocks[0]
     assert isinstance(block, Block)
     attention, mlp = block.attn, block.mlp
-    for drawn in (
-        attention.qkv.weight,
-        attention.proj.weight,
-        mlp.fc1.weight,
-        mlp.fc2.weight,
-        model.pos_embed,
-    ):
-        assert drawn.std().item() == pytest.approx(0.02, rel=0.02)
+    for linear in (attention.qkv, attention.proj, mlp.fc1, mlp.fc2):
+        assert linear.weight.std().item() == pytest.approx(0.02, rel=0.02)
+        assert linear.bias.abs().max() == 0
+    assert model.pos_embed.std().item() == pytest.approx(0.02, rel=0.02)
     assert model.cls_token.std().item() == pytest.approx(0.02, rel=0.15)
-    for bias in (attention.qkv.bias, attention.proj.bias, mlp.fc1.bias, mlp.fc2.bias):
-        assert bias.abs().max() == 0
     # the patch convolution keeps its default: uniform within 1 / sqrt(3·16·16)
     bound = (3 * 16 * 16) ** -0.5
     assert model.patch_embed.proj.weight.abs().max().item() == pytest.approx(bound, rel=1e-3)
@@ -125,9 +98,8 @@ def test_resizing_to_the_target_size_or_with_antialiasing_gives_other_positions(
     grid = model.pos_embed[:, 1:].unflatten(1, (14, 14)).permute(0, 3, 1, 2)
     ours = model.patch_positions(6, 6)
     for antialias, least in ((False, 0.14), (True, 0.35)):
-        other = (
-            F.interpolate(grid, size=(6, 6), mode="bicubic", antialias=antialias).flatten(2).transpose(1, 2)
-        )
+        other = F.interpolate(grid, size=(6, 6), mode="bicubic", antialias=antialias)
+        other = other.flatten(2).transpose(1, 2)
         assert ((other - ours).norm() / ours.norm()).item() > least
     assert torch.equal(model.patch_positions(14, 14), model.pos_embed[:, 1:])
     assert model(crops).shape == (4, 64)

@@ -8,6 +8,8 @@ import datasets
 import numpy as np
 from PIL import Image
 
+from tests.data.sources import as_file
+
 
 def encoded(count: int, seed: int = 0) -> list[bytes]:
     """Return JPEG files of several sizes with random smooth colors."""
@@ -15,11 +17,8 @@ def encoded(count: int, seed: int = 0) -> list[bytes]:
     files = []
     for index in range(count):
         small = Image.fromarray(rng.integers(0, 256, (4, 5, 3), dtype=np.uint8))
-        buffer = io.BytesIO()
-        small.resize((40 + index % 7, 36 + index % 5), Image.Resampling.BICUBIC).save(
-            buffer, "JPEG", quality=92
-        )
-        files.append(buffer.getvalue())
+        image = small.resize((40 + index % 7, 36 + index % 5), Image.Resampling.BICUBIC)
+        files.append(as_file(image, "JPEG", quality=92))
     return files
 
 

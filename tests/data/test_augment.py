@@ -1,5 +1,7 @@
 """Each step of the augmentation against Pillow or torchvision, and parameters against their probabilities."""
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 import torch
@@ -7,7 +9,7 @@ from PIL import Image, ImageEnhance, ImageFilter, ImageOps
 from torchvision.transforms import functional as torchvision_transforms
 
 from dino_exp.data import augment
-from tests.data.sources import released_augment
+from tests.data.sources import noise, released_augment
 
 NO_STEP = torch.tensor([[0, 0, 0, 0, 1, 1, 1, 0, 0, 0, 0]], dtype=torch.float32)
 
@@ -21,41 +23,29 @@ def parameters(**columns: float) -> torch.Tensor:
 
 @pytest.fixture(scope="module")
 def photo() -> Image.Image:
-    noise = np.random.default_rng(0).integers(0, 256, (6, 6, 3), np.uint8)
-    return Image.fromarray(noise).resize((48, 48), Image.Resampling.BICUBIC)
+    return noise(6, 6).resize((48, 48), Image.Resampling.BICUBIC)
 
 
 def as_tensor(image: Image.Image) -> torch.Tensor:
     return torch.from_numpy(np.asarray(image).copy()).permute(2, 0, 1)[None]
 
 
-STEPS = {
-    "flip": (parameters(flip=1), lambda im: ImageOps.mirror(im), 0.1),
-    "brightness": (
-        parameters(jitter=1, brightness=1.35),
-        lambda im: ImageEnhance.Brightness(im).enhance(1.35),
-        1.1,
-    ),
-    "contrast": (
-        parameters(jitter=1, contrast=0.65),
-        lambda im: ImageEnhance.Contrast(im).enhance(0.65),
-        1.5,
-    ),
-    "saturation": (parameters(jitter=1, saturation=1.2), lambda im: ImageEnhance.Color(im).enhance(1.2), 1.5),
-    "hue": (
-        parameters(jitter=1, hue=18 / 255),
-        lambda im: torchvision_transforms.adjust_hue(im, 18 / 255),
-        7.0,
-    ),
-    "gray": (parameters(gray=1), lambda im: im.convert("L").convert("RGB"), 1.1),
-    "solarize": (parameters(solarize=1), lambda im: ImageOps.solarize(im), 0.1),
+STEPS: dict[str, tuple[dict[str, float], Callable[[Image.Image], Image.Image], float]] = {
+    "flip": (dict(flip=1), ImageOps.mirror, 0.1),
+    "brightness": (dict(brightness=1.35), lambda im: ImageEnhance.Brightness(im).enhance(1.35), 1.1),
+    "contrast": (dict(contrast=0.65), lambda im: ImageEnhance.Contrast(im).enhance(0.65), 1.5),
+    "saturation": (dict(saturation=1.2), lambda im: ImageEnhance.Color(im).enhance(1.2), 1.5),
+    "hue": (dict(hue=18 / 255), lambda im: torchvision_transforms.adjust_hue(im, 18 / 255), 7.0),
+    "gray": (dict(gray=1), lambda im: im.convert("L").convert("RGB"), 1.1),
+    "solarize": (dict(solarize=1), ImageOps.solarize, 0.1),
 }
 
 
 @pytest.mark.parametrize("name", STEPS)
 def test_each_step_matches_pillow(name: str, photo: Image.Image) -> None:
-    table, reference, tolerance = STEPS[name]
-    ours = released_augment()(as_tensor(photo), table) * 255
+    columns, reference, tolerance = STEPS[name]
+    is_jitter = name in ("brightness", "contrast", "saturation", "hue")
+    ours = released_augment()(as_tensor(photo), parameters(jitter=is_jitter, **columns)) * 255
     difference = (ours - as_tensor(reference(photo))).abs()
     assert difference.max() <= tolerance  # of 255; Pillow rounds, and its hue has 256 steps
     assert (ours - as_tensor(photo)).abs().max() > 5  # the step did something
@@ -89,8 +79,7 @@ def test_rotation_turns_by_the_angle_and_keeps_the_flip(photo: Image.Image) -> N
 
 def test_order_of_the_jitter_is_followed(photo: Image.Image) -> None:
     x = as_tensor(photo) / 255
-    first = torch.tensor([1.4])
-    second = torch.tensor([0.6])
+    first, second = torch.tensor([1.4]), torch.tensor([0.6])
     contrast_last = augment.contrast(augment.brightness(x, first), second)
     brightness_last = augment.brightness(augment.contrast(x, second), first)
     assert (contrast_last - brightness_last).abs().max() > 0.05

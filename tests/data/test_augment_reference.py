@@ -15,11 +15,11 @@ from PIL import Image
 from torchvision.transforms import ColorJitter, InterpolationMode, RandomResizedCrop
 
 from dino_exp.data import augment
-from dino_exp.data.crops import RATIO, MultiCrop
+from dino_exp.data.crops import RATIO
 from dino_exp.data.loader import CropBatches
-from dino_exp.data.pil_reference import ORDERS, ReleasedPipeline
+from dino_exp.data.pil_reference import ReleasedPipeline
 from dino_exp.data.source import read_image
-from tests.data.sources import Album, released_augment
+from tests.data.sources import Album, multi_crop, released_augment
 
 SIDE = 96
 
@@ -53,10 +53,7 @@ def images() -> list[torch.Tensor]:
     return [image for image in photographs if min(image.shape[1:]) >= SIDE + 20]
 
 
-def global_crops_of(size: int) -> MultiCrop:
-    return MultiCrop(
-        global_size=size, global_scale=[0.4, 1.0], local_size=48, local_number=0, local_scale=[0.05, 0.4]
-    )
+GLOBAL_CROPS = multi_crop(global_size=SIDE, local_number=0)
 
 
 def step_table(columns: dict[int, tuple[float, float]], n: int) -> np.ndarray:
@@ -90,13 +87,12 @@ def test_each_step_matches_the_released_one(name: str, images: list[torch.Tensor
     columns, bounds = STEPS[name]
     table = step_table(columns, len(images))
     others = {"brightness", "contrast", "saturation", "hue"} - {name}
-    augmentation, crops = released_augment(**dict.fromkeys(others, 0.0)), global_crops_of(SIDE)
-    released = ReleasedPipeline(crops, augmentation)
+    augmentation = released_augment(**dict.fromkeys(others, 0.0))
+    released = ReleasedPipeline(GLOBAL_CROPS, augmentation)
     box = np.array([[20, 10, SIDE, SIDE]] * 2)
-    cut = torch.stack([crops.cut(image, box)[0] for image in images])
-    reference = torch.stack(
-        [released(p, box, np.stack([row] * 2))[0] for p, row in zip(images, table, strict=True)]
-    )
+    cut = torch.stack([GLOBAL_CROPS.cut(image, box)[0] for image in images])
+    pairs = zip(images, table, strict=True)
+    reference = torch.stack([released(image, box, np.stack([row] * 2))[0] for image, row in pairs])
     ours = augmentation(cut, torch.from_numpy(table)) * 255
     difference = (ours - reference).abs()
     found = (float(difference.max()), float(difference.mean()), *statistics(ours, reference.float()))
@@ -126,18 +122,14 @@ def described(found: tuple[float, ...]) -> str:
 
 def test_both_backends_make_the_same_crops_of_one_sample(images: list[torch.Tensor]) -> None:
     augmentation = released_augment()
-    crops = MultiCrop(
-        global_size=SIDE, global_scale=[0.4, 1.0], local_size=48, local_number=4, local_scale=[0.05, 0.4]
-    )
+    crops = multi_crop(global_size=SIDE, local_size=48, local_number=4)
     fast, pil = (
         CropBatches(Album(images), crops, augmentation, seed=3, backend=backend)[1, list(range(len(images)))]
         for backend in ("fast", "pil")
     )
     assert pil.parameters.shape == (6, len(images), 0)
-    for first, ours, theirs in (
-        (0, fast.global_crops, pil.global_crops),
-        (2, fast.local_crops, pil.local_crops),
-    ):
+    parts = ((0, fast.global_crops, pil.global_crops), (2, fast.local_crops, pil.local_crops))
+    for first, ours, theirs in parts:
         parameters = fast.parameters[first : first + len(ours)].flatten(0, 1)
         ours = augmentation(ours.flatten(0, 1), parameters) * 255
         reference = theirs.flatten(0, 1).float()
@@ -172,10 +164,7 @@ CHANCE = 1.95 * (2 / DRAWS) ** 0.5
 
 @pytest.mark.parametrize(("height", "width"), [(390, 460), (375, 500), (300, 900)])
 def test_boxes_are_distributed_as_torchvision_draws_them(height: int, width: int) -> None:
-    rng = np.random.default_rng(0)
-    crops = MultiCrop(
-        global_size=224, global_scale=[0.4, 1.0], local_size=96, local_number=1, local_scale=[0.05, 0.4]
-    )
+    rng, crops = np.random.default_rng(0), multi_crop(global_size=224, local_size=96, local_number=1)
     ours = np.stack([crops.boxes(rng.random((3, crops.uniforms)), height, width) for _ in range(DRAWS)])
     torch.manual_seed(0)
     image = torch.zeros(1, height, width)
@@ -202,7 +191,7 @@ def test_jitter_is_distributed_as_torchvision_draws_it() -> None:
     for number in range(4):
         theirs = np.array([values[1 + number] for values in drawn])
         assert distance(ours[:, augment.BRIGHTNESS + number], theirs) < CHANCE
-    numbers = {order: number for number, order in enumerate(ORDERS)}
+    numbers = {order: number for number, order in enumerate(augment.ORDERS)}
     orders = np.array([numbers[tuple(values[0].tolist())] for values in drawn])
     assert distance(ours[:, augment.ORDER], orders) < CHANCE
     share = np.bincount(ours[:, augment.ORDER].astype(int), minlength=24) / DRAWS
@@ -210,7 +199,7 @@ def test_jitter_is_distributed_as_torchvision_draws_it() -> None:
 
 
 def test_released_pipeline_cuts_and_resizes_as_the_released_code(images: list[torch.Tensor]) -> None:
-    crops, image = global_crops_of(SIDE), images[0]
+    crops, image = GLOBAL_CROPS, images[0]
     box = crops.boxes(np.random.default_rng(2).random((2, crops.uniforms)), *image.shape[1:])
     ours = ReleasedPipeline(crops, released_augment())(image, box, step_table({}, 2))
     pillow = Image.fromarray(image.permute(1, 2, 0).numpy())

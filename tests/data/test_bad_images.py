@@ -1,8 +1,5 @@
 """Unusual and broken files in a folder of images: cropped correctly or skipped, and no worker dies."""
 
-import io
-import struct
-import zlib
 from pathlib import Path
 
 import numpy as np
@@ -10,19 +7,12 @@ import pytest
 import torch
 from PIL import Image
 
-from dino_exp.data.crops import MultiCrop
 from dino_exp.data.loader import CropBatches, batches
 from dino_exp.data.source import CorruptImageError
-from tests.data.sources import load, released_augment
+from tests.data.sources import as_file, load, multi_crop, noise, png_of_size, released_augment, turned
 
 RED = (200, 40, 10)
 GRAY = (120, 120, 120)
-
-
-def encoded(image: Image.Image, file_format: str, **options: object) -> bytes:
-    buffer = io.BytesIO()
-    image.save(buffer, file_format, **options)
-    return buffer.getvalue()
 
 
 def plain(
@@ -31,51 +21,37 @@ def plain(
     return Image.new(mode, size, color)
 
 
-def turned() -> Image.Exif:
-    exif = Image.Exif()
-    exif[0x0112] = 6  # "rotate by 90 degrees to show"
-    return exif
-
-
-def of_size(content: bytes, width: int, height: int) -> bytes:
-    """Return a PNG with another size in its header."""
-    changed = bytearray(content)
-    changed[16:24] = struct.pack(">II", width, height)
-    changed[29:33] = struct.pack(">I", zlib.crc32(changed[12:29]))
-    return bytes(changed)
-
-
-NOISE = Image.fromarray(np.random.default_rng(0).integers(0, 256, (48, 64, 3), dtype=np.uint8))
+NOISE = noise(48, 64)
 LARGE_NOISE = NOISE.resize((1024, 768), Image.Resampling.BICUBIC)
 """Large enough to be decoded at an eighth of its size."""
 BLUE = plain(color=(0, 0, 255)).quantize(2)
 
 READABLE = {
-    "alpha.png": (encoded(plain("RGBA", (*RED, 0)), "PNG"), RED),
-    "animated.gif": (encoded(plain().quantize(2), "GIF", save_all=True, append_images=[BLUE, BLUE]), RED),
-    "cmyk.jpg": (encoded(plain().convert("CMYK"), "JPEG", quality=95), RED),
-    "exif.jpg": (encoded(plain(), "JPEG", quality=95, exif=turned()), RED),
-    "gray.jpg": (encoded(plain("L", 120), "JPEG"), GRAY),
-    "large.jpg": (encoded(plain(size=(1024, 768)), "JPEG", quality=95), RED),
-    "large_cmyk.jpg": (encoded(plain(size=(1024, 768)).convert("CMYK"), "JPEG", quality=95), RED),
-    "large_gray.jpg": (encoded(plain("L", 120, (1024, 768)), "JPEG"), GRAY),
-    "palette.png": (encoded(plain().quantize(2), "PNG"), RED),
-    "single.jpg": (encoded(plain("L", 120, (1, 1)), "JPEG"), GRAY),
-    "single.png": (encoded(plain(size=(1, 1)), "PNG"), RED),
-    "sixteen.png": (encoded(Image.fromarray(np.full((48, 64), 120 * 257, np.uint16)), "PNG"), GRAY),
-    "thin.png": (encoded(plain(size=(900, 1)), "PNG"), RED),
+    "alpha.png": (as_file(plain("RGBA", (*RED, 0)), "PNG"), RED),
+    "animated.gif": (as_file(plain().quantize(2), "GIF", save_all=True, append_images=[BLUE, BLUE]), RED),
+    "cmyk.jpg": (as_file(plain().convert("CMYK"), "JPEG", quality=95), RED),
+    "exif.jpg": (as_file(plain(), "JPEG", quality=95, exif=turned()), RED),
+    "gray.jpg": (as_file(plain("L", 120), "JPEG"), GRAY),
+    "large.jpg": (as_file(plain(size=(1024, 768)), "JPEG", quality=95), RED),
+    "large_cmyk.jpg": (as_file(plain(size=(1024, 768)).convert("CMYK"), "JPEG", quality=95), RED),
+    "large_gray.jpg": (as_file(plain("L", 120, (1024, 768)), "JPEG"), GRAY),
+    "palette.png": (as_file(plain().quantize(2), "PNG"), RED),
+    "single.jpg": (as_file(plain("L", 120, (1, 1)), "JPEG"), GRAY),
+    "single.png": (as_file(plain(size=(1, 1)), "PNG"), RED),
+    "sixteen.png": (as_file(Image.fromarray(np.full((48, 64), 120 * 257, np.uint16)), "PNG"), GRAY),
+    "thin.png": (as_file(plain(size=(900, 1)), "PNG"), RED),
 }
 UNREADABLE = {
     "empty.jpg": b"",
-    "half.gif": encoded(NOISE.quantize(64), "GIF")[:2000],
-    "half.jpg": encoded(NOISE, "JPEG")[:2000],
-    "half.png": encoded(NOISE, "PNG")[:5000],
-    "half_progressive.jpg": encoded(NOISE, "JPEG", progressive=True)[:1500],
-    "huge.png": of_size(encoded(plain(size=(1, 1)), "PNG"), 20_000, 20_000),
-    "large_half.jpg": encoded(LARGE_NOISE, "JPEG")[:20_000],
+    "half.gif": as_file(NOISE.quantize(64), "GIF")[:2000],
+    "half.jpg": as_file(NOISE, "JPEG")[:2000],
+    "half.png": as_file(NOISE, "PNG")[:5000],
+    "half_progressive.jpg": as_file(NOISE, "JPEG", progressive=True)[:1500],
+    "huge.png": png_of_size(20_000, 20_000),
+    "large_half.jpg": as_file(LARGE_NOISE, "JPEG")[:20_000],
     "page.png": b"<!DOCTYPE html><html></html>",
     "text.jpg": b"a text file named .jpg",
-    "without_end.jpg": encoded(LARGE_NOISE, "JPEG")[:-300],
+    "without_end.jpg": as_file(LARGE_NOISE, "JPEG")[:-300],
 }
 
 
@@ -86,9 +62,7 @@ def test_every_file_is_cropped_correctly_or_skipped(backend: str, channels: int,
         (tmp_path / name).write_bytes(content)
     (tmp_path / "last.png").write_bytes(READABLE["palette.png"][0])
     source = load("image_folder", root=tmp_path, val_root=None, channels=channels, backend=backend).train
-    crops = MultiCrop(
-        global_size=16, global_scale=[0.4, 1.0], local_size=8, local_number=2, local_scale=[0.1, 0.4]
-    )
+    crops = multi_crop(global_size=16, local_size=8, local_scale=[0.1, 0.4])
     no_step = released_augment(
         channels=channels, flip=0.0, jitter=0.0, gray=0.0, blur=[0.0, 0.0, 0.0], solarize=0.0
     )

@@ -1,7 +1,5 @@
 """Boxes are drawn as torchvision draws them, and cut as Pillow resizes."""
 
-from typing import Any
-
 import numpy as np
 import pytest
 import torch
@@ -9,14 +7,7 @@ from PIL import Image
 from torchvision.transforms import InterpolationMode, RandomResizedCrop
 from torchvision.transforms.v2.functional import resized_crop
 
-from dino_exp.data.crops import MultiCrop
-
-
-def multi_crop(**changes: Any) -> MultiCrop:
-    released: dict[str, Any] = dict(
-        global_size=32, global_scale=[0.4, 1.0], local_size=16, local_number=2, local_scale=[0.05, 0.4]
-    )
-    return MultiCrop(**(released | changes))
+from tests.data.sources import multi_crop
 
 
 def test_boxes_have_the_distribution_of_torchvision() -> None:
@@ -37,12 +28,10 @@ def test_boxes_are_inside_images_of_any_shape(height: int, width: int) -> None:
     for _ in range(50):
         boxes = crops.boxes(rng.random((4, crops.uniforms)), height, width)
         top, left, h, w = boxes.T
-        assert (h >= 1).all()
-        assert (w >= 1).all()
-        assert (top >= 0).all()
-        assert (left >= 0).all()
-        assert (top + h <= height).all()
-        assert (left + w <= width).all()
+        for start, side, limit in ((top, h, height), (left, w, width)):
+            assert (side >= 1).all()
+            assert (start >= 0).all()
+            assert (start + side <= limit).all()
 
 
 def test_cut_matches_pillows_antialiased_bicubic() -> None:
@@ -61,9 +50,8 @@ def test_cut_matches_pillows_antialiased_bicubic() -> None:
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
 def test_cut_equals_torchvisions_resized_crop_bit_for_bit(layout: torch.memory_format) -> None:
     rng = np.random.default_rng(3)
-    image = torch.from_numpy(rng.integers(0, 256, (1, 3, 90, 130), np.uint8)).contiguous(
-        memory_format=layout
-    )[0]
+    image = torch.from_numpy(rng.integers(0, 256, (1, 3, 90, 130), np.uint8))
+    image = image.contiguous(memory_format=layout)[0]
     crops = multi_crop()
     for _ in range(10):
         boxes = crops.boxes(rng.random((4, crops.uniforms)), 90, 130)

@@ -1,6 +1,5 @@
 """A sample's crops depend on (seed, epoch, index) alone."""
 
-import io
 from collections.abc import Collection
 
 import numpy as np
@@ -8,11 +7,10 @@ import pytest
 import torch
 from PIL import Image
 
-from dino_exp.data.crops import MultiCrop
 from dino_exp.data.loader import BatchOrder, CropBatch, CropBatches, batches
 from dino_exp.data.source import Shrink, decode_image
 from dino_exp.errors import UserError
-from tests.data.sources import Album, released_augment
+from tests.data.sources import Album, as_file, multi_crop, noise, released_augment
 
 
 def numbered(length: int, unreadable: Collection[int] = ()) -> Album:
@@ -21,13 +19,7 @@ def numbered(length: int, unreadable: Collection[int] = ()) -> Album:
 
 
 def dataset(source: Album, seed: int = 0, local_number: int = 2, backend: str = "fast") -> CropBatches:
-    crops = MultiCrop(
-        global_size=16,
-        global_scale=[0.4, 1.0],
-        local_size=8,
-        local_number=local_number,
-        local_scale=[0.1, 0.4],
-    )
+    crops = multi_crop(global_size=16, local_size=8, local_number=local_number, local_scale=[0.1, 0.4])
     return CropBatches(source, crops, released_augment(), seed, backend)
 
 
@@ -59,13 +51,9 @@ def test_batch_size_does_not_change_a_sample() -> None:
 
 def test_seed_epoch_and_index_each_change_the_crops() -> None:
     reference = dataset(numbered(50), seed=0)[0, [1]].parameters
-    others = (
-        dataset(numbered(50), seed=1)[0, [1]],
-        dataset(numbered(50))[1, [1]],
-        dataset(numbered(50))[0, [2]],
-    )
-    for other in others:
-        assert not torch.equal(reference, other.parameters)
+    for seed, epoch, index in ((1, 0, 1), (0, 1, 1), (0, 0, 2)):
+        other = dataset(numbered(50), seed)[epoch, [index]].parameters
+        assert not torch.equal(reference, other)
 
 
 def test_each_epoch_is_another_permutation_and_drops_the_incomplete_batch() -> None:
@@ -104,10 +92,8 @@ class Photograph(Album):
 
     def __init__(self, in_full: bool) -> None:
         super().__init__([torch.empty(0)] * 2, unreadable={0})
-        noise = np.random.default_rng(0).integers(0, 256, (5, 6, 3), np.uint8)
-        buffer = io.BytesIO()
-        Image.fromarray(noise).resize((240, 180), Image.Resampling.BICUBIC).save(buffer, "JPEG", quality=90)
-        self.content, self.in_full = buffer.getvalue(), in_full
+        photograph = noise(5, 6).resize((240, 180), Image.Resampling.BICUBIC)
+        self.content, self.in_full = as_file(photograph, "JPEG", quality=90), in_full
         self.sizes: list[tuple[int, int]] = []
 
     def read(self, index: int, shrink: Shrink | None = None) -> torch.Tensor:

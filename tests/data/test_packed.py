@@ -36,11 +36,8 @@ def images(tmp_path: Path) -> Path:
 @pytest.mark.usefixtures("cache")
 def test_packed_images_equal_the_originals(images: Path) -> None:
     plain, source = packed_folder(images, pack=False).train, packed_folder(images).train
-    assert (len(source), source.classes, labels_of(source).tolist()) == (
-        30,
-        CLASSES,
-        labels_of(plain).tolist(),
-    )
+    assert (len(source), source.classes) == (30, CLASSES)
+    assert labels_of(source).tolist() == labels_of(plain).tolist()
     for index in reversed(range(30)):
         assert source.name(index) == plain.name(index)
         if "000013" in source.name(index):
@@ -85,20 +82,15 @@ def test_damage_is_detected(images: Path, cache: Path) -> None:
     plain = packed_folder(images, pack=False).train
     packed_folder(images)
     (pixels,), (index,) = cache.glob("*.pixels"), cache.glob("packed-*.npz")
-    complete = pixels.read_bytes(), index.read_bytes()
-    for damaged in (
-        (complete[0][:-1], complete[1]),
-        (complete[0], complete[1][:300]),
-        (complete[0], b""),
-        (b"", complete[1]),
-    ):
+    values, places = pixels.read_bytes(), index.read_bytes()
+    for damaged in ((values[:-1], places), (values, places[:300]), (values, b""), (b"", places)):
         pixels.write_bytes(damaged[0])
         index.write_bytes(damaged[1])
         assert torch.equal(packed_folder(images).train.read(29), plain.read(29))
-        assert pixels.read_bytes() == complete[0]
+        assert pixels.read_bytes() == values
     half_written = cache / f".{pixels.name}.0123"
     half_written.write_bytes(b"left by a kill")
-    pixels.write_bytes(complete[0][:50] + bytes(50) + complete[0][100:])
+    pixels.write_bytes(values[:50] + bytes(50) + values[100:])
     source = packed_folder(images).train
     with pytest.raises(CorruptImageError, match=rf"its pixels in {pixels} are damaged; delete that file"):
         source.read(0)

@@ -1,14 +1,12 @@
 """The same images give the same training, however they are stored."""
 
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import pytest
 import torch
-from hydra import compose, initialize_config_dir
 
-from dino_exp.config.register import CONF, register
-from dino_exp.config.schema import Config
+from dino_exp.config.compose import compose
 from dino_exp.runs.run_directory import RunDirectory, read_metrics
 from dino_exp.train import checkpoint
 from dino_exp.train.run import train
@@ -17,11 +15,7 @@ from tests.data.stored import as_files, as_rows, as_shards, by_class, encoded
 CLASSES = ["0", "1", "2"]
 
 
-def configuration(*overrides: str) -> Config:
-    register()
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        short = ("experiment=debug", "trainer.batch_size=8", "trainer.max_steps=4", "tracker=none")
-        return cast(Config, compose("config", [*short, *overrides]))
+SHORT = ("experiment=debug", "trainer.batch_size=8", "trainer.max_steps=4", "tracker=none")
 
 
 def store(folder: Path) -> None:
@@ -51,23 +45,19 @@ def test_every_kind_of_storage_gives_the_same_losses_and_weights(
     # Loader processes take threads from training, and sums over fewer threads are rounded differently.
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     store(tmp_path)
+    two = "trainer.num_workers=2"
     kinds = {
         "files": ["data=image_folder", f"data.root={tmp_path}/files/train"],
         "shards": ["data=webdataset", f"data.root='{tmp_path}/shards/train-{{000000..000004}}.tar'"],
-        "parquet": ["data=huggingface", f"data.root={tmp_path}/parquet", "trainer.num_workers=2"],
+        "parquet": ["data=huggingface", f"data.root={tmp_path}/parquet", two],
         "saved": ["data=huggingface", f"data.root={tmp_path}/saved/train"],
         "packed files": ["data=image_folder", f"data.root={tmp_path}/files/train", "data.packed=true"],
-        "packed shards": [
-            "data=webdataset",
-            f"data.root={tmp_path}/shards",
-            "data.packed=true",
-            "trainer.num_workers=2",
-        ],
+        "packed shards": ["data=webdataset", f"data.root={tmp_path}/shards", "data.packed=true", two],
         "packed rows": ["data=huggingface", f"data.root={tmp_path}/saved/train", "data.packed=true"],
     }
     results = {}
     for name, overrides in kinds.items():
-        assert train(configuration(*overrides), tmp_path / "runs" / name).state == "finished"
+        assert train(compose([*SHORT, *overrides]), tmp_path / "runs" / name).state == "finished"
         results[name] = losses_and_weights(tmp_path / "runs" / name)
     expected, weights = results["files"]
     assert len(expected) == 5

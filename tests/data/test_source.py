@@ -2,11 +2,9 @@
 
 import io
 import pickle
-import struct
-import zlib
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn
 
 import numpy as np
 import pytest
@@ -15,6 +13,7 @@ from PIL import Image
 
 from dino_exp.data import source
 from dino_exp.data.source import CorruptImageError, decode_image, read_image
+from tests.data.sources import as_file, noise, png_of_size, turned
 
 RED, GREEN = (200, 40, 10), (20, 180, 60)
 
@@ -26,29 +25,23 @@ def two_colors(size: tuple[int, int] = (16, 8)) -> Image.Image:
     return image
 
 
-def encoded(image: Image.Image, file_format: str, **options: Any) -> bytes:
-    buffer = io.BytesIO()
-    image.save(buffer, file_format, **options)
-    return buffer.getvalue()
-
-
 def gray16() -> Image.Image:
     return Image.fromarray(np.full((8, 16), 200 * 256 + 17, dtype=np.uint16))
 
 
 GOOD = {  # content, and the colors on the left and on the right
-    "rgb.jpg": (encoded(two_colors(), "JPEG", quality=95), RED, GREEN),
-    "cmyk.jpg": (encoded(two_colors().convert("CMYK"), "JPEG", quality=95), RED, GREEN),
-    "gray.jpg": (encoded(Image.new("L", (16, 8), 90), "JPEG"), (90, 90, 90), (90, 90, 90)),
-    "rgb.png": (encoded(two_colors(), "PNG"), RED, GREEN),
-    "palette.png": (encoded(two_colors().quantize(4), "PNG"), RED, GREEN),
-    "palette.gif": (encoded(two_colors().quantize(4), "GIF"), RED, GREEN),
-    "alpha.png": (encoded(Image.new("RGBA", (16, 8), (*RED, 128)), "PNG"), RED, RED),
-    "gray_alpha.png": (encoded(Image.new("LA", (16, 8), (90, 3)), "PNG"), (90, 90, 90), (90, 90, 90)),
-    "bilevel.png": (encoded(Image.new("1", (16, 8), 1), "PNG"), (255, 255, 255), (255, 255, 255)),
-    "gray16.png": (encoded(gray16(), "PNG"), (200, 200, 200), (200, 200, 200)),
-    "gray16.tif": (encoded(gray16(), "TIFF"), (200, 200, 200), (200, 200, 200)),
-    "webp.webp": (encoded(two_colors(), "WEBP", lossless=True), RED, GREEN),
+    "rgb.jpg": (as_file(two_colors(), "JPEG", quality=95), RED, GREEN),
+    "cmyk.jpg": (as_file(two_colors().convert("CMYK"), "JPEG", quality=95), RED, GREEN),
+    "gray.jpg": (as_file(Image.new("L", (16, 8), 90), "JPEG"), (90, 90, 90), (90, 90, 90)),
+    "rgb.png": (as_file(two_colors(), "PNG"), RED, GREEN),
+    "palette.png": (as_file(two_colors().quantize(4), "PNG"), RED, GREEN),
+    "palette.gif": (as_file(two_colors().quantize(4), "GIF"), RED, GREEN),
+    "alpha.png": (as_file(Image.new("RGBA", (16, 8), (*RED, 128)), "PNG"), RED, RED),
+    "gray_alpha.png": (as_file(Image.new("LA", (16, 8), (90, 3)), "PNG"), (90, 90, 90), (90, 90, 90)),
+    "bilevel.png": (as_file(Image.new("1", (16, 8), 1), "PNG"), (255, 255, 255), (255, 255, 255)),
+    "gray16.png": (as_file(gray16(), "PNG"), (200, 200, 200), (200, 200, 200)),
+    "gray16.tif": (as_file(gray16(), "TIFF"), (200, 200, 200), (200, 200, 200)),
+    "webp.webp": (as_file(two_colors(), "WEBP", lossless=True), RED, GREEN),
 }
 
 
@@ -67,14 +60,12 @@ def test_every_kind_of_file_becomes_rgb_and_luminance(name: str, tmp_path: Path)
 @pytest.mark.parametrize("file_format", ["PNG", "JPEG", "GIF"])
 def test_an_image_of_one_pixel_is_read(file_format: str, tmp_path: Path) -> None:
     path = tmp_path / "pixel"
-    path.write_bytes(encoded(Image.new("L", (1, 1), 77), file_format))
+    path.write_bytes(as_file(Image.new("L", (1, 1), 77), file_format))
     assert read_image(path, 3).flatten().tolist() == [77, 77, 77]
 
 
 def test_exif_orientation_is_not_applied(tmp_path: Path) -> None:
-    exif = Image.Exif()
-    exif[0x0112] = 6  # "rotate by 90 degrees to show"
-    two_colors().save(tmp_path / "turned.jpg", exif=exif)
+    two_colors().save(tmp_path / "turned.jpg", exif=turned())
     assert read_image(tmp_path / "turned.jpg", 3).shape == (3, 8, 16)
 
 
@@ -94,33 +85,25 @@ def test_other_channel_counts_are_read_as_stored(tmp_path: Path) -> None:
         read_image(tmp_path / "five.npy", 3)
 
 
-def huge_png() -> bytes:
-    """Return a PNG with a size of 20,000 x 20,000 in its header."""
-    content = bytearray(encoded(Image.new("L", (1, 1)), "PNG"))
-    content[16:24] = struct.pack(">II", 20_000, 20_000)
-    content[29:33] = struct.pack(">I", zlib.crc32(content[12:29]))
-    return bytes(content)
-
-
 def npy(array: np.ndarray) -> bytes:
     buffer = io.BytesIO()
     np.save(buffer, array)
     return buffer.getvalue()
 
 
-NOISE = Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8))
+NOISE = noise(64, 64)
 BAD = {
     "empty.jpg": (b"", "the file is empty"),
     "text.jpg": (b"this is no image", "not an image"),
     "page.png": (b"<!DOCTYPE html><html></html>", "not an image"),
-    "half.jpg": (encoded(NOISE, "JPEG")[:2000], "damaged or truncated"),
-    "header.jpg": (encoded(NOISE, "JPEG")[:30], "damaged or truncated"),
-    "half.png": (encoded(NOISE, "PNG")[:5000], "damaged or truncated"),
-    "half.webp": (encoded(NOISE, "WEBP")[:900], "damaged or truncated"),
+    "half.jpg": (as_file(NOISE, "JPEG")[:2000], "damaged or truncated"),
+    "header.jpg": (as_file(NOISE, "JPEG")[:30], "damaged or truncated"),
+    "half.png": (as_file(NOISE, "PNG")[:5000], "damaged or truncated"),
+    "half.webp": (as_file(NOISE, "WEBP")[:900], "damaged or truncated"),
     "half.npy": (npy(np.zeros((8, 8), np.uint8))[:140], r"truncated \.npy"),
     "float.npy": (npy(np.zeros((8, 8))), "float64 .* uint8 or uint16"),
-    "float.tif": (encoded(Image.new("F", (4, 4)), "TIFF"), "floating-point"),
-    "huge.png": (huge_png(), "more than 178,956,970 pixels"),
+    "float.tif": (as_file(Image.new("F", (4, 4)), "TIFF"), "floating-point"),
+    "huge.png": (png_of_size(20_000, 20_000), "more than 178,956,970 pixels"),
 }
 
 
@@ -141,9 +124,7 @@ def test_a_missing_file_is_unreadable(tmp_path: Path) -> None:
         read_image(tmp_path / "gone.jpg", 3)
 
 
-SMOOTH = Image.fromarray(np.random.default_rng(1).integers(0, 256, (6, 9, 3), dtype=np.uint8)).resize(
-    (333, 217), Image.Resampling.BICUBIC
-)
+SMOOTH = noise(6, 9, seed=1).resize((333, 217), Image.Resampling.BICUBIC)
 
 
 @pytest.mark.parametrize("channels", [1, 3])
@@ -155,7 +136,7 @@ def test_a_jpeg_can_be_decoded_at_a_smaller_size(factor: int, channels: int) -> 
         requested.append((height, width))
         return factor
 
-    content = encoded(SMOOTH, "JPEG", quality=95)
+    content = as_file(SMOOTH, "JPEG", quality=95)
     full = decode_image(content, "full", channels, backend="fast")
     small = decode_image(content, "small", channels, backend="fast", shrink=shrink)
     assert requested == [(217, 333)]
@@ -173,7 +154,7 @@ def test_other_formats_are_decoded_at_full_size() -> None:
         raise AssertionError
 
     for file_format in ("PNG", "WEBP", "GIF"):
-        content = encoded(SMOOTH, file_format)
+        content = as_file(SMOOTH, file_format)
         assert decode_image(content, "image", 3, backend="fast", shrink=shrink).shape == (3, 217, 333)
 
 
@@ -195,7 +176,7 @@ def refusing(*_: object, **__: object) -> NoReturn:
 def test_jpeg_is_read_without_torchvisions_decoder(
     torchvision_has: Callable[..., torch.Tensor] | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    content = encoded(SMOOTH, "JPEG")
+    content = as_file(SMOOTH, "JPEG")
     expected = decode_image(content, "image", 3, backend="fast")
     monkeypatch.setattr(source, "decode_jpeg", torchvision_has)
     assert torch.equal(decode_image(content, "image", 3, backend="fast"), expected)

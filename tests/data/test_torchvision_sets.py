@@ -70,12 +70,8 @@ def test_damaged_idx_files_are_reported(tmp_path: Path, offline: None) -> None:
     idx_files(tmp_path, packed=True)
     file = tmp_path / "train-images-idx3-ubyte.gz"
     complete = file.read_bytes()
-    for damaged in (
-        complete[:1000],
-        gzip.compress(gzip.decompress(complete)[:-10]),
-        gzip.compress(b"hello"),
-        b"",
-    ):
+    cut = gzip.compress(gzip.decompress(complete)[:-10])
+    for damaged in (complete[:1000], cut, gzip.compress(b"hello"), b""):
         file.write_bytes(damaged)
         with pytest.raises(UserError, match=r"train-images-idx3-ubyte\.gz: .*(damaged|truncated)"):
             fashion_mnist(root=str(tmp_path), channels=1)

@@ -31,9 +31,7 @@ def decoded(content: bytes) -> torch.Tensor:
 
 def test_folder_pattern_and_list_hold_the_same_samples_in_any_order(tmp_path: Path) -> None:
     folder = as_shards(tmp_path / "set", IMAGES)
-    (folder / "list.txt").write_text(
-        "train-000000.tar\n\ntrain-000001.tar\n" + str(folder / "train-000002.tar")
-    )
+    (folder / "list.txt").write_text(f"train-000000.tar\n\ntrain-000001.tar\n{folder}/train-000002.tar")
     for root in (folder, folder / "train-{000000..000002}.tar", folder / "train-*.tar", folder / "list.txt"):
         source = shards(root).train
         assert (len(source), source.classes) == (20, ["0", "1", "2"])
@@ -80,11 +78,8 @@ def test_held_out_shards_are_found_and_never_trained_on(
     as_shards(tmp_path / "apart" / "train", IMAGES)
     as_shards(tmp_path / "apart" / "val", IMAGES[::4])
     with caplog.at_level(logging.INFO):
-        for root in (
-            together,
-            together / "imagenet-train-{000000..000002}.tar",
-            tmp_path / "apart" / "train",
-        ):
+        pattern = together / "imagenet-train-{000000..000002}.tar"
+        for root in (together, pattern, tmp_path / "apart" / "train"):
             splits = shards(root)
             assert (len(splits.train), len(held_out(splits))) == (20, 5)
             assert held_out(splits).classes == splits.train.classes

@@ -22,11 +22,7 @@ TOTAL = 5000
 
 def judge(out_dim: int = 64, crops: int = 64, center_momentum: float = 0.9) -> Judge:
     return Judge(
-        out_dim=out_dim,
-        crops=crops,
-        warmup_steps=100,
-        total_steps=TOTAL,
-        center_momentum=center_momentum,
+        out_dim=out_dim, crops=crops, warmup_steps=100, total_steps=TOTAL, center_momentum=center_momentum
     )
 
 

@@ -13,8 +13,6 @@ from dino_exp.export.export_command import main
 from dino_exp.runs.run_directory import RunDirectory
 from tests.programs import run_program
 
-ROOT = Path(__file__).parents[2]
-
 
 def test_the_card_describes_data_training_result_and_license(patch_run: Path) -> None:
     words = [f"run={patch_run}", "format=timm", "license=apache-2.0"]

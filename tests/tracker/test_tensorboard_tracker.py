@@ -48,8 +48,8 @@ def test_scalars_images_and_texts_are_written(tmp_path: Path, caplog: pytest.Log
     assert sorted(texts) == ["alert/text_summary", "config/text_summary", "summary/text_summary"]
     assert '"teacher_temp": 0.04' in texts["config/text_summary"][0]
     assert '"exit_code": 0' in texts["summary/text_summary"][0]
-    (record,) = caplog.records
-    assert "missing.png cannot be read and is skipped" in record.getMessage()
+    (message,) = caplog.messages
+    assert "missing.png cannot be read and is skipped" in message
 
 
 def test_steps_after_the_checkpoint_are_purged_on_resume(tmp_path: Path) -> None:
@@ -83,8 +83,8 @@ def test_an_unwritable_directory_turns_the_tracker_off(
     tracker.start(run_info(tmp_path))
     tracker.log({"loss": 8.25}, step=10)
     tracker.finish({}, exit_code=0)
-    (record,) = caplog.records
-    assert record.getMessage().startswith("TensorBoard: off, because of ")
+    (message,) = caplog.messages
+    assert message.startswith("TensorBoard: off, because of ")
 
 
 def test_disabled_and_no_tracker_write_nothing(tmp_path: Path) -> None:

@@ -1,8 +1,5 @@
 """The W&B file of a complete run, read back with W&B's own tool, has the content of metrics.jsonl."""
 
-import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -10,30 +7,21 @@ import pytest
 from dino_exp.config.compose import compose
 from dino_exp.runs.run_directory import RunDirectory, read_metrics
 from dino_exp.train.run import train
+from tests.tracker.test_wandb_tracker import only, read_back
 
 pytestmark = pytest.mark.wandb
 
 
 @pytest.mark.plots
 def test_the_wandb_file_has_the_content_of_metrics_jsonl(tmp_path: Path, wandb_home: Path) -> None:
-    cfg = compose(
-        [
-            "experiment=debug",
-            "trainer.max_steps=9",
-            "tracker=wandb",
-            "tracker.mode=offline",
-            "trainer.log_every=2",
-        ]
-    )
+    short = ["experiment=debug", "trainer.max_steps=9", "trainer.log_every=2"]
+    cfg = compose([*short, "tracker=wandb", "tracker.mode=offline"])
     train(cfg, tmp_path / "run", group="a-sweep")
 
     directory = RunDirectory(tmp_path / "run")
     (segment,) = (tmp_path / "run" / "wandb").glob("offline-run-*")
-    command = [sys.executable, "-m", "wandb", "leet", "inspect", "--json", str(segment)]
-    output = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout
-    records = [json.loads(line) for line in output.splitlines() if line.startswith("{")]
-
-    (run,) = [record["run"] for record in records if record["type"] == "run"]
+    records = read_back(segment)
+    run = only(records, "run")
     assert (run["run_id"], run["run_group"]) == (directory.read_status()["tracker_id"], "a-sweep")
     items = [record["history"]["item"] for record in records if record["type"] == "history"]
     lines = read_metrics(directory.metrics_file)
@@ -43,5 +31,4 @@ def test_the_wandb_file_has_the_content_of_metrics_jsonl(tmp_path: Path, wandb_h
         assert {key: mirrored[key] for key in line} == pytest.approx(line)
     images = {key.removesuffix(".path") for item in items for key in item if key.endswith(".path")}
     assert images == {"crops", "curves", "attention"}
-    (exit_record,) = [record["exit"] for record in records if record["type"] == "exit"]
-    assert exit_record.get("exit_code", 0) == 0
+    assert only(records, "exit").get("exit_code", 0) == 0

@@ -64,9 +64,8 @@ def rows(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def only(records: list[dict[str, Any]], kind: str) -> dict[str, Any]:
-    found = [record[kind] for record in records if record["type"] == kind]
-    assert len(found) == 1
-    return found[0]
+    (found,) = [record[kind] for record in records if record["type"] == kind]
+    return found
 
 
 def segments(directory: Path, kind: str = "offline-run") -> list[Path]:
@@ -119,7 +118,7 @@ def test_an_offline_file_has_everything_that_was_logged(
     assert only(records, "exit")["exit_code"] == 3
     # neither code nor a list of packages
     assert [path.name for path in segment.glob("files/*") if path.name != "media"] == []
-    assert [record.getMessage() for record in caplog.records] == [
+    assert caplog.messages == [
         f"W&B: offline (no W&B login was found). Upload later: wandb sync {tmp_path / 'wandb'}"
     ]
 
@@ -156,9 +155,7 @@ def test_online_run_arrives_with_its_exit_code(
     assert login.exit_codes == {"abc123": 7}
     assert login.alerts == ["collapse"]
     assert json.loads(login.uploads["wandb-summary.json"])["verdict"] == "healthy"
-    assert [record.getMessage() for record in caplog.records] == [
-        f"W&B: online, {login.url}/team/p/runs/abc123"
-    ]
+    assert caplog.messages == [f"W&B: online, {login.url}/team/p/runs/abc123"]
 
 
 TRAINING = """
@@ -230,7 +227,7 @@ def test_a_server_that_stops_answering_delays_the_end_only_by_the_timeout(
     mirror.finish({"verdict": "healthy"}, exit_code=0)
     (segment,) = segments(tmp_path, "run")
     command = f"wandb sync --include-online {segment}"
-    assert [record.getMessage() for record in caplog.records][1:] == [
+    assert caplog.messages[1:] == [
         "W&B: the upload was stopped after 8 s. "
         f"metrics.jsonl in the run directory has everything. Upload the rest: {command}"
     ]
@@ -291,7 +288,7 @@ def test_the_process_survives_the_signals_of_a_scheduler_and_may_be_killed(
     wait_for(lambda: caplog.records)
     os.kill(children(os.getpid())[0], signal.SIGKILL)
     mirror.finish({}, exit_code=0)
-    assert caplog.records[-1].getMessage() == (
+    assert caplog.messages[-1] == (
         "W&B: the mirror ended early (its process was killed). "
         f"metrics.jsonl in the run directory has everything. Upload the rest: wandb sync {tmp_path / 'wandb'}"
     )
@@ -310,7 +307,7 @@ def test_a_stalled_process_delays_neither_the_training_nor_its_end(
     for step in range(5000):
         mirror.log(metrics, step)
     mirror.finish({}, exit_code=0)
-    slow, end = (record.getMessage() for record in caplog.records[1:])
+    slow, end = caplog.messages[1:]
     assert slow.startswith("W&B: too slow, 2000 records are waiting; new ones are dropped.")
     assert end.startswith(("W&B: the upload was stopped after 1 s.", "W&B: the mirror ended"))
     assert not Path(f"/proc/{process}").exists()
@@ -333,7 +330,7 @@ def test_auto_follows_wandb_settings_and_login(
         mirror = tracker(mode)
         mirror.start(run_info(tmp_path))
         mirror.finish({}, 0)
-        return " ".join(record.getMessage().split(" Upload")[0] for record in caplog.records)
+        return " ".join(message.split(" Upload")[0] for message in caplog.messages)
 
     monkeypatch.setenv("WANDB_MODE", "offline")
     assert message("auto") == "W&B: offline (WANDB_MODE or the W&B settings say so)."
@@ -358,8 +355,8 @@ def test_an_unwritable_directory_turns_wandb_off(tmp_path: Path, caplog: pytest.
     mirror.start(run_info(tmp_path))
     mirror.log({"loss": 0.5}, step=1)
     mirror.finish({}, exit_code=0)
-    (record,) = caplog.records
-    assert record.getMessage().startswith("W&B: off, because of FileExistsError:")
+    (message,) = caplog.messages
+    assert message.startswith("W&B: off, because of FileExistsError:")
 
 
 def test_a_full_queue_drops_new_records_and_warns_once(caplog: pytest.LogCaptureFixture) -> None:
