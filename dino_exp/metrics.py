@@ -185,13 +185,7 @@ KNN = Metric(
     progress=7,
 )
 CENTER_NORM = Metric(
-    "center_norm",
-    "Norm of the center",
-    "center",
-    form=".2f",
-    chart=Chart("center_norm"),
-    panel=4,
-    progress=6,
+    "center_norm", "Norm of the center", "center", form=".2f", chart=Chart("center_norm"), panel=4, progress=6
 )
 RANKS = Chart("ranks", "Effective rank of the teacher")
 SPEED = Metric(

@@ -68,11 +68,7 @@ def parser() -> argparse.ArgumentParser:
         "what to try first; LOG is a run directory, or another code's log of JSON lines.",
     )
     result.add_argument(
-        "folder",
-        type=Path,
-        nargs="?",
-        metavar="FOLDER",
-        help="a run or a sweep, e.g. outputs/demo_sweep_lr",
+        "folder", type=Path, nargs="?", metavar="FOLDER", help="a run or a sweep, e.g. outputs/demo_sweep_lr"
     )
     result.add_argument(
         "--compare",

@@ -49,10 +49,7 @@ def chart_figure(run: RunData, chart: Chart) -> Figure | None:
         x=alt.X("step:Q", title="step", scale=alt.Scale(nice=False), axis=STEPS),
         y=alt.Y("value:Q", title=first.unit or None, scale=alt.Scale(zero=chart.zero)),
         color=alt.Color(
-            "of:N",
-            title=None,
-            scale=alt.Scale(domain=words),
-            legend=LINES if len(words) > 1 else None,
+            "of:N", title=None, scale=alt.Scale(domain=words), legend=LINES if len(words) > 1 else None
         ),
         tooltip=[
             alt.Tooltip("of:N", title="curve"),

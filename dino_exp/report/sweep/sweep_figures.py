@@ -136,12 +136,7 @@ def _map(sweep: SweepData, data: MapData, measure: Measure) -> Figure:
         *(alt.Tooltip(f"{each.name}_text:N", title=each.metric.head) for each in MAPS),
         alt.Tooltip("n:Q", title="runs"),
     ]
-    legend = alt.Legend(
-        orient="bottom",
-        direction="horizontal",
-        columns=3,
-        symbolSize=90,
-    )
+    legend = alt.Legend(orient="bottom", direction="horizontal", columns=3, symbolSize=90)
     shapes = alt.Scale(domain=words, range=[outcome_of(word).shape for word in words])
     chart = alt.layer(
         base.transform_filter(known)
@@ -152,7 +147,7 @@ def _map(sweep: SweepData, data: MapData, measure: Measure) -> Figure:
                 title=None,
                 scale=alt.Scale(scheme="viridis", domain=[low, high], clamp=True),
                 legend=alt.Legend(orient="top", gradientLength=220, format=".2~f", values=_ends(low, high)),
-            ),
+            )
         ),
         # White with a dark rim: visible on every color, and in the legend on light and dark pages.
         base.mark_point(
@@ -237,14 +232,7 @@ def _effect(sweep: SweepData, axis: str, measure: Measure) -> Figure:
     for cell in cells:
         mean, deviation, count = cell.mean(measure.of)
         means.append({"x": cell.x, "xi": cell.xi, "mean": mean, "n": count, "sd": measure.text(deviation)})
-        table.append(
-            (
-                cell.x,
-                measure.text(mean),
-                measure.text(deviation),
-                f"{count} of {len(cell.runs)}",
-            )
-        )
+        table.append((cell.x, measure.text(mean), measure.text(deviation), f"{count} of {len(cell.runs)}"))
     marks = alt.Scale(domain=list(KINDS), range=["circle", "diamond", "square", "cross"])
     for point in points:
         point["kind"] = outcome_of(str(point["outcome"])).kind
@@ -311,14 +299,7 @@ def seeds(sweep: SweepData) -> Figure | None:
     for name, runs in groups:
         mean, deviation, count = spread([measure.of(run) for run in runs])
         name = name or "all runs"
-        table.append(
-            (
-                name,
-                measure.text(mean),
-                measure.text(deviation),
-                f"{count} of {len(runs)}",
-            )
-        )
+        table.append((name, measure.text(mean), measure.text(deviation), f"{count} of {len(runs)}"))
         if mean is not None:
             span = deviation or 0.0
             rows.append({"of": name, "mean": mean, "low": mean - span, "high": mean + span, "n": count})
@@ -342,9 +323,7 @@ def seeds(sweep: SweepData) -> Figure | None:
     scale = alt.Scale(zero=False)
     chart = alt.layer(
         base.mark_rule(strokeWidth=3, aria=False).encode(
-            x=alt.X("low:Q", title=measure.axis, scale=scale),
-            x2="high:Q",
-            tooltip=tooltip,
+            x=alt.X("low:Q", title=measure.axis, scale=scale), x2="high:Q", tooltip=tooltip
         ),
         base.mark_point(filled=True, size=80, aria=False, color="#0072B2").encode(
             x="mean:Q", tooltip=tooltip
