@@ -77,14 +77,9 @@ def read_lines(path: Path, problems: list[str], most: int | None = None) -> list
     except OSError as error:
         problems.append(f"{path.name} cannot be read: {_one_line(error)}.")
         return []
-    records, broken = [], 0
-    for text in texts:
-        record = _record(text)
-        if record is not None:
-            records.append(record)
-        elif text.strip():
-            broken += 1
-    if broken:
+    found = [_record(text) for text in texts if text.strip()]
+    records = [record for record in found if record is not None]
+    if broken := len(found) - len(records):
         lines = "1 line" if broken == 1 else f"{broken} lines"
         problems.append(f"{path.name}: skipped {lines}, incomplete or without a step.")
     records.sort(key=lambda record: record["step"])
@@ -96,12 +91,12 @@ def _some(records: list[dict[str, Any]], most: int) -> list[dict[str, Any]]:
     if len(records) <= most + 3:  # as many as a large file is read at
         return records
     measured = [index for index, record in enumerate(records) if KNN.key in record]
-    chosen = set(_evenly_spaced(len(records), most))
-    chosen |= {measured[index] for index in _evenly_spaced(len(measured), max(2, most // 4))}
+    chosen = set(evenly_spaced(len(records), most))
+    chosen |= {measured[index] for index in evenly_spaced(len(measured), max(2, most // 4))}
     return [records[index] for index in sorted(chosen)]
 
 
-def _evenly_spaced(length: int, count: int) -> list[int]:
+def evenly_spaced(length: int, count: int) -> list[int]:
     """Return evenly spaced indices of a list, with its first and last."""
     if length <= count:
         return list(range(length))

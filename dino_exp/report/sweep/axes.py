@@ -102,14 +102,15 @@ def _flat(node: dict[str, Any], prefix: str) -> Iterable[tuple[str, Any]]:
 def _leading(sweep: SweepData, keys: Sequence[str]) -> list[str]:
     """Return one key of each set of keys that always change together; the others go to `tied_keys`."""
     first: dict[tuple[int, ...], str] = {}
-    for key in sorted(keys, key=lambda key: LEADERS.index(key) if key in LEADERS else len(LEADERS)):
+    for key in _in_order(keys):
         numbers: dict[Value, int] = {}
         pattern = tuple(numbers.setdefault(run.values[key], len(numbers)) for run in sweep.runs)
         if pattern in first:
             sweep.tied_keys.setdefault(first[pattern], []).append(key)
         else:
             first[pattern] = key
-    return sorted(
-        (key for key in keys if key in first.values()),
-        key=lambda key: LEADERS.index(key) if key in LEADERS else len(LEADERS),
-    )
+    return _in_order(key for key in keys if key in first.values())
+
+
+def _in_order(keys: Iterable[str]) -> list[str]:
+    return sorted(keys, key=lambda key: LEADERS.index(key) if key in LEADERS else len(LEADERS))

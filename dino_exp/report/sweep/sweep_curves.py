@@ -42,7 +42,7 @@ def small_multiples(sweep: SweepData) -> Figure | None:
     named = pairs(sweep)
     if named:
         cells = gather(sweep, *named[0], most=MOST_TICKS, ranges=RANGES)
-        titles = [_cell_title(cell, named[0][1]) for cell in cells]
+        titles = [f"{cell.x} · {cell.y}" if named[0][1] else cell.x for cell in cells]
     else:
         cells, titles = [Cell("", "", 0, 0, sweep.runs)], ["all runs"]
     order = sorted(range(len(cells)), key=lambda index: (-cells[index].yi, cells[index].xi))
@@ -95,32 +95,20 @@ def small_multiples(sweep: SweepData) -> Figure | None:
             columns=min(5, len(cells)),
             spacing=14,
         ).add_params(metric)
-    figure = Figure(
+    axes = " · ".join(short(axis) for axis in named[0] if axis) if named else ""
+    steps = "evenly spaced logged steps."
+    return Figure(
         "curves",
         "Curves of all runs",
         to_spec(chart, {"curves": rows}),
         f"{len(cells)} panels with the curves of {len(sweep.runs)} runs; color and dashes are the verdict.",
+        ("panel", "verdict", *(CURVES[name] for name in shown)),
+        [
+            (titles[index], cells[index].outcomes, *(_last_mean(cells[index], name) for name in shown))
+            for index in order
+        ],
         renderer="canvas",
-        note=_panels(named),
-    )
-    figure.columns = ("panel", "verdict", *(CURVES[name] for name in shown))
-    figure.table = [
-        (titles[index], cells[index].outcomes, *(_last_mean(cells[index], name) for name in shown))
-        for index in order
-    ]
-    return figure
-
-
-def _cell_title(cell: Cell, y: str | None) -> str:
-    return f"{cell.x} · {cell.y}" if y else cell.x
-
-
-def _panels(named: Sequence[tuple[str, str | None]]) -> str:
-    axes = " · ".join(short(axis) for axis in named[0] if axis) if named else ""
-    return (
-        f"A panel for each {axes}, with evenly spaced logged steps."
-        if axes
-        else "Evenly spaced logged steps."
+        note=f"A panel for each {axes}, with {steps}" if axes else steps.capitalize(),
     )
 
 
@@ -137,11 +125,9 @@ def _curve_rows(run: RunData, index: int, cell: Cell) -> list[Row]:
     for record in run.metrics:
         values = {name: number(record.get(row.key)) for name, row in ROWS.items()}
         values["loss"] = _loss_share(record)
-        rows.append({**of, "step": record["step"]} | {name: _rounded(values[name]) for name in values})
-    nothing = all(row[name] is None for row in rows for name in CURVES)
-    for row in rows:
-        row["nothing"] = False
-    if nothing:
+        rounded = {name: value and float(f"{value:.4g}") for name, value in values.items()}
+        rows.append({**of, "step": record["step"], **rounded, "nothing": False})
+    if all(row[name] is None for row in rows for name in CURVES):
         rows.append({**of, **dict.fromkeys(("step", *CURVES)), "nothing": True})
     return rows
 
@@ -163,10 +149,6 @@ def kinds_legend(sweep: SweepData) -> alt.Legend:
     """Return a legend of the kinds that the sweep has."""
     there = {outcome_of(run.outcome).kind for run in sweep.runs}
     return alt.Legend(orient="top", values=[kind for kind in KINDS if kind in there])
-
-
-def _rounded(value: float | None) -> float | None:
-    return None if value is None else float(f"{value:.4g}")
 
 
 def _last_mean(cell: Cell, name: str) -> str:
