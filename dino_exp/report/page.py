@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from urllib.parse import quote
 
-from dino_exp.atomic import write_atomically
 from dino_exp import metrics
+from dino_exp.atomic import write_atomically
 from dino_exp.metrics import DATA_WAIT, KNN, PEAK_MEMORY, UNTRAINED_KNN, charts
 from dino_exp.plots.drawing import Figure, write_files
 from dino_exp.plots.html_page import as_columns, render

@@ -35,13 +35,8 @@ ATTEMPT = {
 
 def run_figures(run: RunData) -> tuple[list[Figure], list[str]]:
     """Return the figures of what was logged, and the titles of figures without data."""
-    drawn = {
-        chart.heading: _chart_figure(
-            run, chart, chart.metrics[0], chart.curves, _level(run, chart.metrics[0])
-        )
-        for chart in charts()
-    }
-    evaluations = _chart_figure(run, EVALUATIONS_CHART, KNN, evaluation_curves(run), None)
+    drawn = {chart.heading: _chart_figure(run, chart, chart.curves) for chart in charts()}
+    evaluations = _chart_figure(run, EVALUATIONS_CHART, evaluation_curves(run))
     figures = [figure for figure in (*drawn.values(), evaluations) if figure]
     return figures, [heading for heading, figure in drawn.items() if figure is None]
 

@@ -208,5 +208,5 @@ def test_sheets_have_enough_pixels_in_small_files(tmp_path: Path) -> None:
         assert attention.width == 720
         assert attention.height > 2 * 150  # each 32-pixel image takes more than 150 pixels
     # Noise is the worst that PNG can get.
-    plot_crops([(noise(1, 3, 160)[0], list(noise(5, 3, 160)))] * 4, tmp_path / "crops.png", caption="crops")
+    plot_crops([(noise(1, 3, 160)[0], list(noise(5, 3, 160)))] * 4, tmp_path / "crops.png")
     assert (tmp_path / "crops.png").stat().st_size < FILE_LIMIT
