@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -41,7 +41,7 @@ class Figure:
     """What the figure shows, in words, for screen readers."""
     columns: Sequence[str] = ()
     """Column heads of `table`."""
-    table: list[Sequence[str]] = field(default_factory=list)
+    table: Sequence[Sequence[str]] = ()
     """The numbers of the figure, or a readable selection of them."""
     renderer: str = "svg"
     """svg, whose marks screen readers can read, or canvas for many points."""
@@ -95,6 +95,12 @@ def level_lines() -> list[alt.Chart]:
         line.mark_rule(strokeDash=[3, 3], aria=False),
         text.encode(text="text:N", x=alt.value("width")),
     ]
+
+
+def by_position(title: str, **axis: Any) -> alt.X:
+    """Return an x axis of the words in `x`, upright and in the order of `xi`."""
+    order = alt.EncodingSortField("xi", op="min")
+    return alt.X("x:N", title=title, sort=order, axis=alt.Axis(labelAngle=0, **axis))
 
 
 def write_files(figure: Figure, folder: Path) -> list[Path]:

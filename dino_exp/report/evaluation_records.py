@@ -8,7 +8,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from dino_exp.report.run_files import number
+from dino_exp.report.run_files import number, read_file
 from dino_exp.report.values import as_value, value_text
 from dino_exp.runs import former_names
 
@@ -80,22 +80,20 @@ def read_evaluations(folder: Path, problems: list[str]) -> list[Result]:
 
     Broken records are skipped, with a line in `problems`.
     """
-    try:
-        # All numbers as floats: an integer may be too large for later operations.
-        content = json.loads((folder / FILE).read_bytes(), parse_int=float)
-        if not isinstance(content, list):
-            problems.append(f"{FILE} is not a JSON list.")
-            return []
-        results = [_result(record) for record in content]
-    except (FileNotFoundError, NotADirectoryError):
+    results = read_file(folder / FILE, problems, _results, [])
+    if results is None:
+        problems.append(f"{FILE} is not a JSON list.")
         return []
-    except (OSError, ValueError, RecursionError) as error:
-        problems.append(f"{FILE} cannot be read: {' '.join(str(error).split())[:200]}.")
-        return []
-    broken = results.count(None)
-    if broken:
+    if broken := results.count(None):
         problems.append(f"{FILE}: skipped {broken} of {len(results)} records, which name no evaluation.")
     return [result for result in results if result is not None]
+
+
+def _results(path: Path) -> list[Result | None] | None:
+    """Return the records of a list, None for broken ones; or None for other content."""
+    # All numbers as floats: an integer may be too large for later operations.
+    content = json.loads(path.read_bytes(), parse_int=float)
+    return [_result(record) for record in content] if isinstance(content, list) else None
 
 
 def _result(record: Any) -> Result | None:

@@ -190,10 +190,8 @@ def _sweep(sweep: SweepData, folder: Path, refresh: float | None) -> tuple[list[
     links = [page_link(run.path, folder) for run in sweep.runs]
     problems = list(sweep.problems)
     heads, rows = sweep_table.table(sweep, links, problems)
-    problems += [
-        f"{', '.join((axis, *keys))} change together; only {axis} is shown."
-        for axis, keys in sweep.tied_keys.items()
-    ]
+    for axis, keys in sweep.tied_keys.items():
+        problems.append(f"{', '.join((axis, *keys))} change together; only {axis} is shown.")
     every = math.comb(len(map_axes(sweep)), 2)
     if len(data) < every:
         problems.append(
@@ -207,12 +205,7 @@ def _sweep(sweep: SweepData, folder: Path, refresh: float | None) -> tuple[list[
         refresh,
         data={
             "maps": [
-                {
-                    "x": each.x,
-                    "y": each.y,
-                    "rows": as_columns(each.rows),
-                    "averaged": averaged(sweep, each.x, each.y),
-                }
+                each._asdict() | {"rows": as_columns(each.rows), "averaged": averaged(sweep, each.x, each.y)}
                 for each in data
             ],
             "columns": [each.name for each in sweep_figures.MAPS],

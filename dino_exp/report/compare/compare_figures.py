@@ -262,7 +262,7 @@ def knn_differences(comparison: Comparison) -> Figure | None:
         base.mark_rule(strokeWidth=3, aria=False).encode(x=x, x2="high:Q"),
         base.mark_point(filled=True, size=80, aria=False, color="#0072B2").encode(x="mean:Q"),
     ).properties(width=520, height=24 * len(names))
-    table: list[Sequence[str]] = [(pair.label, difference_text(pair)) for pair in pairs]
+    table = [(pair.label, difference_text(pair)) for pair in pairs]
     cut = f" The first {MOST_PANELS} of {len(pairs)}; the table has all." if len(pairs) > MOST_PANELS else ""
     return Figure(
         "compare_differences",

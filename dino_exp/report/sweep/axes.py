@@ -50,9 +50,7 @@ def _assignments(overrides: Sequence[str]) -> dict[str, Value]:
 def configured(run: RunData, key: str) -> Value:
     """Return the value of a key in a run's configuration."""
     node: Any = run.config or read_config(run.path / "config.yaml", [])
-    if key == "experiment":
-        key = "name"
-    for name in key.split("."):
+    for name in ("name" if key == "experiment" else key).split("."):
         if not isinstance(node, dict) or name not in node:
             return UNKNOWN
         node = node[name]
@@ -67,17 +65,15 @@ def _compare_configs(sweep: SweepData) -> list[str]:
     for run in sweep.runs:
         run.config = read_config(run.path / "config.yaml", run.problems)
         flat.append(_identity(run.config))
-    everywhere = list(dict.fromkeys(key for values in flat for key in values))
     keys, partly = [], []
-    for key in everywhere:
+    for key in dict.fromkeys(key for values in flat for key in values):
         seen = {value_text(as_value(values[key])) for values in flat if key in values}
         if len(seen) > 1:
             keys.append(key)
         elif any(values and key not in values for values in flat):
             partly.append(key)
     if partly:
-        some = ", ".join(partly[:6])
-        sweep.problems.append(f"The runs are of different versions: not all have {some}.")
+        sweep.problems.append(f"The runs are of different versions: not all have {', '.join(partly[:6])}.")
     for run, values in zip(sweep.runs, flat, strict=True):
         run.values = {key: as_value(values[key]) if key in values else UNKNOWN for key in keys}
     return keys

@@ -96,7 +96,7 @@ def _edges(numbers: Sequence[float], count: int) -> list[float]:
 
 def map_axes(sweep: SweepData) -> list[str]:
     """Return the axes that maps can have; seeds last, because one averages over them."""
-    return [key for key in sweep.axes if key != SEED] + [key for key in sweep.axes if key == SEED]
+    return sorted(sweep.axes, key=lambda key: key == SEED)
 
 
 def pairs(sweep: SweepData) -> Sequence[tuple[str, str | None]]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import altair as alt
 
-from dino_exp.plots.drawing import QUIET, Figure, Row, to_spec
+from dino_exp.plots.drawing import QUIET, Figure, Row, by_position, to_spec
 from dino_exp.report.run_data import SweepData
 
 TITLE = "ImageNet, ViT-S/16, from the paper"
@@ -54,12 +54,7 @@ def paper_rows(sweep: SweepData) -> list[tuple[str, Figure]]:
 def _paper_row(axis: str) -> Figure:
     rows: list[Row] = [{"x": value, "xi": index, "knn": knn} for index, (value, knn) in enumerate(ROWS[axis])]
     base = alt.Chart(alt.NamedData("paper")).encode(
-        x=alt.X(
-            "x:N",
-            title=axis,
-            sort=alt.EncodingSortField("xi", op="min"),
-            axis=alt.Axis(labelAngle=0, labelLimit=130, labelOverlap=True),
-        ),
+        x=by_position(axis, labelLimit=130, labelOverlap=True),
         y=alt.Y("knn:Q", title="k-NN, percent (ImageNet)", scale=alt.Scale(domain=[0, 80])),
         tooltip=[alt.Tooltip("x:N", title=axis), alt.Tooltip("knn:Q", title="k-NN of the paper")],
     )

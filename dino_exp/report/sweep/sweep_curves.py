@@ -39,19 +39,16 @@ def of_each_metric(curves: Figure) -> list[Figure]:
 
 def small_multiples(sweep: SweepData) -> Figure | None:
     """Return the curves of all runs, a panel for each cell; None if nothing was logged."""
-    named = pairs(sweep)
-    if named:
-        cells = gather(sweep, *named[0], most=MOST_TICKS, ranges=RANGES)
-        titles = [f"{cell.x} · {cell.y}" if named[0][1] else cell.x for cell in cells]
-    else:
-        cells, titles = [Cell("", "", 0, 0, sweep.runs)], ["all runs"]
-    order = sorted(range(len(cells)), key=lambda index: (-cells[index].yi, cells[index].xi))
+    x, y = next(iter(pairs(sweep)), (None, None))
+    cells = [Cell("all runs", "", 0, 0, sweep.runs)]
+    if x:
+        cells = gather(sweep, x, y, most=MOST_TICKS, ranges=RANGES)
     indices = {id(run): index for index, run in enumerate(sweep.runs)}
     rows = [row for cell in cells for run in cell.runs for row in _curve_rows(run, indices[id(run)], cell)]
     shown = [name for name in CURVES if any(row[name] is not None for row in rows)]
     if not shown:
         return None
-    if named and named[0][1]:
+    if y:
         rows += _empty_panels(cells)
     metric = alt.param(name="metric", value="entropy" if "entropy" in shown else shown[0])
     curves = alt.Chart(alt.NamedData("curves"))
@@ -81,8 +78,7 @@ def small_multiples(sweep: SweepData) -> Figure | None:
     panels = alt.layer(lines, words).properties(width=PANEL, height=84)
     header = alt.Header(labelLimit=PANEL)
     column = alt.EncodingSortField("xi", op="min")
-    if named and named[0][1]:
-        x, y = named[0]
+    if y:
         downwards = alt.EncodingSortField("yi", op="min", order="descending")
         chart = panels.facet(
             row=alt.Row("y:N", title=y, sort=downwards, header=header),
@@ -91,11 +87,11 @@ def small_multiples(sweep: SweepData) -> Figure | None:
         ).add_params(metric)
     else:
         chart = panels.facet(
-            facet=alt.Facet("x:N", title=named[0][0] if named else None, sort=column, header=header),
+            facet=alt.Facet("x:N", title=x, sort=column, header=header),
             columns=min(5, len(cells)),
             spacing=14,
         ).add_params(metric)
-    axes = " · ".join(short(axis) for axis in named[0] if axis) if named else ""
+    axes = " · ".join(short(axis) for axis in (x, y) if axis)
     steps = "evenly spaced logged steps."
     return Figure(
         "curves",
@@ -104,8 +100,12 @@ def small_multiples(sweep: SweepData) -> Figure | None:
         f"{len(cells)} panels with the curves of {len(sweep.runs)} runs; color and dashes are the verdict.",
         ("panel", "verdict", *(CURVES[name] for name in shown)),
         [
-            (titles[index], cells[index].outcomes, *(_last_mean(cells[index], name) for name in shown))
-            for index in order
+            (
+                f"{cell.x} · {cell.y}" if y else cell.x,
+                cell.outcomes,
+                *(_last_mean(cell, name) for name in shown),
+            )
+            for cell in sorted(cells, key=lambda cell: (-cell.yi, cell.xi))
         ],
         renderer="canvas",
         note=f"A panel for each {axes}, with {steps}" if axes else steps.capitalize(),
@@ -119,7 +119,7 @@ def _loss_share(record: dict[str, Any]) -> float | None:
 
 def _curve_rows(run: RunData, index: int, cell: Cell) -> list[Row]:
     kind = outcome_of(run.outcome).kind
-    of = {"run": index, "x": cell.x or "all runs", "y": cell.y, "xi": cell.xi, "yi": cell.yi}
+    of = {"run": index, "x": cell.x, "y": cell.y, "xi": cell.xi, "yi": cell.yi}
     of |= {"kind": kind, "label": run.label, "outcome": run.outcome}
     rows: list[Row] = []
     for record in run.metrics:

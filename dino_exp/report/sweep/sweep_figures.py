@@ -9,7 +9,7 @@ import altair as alt
 
 from dino_exp import metrics
 from dino_exp.metrics import Metric
-from dino_exp.plots.drawing import CELLS, QUIET, Figure, Row, number_text, to_spec
+from dino_exp.plots.drawing import CELLS, QUIET, Figure, Row, by_position, number_text, to_spec
 from dino_exp.report.run_data import SEED, RunData, SweepData
 from dino_exp.report.sweep.cells import Cell, gather, pairs, seed_groups, short, spread
 from dino_exp.report.sweep.sweep_curves import KIND_COLORS, kinds_legend
@@ -108,12 +108,7 @@ def _map(sweep: SweepData, data: MapData, measure: Measure) -> Figure:
     words = [*(word for word in OUTCOMES if word in seen), *sorted(seen - OUTCOMES.keys())]
     name = measure.name
     base = alt.Chart(alt.NamedData(CELLS)).encode(
-        x=alt.X(
-            "x:N",
-            title=data.x,
-            sort=alt.EncodingSortField("xi", op="min"),
-            axis=alt.Axis(labelAngle=0, labelOverlap=False, labelLimit=60, grid=False),
-        ),
+        x=by_position(data.x, labelOverlap=False, labelLimit=60, grid=False),
         y=alt.Y(
             "y:N",
             title=data.y,
@@ -199,7 +194,7 @@ def effects(sweep: SweepData) -> dict[str, Figure]:
 def _effect(sweep: SweepData, axis: str, measure: Measure) -> Figure:
     points: list[Row] = []
     means: list[Row] = []
-    table: list[Sequence[str]] = []
+    table = []
     for cell in gather(sweep, axis, None):
         for run in cell.runs:
             point = {"x": cell.x, "xi": cell.xi, "value": measure.of(run), "run": run.label}
@@ -208,12 +203,7 @@ def _effect(sweep: SweepData, axis: str, measure: Measure) -> Figure:
         means.append({"x": cell.x, "xi": cell.xi, "mean": mean, "n": count, "sd": measure.text(deviation)})
         table.append((cell.x, measure.text(mean), measure.text(deviation), f"{count} of {len(cell.runs)}"))
     marks = alt.Scale(domain=list(KINDS), range=["circle", "diamond", "square", "cross"])
-    x = alt.X(
-        "x:N",
-        title=axis,
-        sort=alt.EncodingSortField("xi", op="min"),
-        axis=alt.Axis(labelAngle=0, labelOverlap=True, labelLimit=120),
-    )
+    x = by_position(axis, labelOverlap=True, labelLimit=120)
     dots = (
         alt.Chart(alt.NamedData("points"))
         .mark_point(filled=True, size=55, opacity=0.75, aria=False)
@@ -267,7 +257,7 @@ def seeds(sweep: SweepData) -> Figure | None:
     measure = measure_of(sweep)
     rows: list[Row] = []
     points: list[Row] = []
-    table: list[Sequence[str]] = []
+    table = []
     for name, runs in groups:
         mean, deviation, count = spread([measure.of(run) for run in runs])
         name = name or "all runs"
@@ -283,22 +273,17 @@ def seeds(sweep: SweepData) -> Figure | None:
     order = [row["of"] for row in drawn]
     points = [point for point in points if point["of"] in order]
     y = alt.Y("of:N", title=None, sort=order, axis=alt.Axis(labelLimit=260))
-    base = alt.Chart(alt.NamedData("groups")).encode(y=y)
+    ends = {"mean": "mean", "low": "mean − sd", "high": "mean + sd"}
     tooltip = [
         alt.Tooltip("of:N", title="runs"),
-        alt.Tooltip("mean:Q", format=measure.form),
-        alt.Tooltip("low:Q", title="mean − sd", format=measure.form),
-        alt.Tooltip("high:Q", title="mean + sd", format=measure.form),
+        *(alt.Tooltip(f"{key}:Q", title=title, format=measure.form) for key, title in ends.items()),
         alt.Tooltip("n:Q", title="seeds"),
     ]
-    scale = alt.Scale(zero=False)
+    base = alt.Chart(alt.NamedData("groups")).encode(y=y, tooltip=tooltip)
+    x = alt.X("low:Q", title=measure.axis, scale=alt.Scale(zero=False))
     chart = alt.layer(
-        base.mark_rule(strokeWidth=3, aria=False).encode(
-            x=alt.X("low:Q", title=measure.axis, scale=scale), x2="high:Q", tooltip=tooltip
-        ),
-        base.mark_point(filled=True, size=80, aria=False, color="#0072B2").encode(
-            x="mean:Q", tooltip=tooltip
-        ),
+        base.mark_rule(strokeWidth=3, aria=False).encode(x=x, x2="high:Q"),
+        base.mark_point(filled=True, size=80, aria=False, color="#0072B2").encode(x="mean:Q"),
         alt.Chart(alt.NamedData("points"))
         .mark_point(shape="stroke", angle=90, size=60, opacity=0.8, aria=False, color="#D55E00")
         .encode(
