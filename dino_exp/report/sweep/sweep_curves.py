@@ -92,6 +92,7 @@ def small_multiples(sweep: SweepData) -> Figure | None:
             spacing=14,
         ).add_params(metric)
     axes = " · ".join(short(axis) for axis in (x, y) if axis)
+    panel = "{0.x} · {0.y}" if y else "{0.x}"
     steps = "evenly spaced logged steps."
     return Figure(
         "curves",
@@ -100,11 +101,7 @@ def small_multiples(sweep: SweepData) -> Figure | None:
         f"{len(cells)} panels with the curves of {len(sweep.runs)} runs; color and dashes are the verdict.",
         ("panel", "verdict", *(CURVES[name] for name in shown)),
         [
-            (
-                f"{cell.x} · {cell.y}" if y else cell.x,
-                cell.outcomes,
-                *(_last_mean(cell, name) for name in shown),
-            )
+            (panel.format(cell), cell.outcomes, *(_last_mean(cell, name) for name in shown))
             for cell in sorted(cells, key=lambda cell: (-cell.yi, cell.xi))
         ],
         renderer="canvas",
