@@ -120,20 +120,19 @@ def files(run: RunData, problems: list[str]) -> tuple[list[File], list[File]]:
     images: list[File] = []
     others: list[File] = []
     missing = []
-    seen: set[str] = set()
     among = [each for each in run.evaluations if each.files]
-    for each in by_evaluation(run.evaluations):
+    owners: dict[str, Result] = {}
+    for each in by_evaluation(among):
         for name in each.files:
-            if name in seen:
-                continue
-            seen.add(name)
-            path = run.path / name
-            if not _is_inside(path, run.path):
-                missing.append(name)
-            elif path.suffix.lower() == ".png" and len(images) < MOST_IMAGES:
-                images.append(File(f"{_whose(each, among)}: {path.stem.replace('_', ' ')}", name, path))
-            else:
-                others.append(File(_whose(each, among), name, path))
+            owners.setdefault(name, each)
+    for name, owner in owners.items():
+        path = run.path / name
+        if not _is_inside(path, run.path):
+            missing.append(name)
+        elif path.suffix.lower() == ".png" and len(images) < MOST_IMAGES:
+            images.append(File(f"{_whose(owner, among)}: {path.stem.replace('_', ' ')}", name, path))
+        else:
+            others.append(File(_whose(owner, among), name, path))
     if missing:
         more = f" and {len(missing) - 4} more" if len(missing) > 4 else ""
         problems.append(

@@ -58,9 +58,8 @@ def test_pages_of_incomplete_folders_say_what_is_missing(
     assert "config.yaml is missing or not readable." in page
     assert "loss is not a number at step 2." in page
 
-    sweep = write_sweep(
-        tmp_path / "lists", [{"values": {"crops.global_scale": [a, 1.0]}} for a in (0.1, 0.4)]
-    )
+    runs = [{"values": {"crops.global_scale": [least, 1.0]}} for least in (0.1, 0.4)]
+    sweep = write_sweep(tmp_path / "lists", runs)
     (sweep / "hidden_0000000b").mkdir()
     assert main([str(sweep)]) == 0
     page = (sweep / "report" / "index.html").read_text()

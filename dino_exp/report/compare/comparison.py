@@ -115,10 +115,8 @@ def compare(a: Path, b: Path) -> Comparison:
     for pair in comparison.both:
         _find_differences(pair, comparison.problems)
     if not comparison.both:
-        why = (
-            f"no run of A has the same {', '.join(keys)} as one of B" if all(sides) else "a side has no runs"
-        )
-        comparison.problems.append(f"There are no pairs: {why}.")
+        alike = f"no run of A has the same {', '.join(keys)} as one of B"
+        comparison.problems.append(f"There are no pairs: {alike if all(sides) else 'a side has no runs'}.")
     return comparison
 
 
@@ -252,11 +250,9 @@ def about_seeds(pairs: Sequence[Pair]) -> str:
         )
     clear = [pair for pair in known if abs(pair.difference or 0.0) > 2 * (pair.standard_error or 0.0)]
     if len(pairs) == 1:
-        error = known[0].standard_error
         verb = "is more than twice" if clear else "is within twice"
-        return (
-            f"± is the standard deviation over seeds. The difference {verb} its standard error, {error:.1f}."
-        )
+        words = f"The difference {verb} its standard error, {known[0].standard_error:.1f}."
+        return f"± is the standard deviation over seeds. {words}"
     single = len(pairs) - len(known)
     number = "1 pair" if len(known) == 1 else f"{len(known)} pairs"
     return (
