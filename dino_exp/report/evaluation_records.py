@@ -80,7 +80,7 @@ def read_evaluations(folder: Path, problems: list[str]) -> list[Result]:
 
     Broken records are skipped, with a line in `problems`.
     """
-    results = read_file(folder / FILE, problems, _results, [])
+    results: list[Result | None] | None = read_file(folder / FILE, problems, _results, [])
     if results is None:
         problems.append(f"{FILE} is not a JSON list.")
         return []

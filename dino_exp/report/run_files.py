@@ -45,7 +45,7 @@ def read_file(path: Path, problems: list[str], read: Callable[[Path], T], nothin
 
 def read_json(path: Path, problems: list[str]) -> dict[str, Any]:
     """Return the object in a JSON file; empty if it is missing, or broken, which adds to `problems`."""
-    content = read_file(path, problems, lambda path: json.loads(path.read_bytes()), {})
+    content: Any = read_file(path, problems, lambda path: json.loads(path.read_bytes()), {})
     if not isinstance(content, dict):
         problems.append(f"{path.name} is not a JSON object.")
         return {}
@@ -68,7 +68,7 @@ def read_lines(path: Path, problems: list[str], most: int | None = None) -> list
         most: return about this many evenly spaced records, with the first, the last, and some with a k-NN.
             Only that many lines of a large file are read, so that a thousand runs take seconds.
     """
-    texts = read_file(path, problems, lambda path: _texts(path, most), [])
+    texts: list[bytes] = read_file(path, problems, lambda path: _texts(path, most), [])
     found = [_record(text) for text in texts if text.strip()]
     records = [record for record in found if record is not None]
     if broken := len(found) - len(records):
