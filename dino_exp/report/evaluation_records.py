@@ -80,7 +80,8 @@ def read_evaluations(folder: Path, problems: list[str]) -> list[Result]:
 
     Broken records are skipped, with a line in `problems`.
     """
-    results: list[Result | None] | None = read_file(folder / FILE, problems, _results, [])
+    nothing: list[Result | None] = []
+    results = read_file(folder / FILE, problems, _results, nothing)
     if results is None:
         problems.append(f"{FILE} is not a JSON list.")
         return []
