@@ -81,20 +81,20 @@ def read_evaluations(folder: Path, problems: list[str]) -> list[Result]:
     Broken records are skipped, with a line in `problems`.
     """
     nothing: list[Result | None] = []
-    results = read_file(folder / FILE, problems, _results, nothing)
-    if results is None:
-        problems.append(f"{FILE} is not a JSON list.")
-        return []
+    results = read_file(folder / FILE, problems, lambda path: _results(path, problems), nothing)
     if broken := results.count(None):
         problems.append(f"{FILE}: skipped {broken} of {len(results)} records, which name no evaluation.")
     return [result for result in results if result is not None]
 
 
-def _results(path: Path) -> list[Result | None] | None:
-    """Return the records of a list, None for broken ones; or None for other content."""
+def _results(path: Path, problems: list[str]) -> list[Result | None]:
+    """Return the records of a list, None for broken ones."""
     # All numbers as floats: an integer may be too large for later operations.
     content = json.loads(path.read_bytes(), parse_int=float)
-    return [_result(record) for record in content] if isinstance(content, list) else None
+    if not isinstance(content, list):
+        problems.append(f"{FILE} is not a JSON list.")
+        return []
+    return [_result(record) for record in content]
 
 
 def _result(record: Any) -> Result | None:
