@@ -185,13 +185,7 @@ KNN = Metric(
     progress=7,
 )
 CENTER_NORM = Metric(
-    "center_norm",
-    "Norm of the center",
-    "center",
-    form=".2f",
-    chart=Chart("center_norm"),
-    panel=4,
-    progress=6,
+    "center_norm", "Norm of the center", "center", form=".2f", chart=Chart("center_norm"), panel=4, progress=6
 )
 RANKS = Chart("ranks", "Effective rank of the teacher")
 SPEED = Metric(
@@ -283,12 +277,7 @@ FIGURES = {
     "gaussian_auc": "AUC of the centered Gaussian",
     "map_strong": "mAP, strong",
     "jf_mean": "J&F, mean",
-    "j_mean": "J, mean",
-    "j_recall": "J, recall",
-    "j_decay": "J, decay",
-    "f_mean": "F, mean",
-    "f_recall": "F, recall",
-    "f_decay": "F, decay",
+    **{f"{of.lower()}_{word}": f"{of}, {word}" for of in "JF" for word in ("mean", "recall", "decay")},
 }
 """Names in evaluations.json, all in percent, and what people call them."""
 PATTERNS = (

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -41,7 +41,7 @@ class Figure:
     """What the figure shows, in words, for screen readers."""
     columns: Sequence[str] = ()
     """Column heads of `table`."""
-    table: list[Sequence[str]] = field(default_factory=list)
+    table: Sequence[Sequence[str]] = ()
     """The numbers of the figure, or a readable selection of them."""
     renderer: str = "svg"
     """svg, whose marks screen readers can read, or canvas for many points."""
@@ -49,49 +49,30 @@ class Figure:
     """A sentence below the figure."""
 
 
-def palette(dark: bool) -> list[str]:
-    """Return Okabe and Ito's colors, distinct with every kind of color vision; lighter for a dark page."""
-    if dark:
-        return ["#56B4E9", "#E69F00", "#2FC79A", "#E0A0C4", "#F0E442"]
-    return ["#0072B2", "#D55E00", "#00805C", "#B0568A", "#7A6A00"]
-
-
-def kinds_palette(dark: bool) -> list[str]:
-    """Return the colors of healthy, slow, collapsed and failed."""
-    return (
-        ["#56B4E9", "#E8DC50", "#FF9050", "#E0A0C4"] if dark else ["#0072B2", "#8A7A00", "#D55E00", "#B0568A"]
-    )
+DARK, LIGHT = "#56B4E9 #E69F00 #2FC79A #E0A0C4 #F0E442", "#0072B2 #D55E00 #00805C #B0568A #7A6A00"
+"""Okabe and Ito's colors, distinct with every kind of color vision; lighter for a dark page."""
+KINDS_DARK, KINDS_LIGHT = "#56B4E9 #E8DC50 #FF9050 #E0A0C4", "#0072B2 #8A7A00 #D55E00 #B0568A"
+"""Likewise, for healthy, slow, collapsed and failed."""
 
 
 def theme(dark: bool) -> dict[str, Any]:
     """Return Vega-Lite's configuration for a light or a dark page."""
     ink, quiet, grid = ("#e8e8e6", "#a9abad", "#3a3d41") if dark else ("#1d2126", "#5a6068", "#dfe2e5")
-    text = {"labelColor": ink, "titleColor": ink, "labelFontSize": 11, "titleFontSize": 12}
+    header = {"labelColor": ink, "titleColor": ink, "labelFontSize": 11}
+    text = {**header, "titleFontSize": 12, "titleFontWeight": "normal"}
     return {
         "background": "transparent",
         "font": FONT,
-        "axis": {
-            **text,
-            "gridColor": grid,
-            "domainColor": quiet,
-            "tickColor": quiet,
-            "titleFontWeight": "normal",
-        },
-        "legend": {
-            **text,
-            "titleFontWeight": "normal",
-            "symbolBaseFillColor": ink,
-            "symbolBaseStrokeColor": ink,
-            "labelLimit": 220,
-        },
-        "header": {"labelColor": ink, "titleColor": ink, "labelFontSize": 11},
+        "axis": {**text, "gridColor": grid, "domainColor": quiet, "tickColor": quiet},
+        "legend": {**text, "symbolBaseFillColor": ink, "symbolBaseStrokeColor": ink, "labelLimit": 220},
+        "header": header,
         "title": {"color": ink},
         "text": {"color": ink},
         "rule": {"color": quiet},
         "view": {"stroke": grid},
         "range": {
-            "category": palette(dark),
-            "ordinal": kinds_palette(dark),
+            "category": (DARK if dark else LIGHT).split(),
+            "ordinal": (KINDS_DARK if dark else KINDS_LIGHT).split(),
             "heatmap": {"scheme": "viridis"},
             "ramp": {"scheme": "viridis"},
         },
@@ -104,6 +85,22 @@ def to_spec(chart: alt.TopLevelMixin, datasets: dict[str, list[Row]]) -> dict[st
     spec.pop("config", None)
     spec["datasets"] = datasets
     return spec
+
+
+def level_lines() -> list[alt.Chart]:
+    """Return dashed lines at `value` of each row of the data set `level`, with its `text` above the end."""
+    line = alt.Chart(alt.NamedData("level")).encode(y="value:Q")
+    text = line.mark_text(align="right", dx=-4, dy=-6, fontSize=11, aria=False)
+    return [
+        line.mark_rule(strokeDash=[3, 3], aria=False),
+        text.encode(text="text:N", x=alt.value("width")),
+    ]
+
+
+def by_position(title: str, **axis: Any) -> alt.X:
+    """Return an x axis of the words in `x`, upright and in the order of `xi`."""
+    order = alt.EncodingSortField("xi", op="min")
+    return alt.X("x:N", title=title, sort=order, axis=alt.Axis(labelAngle=0, **axis))
 
 
 def write_files(figure: Figure, folder: Path) -> list[Path]:

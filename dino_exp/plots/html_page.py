@@ -37,13 +37,9 @@ def render(
         lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
     )
-    content = {
-        "figures": {
-            figure.name: {"renderer": figure.renderer, "spec": _packed(figure)} for figure in figures
-        },
-        "themes": {"light": theme(dark=False), "dark": theme(dark=True)},
-        **(data or {}),
-    }
+    packed = {figure.name: {"renderer": figure.renderer, "spec": _packed(figure)} for figure in figures}
+    themes = {"light": theme(dark=False), "dark": theme(dark=True)}
+    content = {"figures": packed, "themes": themes, **(data or {})}
     return environment.get_template(template).render(
         content=_json(content),
         library=library() if figures else "",
@@ -59,9 +55,8 @@ def _packed(figure: Figure) -> dict[str, Any]:
 
     The cells of maps are dropped, because the page has them once for all maps.
     """
-    datasets = figure.spec["datasets"]
-    rows = {name: [] if name == CELLS else datasets[name] for name in datasets}
-    packed = {name: as_columns(each) for name, each in rows.items()}
+    datasets = figure.spec["datasets"].items()
+    packed = {name: as_columns([] if name == CELLS else rows) for name, rows in datasets}
     return {**figure.spec, "description": figure.description, "datasets": packed}
 
 

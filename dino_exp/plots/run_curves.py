@@ -143,12 +143,8 @@ def _lines(
     """Draw a metric of one network, or of both with a legend; False where nothing finite was logged."""
     if not metric.student_key:
         return _line(axes, metrics, metric.key, metric.short, TEACHER, markers[0])
-    drawn = [
-        _line(axes, metrics, key, network, color, marker)
-        for key, network, color, marker in zip(
-            metric.keys, ("teacher", "student"), (TEACHER, STUDENT), markers, strict=True
-        )
-    ]
+    networks = zip(metric.keys, ("teacher", "student"), (TEACHER, STUDENT), markers, strict=True)
+    drawn = [_line(axes, metrics, *network) for network in networks]
     if any(drawn):
         _legend(axes)
     return any(drawn)
@@ -156,8 +152,8 @@ def _lines(
 
 def _levels(axes: Axes, metrics: Sequence[Mapping[str, Any]], metric: Metric) -> None:
     for level in metric.levels:
-        value = _last(metrics, level.value) if isinstance(level.value, str) else level.value
-        if value is not None:
+        values = _series(metrics, level.value)[1] if isinstance(level.value, str) else [level.value]
+        for value in values[-1:]:
             _level(axes, value, level.text(value), above=value > 0)
 
 
@@ -202,11 +198,6 @@ def _series(metrics: Sequence[Mapping[str, Any]], key: str) -> tuple[list[int], 
 def _number(record: Mapping[str, Any], key: str) -> float:
     value = record.get(key)
     return float(value) if isinstance(value, (int, float)) else math.nan
-
-
-def _last(metrics: Sequence[Mapping[str, Any]], key: str) -> float | None:
-    _, values = _series(metrics, key)
-    return values[-1] if values else None
 
 
 def _level(axes: Axes, value: float, label: str, above: bool = True) -> None:

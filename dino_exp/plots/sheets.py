@@ -13,6 +13,8 @@ from torch import Tensor
 
 from dino_exp.plots.png import DPI, INK, QUIET, save
 
+MOST_HEADS = 6
+
 
 def plot_attention(
     images: Tensor,
@@ -22,27 +24,20 @@ def plot_attention(
     out: Path,
     *,
     caption: str = "",
-    max_heads: int = 6,
 ) -> None:
     """Save `attention_figure` as a PNG."""
-    save(attention_figure(images, maps, masks, untrained_maps, caption=caption, max_heads=max_heads), out)
+    save(attention_figure(images, maps, masks, untrained_maps, caption=caption), out)
 
 
 def attention_figure(
-    images: Tensor,
-    maps: Tensor,
-    masks: Tensor | None,
-    untrained_maps: Tensor | None,
-    *,
-    caption: str = "",
-    max_heads: int = 6,
+    images: Tensor, maps: Tensor, masks: Tensor | None, untrained_maps: Tensor | None, *, caption: str = ""
 ) -> Figure:
     """Return a row per image: image, mask outline, mean attention untrained and now, attention of each head.
 
     images uint8 (N, C, H, W); maps (N, heads, h, w), per patch or at the image's size; masks (N, H, W),
-    bool or shares; untrained_maps like maps. About 8 images fit on a sheet.
+    bool or shares; untrained_maps like maps. About 8 images and `MOST_HEADS` heads fit on a sheet.
     """
-    heads = min(maps.shape[1], max_heads) if maps.shape[1] > 1 else 0
+    heads = min(maps.shape[1], MOST_HEADS) if maps.shape[1] > 1 else 0
     titles = ["image"]
     titles += ["object"] if masks is not None else []
     titles += ["attention,\nuntrained"] if untrained_maps is not None else []
@@ -75,10 +70,9 @@ def plot_crops(
     *,
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
-    caption: str = "",
 ) -> None:
     """Save `crops_figure` as a PNG."""
-    save(crops_figure(rows, mean=mean, std=std, caption=caption), out)
+    save(crops_figure(rows, mean=mean, std=std), out)
 
 
 def crops_figure(
@@ -86,7 +80,6 @@ def crops_figure(
     *,
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
-    caption: str = "",
 ) -> Figure:
     """Return a row per image: the image, uint8 (C, H, W), and its augmented crops, (C, h, w).
 
@@ -100,7 +93,7 @@ def crops_figure(
         kind = "global" if crop.shape[-1] == largest else "local"
         numbers[kind] += 1
         titles.append(f"{kind} {numbers[kind]}\n{crop.shape[-1]} px")
-    figure, grid = _sheet(len(rows), titles, caption, channel_note(rows[0][0][None]).lstrip("; "))
+    figure, grid = _sheet(len(rows), titles, "", channel_note(rows[0][0][None]).lstrip("; "))
     for cells, (image, its_crops) in zip(grid, rows, strict=True):
         draw_image(cells[0], image)
         for cell, crop in zip(cells[1:], its_crops, strict=True):
@@ -136,9 +129,8 @@ def _sheet(rows: int, titles: Sequence[str], caption: str, note: str) -> tuple[F
         hspace=0.06,
     )
     axes = [[figure.add_subplot(grid[row, column]) for column in range(len(titles))] for row in range(rows)]
-    for row in axes:
-        for cell_axes in row:
-            cell_axes.set_axis_off()
+    for cell_axes in figure.axes:
+        cell_axes.set_axis_off()
     for cell_axes, title in zip(axes[0], titles, strict=True) if rows else ():
         cell_axes.set_title(title, fontsize=9.5, color=INK, pad=4)
     if caption:

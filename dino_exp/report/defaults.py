@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from omegaconf import OmegaConf
 
 from dino_exp.config.compose import check
 from dino_exp.config.identity import differing_keys
 from dino_exp.config.register import CONF
 from dino_exp.report.run_data import RunData
-from dino_exp.report.values import as_value, value_text
+from dino_exp.report.values import config_text
 
 
 def differences(run: RunData) -> tuple[str, list[tuple[str, str, str]]]:
@@ -33,9 +31,5 @@ def differences(run: RunData) -> tuple[str, list[tuple[str, str, str]]]:
         found = differing_keys(checked.cfg, run.config)
     except Exception as error:  # whatever an old configuration contains, the page must be written
         return f"Cannot be compared with {base}: {type(error).__name__}: {error}", []
-    rows = [(key, _text(theirs), _text(own)) for key, (theirs, own) in found.items()]
+    rows = [(key, config_text(theirs), config_text(own)) for key, (theirs, own) in found.items()]
     return f"Compared with {base}.", rows
-
-
-def _text(value: Any) -> str:
-    return "–" if value is None else value_text(as_value(value))

@@ -8,7 +8,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from dino_exp.report.run_files import number
+from dino_exp.report.run_files import number, read_file
 from dino_exp.report.values import as_value, value_text
 from dino_exp.runs import former_names
 
@@ -80,22 +80,21 @@ def read_evaluations(folder: Path, problems: list[str]) -> list[Result]:
 
     Broken records are skipped, with a line in `problems`.
     """
-    try:
-        # All numbers as floats: an integer may be too large for later operations.
-        content = json.loads((folder / FILE).read_bytes(), parse_int=float)
-        if not isinstance(content, list):
-            problems.append(f"{FILE} is not a JSON list.")
-            return []
-        results = [_result(record) for record in content]
-    except (FileNotFoundError, NotADirectoryError):
-        return []
-    except (OSError, ValueError, RecursionError) as error:
-        problems.append(f"{FILE} cannot be read: {' '.join(str(error).split())[:200]}.")
-        return []
-    broken = results.count(None)
-    if broken:
+    nothing: list[Result | None] = []
+    results = read_file(folder / FILE, problems, lambda path: _results(path, problems), nothing)
+    if broken := results.count(None):
         problems.append(f"{FILE}: skipped {broken} of {len(results)} records, which name no evaluation.")
     return [result for result in results if result is not None]
+
+
+def _results(path: Path, problems: list[str]) -> list[Result | None]:
+    """Return the records of a list, None for broken ones."""
+    # All numbers as floats: an integer may be too large for later operations.
+    content = json.loads(path.read_bytes(), parse_int=float)
+    if not isinstance(content, list):
+        problems.append(f"{FILE} is not a JSON list.")
+        return []
+    return [_result(record) for record in content]
 
 
 def _result(record: Any) -> Result | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from operator import attrgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -63,23 +64,16 @@ def result_lines(run: RunData) -> list[Line]:
 
 def step_note(result: Result, run: RunData) -> str:
     """Return a note with the run's last step; empty if the result is of that step."""
-    if result.step is None or run.step is None or result.step == run.step:
-        return ""
-    return f"the run's last step is {run.step:,}"
+    known = result.step is not None and run.step is not None
+    return f"the run's last step is {run.step:,}" if known and result.step != run.step else ""
 
 
 def differs(result: Result, among: Sequence[Result]) -> str:
     """Return how a result differs from others of the same evaluation, network and data."""
-    alike = [
-        each
-        for each in among
-        if (each.evaluation, each.subject, each.data) == (result.evaluation, result.subject, result.data)
-    ]
-    return ", ".join(
-        f"{key} = {_short(result.circumstances[key])}"
-        for key in differing_circumstances(alike)
-        if key in result.circumstances
-    )
+    named = attrgetter("evaluation", "subject", "data")
+    keys = differing_circumstances([each for each in among if named(each) == named(result)])
+    own = result.circumstances
+    return ", ".join(f"{key} = {_short(own[key])}" for key in keys if key in own)
 
 
 def _short(text: str) -> str:
@@ -126,20 +120,19 @@ def files(run: RunData, problems: list[str]) -> tuple[list[File], list[File]]:
     images: list[File] = []
     others: list[File] = []
     missing = []
-    seen: set[str] = set()
     among = [each for each in run.evaluations if each.files]
-    for each in by_evaluation(run.evaluations):
+    owners: dict[str, Result] = {}
+    for each in by_evaluation(among):
         for name in each.files:
-            if name in seen:
-                continue
-            seen.add(name)
-            path = run.path / name
-            if not _is_inside(path, run.path):
-                missing.append(name)
-            elif path.suffix.lower() == ".png" and len(images) < MOST_IMAGES:
-                images.append(File(f"{_whose(each, among)}: {path.stem.replace('_', ' ')}", name, path))
-            else:
-                others.append(File(_whose(each, among), name, path))
+            owners.setdefault(name, each)
+    for name, owner in owners.items():
+        path = run.path / name
+        if not _is_inside(path, run.path):
+            missing.append(name)
+        elif path.suffix.lower() == ".png" and len(images) < MOST_IMAGES:
+            images.append(File(f"{_whose(owner, among)}: {path.stem.replace('_', ' ')}", name, path))
+        else:
+            others.append(File(_whose(owner, among), name, path))
     if missing:
         more = f" and {len(missing) - 4} more" if len(missing) > 4 else ""
         problems.append(

@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import fields
 from pathlib import Path
 
@@ -25,16 +26,10 @@ from launchers.children import tail
 from launchers.states import SILENT_SECONDS, Observer
 
 RUN_FILES = ("config.yaml", "status.json", "metrics.jsonl", "summary.json")
-
-
 RUN_NAME = re.compile(r".+_[0-9a-f]{8}(-\d+)?")
 """Names of run folders, including those in which nothing has been written yet."""
-
-
 MOST_POINTS = 150
 """Points of a curve on a page."""
-
-
 SWEEP_POINTS = 24_000
 """Points of the curves of all runs of a sweep together."""
 
@@ -94,16 +89,13 @@ def load_run(path: Path, most: int | None = None) -> RunData:
         run.problems.append("No metrics were logged.")
     elif run.knn is None:
         run.problems.append("No k-NN of the trained network was measured.")
-    lost = [name for name in (LOSS.key, ENTROPY.key) if _not_finite(run, name)]
-    run.problems += [f"{name} is not a number at step {_not_finite(run, name):,}." for name in lost]
+    for name in (LOSS.key, ENTROPY.key):
+        if step := next((step for step, value in run.series(name) if value is None), None):
+            run.problems.append(f"{name} is not a number at step {step:,}.")
     run.state, run.note = state_of(run)
     if run.state in ("failed", "lost"):
-        run.last_lines = last_lines(path, [])
+        run.last_lines = last_lines(path)
     return run
-
-
-def _not_finite(run: RunData, key: str) -> int | None:
-    return next((step for step, value in run.series(key) if value is None), None)
 
 
 def state_of(run: RunData) -> tuple[str, str]:
@@ -134,15 +126,12 @@ def utc(seconds: float | None) -> str:
         return ""
 
 
-def last_lines(path: Path, job_logs: Iterable[Path], lines: int = 6) -> str:
+def last_lines(path: Path, job_logs: Iterable[Path] = ()) -> str:
     """Return the last lines of a run's traceback or log, or of its job's log if it wrote neither."""
     for file in (path / "traceback.txt", path / "log.txt", *job_logs):
-        try:
-            text = tail(file, lines).strip()
-        except OSError:
-            continue
-        if text:
-            return text
+        with suppress(OSError):
+            if text := tail(file, 6).strip():
+                return text
     return ""
 
 
@@ -150,8 +139,7 @@ def load_sweep(path: Path) -> SweepData:
     """Load a folder of runs, with or without a launcher's manifest."""
     sweep = SweepData(path)
     manifest = _manifest(path, sweep.problems)
-    folders = {each.name: each for each in run_folders(path)}
-    names = [*manifest.runs, *(name for name in folders if name not in manifest.runs)]
+    names = list(dict.fromkeys((*manifest.runs, *(each.name for each in run_folders(path)))))
     most = max(24, min(MOST_POINTS, SWEEP_POINTS // max(1, len(names))))
     sweep.runs = [load_run(path / name, most) for name in names]
     if manifest.runs:
@@ -175,9 +163,8 @@ def _manifest(path: Path, problems: list[str]) -> Manifest:
     known = {each.name for each in fields(Entry)}
     entries = content.get("runs")
     for name, entry in entries.items() if isinstance(entries, dict) else ():
-        values = (
-            {key: value for key, value in entry.items() if key in known} if isinstance(entry, dict) else {}
-        )
+        of_entry = entry.items() if isinstance(entry, dict) else ()
+        values = {key: value for key, value in of_entry if key in known}
         overrides = values.get("overrides")
         values["overrides"] = list(map(str, overrides)) if isinstance(overrides, list) else []
         manifest.runs[name] = Entry(**{"config_hash": "", **values})

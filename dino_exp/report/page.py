@@ -9,17 +9,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from urllib.parse import quote
 
+from dino_exp import metrics
 from dino_exp.atomic import write_atomically
-from dino_exp.metrics import (
-    BEST_KNN,
-    DATA_WAIT,
-    KNN,
-    PEAK_MEMORY,
-    RAW_PIXELS_KNN,
-    SPEED,
-    UNTRAINED_KNN,
-    charts,
-)
+from dino_exp.metrics import DATA_WAIT, KNN, PEAK_MEMORY, UNTRAINED_KNN, charts
 from dino_exp.plots.drawing import Figure, write_files
 from dino_exp.plots.html_page import as_columns, render
 from dino_exp.report import evaluation_records, evaluation_results, run_figures
@@ -37,6 +29,7 @@ PAGE = "index.html"
 IMAGES = {"attention.png": "Attention of the teacher", "crops.png": "Crops"}
 MOST_ROWS_IN_FILES = 10_000
 """Rows of the curves of all runs, up to which each metric is a file; beyond, a file takes seconds."""
+FACTS = (metrics.BEST_KNN, metrics.RAW_PIXELS_KNN, metrics.SPEED)
 RUN_PAGES = 60
 """Largest sweep whose ended runs get pages of their own, which maps link to."""
 
@@ -69,10 +62,8 @@ def in_files(figures: Sequence[Figure]) -> list[Figure]:
 
 
 def _write_page(folder: Path, text: str) -> Path:
-    page = folder / PAGE
-    write_atomically(
-        page, lambda file: file.write(text.encode(errors="replace"))
-    )  # names may contain any bytes
+    page, content = folder / PAGE, text.encode(errors="replace")  # names may contain any bytes
+    write_atomically(page, lambda file: file.write(content))
     return page
 
 
@@ -110,18 +101,17 @@ def _run(run: RunData, folder: Path, refresh: float | None, beside: bool = True)
     timeline = run_figures.timeline(run)
     figures = [*curves, timeline] if timeline else curves
     compared, differing = differences(run)
-    images = [
-        (title, name, as_data_url(run.path / "plots" / name), link(run.path / "plots" / name, folder))
-        for name, title in IMAGES.items()
-        if (run.path / "plots" / name).is_file()
-    ]
     problems = list(run.problems)
     found, others = evaluation_results.files(run, problems)
-    shown = [(each.title, each.name, as_data_url(each.path), link(each.path, folder)) for each in found]
+    of_run = [evaluation_results.File(IMAGES[name], name, run.path / "plots" / name) for name in IMAGES]
+    images, shown = (
+        [(each.title, each.name, as_data_url(each.path), link(each.path, folder)) for each in files]
+        for files in ([each for each in of_run if each.path.is_file()], found)
+    )
     linked = [(each.name, link(each.path, folder)) for each in others]
     linked += [(name, target) for _, name, url, target in shown if not url]
     problems += [f"Not logged: {'; '.join(absent)}."] if absent else []
-    problems += [f"plots/{name} is missing." for name in IMAGES if name not in {each[1] for each in images}]
+    problems += [f"plots/{each.name} is missing." for each in of_run if not each.path.is_file()]
     schedules = {chart.name for chart in charts() if chart.schedule}
     text = render(
         "run.html",
@@ -158,7 +148,7 @@ def _facts(run: RunData) -> list[tuple[str, str]]:
         ("Step", step + total),
         (f"{UNTRAINED_KNN.label} → now", f"{KNN.text(run.untrained_knn)} → {KNN.text(run.knn)}"),
         ("k-NN of the student", KNN.text(run.last(str(KNN.student_key)))),
-        *((row.label, row.text(run.last(row.key))) for row in (BEST_KNN, RAW_PIXELS_KNN, SPEED)),
+        *((row.label, row.text(run.last(row.key))) for row in FACTS),
         (DATA_WAIT.label, "–" if wait is None else f"{wait:.0%} of the time"),
         ("Training time", "–" if seconds is None else _duration(seconds)),
         (PEAK_MEMORY.label, PEAK_MEMORY.text(run.last(PEAK_MEMORY.key))),
@@ -195,14 +185,13 @@ def _sweep(sweep: SweepData, folder: Path, refresh: float | None) -> tuple[list[
     seeds = sweep_figures.seeds(sweep)
     effects = sweep_figures.effects(sweep)
     of_paper = dict(paper_rows(sweep))
-    figures = [*maps, *(figure for figure in (curves, seeds) if figure), *effects, *of_paper.values()]
+    several = (*maps, curves, seeds, *effects.values(), *of_paper.values())
+    figures = [figure for figure in several if figure]
     links = [page_link(run.path, folder) for run in sweep.runs]
     problems = list(sweep.problems)
     heads, rows = sweep_table.table(sweep, links, problems)
-    problems += [
-        f"{', '.join((axis, *keys))} change together; only {axis} is shown."
-        for axis, keys in sweep.tied_keys.items()
-    ]
+    for axis, keys in sweep.tied_keys.items():
+        problems.append(f"{', '.join((axis, *keys))} change together; only {axis} is shown.")
     every = math.comb(len(map_axes(sweep)), 2)
     if len(data) < every:
         problems.append(
@@ -216,12 +205,7 @@ def _sweep(sweep: SweepData, folder: Path, refresh: float | None) -> tuple[list[
         refresh,
         data={
             "maps": [
-                {
-                    "x": each.x,
-                    "y": each.y,
-                    "rows": as_columns(each.rows),
-                    "averaged": averaged(sweep, each.x, each.y),
-                }
+                each._asdict() | {"rows": as_columns(each.rows), "averaged": averaged(sweep, each.x, each.y)}
                 for each in data
             ],
             "columns": [each.name for each in sweep_figures.MAPS],
@@ -240,12 +224,11 @@ def _sweep(sweep: SweepData, folder: Path, refresh: float | None) -> tuple[list[
         averaged=averaged(sweep, data[0].x, data[0].y) if data else "",
         maps=maps,
         curves=curves,
-        metrics={name: text for name, text in sweep_curves.CURVES.items() if _has(curves, text)},
+        metrics={
+            name: text for name, text in sweep_curves.CURVES.items() if curves and text in curves.columns
+        },
         seeds=seeds,
-        effects=[
-            (figure, of_paper.get(axis))
-            for axis, figure in zip(sweep_figures.effect_axes(sweep), effects, strict=True)
-        ],
+        effects=[(figure, of_paper.get(axis)) for axis, figure in effects.items()],
         heads=heads,
         rows=rows,
         first=map_axes(sweep),
@@ -259,10 +242,6 @@ def _sweep(sweep: SweepData, folder: Path, refresh: float | None) -> tuple[list[
         problems=problems,
     )
     return figures, text
-
-
-def _has(curves: Figure | None, title: str) -> bool:
-    return curves is not None and title in curves.columns
 
 
 def averaged(sweep: SweepData, x: str, y: str | None) -> str:

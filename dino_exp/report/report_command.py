@@ -7,6 +7,8 @@ import os
 import sys
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
+from itertools import product
 from pathlib import Path
 from types import ModuleType
 
@@ -68,11 +70,7 @@ def parser() -> argparse.ArgumentParser:
         "what to try first; LOG is a run directory, or another code's log of JSON lines.",
     )
     result.add_argument(
-        "folder",
-        type=Path,
-        nargs="?",
-        metavar="FOLDER",
-        help="a run or a sweep, e.g. outputs/demo_sweep_lr",
+        "folder", type=Path, nargs="?", metavar="FOLDER", help="a run or a sweep, e.g. outputs/demo_sweep_lr"
     )
     result.add_argument(
         "--compare",
@@ -202,11 +200,8 @@ def fingerprint(folder: Path) -> list[tuple[str, int, int]]:
     """Return name, size and time of each file that a report reads."""
     folders = [folder, *run_folders(folder)] if folder.is_dir() else []
     found = []
-    for each in folders:
-        for name in (*RUN_FILES, evaluation_records.FILE, "manifest.json"):
-            try:
-                known = (each / name).stat()
-            except OSError:
-                continue
+    for each, name in product(folders, (*RUN_FILES, evaluation_records.FILE, "manifest.json")):
+        with suppress(OSError):
+            known = (each / name).stat()
             found.append((f"{each.name}/{name}", known.st_size, known.st_mtime_ns))
     return found

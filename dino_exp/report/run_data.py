@@ -55,8 +55,7 @@ class RunData:
     def verdict(self) -> str:
         """One of `dino_exp.dino.verdict.WORDS` or a word of another version; empty without a verdict."""
         seen = (record.get("verdict") for record in reversed(self.metrics))
-        word = self.summary.get("verdict") or next((word for word in seen if word), "")
-        return str(word)
+        return str(next(filter(None, (self.summary.get("verdict"), *seen)), ""))
 
     @property
     def outcome(self) -> str:
@@ -108,9 +107,8 @@ class RunData:
         if self.config.get("init_from"):
             return None
         known = number(self.summary.get(UNTRAINED_KNN.key))
-        if known is None:
-            known = next((value for step, value in self.series(KNN.key) if step == 0), None)
-        return known
+        at_start = (value for step, value in self.series(KNN.key) if step == 0)
+        return next(at_start, None) if known is None else known
 
     def last(self, key: str) -> float | None:
         """Return the last known value of a metric."""

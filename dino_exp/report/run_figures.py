@@ -7,89 +7,92 @@ from typing import Any
 
 import altair as alt
 
-from dino_exp.metrics import KNN, Chart, Metric, charts
-from dino_exp.plots.drawing import Figure, Row, number_text, to_spec
+from dino_exp.config.evaluation_schema import EVALUATIONS
+from dino_exp.metrics import KNN, Chart, Metric, charts, in_words
+from dino_exp.plots.drawing import Figure, Row, level_lines, number_text, to_spec
+from dino_exp.report.evaluation_records import title
 from dino_exp.report.loading import utc
 from dino_exp.report.run_data import RunData
-from dino_exp.report.run_files import number
-from dino_exp.report.thinning import thinned
+from dino_exp.report.run_files import evenly_spaced, number
+from dino_exp.report.thinning import Point, thinned
 
 WIDTH, HEIGHT = 420, 210
 STEPS = alt.Axis(labelExpr="format(datum.value, '~s')", tickCount=5)
 LINES = alt.Legend(orient="top", symbolType="stroke", symbolStrokeWidth=2, symbolSize=200)
+EVALUATIONS_CHART = Chart("evaluations", "Evaluations during training, percent", zero=False, points=True)
+ATTEMPT = {
+    "attempt": "attempt",
+    "began_text": "began",
+    "until_text": "until",
+    "from_step": "from step",
+    "to_step": "to step",
+    "ended": "ended",
+    "job": "job",
+    "host": "host",
+}
+"""Titles of what is shown of an attempt."""
 
 
 def run_figures(run: RunData) -> tuple[list[Figure], list[str]]:
     """Return the figures of what was logged, and the titles of figures without data."""
-    figures, absent = [], []
-    for chart in charts():
-        figure = chart_figure(run, chart)
-        if figure is None:
-            absent.append(chart.heading)
-        else:
-            figures.append(figure)
-    return figures, absent
+    drawn = {chart.heading: _chart_figure(run, chart, chart.curves) for chart in charts()}
+    evaluations = _chart_figure(run, EVALUATIONS_CHART, evaluation_curves(run))
+    figures = [figure for figure in (*drawn.values(), evaluations) if figure]
+    return figures, [heading for heading, figure in drawn.items() if figure is None]
 
 
-def chart_figure(run: RunData, chart: Chart) -> Figure | None:
-    """Return a figure; None if none of its values was logged."""
-    first, title = chart.metrics[0], chart.heading
-    series = {word: run.series(key) for word, key in chart.curves.items()}
-    series = {
-        word: points for word, points in series.items() if any(value is not None for _, value in points)
-    }
+def evaluation_curves(run: RunData) -> dict[str, str]:
+    """Return the first logged figure of each evaluation during training but k-NN, as `Chart.curves`."""
+    first: dict[str, str] = {}
+    for key in (key for record in run.metrics for key in record if number(record[key]) is not None):
+        evaluation, _, figure = key.partition("/")
+        if evaluation in EVALUATIONS and figure:
+            first.setdefault(evaluation, figure)
+    return {f"{title(name)}: {in_words(figure)}": f"{name}/{figure}" for name, figure in first.items()}
+
+
+def _chart_figure(run: RunData, chart: Chart, curves: dict[str, str]) -> Figure | None:
+    """Return a figure of curves, keys by the words of the legend; None if none of the values was logged."""
+    metric, level = (chart.metrics[0], _level(run, chart.metrics[0])) if chart.metrics else (KNN, None)
+    series = {word: run.series(key) for word, key in curves.items()}
+    series = {word: points for word, points in series.items() if any(each is not None for _, each in points)}
     if not series:
         return None
     words = list(series)
     rows = [
         {"step": step, "value": value, "of": word} for word in words for step, value in thinned(series[word])
     ]
-    level = _level(run, first)
+    legend = LINES if len(words) > 1 else None
     base = alt.Chart(alt.NamedData("points")).encode(
         x=alt.X("step:Q", title="step", scale=alt.Scale(nice=False), axis=STEPS),
-        y=alt.Y("value:Q", title=first.unit or None, scale=alt.Scale(zero=chart.zero)),
-        color=alt.Color(
-            "of:N",
-            title=None,
-            scale=alt.Scale(domain=words),
-            legend=LINES if len(words) > 1 else None,
-        ),
+        y=alt.Y("value:Q", title=metric.unit or None, scale=alt.Scale(zero=chart.zero)),
+        color=alt.Color("of:N", title=None, scale=alt.Scale(domain=words), legend=legend),
         tooltip=[
             alt.Tooltip("of:N", title="curve"),
             alt.Tooltip("step:Q", format=","),
-            alt.Tooltip("value:Q", title=title, format=first.precise),
+            alt.Tooltip("value:Q", title=chart.heading, format=metric.precise),
         ],
     )
-    # Dashes distinguish two curves without color.
-    dashes = alt.StrokeDash(
-        "of:N",
-        title=None,
-        scale=alt.Scale(domain=words, range=[[1, 0], [6, 3]]),
-        legend=LINES if len(words) > 1 else None,
-    )
-    layers: list[alt.Chart] = [
-        base.mark_line(strokeWidth=2, tooltip=False, aria=False).encode(strokeDash=dashes),
-        base.mark_point(
-            filled=True, size=45 if chart.points else 90, opacity=1 if chart.points else 0, aria=False
+    # Dashes distinguish curves without color.
+    dashes = alt.Scale(domain=words, range=[[1, 0], [6, 3], [2, 2]][: max(2, len(words))])
+    size, opacity = (45, 1) if chart.points else (90, 0)
+    chart_layers = [
+        base.mark_line(strokeWidth=2, tooltip=False, aria=False).encode(
+            strokeDash=alt.StrokeDash("of:N", title=None, scale=dashes, legend=legend)
         ),
+        base.mark_point(filled=True, size=size, opacity=opacity, aria=False),
+        *(level_lines() if level else []),
     ]
     datasets: dict[str, list[Row]] = {"points": rows}
-    if level is not None:
-        datasets["level"] = [{"value": level[0], "text": level[1]}]
-        line = alt.Chart(alt.NamedData("level")).encode(y="value:Q")
-        layers.append(line.mark_rule(strokeDash=[3, 3], aria=False))
-        layers.append(
-            line.mark_text(align="right", dx=-4, dy=-6, fontSize=11, aria=False).encode(
-                text="text:N", x=alt.value("width")
-            )
-        )
+    if level:
+        datasets["level"] = [dict(zip(("value", "text"), level, strict=True))]
     return Figure(
         chart.name,
-        title,
-        to_spec(alt.layer(*layers).properties(width=WIDTH, height=HEIGHT), datasets),
-        _in_words(series, title, first.precise, level),
+        chart.heading,
+        to_spec(alt.layer(*chart_layers).properties(width=WIDTH, height=HEIGHT), datasets),
+        _in_words(series, chart.heading, metric.precise, level),
         ("step", *words),
-        _table(series, first.precise),
+        _table(series, metric.precise),
     )
 
 
@@ -104,9 +107,7 @@ def _level(run: RunData, metric: Metric) -> tuple[float, str] | None:
     return None
 
 
-def _in_words(
-    series: dict[str, list[tuple[int, float | None]]], title: str, form: str, level: tuple[float, str] | None
-) -> str:
+def _in_words(series: dict[str, list[Point]], title: str, form: str, level: tuple[float, str] | None) -> str:
     sentences = []
     for word, points in series.items():
         known = [(step, value) for step, value in points if value is not None]
@@ -119,17 +120,14 @@ def _in_words(
     return f"{title}: {'; '.join(sentences)}." + (f" Line at {level[1]}." if level else "")
 
 
-def _table(
-    series: dict[str, list[tuple[int, float | None]]], form: str, most: int = 14
-) -> list[Sequence[str]]:
+def _table(series: dict[str, list[Point]], form: str) -> list[Sequence[str]]:
     """Return a few evenly spaced steps."""
     values: dict[int, dict[str, float | None]] = {}
     for word, points in series.items():
         for step, value in points:
             values.setdefault(step, {})[word] = value
-    steps = sorted(values)
-    if len(steps) > most:
-        steps = sorted({steps[round(index * (len(steps) - 1) / (most - 1))] for index in range(most)})
+    every = sorted(values)
+    steps = [every[index] for index in evenly_spaced(len(every), 14)]
     return [(f"{step:,}", *(number_text(values[step].get(word), form) for word in series)) for step in steps]
 
 
@@ -150,16 +148,7 @@ def timeline(run: RunData) -> Figure | None:
             axis=alt.Axis(tickCount=4, format="%d %b %H:%M", labelOverlap=True),
         ),
         y=alt.Y("attempt:O", title="attempt"),
-        tooltip=[
-            alt.Tooltip("attempt:O"),
-            alt.Tooltip("began_text:N", title="began"),
-            alt.Tooltip("until_text:N", title="until"),
-            alt.Tooltip("from_step:N", title="from step"),
-            alt.Tooltip("to_step:N", title="to step"),
-            alt.Tooltip("ended:N"),
-            alt.Tooltip("job:N"),
-            alt.Tooltip("host:N"),
-        ],
+        tooltip=[alt.Tooltip(f"{key}:N", title=title) for key, title in ATTEMPT.items()],
     )
     chart = alt.layer(
         base.mark_bar(height=16, color="#7f8a99").encode(x2="until:T"),
@@ -167,26 +156,13 @@ def timeline(run: RunData) -> Figure | None:
         base.mark_point(shape="stroke", size=200, angle=90, strokeWidth=2, color="#7f8a99"),
         base.mark_text(align="left", dx=6, dy=0, aria=False).encode(x="until:T", text="ended:N"),
     )
-    table: list[Sequence[str]] = [
-        (
-            str(row["attempt"]),
-            row["began_text"],
-            row["until_text"],
-            row["from_step"],
-            row["to_step"],
-            row["ended"],
-            row["job"],
-            row["host"],
-        )
-        for row in rows
-    ]
     return Figure(
         "attempts",
         "Attempts",
         to_spec(chart.properties(width=WIDTH * 2, height=26 * len(points)), {"attempts": points}),
         f"{len(rows)} attempts, from {rows[0]['began_text']} to {rows[-1]['until_text']}.",
-        ("attempt", "began", "until", "from step", "to step", "ended", "job", "host"),
-        table,
+        tuple(ATTEMPT.values()),
+        [[str(row[key]) for key in ATTEMPT] for row in rows],
     )
 
 
@@ -197,21 +173,20 @@ def attempts(run: RunData) -> list[dict[str, Any]]:
     rows = []
     for index, attempt in enumerate(recorded):
         last = index == len(recorded) - 1
+        began = number(attempt.get("began"))
         until = number(attempt.get("until")) or (number(run.status.get("heartbeat")) if last else None)
         to_step = attempt.get("to_step", run.step if last else None)
         following = None if last else recorded[index + 1].get("from_step")
         rows.append(
             {
                 "attempt": index + 1,
-                "began": number(attempt.get("began")),
+                "began": began,
                 "until": until,
-                "began_text": utc(number(attempt.get("began"))) or "–",
+                "began_text": utc(began) or "–",
                 "until_text": utc(until) or "–",
-                "from_step": _text(attempt.get("from_step")),
                 "to_step": _text(to_step),
                 "ended": run.state if last else _how_ended(to_step, following),
-                "job": _text(attempt.get("job")),
-                "host": _text(attempt.get("host")),
+                **{key: _text(attempt.get(key)) for key in ("from_step", "job", "host")},
             }
         )
     return rows

@@ -5,15 +5,17 @@ from __future__ import annotations
 import json
 import math
 import mmap
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
 
 from dino_exp.config.stored import parse
 from dino_exp.metrics import KNN
 from dino_exp.runs import former_names
+
+T = TypeVar("T")
 
 COMPLETE_UP_TO = 200_000
 """Files up to this size are read completely; of larger ones only as many lines as are drawn."""
@@ -29,15 +31,21 @@ def number(value: Any) -> float | None:
         return None
 
 
+def read_file(path: Path, problems: list[str], read: Callable[[Path], T], nothing: T) -> T:
+    """Return what `read` makes of a file; `nothing` if it is missing, or broken, which adds to `problems`."""
+    try:
+        return read(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return nothing
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
+        words = " ".join(str(error).split())[:200] or type(error).__name__
+        problems.append(f"{path.name} cannot be read: {words}.")
+        return nothing
+
+
 def read_json(path: Path, problems: list[str]) -> dict[str, Any]:
     """Return the object in a JSON file; empty if it is missing, or broken, which adds to `problems`."""
-    try:
-        content = json.loads(path.read_bytes())
-    except (FileNotFoundError, NotADirectoryError):
-        return {}
-    except (OSError, ValueError) as error:
-        problems.append(f"{path.name} cannot be read: {_one_line(error)}.")
-        return {}
+    content: Any = read_file(path, problems, lambda path: json.loads(path.read_bytes()), {})
     if not isinstance(content, dict):
         problems.append(f"{path.name} is not a JSON object.")
         return {}
@@ -46,13 +54,7 @@ def read_json(path: Path, problems: list[str]) -> dict[str, Any]:
 
 def read_config(path: Path, problems: list[str]) -> dict[str, Any]:
     """Return a run's configuration as plain dictionaries in present names; empty where it is not readable."""
-    try:
-        return parse(path.read_bytes())
-    except (FileNotFoundError, NotADirectoryError):
-        return {}
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        problems.append(f"{path.name} cannot be read: {_one_line(error)}.")
-        return {}
+    return read_file(path, problems, lambda path: parse(path.read_bytes()), {})
 
 
 def read_lines(path: Path, problems: list[str], most: int | None = None) -> list[dict[str, Any]]:
@@ -66,29 +68,21 @@ def read_lines(path: Path, problems: list[str], most: int | None = None) -> list
         most: return about this many evenly spaced records, with the first, the last, and some with a k-NN.
             Only that many lines of a large file are read, so that a thousand runs take seconds.
     """
-    try:
-        if most is None or path.stat().st_size <= COMPLETE_UP_TO:
-            texts = path.read_bytes().splitlines()
-        else:
-            with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
-                texts = list(_spaced(content, most))
-    except (FileNotFoundError, NotADirectoryError):
-        return []
-    except OSError as error:
-        problems.append(f"{path.name} cannot be read: {_one_line(error)}.")
-        return []
-    records, broken = [], 0
-    for text in texts:
-        record = _record(text)
-        if record is not None:
-            records.append(record)
-        elif text.strip():
-            broken += 1
-    if broken:
+    texts: list[bytes] = read_file(path, problems, lambda path: _texts(path, most), [])
+    found = [_record(text) for text in texts if text.strip()]
+    records = [record for record in found if record is not None]
+    if broken := len(found) - len(records):
         lines = "1 line" if broken == 1 else f"{broken} lines"
         problems.append(f"{path.name}: skipped {lines}, incomplete or without a step.")
     records.sort(key=lambda record: record["step"])
     return records if most is None else _some(records, most)
+
+
+def _texts(path: Path, most: int | None) -> list[bytes]:
+    if most is None or path.stat().st_size <= COMPLETE_UP_TO:
+        return path.read_bytes().splitlines()
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        return list(_spaced(content, most))
 
 
 def _some(records: list[dict[str, Any]], most: int) -> list[dict[str, Any]]:
@@ -96,12 +90,12 @@ def _some(records: list[dict[str, Any]], most: int) -> list[dict[str, Any]]:
     if len(records) <= most + 3:  # as many as a large file is read at
         return records
     measured = [index for index, record in enumerate(records) if KNN.key in record]
-    chosen = set(_evenly_spaced(len(records), most))
-    chosen |= {measured[index] for index in _evenly_spaced(len(measured), max(2, most // 4))}
+    chosen = set(evenly_spaced(len(records), most))
+    chosen |= {measured[index] for index in evenly_spaced(len(measured), max(2, most // 4))}
     return [records[index] for index in sorted(chosen)]
 
 
-def _evenly_spaced(length: int, count: int) -> list[int]:
+def evenly_spaced(length: int, count: int) -> list[int]:
     """Return evenly spaced indices of a list, with its first and last."""
     if length <= count:
         return list(range(length))
@@ -129,7 +123,3 @@ def _spaced(content: mmap.mmap, most: int) -> Iterator[bytes]:
     for start in starts:
         end = content.find(b"\n", start)
         yield content[start : end if end >= 0 else size]
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:200] or type(error).__name__

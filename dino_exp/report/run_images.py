@@ -19,16 +19,11 @@ def as_data_url(path: Path) -> str:
         content = path.read_bytes()
         with Image.open(io.BytesIO(content)) as image:
             if len(content) > MOST_BYTES or max(image.size) > 2 * MOST_PIXELS:
-                content = _smaller(image)
+                smaller, out = image.convert("RGB"), io.BytesIO()
+                smaller.thumbnail((MOST_PIXELS, MOST_PIXELS))
+                smaller.save(out, "JPEG", quality=85)
+                content = out.getvalue()
             kind = Image.MIME[Image.open(io.BytesIO(content)).format or "PNG"]
     except (OSError, ValueError, Image.DecompressionBombError):
         return ""
     return f"data:{kind};base64,{base64.b64encode(content).decode()}"
-
-
-def _smaller(image: Image.Image) -> bytes:
-    image = image.convert("RGB")
-    image.thumbnail((MOST_PIXELS, MOST_PIXELS))
-    out = io.BytesIO()
-    image.save(out, "JPEG", quality=85)
-    return out.getvalue()

@@ -24,10 +24,6 @@ def thinned(points: Sequence[Point], most: int = MOST_POINTS) -> list[Point]:
         values = [point for point in part if point[1] is not None]
         chosen = [part[[value for _, value in part].index(None)]] if len(values) < len(part) else []
         if values:
-            chosen += [min(values, key=_height), max(values, key=_height)]
+            chosen += [end(values, key=lambda point: point[1] or 0.0) for end in (min, max)]
         kept += sorted(set(chosen), key=lambda point: point[0])
     return [*kept, points[-1]]
-
-
-def _height(point: Point) -> float:
-    return 0.0 if point[1] is None else point[1]

@@ -39,8 +39,11 @@ def value_text(value: Value) -> str:
     return f"{value:.10g}" if isinstance(value, float) else value
 
 
+def config_text(value: Any) -> str:
+    """Return a value of a configuration as text; – for null or a missing key."""
+    return "–" if value is None else value_text(as_value(value))
+
+
 def sorted_values(values: Iterable[Value]) -> list[Value]:
     """Return numbers in order, then words in order."""
-    values = list(values)
-    numbers = [value for value in values if isinstance(value, float)]
-    return [*sorted(numbers), *sorted(str(value) for value in values if not isinstance(value, float))]
+    return sorted(values, key=lambda value: (isinstance(value, str), value))

@@ -34,9 +34,7 @@ OUTCOMES = {
     ),
     "collapsed-one-hot": Outcome("triangle-up", "collapsed", "Collapsed: one prototype takes every image."),
     "collapsed-constant": Outcome(
-        "triangle-down",
-        "collapsed",
-        "Collapsed: the same output for every image, neither flat nor one-hot.",
+        "triangle-down", "collapsed", "Collapsed: the same output for every image, neither flat nor one-hot."
     ),
     "mixed": Outcome(STAR, "slow", "The runs in the cell have different outcomes."),
     "diverged": Outcome(CROSS, "failed", "Diverged: a value is not a finite number."),

@@ -20,19 +20,15 @@ LN_K = math.log(64)
 
 
 def run_metrics(steps: Sequence[int] = (0, 50, 100, 150)) -> list[dict[str, Any]]:
+    shares = {"teacher/entropy_share": 0.9, "student/entropy_share": 0.95, "kl_share": 0.2}
+    shares["teacher/mutual_information_share"] = 0.1
+    constant = {"ln_k": LN_K, "lr": 1e-3, "teacher_temp": 0.02, "center_norm": 1.0, **shares}
     return [
-        {
+        constant
+        | {
             "step": step,
             "loss": 4.0 - step / 100,
-            "ln_k": LN_K,
-            "lr": 1e-3,
             "ema_momentum": 0.99 + step / 1e5,
-            "teacher_temp": 0.02,
-            "teacher/entropy_share": 0.9,
-            "student/entropy_share": 0.95,
-            "teacher/mutual_information_share": 0.1,
-            "kl_share": 0.2,
-            "center_norm": 1.0,
             "verdict": "healthy" if step else "too early to tell",
         }
         | ({"knn_top1": 23.0 + step / 5, "student_knn_top1": 22.0 + step / 5} if step % 100 == 0 else {})
@@ -208,5 +204,5 @@ def test_sheets_have_enough_pixels_in_small_files(tmp_path: Path) -> None:
         assert attention.width == 720
         assert attention.height > 2 * 150  # each 32-pixel image takes more than 150 pixels
     # Noise is the worst that PNG can get.
-    plot_crops([(noise(1, 3, 160)[0], list(noise(5, 3, 160)))] * 4, tmp_path / "crops.png", caption="crops")
+    plot_crops([(noise(1, 3, 160)[0], list(noise(5, 3, 160)))] * 4, tmp_path / "crops.png")
     assert (tmp_path / "crops.png").stat().st_size < FILE_LIMIT

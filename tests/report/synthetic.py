@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
+from itertools import product
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 LN_K = math.log(64)
@@ -98,29 +100,20 @@ def write_run(
     knn: float | None = 72.0,
     count: int = 24,
     steps: int = 900,
-    config: Mapping[str, Any] = CONFIG,
+    values: Mapping[str, Any] = MappingProxyType({}),
     metrics: Path | None = None,
 ) -> Path:
-    """Write a run; its metrics are a link to the file `metrics`, if given."""
-    path.mkdir(parents=True, exist_ok=True)
-    (path / "config.yaml").write_text(json.dumps(config))  # JSON is YAML, and a thousand are written quickly
+    """Write a run with dotted keys of CONFIG set; its metrics are a link to the file `metrics`, if given."""
+    write_json(path / "config.yaml", changed(CONFIG, values))  # JSON is YAML, and is written quickly
     records = lines(verdict, count, steps, knn, wobble=len(path.name))
     if metrics is None:
         write_lines(path / "metrics.jsonl", records)
     else:
         (path / "metrics.jsonl").hardlink_to(metrics)
     status = {"state": state, "step": steps, "total_steps": steps, "heartbeat": BEGAN + 900, "host": "node7"}
-    status["attempts"] = [
-        {
-            "began": BEGAN,
-            "until": BEGAN + 300,
-            "from_step": 0,
-            "to_step": 300,
-            "host": "node3",
-            "job": "41_0",
-        },
-        {"began": BEGAN + 400, "from_step": 300, "host": "node7", "job": "41_0", "processes": 1},
-    ]
+    first = {"began": BEGAN, "until": BEGAN + 300, "from_step": 0, "to_step": 300, "host": "node3"}
+    second = {"began": BEGAN + 400, "from_step": 300, "host": "node7", "processes": 1}
+    status["attempts"] = [each | {"job": "41_0"} for each in (first, second)]
     write_json(path / "status.json", status)
     if state in ("finished", "collapsed", "failed"):
         write_json(path / "summary.json", summary(verdict, state, knn, records[-1], steps))
@@ -153,19 +146,14 @@ def write_sweep(path: Path, runs: Sequence[Mapping[str, Any]], manifest: bool = 
     """Write a sweep; each of `runs` has `values` by dotted key, and arguments of `write_run`."""
     entries = {}
     for index, run in enumerate(runs):
-        values, rest = run["values"], {key: value for key, value in run.items() if key != "values"}
         name = f"vit_micro_run{index}_{index:08x}"
-        write_run(path / name, config=changed(CONFIG, values), **rest)
+        write_run(path / name, **run)
         overrides = [
             f"{key}={json.dumps(value) if isinstance(value, list) else value}"
-            for key, value in values.items()
+            for key, value in run["values"].items()
         ]
-        entries[name] = {
-            "overrides": overrides,
-            "config_hash": f"{index:08x}",
-            "job": "local",
-            "jobs": ["local"],
-        }
+        job = {"job": "local", "jobs": ["local"]}
+        entries[name] = {"overrides": overrides, "config_hash": f"{index:08x}", **job}
     if manifest:
         write_json(path / "manifest.json", {"launcher": "local", "settings": {}, "runs": entries})
     return path
@@ -174,13 +162,12 @@ def write_sweep(path: Path, runs: Sequence[Mapping[str, Any]], manifest: bool = 
 def temps_momenta(seeds: int = 1) -> list[dict[str, Any]]:
     """Return runs for `write_sweep` of which those with hot teachers or slow centers collapse."""
     runs = []
-    for temp in (0.02, 0.04, 0.07, 0.1, 0.2):
-        for momentum in (0, 0.9, 0.99, 0.999):
-            for seed in range(seeds):
-                values = {"loss.teacher_temp": temp, "loss.center_momentum": momentum}
-                values |= {"trainer.seed": seed} if seeds > 1 else {}
-                verdict = "collapsed-uniform" if temp > 0.07 else "healthy"
-                verdict = "collapsed-one-hot" if momentum == 0.999 else verdict
-                knn = 20.4 + seed if verdict != "healthy" else 75 - 150 * temp - 3 * momentum + seed
-                runs.append({"values": values, "verdict": verdict, "knn": knn})
+    temps, momenta = (0.02, 0.04, 0.07, 0.1, 0.2), (0, 0.9, 0.99, 0.999)
+    for temp, momentum, seed in product(temps, momenta, range(seeds)):
+        values = {"loss.teacher_temp": temp, "loss.center_momentum": momentum}
+        values |= {"trainer.seed": seed} if seeds > 1 else {}
+        verdict = "collapsed-uniform" if temp > 0.07 else "healthy"
+        verdict = "collapsed-one-hot" if momentum == 0.999 else verdict
+        knn = 20.4 + seed if verdict != "healthy" else 75 - 150 * temp - 3 * momentum + seed
+        runs.append({"values": values, "verdict": verdict, "knn": knn})
     return runs

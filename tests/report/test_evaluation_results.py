@@ -1,4 +1,4 @@
-"""Results of `evaluate.py` on the pages of runs, sweeps and comparisons."""
+"""Results of `evaluate.py`, and of evaluations during training, on the pages of runs and others."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from dino_exp.report.evaluation_results import File, collected_notes, files, res
 from dino_exp.report.loading import load, load_run
 from dino_exp.report.report_command import fingerprint, main
 from dino_exp.report.run_data import SweepData
+from dino_exp.report.run_figures import run_figures
 from dino_exp.report.sweep.sweep_table import MOST_COLUMNS, columns, table
 from tests.report.synthetic import write_json, write_lines, write_sweep
 
@@ -25,16 +26,11 @@ HEADING = "Evaluations"
 
 def result(evaluation: str, figures: Any, **changes: Any) -> dict[str, Any]:
     """Return a record; `changes` are keys, or keys in a part such as weights__step."""
+    weights = {"network": "teacher", "checkpoint": "last", "step": 900}
     record: dict[str, Any] = {
         "evaluation": evaluation,
         "when": "2026-07-30T16:05:11+02:00",
-        "weights": {
-            "name": "run",
-            "sha256": "ab" * 32,
-            "network": "teacher",
-            "checkpoint": "last",
-            "step": 900,
-        },
+        "weights": {"name": "run", "sha256": "ab" * 32, **weights},
         "data": {"name": "shapes", "root": None},
         "settings": {"k": [10, 20]},
         "images": {"image_size": 32, "crop_ratio": 1.0},
@@ -44,18 +40,14 @@ def result(evaluation: str, figures: Any, **changes: Any) -> dict[str, Any]:
     }
     for key, value in changes.items():
         part, _, name = key.partition("__")
-        if name:
-            record[part][name] = value
-        else:
-            record[part] = value
+        record[part] = record[part] | {name: value} if name else value
     return record
 
 
 def bare_run(path: Path) -> Path:
     """Write a run of 900 steps without metrics, because figures would take seconds to draw."""
-    write_json(
-        path / "summary.json", {"state": "finished", "verdict": "healthy", "steps": 900, "knn_top1": 72.0}
-    )
+    summary = {"state": "finished", "verdict": "healthy", "steps": 900, "knn_top1": 72.0}
+    write_json(path / "summary.json", summary)
     write_lines(path / "metrics.jsonl", [{"step": 900}])
     return path
 
@@ -84,23 +76,14 @@ def test_each_result_has_a_line_with_its_differences(tmp_path: Path) -> None:
     assert [line.title for line in found] == ["k-NN"] * 3 + ["Linear classifier"]
     assert found[2].figures == ["top-1, k = 20: 86.8\N{NO-BREAK SPACE}%", "novel: 1.0\N{NO-BREAK SPACE}%"]
     assert found[3].figures[1] == "top-5: –"
-    assert [line.subject for line in found[:2]] == [
-        "student, last checkpoint, step 900",
-        "teacher, last checkpoint, step 900",
-    ]
-    assert [line.differs for line in found] == [
-        "",
-        "image_size = 64, k = [20]",
-        "image_size = 32, k = [10, 20]",
-        "",
-    ]
+    subjects = [f"{network}, last checkpoint, step 900" for network in ("student", "teacher")]
+    assert [line.subject for line in found[:2]] == subjects
+    sizes = ["image_size = 64, k = [20]", "image_size = 32, k = [10, 20]"]
+    assert [line.differs for line in found] == ["", *sizes, ""]
     assert [line.step_note for line in found] == ["", "", "", "the run's last step is 900"]
     assert [line.when for line in found] == ["yesterday", *["2026-07-30 14:05"] * 3]
     assert collected_notes(run) == [
-        (
-            "k-NN (teacher, last checkpoint, step 900, shapes, image_size = 32, k = [10, 20])",
-            "Three could not be read.",
-        ),
+        (f"k-NN ({subjects[1]}, shapes, {sizes[1]})", "Three could not be read."),
         ("Linear classifier", "Larger rates help."),
     ]
     page = page_of(path)
@@ -195,6 +178,20 @@ def test_text_of_the_file_is_escaped(tmp_path: Path) -> None:
 def test_a_run_without_evaluations_has_no_section(tmp_path: Path) -> None:
     assert HEADING not in page_of(bare_run(tmp_path / "run"))
     assert HEADING not in page_of(evaluated(tmp_path / "none"))
+
+
+def test_evaluations_during_training_are_one_chart(tmp_path: Path) -> None:
+    path = bare_run(tmp_path / "run")
+    assert "during training" not in page_of(path)
+    first = {"step": 0, "knn_top1": 20.0, "linear/top1": 30.0, "linear/top5": 70.0}
+    later = {"step": 900, "linear/top1": 60.0, "attention/jaccard_mean": 40.0, "teacher/entropy": 1.0}
+    write_lines(path / "metrics.jsonl", [first | {"attention/jaccard_mean": None}, later])
+    figure = run_figures(load_run(path))[0][-1]
+    assert figure.title == "Evaluations during training, percent"
+    assert figure.columns[1:] == ("Linear classifier: top-1", "Attention maps: Jaccard, mean of the heads")
+    assert figure.table == [("0", "30.0", "–"), ("900", "60.0", "40.0")]
+    assert figure.spec["layer"][1]["mark"]["opacity"] == 1  # the points
+    assert f"<h3>{figure.title}</h3>" in page_of(path)
 
 
 def sweep_of(folder: Path, *runs: list[Any]) -> SweepData:

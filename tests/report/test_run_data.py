@@ -18,16 +18,7 @@ from dino_exp.report.loading import load, load_run, load_sweep
 from dino_exp.report.run_data import RunData, SweepData
 from dino_exp.report.run_files import read_lines
 from dino_exp.report.verdicts import outcome_of
-from tests.report.synthetic import (
-    CONFIG,
-    changed,
-    record,
-    temps_momenta,
-    write_json,
-    write_lines,
-    write_run,
-    write_sweep,
-)
+from tests.report.synthetic import record, temps_momenta, write_json, write_lines, write_run, write_sweep
 
 
 def test_a_finished_run_is_loaded(tmp_path: Path) -> None:
@@ -185,11 +176,7 @@ def test_axes_from_the_manifest(tmp_path: Path) -> None:
     assert list(sweep.axes) == ["loss.teacher_temp", "loss.center_momentum", "trainer.seed"]
     assert sweep.axes["loss.teacher_temp"] == [0.02, 0.04, 0.07, 0.1, 0.2]
     assert len(sweep.runs) == 40
-    assert sweep.runs[3].values == {
-        "loss.teacher_temp": 0.02,
-        "loss.center_momentum": 0.9,
-        "trainer.seed": 1.0,
-    }
+    assert sweep.runs[3].values == dict(zip(sweep.axes, (0.02, 0.9, 1.0), strict=True))
 
 
 def test_axes_without_a_manifest_are_keys_that_differ_between_configurations(tmp_path: Path) -> None:
@@ -206,20 +193,18 @@ def test_axes_without_a_manifest_are_keys_that_differ_between_configurations(tmp
 
 @pytest.mark.parametrize("manifest", [True, False])
 def test_a_list_valued_axis_is_text(tmp_path: Path, manifest: bool) -> None:
-    scales = ([0.14, 1.0], [0.4, 1.0])
-    runs = [{"values": {"crops.global_scale": scale}} for scale in scales]
+    runs = [{"values": {"crops.global_scale": scale}} for scale in ([0.14, 1.0], [0.4, 1.0])]
     sweep = load_sweep(write_sweep(tmp_path, runs, manifest))
-    assert [value.replace("1.0", "1") for value in map(str, sweep.axes["crops.global_scale"])] == [
-        "[0.14, 1]",
-        "[0.4, 1]",
-    ]
+    found = [value.replace("1.0", "1") for value in map(str, sweep.axes["crops.global_scale"])]
+    assert found == ["[0.14, 1]", "[0.4, 1]"]
 
 
 def test_keys_that_only_some_versions_have_are_no_axes(tmp_path: Path) -> None:
-    newer = changed(CONFIG, {"loss.teacher_temp": 0.04, "loss.koleo": 0.1})
-    older = {key: value for key, value in CONFIG.items() if key != "augment"}
-    write_run(tmp_path / "a_00000001", config=newer)
-    write_run(tmp_path / "b_00000002", config=older)
+    write_run(tmp_path / "a_00000001", values={"loss.teacher_temp": 0.04, "loss.koleo": 0.1})
+    older = write_run(tmp_path / "b_00000002") / "config.yaml"
+    write_json(
+        older, {key: value for key, value in json.loads(older.read_text()).items() if key != "augment"}
+    )
     write_run(tmp_path / "c_00000003")
     sweep = load_sweep(tmp_path)
     assert list(sweep.axes) == ["loss.teacher_temp"]

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import altair as alt
 
 from dino_exp.atomic import write_text_atomically
 from dino_exp.metrics import ENTROPY, INFORMATION, KNN, LOSS, Chart, charts
-from dino_exp.plots.drawing import Figure, Row, number_text, to_spec, write_files
+from dino_exp.plots.drawing import Figure, Row, level_lines, number_text, to_spec, write_files
 from dino_exp.plots.html_page import render
 from dino_exp.report.compare.compare_evaluations import evaluation_rows
 from dino_exp.report.compare.comparison import (
@@ -27,7 +27,7 @@ from dino_exp.report.run_data import SEED, RunData
 from dino_exp.report.run_figures import LINES
 from dino_exp.report.run_files import number
 from dino_exp.report.sweep.cells import short
-from dino_exp.report.thinning import thinned
+from dino_exp.report.thinning import Point, thinned
 from dino_exp.report.values import value_text
 
 WIDTH, HEIGHT = 420, 210
@@ -45,9 +45,8 @@ SMALL_PANELS = {"knn": KNN, "entropy": ENTROPY, "mutual_information": INFORMATIO
 def write_comparison(comparison: Comparison, folder: Path) -> list[Path]:
     """Write the page and its figures into `folder`, and return their paths, the page first."""
     folder.mkdir(parents=True, exist_ok=True)
-    differences = knn_differences(comparison)
-    curves = curve_figures(comparison)
-    figures = [*([differences] if differences else []), *curves]
+    differences, curves = knn_differences(comparison), curve_figures(comparison)
+    figures = [figure for figure in (differences, *curves) if figure]
     common, rest = common_differences(comparison)
     links = [page_link(path, folder) for path in (comparison.a, comparison.b)]
     text = render(
@@ -94,21 +93,22 @@ def same_batch(pairs: list[Pair]) -> bool:
     return len({round(size) for size in sizes}) <= 1
 
 
-def _points(run: RunData, key: str, by_step: bool) -> list[tuple[int, float | None]]:
+def _points(run: RunData, key: str, by_step: bool) -> list[Point]:
     """Return step or images seen, and the value there."""
-    points = []
-    for record in run.metrics:
-        at = number(record.get("step" if by_step else "images"))
-        if at is not None and key in record:
-            points.append((int(at), number(record[key])))
-    return thinned(points)
+    where = "step" if by_step else "images"
+    known = [(number(record.get(where)), record[key]) for record in run.metrics if key in record]
+    return thinned([(int(at), number(value)) for at, value in known if at is not None])
 
 
-def _rows(
-    pair: Pair, key: str, by_step: bool, scaled: Callable[[RunData], float] = lambda run: 1.0
-) -> list[Row]:
+def _rows(pair: Pair, key: str, by_step: bool, share: bool = False) -> list[Row]:
+    """Return the points of all runs of a pair; with `share`, values as shares of ln K."""
     return [
-        {"at": at, "value": value * scaled(run), "side": side, "run": _run_name(run, side)}
+        {
+            "at": at,
+            "value": value * (1 / (run.ln_k or 1.0) if share else 1.0),
+            "side": side,
+            "run": _run_name(run, side),
+        }
         for side, runs in zip(SIDES, (pair.a, pair.b), strict=True)
         for run in runs
         for at, value in _points(run, key, by_step)
@@ -147,10 +147,8 @@ def _x_title(by_step: bool) -> str:
 def _curves(pair: Pair, curves: Chart, by_step: bool) -> Figure | None:
     """Return a metric of both teachers, or None if a schedule is the same or nothing was logged."""
     metric = curves.metrics[0]
-    key = metric.key
-    rows = _rows(pair, key, by_step)
-    of_side = {side: [row for row in rows if row["side"] == side] for side in SIDES}
-    if not rows or (curves.schedule and _same(pair, key)):
+    rows = _rows(pair, metric.key, by_step)
+    if not rows or (curves.schedule and _same(pair, metric.key)):
         return None
     layers: list[alt.Chart] = [_lines(by_step, metric.unit or None, metric.precise, curves.zero)]
     datasets: dict[str, list[Row]] = {"points": rows}
@@ -158,30 +156,22 @@ def _curves(pair: Pair, curves: Chart, by_step: bool) -> Figure | None:
         layers.append(layers[0].mark_point(filled=True, size=45, aria=False))
     if curves.name == "loss":
         datasets["level"] = list(_uniform(pair))
-        line = alt.Chart(alt.NamedData("level")).encode(y="value:Q")
-        layers.append(line.mark_rule(strokeDash=[3, 3], aria=False))
-        layers.append(
-            line.mark_text(align="right", dx=-4, dy=-6, fontSize=11, aria=False).encode(
-                text="text:N", x=alt.value("width")
-            )
-        )
+        layers += level_lines()
     title = curves.heading + (" of the teacher" if "student" in curves.curves else "")
-    ends = {
-        side: [row for row in of_side[side] if row["at"] == of_side[side][-1]["at"]]
-        for side in SIDES
-        if of_side[side]
-    }
-    words = [f"{side} ends at {_mean(each, metric.precise)}" for side, each in ends.items()]
+    table = []
+    for side in SIDES:
+        if of_side := [row for row in rows if row["side"] == side]:
+            values = [row["value"] for row in of_side if row["at"] == of_side[-1]["at"]]
+            number_of_runs = str(len({row["run"] for row in of_side}))
+            table.append((side, number_of_runs, number_text(sum(values) / len(values), metric.precise)))
+    words = [f"{side} ends at {mean}" for side, _, mean in table]
     return Figure(
         f"compare_{curves.name}",
         title,
         to_spec(alt.layer(*layers).properties(width=WIDTH, height=HEIGHT), datasets),
         f"{title}: {'; '.join(words)}.",
         ("", "runs", "at the end"),
-        [
-            (side, str(len({row["run"] for row in of_side[side]})), _mean(each, metric.precise))
-            for side, each in ends.items()
-        ],
+        table,
         renderer="svg" if len(rows) < 1500 else "canvas",
     )
 
@@ -200,14 +190,8 @@ def _uniform(pair: Pair) -> Iterator[Row]:
         if ln_k:
             known.setdefault(round(ln_k, 6), []).append(side)
     for ln_k, sides in known.items():
-        yield {
-            "value": ln_k,
-            "text": f"ln K = {ln_k:.3f}" + ("" if len(known) == 1 else f" of {' and '.join(sides)}"),
-        }
-
-
-def _mean(rows: list[Row], form: str) -> str:
-    return number_text(sum(row["value"] for row in rows) / len(rows), form)
+        of = "" if len(known) == 1 else f" of {' and '.join(sides)}"
+        yield {"value": ln_k, "text": f"ln K = {ln_k:.3f}{of}"}
 
 
 def _panel(pair: Pair) -> str:
@@ -223,27 +207,19 @@ def _keys(pairs: Sequence[Pair]) -> str:
 def _panels(pairs: list[Pair], name: str, by_step: bool) -> Figure | None:
     """Return a small panel per pair, or None if nothing was logged."""
     title, key = SMALL_PANELS[name].title, SMALL_PANELS[name].key
-    scaled = (lambda run: 1 / (run.ln_k or 1.0)) if name == "loss" else (lambda run: 1.0)
     rows = [
         {**row, "pair": _panel(pair), "index": index}
         for index, pair in enumerate(pairs[:MOST_PANELS])
-        for row in _rows(pair, key, by_step, scaled)
+        for row in _rows(pair, key, by_step, share=name == "loss")
     ]
     if not rows:
         return None
     lines = _lines(by_step, None, ".4g", zero=name not in ("knn", "loss")).encode(
         x=alt.X("at:Q", title=None, axis=AXIS), y=alt.Y("value:Q", title=None, axis=alt.Axis(tickCount=3))
     )
-    chart = lines.properties(width=128, height=84).facet(
-        facet=alt.Facet(
-            "pair:N",
-            title=None,
-            sort=alt.EncodingSortField("index", op="min"),
-            header=alt.Header(labelLimit=150),
-        ),
-        columns=5,
-        spacing=14,
-    )
+    by_index, header = alt.EncodingSortField("index", op="min"), alt.Header(labelLimit=150)
+    facet = alt.Facet("pair:N", title=None, sort=by_index, header=header)
+    chart = lines.properties(width=128, height=84).facet(facet=facet, columns=5, spacing=14)
     cut = f" The first {MOST_PANELS} of {len(pairs)}." if len(pairs) > MOST_PANELS else ""
     return Figure(
         f"compare_{name}",
@@ -263,13 +239,10 @@ def knn_differences(comparison: Comparison) -> Figure | None:
     pairs = sorted(pairs, key=lambda pair: -(pair.difference or 0.0))
     rows: list[Row] = []
     for pair in pairs[:MOST_PANELS]:
-        reach = 2 * (pair.standard_error or 0.0)
-        middle = pair.difference or 0.0
+        mean, reach = pair.difference or 0.0, 2 * (pair.standard_error or 0.0)
         n = f"{knn(pair.a)[2]} and {knn(pair.b)[2]}"
-        rows.append(
-            {"of": _panel(pair), "mean": middle, "low": middle - reach, "high": middle + reach, "n": n}
-        )
-    names = [_panel(pair) for pair in pairs[:MOST_PANELS]]
+        rows.append({"of": _panel(pair), "mean": mean, "low": mean - reach, "high": mean + reach, "n": n})
+    names = [row["of"] for row in rows]
     y = alt.Y("of:N", title=None, sort=names, axis=alt.Axis(labelLimit=110))
     x = alt.X(
         "low:Q",
@@ -277,11 +250,10 @@ def knn_differences(comparison: Comparison) -> Figure | None:
         scale=alt.Scale(padding=8),  # so that half a point is not cut off at the edge
         axis=alt.Axis(tickCount=6),
     )
+    ends = {"mean": "B − A", "low": "minus twice its standard error", "high": "plus twice its standard error"}
     tooltip = [
         alt.Tooltip("of:N", title=_keys(pairs)),
-        alt.Tooltip("mean:Q", title="B − A", format="+.1f"),
-        alt.Tooltip("low:Q", title="minus twice its standard error", format="+.1f"),
-        alt.Tooltip("high:Q", title="plus twice its standard error", format="+.1f"),
+        *(alt.Tooltip(f"{key}:Q", title=title, format="+.1f") for key, title in ends.items()),
         alt.Tooltip("n:N", title="seeds"),
     ]
     base = alt.Chart(alt.NamedData("pairs")).encode(y=y, tooltip=tooltip)
@@ -290,7 +262,7 @@ def knn_differences(comparison: Comparison) -> Figure | None:
         base.mark_rule(strokeWidth=3, aria=False).encode(x=x, x2="high:Q"),
         base.mark_point(filled=True, size=80, aria=False, color="#0072B2").encode(x="mean:Q"),
     ).properties(width=520, height=24 * len(names))
-    table: list[Sequence[str]] = [(pair.label, difference_text(pair)) for pair in pairs]
+    table = [(pair.label, difference_text(pair)) for pair in pairs]
     cut = f" The first {MOST_PANELS} of {len(pairs)}; the table has all." if len(pairs) > MOST_PANELS else ""
     return Figure(
         "compare_differences",

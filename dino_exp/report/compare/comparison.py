@@ -19,8 +19,8 @@ from dino_exp.report.loading import load
 from dino_exp.report.run_data import SEED, RunData
 from dino_exp.report.run_files import read_config
 from dino_exp.report.sweep.axes import configured
-from dino_exp.report.sweep.cells import short, spread
-from dino_exp.report.values import Value, as_value, value_text
+from dino_exp.report.sweep.cells import outcomes, short, spread
+from dino_exp.report.values import Value, config_text, value_text
 
 MOST_ROWS = 40
 """Largest number of rows of a table in the terminal."""
@@ -115,10 +115,8 @@ def compare(a: Path, b: Path) -> Comparison:
     for pair in comparison.both:
         _find_differences(pair, comparison.problems)
     if not comparison.both:
-        why = (
-            f"no run of A has the same {', '.join(keys)} as one of B" if all(sides) else "a side has no runs"
-        )
-        comparison.problems.append(f"There are no pairs: {why}.")
+        alike = f"no run of A has the same {', '.join(keys)} as one of B"
+        comparison.problems.append(f"There are no pairs: {alike if all(sides) else 'a side has no runs'}.")
     return comparison
 
 
@@ -162,7 +160,7 @@ def common_differences(
 ) -> tuple[dict[str, tuple[str, str]], dict[str, dict[str, tuple[str, str]]]]:
     """Return what differs in the same way in all pairs, and by label what else differs in a pair."""
     texts = {
-        pair.label: {key: (_text(a), _text(b)) for key, (a, b) in pair.differing.items()}
+        pair.label: {key: (config_text(a), config_text(b)) for key, (a, b) in pair.differing.items()}
         for pair in comparison.both
     }
     counts = Counter((key, values) for differing in texts.values() for key, values in differing.items())
@@ -172,10 +170,6 @@ def common_differences(
         for label, differing in texts.items()
     }
     return common, {label: differing for label, differing in rest.items() if differing}
-
-
-def _text(value: Any) -> str:
-    return "–" if value is None else value_text(as_value(value))
 
 
 # ---- in words ----------------------------------------------------------------------------------------------
@@ -202,11 +196,8 @@ def spread_text(values: Sequence[float | None], form: str) -> str:
 
 def difference_text(pair: Pair) -> str:
     """Return the difference and its standard error, e.g. +3.1 (se 1.2)."""
-    if pair.difference is None:
-        return "–"
-    return f"{pair.difference:+.1f}" + (
-        "" if pair.standard_error is None else f" (se {pair.standard_error:.1f})"
-    )
+    error = "" if pair.standard_error is None else f" (se {pair.standard_error:.1f})"
+    return "–" if pair.difference is None else f"{pair.difference:+.1f}{error}"
 
 
 def answer(comparison: Comparison) -> list[str]:
@@ -259,11 +250,9 @@ def about_seeds(pairs: Sequence[Pair]) -> str:
         )
     clear = [pair for pair in known if abs(pair.difference or 0.0) > 2 * (pair.standard_error or 0.0)]
     if len(pairs) == 1:
-        error = known[0].standard_error
         verb = "is more than twice" if clear else "is within twice"
-        return (
-            f"± is the standard deviation over seeds. The difference {verb} its standard error, {error:.1f}."
-        )
+        words = f"The difference {verb} its standard error, {known[0].standard_error:.1f}."
+        return f"± is the standard deviation over seeds. {words}"
     single = len(pairs) - len(known)
     number = "1 pair" if len(known) == 1 else f"{len(known)} pairs"
     return (
@@ -271,12 +260,6 @@ def about_seeds(pairs: Sequence[Pair]) -> str:
         f"the difference is more than twice its standard error in {len(clear)}."
         + (f" In {single}, a side with one run (n=1) says nothing about the spread." if single else "")
     )
-
-
-def outcomes(runs: Sequence[RunData]) -> str:
-    """Return the verdicts of runs, e.g. healthy, or with their numbers: 2 healthy, 1 slow."""
-    counts = Counter(run.outcome for run in runs).most_common()
-    return ", ".join(word if len(counts) == 1 else f"{number} {word}" for word, number in counts)
 
 
 def print_comparison(comparison: Comparison, console: Console) -> None:
@@ -300,9 +283,12 @@ def _say(console: Console, *sentences: str) -> None:
         console.print(Text(sentence), soft_wrap=True)
 
 
+def _table(title: str) -> Table:
+    return Table(title=title, title_justify="left", box=None, padding=(0, 2, 0, 0))
+
+
 def _pairs_table(comparison: Comparison) -> Table:
-    title = "k-NN top-1 in percent: mean ± standard deviation over seeds (number)"
-    table = Table(title=title, title_justify="left", box=None, padding=(0, 2, 0, 0))
+    table = _table("k-NN top-1 in percent: mean ± standard deviation over seeds (number)")
     table.add_column("runs", overflow="fold", min_width=22)
     for head in ("A", "B", "B − A"):
         table.add_column(head, justify="right", no_wrap=True)
@@ -327,7 +313,7 @@ def pair_row(pair: Pair) -> tuple[str, ...]:
 
 
 def _keys_table(title: str, differing: dict[str, tuple[str, str]]) -> Table:
-    table = Table(title=title, title_justify="left", box=None, padding=(0, 2, 0, 0))
+    table = _table(title)
     for head in ("key", "A", "B"):
         table.add_column(head, overflow="fold")
     for key, values in differing.items():

@@ -51,15 +51,10 @@ def doctor(path: Path, out_dim: int | None, console: Console) -> int:
     for finding in findings:
         console.print()
         console.print(Text(finding.title, style=STYLES[finding.severity]), soft_wrap=True)
-        console.print(_indented(finding.evidence))
-        for number, advice in enumerate(finding.advice):
-            text = f"Try first: {advice}" if number == 0 else f"Then: {advice}"
-            console.print(_indented(text))
+        first = [f"Try first: {advice}" for advice in finding.advice[:1]]
+        for text in (finding.evidence, *first, *(f"Then: {advice}" for advice in finding.advice[1:])):
+            console.print(Padding(Text(text), (0, 0, 0, 2), expand=False))
     return int(any(finding.severity == FATAL for finding in findings))
-
-
-def _indented(text: str) -> Padding:
-    return Padding(Text(text), (0, 0, 0, 2), expand=False)
 
 
 def diagnose(log: TrainingLog) -> list[Finding]:

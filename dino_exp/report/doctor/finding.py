@@ -41,6 +41,5 @@ def final_metrics(log: TrainingLog) -> str:
 
 def without_k(log: TrainingLog) -> str:
     """Return a sentence that says what was not compared, or nothing if K is known."""
-    return (
-        "" if log.ln_k else " K is unknown, so the loss was not compared with ln K: give it as --out-dim K."
-    )
+    unknown = " K is unknown, so the loss was not compared with ln K: give it as --out-dim K."
+    return "" if log.ln_k else unknown

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import takewhile
 from pathlib import Path
@@ -192,15 +193,13 @@ def read_log(path: Path, out_dim: int | None = None) -> TrainingLog:
     file = _log_file(path)
     lines, broken = _objects(file)
     folder = file.parent if file.name == "metrics.jsonl" else None
-    if folder is not None:
-        lines = [former_names.TABLE.present_record(line) for line in lines]
-    problems: list[str] = []
     log = TrainingLog(file if folder is None else folder, [], broken_lines=broken)
     if folder is not None:
-        log.config = read_config(folder / "config.yaml", problems)
-        log.status = read_json(folder / "status.json", problems)
+        lines = [former_names.TABLE.present_record(line) for line in lines]
+        log.config = read_config(folder / "config.yaml", [])
+        log.status = read_json(folder / "status.json", [])
         refuse_newer(log.status, folder / "status.json")
-        log.summary = former_names.TABLE.present_record(read_json(folder / "summary.json", problems))
+        log.summary = former_names.TABLE.present_record(read_json(folder / "summary.json", []))
         if log.status or log.summary:
             log.state, log.state_note = state_of(RunData(folder, status=log.status, summary=log.summary))
     log.unit = _unit(lines)
@@ -249,12 +248,9 @@ def _objects(file: Path) -> tuple[list[dict[str, Any]], int]:
         raise UserError(f"{file}: cannot be read: {error.strerror}.") from None
     lines = []
     for text in texts:
-        try:
-            content = json.loads(text)
-        except ValueError:
-            continue
-        if isinstance(content, dict):
-            lines.append(content)
+        with suppress(ValueError):
+            if isinstance(content := json.loads(text), dict):
+                lines.append(content)
     if not texts:
         raise UserError(f"{file}: empty; nothing was logged yet.")
     if not lines:

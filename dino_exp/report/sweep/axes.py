@@ -50,9 +50,7 @@ def _assignments(overrides: Sequence[str]) -> dict[str, Value]:
 def configured(run: RunData, key: str) -> Value:
     """Return the value of a key in a run's configuration."""
     node: Any = run.config or read_config(run.path / "config.yaml", [])
-    if key == "experiment":
-        key = "name"
-    for name in key.split("."):
+    for name in ("name" if key == "experiment" else key).split("."):
         if not isinstance(node, dict) or name not in node:
             return UNKNOWN
         node = node[name]
@@ -67,17 +65,15 @@ def _compare_configs(sweep: SweepData) -> list[str]:
     for run in sweep.runs:
         run.config = read_config(run.path / "config.yaml", run.problems)
         flat.append(_identity(run.config))
-    everywhere = list(dict.fromkeys(key for values in flat for key in values))
     keys, partly = [], []
-    for key in everywhere:
+    for key in dict.fromkeys(key for values in flat for key in values):
         seen = {value_text(as_value(values[key])) for values in flat if key in values}
         if len(seen) > 1:
             keys.append(key)
         elif any(values and key not in values for values in flat):
             partly.append(key)
     if partly:
-        some = ", ".join(partly[:6])
-        sweep.problems.append(f"The runs are of different versions: not all have {some}.")
+        sweep.problems.append(f"The runs are of different versions: not all have {', '.join(partly[:6])}.")
     for run, values in zip(sweep.runs, flat, strict=True):
         run.values = {key: as_value(values[key]) if key in values else UNKNOWN for key in keys}
     return keys
@@ -102,14 +98,15 @@ def _flat(node: dict[str, Any], prefix: str) -> Iterable[tuple[str, Any]]:
 def _leading(sweep: SweepData, keys: Sequence[str]) -> list[str]:
     """Return one key of each set of keys that always change together; the others go to `tied_keys`."""
     first: dict[tuple[int, ...], str] = {}
-    for key in sorted(keys, key=lambda key: LEADERS.index(key) if key in LEADERS else len(LEADERS)):
+    for key in _in_order(keys):
         numbers: dict[Value, int] = {}
         pattern = tuple(numbers.setdefault(run.values[key], len(numbers)) for run in sweep.runs)
         if pattern in first:
             sweep.tied_keys.setdefault(first[pattern], []).append(key)
         else:
             first[pattern] = key
-    return sorted(
-        (key for key in keys if key in first.values()),
-        key=lambda key: LEADERS.index(key) if key in LEADERS else len(LEADERS),
-    )
+    return _in_order(key for key in keys if key in first.values())
+
+
+def _in_order(keys: Iterable[str]) -> list[str]:
+    return sorted(keys, key=lambda key: LEADERS.index(key) if key in LEADERS else len(LEADERS))

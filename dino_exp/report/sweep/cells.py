@@ -43,11 +43,14 @@ class Cell:
 
     @property
     def outcomes(self) -> str:
-        """All outcomes: healthy; or with numbers: 2 healthy, 1 slow"""
-        counts = Counter(run.outcome for run in self.runs)
-        if len(counts) == 1:
-            return next(iter(counts))
-        return ", ".join(f"{number} {word}" for word, number in counts.most_common())
+        """All outcomes, as `outcomes` returns them."""
+        return outcomes(self.runs)
+
+
+def outcomes(runs: Sequence[RunData]) -> str:
+    """Return the outcomes of runs: healthy; or with their numbers: 2 healthy, 1 slow."""
+    counts = Counter(run.outcome for run in runs).most_common()
+    return ", ".join(word if len(counts) == 1 else f"{number} {word}" for word, number in counts)
 
 
 def spread(values: Sequence[float | None]) -> tuple[float | None, float | None, int]:
@@ -93,7 +96,7 @@ def _edges(numbers: Sequence[float], count: int) -> list[float]:
 
 def map_axes(sweep: SweepData) -> list[str]:
     """Return the axes that maps can have; seeds last, because one averages over them."""
-    return [key for key in sweep.axes if key != SEED] + [key for key in sweep.axes if key == SEED]
+    return sorted(sweep.axes, key=lambda key: key == SEED)
 
 
 def pairs(sweep: SweepData) -> Sequence[tuple[str, str | None]]:

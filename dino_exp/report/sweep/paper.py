@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import altair as alt
 
-from dino_exp.plots.drawing import QUIET, Figure, Row, to_spec
+from dino_exp.plots.drawing import QUIET, Figure, Row, by_position, to_spec
 from dino_exp.report.run_data import SweepData
 
 TITLE = "ImageNet, ViT-S/16, from the paper"
@@ -26,13 +26,7 @@ ROWS: dict[str, tuple[tuple[str, float], ...]] = {
     "temperature": TEMPERATURES,
     "ablation": (("sound (DINO)", 72.8), ("no_ema", 0.1)),
     "loss.center_momentum": (("0", 69.1), ("0.9", 69.7), ("0.99", 69.4), ("0.999", 0.1)),
-    "head.out_dim": (
-        ("1,024", 67.8),
-        ("4,096", 69.3),
-        ("16,384", 69.2),
-        ("65,536", 69.7),
-        ("262,144", 69.1),
-    ),
+    "head.out_dim": (("1,024", 67.8), ("4,096", 69.3), ("16,384", 69.2), ("65,536", 69.7), ("262,144", 69.1)),
     "trainer.batch_size": (("128", 57.9), ("256", 59.1), ("512", 59.6), ("1,024", 59.9)),
     "ema.momentum": (("0 (no momentum teacher)", 0.1), ("0.996 (DINO)", 72.8)),
     "loss.centering": (("mean (DINO)", 72.8), ("Sinkhorn-Knopp", 72.2)),
@@ -60,12 +54,7 @@ def paper_rows(sweep: SweepData) -> list[tuple[str, Figure]]:
 def _paper_row(axis: str) -> Figure:
     rows: list[Row] = [{"x": value, "xi": index, "knn": knn} for index, (value, knn) in enumerate(ROWS[axis])]
     base = alt.Chart(alt.NamedData("paper")).encode(
-        x=alt.X(
-            "x:N",
-            title=axis,
-            sort=alt.EncodingSortField("xi", op="min"),
-            axis=alt.Axis(labelAngle=0, labelLimit=130, labelOverlap=True),
-        ),
+        x=by_position(axis, labelLimit=130, labelOverlap=True),
         y=alt.Y("knn:Q", title="k-NN, percent (ImageNet)", scale=alt.Scale(domain=[0, 80])),
         tooltip=[alt.Tooltip("x:N", title=axis), alt.Tooltip("knn:Q", title="k-NN of the paper")],
     )

@@ -39,19 +39,16 @@ def of_each_metric(curves: Figure) -> list[Figure]:
 
 def small_multiples(sweep: SweepData) -> Figure | None:
     """Return the curves of all runs, a panel for each cell; None if nothing was logged."""
-    named = pairs(sweep)
-    if named:
-        cells = gather(sweep, *named[0], most=MOST_TICKS, ranges=RANGES)
-        titles = [_cell_title(cell, named[0][1]) for cell in cells]
-    else:
-        cells, titles = [Cell("", "", 0, 0, sweep.runs)], ["all runs"]
-    order = sorted(range(len(cells)), key=lambda index: (-cells[index].yi, cells[index].xi))
+    x, y = next(iter(pairs(sweep)), (None, None))
+    cells = [Cell("all runs", "", 0, 0, sweep.runs)]
+    if x:
+        cells = gather(sweep, x, y, most=MOST_TICKS, ranges=RANGES)
     indices = {id(run): index for index, run in enumerate(sweep.runs)}
     rows = [row for cell in cells for run in cell.runs for row in _curve_rows(run, indices[id(run)], cell)]
     shown = [name for name in CURVES if any(row[name] is not None for row in rows)]
     if not shown:
         return None
-    if named and named[0][1]:
+    if y:
         rows += _empty_panels(cells)
     metric = alt.param(name="metric", value="entropy" if "entropy" in shown else shown[0])
     curves = alt.Chart(alt.NamedData("curves"))
@@ -81,8 +78,7 @@ def small_multiples(sweep: SweepData) -> Figure | None:
     panels = alt.layer(lines, words).properties(width=PANEL, height=84)
     header = alt.Header(labelLimit=PANEL)
     column = alt.EncodingSortField("xi", op="min")
-    if named and named[0][1]:
-        x, y = named[0]
+    if y:
         downwards = alt.EncodingSortField("yi", op="min", order="descending")
         chart = panels.facet(
             row=alt.Row("y:N", title=y, sort=downwards, header=header),
@@ -91,36 +87,25 @@ def small_multiples(sweep: SweepData) -> Figure | None:
         ).add_params(metric)
     else:
         chart = panels.facet(
-            facet=alt.Facet("x:N", title=named[0][0] if named else None, sort=column, header=header),
+            facet=alt.Facet("x:N", title=x, sort=column, header=header),
             columns=min(5, len(cells)),
             spacing=14,
         ).add_params(metric)
-    figure = Figure(
+    axes = " · ".join(short(axis) for axis in (x, y) if axis)
+    panel = "{0.x} · {0.y}" if y else "{0.x}"
+    steps = "evenly spaced logged steps."
+    return Figure(
         "curves",
         "Curves of all runs",
         to_spec(chart, {"curves": rows}),
         f"{len(cells)} panels with the curves of {len(sweep.runs)} runs; color and dashes are the verdict.",
+        ("panel", "verdict", *(CURVES[name] for name in shown)),
+        [
+            (panel.format(cell), cell.outcomes, *(_last_mean(cell, name) for name in shown))
+            for cell in sorted(cells, key=lambda cell: (-cell.yi, cell.xi))
+        ],
         renderer="canvas",
-        note=_panels(named),
-    )
-    figure.columns = ("panel", "verdict", *(CURVES[name] for name in shown))
-    figure.table = [
-        (titles[index], cells[index].outcomes, *(_last_mean(cells[index], name) for name in shown))
-        for index in order
-    ]
-    return figure
-
-
-def _cell_title(cell: Cell, y: str | None) -> str:
-    return f"{cell.x} · {cell.y}" if y else cell.x
-
-
-def _panels(named: Sequence[tuple[str, str | None]]) -> str:
-    axes = " · ".join(short(axis) for axis in named[0] if axis) if named else ""
-    return (
-        f"A panel for each {axes}, with evenly spaced logged steps."
-        if axes
-        else "Evenly spaced logged steps."
+        note=f"A panel for each {axes}, with {steps}" if axes else steps.capitalize(),
     )
 
 
@@ -131,17 +116,15 @@ def _loss_share(record: dict[str, Any]) -> float | None:
 
 def _curve_rows(run: RunData, index: int, cell: Cell) -> list[Row]:
     kind = outcome_of(run.outcome).kind
-    of = {"run": index, "x": cell.x or "all runs", "y": cell.y, "xi": cell.xi, "yi": cell.yi}
+    of = {"run": index, "x": cell.x, "y": cell.y, "xi": cell.xi, "yi": cell.yi}
     of |= {"kind": kind, "label": run.label, "outcome": run.outcome}
     rows: list[Row] = []
     for record in run.metrics:
         values = {name: number(record.get(row.key)) for name, row in ROWS.items()}
         values["loss"] = _loss_share(record)
-        rows.append({**of, "step": record["step"]} | {name: _rounded(values[name]) for name in values})
-    nothing = all(row[name] is None for row in rows for name in CURVES)
-    for row in rows:
-        row["nothing"] = False
-    if nothing:
+        rounded = {name: value and float(f"{value:.4g}") for name, value in values.items()}
+        rows.append({**of, "step": record["step"], **rounded, "nothing": False})
+    if all(row[name] is None for row in rows for name in CURVES):
         rows.append({**of, **dict.fromkeys(("step", *CURVES)), "nothing": True})
     return rows
 
@@ -163,10 +146,6 @@ def kinds_legend(sweep: SweepData) -> alt.Legend:
     """Return a legend of the kinds that the sweep has."""
     there = {outcome_of(run.outcome).kind for run in sweep.runs}
     return alt.Legend(orient="top", values=[kind for kind in KINDS if kind in there])
-
-
-def _rounded(value: float | None) -> float | None:
-    return None if value is None else float(f"{value:.4g}")
 
 
 def _last_mean(cell: Cell, name: str) -> str:

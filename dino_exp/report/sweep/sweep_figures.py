@@ -9,7 +9,7 @@ import altair as alt
 
 from dino_exp import metrics
 from dino_exp.metrics import Metric
-from dino_exp.plots.drawing import CELLS, QUIET, Figure, Row, number_text, to_spec
+from dino_exp.plots.drawing import CELLS, QUIET, Figure, Row, by_position, number_text, to_spec
 from dino_exp.report.run_data import SEED, RunData, SweepData
 from dino_exp.report.sweep.cells import Cell, gather, pairs, seed_groups, short, spread
 from dino_exp.report.sweep.sweep_curves import KIND_COLORS, kinds_legend
@@ -80,10 +80,9 @@ def map_data(sweep: SweepData) -> list[MapData]:
 
 
 def _cell_row(cell: Cell, x: str, y: str | None, indices: dict[int, int]) -> Row:
-    row: Row = {"x": cell.x, "y": cell.y, "xi": cell.xi, "yi": cell.yi, "outcome": cell.outcome}
-    row["outcomes"] = cell.outcomes
+    row: Row = {"x": cell.x, "y": cell.y, "xi": cell.xi, "yi": cell.yi}
+    row |= {"outcome": cell.outcome, "outcomes": cell.outcomes, "n": len(cell.runs)}
     row["runs"] = [indices[id(run)] for run in cell.runs]
-    row["n"] = len(cell.runs)
     for measure in MAPS:
         mean, deviation, count = cell.mean(measure.of)
         row[measure.name] = None if mean is None else round(mean, 4)
@@ -104,16 +103,12 @@ def maps(sweep: SweepData, data: Sequence[MapData]) -> list[Figure]:
 def _map(sweep: SweepData, data: MapData, measure: Measure) -> Figure:
     low, high = domain([measure.of(run) for run in sweep.runs], measure)
     middle = low + 0.52 * (high - low)
+    ends = [low + (high - low) * index / 4 for index in range(5)]
     seen = {run.outcome for run in sweep.runs} | {str(row["outcome"]) for row in data.rows}
     words = [*(word for word in OUTCOMES if word in seen), *sorted(seen - OUTCOMES.keys())]
     name = measure.name
     base = alt.Chart(alt.NamedData(CELLS)).encode(
-        x=alt.X(
-            "x:N",
-            title=data.x,
-            sort=alt.EncodingSortField("xi", op="min"),
-            axis=alt.Axis(labelAngle=0, labelOverlap=False, labelLimit=60, grid=False),
-        ),
+        x=by_position(data.x, labelOverlap=False, labelLimit=60, grid=False),
         y=alt.Y(
             "y:N",
             title=data.y,
@@ -136,12 +131,7 @@ def _map(sweep: SweepData, data: MapData, measure: Measure) -> Figure:
         *(alt.Tooltip(f"{each.name}_text:N", title=each.metric.head) for each in MAPS),
         alt.Tooltip("n:Q", title="runs"),
     ]
-    legend = alt.Legend(
-        orient="bottom",
-        direction="horizontal",
-        columns=3,
-        symbolSize=90,
-    )
+    legend = alt.Legend(orient="bottom", direction="horizontal", columns=3, symbolSize=90)
     shapes = alt.Scale(domain=words, range=[outcome_of(word).shape for word in words])
     chart = alt.layer(
         base.transform_filter(known)
@@ -151,8 +141,8 @@ def _map(sweep: SweepData, data: MapData, measure: Measure) -> Figure:
                 f"{name}:Q",
                 title=None,
                 scale=alt.Scale(scheme="viridis", domain=[low, high], clamp=True),
-                legend=alt.Legend(orient="top", gradientLength=220, format=".2~f", values=_ends(low, high)),
-            ),
+                legend=alt.Legend(orient="top", gradientLength=220, format=".2~f", values=ends),
+            )
         ),
         # White with a dark rim: visible on every color, and in the legend on light and dark pages.
         base.mark_point(
@@ -169,37 +159,18 @@ def _map(sweep: SweepData, data: MapData, measure: Measure) -> Figure:
     columns = len({row["x"] for row in data.rows})
     chart = chart.properties(width=max(240, 62 * columns), height={"step": 46})
     over = f" over {data.x}" + (f" and {data.y}" if data.y else "")
-    figure = Figure(
+    heads = {"x": data.x, "y": data.y, "outcomes": "verdict"}
+    heads |= {f"{each.name}_text": each.metric.head for each in MAPS} | {"n": "runs"}
+    shown = {key: head for key, head in heads.items() if head}
+    return Figure(
         f"map_{name}",
         measure.title,
         to_spec(chart, {CELLS: data.rows}),
         f"{measure.title}{over}: {len(data.rows)} cells, from {measure.text(low)} to "
         f"{measure.text(high)}. The mark in a cell is the verdict.",
+        list(shown.values()),
+        [[str(row[key]) for key in shown] for row in data.rows],
     )
-    figure.columns, figure.table = map_table(data)
-    return figure
-
-
-def _ends(low: float, high: float) -> list[float]:
-    """Return five evenly spaced values of a color scale, for its legend."""
-    return [low + (high - low) * index / 4 for index in range(5)]
-
-
-def map_table(data: MapData) -> tuple[Sequence[str], list[Sequence[str]]]:
-    """Return heads and rows of a table of the maps' numbers, a row per cell."""
-    axes = [data.x, *([data.y] if data.y else [])]
-    heads = [*axes, "verdict", *(measure.metric.head for measure in MAPS), "runs"]
-    rows: list[Sequence[str]] = [
-        (
-            row["x"],
-            *([row["y"]] if data.y else []),
-            row["outcomes"],
-            *(row[f"{measure.name}_text"] for measure in MAPS),
-            str(row["n"]),
-        )
-        for row in data.rows
-    ]
-    return heads, rows
 
 
 def domain(values: Sequence[float | None], measure: Measure) -> tuple[float, float]:
@@ -215,45 +186,24 @@ def domain(values: Sequence[float | None], measure: Measure) -> tuple[float, flo
 # ---- effect of each axis, seeds ----------------------------------------------------------------------------
 
 
-def effects(sweep: SweepData) -> list[Figure]:
-    """Return a figure for each axis except seeds: all runs, and their mean at each value."""
-    return [_effect(sweep, axis, measure_of(sweep)) for axis in effect_axes(sweep)]
-
-
-def effect_axes(sweep: SweepData) -> list[str]:
-    """Return the axes whose effect is shown; seeds have a figure of their own."""
-    return [axis for axis in sweep.axes if axis != SEED]
+def effects(sweep: SweepData) -> dict[str, Figure]:
+    """Return a figure by axis, except of seeds: all runs, and their mean at each value."""
+    return {axis: _effect(sweep, axis, measure_of(sweep)) for axis in sweep.axes if axis != SEED}
 
 
 def _effect(sweep: SweepData, axis: str, measure: Measure) -> Figure:
-    cells = gather(sweep, axis, None)
-    points = [
-        {"x": cell.x, "xi": cell.xi, "value": measure.of(run), "run": run.label, "outcome": run.outcome}
-        for cell in cells
-        for run in cell.runs
-    ]
+    points: list[Row] = []
     means: list[Row] = []
-    table: list[Sequence[str]] = []
-    for cell in cells:
+    table = []
+    for cell in gather(sweep, axis, None):
+        for run in cell.runs:
+            point = {"x": cell.x, "xi": cell.xi, "value": measure.of(run), "run": run.label}
+            points.append({**point, "outcome": run.outcome, "kind": outcome_of(run.outcome).kind})
         mean, deviation, count = cell.mean(measure.of)
         means.append({"x": cell.x, "xi": cell.xi, "mean": mean, "n": count, "sd": measure.text(deviation)})
-        table.append(
-            (
-                cell.x,
-                measure.text(mean),
-                measure.text(deviation),
-                f"{count} of {len(cell.runs)}",
-            )
-        )
+        table.append((cell.x, measure.text(mean), measure.text(deviation), f"{count} of {len(cell.runs)}"))
     marks = alt.Scale(domain=list(KINDS), range=["circle", "diamond", "square", "cross"])
-    for point in points:
-        point["kind"] = outcome_of(str(point["outcome"])).kind
-    x = alt.X(
-        "x:N",
-        title=axis,
-        sort=alt.EncodingSortField("xi", op="min"),
-        axis=alt.Axis(labelAngle=0, labelOverlap=True, labelLimit=120),
-    )
+    x = by_position(axis, labelOverlap=True, labelLimit=120)
     dots = (
         alt.Chart(alt.NamedData("points"))
         .mark_point(filled=True, size=55, opacity=0.75, aria=False)
@@ -307,18 +257,11 @@ def seeds(sweep: SweepData) -> Figure | None:
     measure = measure_of(sweep)
     rows: list[Row] = []
     points: list[Row] = []
-    table: list[Sequence[str]] = []
+    table = []
     for name, runs in groups:
         mean, deviation, count = spread([measure.of(run) for run in runs])
         name = name or "all runs"
-        table.append(
-            (
-                name,
-                measure.text(mean),
-                measure.text(deviation),
-                f"{count} of {len(runs)}",
-            )
-        )
+        table.append((name, measure.text(mean), measure.text(deviation), f"{count} of {len(runs)}"))
         if mean is not None:
             span = deviation or 0.0
             rows.append({"of": name, "mean": mean, "low": mean - span, "high": mean + span, "n": count})
@@ -327,28 +270,20 @@ def seeds(sweep: SweepData) -> Figure | None:
             ]
     rows.sort(key=lambda row: -row["mean"])
     drawn = rows[:MOST_GROUPS]
-    names = {row["of"] for row in drawn}
-    points = [point for point in points if point["of"] in names]
     order = [row["of"] for row in drawn]
+    points = [point for point in points if point["of"] in order]
     y = alt.Y("of:N", title=None, sort=order, axis=alt.Axis(labelLimit=260))
-    base = alt.Chart(alt.NamedData("groups")).encode(y=y)
+    ends = {"mean": "mean", "low": "mean − sd", "high": "mean + sd"}
     tooltip = [
         alt.Tooltip("of:N", title="runs"),
-        alt.Tooltip("mean:Q", format=measure.form),
-        alt.Tooltip("low:Q", title="mean − sd", format=measure.form),
-        alt.Tooltip("high:Q", title="mean + sd", format=measure.form),
+        *(alt.Tooltip(f"{key}:Q", title=title, format=measure.form) for key, title in ends.items()),
         alt.Tooltip("n:Q", title="seeds"),
     ]
-    scale = alt.Scale(zero=False)
+    base = alt.Chart(alt.NamedData("groups")).encode(y=y, tooltip=tooltip)
+    x = alt.X("low:Q", title=measure.axis, scale=alt.Scale(zero=False))
     chart = alt.layer(
-        base.mark_rule(strokeWidth=3, aria=False).encode(
-            x=alt.X("low:Q", title=measure.axis, scale=scale),
-            x2="high:Q",
-            tooltip=tooltip,
-        ),
-        base.mark_point(filled=True, size=80, aria=False, color="#0072B2").encode(
-            x="mean:Q", tooltip=tooltip
-        ),
+        base.mark_rule(strokeWidth=3, aria=False).encode(x=x, x2="high:Q"),
+        base.mark_point(filled=True, size=80, aria=False, color="#0072B2").encode(x="mean:Q"),
         alt.Chart(alt.NamedData("points"))
         .mark_point(shape="stroke", angle=90, size=60, opacity=0.8, aria=False, color="#D55E00")
         .encode(

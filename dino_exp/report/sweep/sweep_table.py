@@ -90,17 +90,14 @@ def columns(runs: Sequence[RunData], problems: list[str]) -> list[Column]:
         newest = [_newest(run, name, figure) for run in runs]
         values = [result.figures[figure] if result else None for result in newest]
         known = [(run, value) for run, value in zip(runs, values, strict=True) if value is not None]
-        if not known or (name == "knn" and all(_same(value, run.knn) for run, value in known)):
+        same = all(run.knn is not None and abs(value - run.knn) < 0.05 for run, value in known)
+        if not known or (name == "knn" and same):
             continue
         head = KINDS[name].head if name in KINDS else f"{name} %"
         found.append(Column(head, f"{title(name)}: {in_words(figure)}, the newest result", values))
         if len(found) <= MOST_COLUMNS:
             problems += _incomparable(title(name), runs, newest)
     return found[:MOST_COLUMNS]
-
-
-def _same(value: float, other: float | None) -> bool:
-    return other is not None and abs(value - other) < 0.05
 
 
 def _main_figure(evaluation: str, runs: Sequence[RunData]) -> str:

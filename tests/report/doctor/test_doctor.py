@@ -7,9 +7,10 @@ import math
 import random
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from io import StringIO
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import pytest
@@ -22,12 +23,14 @@ from dino_exp.report.doctor.finding import Finding
 from dino_exp.report.doctor.training_log import read_log
 from dino_exp.report.loading import load_run
 from dino_exp.report.report_command import main
-from tests.report.synthetic import changed, write_lines
+from tests.report.synthetic import changed, write_json, write_lines
 
 DATA = Path(__file__).parents[1] / "data"
 """Lines of real runs on the shapes, 900 steps each: one healthy, five with a bad setting."""
 
 LN_K = math.log(65_536)
+HEALTHY = "Healthy: the outputs depend on the image"
+NO_COLLAPSE = "No sign of collapse in the loss"
 
 
 def seen(path: Path, out_dim: int | None = None) -> tuple[int, str]:
@@ -37,46 +40,54 @@ def seen(path: Path, out_dim: int | None = None) -> tuple[int, str]:
     return code, text.getvalue()
 
 
+def findings(path: Path, out_dim: int | None = None) -> list[Finding]:
+    return diagnose(read_log(path, out_dim))
+
+
+def titles(path: Path, out_dim: int | None = None) -> list[str]:
+    return [each.title for each in findings(path, out_dim)]
+
+
 def finding(path: Path, title: str, out_dim: int | None = None) -> Finding:
     """Return the finding whose title begins with `title`; there must be one."""
-    found = diagnose(read_log(path, out_dim))
-    return next(each for each in found if each.title.startswith(title))
+    return next(each for each in findings(path, out_dim) if each.title.startswith(title))
 
 
 def by_epoch(path: Path, losses: Sequence[float], **more: Any) -> Path:
     """Write a log as the released code does."""
-    lines = [
-        {"train_loss": loss, "train_lr": 1e-4, "epoch": epoch, **more} for epoch, loss in enumerate(losses)
-    ]
-    write_lines(path, lines)
+    common = {"train_lr": 1e-4, **more}
+    write_lines(path, [{"train_loss": loss, "epoch": epoch, **common} for epoch, loss in enumerate(losses)])
     return path
 
 
 def ours(
-    path: Path, count: int = 40, each: Callable[[int], dict[str, Any]] | None = None, **config: Any
+    path: Path,
+    settings: Mapping[str, Any] = MappingProxyType({}),
+    each: Callable[[int], dict[str, Any]] = lambda index: {},
+    count: int = 40,
+    steps: int = 6 * 375,
 ) -> Path:
-    """Write a healthy run with some lines and settings changed; `steps` is its length."""
-    steps = config.pop("steps", 6 * 375)
-    for name in ("config.yaml", "status.json"):
-        path.mkdir(exist_ok=True)
-        shutil.copy(DATA / "healthy" / name, path / name)
-    settings = yaml.safe_load((path / "config.yaml").read_text())
-    settings = changed(settings, {"trainer.max_steps": None, **config})
-    (path / "config.yaml").write_text(yaml.safe_dump(settings))
-    (path / "status.json").write_text(json.dumps({"state": "finished", "total_steps": steps}))
+    """Write a healthy run of a number of steps with some settings and lines changed."""
+    config = yaml.safe_load((DATA / "healthy" / "config.yaml").read_text())
+    config = changed(config, {"trainer.max_steps": None, **settings})
+    write_json(path / "config.yaml", config)
+    set_state(path, state="finished", total_steps=steps)
+    common = {"grad_norm": 1.0, "ln_k": math.log(config["head"]["out_dim"]), "verdict": "healthy"}
     lines = [
-        {
-            "step": (index + 1) * steps // count,
-            "loss": 4.1 - 0.05 * index,
-            "grad_norm": 1.0,
-            "ln_k": math.log(settings["head"]["out_dim"]),
-            "verdict": "healthy",
-        }
-        | (each(index) if each else {})
+        {"step": (index + 1) * steps // count, "loss": 4.1 - 0.05 * index, **common, **each(index)}
         for index in range(count)
     ]
     write_lines(path / "metrics.jsonl", lines)
     return path
+
+
+def judged(path: Path, word: str, settings: Mapping[str, Any] = MappingProxyType({}), **more: Any) -> Path:
+    """Write a run of which all lines have a verdict."""
+    return ours(path, settings, lambda index: {"verdict": word}, **more)
+
+
+def set_state(run: Path, **status: Any) -> None:
+    write_json(run / "status.json", status)
 
 
 @pytest.mark.parametrize(
@@ -113,9 +124,7 @@ def test_causes_are_named_in_addition_to_the_collapse() -> None:
 def test_a_healthy_run() -> None:
     code, text = seen(DATA / "healthy")
     assert code == 0
-    assert [each.title for each in diagnose(read_log(DATA / "healthy"))] == [
-        "Healthy: the outputs depend on the image"
-    ]
+    assert titles(DATA / "healthy") == [HEALTHY]
     assert "mutual information of image and prototype 0.358" in text
     assert "k-NN: 19.5 % at first, 72.4 % now" in text
 
@@ -128,16 +137,16 @@ def test_a_healthy_run() -> None:
         ("no_centering", "One-hot collapse"),
         ("slow_center", "One-hot collapse"),
         ("neither", "The loss stands still"),
-        ("healthy", "No sign of collapse in the loss"),
+        ("healthy", NO_COLLAPSE),
     ],
 )
 def test_most_failures_are_found_from_the_loss_alone(run: str, title: str, tmp_path: Path) -> None:
     lines = [json.loads(line) for line in (DATA / run / "metrics.jsonl").read_text().splitlines()]
     lines = [{"iteration": line["step"], "loss": line["loss"]} for line in lines if "loss" in line]
     write_lines(tmp_path / "log.json", lines)
-    found = diagnose(read_log(tmp_path / "log.json", 64))
-    assert any(each.title.startswith(title) for each in found)
-    assert seen(tmp_path / "log.json", 64)[0] == (title not in ("The loss stands still", found[-1].title))
+    found = titles(tmp_path / "log.json", 64)
+    assert any(each.startswith(title) for each in found)
+    assert seen(tmp_path / "log.json", 64)[0] == (title not in ("The loss stands still", found[-1]))
 
 
 def test_uniform_collapse_in_another_codes_log(tmp_path: Path) -> None:
@@ -167,9 +176,6 @@ def test_a_slow_start_and_a_healthy_end_are_no_collapse_in_another_codes_log(tmp
         assert "stands still" not in text, name
 
 
-NO_COLLAPSE = "No sign of collapse in the loss"
-
-
 @pytest.mark.parametrize(
     ("losses", "out_dim", "title"),
     [
@@ -189,7 +195,7 @@ def test_a_doubtful_loss_is_not_reported_as_good(
     log = tmp_path / "log.jsonl"
     write_lines(log, [{"step": step, "loss": loss} for step, loss in enumerate(losses)])
     assert finding(log, title, out_dim).severity != "good"
-    assert NO_COLLAPSE not in [each.title for each in diagnose(read_log(log, out_dim))]
+    assert NO_COLLAPSE not in titles(log, out_dim)
     code, text = seen(log, out_dim)
     assert code == 0
     assert ("the loss was not compared with ln K: give it as --out-dim K" in text) == (out_dim is None)
@@ -260,30 +266,29 @@ def test_jumps_of_loss_and_gradient(tmp_path: Path) -> None:
     assert seen(run)[0] == 0  # not fatal
     unclipped = ours(
         tmp_path / "unclipped",
-        each=lambda index: {"grad_norm": 30.0} if index == 20 else {},
-        **{"optimizer.clip_grad": 0},
+        {"optimizer.clip_grad": 0},
+        lambda index: {"grad_norm": 30.0} if index == 20 else {},
     )
     jump = finding(unclipped, "Learning rate probably too high")
     assert jump.advice[1] == "gradient clipping at 3 or less: optimizer.clip_grad (now 0)."
 
 
-@pytest.mark.parametrize("word", ["collapsed-uniform", "collapsed-one-hot", "collapsed-constant", "slow"])
-def test_a_far_too_high_learning_rate_is_the_first_advice(word: str, tmp_path: Path) -> None:
-    settings: dict[str, Any] = {"optimizer.lr": 0.5, "trainer.batch_size": 32, "loss.sharpening": False}
-    found = diagnose(read_log(ours(tmp_path / "run", each=lambda _: {"verdict": word}, **settings)))
+@pytest.mark.parametrize(
+    ("word", "title"),
+    [
+        ("collapsed-uniform", "Stuck"),
+        ("collapsed-one-hot", "One-hot"),
+        ("collapsed-constant", "Constant"),
+        ("slow", "Slow"),
+    ],
+)
+def test_a_far_too_high_learning_rate_is_the_first_advice(word: str, title: str, tmp_path: Path) -> None:
+    settings = {"optimizer.lr": 0.5, "trainer.batch_size": 32, "loss.sharpening": False}
+    run = judged(tmp_path / "run", word, settings)
     first = "optimizer.lr=0.008 (now 0.5, 62 times what is usual)."
-    rate = next(each for each in found if each.title == "Learning rate 62 times the usual")
+    rate = finding(run, "Learning rate 62 times the usual")
     assert (rate.severity, rate.advice[0]) == ("doubtful", first)
-    named = next(each for each in found if each.title.startswith(TITLES[word]))
-    assert named.advice == (first, "loss.sharpening=true: without it the teacher flattens.")
-
-
-TITLES = {
-    "collapsed-uniform": "Stuck",
-    "collapsed-one-hot": "One-hot",
-    "collapsed-constant": "Constant",
-    "slow": "Slow",
-}
+    assert finding(run, title).advice == (first, "loss.sharpening=true: without it the teacher flattens.")
 
 
 @pytest.mark.parametrize(
@@ -293,13 +298,10 @@ TITLES = {
 def test_a_learning_rate_is_compared_with_the_usual_one_of_its_optimizer(
     optimizer: str, rate: float, times: int, tmp_path: Path
 ) -> None:
-    settings: dict[str, Any] = {
-        "optimizer.lr": rate,
-        "optimizer._target_": f"dino_exp.dino.optimizer.{optimizer}",
-    }
-    found = diagnose(read_log(ours(tmp_path / "run", **settings)))
-    titles = [(each.severity, each.title) for each in found if each.title.startswith("Learning rate")]
-    assert titles == ([("remark", f"Learning rate {times} times the usual")] if times else [])
+    settings = {"optimizer.lr": rate, "optimizer._target_": f"dino_exp.dino.optimizer.{optimizer}"}
+    found = findings(ours(tmp_path / "run", settings))
+    rates = [(each.severity, each.title) for each in found if each.title.startswith("Learning rate")]
+    assert rates == ([("remark", f"Learning rate {times} times the usual")] if times else [])
 
 
 @pytest.mark.parametrize(
@@ -312,39 +314,33 @@ def test_a_learning_rate_is_compared_with_the_usual_one_of_its_optimizer(
     ],
 )
 def test_no_teacher_temperature_below_0_02_is_advised(temperature: float, first: str, tmp_path: Path) -> None:
-    settings: dict[str, Any] = {"loss.teacher_temp": temperature, "loss.center_init": "first_batch"}
-    run = ours(tmp_path / "run", each=lambda _: {"verdict": "collapsed-uniform"}, **settings)
-    stuck = finding(run, "Stuck at ln K")
+    settings = {"loss.teacher_temp": temperature, "loss.center_init": "first_batch"}
+    stuck = finding(judged(tmp_path / "run", "collapsed-uniform", settings), "Stuck at ln K")
     assert stuck.advice[0].startswith(first)
     assert stuck.advice[-1].startswith("half the learning rate")
 
 
 def test_all_findings_advise_the_same_k(tmp_path: Path) -> None:
-    run = ours(
-        tmp_path / "run",
-        each=lambda _: {"verdict": "collapsed-uniform"},
-        **{"head.out_dim": 4096, "data.train_size": 9984},
-    )
-    found = diagnose(read_log(run))
+    settings = {"head.out_dim": 4096, "data.train_size": 9984}
+    found = findings(judged(tmp_path / "run", "collapsed-uniform", settings))
     advice = [words for each in found for words in each.advice if "head.out_dim" in words]
     assert advice == ["head.out_dim=512."] * 2
 
 
 def test_a_warning_about_settings_is_only_a_remark_for_a_healthy_run(tmp_path: Path) -> None:
-    settings: dict[str, Any] = {"loss.center_momentum": 0.999}
-    run = ours(tmp_path / "run", **settings)
+    run = ours(tmp_path / "run", {"loss.center_momentum": 0.999})
     assert finding(run, "train.py warns of").severity == "remark"
     assert finding(DATA / "slow_center", "train.py warns of").severity == "doubtful"
 
 
 @pytest.mark.parametrize(("state", "first"), [("running", "wait: "), ("finished", "longer training (")])
 def test_slow(state: str, first: str, tmp_path: Path) -> None:
-    run = ours(tmp_path / "run", each=lambda _: {"verdict": "slow"})
-    (run / "status.json").write_text(json.dumps({"state": state, "heartbeat": time.time()}))
+    run = judged(tmp_path / "run", "slow")
+    set_state(run, state=state, heartbeat=time.time())
     slow = finding(run, "Slow: the outputs hardly depend on the image yet")
     assert slow.advice[0].startswith(first)
     evidence = "teacher entropy is 0.002 of ln K: since step 900 the outputs do not depend on the image"
-    (run / "summary.json").write_text(json.dumps({"verdict": "slow", "evidence": evidence}))
+    write_json(run / "summary.json", {"verdict": "slow", "evidence": evidence})
     slow = finding(run, "Slow")
     assert slow.evidence == f"T{evidence[1:]}."
 
@@ -361,11 +357,11 @@ def test_slow_with_outputs_that_do_not_depend_on_the_image(tmp_path: Path) -> No
 
 def test_the_state_is_the_same_as_in_the_report(tmp_path: Path) -> None:
     run = ours(tmp_path / "run")
-    (run / "status.json").write_text(json.dumps({"state": "running", "heartbeat": 1_700_000_000}))
+    set_state(run, state="running", heartbeat=1_700_000_000)
     assert read_log(run).state == load_run(run).state == "lost"
     lost = finding(run, "The run is lost")
     assert lost.evidence == "It was at step 2,250; no sign of life since 2023-11-14 22:13:20 UTC."
-    (run / "status.json").write_text(json.dumps({"state": "running", "heartbeat": time.time()}))
+    set_state(run, state="running", heartbeat=time.time())
     assert read_log(run).state == load_run(run).state == "running"
 
 
@@ -407,8 +403,8 @@ def test_the_state_is_the_same_as_in_the_report(tmp_path: Path) -> None:
 def test_harmful_settings_are_found(
     settings: dict[str, Any], title: str, evidence: str, advice: list[str], tmp_path: Path
 ) -> None:
-    found = diagnose(read_log(ours(tmp_path / "run", **settings)))
-    assert [each.title for each in found] == [title, "Healthy: the outputs depend on the image"]
+    found = findings(ours(tmp_path / "run", settings))
+    assert [each.title for each in found] == [title, HEALTHY]
     assert evidence in found[0].evidence
     assert list(found[0].advice[:1]) == advice
 
@@ -432,39 +428,34 @@ def test_harmful_settings_are_found(
     ],
 )
 def test_good_settings_give_no_finding(settings: dict[str, Any], steps: int, tmp_path: Path) -> None:
-    found = diagnose(read_log(ours(tmp_path / "run", steps=steps, **settings)))
-    assert [each.severity for each in found] == ["good"]
+    assert [each.severity for each in findings(ours(tmp_path / "run", settings, steps=steps))] == ["good"]
 
 
 def test_the_number_of_images_follows_from_the_log(tmp_path: Path) -> None:
     run = ours(tmp_path / "run", each=lambda index: {"epoch": ((index + 1) * 2250 // 40 - 1) // 375})
-    settings = yaml.safe_load((run / "config.yaml").read_text())
+    settings = json.loads((run / "config.yaml").read_text())
     del settings["data"]["train_size"]
-    (run / "config.yaml").write_text(yaml.safe_dump(settings))
+    write_json(run / "config.yaml", settings)
     assert read_log(run).images == 12_000
     (run / "status.json").unlink()
     assert read_log(run).images == pytest.approx(12_000, rel=0.02)
 
 
 def test_a_recovered_run_and_one_that_does_not_learn_the_classes(tmp_path: Path) -> None:
-    def first_collapsed(index: int) -> dict[str, Any]:
-        return {"verdict": "collapsed-uniform" if 3 <= index < 8 else "healthy"}
-
-    def no_better(index: int) -> dict[str, Any]:
-        return {"knn_top1": 20.0} if index == 39 else {}
-
-    recovered = ours(tmp_path / "recovered", each=first_collapsed)
+    recovered = ours(
+        tmp_path / "recovered", each=lambda index: {"verdict": "collapsed-uniform"} if 3 <= index < 8 else {}
+    )
     remark = finding(recovered, "It had collapsed, and recovered")
     assert "Collapsed at 5 of 40 logged steps, first at step 225, last at step 450" in remark.evidence
     assert seen(recovered)[0] == 0
-    other = ours(tmp_path / "other", each=no_better)
+    other = ours(tmp_path / "other", each=lambda index: {"knn_top1": 20.0} if index == 39 else {})
     with (other / "metrics.jsonl").open("a") as file:
         file.write(json.dumps({"step": 0, "knn_top1": 19.5}) + "\n")
     assert finding(other, "It learns something, but not the classes").severity == "doubtful"
 
 
 def test_an_early_run_with_an_incomplete_line(tmp_path: Path) -> None:
-    run = ours(tmp_path / "run", count=2, each=lambda index: {"verdict": "warming-up"})
+    run = judged(tmp_path / "run", "warming-up", count=2)
     with (run / "metrics.jsonl").open("a") as file:
         file.write('{"step": 30, "lo')
     code, text = seen(run)
@@ -500,7 +491,4 @@ def test_a_path_without_a_log_is_refused(tmp_path: Path) -> None:
 def test_an_unreadable_configuration_is_only_a_remark(tmp_path: Path) -> None:
     run = ours(tmp_path / "run")
     (run / "config.yaml").write_text("loss: {teacher_temp: hot}\nema: {momentum: 0.99}\n")
-    assert [each.title for each in diagnose(read_log(run))] == [
-        "The configuration is from another version",
-        "Healthy: the outputs depend on the image",
-    ]
+    assert titles(run) == ["The configuration is from another version", HEALTHY]

@@ -31,13 +31,9 @@ def test_a_cell_is_the_mean_over_the_other_axes(tmp_path: Path) -> None:
 def test_every_pair_of_many_axes_has_a_map(tmp_path: Path) -> None:
     keys = ["optimizer.lr", "loss.teacher_temp", "trainer.seed", *(f"augment.a{index}" for index in range(7))]
     runs = [
-        {"values": {key: (index * 7 + at) % 5 for at, key in enumerate(keys)} | {"trainer.seed": index}}
-        for index in range(12)
+        {"values": {key: (run * (n + 2) // 3) % 4 for n, key in enumerate(keys)} | {"trainer.seed": run}}
+        for run in range(12)
     ]
-    for index, run in enumerate(runs):
-        run["values"] |= {
-            key: (index * (n + 2) // 3) % 4 for n, key in enumerate(keys) if key != "trainer.seed"
-        }
     sweep = load_sweep(write_sweep(tmp_path, runs))
     axes = list(sweep.axes)
     assert len(axes) > 6
