@@ -21,7 +21,7 @@ from dino_exp.config.targets import build
 from dino_exp.data.labeled import short_digest
 from dino_exp.data.source import ImageSource, Splits, default_root
 from dino_exp.errors import UserError
-from dino_exp.eval.features import evaluating, still_images
+from dino_exp.eval.features import evaluating, gathered
 from dino_exp.eval.subject import BlockFeatures, Subject
 from dino_exp.parallel import distributed
 from dino_exp.runs.run_directory import to_json
@@ -55,14 +55,6 @@ def batches_of_rows(
     The backbone runs in eval mode, so batch-norm statistics are used and not moved. With a title a bar shows
     how far it is.
     """
-    batches = still_images(
-        source,
-        indices,
-        image_size=subject.image_size,
-        crop_ratio=subject.crop_ratio,
-        batch_size=subject.batch_size,
-        workers=subject.workers,
-    )
     columns = (
         TextColumn(title),
         BarColumn(),
@@ -72,7 +64,7 @@ def batches_of_rows(
     shown = bool(title) and distributed.is_main()
     with evaluating(subject.backbone), Progress(*columns, transient=True, disable=not shown) as progress:
         task = progress.add_task("", total=len(indices))
-        for images, readable in batches:
+        for images, readable in subject.still_images(source, indices):
             with subject.autocast():
                 rows = block_rows(subject.backbone, subject.normalized(images), blocks)
             yield rows.float().cpu(), readable
@@ -98,23 +90,18 @@ def extract(
     indices = range(len(source)) if indices is None else indices
     parts = list(batches_of_rows(subject, source, distributed.share_of(indices), blocks, title))
     kept = [index for _, readable in parts for index in readable]
-    shape = max(distributed.from_all(tuple(parts[0][0].shape[1:]) if parts else (0, 0)))
-    # cat outside inference_mode copies into ordinary tensors: a probe may train on them
-    rows = torch.cat([rows for rows, _ in parts]) if parts else torch.empty(0, *shape)
+    values = gathered([rows for rows, _ in parts])
     kept = [index for each in distributed.from_all(kept) for index in each]
     _refuse_empty(kept, source, indices)
-    return BlockFeatures(distributed.gathered(rows), torch.tensor(kept, dtype=torch.int64))
+    return BlockFeatures(values, torch.tensor(kept, dtype=torch.int64))
 
 
 def pixels(
+    subject: Subject,
     bank: ImageSource,
     bank_indices: Sequence[int],
     queries: ImageSource,
     query_indices: Sequence[int],
-    *,
-    image_size: int,
-    crop_ratio: float,
-    batch_size: int = 256,
 ) -> tuple[BlockFeatures, BlockFeatures]:
     """Return raw pixels of bank and queries as features (N, 1, C · image_size²), minus the bank's mean image.
 
@@ -123,9 +110,7 @@ def pixels(
     """
 
     def flat(source: ImageSource, indices: Sequence[int]) -> BlockFeatures:
-        batches = list(
-            still_images(source, indices, image_size=image_size, crop_ratio=crop_ratio, batch_size=batch_size)
-        )
+        batches = list(subject.still_images(source, indices))
         kept = [index for _, readable in batches for index in readable]
         _refuse_empty(kept, source, indices)
         rows = torch.cat([images.flatten(1).float() / 255 for images, _ in batches])

@@ -72,6 +72,13 @@ class GivenData:
         return self.given[split]
 
 
+def labeled_data(train: Tensor, train_labels: Tensor, test: Tensor, test_labels: Tensor) -> GivenData:
+    """Return features, as `block_features`, of noise images with these labels."""
+    names = [str(number) for number in range(int(max(train_labels.max(), test_labels.max())) + 1)]
+    splits = Splits(*(images(each.numpy(), classes=names, size=4) for each in (train_labels, test_labels)))
+    return GivenData(splits, {"train": block_features(train), "test": block_features(test)})
+
+
 def images(
     labels: list[int] | np.ndarray, *, classes: list[str] | None = None, size: int = 32
 ) -> ArraySource:
@@ -80,6 +87,22 @@ def images(
     images = random_images(len(labels), size, seed=len(labels))
     classes = classes or [str(number) for number in range(int(labels.max()) + 1)]
     return ArraySource("noise", images, labels, classes, 3)
+
+
+class Lit(ArraySource):
+    """Images whose upper left quarter is bright; that quarter, or the left half, is the object."""
+
+    has_masks = True
+
+    def __init__(self, count: int, side: int = 8, *, half: bool = False) -> None:
+        images = torch.zeros(count, 3, side, side, dtype=torch.uint8)
+        images[:, :, : side // 2, : side // 2] = 255
+        super().__init__("lit", images, None, None, 3)
+        self.half = half
+
+    def mask(self, index: int) -> Tensor:
+        bright = self.images[index, 0] > 0
+        return bright.any(dim=0).expand_as(bright) if self.half else bright
 
 
 def random_images(n: int, side: int = 8, channels: int = 3, seed: int = 0) -> torch.Tensor:
@@ -105,3 +128,7 @@ def block_features(values: Tensor) -> BlockFeatures:
     """Return values (N, rows, D), or (N, D) for a single row, as the features of images 0 ... N-1."""
     values = values if values.ndim == 3 else values.unsqueeze(1)
     return BlockFeatures(values.float(), torch.arange(len(values)))
+
+
+NO_DATA = GivenData(Splits(images([0, 1]), None))
+"""Images without held-out ones, for evaluations of other files."""

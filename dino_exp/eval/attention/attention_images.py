@@ -16,7 +16,7 @@ from dino_exp.data.source import FORMATS, IMAGE_SUFFIXES, CorruptImageError, Ima
 from dino_exp.data.subset import evenly_spread
 from dino_exp.errors import UserError
 from dino_exp.eval.attention.jaccard import OBJECT, mask_size, read_mask
-from dino_exp.eval.features import resize_and_crop, still_images
+from dino_exp.eval.features import resize_and_crop
 from dino_exp.eval.ranking.image_files import images_below
 from dino_exp.eval.subject import Subject
 
@@ -63,15 +63,8 @@ class DataSetImages:
         return evenly_spread(len(self), MOST_MASKS) if self._source.has_masks else []
 
     def batches(self, indices: Sequence[int]) -> Iterator[MaskedBatch]:
-        subject = self._subject
-        for images, kept in still_images(
-            self._source,
-            indices,
-            image_size=self._side,
-            crop_ratio=subject.crop_ratio,
-            batch_size=images_at_once(subject, self._side, self._side),
-            workers=subject.workers,
-        ):
+        at_once = images_at_once(self._subject, self._side, self._side)
+        for images, kept in self._subject.still_images(self._source, indices, self._side, at_once):
             yield MaskedBatch(images, [self._mask(index) for index in kept], kept)
 
     def _mask(self, index: int) -> Tensor | None:

@@ -31,7 +31,6 @@ from dino_exp.eval.embed.neighborhoods import (
     nearest_others,
 )
 from dino_exp.eval.extraction import Extracted
-from dino_exp.eval.features import still_images
 from dino_exp.eval.subject import Findings, LabeledData, Subject
 from dino_exp.parallel import distributed
 from dino_exp.plots.png import save
@@ -144,16 +143,10 @@ def _crops(found: NamedFeatures, rows: Sequence[int], side: int, subject: Subjec
     """Return by row the square that the network saw, uint8 (C, S, S), S ≤ `side`; skip unreadable images."""
     indices = [int(found.indices[row]) for row in rows]
     row_of = dict(zip(indices, rows, strict=True))
+    side = min(side, subject.image_size)
     return {
         row_of[index]: image.clone()
-        for batch, readable in still_images(
-            found.source,
-            indices,
-            image_size=min(side, subject.image_size),
-            crop_ratio=subject.crop_ratio,
-            batch_size=64,
-            workers=subject.workers,
-        )
+        for batch, readable in subject.still_images(found.source, indices, side, batch_size=64)
         for image, index in zip(batch, readable, strict=True)
     }
 

@@ -24,7 +24,7 @@ from dino_exp.data.source import ImageSource
 from dino_exp.dino.optimizer import adamw
 from dino_exp.dino.schedule import cosine_schedule
 from dino_exp.errors import UserError
-from dino_exp.eval.features import evaluating, still_images
+from dino_exp.eval.features import evaluating
 from dino_exp.eval.finetune.layer_decay import has_layers, layered_groups
 from dino_exp.eval.finetune.training_images import Substituting, epoch_order, training_images
 from dino_exp.eval.subject import Findings, LabeledData, Subject, labeled
@@ -225,14 +225,7 @@ def accuracy(network: Classifier, test: ImageSource, subject: Subject) -> tuple[
     """
     labels, hits = _labels(test), torch.zeros(3, dtype=torch.int64)
     with evaluating(network), subject.autocast():
-        for batch, indices in still_images(
-            test,
-            distributed.share_of(range(len(test))),
-            image_size=subject.image_size,
-            crop_ratio=subject.crop_ratio,
-            batch_size=subject.batch_size,
-            workers=subject.workers,
-        ):
+        for batch, indices in subject.still_images(test, distributed.share_of(range(len(test)))):
             logits = network(subject.normalized(batch)).float()
             first = logits.topk(min(5, logits.shape[1])).indices.cpu()
             right = first == labels[indices].unsqueeze(1)

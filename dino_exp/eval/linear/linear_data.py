@@ -12,7 +12,7 @@ from torch import Tensor
 
 from dino_exp.data.source import ImageSource
 from dino_exp.eval.extraction import block_rows
-from dino_exp.eval.features import evaluating
+from dino_exp.eval.features import evaluating, gathered
 from dino_exp.eval.finetune.training_images import epoch_order, training_images
 from dino_exp.eval.subject import BlockFeatures, Subject
 from dino_exp.parallel import distributed
@@ -181,10 +181,8 @@ class AugmentedRows:
             if not any(readable):
                 return
             rows = [] if batch is None else [self._rows(part) for part in batch[0].split(subject.batch_size)]
-            width = max(distributed.from_all(rows[0].shape[1] if rows else 0))
-            features = torch.cat(rows) if rows else torch.empty(0, width, device=subject.device)
+            features = gathered(rows, subject.device)
             together = [index for part in readable for index in part]
-            features = distributed.gathered(features)
             scaled = features if self.scaling is None else self.scaling(features)
             yield scaled, labels[together].to(subject.device)
 

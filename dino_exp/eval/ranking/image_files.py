@@ -13,7 +13,7 @@ from torch import Tensor
 from dino_exp.data.read_ahead import ahead
 from dino_exp.data.source import IMAGE_SUFFIXES, CorruptImageError, read_image
 from dino_exp.errors import UserError
-from dino_exp.eval.features import evaluating
+from dino_exp.eval.features import evaluating, gathered
 from dino_exp.eval.network_input import network_errors
 from dino_exp.eval.subject import Subject
 from dino_exp.parallel import distributed
@@ -46,10 +46,7 @@ def features_of(
         for chosen, images in _by_shape(zip(mine, images_ahead, strict=True), subject.batch_size):
             rows.append(forward(images).float().cpu())
             indices += chosen
-    width = max(distributed.from_all(rows[0].shape[1] if rows else 0))
-    # cat outside inference_mode copies into ordinary tensors
-    values = torch.cat(rows)[torch.tensor(indices).argsort()] if rows else torch.empty(0, width)
-    values = distributed.gathered(values)
+    values = gathered([torch.cat(rows)[torch.tensor(indices).argsort()]] if rows else [])
     if not values.isfinite().all():
         raise UserError(f"{subject.name}: some of its features are not finite; the network has diverged.")
     return values

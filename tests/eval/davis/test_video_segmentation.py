@@ -15,11 +15,10 @@ from PIL import Image
 from torch import Tensor, nn
 
 from dino_exp.config.evaluation_schema import VideoSegmentationConfig
-from dino_exp.data.source import Splits
 from dino_exp.errors import UserError
 from dino_exp.eval.davis.video_segmentation import VideoSegmentation, _network_size
 from dino_exp.parallel import distributed
-from tests.eval.subjects import GivenData, images, subject, tiny_vit
+from tests.eval.subjects import NO_DATA, subject, tiny_vit
 
 HEIGHT, WIDTH, SIDE, PATCH = 64, 128, 24, 8
 COLORS = [(0, 0, 0), (255, 0, 0), (0, 255, 0)]
@@ -79,14 +78,10 @@ def segmentation(folder: Path, **changes: Any) -> VideoSegmentation:
     return VideoSegmentation(VideoSegmentationConfig(**settings | changes))
 
 
-def data() -> GivenData:
-    return GivenData(Splits(images([0, 1]), None))
-
-
 def test_moving_squares_are_tracked(davis: Path, tmp_path: Path) -> None:
     evaluation, seen = segmentation(davis), subject(Colors())
-    evaluation.check(seen, data())
-    findings = evaluation.evaluate(seen, data(), tmp_path / "video_segmentation")
+    evaluation.check(seen, NO_DATA)
+    findings = evaluation.evaluate(seen, NO_DATA, tmp_path / "video_segmentation")
     names = ["jf_mean", "j_mean", "j_recall", "j_decay", "f_mean", "f_recall", "f_decay"]
     assert list(findings.figures) == names
     assert findings.figures["j_mean"] == pytest.approx(REGION)
@@ -122,14 +117,14 @@ def test_a_network_that_does_not_see_the_objects_loses_them(davis: Path, tmp_pat
         def forward(self, images: Tensor) -> Tensor:
             return super().forward(torch.ones_like(images))
 
-    figures = segmentation(davis, neighborhood=0).evaluate(subject(Blind()), data(), tmp_path).figures
+    figures = segmentation(davis, neighborhood=0).evaluate(subject(Blind()), NO_DATA, tmp_path).figures
     assert figures["j_mean"] < 30
 
 
 def test_a_transformer_takes_the_frames(davis: Path, tmp_path: Path) -> None:
     evaluation, seen = segmentation(davis), subject(tiny_vit())
-    evaluation.check(seen, data())
-    assert 0 < evaluation.evaluate(seen, data(), tmp_path).figures["jf_mean"] < 100
+    evaluation.check(seen, NO_DATA)
+    assert 0 < evaluation.evaluate(seen, NO_DATA, tmp_path).figures["jf_mean"] < 100
 
 
 def test_two_processes_share_the_videos(davis: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -149,7 +144,7 @@ def test_two_processes_share_the_videos(davis: Path, tmp_path: Path, monkeypatch
 
     def process(rank: int) -> None:
         here.rank = rank
-        found[rank] = segmentation(davis).evaluate(subject(Colors()), data(), tmp_path / str(rank))
+        found[rank] = segmentation(davis).evaluate(subject(Colors()), NO_DATA, tmp_path / str(rank))
 
     threads = [threading.Thread(target=process, args=(rank,)) for rank in range(2)]
     for thread in threads:
@@ -224,7 +219,7 @@ def test_wrong_files_are_named(davis: Path, tmp_path: Path, damage: str) -> None
     spoil, message = DAMAGE[damage]
     spoil(root)
     with pytest.raises(UserError, match=message):
-        segmentation(root).check(subject(Colors()), data())
+        segmentation(root).check(subject(Colors()), NO_DATA)
 
 
 def test_damaged_frames_are_named(davis: Path, tmp_path: Path) -> None:
@@ -233,7 +228,7 @@ def test_damaged_frames_are_named(davis: Path, tmp_path: Path) -> None:
     frame = root / "JPEGImages/480p/alone/00002.jpg"
     frame.write_bytes(frame.read_bytes()[:200])
     with pytest.raises(UserError, match=r"alone/00002\.jpg.*cannot be segmented"):
-        segmentation(root).evaluate(subject(Colors()), data(), tmp_path)
+        segmentation(root).evaluate(subject(Colors()), NO_DATA, tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -251,4 +246,4 @@ def test_wrong_settings_are_named(
     davis: Path, changes: dict[str, Any], backbone: nn.Module, message: str
 ) -> None:
     with pytest.raises(UserError, match=message):
-        segmentation(davis, **changes).check(subject(backbone), data())
+        segmentation(davis, **changes).check(subject(backbone), NO_DATA)
