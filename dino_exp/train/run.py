@@ -9,7 +9,7 @@ import time
 import traceback
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from omegaconf import OmegaConf
@@ -199,14 +199,12 @@ def begin(
         run_id=directory.path.name,
         **code,
     )
-    config = OmegaConf.to_container(cfg, resolve=True)
-    assert isinstance(config, dict)
     tracker.start(
         RunInfo(
             directory=directory.path,
             name=directory.path.name,
             group=group,
-            config={str(key): value for key, value in config.items()},
+            config=cast("dict[str, Any]", OmegaConf.to_container(cfg, resolve=True)),
             tracker_id=tracker_id,
             resume_step=trainer.step,
         )

@@ -9,9 +9,9 @@ from typing import Any, NamedTuple, cast
 
 import numpy as np
 
-from dino_exp.backbone.tokens import has_block_tokens
 from dino_exp.config.evaluation_schema import LinearConfig
 from dino_exp.errors import UserError
+from dino_exp.eval.extraction import blocks_of
 from dino_exp.eval.linear.linear_data import AugmentedRows, Choice, LabeledRows, choices
 from dino_exp.eval.linear.linear_sweep import Classifiers, accuracies, train
 from dino_exp.eval.linear.logistic import check_scikit_learn, convergence_notes, regressions
@@ -82,8 +82,7 @@ class Linear:
             check_scikit_learn()
             if self.cfg.augment:
                 raise UserError("linear.augment = true: only linear.method=sgd trains on augmented images.")
-        backbone = subject.backbone
-        settings = self._settings(len(cast(Any, backbone.blocks)) if has_block_tokens(backbone) else 0)
+        settings = self._settings(blocks_of(subject.backbone))
         if self.cfg.val_share:
             self._validation(cast(np.ndarray, images.labels), subject.seed)
         elif len(settings) > 1:
