@@ -55,12 +55,8 @@ def batches_of_rows(
     The backbone runs in eval mode, so batch-norm statistics are used and not moved. With a title a bar shows
     how far it is.
     """
-    columns = (
-        TextColumn(title),
-        BarColumn(),
-        TextColumn("{task.completed:,.0f} of {task.total:,.0f}"),
-        TimeRemainingColumn(),
-    )
+    done = TextColumn("{task.completed:,.0f} of {task.total:,.0f}")
+    columns = (TextColumn(title), BarColumn(), done, TimeRemainingColumn())
     shown = bool(title) and distributed.is_main()
     with evaluating(subject.backbone), Progress(*columns, transient=True, disable=not shown) as progress:
         task = progress.add_task("", total=len(indices))
@@ -248,10 +244,8 @@ class Extracted:
         problem = None
         try:
             with part.open("wb") as file:
-                mine = distributed.share_of(range(len(source)))
-                for rows, readable in batches_of_rows(
-                    self.subject, source, mine, self.blocks, self._title(split)
-                ):
+                mine, title = distributed.share_of(range(len(source))), self._title(split)
+                for rows, readable in batches_of_rows(self.subject, source, mine, self.blocks, title):
                     shape = tuple(rows.shape[1:])
                     file.write(rows.contiguous().numpy().tobytes())
                     kept += readable
@@ -271,11 +265,8 @@ class Extracted:
                         shutil.copyfileobj(file, joined, 2**24)
                     (temporary / f"values.{number}").unlink()
             torch.save(torch.tensor(kept, dtype=torch.int64), temporary / "indices.pt")
-            about = {
-                "shape": [len(kept), *shape],
-                "weights": self.subject.name,
-                "images": source.name(kept[0]),
-            }
+            shown = {"weights": self.subject.name, "images": source.name(kept[0])}
+            about = {"shape": [len(kept), *shape], **shown}
             (temporary / "about.json").write_text(to_json(about))
             shutil.rmtree(folder, ignore_errors=True)  # a damaged one
             temporary.rename(folder)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import asdict
 from typing import Any
 
 from dino_exp.data.subset import evenly_spread
@@ -75,7 +76,7 @@ def _attention(trainer: Trainer, directory: RunDirectory) -> dict[str, Any]:
             attention_mass(each.attention, each.masks) for each in (after, before) if each.masks is not None
         )
         caption = mass.sentence(untrained_mass)
-        result = {"attention": mass.to_dict(), "untrained_attention": untrained_mass.to_dict()}
+        result = {"attention": asdict(mass), "untrained_attention": asdict(untrained_mass)}
     first = slice(0, SHEET_IMAGES)
     plot_attention(
         after.images[first],

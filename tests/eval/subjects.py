@@ -89,6 +89,14 @@ def images(
     return ArraySource("noise", images, labels, classes, 3)
 
 
+def dark_and_bright(number: int, seed: int = 0, side: int = 16) -> ArraySource:
+    """Return noise images, dark and bright ones in turn."""
+    labels = np.arange(number) % 2
+    noise = torch.randint(0, 120, (number, 3, side, side), generator=torch.Generator().manual_seed(seed))
+    images = noise + 120 * torch.from_numpy(labels).view(-1, 1, 1, 1)
+    return ArraySource("brightness", images.to(torch.uint8), labels, ["dark", "bright"], 3)
+
+
 class Lit(ArraySource):
     """Images whose upper left quarter is bright; that quarter, or the left half, is the object."""
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -46,9 +46,6 @@ class AttentionMass:
     """The AUC of the Gaussian."""
     images: int
     """Images in the means; those without both kinds of patch count for the masses only."""
-
-    def to_dict(self) -> dict[str, float | int]:
-        return asdict(self)
 
     def sentence(self, untrained: AttentionMass | None = None) -> str:
         """Return the numbers and their baselines as a caption."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -82,10 +82,6 @@ class LabeledRows:
         labels = torch.as_tensor(source.labels)[features.indices].to(device)
         return cls(values, labels, np.arange(len(values)), features.values.shape[2], device)
 
-    def part(self, rows: np.ndarray) -> LabeledRows:
-        """Return other rows of the same features."""
-        return replace(self, rows=rows)
-
     def __len__(self) -> int:
         return len(self.rows)
 
@@ -106,10 +102,6 @@ class LabeledRows:
         rows = torch.from_numpy(self.rows)
         values = self.values[:, self.columns(choice)].index_select(0, rows.to(self.values.device))
         return values.cpu().numpy(), self.labels.cpu()[rows].numpy()
-
-    def scaled_by(self, scaling: Scaling | None) -> LabeledRows:
-        """Return the same rows, scaled; None does not scale."""
-        return replace(self, scaling=scaling)
 
     def own_scaling(self, size: int) -> Scaling:
         """Return the scaling of these rows, read in batches of `size`; constant columns are only shifted."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
@@ -110,10 +111,10 @@ class Linear:
             if self.cfg.method == "logistic":
                 return self._logistic(settings, rows, judged, ks)
             scaling = rows.own_scaling(self.cfg.batch_size) if self.cfg.standardize else None
-            learned: LabeledRows | AugmentedRows = rows.scaled_by(scaling)
+            learned: LabeledRows | AugmentedRows = replace(rows, scaling=scaling)
             if self.cfg.augment:
                 learned = AugmentedRows(subject, images, features.indices[rows.rows], most, scaling)
-            judged = [each.scaled_by(scaling) for each in judged]
+            judged = [replace(each, scaling=scaling) for each in judged]
             return self._sgd(settings, learned, judged, ks, classes, subject)
 
         result = self._sweep(accuracies_of, settings, known, test, ks, subject.seed)
@@ -147,8 +148,8 @@ class Linear:
         if not self.cfg.val_share:
             last = accuracies_of(settings, known, [test], ks)
             return SweepResult(0, None, last.percent[0, 0], len(known), 0, last.unconverged)
-        val = known.part(self._validation(known.labels.cpu().numpy(), seed))
-        rest = known.part(np.setdiff1d(known.rows, val.rows))
+        val = replace(known, rows=self._validation(known.labels.cpu().numpy(), seed))
+        rest = replace(known, rows=np.setdiff1d(known.rows, val.rows))
         judged, of_judged = ([val, test], ks) if self.cfg.augment else ([val], [1])
         swept = accuracies_of(settings, rest, judged, of_judged)
         scores, unconverged = swept.percent[:, 0, 0], swept.unconverged

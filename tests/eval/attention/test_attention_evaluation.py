@@ -21,6 +21,7 @@ from dino_exp.eval.attention.attention_images import FileImages
 from dino_exp.eval.attention.attention_maps import AttentionMaps
 from dino_exp.eval.attention.videos import frames
 from dino_exp.eval.subject import Findings, Subject
+from tests.eval.attention.test_videos import film
 from tests.eval.subjects import NO_DATA, GivenData, Lit, Looker, images, subject, tiny_vit
 
 
@@ -202,12 +203,7 @@ def test_the_video_of_a_video_has_as_many_frames(tmp_path: Path) -> None:
     shots = np.zeros((20, 32, 44, 3), dtype=np.uint8)
     for number, shot in enumerate(shots):
         shot[:16, : 2 * number + 2] = 255
-    with av.open(str(source), "w") as container:
-        stream = container.add_stream("mpeg4", rate=12)
-        stream.height, stream.width = shots.shape[1:3]
-        for shot in shots:
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(shot, format="rgb24")))
-        container.mux(stream.encode())
+    film(source, shots, rate=12)
     findings = run(attention(source=str(source), image_size=32), tmp_path / "out")
     assert findings.files == [tmp_path / "out/clip_attention.mp4"]
     assert findings.details["frames"] == 20  # more than one batch

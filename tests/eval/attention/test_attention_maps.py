@@ -27,7 +27,7 @@ def test_mass_area_and_auc_by_hand() -> None:
     assert got.gaussian_mass == pytest.approx(1.25 / 4)
     assert got.auc == 1.0
     assert got.gaussian_auc == 0.5
-    assert got.to_dict()["images"] == 1
+    assert got.images == 1
 
 
 def test_auc_counts_ties_half_and_skips_images_without_both_kinds_of_patch() -> None:

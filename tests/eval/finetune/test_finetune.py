@@ -4,7 +4,6 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import timm
 import torch
@@ -19,7 +18,7 @@ from dino_exp.eval.finetune.finetuning import Finetune
 from dino_exp.eval.finetune.layer_decay import has_layers, layered_groups
 from dino_exp.eval.subject import Findings, Subject
 from dino_exp.weights.read_weights import read_weights
-from tests.eval.subjects import ConvNet, GivenData, images, subject, tiny_vit
+from tests.eval.subjects import ConvNet, GivenData, dark_and_bright, images, subject, tiny_vit
 from tests.programs import in_two_processes
 
 SIZE = 16
@@ -28,14 +27,6 @@ SIZE = 16
 def finetune(**changes: Any) -> Finetune:
     tiny: dict[str, Any] = dict(epochs=3, batch_size=8, lr=0.03, warmup_epochs=1.0, crop_scale=[0.5, 1.0])
     return Finetune(FinetuneConfig(**tiny | changes))
-
-
-def dark_and_bright(number: int, seed: int = 0) -> ArraySource:
-    drawn = torch.Generator().manual_seed(seed)
-    labels = np.arange(number) % 2
-    noise = torch.randint(0, 120, (number, 3, SIZE, SIZE), generator=drawn)
-    images = noise + 120 * torch.from_numpy(labels).view(-1, 1, 1, 1)
-    return ArraySource("brightness", images.to(torch.uint8), labels, ["dark", "bright"], 3)
 
 
 TRAIN, TEST = dark_and_bright(64), dark_and_bright(40, seed=1)

@@ -13,7 +13,7 @@ from PIL import Image
 from dino_exp.config.evaluation_schema import RetrievalConfig
 from dino_exp.errors import UserError
 from dino_exp.eval.ranking.image_files import features_of
-from dino_exp.eval.ranking.retrieval import Retrieval
+from dino_exp.eval.ranking.retrieval import LEVELS, Retrieval
 from tests.eval import published_layouts as layouts
 from tests.eval.subjects import NO_DATA, subject, tiny_vit
 
@@ -52,12 +52,11 @@ def test_figures_are_those_of_the_known_order(root: Path, tmp_path: Path, worker
             "roxford5k_mp10_easy": 100 * (1 + 1 / 6) / 2,
             "roxford5k_mp10_medium": 100 * (2 / 3 + 1 / 6) / 2,
             "roxford5k_mp10_hard": 100 / 2,
-            "rparis6k_map_easy": 100,
-            "rparis6k_map_medium": 100,
-            "rparis6k_map_hard": 100,
-            "rparis6k_mp10_easy": 100,
-            "rparis6k_mp10_medium": 100,
-            "rparis6k_mp10_hard": 100,
+        }
+        | {
+            f"rparis6k_{kind}_{level}": 100
+            for kind in ("map", "mp10")
+            for level in ("easy", "medium", "hard")
         }
     )
     details = found.details["roxford5k"]
