@@ -171,8 +171,8 @@ def ground_truth(root: Path, name: str) -> GroundTruth:
             "gnd, and gnd has bbx, easy, hard and junk for each query."
         ) from error
     jpg = root / name / "jpg"
-    files = ([jpg / f"{each}.jpg" for each in names] for names in (database, queries))
-    return GroundTruth(*files, boxes=boxes, labels=labels)
+    of_database, of_queries = ([jpg / f"{each}.jpg" for each in names] for names in (database, queries))
+    return GroundTruth(of_database, of_queries, boxes, labels)
 
 
 def _rows(values: Any, length: int) -> np.ndarray:

@@ -53,11 +53,7 @@ def test_figures_are_those_of_the_known_order(root: Path, tmp_path: Path, worker
             "roxford5k_mp10_medium": 100 * (2 / 3 + 1 / 6) / 2,
             "roxford5k_mp10_hard": 100 / 2,
         }
-        | {
-            f"rparis6k_{kind}_{level}": 100
-            for kind in ("map", "mp10")
-            for level in ("easy", "medium", "hard")
-        }
+        | {f"rparis6k_{kind}_{level}": 100 for kind in ("map", "mp10") for level in LEVELS}
     )
     details = found.details["roxford5k"]
     assert (details["images"], details["queries"], details["queries_hard"]) == (8, 2, 1)
