@@ -197,10 +197,8 @@ class Extracted:
             others = wanted.parent.glob(f"{wanted.name.partition('-')[0]}-*")
             numbered = [(other.name.partition("-")[2], other) for other in others]
             known = {int(number): other for number, other in numbered if number.isdecimal()}
-            for blocks in sorted(known):
-                if blocks >= self.blocks and read(known[blocks]) is not None:
-                    found = str(known[blocks])
-                    break
+            enough = (str(known[blocks]) for blocks in sorted(known) if blocks >= self.blocks)
+            found = next((folder for folder in enough if read(Path(folder)) is not None), None)
         found = distributed.from_main(found)
         if found is None:
             return None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,10 +14,11 @@ from dino_exp.data.source import ArraySource, Splits
 from dino_exp.eval.subject import BlockFeatures, Subject
 
 
-def tiny_vit(seed: int = 0, image_size: int = 32) -> VisionTransformer:
+def tiny_vit(seed: int = 0, image_size: int = 32, **changes: Any) -> VisionTransformer:
     """Return a transformer with 16 dimensions, three blocks, two heads and patches of 4 pixels."""
     torch.manual_seed(seed)
-    return VisionTransformer(patch_size=4, embed_dim=16, depth=3, num_heads=2, image_size=image_size)
+    settings: dict[str, Any] = dict(patch_size=4, embed_dim=16, depth=3, num_heads=2, image_size=image_size)
+    return VisionTransformer(**settings | changes)
 
 
 class Looker(nn.Module):
@@ -116,6 +118,16 @@ class Lit(ArraySource):
 def random_images(n: int, side: int = 8, channels: int = 3, seed: int = 0) -> torch.Tensor:
     generator = torch.Generator().manual_seed(seed)
     return torch.randint(0, 256, (n, channels, side, side), generator=generator, dtype=torch.uint8)
+
+
+class Runs:
+    """An object that calls what it was given when it is unpickled."""
+
+    def __init__(self, call: object, *arguments: object) -> None:
+        self.call, self.arguments = call, arguments
+
+    def __reduce__(self) -> tuple:
+        return self.call, self.arguments
 
 
 class ConvNet(nn.Sequential):

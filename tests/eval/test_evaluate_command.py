@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -17,6 +16,7 @@ from dino_exp.config.compose import compose
 from dino_exp.config.compose_evaluation import check
 from dino_exp.eval.evaluate_command import main
 from dino_exp.train.run import train
+from tests.eval.subjects import Runs
 from tests.programs import Program, ranks, wait_for_all
 
 
@@ -163,16 +163,6 @@ def test_what_cannot_be_evaluated_is_refused_and_nothing_is_made(
     assert sorted(run.parent.rglob("*")) == before
 
 
-class Attack:
-    """Writes a file when it is loaded."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return Path.write_text, (self.path, "executed")
-
-
 TWO = ["data.root=two/train", "backbone=vit_micro"]
 
 
@@ -196,7 +186,7 @@ def test_bad_files_are_named_and_nothing_is_written(
     if problem == "truncated":
         checkpoint.write_bytes(checkpoint.read_bytes()[:5000])
     elif problem == "attack":
-        torch.save({"state_dict": Attack(folder / "executed")}, checkpoint)
+        torch.save({"state_dict": Runs(Path.write_text, folder / "executed", "executed")}, checkpoint)
     before = sorted(folder.rglob("*"))
     assert main([f"weights={checkpoint}", *words, "image_size=32"]) == 2
     assert expected in capsys.readouterr().err
