@@ -119,7 +119,7 @@ def in_batches(
     same.
     """
 
-    def load(chunk: Sequence[int]) -> tuple[list[Tensor], list[int]]:
+    def load(chunk: Sequence[int]) -> tuple[Tensor, list[int]] | None:
         readable: list[int] = []
 
         def images() -> Iterator[tuple[int, Tensor]]:
@@ -129,12 +129,11 @@ def in_batches(
                     readable.append(index)
                     yield index, image
 
-        return list(prepared(images())), readable
+        done = list(prepared(images()))
+        return (torch.cat(done), readable) if done else None
 
     chunks = [indices[start : start + batch_size] for start in range(0, len(indices), batch_size)]
-    for images, readable in ahead(load, chunks, workers):
-        if readable:
-            yield torch.cat(images), readable
+    yield from filter(None, ahead(load, chunks, workers))
 
 
 def gathered(parts: list[Tensor], device: torch.device | str = "cpu") -> Tensor:
