@@ -171,7 +171,7 @@ TWO = ["data.root=two/train", "backbone=vit_micro"]
     [
         ("other network", ["data.root=two/train", "backbone=vit_tiny"], "backbone.cls_token"),
         ("truncated", TWO, "cut short"),
-        ("attack", TWO, "refused"),
+        ("attack", TWO, "so it was not loaded"),
         ("one class", ["data.root=one/train", TWO[1]], "no labels, or all the same"),
         ("one image", ["data.root=single/train/class0", TWO[1]], "no held-out images"),
         ("no labels", ["data.root=one/train/class0", "data.val_root=two/val", TWO[1]], "labels"),
