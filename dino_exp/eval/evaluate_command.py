@@ -10,7 +10,7 @@ import time
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
@@ -30,12 +30,6 @@ if TYPE_CHECKING:  # importing torch takes seconds, which errors and --help need
 SHOWN_FILES = 8
 
 
-class Order(NamedTuple):
-    """What rank 0 sends the other processes to evaluate."""
-
-    cfg: DictConfig
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Check and run a command line, and return the exit code.
 
@@ -49,9 +43,9 @@ def follow() -> int:
     """Evaluate what rank 0 sends, and return the exit code that it sends in the end."""
     from dino_exp.parallel import distributed
 
-    order: Order | int = distributed.from_main(FAILED)
-    while isinstance(order, Order):
-        attempt(order.cfg)
+    order: DictConfig | int = distributed.from_main(FAILED)
+    while isinstance(order, DictConfig):
+        attempt(order)
         order = distributed.from_main(FAILED)
     return order
 
@@ -73,7 +67,7 @@ def command_line(argv: list[str]) -> int:
         return refuse(checked.problems)
     from dino_exp.parallel import distributed
 
-    distributed.from_main(Order(checked.cfg))
+    distributed.from_main(checked.cfg)
     # treated as Ctrl-C, so that a preempted job leaves nothing half-written
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     return attempt(checked.cfg)

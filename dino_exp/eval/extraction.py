@@ -21,7 +21,7 @@ from dino_exp.config.targets import build
 from dino_exp.data.labeled import short_digest
 from dino_exp.data.source import ImageSource, Splits, default_root
 from dino_exp.errors import UserError
-from dino_exp.eval.features import evaluating, still_images
+from dino_exp.eval.features import evaluating, gathered
 from dino_exp.eval.subject import BlockFeatures, Subject
 from dino_exp.parallel import distributed
 from dino_exp.runs.run_directory import to_json
@@ -55,24 +55,12 @@ def batches_of_rows(
     The backbone runs in eval mode, so batch-norm statistics are used and not moved. With a title a bar shows
     how far it is.
     """
-    batches = still_images(
-        source,
-        indices,
-        image_size=subject.image_size,
-        crop_ratio=subject.crop_ratio,
-        batch_size=subject.batch_size,
-        workers=subject.workers,
-    )
-    columns = (
-        TextColumn(title),
-        BarColumn(),
-        TextColumn("{task.completed:,.0f} of {task.total:,.0f}"),
-        TimeRemainingColumn(),
-    )
+    done = TextColumn("{task.completed:,.0f} of {task.total:,.0f}")
+    columns = (TextColumn(title), BarColumn(), done, TimeRemainingColumn())
     shown = bool(title) and distributed.is_main()
     with evaluating(subject.backbone), Progress(*columns, transient=True, disable=not shown) as progress:
         task = progress.add_task("", total=len(indices))
-        for images, readable in batches:
+        for images, readable in subject.still_images(source, indices):
             with subject.autocast():
                 rows = block_rows(subject.backbone, subject.normalized(images), blocks)
             yield rows.float().cpu(), readable
@@ -98,23 +86,18 @@ def extract(
     indices = range(len(source)) if indices is None else indices
     parts = list(batches_of_rows(subject, source, distributed.share_of(indices), blocks, title))
     kept = [index for _, readable in parts for index in readable]
-    shape = max(distributed.from_all(tuple(parts[0][0].shape[1:]) if parts else (0, 0)))
-    # cat outside inference_mode copies into ordinary tensors: a probe may train on them
-    rows = torch.cat([rows for rows, _ in parts]) if parts else torch.empty(0, *shape)
+    values = gathered([rows for rows, _ in parts])
     kept = [index for each in distributed.from_all(kept) for index in each]
     _refuse_empty(kept, source, indices)
-    return BlockFeatures(distributed.gathered(rows), torch.tensor(kept, dtype=torch.int64))
+    return BlockFeatures(values, torch.tensor(kept, dtype=torch.int64))
 
 
 def pixels(
+    subject: Subject,
     bank: ImageSource,
     bank_indices: Sequence[int],
     queries: ImageSource,
     query_indices: Sequence[int],
-    *,
-    image_size: int,
-    crop_ratio: float,
-    batch_size: int = 256,
 ) -> tuple[BlockFeatures, BlockFeatures]:
     """Return raw pixels of bank and queries as features (N, 1, C · image_size²), minus the bank's mean image.
 
@@ -123,9 +106,7 @@ def pixels(
     """
 
     def flat(source: ImageSource, indices: Sequence[int]) -> BlockFeatures:
-        batches = list(
-            still_images(source, indices, image_size=image_size, crop_ratio=crop_ratio, batch_size=batch_size)
-        )
+        batches = list(subject.still_images(source, indices))
         kept = [index for _, readable in batches for index in readable]
         _refuse_empty(kept, source, indices)
         rows = torch.cat([images.flatten(1).float() / 255 for images, _ in batches])
@@ -216,10 +197,8 @@ class Extracted:
             others = wanted.parent.glob(f"{wanted.name.partition('-')[0]}-*")
             numbered = [(other.name.partition("-")[2], other) for other in others]
             known = {int(number): other for number, other in numbered if number.isdecimal()}
-            for blocks in sorted(known):
-                if blocks >= self.blocks and read(known[blocks]) is not None:
-                    found = str(known[blocks])
-                    break
+            enough = (str(known[blocks]) for blocks in sorted(known) if blocks >= self.blocks)
+            found = next((folder for folder in enough if read(Path(folder)) is not None), None)
         found = distributed.from_main(found)
         if found is None:
             return None
@@ -263,10 +242,8 @@ class Extracted:
         problem = None
         try:
             with part.open("wb") as file:
-                mine = distributed.share_of(range(len(source)))
-                for rows, readable in batches_of_rows(
-                    self.subject, source, mine, self.blocks, self._title(split)
-                ):
+                mine, title = distributed.share_of(range(len(source))), self._title(split)
+                for rows, readable in batches_of_rows(self.subject, source, mine, self.blocks, title):
                     shape = tuple(rows.shape[1:])
                     file.write(rows.contiguous().numpy().tobytes())
                     kept += readable
@@ -286,11 +263,8 @@ class Extracted:
                         shutil.copyfileobj(file, joined, 2**24)
                     (temporary / f"values.{number}").unlink()
             torch.save(torch.tensor(kept, dtype=torch.int64), temporary / "indices.pt")
-            about = {
-                "shape": [len(kept), *shape],
-                "weights": self.subject.name,
-                "images": source.name(kept[0]),
-            }
+            shown = {"weights": self.subject.name, "images": source.name(kept[0])}
+            about = {"shape": [len(kept), *shape], **shown}
             (temporary / "about.json").write_text(to_json(about))
             shutil.rmtree(folder, ignore_errors=True)  # a damaged one
             temporary.rename(folder)

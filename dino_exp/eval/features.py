@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from typing import TypeAlias
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -14,13 +14,17 @@ from torchvision.transforms.v2 import functional as transforms
 from dino_exp.data.read_ahead import ahead
 from dino_exp.data.source import CorruptImageError, ImageSource
 from dino_exp.errors import UserError
+from dino_exp.parallel import distributed
 
 # Images of one shape are resized together up to this many bytes, so that small ones need no Python each
 # and a batch of large photographs never lies in memory at full size.
 RESIZE_TOGETHER = 2**24
 
-Chunk: TypeAlias = Sequence[int]
-Batch: TypeAlias = "tuple[Tensor, list[int]] | None"
+
+class Readable(Protocol):
+    """What is read by index, such as an `ImageSource`."""
+
+    def read(self, index: int) -> Tensor: ...
 
 
 @contextmanager
@@ -83,39 +87,57 @@ def still_images(
     batch_size: int,
     workers: int = 0,
 ) -> Iterator[tuple[Tensor, list[int]]]:
-    """Yield batches of (images uint8 (B, C, image_size, image_size), their source indices), in order.
+    """Yield batches of (images uint8 (B, C, image_size, image_size), source indices), as `in_batches`."""
 
-    Unreadable images are skipped, so B can be less than batch_size. With workers > 0 that many threads
-    read and resize ahead; the result is the same.
+    def resized(images: Iterator[tuple[int, Tensor]]) -> Iterator[Tensor]:
+        same_shape: list[Tensor] = []
+        for _, image in images:
+            if same_shape and (
+                image.shape != same_shape[0].shape or len(same_shape) * image.numel() >= RESIZE_TOGETHER
+            ):
+                yield resize_and_crop(torch.stack(same_shape), image_size, crop_ratio)
+                same_shape = []
+            same_shape.append(image)
+        if same_shape:
+            yield resize_and_crop(torch.stack(same_shape), image_size, crop_ratio)
+
+    return in_batches(source, indices, resized, batch_size=batch_size, workers=workers)
+
+
+def in_batches(
+    source: Readable,
+    indices: Sequence[int],
+    prepared: Callable[[Iterator[tuple[int, Tensor]]], Iterator[Tensor]],
+    *,
+    batch_size: int,
+    workers: int,
+) -> Iterator[tuple[Tensor, list[int]]]:
+    """Yield batches of (images uint8 (B, C, S, S), their source indices), in order.
+
+    `prepared` makes images (n, C, S, S) of some (index, image) pairs. Unreadable images are skipped, so B
+    can be less than batch_size. With workers > 0 that many threads read and prepare ahead; the result is the
+    same.
     """
+
+    def load(chunk: Sequence[int]) -> tuple[Tensor, list[int]] | None:
+        readable: list[int] = []
+
+        def images() -> Iterator[tuple[int, Tensor]]:
+            for index in map(int, chunk):
+                with suppress(CorruptImageError):
+                    image = source.read(index)
+                    readable.append(index)
+                    yield index, image
+
+        done = list(prepared(images()))
+        return (torch.cat(done), readable) if done else None
+
     chunks = [indices[start : start + batch_size] for start in range(0, len(indices), batch_size)]
-
-    def load(chunk: Chunk) -> Batch:
-        return _load(source, chunk, image_size, crop_ratio)
-
-    for batch in ahead(load, chunks, workers):
-        if batch is not None:
-            yield batch
+    yield from filter(None, ahead(load, chunks, workers))
 
 
-def _load(source: ImageSource, chunk: Chunk, image_size: int, crop_ratio: float) -> Batch:
-    """Return the readable images of the chunk at image_size, and their indices; None if there are none."""
-    readable: list[int] = []
-    done: list[Tensor] = []
-    same_shape: list[Tensor] = []
-    for index in chunk:
-        try:
-            image = source.read(int(index))
-        except CorruptImageError:
-            continue
-        if same_shape and (
-            image.shape != same_shape[0].shape or len(same_shape) * image.numel() >= RESIZE_TOGETHER
-        ):
-            done.append(resize_and_crop(torch.stack(same_shape), image_size, crop_ratio))
-            same_shape = []
-        same_shape.append(image)
-        readable.append(int(index))
-    if not readable:
-        return None
-    done.append(resize_and_crop(torch.stack(same_shape), image_size, crop_ratio))
-    return torch.cat(done), readable
+def gathered(parts: list[Tensor], device: torch.device | str = "cpu") -> Tensor:
+    """Concatenate the batches (B, ...) of all processes in the order of ranks; some may have none."""
+    shape = max(distributed.from_all(tuple(parts[0].shape[1:]) if parts else ()))
+    # cat outside inference_mode copies into ordinary tensors: a probe may train on them
+    return distributed.gathered(torch.cat(parts) if parts else torch.empty(0, *shape, device=device))

@@ -39,7 +39,7 @@ def mirror(cfg: EvaluateConfig, folder: Path, records: list[dict[str, Any]], con
                 directory=folder,
                 name=folder.name,
                 group=None,
-                config={str(key): value for key, value in config.items()},
+                config=config,
                 # the same for the same weights, so that a second evaluation joins the first
                 tracker_id=status.get("tracker_id") or f"eval{records[0]['weights']['sha256'][:12]}",
                 resume_step=step,

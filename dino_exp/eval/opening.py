@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from omegaconf import OmegaConf
@@ -75,17 +75,10 @@ def open_subject(cfg: EvaluateConfig) -> tuple[Subject, Origin]:
     workers = machine.choose_workers(cfg.num_workers, device)
     machine.use_threads(device, 0)
     sha256 = digest(str(file)) or ""
-    node = OmegaConf.to_container(cfg.backbone, resolve=True)
-    assert isinstance(node, dict)
-    architecture = former_names.TABLE.first_node("backbone", {str(key): node[key] for key in node})
-    origin = Origin(
-        file=file,
-        sha256=sha256,
-        network=network,
-        checkpoint=cfg.checkpoint if cfg.run is not None else None,
-        step=weights.step,
-        report=report,
-    )
+    node = cast("dict[str, Any]", OmegaConf.to_container(cfg.backbone, resolve=True))
+    architecture = former_names.TABLE.first_node("backbone", node)
+    checkpoint = cfg.checkpoint if cfg.run is not None else None
+    origin = Origin(file, sha256, network, checkpoint, weights.step, report)
     subject = Subject(
         name=origin.name,
         digest=short_digest(sha256, network, sorted(architecture.items())),

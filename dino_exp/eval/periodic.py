@@ -162,15 +162,11 @@ class PeriodicEvaluations:
         """Return the baseline in percent: the same k-NN on raw pixels, mean-centered, of the same images."""
         train, test = labeled(self.splits)
         data = self._data(self.subject)
-        bank, queries = pixels(
-            train,
+        chosen = (
             evenly_spread(len(train), data.sizes["train"]),
-            test,
             evenly_spread(len(test), data.sizes["test"]),
-            image_size=self.subject.image_size,
-            crop_ratio=self.subject.crop_ratio,
-            batch_size=self.subject.batch_size,
         )
+        bank, queries = pixels(self.subject, train, chosen[0], test, chosen[1])
         data.known = {"train": bank, "test": queries}
         return self._knn_top1(data)
 

@@ -27,25 +27,18 @@ IDENTITY = ("evaluation", "weights", "backbone", "data", "settings", "images")
 
 def about(name: str, cfg: EvaluateConfig, subject: Subject, origin: Origin) -> dict[str, Any]:
     """Return the part of a record that is known before the evaluation."""
+    weights = {"name": origin.name, **vars(origin), "file": str(origin.file)}
+    del weights["report"]
+    size = {"image_size": subject.image_size, "crop_ratio": subject.crop_ratio}
+    size = size if own_size(name, cfg) else {}
     return {
         "evaluation": name,
-        "weights": {
-            "name": origin.name,
-            "file": str(origin.file),
-            "sha256": origin.sha256,
-            "network": origin.network,
-            "checkpoint": origin.checkpoint,
-            "step": origin.step,
-        },
+        "weights": weights,
         "data": OmegaConf.to_container(cfg.data, resolve=True) if needs_data(name, cfg) else None,
         "settings": OmegaConf.to_container(getattr(cfg, name), resolve=True),
         "backbone": OmegaConf.to_container(cfg.backbone, resolve=True),
         "images": {
-            **(
-                {"image_size": subject.image_size, "crop_ratio": subject.crop_ratio}
-                if own_size(name, cfg)
-                else {}
-            ),
+            **size,
             "mean": list(subject.mean),
             "std": list(subject.std),
             "precision": str(subject.autocast_type or "float32").removeprefix("torch."),
@@ -78,9 +71,7 @@ def completed(record: dict[str, Any], findings: Findings, seconds: float, subjec
     """Return the record with the findings."""
     return record | {
         "when": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-        "figures": findings.figures,
-        "details": findings.details,
-        "notes": findings.notes,
+        **vars(findings),
         "files": [str(path) for path in findings.files],
         "seconds": round(seconds, 2),
         "environment": environment.environment(subject.device),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 
 from dino_exp.data.source import ImageSource, Splits
 from dino_exp.errors import UserError
-from dino_exp.eval.features import normalize
+from dino_exp.eval.features import normalize, still_images
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,19 @@ class Subject:
     def normalized(self, images: Tensor) -> Tensor:
         """Return uint8 images (B, C, H, W) normalized, on the network's device."""
         return normalize(images.to(self.device), self.mean, self.std)
+
+    def still_images(
+        self, source: ImageSource, indices: Sequence[int], image_size: int = 0, batch_size: int = 0
+    ) -> Iterator[tuple[Tensor, list[int]]]:
+        """Yield `still_images` as the network is given them, by default of its own size and batch size."""
+        return still_images(
+            source,
+            indices,
+            image_size=image_size or self.image_size,
+            crop_ratio=self.crop_ratio,
+            batch_size=batch_size or self.batch_size,
+            workers=self.workers,
+        )
 
     def autocast(self) -> AbstractContextManager[Any]:
         """Return the context of a forward pass."""

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import asdict
 from typing import Any
 
 from dino_exp.data.subset import evenly_spread
 from dino_exp.eval.attention.attend import attend, attention_mass
+from dino_exp.eval.periodic import subject_of
 from dino_exp.plots.run_curves import plot_curves
 from dino_exp.plots.sheets import plot_attention, plot_crops
 from dino_exp.runs.run_directory import RunDirectory
@@ -60,21 +62,12 @@ def draw(trainer: Trainer, directory: RunDirectory, tracker: Tracker) -> dict[st
 
 def _attention(trainer: Trainer, directory: RunDirectory) -> dict[str, Any]:
     """Plot the class token's attention over held-out images before and after training; return its mass."""
-    source, data = trainer.splits.test, trainer.cfg.data
+    source = trainer.splits.test
     assert source is not None
     _, untrained = build_networks(trainer.cfg)  # the seed gives the same weights again
     wanted = evenly_spread(len(source), MASS_IMAGES if source.has_masks else SHEET_IMAGES)
     before, after = (
-        attend(
-            network.backbone,
-            source,
-            wanted,
-            image_size=trainer.cfg.crops.global_size,
-            crop_ratio=trainer.cfg.eval.crop_ratio,
-            mean=list(data.mean),
-            std=list(data.std),
-            device=trainer.device,
-        )
+        attend(subject_of(trainer.cfg, network.backbone, trainer.device), source, wanted)
         for network in (untrained.to(trainer.device), trainer.teacher)
     )
     caption, result = "", {}
@@ -83,7 +76,7 @@ def _attention(trainer: Trainer, directory: RunDirectory) -> dict[str, Any]:
             attention_mass(each.attention, each.masks) for each in (after, before) if each.masks is not None
         )
         caption = mass.sentence(untrained_mass)
-        result = {"attention": mass.to_dict(), "untrained_attention": untrained_mass.to_dict()}
+        result = {"attention": asdict(mass), "untrained_attention": asdict(untrained_mass)}
     first = slice(0, SHEET_IMAGES)
     plot_attention(
         after.images[first],

@@ -9,7 +9,7 @@ import time
 import traceback
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from omegaconf import OmegaConf
@@ -92,7 +92,7 @@ def train(cfg: Config, path: Path, group: str | None = None) -> RunResult:
                 directory.hold()
             # until the end: torchrun sends the survivors of a failure SIGTERM while they write their state
             with Interrupt() as interrupt:
-                return _run(cfg, directory, trainer, tracker, console, group, interrupt)
+                return _run(directory, trainer, tracker, console, group, interrupt)
         finally:
             directory.release()
 
@@ -125,7 +125,6 @@ def show_ended(directory: RunDirectory, console: Console) -> RunResult:
 
 
 def _run(
-    cfg: Config,
     directory: RunDirectory,
     trainer: Trainer,
     tracker: Tracker,
@@ -139,7 +138,7 @@ def _run(
         if resumed:
             trainer.restore(checkpoint.load(last))
     if is_main:
-        begin(cfg, directory, trainer, tracker, group, resumed)
+        begin(directory, trainer, tracker, group, resumed)
     distributed.from_main(None)  # the directory is complete before any process may fail
     introduce(trainer, directory, console, resumed)
     state, summary = "failed", {}
@@ -173,15 +172,10 @@ def _run(
 
 
 def begin(
-    cfg: Config,
-    directory: RunDirectory,
-    trainer: Trainer,
-    tracker: Tracker,
-    group: str | None,
-    resumed: bool,
+    directory: RunDirectory, trainer: Trainer, tracker: Tracker, group: str | None, resumed: bool
 ) -> None:
     """Write the files that a run directory has from the start, and start the tracker."""
-    before, code = directory.read_status(), git_revision()
+    cfg, before, code = trainer.cfg, directory.read_status(), git_revision()
     if before.get("git_revision") not in (None, code["git_revision"]):
         log.warning("The code has changed since this run was started at revision %s.", before["git_revision"])
     tracker_id = before.get("tracker_id") or new_tracker_id()
@@ -199,14 +193,12 @@ def begin(
         run_id=directory.path.name,
         **code,
     )
-    config = OmegaConf.to_container(cfg, resolve=True)
-    assert isinstance(config, dict)
     tracker.start(
         RunInfo(
             directory=directory.path,
             name=directory.path.name,
             group=group,
-            config={str(key): value for key, value in config.items()},
+            config=cast("dict[str, Any]", OmegaConf.to_container(cfg, resolve=True)),
             tracker_id=tracker_id,
             resume_step=trainer.step,
         )

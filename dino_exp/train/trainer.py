@@ -192,13 +192,13 @@ class Trainer(TrainingState):
                 directory.write_status(step=self.step)
             stop = self.judge.verdict.collapsed and cfg.on_collapse == "stop"
             if save or stop or stopped:
-                self._keep_time(clock)
+                self.seconds += clock.total()
                 self._save(directory, "last.pt")
             if stop and not last:
                 return "collapsed"
             if stopped and not last:
                 return "preempted"
-        self._keep_time(clock)
+        self.seconds += clock.total()
         return "finished"
 
     def augmented(self, batch: CropBatch) -> list[torch.Tensor]:
@@ -277,9 +277,6 @@ class Trainer(TrainingState):
         tracker.log(metrics, 0)
         for name, value in main_figures(first).items():
             progress.console.print(f"{'k-NN' if name == 'knn_top1' else name} {whose}: {value:.1f}%")
-
-    def _keep_time(self, clock: Clock) -> None:
-        self.seconds += clock.total()
 
     def _save(self, directory: RunDirectory, name: str) -> None:
         if distributed.is_main():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,10 +14,11 @@ from dino_exp.data.source import ArraySource, Splits
 from dino_exp.eval.subject import BlockFeatures, Subject
 
 
-def tiny_vit(seed: int = 0, image_size: int = 32) -> VisionTransformer:
+def tiny_vit(seed: int = 0, image_size: int = 32, **changes: Any) -> VisionTransformer:
     """Return a transformer with 16 dimensions, three blocks, two heads and patches of 4 pixels."""
     torch.manual_seed(seed)
-    return VisionTransformer(patch_size=4, embed_dim=16, depth=3, num_heads=2, image_size=image_size)
+    settings: dict[str, Any] = dict(patch_size=4, embed_dim=16, depth=3, num_heads=2, image_size=image_size)
+    return VisionTransformer(**settings | changes)
 
 
 class Looker(nn.Module):
@@ -72,6 +74,13 @@ class GivenData:
         return self.given[split]
 
 
+def labeled_data(train: Tensor, train_labels: Tensor, test: Tensor, test_labels: Tensor) -> GivenData:
+    """Return features, as `block_features`, of noise images with these labels."""
+    names = [str(number) for number in range(int(max(train_labels.max(), test_labels.max())) + 1)]
+    splits = Splits(*(images(each.numpy(), classes=names, size=4) for each in (train_labels, test_labels)))
+    return GivenData(splits, {"train": block_features(train), "test": block_features(test)})
+
+
 def images(
     labels: list[int] | np.ndarray, *, classes: list[str] | None = None, size: int = 32
 ) -> ArraySource:
@@ -82,9 +91,43 @@ def images(
     return ArraySource("noise", images, labels, classes, 3)
 
 
+def dark_and_bright(number: int, seed: int = 0, side: int = 16) -> ArraySource:
+    """Return noise images, dark and bright ones in turn."""
+    labels = np.arange(number) % 2
+    noise = torch.randint(0, 120, (number, 3, side, side), generator=torch.Generator().manual_seed(seed))
+    images = noise + 120 * torch.from_numpy(labels).view(-1, 1, 1, 1)
+    return ArraySource("brightness", images.to(torch.uint8), labels, ["dark", "bright"], 3)
+
+
+class Lit(ArraySource):
+    """Images whose upper left quarter is bright; that quarter, or the left half, is the object."""
+
+    has_masks = True
+
+    def __init__(self, count: int, side: int = 8, *, half: bool = False) -> None:
+        images = torch.zeros(count, 3, side, side, dtype=torch.uint8)
+        images[:, :, : side // 2, : side // 2] = 255
+        super().__init__("lit", images, None, None, 3)
+        self.half = half
+
+    def mask(self, index: int) -> Tensor:
+        bright = self.images[index, 0] > 0
+        return bright.any(dim=0).expand_as(bright) if self.half else bright
+
+
 def random_images(n: int, side: int = 8, channels: int = 3, seed: int = 0) -> torch.Tensor:
     generator = torch.Generator().manual_seed(seed)
     return torch.randint(0, 256, (n, channels, side, side), generator=generator, dtype=torch.uint8)
+
+
+class Runs:
+    """An object that calls what it was given when it is unpickled."""
+
+    def __init__(self, call: object, *arguments: object) -> None:
+        self.call, self.arguments = call, arguments
+
+    def __reduce__(self) -> tuple:
+        return self.call, self.arguments
 
 
 class ConvNet(nn.Sequential):
@@ -105,3 +148,7 @@ def block_features(values: Tensor) -> BlockFeatures:
     """Return values (N, rows, D), or (N, D) for a single row, as the features of images 0 ... N-1."""
     values = values if values.ndim == 3 else values.unsqueeze(1)
     return BlockFeatures(values.float(), torch.arange(len(values)))
+
+
+NO_DATA = GivenData(Splits(images([0, 1]), None))
+"""Images without held-out ones, for evaluations of other files."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -17,6 +16,7 @@ from dino_exp.config.compose import compose
 from dino_exp.config.compose_evaluation import check
 from dino_exp.eval.evaluate_command import main
 from dino_exp.train.run import train
+from tests.eval.subjects import Runs
 from tests.programs import Program, ranks, wait_for_all
 
 
@@ -36,19 +36,23 @@ def run(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return path
 
 
-def features_of_cache(tmp_path: Path) -> list[Path]:
-    return sorted((tmp_path / "cache" / "dino_exp" / "features").glob("[0-9a-f]*"))
+def features_of(cache: Path) -> list[Path]:
+    return sorted((cache / "dino_exp" / "features").glob("[0-9a-f]*"))
 
 
 def records(folder: Path) -> list[dict]:
     return json.loads((folder / "evaluations.json").read_text())
 
 
+def evaluated(run: Path, *words: str) -> list[dict]:
+    """Evaluate a run, and return its records."""
+    assert main([f"run={run}", *words, "tracker=none"]) == 0
+    return records(run)
+
+
 def test_knn_of_a_run_is_that_of_its_training(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main([f"run={run}", "eval=knn", "knn.k=5,20", "tracker=none"]) == 0
-    (record,) = records(run)
-    config = (run / "config.yaml").read_text()
-    assert "k: 20" in config
+    (record,) = evaluated(run, "eval=knn", "knn.k=5,20")
+    assert "k: 20" in (run / "config.yaml").read_text()
     assert record["figures"]["top1_k20"] == json.loads((run / "summary.json").read_text())["knn_top1"]
     assert set(record["figures"]) == {"top1_k5", "top5_k5", "top1_k20", "top5_k20"}
     assert record["weights"]["step"] == 2
@@ -58,37 +62,25 @@ def test_knn_of_a_run_is_that_of_its_training(run: Path, capsys: pytest.CaptureF
     assert "60 tensors matched, 0 missing, 0 unused" in printed
 
 
-def test_several_evaluations_share_features_that_a_second_command_finds(
-    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    command = [f"run={run}", "eval=[knn,linear]", "linear.epochs=2", "linear.blocks=1,2", "tracker=none"]
-    assert main(command) == 0
-    folders = features_of_cache(tmp_path)
+def test_several_evaluations_share_features_that_a_second_command_finds(run: Path, cache: Path) -> None:
+    first = evaluated(run, "eval=[knn,linear]", "linear.epochs=2", "linear.blocks=1,2")
+    folders = features_of(cache)
     assert len(folders) == 2  # of training and held-out images
     before = [(folder / "values.0").stat().st_mtime_ns for folder in folders]
-    first = records(run)
-    assert main([f"run={run}", "eval=knn", "tracker=none"]) == 0
-    assert [(folder / "values.0").stat().st_mtime_ns for folder in features_of_cache(tmp_path)] == before
-    second = records(run)
+    second = evaluated(run, "eval=knn")
+    assert [(folder / "values.0").stat().st_mtime_ns for folder in features_of(cache)] == before
     assert [record["evaluation"] for record in second] == ["linear", "knn"]  # the newest last, none twice
     assert second[1]["figures"] == first[0]["figures"]
-    assert main([f"run={run}", "network=student", "eval=knn", "tracker=none"]) == 0
-    assert len(features_of_cache(tmp_path)) == 4
-    assert len(records(run)) == 3
+    assert len(evaluated(run, "network=student", "eval=knn")) == 3
+    assert len(features_of(cache)) == 4
 
 
-def test_half_written_features_are_made_again(
-    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    assert main([f"run={run}", "eval=knn", "tracker=none"]) == 0
-    figures = records(run)[0]["figures"]
-    values = features_of_cache(tmp_path)[0] / "values.0"
+def test_half_written_features_are_made_again(run: Path, cache: Path) -> None:
+    figures = evaluated(run, "eval=knn")[0]["figures"]
+    values = features_of(cache)[0] / "values.0"
     whole = values.read_bytes()
     values.write_bytes(whole[:-4])
-    assert main([f"run={run}", "eval=knn", "tracker=none"]) == 0
-    assert records(run)[0]["figures"] == figures
+    assert evaluated(run, "eval=knn")[0]["figures"] == figures
     assert values.read_bytes() == whole
     assert [each for each in values.parent.parent.iterdir() if each.name.startswith(".")] == []
 
@@ -96,14 +88,12 @@ def test_half_written_features_are_made_again(
 def test_without_a_place_for_a_cache_features_stay_in_memory(
     run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert main([f"run={run}", "eval=knn", "tracker=none"]) == 0
-    figures = records(run)[0]["figures"]
+    figures = evaluated(run, "eval=knn")[0]["figures"]
     blocked = tmp_path / "blocked"
     blocked.mkdir()
     (blocked / "dino_exp").write_text("a file where the folder should be")
     monkeypatch.setenv("XDG_CACHE_HOME", str(blocked))
-    assert main([f"run={run}", "eval=knn", "tracker=none"]) == 0
-    assert records(run)[0]["figures"] == figures
+    assert evaluated(run, "eval=knn")[0]["figures"] == figures
 
 
 def class_folders(root: Path, classes: int = 2, images: int = 6) -> Path:
@@ -173,54 +163,35 @@ def test_what_cannot_be_evaluated_is_refused_and_nothing_is_made(
     assert sorted(run.parent.rglob("*")) == before
 
 
-class Attack:
-    """Writes a file when it is loaded."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return Path.write_text, (self.path, "executed")
+TWO = ["data.root=two/train", "backbone=vit_micro"]
 
 
 @pytest.mark.parametrize(
-    "problem", ["other network", "truncated", "attack", "one class", "one image", "no labels"]
+    ("problem", "words", "expected"),
+    [
+        ("other network", ["data.root=two/train", "backbone=vit_tiny"], "backbone.cls_token"),
+        ("truncated", TWO, "cut short"),
+        ("attack", TWO, "so it was not loaded"),
+        ("one class", ["data.root=one/train", TWO[1]], "no labels, or all the same"),
+        ("one image", ["data.root=single/train/class0", TWO[1]], "no held-out images"),
+        ("no labels", ["data.root=one/train/class0", "data.val_root=two/val", TWO[1]], "labels"),
+    ],
 )
 def test_bad_files_are_named_and_nothing_is_written(
-    problem: str, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    problem: str, words: list[str], expected: str, run: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    checkpoint = run / "checkpoints" / "last.pt"
-    root = class_folders(tmp_path / "images", classes=1 if problem == "one class" else 2)
-    words = [f"weights={checkpoint}", "backbone=vit_micro", f"data.root={root}", "image_size=32"]
-    if problem == "other network":
-        words[1] = "backbone=vit_tiny"
-        expected = "backbone.cls_token"
-    elif problem == "truncated":
+    checkpoint, folder = run / "checkpoints" / "last.pt", run.parent
+    for name, classes, images in (("one", 1, 6), ("two", 2, 6), ("single", 1, 1)):
+        class_folders(folder / name, classes, images)
+    if problem == "truncated":
         checkpoint.write_bytes(checkpoint.read_bytes()[:5000])
-        expected = "cut short"
     elif problem == "attack":
-        torch.save({"state_dict": Attack(tmp_path / "executed")}, checkpoint)
-        expected = "refused"
-    elif problem == "one class":
-        expected = "no labels, or all the same"
-    elif problem == "one image":
-        flat = tmp_path / "flat"
-        flat.mkdir()
-        shutil.copy(root / "class0" / "0.png", flat)
-        words[2] = f"data.root={flat}"
-        expected = "no held-out images"
-    else:
-        flat = tmp_path / "flat"
-        flat.mkdir()
-        for image in (root / "class0").iterdir():
-            shutil.copy(image, flat)
-        words[2:3] = [f"data.root={flat}", f"data.val_root={root.parent / 'val'}"]
-        expected = "labels"
-    before = sorted(path for path in tmp_path.rglob("*"))
-    assert main(words) == 2
+        torch.save({"state_dict": Runs(Path.write_text, folder / "executed", "executed")}, checkpoint)
+    before = sorted(folder.rglob("*"))
+    assert main([f"weights={checkpoint}", *words, "image_size=32"]) == 2
     assert expected in capsys.readouterr().err
-    assert sorted(path for path in tmp_path.rglob("*")) == before
-    assert not (tmp_path / "executed").exists()
+    assert sorted(folder.rglob("*")) == before
+    assert not (folder / "executed").exists()
 
 
 def test_unreadable_images_are_said_and_too_many_refused(

@@ -19,6 +19,8 @@ from dino_exp.eval.subject import Subject
 from tests.data.sources import Album
 from tests.eval.subjects import ConvNet, images, random_images, subject, tiny_vit
 
+pytestmark = pytest.mark.usefixtures("cache")
+
 
 def extracted(
     source: ImageSource,
@@ -35,10 +37,7 @@ def extracted(
     return data
 
 
-def test_rows_are_class_tokens_of_the_last_blocks_and_the_mean_patch(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+def test_rows_are_class_tokens_of_the_last_blocks_and_the_mean_patch() -> None:
     source, backbone = images([0, 1] * 20), tiny_vit()
     data = extracted(source, backbone, blocks=2)
     features = data.features("train")
@@ -55,10 +54,7 @@ def test_rows_are_class_tokens_of_the_last_blocks_and_the_mean_patch(
     assert too_many.blocks == 3  # all that there are
 
 
-def test_files_are_found_again_by_weights_images_and_size_alone(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+def test_files_are_found_again_by_weights_images_and_size_alone(cache: Path) -> None:
     source = images([0, 1] * 4)
     first = extracted(source, tiny_vit(seed=0)).features("train")
     other = tiny_vit(seed=1)
@@ -67,11 +63,10 @@ def test_files_are_found_again_by_weights_images_and_size_alone(
     changed = images([0, 1] * 4)
     changed.images[0, 0, 0, 0] ^= 255
     assert not torch.equal(extracted(changed, tiny_vit(seed=0)).features("train").values, first.values)
-    assert len(list((tmp_path / "dino_exp" / "features").iterdir())) == 3
+    assert len(list((cache / "dino_exp" / "features").iterdir())) == 3
 
 
-def test_unreadable_images_have_no_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+def test_unreadable_images_have_no_row(monkeypatch: pytest.MonkeyPatch) -> None:
     source = images([0, 1] * 10)
     whole = extracted(source, tiny_vit(), digest="whole").features("train")
     read = source.read
@@ -89,10 +84,7 @@ def test_unreadable_images_have_no_row(tmp_path: Path, monkeypatch: pytest.Monke
         torch.testing.assert_close(features.values, whole.values[kept], rtol=0, atol=1e-5)
 
 
-def test_timms_transformers_have_blocks_and_convnets_their_own_feature(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+def test_timms_transformers_have_blocks_and_convnets_their_own_feature() -> None:
     options: dict[str, Any] = {"drop_path_rate": 0.0, "in_channels": 3, "image_size": 32}
     transformer = timm_backbone(name="vit_tiny_patch16_224", **options).eval()
     tokens = block_tokens(transformer, torch.randn(2, 3, 32, 32), 2)
@@ -170,9 +162,7 @@ def test_threads_change_neither_order_nor_values() -> None:
 
 def test_pixels_are_centered_by_the_bank_alone() -> None:
     bank, queries = random_images(6, channels=2), random_images(3, channels=2, seed=1)
-    got_bank, got_queries = pixels(
-        Album(bank), range(6), Album(queries), [2, 0], image_size=8, crop_ratio=1.0, batch_size=4
-    )
+    got_bank, got_queries = pixels(seen_by(nn.Identity()), Album(bank), range(6), Album(queries), [2, 0])
     assert got_bank.final.mean(dim=0).abs().max() < 1e-6
     expected = (queries[[2, 0]].float() - bank.float().mean(dim=0)) / 255
     torch.testing.assert_close(got_queries.final, expected.flatten(1))

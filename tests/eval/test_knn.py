@@ -14,15 +14,15 @@ from dino_exp.data.source import Splits
 from dino_exp.errors import UserError
 from dino_exp.eval.neighbors import NearestNeighbors, nearest
 from tests.data.sources import held_out, labels_of
-from tests.eval.subjects import GivenData, block_features, images, subject
+from tests.eval.subjects import GivenData, block_features, images, labeled_data, subject
 
 
-def noisy_classes(count: int, classes: int, seed: int) -> tuple[torch.Tensor, np.ndarray]:
+def noisy_classes(count: int, classes: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Features (count, 12) that predict the class about half of the time."""
     centers = torch.randn(classes, 12, generator=torch.Generator().manual_seed(0))
     labels = torch.arange(count) % classes
     noise = torch.randn(count, 12, generator=torch.Generator().manual_seed(seed))
-    return centers[labels] + 1.5 * noise, labels.numpy()
+    return centers[labels] + 1.5 * noise, labels
 
 
 def knn(*k: int) -> NearestNeighbors:
@@ -30,10 +30,7 @@ def knn(*k: int) -> NearestNeighbors:
 
 
 def given(classes: int = 8) -> GivenData:
-    train, train_labels = noisy_classes(300, classes, seed=1)
-    test, test_labels = noisy_classes(97, classes, seed=2)
-    splits = Splits(images(train_labels), images(test_labels))
-    return GivenData(splits, {"train": block_features(train), "test": block_features(test)})
+    return labeled_data(*noisy_classes(300, classes, seed=1), *noisy_classes(97, classes, seed=2))
 
 
 def test_agrees_with_scikit_learns_weighted_neighbors(tmp_path: Path) -> None:

@@ -7,26 +7,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from torch import nn
 
 from dino_exp.config.evaluation_schema import EvalConfig
-from dino_exp.data.source import ArraySource, Splits
+from dino_exp.data.source import Splits
 from dino_exp.errors import UserError
 from dino_exp.eval.periodic import PeriodicEvaluations, main_figures
 from tests.data.sources import labels_of
-from tests.eval.subjects import subject
-
-
-def two_classes(n: int, seed: int) -> ArraySource:
-    """Dark images and bright ones, told apart by their first channel's mean."""
-    generator = torch.Generator().manual_seed(seed)
-    labels = np.arange(n) % 2
-    images = torch.randint(0, 100, (n, 3, 8, 8), generator=generator, dtype=torch.uint8)
-    images[1::2] += 120
-    return ArraySource("two", images, labels, ["dark", "bright"], 3)
+from tests.eval.subjects import dark_and_bright, subject
 
 
 class Contrast(nn.Module):
@@ -49,7 +39,7 @@ def knn(splits: Splits, scale: float = 1.0, *, k: int | None = 5, **sizes: Any) 
 
 
 def test_knn_goes_from_images_to_percent(tmp_path: Path) -> None:
-    train, test = two_classes(40, 0), two_classes(16, 1)
+    train, test = dark_and_bright(40, 0), dark_and_bright(16, 1)
     splits = Splits(train, test)
     assert knn(splits, bank_size=20, query_size=9).evaluate(tmp_path).figures == {"knn_top1": 100.0}
     assert knn(splits).pixels_top1() == 100.0
@@ -60,14 +50,14 @@ def test_knn_goes_from_images_to_percent(tmp_path: Path) -> None:
 
 
 def test_features_that_are_not_finite_are_no_score(tmp_path: Path) -> None:
-    diverged = knn(Splits(two_classes(40, 0), two_classes(16, 1)), math.nan)
+    diverged = knn(Splits(dark_and_bright(40, 0), dark_and_bright(16, 1)), math.nan)
     figures = diverged.evaluate(tmp_path).figures
     assert math.isnan(figures["knn_top1"])
     assert not diverged.improved(figures)
 
 
 def test_the_first_figure_decides_what_is_best() -> None:
-    evaluations = knn(Splits(two_classes(4, 0), two_classes(4, 1)), k=1)
+    evaluations = knn(Splits(dark_and_bright(4, 0), dark_and_bright(4, 1)), k=1)
     assert evaluations.improved({"knn_top1": 50.0, "linear/top1": 90.0})
     assert not evaluations.improved({"knn_top1": 50.0, "linear/top1": 95.0})
     assert evaluations.improved({"knn_top1": 51.0, "linear/top1": 60.0})
@@ -92,24 +82,14 @@ def test_main_figures_are_the_first_of_each_evaluation() -> None:
     }
 
 
-@pytest.mark.parametrize("problem", ["no test", "no labels", "other classes"])
-def test_what_cannot_be_evaluated_is_said(problem: str) -> None:
-    train, test = two_classes(40, 0), two_classes(16, 1)
-    splits = Splits(train, None if problem == "no test" else test)
-    if problem == "no labels":
-        train.labels = None
-    if problem == "other classes":
-        test.classes = ["dark", "dim"]
-    expected = {
-        "no test": "held-out",
-        "no labels": "training images have no labels",
-        "other classes": "bright, dim",
-    }
-    if problem == "other classes":
-        with pytest.raises(UserError, match=expected[problem]):
-            knn(splits)
-        return
-    off = knn(splits)
-    assert (off.misses_labels, off.evaluations) == (True, {})
-    with pytest.raises(UserError, match=expected[problem]):
-        off.pixels_top1()
+def test_without_labels_k_nn_is_off_and_other_classes_are_refused() -> None:
+    train, test = dark_and_bright(40, 0), dark_and_bright(16, 1)
+    test.classes = ["dark", "dim"]
+    with pytest.raises(UserError, match="bright, dim"):
+        knn(Splits(train, test))
+    train.labels = None
+    for held_out, message in ((None, "held-out"), (test, "training images have no labels")):
+        off = knn(Splits(train, held_out))
+        assert (off.misses_labels, off.evaluations) == (True, {})
+        with pytest.raises(UserError, match=message):
+            off.pixels_top1()

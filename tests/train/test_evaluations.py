@@ -15,22 +15,15 @@ from dino_exp.runs.run_directory import RunDirectory, read_metrics
 from dino_exp.train import checkpoint
 from dino_exp.train.run import train
 from tests.programs import Program, ranks, wait_for_all
+from tests.train.test_run import SMALL, only_run, start
 
-SMALL = ("experiment=debug", "trainer.batch_size=16", "data.train_size=128", "data.test_size=64")
 LINEAR = ("eval.linear.epochs=1", "eval.linear.blocks=[1]", "eval.linear.lrs=[0.1,0.5]")
-
-
-def only_run(folder: Path) -> RunDirectory:
-    (path,) = (folder / "outputs" / "debug").iterdir()
-    return RunDirectory(path)
 
 
 def test_several_evaluations_run_during_training_as_evaluate_py_runs_them(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    cache = {"XDG_CACHE_HOME": str(tmp_path / "cache")}
-    words = [*SMALL, "eval=[knn_small,linear,attention]", *LINEAR]
-    program = Program("train.py", *words, folder=tmp_path, environment=cache)
+    program = start(tmp_path, "eval=[knn_small,linear,attention]", *LINEAR)
     assert program.wait() == 0, program.output
     directory = only_run(tmp_path)
     lines, summary = read_metrics(directory.metrics_file), directory.read_summary()
@@ -43,10 +36,8 @@ def test_several_evaluations_run_during_training_as_evaluate_py_runs_them(
     assert summary["best_knn_top1"] == max(line["knn_top1"] for line in lines if line.get("student_knn_top1"))
     assert "best_linear/top1" not in summary
     best = checkpoint.load(directory.checkpoints / "best.pt")
-    assert (best["best_knn"], best["best_figure"]) == (
-        summary["best_knn_top1"],
-        {"knn_top1": summary["best_knn_top1"]},
-    )
+    assert best["best_knn"] == summary["best_knn_top1"]
+    assert best["best_figure"] == {"knn_top1": summary["best_knn_top1"]}
     assert (directory.plots / "eval" / "attention" / "attention.png").is_file()
     for text in ("linear/top1 of the untrained network", "linear/top1, untrained → now"):
         assert text in program.stdout

@@ -8,9 +8,11 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from omegaconf import OmegaConf
+from PIL import Image
 
 from dino_exp.config.compose import compose
 from dino_exp.config.schema import Config
@@ -85,54 +87,25 @@ def files(directory: RunDirectory) -> set[str]:
 
 def test_the_command_line_leaves_a_complete_run_directory(undisturbed: tuple[RunDirectory, str]) -> None:
     directory, output = undisturbed
-    assert files(directory) == {
-        "config.yaml",
-        "status.json",
-        "metrics.jsonl",
-        "summary.json",
-        "checkpoints/last.pt",
-        "checkpoints/best.pt",
-        "plots/curves.png",
-        "plots/attention.png",
-        "plots/crops.png",
-    }
+    plots = {f"plots/{name}.png" for name in ("curves", "attention", "crops")}
+    texts = {"config.yaml", "status.json", "metrics.jsonl", "summary.json"}
+    assert files(directory) == {"checkpoints/last.pt", "checkpoints/best.pt"} | plots | texts
     assert {path.name for path in directory.path.parents[2].iterdir()} == {"outputs", "cache"}
 
     status = directory.read_status()
-    assert (status["state"], status["step"], status["total_steps"], status["attempt"]) == (
-        "finished",
-        16,
-        16,
-        1,
-    )
+    assert status.items() >= {"state": "finished", "step": 16, "total_steps": 16, "attempt": 1}.items()
     config = OmegaConf.load(directory.config_file)
     assert config.backbone.drop_path_rate == 0.2
     assert directory.path.name.startswith("vit_micro_")
 
     assert steps_logged(directory) == list(range(17))
     lines = read_metrics(directory.metrics_file)
-    wanted = {
-        "loss",
-        "ln_k",
-        "kl",
-        "kl_share",
-        "grad_norm",
-        "lr",
-        "weight_decay",
-        "ema_momentum",
-        "teacher_temp",
-    }
-    wanted |= {"center_norm", "center_change", "teacher_student_distance", "images_per_second", "verdict"}
-    wanted |= {"data_wait_share", "peak_memory_mib", "epoch", "images"}
-    statistics = {"entropy", "entropy_share", "marginal_entropy", "mutual_information", "logit_spread"}
-    statistics |= {
-        "prototypes_used",
-        "prototypes_perplexity",
-        "feature_std",
-        "feature_rank",
-        "bottleneck_rank",
-    }
-    wanted |= {f"{network}/{name}" for network in ("teacher", "student") for name in statistics}
+    wanted = {"loss", "ln_k", "kl", "kl_share", "grad_norm", "lr", "weight_decay", "ema_momentum"}
+    wanted |= {"teacher_temp", "center_norm", "center_change", "teacher_student_distance", "verdict"}
+    wanted |= {"images_per_second", "data_wait_share", "peak_memory_mib", "epoch", "images"}
+    outputs = {"entropy", "entropy_share", "marginal_entropy", "mutual_information", "logit_spread"}
+    outputs |= {"prototypes_used", "prototypes_perplexity", "feature_std", "feature_rank", "bottleneck_rank"}
+    wanted |= {f"{network}/{name}" for network in ("teacher", "student") for name in outputs}
     for line in lines[1:]:
         assert wanted <= line.keys()
         assert line["loss"] == pytest.approx(line["kl"] + line["teacher/entropy"], rel=1e-5)
@@ -309,8 +282,6 @@ def test_an_exception_leaves_its_traceback(tmp_path: Path, monkeypatch: pytest.M
 
 
 def image_folder(folder: Path, classes: int = 2, each: int = 20) -> Path:
-    from PIL import Image
-
     for number in range(classes):
         (folder / f"class{number}").mkdir(parents=True)
         for index in range(each):
@@ -348,14 +319,10 @@ def test_corrupt_images_are_skipped_counted_and_too_many_an_error(
 
 @pytest.mark.parametrize("channels", [1, 4])
 def test_any_number_of_channels(tmp_path: Path, channels: int, capsys: pytest.CaptureFixture[str]) -> None:
-    from PIL import Image
-
     (tmp_path / "images").mkdir()
     for index in range(16):
-        mode = {1: "L", 4: "RGBA"}[channels]
-        Image.new(mode, (36, 36), (index,) * channels if channels > 1 else index).save(
-            tmp_path / "images" / f"{index}.png"
-        )
+        color = np.full((36, 36, channels), index, dtype=np.uint8).squeeze()
+        Image.fromarray(color).save(tmp_path / "images" / f"{index}.png")
     stats = [f"data.channels={channels}", f"data.mean={[0.5] * channels}", f"data.std={[0.25] * channels}"]
     cfg = folder_configuration(tmp_path / "images", *stats)
     assert train(cfg, tmp_path / "run").state == "finished"
@@ -363,44 +330,37 @@ def test_any_number_of_channels(tmp_path: Path, channels: int, capsys: pytest.Ca
 
 
 @pytest.mark.parametrize(
-    "backbone",
+    ("backbone", "name"),
     [
-        ["backbone=resnet18"],
-        ["backbone=timm", "backbone.name=convnext_atto"],
-        ["backbone=xcit_small", "backbone.name=xcit_nano_12_p8_224"],
-        ["backbone=torchvision", "backbone.name=shufflenet_v2_x0_5"],
+        ("resnet18", "resnet18"),
+        ("timm", "convnext_atto"),
+        ("xcit_small", "xcit_nano_12_p8_224"),
+        ("torchvision", "shufflenet_v2_x0_5"),
     ],
 )
-def test_library_backbones_train(tmp_path: Path, backbone: list[str]) -> None:
+def test_library_backbones_train(tmp_path: Path, backbone: str, name: str) -> None:
     small = ("crops.global_size=64", "crops.local_size=32", "eval.bank_size=16", "eval.query_size=8")
-    cfg = configuration(*backbone, *small, "trainer.max_steps=2", "trainer.batch_size=8")
+    network = (f"backbone={backbone}", f"backbone.name={name}")
+    cfg = configuration(*network, *small, "trainer.max_steps=2", "trainer.batch_size=8")
     assert train(cfg, tmp_path / "run").state == "finished"
     assert not (tmp_path / "run" / "plots" / "attention.png").exists()
 
 
 def test_precision_and_device_errors_name_the_key(tmp_path: Path) -> None:
     for overrides, message in (
-        (("trainer.device=mps",), r"trainer\.device = mps"),
-        (
-            ("backbone=timm", "backbone.name=vgg11", "crops.local_size=8"),
-            r"cannot take images of 8x8",
-        ),
-        (("trainer.batch_size=300",), r"trainer\.batch_size = 300"),
+        ("trainer.device=mps", r"trainer\.device = mps"),
+        ("backbone=timm backbone.name=vgg11 crops.local_size=8", r"cannot take images of 8x8"),
+        ("trainer.batch_size=300", r"trainer\.batch_size = 300"),
     ):
         with pytest.raises(UserError, match=message):
-            train(configuration(*overrides), tmp_path / "run")
+            train(configuration(*overrides.split()), tmp_path / "run")
         assert not (tmp_path / "run").exists()
 
 
 def test_on_collapse_stop_ends_the_run(tmp_path: Path) -> None:
-    cfg = configuration(
-        "trainer.epochs=40",
-        "trainer.on_collapse=stop",
-        "trainer.log_every=10",
-        "trainer.checkpoint_every=100",
-        "eval.every_epochs=1000",
-        "loss.centering=none",
-    )
+    rarely = ("trainer.log_every=10", "trainer.checkpoint_every=100", "eval.every_epochs=1000")
+    stop = ("trainer.epochs=40", "trainer.on_collapse=stop", "loss.centering=none")
+    cfg = configuration(*stop, *rarely)
     result = train(cfg, tmp_path / "run")
     directory = RunDirectory(tmp_path / "run")
     assert (result.state, result.exit_code) == ("collapsed", 0)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -12,7 +12,8 @@ from torchvision.transforms.v2 import InterpolationMode
 
 from dino_exp.data.source import ImageSource
 from dino_exp.errors import UserError
-from dino_exp.eval.features import evaluating, normalize, resize_and_crop, still_images
+from dino_exp.eval.features import evaluating, resize_and_crop
+from dino_exp.eval.subject import Subject
 
 
 @dataclass(frozen=True)
@@ -45,9 +46,6 @@ class AttentionMass:
     """The AUC of the Gaussian."""
     images: int
     """Images in the means; those without both kinds of patch count for the masses only."""
-
-    def to_dict(self) -> dict[str, float | int]:
-        return asdict(self)
 
     def sentence(self, untrained: AttentionMass | None = None) -> str:
         """Return the numbers and their baselines as a caption."""
@@ -84,40 +82,27 @@ def enlarged(values: Tensor, size: torch.Size) -> Tensor:
     return sized > 0.5 if values.dtype == torch.bool else sized
 
 
-def attend(
-    backbone: nn.Module,
-    source: ImageSource,
-    indices: Sequence[int],
-    *,
-    image_size: int,
-    crop_ratio: float,
-    mean: Sequence[float],
-    std: Sequence[float],
-    device: torch.device | str,
-    batch_size: int = 64,
-) -> Attended:
+def attend(subject: Subject, source: ImageSource, indices: Sequence[int], batch_size: int = 64) -> Attended:
     """Return attention, images and masks of a source, for `attention_mass` and `plot_attention`.
 
     Masks are resized and cropped like their images. Unreadable images are skipped.
     """
     images, attention, kept = [], [], []
-    for batch, readable in still_images(
-        source, indices, image_size=image_size, crop_ratio=crop_ratio, batch_size=batch_size
-    ):
+    for batch, readable in subject.still_images(source, indices, batch_size=batch_size):
         images.append(batch)
-        attention.append(patch_attention(backbone, normalize(batch.to(device), mean, std)))
+        attention.append(patch_attention(subject.backbone, subject.normalized(batch)))
         kept += readable
     if not kept:
         raise UserError(f"None of {len(indices)} images could be read.")
     masks = None
     if source.has_masks:
-        masks = torch.stack([_coverage(source.mask(index), image_size, crop_ratio) for index in kept])
+        masks = torch.stack([_coverage(source.mask(index), subject) for index in kept])
     return Attended(torch.cat(images), torch.cat(attention), masks, kept)
 
 
-def _coverage(mask: Tensor, image_size: int, crop_ratio: float) -> Tensor:
+def _coverage(mask: Tensor, subject: Subject) -> Tensor:
     shares = mask.float().unsqueeze(0)
-    return resize_and_crop(shares, image_size, crop_ratio, InterpolationMode.BILINEAR)[0]
+    return resize_and_crop(shares, subject.image_size, subject.crop_ratio, InterpolationMode.BILINEAR)[0]
 
 
 def attention_mass(attention: Tensor, masks: Tensor) -> AttentionMass:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, TypeAlias
 
 import torch
 from PIL import Image
@@ -16,7 +16,7 @@ from dino_exp.data.source import FORMATS, IMAGE_SUFFIXES, CorruptImageError, Ima
 from dino_exp.data.subset import evenly_spread
 from dino_exp.errors import UserError
 from dino_exp.eval.attention.jaccard import OBJECT, mask_size, read_mask
-from dino_exp.eval.features import resize_and_crop, still_images
+from dino_exp.eval.features import resize_and_crop
 from dino_exp.eval.ranking.image_files import images_below
 from dino_exp.eval.subject import Subject
 
@@ -34,19 +34,6 @@ class MaskedBatch(NamedTuple):
     indices: list[int]
 
 
-class MaskedImages(Protocol):
-    """Images, some with masks; unreadable ones are missing from the batches."""
-
-    def __len__(self) -> int: ...
-
-    def name(self, index: int) -> str: ...
-
-    def with_masks(self) -> list[int]:
-        """Return the indices of the images to compare with masks."""
-
-    def batches(self, indices: Sequence[int]) -> Iterator[MaskedBatch]: ...
-
-
 class DataSetImages:
     """Images of a data set, cropped to squares of `side` pixels as in other evaluations."""
 
@@ -60,18 +47,12 @@ class DataSetImages:
         return self._source.name(index)
 
     def with_masks(self) -> list[int]:
+        """Return the indices of the images to compare with masks."""
         return evenly_spread(len(self), MOST_MASKS) if self._source.has_masks else []
 
     def batches(self, indices: Sequence[int]) -> Iterator[MaskedBatch]:
-        subject = self._subject
-        for images, kept in still_images(
-            self._source,
-            indices,
-            image_size=self._side,
-            crop_ratio=subject.crop_ratio,
-            batch_size=images_at_once(subject, self._side, self._side),
-            workers=subject.workers,
-        ):
+        at_once = images_at_once(self._subject, self._side, self._side)
+        for images, kept in self._subject.still_images(self._source, indices, self._side, at_once):
             yield MaskedBatch(images, [self._mask(index) for index in kept], kept)
 
     def _mask(self, index: int) -> Tensor | None:
@@ -142,6 +123,10 @@ class FileImages:
         (height, width), (image_height, image_width) = mask.shape, image.shape[-2:]
         _check_same_size(path, (width, height), self._paths[index], (image_width, image_height))
         return mask[: round(height * shares[0]), : round(width * shares[1])]
+
+
+MaskedImages: TypeAlias = DataSetImages | FileImages
+"""Images, some with masks; unreadable ones are missing from the batches."""
 
 
 def _check_same_size(mask: Path, size: tuple[int, int], image: Path, wanted: tuple[int, int]) -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -105,26 +106,26 @@ def _percent(values: Sequence[float], name: str) -> float:
     return 100 * float(numbers.mean()) if len(numbers) else float("nan")
 
 
-def mask_size(path: Path) -> tuple[int, int]:
-    """Return width and height of a mask file, from its header. Raises UserError if it is not a mask."""
+@contextmanager
+def _opened(path: Path) -> Iterator[Image.Image]:
+    """Open a mask file. Raises UserError if it is not a mask."""
     try:
         with Image.open(path, formats=FORMATS) as image:
-            channels, size = len(image.getbands()), image.size
-    except Exception as error:
-        raise _unreadable(path, error) from error
+            channels = len(image.getbands())
+            if channels == 1:
+                yield image
+    except Exception as error:  # decoders raise every kind of error on damaged bytes
+        raise UserError(f"{path}: the mask cannot be read ({type(error).__name__}: {error}).") from error
     if channels > 1:
-        raise _colored(path, channels)
-    return size
+        raise UserError(
+            f"{path}: a mask with {channels} channels; use grayscale or palette images, with 0 as background."
+        )
 
 
-def _unreadable(path: Path, error: Exception) -> UserError:
-    return UserError(f"{path}: the mask cannot be read ({type(error).__name__}: {error}).")
-
-
-def _colored(path: Path, channels: int) -> UserError:
-    return UserError(
-        f"{path}: a mask with {channels} channels; use grayscale or palette images, with 0 as background."
-    )
+def mask_size(path: Path) -> tuple[int, int]:
+    """Return width and height of a mask file, from its header. Raises UserError if it is not a mask."""
+    with _opened(path) as image:
+        return image.size
 
 
 def read_mask(path: Path) -> Tensor:
@@ -134,13 +135,8 @@ def read_mask(path: Path) -> Tensor:
     as in VOC, and all others are objects. In other grayscale images, pixels brighter than half are the
     object: white on black, with or without soft edges. Raises UserError for anything else.
     """
-    try:
-        with Image.open(path, formats=FORMATS) as image:
-            mode, values = image.mode, np.asarray(image)
-    except Exception as error:  # decoders raise every kind of error on damaged bytes
-        raise _unreadable(path, error) from error
-    if values.ndim != 2:
-        raise _colored(path, values.shape[2])
+    with _opened(path) as image:
+        mode, values = image.mode, np.asarray(image)
     between = values[(values != 0) & (values != VOID)]
     if mode != "P" and (not len(between) or between.max() > MOST_INDEX):
         half = 32768 if values.max() > 255 else 128

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from fractions import Fraction
+from itertools import count
 from pathlib import Path
 from typing import IO, Any
 
@@ -35,11 +36,18 @@ def frames(path: Path) -> Iterator[np.ndarray]:
 
     Raises UserError if there is none, or one cannot be decoded.
     """
-    number = 0
-    for frame in _animation_frames(path) if _is_animation(path) else _video_frames(path):
+    decoded = _animation_frames(path) if _is_animation(path) else _video_frames(path)
+    for number in count(1):
+        try:
+            frame = next(decoded, None)
+        except UserError:
+            raise
+        except Exception as error:  # decoders raise every kind of error on damaged bytes
+            raise UserError(f"{path}: frame {number} cannot be decoded ({error}).") from error
+        if frame is None:
+            break
         yield frame
-        number += 1
-    if not number:
+    if number == 1:
         raise UserError(f"{path}: the video has no frames.")
 
 
@@ -69,18 +77,9 @@ def _is_animation(path: Path) -> bool:
 
 
 def _animation_frames(path: Path) -> Iterator[np.ndarray]:
-    number = 0
     with Image.open(path) as image:
-        frames = ImageSequence.Iterator(image)
-        while True:
-            number += 1
-            try:
-                frame = np.array(next(frames).convert("RGB"))
-            except StopIteration:
-                return
-            except Exception as error:
-                raise UserError(f"{path}: frame {number} cannot be decoded ({error}).") from error
-            yield frame
+        for frame in ImageSequence.Iterator(image):
+            yield np.array(frame.convert("RGB"))
 
 
 def _durations(path: Path) -> list[int]:
@@ -122,20 +121,10 @@ def _open(path: Path) -> Any:
 
 
 def _video_frames(path: Path) -> Iterator[np.ndarray]:
-    av = _av()
     size: dict[str, int] = {}
-    number = 0
     with _open(path) as container:
         container.streams.video[0].thread_type = "AUTO"
-        decoded = container.decode(video=0)
-        while True:
-            number += 1
-            try:
-                frame = next(decoded, None)
-            except av.FFmpegError as error:
-                raise UserError(f"{path}: frame {number} cannot be decoded ({error}).") from error
-            if frame is None:
-                return
+        for frame in container.decode(video=0):
             size = size or {"width": frame.width, "height": frame.height}
             pixels = frame.to_ndarray(format="rgb24", **size)
             # Phones store their orientation beside the frames.

@@ -31,7 +31,6 @@ from dino_exp.eval.embed.neighborhoods import (
     nearest_others,
 )
 from dino_exp.eval.extraction import Extracted
-from dino_exp.eval.features import still_images
 from dino_exp.eval.subject import Findings, LabeledData, Subject
 from dino_exp.parallel import distributed
 from dino_exp.plots.png import save
@@ -144,16 +143,10 @@ def _crops(found: NamedFeatures, rows: Sequence[int], side: int, subject: Subjec
     """Return by row the square that the network saw, uint8 (C, S, S), S ≤ `side`; skip unreadable images."""
     indices = [int(found.indices[row]) for row in rows]
     row_of = dict(zip(indices, rows, strict=True))
+    side = min(side, subject.image_size)
     return {
         row_of[index]: image.clone()
-        for batch, readable in still_images(
-            found.source,
-            indices,
-            image_size=min(side, subject.image_size),
-            crop_ratio=subject.crop_ratio,
-            batch_size=64,
-            workers=subject.workers,
-        )
+        for batch, readable in subject.still_images(found.source, indices, side, batch_size=64)
         for image, index in zip(batch, readable, strict=True)
     }
 
@@ -184,14 +177,7 @@ def _write_map(
     findings: Findings,
 ) -> None:
     """Write the page with the map, or add a note why there is none."""
-    from dino_exp.eval.embed.feature_map import (
-        MOST_THUMBNAILS,
-        THUMBNAIL,
-        FeatureMap,
-        MapPoint,
-        thumbnails,
-        write_map,
-    )
+    from dino_exp.eval.embed import feature_map
 
     rows = neighbors.rows.tolist()
     features = F.normalize(found.values[neighbors.rows], dim=1)
@@ -207,19 +193,19 @@ def _write_map(
         findings.notes.append(
             f"The map shows {len(rows):,} of {len(found.values):,} images, evenly distributed."
         )
-    with_thumbnail = [rows[index] for index in evenly_spread(len(rows), MOST_THUMBNAILS)]
-    crops = _crops(found, with_thumbnail, THUMBNAIL, subject)
-    urls = dict(zip(crops, thumbnails(list(crops.values())), strict=True))
+    with_thumbnail = [rows[index] for index in evenly_spread(len(rows), feature_map.MOST_THUMBNAILS)]
+    crops = _crops(found, with_thumbnail, feature_map.THUMBNAIL, subject)
+    urls = dict(zip(crops, feature_map.thumbnails(list(crops.values())), strict=True))
     nearest_rows, cosines = neighbors.nearest[:, 0].tolist(), neighbors.cosines[:, 0].tolist()
     points = [
-        MapPoint(
+        feature_map.MapPoint(
             found.name(row), found.label(row), found.name(near), found.label(near), cosine, urls.get(row, "")
         )
         for row, near, cosine in zip(rows, nearest_rows, cosines, strict=True)
     ]
     title, facts = f"Features: {subject.name}", _facts(found, subject, findings)
-    page = FeatureMap(title, words, coordinates, points, facts, findings.notes)
-    write_map(page, folder / "map.html")
+    page = feature_map.FeatureMap(title, words, coordinates, points, facts, findings.notes)
+    feature_map.write_map(page, folder / "map.html")
     findings.files.append(folder / "map.html")
 
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import cast
@@ -24,7 +22,7 @@ from dino_exp.data.source import ImageSource
 from dino_exp.dino.optimizer import adamw
 from dino_exp.dino.schedule import cosine_schedule
 from dino_exp.errors import UserError
-from dino_exp.eval.features import evaluating, still_images
+from dino_exp.eval.features import evaluating
 from dino_exp.eval.finetune.layer_decay import has_layers, layered_groups
 from dino_exp.eval.finetune.training_images import Substituting, epoch_order, training_images
 from dino_exp.eval.subject import Findings, LabeledData, Subject, labeled
@@ -130,18 +128,13 @@ class Finetune:
         peak, warmup = self.cfg.lr * self.cfg.batch_size / 256, round(self.cfg.warmup_epochs * per_epoch)
         lrs = cosine_schedule(peak, 0.0, self.cfg.epochs * per_epoch, warmup_steps=warmup)
         synchronized = over_processes(network, subject)
-        groups = layered_groups(
-            network.backbone,
-            network.classifier,
-            layer_decay=self.cfg.layer_decay,
-            weight_decay=self.cfg.weight_decay,
-        )
-        optimizer = adamw(params=groups)
+        decays = {"layer_decay": self.cfg.layer_decay, "weight_decay": self.cfg.weight_decay}
+        optimizer = adamw(params=layered_groups(network.backbone, network.classifier, **decays))
         scaler = torch.amp.GradScaler(subject.device.type, enabled=subject.autocast_type is torch.float16)
         images, labels = Substituting(train), _labels(train)
         mean_loss = math.nan
         network.train()
-        with epoch_progress(self.cfg.epochs, per_epoch) as progress:
+        with EpochProgress(self.cfg.epochs, per_epoch) as progress:
             for epoch in range(self.cfg.epochs):
                 order = epoch_order(len(train), subject.seed, epoch)
                 starts = range(rank * part, per_epoch * self.cfg.batch_size, self.cfg.batch_size)
@@ -171,7 +164,7 @@ class Finetune:
                     scaler.step(optimizer)
                     scaler.update()
                     total += loss.detach()
-                    progress.step()
+                    progress.advance(progress.task)
                 mean_loss = distributed.mean(total / per_epoch).item()
                 if not math.isfinite(mean_loss):
                     other = ", or precision=fp32" if subject.autocast_type is not None else ""
@@ -225,14 +218,7 @@ def accuracy(network: Classifier, test: ImageSource, subject: Subject) -> tuple[
     """
     labels, hits = _labels(test), torch.zeros(3, dtype=torch.int64)
     with evaluating(network), subject.autocast():
-        for batch, indices in still_images(
-            test,
-            distributed.share_of(range(len(test))),
-            image_size=subject.image_size,
-            crop_ratio=subject.crop_ratio,
-            batch_size=subject.batch_size,
-            workers=subject.workers,
-        ):
+        for batch, indices in subject.still_images(test, distributed.share_of(range(len(test)))):
             logits = network(subject.normalized(batch)).float()
             first = logits.topk(min(5, logits.shape[1])).indices.cpu()
             right = first == labels[indices].unsqueeze(1)
@@ -247,33 +233,18 @@ def _labels(source: ImageSource) -> Tensor:
     return torch.as_tensor(source.labels, dtype=torch.int64)
 
 
-class EpochProgress:
-    """A progress bar on a terminal, and up to `LOG_LINES` lines elsewhere."""
+class EpochProgress(Progress):
+    """A progress bar on rank 0's terminal, and up to `LOG_LINES` lines elsewhere."""
 
-    def __init__(self, bar: Progress, epochs: int, per_epoch: int) -> None:
-        self.bar, self.epochs = bar, epochs
-        self.task = bar.add_task("fine-tuning", total=epochs * per_epoch)
-
-    def step(self) -> None:
-        self.bar.advance(self.task)
+    def __init__(self, epochs: int, per_epoch: int) -> None:
+        console = console_for_a_run()
+        words, steps = TextColumn("{task.description}"), TextColumn("steps, left")
+        columns = (words, BarColumn(), MofNCompleteColumn(), steps, TimeRemainingColumn())
+        super().__init__(*columns, console=console, transient=True, disable=not console.is_terminal)
+        self.epochs, self.task = epochs, self.add_task("fine-tuning", total=epochs * per_epoch)
 
     def epoch(self, done: int, loss: float) -> None:
-        self.bar.update(self.task, description=f"fine-tuning, loss {loss:.3f}")
+        self.update(self.task, description=f"fine-tuning, loss {loss:.3f}")
         due = done * LOG_LINES // self.epochs > (done - 1) * LOG_LINES // self.epochs
-        if due and not self.bar.console.is_terminal:
-            self.bar.console.print(f"fine-tuning: epoch {done}/{self.epochs}  loss {loss:.3f}")
-
-
-@contextmanager
-def epoch_progress(epochs: int, per_epoch: int) -> Iterator[EpochProgress]:
-    """Show the progress on rank 0."""
-    console = console_for_a_run()
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("steps, left"),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
-        yield EpochProgress(bar, epochs, per_epoch)
+        if due and not self.console.is_terminal:
+            self.console.print(f"fine-tuning: epoch {done}/{self.epochs}  loss {loss:.3f}")

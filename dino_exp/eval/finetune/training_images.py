@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from dino_exp.data.crops import MultiCrop
-from dino_exp.data.read_ahead import ahead
 from dino_exp.data.source import CorruptImageError, ImageSource
 from dino_exp.errors import UserError
+from dino_exp.eval.features import Readable, in_batches
 from dino_exp.seeding import generator
 
 
@@ -43,7 +42,7 @@ def epoch_order(length: int, seed: int, epoch: int) -> list[int]:
 
 
 def training_images(
-    source: ImageSource | Substituting,
+    source: Readable,
     indices: Sequence[int],
     *,
     seed: int,
@@ -53,31 +52,19 @@ def training_images(
     batch_size: int,
     workers: int,
 ) -> Iterator[tuple[Tensor, list[int]]]:
-    """Yield batches of (images uint8 (B, C, image_size, image_size), their source indices), in order.
+    """Yield batches of (images uint8 (B, C, image_size, image_size), their source indices), as `in_batches`.
 
     Each image is a random box with a share of the area within `scale`, resized bicubically (antialiased),
-    and flipped with probability 1/2; all of this depends on (seed, epoch, index) alone. Unreadable images
-    are skipped, so B can be less than batch_size. With workers > 0, that many threads read and crop ahead;
-    the result is the same.
+    and flipped with probability 1/2; all of this depends on (seed, epoch, index) alone.
     """
     crop = SingleCrop(image_size, scale)
-    chunks = [indices[start : start + batch_size] for start in range(0, len(indices), batch_size)]
 
-    def load(chunk: Sequence[int]) -> tuple[Tensor, list[int]] | None:
-        crops: list[Tensor] = []
-        readable: list[int] = []
-        for index in map(int, chunk):
-            try:
-                image = source.read(index)
-            except CorruptImageError:
-                continue
-            crops.append(crop.random(image, generator(seed, epoch, index).random(crop.uniforms + 1)))
-            readable.append(index)
-        return (torch.stack(crops).contiguous(), readable) if readable else None
+    def crops(images: Iterator[tuple[int, Tensor]]) -> Iterator[Tensor]:
+        for index, image in images:
+            uniform = generator(seed, epoch, index).random(crop.uniforms + 1)
+            yield crop.random(image, uniform)[None].contiguous()
 
-    for batch in ahead(load, chunks, workers):
-        if batch is not None:
-            yield batch
+    return in_batches(source, indices, crops, batch_size=batch_size, workers=workers)
 
 
 class Substituting:

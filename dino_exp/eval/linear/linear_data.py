@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from dino_exp.data.source import ImageSource
 from dino_exp.eval.extraction import block_rows
-from dino_exp.eval.features import evaluating
+from dino_exp.eval.features import evaluating, gathered
 from dino_exp.eval.finetune.training_images import epoch_order, training_images
 from dino_exp.eval.subject import BlockFeatures, Subject
 from dino_exp.parallel import distributed
@@ -82,10 +82,6 @@ class LabeledRows:
         labels = torch.as_tensor(source.labels)[features.indices].to(device)
         return cls(values, labels, np.arange(len(values)), features.values.shape[2], device)
 
-    def part(self, rows: np.ndarray) -> LabeledRows:
-        """Return other rows of the same features."""
-        return replace(self, rows=rows)
-
     def __len__(self) -> int:
         return len(self.rows)
 
@@ -106,10 +102,6 @@ class LabeledRows:
         rows = torch.from_numpy(self.rows)
         values = self.values[:, self.columns(choice)].index_select(0, rows.to(self.values.device))
         return values.cpu().numpy(), self.labels.cpu()[rows].numpy()
-
-    def scaled_by(self, scaling: Scaling | None) -> LabeledRows:
-        """Return the same rows, scaled; None does not scale."""
-        return replace(self, scaling=scaling)
 
     def own_scaling(self, size: int) -> Scaling:
         """Return the scaling of these rows, read in batches of `size`; constant columns are only shifted."""
@@ -181,10 +173,8 @@ class AugmentedRows:
             if not any(readable):
                 return
             rows = [] if batch is None else [self._rows(part) for part in batch[0].split(subject.batch_size)]
-            width = max(distributed.from_all(rows[0].shape[1] if rows else 0))
-            features = torch.cat(rows) if rows else torch.empty(0, width, device=subject.device)
+            features = gathered(rows, subject.device)
             together = [index for part in readable for index in part]
-            features = distributed.gathered(features)
             scaled = features if self.scaling is None else self.scaling(features)
             yield scaled, labels[together].to(subject.device)
 

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
 import numpy as np
 
-from dino_exp.backbone.tokens import has_block_tokens
 from dino_exp.config.evaluation_schema import LinearConfig
 from dino_exp.errors import UserError
+from dino_exp.eval.extraction import blocks_of
 from dino_exp.eval.linear.linear_data import AugmentedRows, Choice, LabeledRows, choices
 from dino_exp.eval.linear.linear_sweep import Classifiers, accuracies, train
 from dino_exp.eval.linear.logistic import check_scikit_learn, convergence_notes, regressions
@@ -82,8 +83,7 @@ class Linear:
             check_scikit_learn()
             if self.cfg.augment:
                 raise UserError("linear.augment = true: only linear.method=sgd trains on augmented images.")
-        backbone = subject.backbone
-        settings = self._settings(len(cast(Any, backbone.blocks)) if has_block_tokens(backbone) else 0)
+        settings = self._settings(blocks_of(subject.backbone))
         if self.cfg.val_share:
             self._validation(cast(np.ndarray, images.labels), subject.seed)
         elif len(settings) > 1:
@@ -111,10 +111,10 @@ class Linear:
             if self.cfg.method == "logistic":
                 return self._logistic(settings, rows, judged, ks)
             scaling = rows.own_scaling(self.cfg.batch_size) if self.cfg.standardize else None
-            learned: LabeledRows | AugmentedRows = rows.scaled_by(scaling)
+            learned: LabeledRows | AugmentedRows = replace(rows, scaling=scaling)
             if self.cfg.augment:
                 learned = AugmentedRows(subject, images, features.indices[rows.rows], most, scaling)
-            judged = [each.scaled_by(scaling) for each in judged]
+            judged = [replace(each, scaling=scaling) for each in judged]
             return self._sgd(settings, learned, judged, ks, classes, subject)
 
         result = self._sweep(accuracies_of, settings, known, test, ks, subject.seed)
@@ -148,8 +148,8 @@ class Linear:
         if not self.cfg.val_share:
             last = accuracies_of(settings, known, [test], ks)
             return SweepResult(0, None, last.percent[0, 0], len(known), 0, last.unconverged)
-        val = known.part(self._validation(known.labels.cpu().numpy(), seed))
-        rest = known.part(np.setdiff1d(known.rows, val.rows))
+        val = replace(known, rows=self._validation(known.labels.cpu().numpy(), seed))
+        rest = replace(known, rows=np.setdiff1d(known.rows, val.rows))
         judged, of_judged = ([val, test], ks) if self.cfg.augment else ([val], [1])
         swept = accuracies_of(settings, rest, judged, of_judged)
         scores, unconverged = swept.percent[:, 0, 0], swept.unconverged

@@ -49,7 +49,7 @@ class CopyDetection:
                 f"copy_detection.image_size = {size}: not a multiple of backbone.patch_size = {patch}; "
                 f"nearest are {below or patch} and {below + patch}."
             )
-        check_takes("copy_detection.image_size", size, [(size, size)], _forward(subject), subject)
+        check_takes("copy_detection.image_size", size, (size, size), _forward(subject), subject)
 
     def evaluate(self, subject: Subject, data: LabeledData, folder: Path) -> Findings:
         """Return the figure `map_strong`, the mean over all copies."""

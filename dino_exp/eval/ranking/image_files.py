@@ -13,7 +13,7 @@ from torch import Tensor
 from dino_exp.data.read_ahead import ahead
 from dino_exp.data.source import IMAGE_SUFFIXES, CorruptImageError, read_image
 from dino_exp.errors import UserError
-from dino_exp.eval.features import evaluating
+from dino_exp.eval.features import evaluating, gathered
 from dino_exp.eval.network_input import network_errors
 from dino_exp.eval.subject import Subject
 from dino_exp.parallel import distributed
@@ -34,10 +34,19 @@ def features_of(
     forward(images uint8 (B, C, H, W)) -> (B, D) gets images of one shape.
     Raises UserError, in all processes, for a file that cannot be read and for features that are not finite.
     """
-    mine = distributed.share_of(range(len(files)))
+    mine, gray = distributed.share_of(range(len(files))), subject.channels != 3
 
     def load(index: int) -> Tensor:
-        return _prepared(files[index], index, prepare, subject.channels)
+        """Return the image uint8 (C, H, W). Pillow resizes, as in the released protocols."""
+        try:
+            decoded = read_image(files[index], subject.channels)
+        except CorruptImageError as error:
+            raise UserError(
+                f"{error}. Replace the file; results without it would not be comparable."
+            ) from error
+        values = decoded.permute(1, 2, 0).numpy()
+        values = np.array(prepare(index, Image.fromarray(values[:, :, 0] if gray else values)))
+        return torch.from_numpy(values[:, :, None] if gray else values).permute(2, 0, 1)
 
     rows: list[Tensor] = []
     indices: list[int] = []
@@ -46,10 +55,7 @@ def features_of(
         for chosen, images in _by_shape(zip(mine, images_ahead, strict=True), subject.batch_size):
             rows.append(forward(images).float().cpu())
             indices += chosen
-    width = max(distributed.from_all(rows[0].shape[1] if rows else 0))
-    # cat outside inference_mode copies into ordinary tensors
-    values = torch.cat(rows)[torch.tensor(indices).argsort()] if rows else torch.empty(0, width)
-    values = distributed.gathered(values)
+    values = gathered([torch.cat(rows)[torch.tensor(indices).argsort()]] if rows else [])
     if not values.isfinite().all():
         raise UserError(f"{subject.name}: some of its features are not finite; the network has diverged.")
     return values
@@ -71,40 +77,18 @@ def images_below(key: str, folder: Path) -> list[Path]:
 
 
 def check_takes(
-    key: str,
-    size: int,
-    shapes: Sequence[tuple[int, int]],
-    forward: Callable[[Tensor], Tensor],
-    subject: Subject,
+    key: str, size: int, shape: tuple[int, int], forward: Callable[[Tensor], Tensor], subject: Subject
 ) -> None:
-    """Raise UserError, naming key and size, unless the network takes images of these (height, width).
-
-    Costs one forward pass of one image per shape.
-    """
+    """Raise UserError, naming key and size, unless the network takes an image of this (height, width)."""
     if subject.channels not in (1, 3):
         raise UserError(
             f"data.channels = {subject.channels}: these images are color files; use 3, or 1 for gray."
         )
-    for height, width in shapes:
-        black = torch.zeros(1, subject.channels, height, width, dtype=torch.uint8)
-        problem = f"{key} = {size}: the network cannot take images of {width}x{height} pixels"
-        remedy = "; choose a size that it takes (some networks take only one)."
-        with network_errors(problem, remedy), evaluating(subject.backbone), subject.autocast():
-            forward(black)
-
-
-def _prepared(
-    file: Path, index: int, prepare: Callable[[int, Image.Image], Image.Image], channels: int
-) -> Tensor:
-    """Return a file, prepared, as uint8 (C, H, W). Pillow resizes, as in the released protocols."""
-    try:
-        decoded = read_image(file, channels)
-    except CorruptImageError as error:
-        raise UserError(f"{error}. Replace the file; results without it would not be comparable.") from error
-    values = decoded.permute(1, 2, 0).numpy()
-    image = prepare(index, Image.fromarray(values if channels == 3 else values[:, :, 0]))
-    values = np.array(image)
-    return torch.from_numpy(values if channels == 3 else values[:, :, None]).permute(2, 0, 1)
+    black = torch.zeros(1, subject.channels, *shape, dtype=torch.uint8)
+    problem = f"{key} = {size}: the network cannot take images of {shape[1]}x{shape[0]} pixels"
+    remedy = "; choose a size that it takes (some networks take only one)."
+    with network_errors(problem, remedy), evaluating(subject.backbone), subject.autocast():
+        forward(black)
 
 
 def _by_shape(images: Iterator[tuple[int, Tensor]], batch_size: int) -> Iterator[tuple[list[int], Tensor]]:

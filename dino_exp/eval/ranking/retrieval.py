@@ -78,11 +78,9 @@ class Retrieval:
                 f"retrieval.image_size = {self.cfg.image_size}: smaller than a patch of {patch} pixels"
                 f"{' at half the size' if self.cfg.multiscale else ''}; use at least {least}."
             )
-        shape = (
-            max(self.cfg.image_size * 3 // 4, math.ceil(patch * self.cfg.image_size / smallest)),
-            self.cfg.image_size,
-        )
-        check_takes("retrieval.image_size", self.cfg.image_size, [shape], self._forward(subject), subject)
+        size = self.cfg.image_size
+        shape = max(size * 3 // 4, math.ceil(patch * size / smallest)), size
+        check_takes("retrieval.image_size", size, shape, self._forward(subject), subject)
 
     def evaluate(self, subject: Subject, data: LabeledData, folder: Path) -> Findings:
         """Return the figures <data set>_map_<level> and <data set>_mp10_<level>."""
@@ -173,12 +171,8 @@ def ground_truth(root: Path, name: str) -> GroundTruth:
             "gnd, and gnd has bbx, easy, hard and junk for each query."
         ) from error
     jpg = root / name / "jpg"
-    return GroundTruth(
-        database=[jpg / f"{each}.jpg" for each in database],
-        queries=[jpg / f"{each}.jpg" for each in queries],
-        boxes=boxes,
-        labels=labels,
-    )
+    of_database, of_queries = ([jpg / f"{each}.jpg" for each in names] for names in (database, queries))
+    return GroundTruth(of_database, of_queries, boxes, labels)
 
 
 def _rows(values: Any, length: int) -> np.ndarray:
@@ -192,12 +186,11 @@ def _rows(values: Any, length: int) -> np.ndarray:
 def _add_figures(findings: Findings, name: str, truth: GroundTruth, orders: np.ndarray) -> None:
     details: dict[str, Any] = {"images": len(truth.database), "queries": len(truth.queries)}
     for level, (good, ignored) in LEVELS.items():
-        found = scores(
-            orders,
-            [np.concatenate([labels[key] for key in good]) for labels in truth.labels],
-            [np.concatenate([labels[key] for key in ignored]) for labels in truth.labels],
-            KS,
+        positives, junk = (
+            [np.concatenate([labels[key] for key in keys]) for labels in truth.labels]
+            for keys in (good, ignored)
         )
+        found = scores(orders, positives, junk, KS)
         details[f"queries_{level}"] = found.queries
         if not found.queries:
             findings.notes.append(f"{name}: no query has positives at the level {level}.")

@@ -14,14 +14,15 @@ from torch import nn
 from dino_exp.backbone.tokens import spatial_features
 from dino_exp.backbone.vit import Block
 from dino_exp.config.evaluation_schema import AttentionConfig
-from dino_exp.data.source import ArraySource, Splits
+from dino_exp.data.source import Splits
 from dino_exp.errors import UserError
 from dino_exp.eval.attention import class_maps
 from dino_exp.eval.attention.attention_images import FileImages
 from dino_exp.eval.attention.attention_maps import AttentionMaps
 from dino_exp.eval.attention.videos import frames
 from dino_exp.eval.subject import Findings, Subject
-from tests.eval.subjects import GivenData, Looker, images, subject, tiny_vit
+from tests.eval.attention.test_videos import film
+from tests.eval.subjects import NO_DATA, GivenData, Lit, Looker, images, subject, tiny_vit
 
 
 def attention(**fields: Any) -> AttentionMaps:
@@ -29,28 +30,11 @@ def attention(**fields: Any) -> AttentionMaps:
 
 
 def run(
-    evaluation: AttentionMaps, folder: Path, network: Subject | None = None, data: GivenData | None = None
+    evaluation: AttentionMaps, folder: Path, network: Subject | None = None, data: GivenData = NO_DATA
 ) -> Findings:
-    data = data or GivenData(Splits(images([0, 1]), None))
     network = network or subject(Looker(), image_size=8)
     evaluation.check(network, data)
     return evaluation.evaluate(network, data, folder)
-
-
-class Lit(ArraySource):
-    """Images of 8 pixels whose upper left patch is bright, and the left half is the object."""
-
-    has_masks = True
-
-    def __init__(self, count: int) -> None:
-        images = torch.zeros(count, 3, 8, 8, dtype=torch.uint8)
-        images[:, :, :4, :4] = 255
-        super().__init__("lit", images, None, None, 3)
-
-    def mask(self, index: int) -> torch.Tensor:
-        mask = torch.zeros(8, 8, dtype=torch.bool)
-        mask[:, :4] = index != 1  # one image has no object
-        return mask
 
 
 def softmax(scores: np.ndarray) -> np.ndarray:
@@ -136,8 +120,10 @@ def test_features_as_colors() -> None:
 
 def test_overlap_with_the_masks_of_a_data_set(tmp_path: Path) -> None:
     # Head 1 has all on the upper left patch; head 2 is uniform, and of equal patches the last three are kept.
-    # The mean has 0.625 there. The object is the left half.
-    findings = run(attention(), tmp_path / "new", data=GivenData(Splits(images([0]), Lit(5))))
+    # The mean has 0.625 there. The object is the left half, and one image has none.
+    source = Lit(5, half=True)
+    source.images[1] = 0
+    findings = run(attention(), tmp_path / "new", data=GivenData(Splits(images([0]), source)))
     assert findings.figures == pytest.approx(
         {
             "jaccard_mean": 100 / 2,
@@ -217,12 +203,7 @@ def test_the_video_of_a_video_has_as_many_frames(tmp_path: Path) -> None:
     shots = np.zeros((20, 32, 44, 3), dtype=np.uint8)
     for number, shot in enumerate(shots):
         shot[:16, : 2 * number + 2] = 255
-    with av.open(str(source), "w") as container:
-        stream = container.add_stream("mpeg4", rate=12)
-        stream.height, stream.width = shots.shape[1:3]
-        for shot in shots:
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(shot, format="rgb24")))
-        container.mux(stream.encode())
+    film(source, shots, rate=12)
     findings = run(attention(source=str(source), image_size=32), tmp_path / "out")
     assert findings.files == [tmp_path / "out/clip_attention.mp4"]
     assert findings.details["frames"] == 20  # more than one batch
@@ -279,7 +260,7 @@ def test_wrong_settings_are_refused_before_the_work(
         for key, value in fields.items()
     }
     with pytest.raises(UserError, match=message):
-        attention(**fields).check(subject(Looker(), image_size=8), GivenData(Splits(images([0]), None)))
+        attention(**fields).check(subject(Looker(), image_size=8), NO_DATA)
 
 
 def test_no_readable_image_is_an_error(tmp_path: Path) -> None:

@@ -1,29 +1,13 @@
 import math
-from typing import Any
+from dataclasses import replace
 
-import numpy as np
 import pytest
 import torch
 from torch import nn
 
-from dino_exp.data.source import ArraySource
 from dino_exp.errors import UserError
 from dino_exp.eval.attention.attend import AttentionMass, attend, attention_mass, enlarged, patch_attention
-from tests.eval.subjects import Looker
-
-
-class Lit(ArraySource):
-    """Images of 8 pixels whose upper left quarter is bright, and that quarter is the object."""
-
-    has_masks = True
-
-    def __init__(self, n: int = 3, side: int = 8) -> None:
-        images = torch.zeros(n, 3, side, side, dtype=torch.uint8)
-        images[:, :, : side // 2, : side // 2] = 255
-        super().__init__("lit", images, np.zeros(n, dtype=np.int64), ["lit"], 3)
-
-    def mask(self, index: int) -> torch.Tensor:
-        return self.images[index, 0] > 0
+from tests.eval.subjects import Lit, Looker, subject
 
 
 def test_mass_area_and_auc_by_hand() -> None:
@@ -43,7 +27,7 @@ def test_mass_area_and_auc_by_hand() -> None:
     assert got.gaussian_mass == pytest.approx(1.25 / 4)
     assert got.auc == 1.0
     assert got.gaussian_auc == 0.5
-    assert got.to_dict()["images"] == 1
+    assert got.images == 1
 
 
 def test_auc_counts_ties_half_and_skips_images_without_both_kinds_of_patch() -> None:
@@ -68,16 +52,10 @@ def test_sigma_of_the_gaussian_is_a_quarter_of_the_side() -> None:
 
 
 def test_attention_mass_of_the_images_of_a_source() -> None:
-    source, network = Lit(n=5), Looker(dark=0.0).train()
-    settings: dict[str, Any] = {
-        "image_size": 8,
-        "crop_ratio": 1.0,
-        "mean": [0.0] * 3,
-        "std": [1.0] * 3,
-        "device": "cpu",
-    }
-    seen = attend(network, source, [4, 0, 2], batch_size=2, **settings)
-    assert network.training
+    network = replace(subject(Looker(dark=0.0), image_size=8), mean=(0.0,) * 3, std=(1.0,) * 3)
+    network.backbone.train()
+    seen = attend(network, Lit(5), [4, 0, 2], batch_size=2)
+    assert network.backbone.training
     assert seen.indices == [4, 0, 2]
     assert seen.attention.shape == (3, 2, 2, 2)
     assert seen.masks is not None
@@ -86,7 +64,7 @@ def test_attention_mass_of_the_images_of_a_source() -> None:
     assert got.mass == pytest.approx((1 + 0.25) / 2)  # one head is all on the object, the other even
 
     # Masks are resized and cropped like their images.
-    larger = attend(network, Lit(n=2, side=32), [1], **settings | {"crop_ratio": 0.5})
+    larger = attend(replace(network, crop_ratio=0.5), Lit(2, side=32), [1])
     assert larger.images.shape == (1, 3, 8, 8)
     assert larger.masks is not None
     assert torch.equal(larger.masks[0] > 0.5, larger.images[0, 0] > 127)

@@ -22,11 +22,12 @@ def shots(count: int, height: int = 46, width: int = 61) -> Iterator[np.ndarray]
         yield image
 
 
-def film(path: Path, images: Iterable[np.ndarray], height: int = 46, width: int = 62) -> Path:
+def film(path: Path, images: Iterable[np.ndarray], rate: Fraction | int = RATE) -> Path:
     with av.open(str(path), "w") as container:
-        stream = container.add_stream("mpeg4", rate=RATE)
-        stream.height, stream.width = height, width
-        for image in images:
+        stream = container.add_stream("mpeg4", rate=rate)
+        for number, image in enumerate(images):
+            if number == 0:
+                stream.height, stream.width = image.shape[:2]
             container.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
         container.mux(stream.encode())
     return path

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import threading
-from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,14 +15,15 @@ from PIL import Image
 from torch import Tensor, nn
 
 from dino_exp.config.evaluation_schema import VideoSegmentationConfig
-from dino_exp.data.source import Splits
 from dino_exp.errors import UserError
 from dino_exp.eval.davis.video_segmentation import VideoSegmentation, _network_size
+from dino_exp.eval.subject import Findings
 from dino_exp.parallel import distributed
-from tests.eval.subjects import GivenData, images, subject, tiny_vit
+from tests.eval.subjects import NO_DATA, subject, tiny_vit
 
 HEIGHT, WIDTH, SIDE, PATCH = 64, 128, 24, 8
 COLORS = [(0, 0, 0), (255, 0, 0), (0, 255, 0)]
+PAIR = "Annotations/480p/pair/{:05}.png"
 PALETTE = [*range(200, 206), *([9] * 762)]
 
 # A square of entire patches is propagated exactly. Enlarging rounds its corners: 0.5, 1.5, 2.5 and 3.5 pixels
@@ -79,14 +80,10 @@ def segmentation(folder: Path, **changes: Any) -> VideoSegmentation:
     return VideoSegmentation(VideoSegmentationConfig(**settings | changes))
 
 
-def data() -> GivenData:
-    return GivenData(Splits(images([0, 1]), None))
-
-
 def test_moving_squares_are_tracked(davis: Path, tmp_path: Path) -> None:
     evaluation, seen = segmentation(davis), subject(Colors())
-    evaluation.check(seen, data())
-    findings = evaluation.evaluate(seen, data(), tmp_path / "video_segmentation")
+    evaluation.check(seen, NO_DATA)
+    findings = evaluation.evaluate(seen, NO_DATA, tmp_path / "video_segmentation")
     names = ["jf_mean", "j_mean", "j_recall", "j_decay", "f_mean", "f_recall", "f_decay"]
     assert list(findings.figures) == names
     assert findings.figures["j_mean"] == pytest.approx(REGION)
@@ -122,14 +119,14 @@ def test_a_network_that_does_not_see_the_objects_loses_them(davis: Path, tmp_pat
         def forward(self, images: Tensor) -> Tensor:
             return super().forward(torch.ones_like(images))
 
-    figures = segmentation(davis, neighborhood=0).evaluate(subject(Blind()), data(), tmp_path).figures
+    figures = segmentation(davis, neighborhood=0).evaluate(subject(Blind()), NO_DATA, tmp_path).figures
     assert figures["j_mean"] < 30
 
 
 def test_a_transformer_takes_the_frames(davis: Path, tmp_path: Path) -> None:
     evaluation, seen = segmentation(davis), subject(tiny_vit())
-    evaluation.check(seen, data())
-    assert 0 < evaluation.evaluate(seen, data(), tmp_path).figures["jf_mean"] < 100
+    evaluation.check(seen, NO_DATA)
+    assert 0 < evaluation.evaluate(seen, NO_DATA, tmp_path).figures["jf_mean"] < 100
 
 
 def test_two_processes_share_the_videos(davis: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -145,17 +142,13 @@ def test_two_processes_share_the_videos(davis: Path, tmp_path: Path, monkeypatch
     monkeypatch.setattr(distributed, "rank", lambda: here.rank)
     monkeypatch.setattr(distributed, "count", lambda: 2)
     monkeypatch.setattr(distributed, "from_all", from_all)
-    found: dict[int, Any] = {}
 
-    def process(rank: int) -> None:
+    def process(rank: int) -> Findings:
         here.rank = rank
-        found[rank] = segmentation(davis).evaluate(subject(Colors()), data(), tmp_path / str(rank))
+        return segmentation(davis).evaluate(subject(Colors()), NO_DATA, tmp_path / str(rank))
 
-    threads = [threading.Thread(target=process, args=(rank,)) for rank in range(2)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(timeout=60)
+    with ThreadPoolExecutor(2) as pool:
+        found = list(pool.map(process, range(2), timeout=60))
     assert found[0].figures == found[1].figures
     assert found[0].figures["j_mean"] == pytest.approx(REGION)
     written = [[path.name for path in (tmp_path / str(rank) / "predictions").iterdir()] for rank in range(2)]
@@ -170,70 +163,45 @@ def test_frames_have_the_size_of_the_released_code() -> None:
     assert _network_size((480, 854), 490, 14) == (490, 840)  # 64 is not a multiple of 14, but 56 is
 
 
-def relabel(path: Path, labels: np.ndarray) -> None:
-    Image.fromarray(labels).save(path)
-
-
-def remove(paths: Iterable[Path]) -> None:
-    for path in paths:
-        path.unlink()
-
-
-DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
-    "no list": (lambda root: (root / "ImageSets/2017/val.txt").unlink(), "lists the videos"),
-    "empty list": (lambda root: (root / "ImageSets/2017/val.txt").write_text("\n"), "val.txt: empty"),
-    "no frames": (
-        lambda root: shutil.rmtree(root / "JPEGImages/480p/pair"),
-        "JPEGImages/480p/pair: no .jpg files.*DAVIS 2017 has JPEGImages/480p/<video>/00000.jpg",
-    ),
-    "no annotation": (
-        lambda root: (root / "Annotations/480p/pair/00002.png").unlink(),
-        "pair/00002.png: missing, although its frame exists",
-    ),
-    "another size": (
-        lambda root: relabel(root / "Annotations/480p/pair/00002.png", np.zeros((32, 64), dtype=np.uint8)),
-        "00002.png: 64x32 pixels, but .*00000.jpg has 128x64",
-    ),
-    "two frames": (
-        lambda root: remove(root / f"JPEGImages/480p/pair/0000{n}.jpg" for n in (0, 1, 2)),
-        "pair: 2 frames, but a video needs at least 3",
-    ),
-    "no objects": (
-        lambda root: relabel(
-            root / "Annotations/480p/pair/00000.png", np.full((HEIGHT, WIDTH), 255, dtype=np.uint8)
+@pytest.mark.parametrize(
+    ("pattern", "content", "message"),
+    [
+        ("ImageSets/2017/val.txt", None, "lists the videos"),
+        ("ImageSets/2017/val.txt", b"\n", "val.txt: empty"),
+        (
+            "JPEGImages/480p/pair",
+            None,
+            "JPEGImages/480p/pair: no .jpg files.*DAVIS 2017 has JPEGImages/480p/<video>/00000.jpg",
         ),
-        "pair/00000.png: no object to track",
-    ),
-    "colors": (
-        lambda root: relabel(
-            root / "Annotations/480p/pair/00000.png", np.zeros((HEIGHT, WIDTH, 3), dtype=np.uint8)
-        ),
-        r"pair/00000.png: colors \(RGB\) instead of labels",
-    ),
-    "no image": (
-        lambda root: (root / "Annotations/480p/pair/00003.png").write_bytes(b"no"),
-        "pair/00003.png: cannot be read as an image",
-    ),
-}
-
-
-@pytest.mark.parametrize("damage", DAMAGE)
-def test_wrong_files_are_named(davis: Path, tmp_path: Path, damage: str) -> None:
-    root = tmp_path / "davis"
-    shutil.copytree(davis, root)
-    spoil, message = DAMAGE[damage]
-    spoil(root)
+        ("JPEGImages/480p/pair/0000[012].jpg", None, "pair: 2 frames, but a video needs at least 3"),
+        (PAIR.format(2), None, "pair/00002.png: missing, although its frame exists"),
+        (PAIR.format(2), np.zeros((32, 64)), "00002.png: 64x32 pixels, but .*00000.jpg has 128x64"),
+        (PAIR.format(0), np.full((HEIGHT, WIDTH), 255), "pair/00000.png: no object to track"),
+        (PAIR.format(0), np.zeros((HEIGHT, WIDTH, 3)), r"00000.png: colors \(RGB\) instead of labels"),
+        (PAIR.format(3), b"no", "pair/00003.png: cannot be read as an image"),
+    ],
+)
+def test_wrong_files_are_named(
+    davis: Path, tmp_path: Path, pattern: str, content: bytes | np.ndarray | None, message: str
+) -> None:
+    root = shutil.copytree(davis, tmp_path / "davis")
+    for path in root.glob(pattern):
+        if isinstance(content, np.ndarray):
+            Image.fromarray(content.astype(np.uint8)).save(path)
+        elif content is not None:
+            path.write_bytes(content)
+        else:
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
     with pytest.raises(UserError, match=message):
-        segmentation(root).check(subject(Colors()), data())
+        segmentation(root).check(subject(Colors()), NO_DATA)
 
 
 def test_damaged_frames_are_named(davis: Path, tmp_path: Path) -> None:
-    root = tmp_path / "davis"
-    shutil.copytree(davis, root)
+    root = shutil.copytree(davis, tmp_path / "davis")
     frame = root / "JPEGImages/480p/alone/00002.jpg"
     frame.write_bytes(frame.read_bytes()[:200])
     with pytest.raises(UserError, match=r"alone/00002\.jpg.*cannot be segmented"):
-        segmentation(root).evaluate(subject(Colors()), data(), tmp_path)
+        segmentation(root).evaluate(subject(Colors()), NO_DATA, tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -251,4 +219,4 @@ def test_wrong_settings_are_named(
     davis: Path, changes: dict[str, Any], backbone: nn.Module, message: str
 ) -> None:
     with pytest.raises(UserError, match=message):
-        segmentation(davis, **changes).check(subject(backbone), data())
+        segmentation(davis, **changes).check(subject(backbone), NO_DATA)

@@ -20,14 +20,9 @@ from dino_exp.eval.embed import embedding as embed_module
 from dino_exp.eval.embed.embedding import Embed
 from dino_exp.eval.embed.feature_files import printable
 from dino_exp.eval.embed.neighborhoods import agreement, map_coordinates, nearest_others
-from tests.eval.subjects import GivenData, block_features, images, subject, tiny_vit
+from tests.eval.subjects import NO_DATA, GivenData, block_features, images, subject, tiny_vit
 
-NO_DATA = GivenData(Splits(images([0, 1]), None))
-
-
-@pytest.fixture(autouse=True)
-def _cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+pytestmark = pytest.mark.usefixtures("cache")
 
 
 def embed(**settings: Any) -> Embed:

@@ -47,7 +47,7 @@ def test_every_image_is_in_the_page(tmp_path: Path) -> None:
     found = re.search(r'<script type="application/json" id="content">(.*?)</script>', text, re.DOTALL)
     assert found is not None
     columns = json.loads(found[1])["figures"]["features"]["spec"]["datasets"]["images"]
-    assert [columns["name"]["words"][i] for i in columns["name"]["of"]] == [
+    assert [columns["name"]["words"][i] for i in columns["name"]["indices"]] == [
         f"{i % 4}/{i}.jpg" for i in range(40)
     ]
     assert columns["x"][:2] == [1.0, round(np.cos(2 * np.pi / 40), 3)]

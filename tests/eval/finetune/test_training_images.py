@@ -8,20 +8,13 @@ import torch
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2.functional import resized_crop
 
-from dino_exp.data.source import ImageSource
 from dino_exp.errors import UserError
+from dino_exp.eval.features import Readable
 from dino_exp.eval.finetune.training_images import SingleCrop, Substituting, epoch_order, training_images
 from dino_exp.seeding import generator
 from tests.data.sources import Album
 
-SETTINGS: dict[str, Any] = {
-    "seed": 3,
-    "epoch": 1,
-    "image_size": 16,
-    "scale": [0.2, 1.0],
-    "batch_size": 4,
-    "workers": 0,
-}
+SETTINGS: dict[str, Any] = dict(seed=3, epoch=1, image_size=16, scale=[0.2, 1.0], batch_size=4, workers=0)
 
 
 def album(sizes: Sequence[tuple[int, int]], unreadable: Collection[int] = ()) -> Album:
@@ -32,9 +25,7 @@ def album(sizes: Sequence[tuple[int, int]], unreadable: Collection[int] = ()) ->
     )
 
 
-def everything(
-    source: ImageSource | Substituting, indices: Sequence[int], **changes: Any
-) -> tuple[torch.Tensor, list[int]]:
+def everything(source: Readable, indices: Sequence[int], **changes: Any) -> tuple[torch.Tensor, list[int]]:
     batches = list(training_images(source, indices, **SETTINGS | changes))
     return torch.cat([batch for batch, _ in batches]), [each for _, indices in batches for each in indices]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from dino_exp.eval.linear.linear_data import AugmentedRows, Choice, LabeledRows,
 from dino_exp.eval.linear.linear_probe import Linear, best, usual_epochs
 from dino_exp.eval.linear.linear_sweep import Classifiers, train
 from tests.data.sources import held_out, labels_of
-from tests.eval.subjects import GivenData, block_features, images, subject, tiny_vit
+from tests.eval.subjects import GivenData, block_features, images, labeled_data, subject, tiny_vit
 
 CPU = torch.device("cpu")
 
@@ -43,22 +44,8 @@ def clouds(
     return centers[labels] + spread * noise, labels
 
 
-def given(
-    train_features: torch.Tensor,
-    train_labels: torch.Tensor,
-    test_features: torch.Tensor,
-    test_labels: torch.Tensor,
-) -> GivenData:
-    names = [str(number) for number in range(int(max(train_labels.max(), test_labels.max())) + 1)]
-    splits = Splits(
-        images(train_labels.numpy(), classes=names, size=4),
-        images(test_labels.numpy(), classes=names, size=4),
-    )
-    return GivenData(splits, {"train": block_features(train_features), "test": block_features(test_features)})
-
-
 def usual() -> GivenData:
-    return given(*clouds(50), *clouds(40, seed=2))
+    return labeled_data(*clouds(50), *clouds(40, seed=2))
 
 
 def rows_of(features: torch.Tensor, labels: torch.Tensor) -> LabeledRows:
@@ -132,7 +119,7 @@ def test_an_epoch_reads_each_image_once_and_does_not_copy_a_mapped_file(tmp_path
     mapped = torch.from_file(str(tmp_path / "values"), size=values.numel()).view(values.shape)
     known = LabeledRows.of(block_features(mapped), 1, images(labels.numpy(), size=4), CPU)
     assert known.values.untyped_storage().data_ptr() == mapped.untyped_storage().data_ptr()
-    part = known.part(np.arange(10, 110))
+    part = replace(known, rows=np.arange(10, 110))
     read = [torch.cat([features for features, _ in part.epoch(epoch, 0, 32)]) for epoch in (0, 1)]
     assert not read[0].equal(read[1])
     for features in read:
@@ -142,7 +129,7 @@ def test_an_epoch_reads_each_image_once_and_does_not_copy_a_mapped_file(tmp_path
 
 
 def test_sgd_and_logistic_regression_come_close_to_the_optimum(tmp_path: Path) -> None:
-    data, given_subject = given(*clouds(200), *clouds(200, seed=2)), subject()
+    data, given_subject = labeled_data(*clouds(200), *clouds(200, seed=2)), subject()
     train_features, test_features = (
         data.features(split).values.flatten(1).numpy() for split in ("train", "test")
     )
@@ -166,7 +153,7 @@ def test_sgd_and_logistic_regression_come_close_to_the_optimum(tmp_path: Path) -
 
 def test_standardizing_helps_where_a_common_mean_hides_the_classes(tmp_path: Path) -> None:
     (features, labels), (unseen, test_labels) = clouds(100), clouds(100, seed=2)
-    hidden = given(10 + 0.05 * features, labels, 10 + 0.05 * unseen, test_labels)
+    hidden = labeled_data(10 + 0.05 * features, labels, 10 + 0.05 * unseen, test_labels)
     raw, standardized = (
         linear(standardize=choice).evaluate(subject(), hidden, tmp_path).figures["top1"]
         for choice in (False, True)
@@ -186,7 +173,7 @@ def test_standardizing_helps_where_a_common_mean_hides_the_classes(tmp_path: Pat
 def test_held_out_images_choose_nothing(tmp_path: Path, method: str) -> None:
     data = usual()
     found = linear(method=method).evaluate(subject(), data, tmp_path)
-    wrong = given(*clouds(50), clouds(40, seed=2)[0], (clouds(40)[1] + 1) % 6)
+    wrong = labeled_data(*clouds(50), clouds(40, seed=2)[0], (clouds(40)[1] + 1) % 6)
     poisoned = linear(method=method).evaluate(subject(), wrong, tmp_path)
     assert poisoned.details == found.details
     assert poisoned.figures["val_top1"] == found.figures["val_top1"]
@@ -206,7 +193,7 @@ def test_diverged_classifiers_are_not_chosen(tmp_path: Path) -> None:
     features[7] = math.nan
     for method in ("sgd", "logistic"):
         broken = linear(method=method).evaluate(
-            subject(), given(features, labels, features, labels), tmp_path
+            subject(), labeled_data(features, labels, features, labels), tmp_path
         )
         assert math.isnan(broken.figures["top1"])
 
@@ -227,7 +214,7 @@ def test_a_note_says_that_the_best_strength_is_at_the_end_of_its_list(tmp_path: 
 def test_a_backbone_without_class_token_has_one_feature(tmp_path: Path) -> None:
     convnet = nn.Sequential(nn.Conv2d(3, 8, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())
     (features, labels), (unseen, test_labels) = clouds(20, 3, rows=1), clouds(20, 3, rows=1, seed=2)
-    data = given(features, labels, unseen, test_labels)
+    data = labeled_data(features, labels, unseen, test_labels)
     evaluation = linear(lrs=[0.01, 0.1])
     evaluation.check(subject(convnet), data)
     found = evaluation.evaluate(subject(convnet), data, tmp_path)

@@ -19,24 +19,22 @@ from dino_exp.data.source import Splits
 from dino_exp.errors import UserError
 from dino_exp.eval.linear.low_shot import LowShot
 from dino_exp.eval.linear.stratified import stratified
-from tests.eval.subjects import GivenData, block_features, images, subject
+from tests.eval.subjects import GivenData, images, labeled_data, subject
 
 CS = [10.0, 0.001, 0.1, 1.0]
 
 
-def clouds(counts: list[int], seed: int) -> tuple[torch.Tensor, np.ndarray]:
+def clouds(counts: list[int], seed: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Return features (N, 3, 8), whose last class token, row 1, tells the classes; and labels."""
     centers = torch.randn(len(counts), 8, generator=torch.Generator().manual_seed(0))
     labels = torch.repeat_interleave(torch.arange(len(counts)), torch.tensor(counts))
     features = torch.randn(len(labels), 3, 8, generator=torch.Generator().manual_seed(seed))
     features[:, 1] = 5 + 3 * (centers[labels] + features[:, 1])
-    return features, labels.numpy()
+    return features, labels
 
 
 def given(counts: list[int]) -> GivenData:
-    (features, labels), (unseen, test_labels) = clouds(counts, 1), clouds([40] * len(counts), 2)
-    splits = Splits(images(labels, size=4), images(test_labels, size=4))
-    return GivenData(splits, {"train": block_features(features), "test": block_features(unseen)})
+    return labeled_data(*clouds(counts, 1), *clouds([40] * len(counts), 2))
 
 
 def low_shot(**changes: Any) -> LowShot:
@@ -66,7 +64,7 @@ def test_c_and_accuracy_agree_with_scikit_learns_grid_search(tmp_path: Path) -> 
     assert all_of_them["std"] is None
     (features, labels), (unseen, test_labels) = clouds([60, 80, 100], 1), clouds([40] * 3, 2)
     for draw in (0, 1):
-        rows = stratified(labels, 0.2, [0, draw], at_least=1)
+        rows = stratified(labels.numpy(), 0.2, [0, draw], at_least=1)
         search = GridSearchCV(
             make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000)),
             {"logisticregression__C": sorted(CS)},

@@ -8,13 +8,10 @@ import torch
 from PIL import Image
 
 from dino_exp.config.evaluation_schema import CopyDetectionConfig
-from dino_exp.data.source import Splits
 from dino_exp.errors import UserError
 from dino_exp.eval.ranking.copy_detection import CopyDetection, descriptor, whitening
 from tests.eval import published_layouts as layouts
-from tests.eval.subjects import GivenData, images, subject, tiny_vit
-
-DATA = GivenData(Splits(images([0, 1]), None))
+from tests.eval.subjects import NO_DATA, subject, tiny_vit
 
 
 def copy_detection(root: Path | None, **changes: Any) -> CopyDetection:
@@ -34,8 +31,8 @@ def root(tmp_path: Path) -> Path:
 def test_the_figure_is_that_of_the_known_order(root: Path, tmp_path: Path) -> None:
     chosen = subject(layouts.MeanColor())
     plain = copy_detection(root)
-    plain.check(chosen, DATA)
-    found = plain.evaluate(chosen, DATA, tmp_path / "out")
+    plain.check(chosen, NO_DATA)
+    found = plain.evaluate(chosen, NO_DATA, tmp_path / "out")
     assert found.figures == pytest.approx({"map_strong": 100 * (1 + (0 + 1 / 2) / 2 + 1) / 3})
     assert found.details == {"copies": 3, "originals": 3, "distractors": 0, "whitening_images": 0}
     assert "10,000 distractors" in found.notes[0]
@@ -43,11 +40,11 @@ def test_the_figure_is_that_of_the_known_order(root: Path, tmp_path: Path) -> No
     # One distractor before the original of the second copy, and 20 before that of the last.
     for number in range(20):
         layouts.save(layouts.flat(75 if number else 40), root / "others" / "a" / f"{number}.png")
-    found = copy_detection(root, distractors=str(root / "others")).evaluate(chosen, DATA, tmp_path / "out")
+    found = copy_detection(root, distractors=str(root / "others")).evaluate(chosen, NO_DATA, tmp_path / "out")
     assert found.details["distractors"] == 20
     assert found.figures == pytest.approx({"map_strong": 100 * (1 + (0 + 1 / 3) / 2 + (0 + 1 / 20) / 2) / 3})
     layouts.save(layouts.flat(75), root / "others" / "20.jpg")
-    found = copy_detection(root, distractors=str(root / "others")).evaluate(chosen, DATA, tmp_path / "out")
+    found = copy_detection(root, distractors=str(root / "others")).evaluate(chosen, NO_DATA, tmp_path / "out")
     assert found.figures == pytest.approx({"map_strong": 100 * (1 + (0 + 1 / 3) / 2 + 0) / 3})
 
 
@@ -73,8 +70,8 @@ def test_whitening_is_used(root: Path, tmp_path: Path) -> None:
         layouts.save(layouts.flat(degrees), root / "others" / f"{degrees}.jpg")
     chosen = subject(layouts.MeanColor())
     whitened = copy_detection(root, whitening=str(root / "others"), distractors=str(root / "others"))
-    whitened.check(chosen, DATA)
-    found = whitened.evaluate(chosen, DATA, tmp_path / "out")
+    whitened.check(chosen, NO_DATA)
+    found = whitened.evaluate(chosen, NO_DATA, tmp_path / "out")
     assert found.details["whitening_images"] == found.details["distractors"] == 12
     assert 0 < found.figures["map_strong"] <= 100
     assert len(found.notes) == 0
@@ -107,7 +104,7 @@ def test_networks_without_class_token_pool_their_last_feature_map() -> None:
 def test_bad_input_is_named(root: Path) -> None:
     def refused(evaluation: CopyDetection, message: str) -> None:
         with pytest.raises(UserError, match=message):
-            evaluation.check(subject(tiny_vit()), DATA)
+            evaluation.check(subject(tiny_vit()), NO_DATA)
 
     refused(copy_detection(None), r"copy_detection.root = null.*root/original")
     refused(
@@ -128,4 +125,4 @@ def test_bad_input_is_named(root: Path) -> None:
 def test_a_network_for_another_size_is_named(root: Path) -> None:
     network = timm.create_model("vit_tiny_patch16_224", num_classes=0, img_size=32, embed_dim=24, depth=1)
     with pytest.raises(UserError, match=r"copy_detection.image_size = 48: the network cannot take .*48x48"):
-        copy_detection(root, image_size=48).check(subject(network), DATA)
+        copy_detection(root, image_size=48).check(subject(network), NO_DATA)

@@ -10,6 +10,7 @@ from sklearn.metrics import average_precision_score
 
 from dino_exp.errors import UserError
 from dino_exp.eval.ranking import average_precision, safe_pickle
+from tests.eval.subjects import Runs
 
 
 @pytest.mark.parametrize(
@@ -93,16 +94,6 @@ def test_a_pickle_of_python_2_is_read(tmp_path: Path) -> None:
     path.write_bytes(content)
     found = safe_pickle.load(path)
     assert {key: array.tolist() for key, array in found.items()} == {"aé": [200, 1]}
-
-
-class Runs:
-    """An object that calls what it was given when it is unpickled."""
-
-    def __init__(self, call: object, *arguments: object) -> None:
-        self.call, self.arguments = call, arguments
-
-    def __reduce__(self) -> tuple:
-        return self.call, self.arguments
 
 
 @pytest.mark.parametrize("protocol", [0, 2, 4])

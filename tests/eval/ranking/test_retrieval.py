@@ -11,14 +11,11 @@ import torch.nn.functional as F
 from PIL import Image
 
 from dino_exp.config.evaluation_schema import RetrievalConfig
-from dino_exp.data.source import Splits
 from dino_exp.errors import UserError
 from dino_exp.eval.ranking.image_files import features_of
-from dino_exp.eval.ranking.retrieval import Retrieval
+from dino_exp.eval.ranking.retrieval import LEVELS, Retrieval
 from tests.eval import published_layouts as layouts
-from tests.eval.subjects import GivenData, images, subject, tiny_vit
-
-DATA = GivenData(Splits(images([0, 1]), None))
+from tests.eval.subjects import NO_DATA, subject, tiny_vit
 
 
 def retrieval(root: Path | None, **changes: Any) -> Retrieval:
@@ -42,8 +39,8 @@ def root(tmp_path: Path) -> Path:
 def test_figures_are_those_of_the_known_order(root: Path, tmp_path: Path, workers: int) -> None:
     chosen = dataclasses.replace(subject(layouts.MeanColor()), batch_size=3, workers=workers)
     evaluation = retrieval(root, datasets=["roxford5k", "rparis6k"])
-    evaluation.check(chosen, DATA)
-    found = evaluation.evaluate(chosen, DATA, tmp_path / "out")
+    evaluation.check(chosen, NO_DATA)
+    found = evaluation.evaluate(chosen, NO_DATA, tmp_path / "out")
     # First query: rank 1 of the easy one becomes 0 without junk 0; rank 4 of the hard one 2, or 1 where the
     # easy one is junk too. Second query, uncropped: row 7 is last, behind 5 or 7 that count.
     medium = ((1 + 1) / 2 + (1 / 2 + 2 / 3) / 2) / 2
@@ -55,13 +52,8 @@ def test_figures_are_those_of_the_known_order(root: Path, tmp_path: Path, worker
             "roxford5k_mp10_easy": 100 * (1 + 1 / 6) / 2,
             "roxford5k_mp10_medium": 100 * (2 / 3 + 1 / 6) / 2,
             "roxford5k_mp10_hard": 100 / 2,
-            "rparis6k_map_easy": 100,
-            "rparis6k_map_medium": 100,
-            "rparis6k_map_hard": 100,
-            "rparis6k_mp10_easy": 100,
-            "rparis6k_mp10_medium": 100,
-            "rparis6k_mp10_hard": 100,
         }
+        | {f"rparis6k_{kind}_{level}": 100 for kind in ("map", "mp10") for level in LEVELS}
     )
     details = found.details["roxford5k"]
     assert (details["images"], details["queries"], details["queries_hard"]) == (8, 2, 1)
@@ -70,7 +62,7 @@ def test_figures_are_those_of_the_known_order(root: Path, tmp_path: Path, worker
 
 
 def test_queries_may_be_cropped_to_their_boxes(root: Path, tmp_path: Path) -> None:
-    found = retrieval(root, crop_queries=True).evaluate(subject(layouts.MeanColor()), DATA, tmp_path)
+    found = retrieval(root, crop_queries=True).evaluate(subject(layouts.MeanColor()), NO_DATA, tmp_path)
     assert found.figures["roxford5k_map_easy"] == pytest.approx(100)
     assert "were cropped to their boxes" in found.notes[-1]
 
@@ -100,7 +92,7 @@ def test_a_transformer_sees_images_reduced_as_in_the_released_code(tmp_path: Pat
 
 def refused(evaluation: Retrieval, message: str) -> None:
     with pytest.raises(UserError, match=message):
-        evaluation.check(subject(tiny_vit()), DATA)
+        evaluation.check(subject(tiny_vit()), NO_DATA)
 
 
 def test_bad_layouts_are_named(root: Path) -> None:
@@ -136,7 +128,7 @@ def test_an_unreadable_image_is_an_error(root: Path, tmp_path: Path) -> None:
     image = root / "roxford5k/jpg/all_souls_000002.jpg"
     image.write_bytes(image.read_bytes()[:300])
     with pytest.raises(UserError, match=r"all_souls_000002.jpg: damaged .*Replace the file"):
-        retrieval(root).evaluate(subject(layouts.MeanColor()), DATA, tmp_path)
+        retrieval(root).evaluate(subject(layouts.MeanColor()), NO_DATA, tmp_path)
     layouts.save(layouts.flat(0, (400, 9)), image)
     with pytest.raises(UserError, match=r"all_souls_000002.jpg: 12x\d pixels at retrieval.image_size = 12"):
-        retrieval(root).evaluate(subject(tiny_vit()), DATA, tmp_path)
+        retrieval(root).evaluate(subject(tiny_vit()), NO_DATA, tmp_path)
