@@ -36,14 +36,14 @@ TITLES = {
     "eval": "Evaluations",
     "runs": "Run directories",
     "parallel": "Several processes",
-    "weights": "Weights from elsewhere",
-    "export": "Weights to elsewhere",
+    "weights": "Loading weights",
+    "export": "Exporting weights",
     "report": "Reports",
     "plots": "Plots",
     "tracker": "Trackers",
     "launchers": "Launchers",
 }
-"""Page titles of the rooms of `dino_exp`, and of `launchers`; other modules share the page "Base"."""
+"""Page titles of the packages of `dino_exp`, and of `launchers`; other modules share the page "Base"."""
 
 
 def write(folder: Path) -> None:
@@ -181,13 +181,13 @@ def cell(text: str) -> str:
 
 
 def python_pages() -> Iterator[tuple[str, list[str]]]:
-    """Yield name and lines of one page per room, and of their table of contents."""
-    rooms: dict[str, list[str]] = {room: [] for room in TITLES} | {"base": []}
+    """Yield name and lines of one page per package, and of their table of contents."""
+    packages: dict[str, list[str]] = {package: [] for package in TITLES} | {"base": []}
     for file in sorted([*ROOT.glob("dino_exp/**/*.py"), *ROOT.glob("launchers/**/*.py")]):
         first, *rest = file.relative_to(ROOT).with_suffix("").parts
         if rest[-1] not in ("__init__", "__main__"):
-            room = rest[0] if first == "dino_exp" else first
-            rooms[room if room in TITLES else "base"] += module_lines(".".join([first, *rest]), file)
+            package = rest[0] if first == "dino_exp" else first
+            packages[package if package in TITLES else "base"] += module_lines(".".join([first, *rest]), file)
     yield (
         "python/index.md",
         [
@@ -198,12 +198,12 @@ def python_pages() -> Iterator[tuple[str, list[str]]]:
             "and are not listed.",
             "",
             "```{toctree}",
-            *rooms,
+            *packages,
             "```",
         ],
     )
-    for room, lines in rooms.items():
-        yield f"python/{room}.md", [f"# {TITLES.get(room, 'Base')}", *lines]
+    for package, lines in packages.items():
+        yield f"python/{package}.md", [f"# {TITLES.get(package, 'Base')}", *lines]
 
 
 def module_lines(name: str, file: Path) -> list[str]:
