@@ -117,9 +117,11 @@ def show_ended(directory: RunDirectory, console: Console) -> RunResult:
     """Print the summary of a run that has already ended."""
     summary = directory.read_summary()
     state, verdict = summary["state"], summary["verdict"]
-    shown = ("verdict", "evidence", "knn_top1", "untrained_knn_top1", "initial_knn_top1", "steps")
-    rows = {key: summary[key] for key in shown if summary.get(key) is not None}
-    console.print(table(f"This run has already {state}", rows | {"directory": str(directory.path)}))
+    rows = {"verdict": verdict, "because": summary["evidence"]}
+    if summary["knn_top1"] is not None:
+        rows |= before_and_now(summary, "knn_top1", summary["knn_top1"])
+    rows |= {"steps": f"{summary['steps']:,}", "directory": str(directory.path)}
+    console.print(table(f"This run has already {state}", rows))
     console.print("Pass resume=never to train it again, in another directory.")
     return RunResult(state, 0, directory.path, f"already {state}; {verdict}", summary["knn_top1"])
 
@@ -240,11 +242,12 @@ def introduce(trainer: Trainer, directory: RunDirectory, console: Console, resum
     cfg, splits = trainer.cfg, trainer.splits
     parameters = sum(parameter.numel() for parameter in trainer.student.backbone.parameters())
     precision = str(trainer.autocast_type or torch.float32).removeprefix("torch.")
+    threads = torch.get_num_threads()
     held_out = f", {len(splits.test):,} held out" if splits.test else ""
     rows = {
         "data": f"{cfg.data.name}: {len(splits.train):,} images{held_out}",
         "backbone": f"{cfg.backbone.name}: {parameters:,} parameters",
-        "machine": f"{trainer.device.type}, {precision}, {torch.get_num_threads()} threads, "
+        "machine": f"{trainer.device.type}, {precision}, {threads} thread{'s' * (threads != 1)}, "
         f"{trainer.workers} loader processes",
         **batch_shares(trainer),
         **trainer.plan.facts(),
@@ -299,6 +302,14 @@ def summarize(trainer: Trainer, state: str) -> dict[str, Any]:
     }
 
 
+def before_and_now(summary: dict[str, Any], name: str, now: float) -> dict[str, str]:
+    """Return a table row with a percentage before and after training, by its label."""
+    before = "initial" if "initial_knn_top1" in summary else "untrained"
+    first = summary.get(f"{before}_{name}")
+    label = "k-NN" if name == "knn_top1" else name
+    return {f"{label}, {before} → now": f"{'?' if first is None else f'{first:.1f}'} % → {now:.1f} %"}
+
+
 def conclude(
     trainer: Trainer, directory: RunDirectory, console: Console, state: str, summary: dict[str, Any]
 ) -> str:
@@ -311,18 +322,15 @@ def conclude(
         )
         return f"stopped at step {trainer.step}"
     rows: dict[str, Any] = {"verdict": verdict_text(verdict), "because": verdict.evidence}
-    before = "initial" if "initial_knn_top1" in summary else "untrained"
     for name, value in main_figures(trainer.last_metrics).items():
-        first = summary.get(f"{before}_{name}")
-        what = "k-NN" if name == "knn_top1" else name
-        rows[f"{what}, {before} → now"] = f"{'?' if first is None else f'{first:.1f}'} % → {value:.1f} %"
+        rows |= before_and_now(summary, name, value)
     if summary.get("raw_pixels_knn_top1") is not None:
         rows["k-NN of raw pixels"] = f"{summary['raw_pixels_knn_top1']:.1f} %"
     if summary.get("attention"):
         now, untrained = summary["attention"], summary["untrained_attention"]
         rows["attention on the object"] = (
-            f"{now['mass']:.0%} of the class token's, on {now['area']:.0%} of the image "
-            f"(untrained {untrained['mass']:.0%}, centered Gaussian {now['gaussian_mass']:.0%})"
+            f"{now['mass']:.0%} of the class token's attention (untrained {untrained['mass']:.0%}, "
+            f"centered Gaussian {now['gaussian_mass']:.0%}); the object covers {now['area']:.0%} of the image"
         )
     rows["speed"] = f"{summary['images_per_second']:,.0f} images/s, {summary['wall_seconds']:,.0f} s in all"
     if summary["corrupt_images"]:
