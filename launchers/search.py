@@ -31,11 +31,11 @@ from dino_exp import errors
 from dino_exp.config.identity import identity
 from dino_exp.config.search_space import Choices, Space, probes, typed
 from dino_exp.config.sweep_runs import Run
+from dino_exp.console import a_console, table
 from dino_exp.errors import UserError
 from dino_exp.runs import former_names
 from dino_exp.runs.manifest import Manifest
 from dino_exp.train.attempt import Outcome
-from launchers.launch import a_console
 
 JOURNAL = "optuna.journal"
 LOCK = ".search.lock"
@@ -111,11 +111,11 @@ def alone(folder: Path) -> Iterator[None]:
 
 def in_first_names(space: Space) -> Space:
     """Return a space under its first names, so that a search resumes its study when names change."""
-    table = former_names.TABLE
+    names = former_names.TABLE
     if isinstance(space, Choices):
-        values = tuple(str(table.first_value(space.key, value)) for value in space.values)
+        values = tuple(str(names.first_value(space.key, value)) for value in space.values)
         space = replace(space, values=values)
-    return replace(space, key=table.first_key(space.key))
+    return replace(space, key=names.first_key(space.key))
 
 
 def study_name(first: DictConfig, spaces: Sequence[Space]) -> str:
@@ -327,9 +327,4 @@ def summary(study: optuna.Study, folder: Path) -> Table:
     rows["pruned (collapsed)"] = str(count[TrialState.PRUNED])
     rows["failed"] = str(count[TrialState.FAIL])
     rows["study"] = f"{study.study_name} in {folder / JOURNAL}"
-    shown = Table(title=f"Search {folder}", title_justify="left", show_header=False, box=None)
-    shown.add_column(style="dim", no_wrap=True)
-    shown.add_column(overflow="fold")
-    for name, value in rows.items():
-        shown.add_row(name, Text(value))
-    return shown
+    return table(f"Search {folder}", {name: Text(value) for name, value in rows.items()})

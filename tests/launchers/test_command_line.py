@@ -44,7 +44,7 @@ def test_status(four: Cluster, capsys: pytest.CaptureFixture[str]) -> None:
     assert "2 lost" in capsys.readouterr().out
 
 
-def test_wait_ends_when_no_process_holds_a_run(
+def test_wait_prints_each_change_of_state_until_no_run_is_active(
     four: Cluster, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def meanwhile(seconds: float) -> None:
@@ -102,7 +102,7 @@ def test_resume_after_everything_went_well_does_nothing(
     for seed in range(4):
         mark(seed, state="finished")
     assert launchers(["resume", str(SWEEP)]) == 0
-    assert capsys.readouterr().out.splitlines() == [f"{SWEEP}: submitted 0 runs.", "Left alone: 4 finished."]
+    assert capsys.readouterr().out.splitlines() == [f"{SWEEP}: submitted 0 runs.", "Skipped: 4 finished."]
 
 
 @pytest.mark.parametrize(

@@ -52,7 +52,7 @@ def test_the_same_sweep_again_submits_nothing(cluster: Cluster, capsys: pytest.C
     assert the_sweep() == before
     assert capsys.readouterr().out.splitlines()[:2] == [
         "outputs/debug_sweep_seed: submitted 0 runs.",
-        "Left alone: 2 pending.",
+        "Skipped: 2 pending.",
     ]
 
 
@@ -89,7 +89,7 @@ def test_a_larger_sweep_submits_only_the_missing_runs(
     shown = capsys.readouterr().out.splitlines()
     assert shown[0] == "outputs/debug_sweep_seed: submitted 5 runs as job 101."
     assert sorted(shown[1:6]) == [
-        f"Left alone: 1 {state}." for state in ("collapsed", "finished", "pending", "preempted", "running")
+        f"Skipped: 1 {state}." for state in ("collapsed", "finished", "pending", "preempted", "running")
     ]
 
 
@@ -106,7 +106,7 @@ def test_a_failed_run_is_tried_again_max_retries_times(cluster: Cluster) -> None
         assert len(jobs()[0]) == min(2, attempt + 1)
         mark(0, state="failed")
         cluster.move({jobs()[0][-1]: "FAILED"})
-    assert list(again.left_alone.values()) == ["failed 2 times (hydra.launcher.max_retries = 1)"]
+    assert list(again.skipped.values()) == ["failed 2 times (hydra.launcher.max_retries = 1)"]
     assert resume("max_retries=2") == 0
     assert len(jobs()[0]) == 3
 
@@ -133,7 +133,7 @@ def test_a_run_that_trains_outside_of_launchers_is_not_submitted(cluster: Cluste
     submission = submit([1, 2])
     by_hand.release()
     assert submission.submitted == [directory(1).path.name]
-    assert submission.left_alone == {by_hand.path.name: "running, in a process that no launcher started"}
+    assert submission.skipped == {by_hand.path.name: "running, in a process that no launcher started"}
 
 
 def test_a_sweep_is_split_into_arrays_that_the_site_allows(cluster: Cluster) -> None:

@@ -167,7 +167,7 @@ def test_a_sweep_is_shown_collected_and_resumed(
     assert launchers.main(["resume", folder]) == 0
     said = capsys.readouterr().out
     assert "submitted 1 runs." in said
-    assert "Left alone: 1 finished." in said
+    assert "Skipped: 1 finished." in said
     assert dino(*SWEEP) == 0
     assert "submitted 1 runs." in capsys.readouterr().out  # it has not started
     assert content(next(Path(folder).glob("*tt0.02*"))) == untouched
