@@ -21,12 +21,11 @@ from dino_exp.config.help import print_help
 from dino_exp.config.hydra_loader import CONFIG_NAME, VERSION_BASE, loader, parse_arguments
 from dino_exp.config.register import CONF, register
 from dino_exp.config.sweep_runs import Run
+from dino_exp.console import STATE_STYLES
 from dino_exp.errors import FAILED, INTERRUPTED, UserError, refuse, warn
 from dino_exp.parallel.rank_zero import in_all_processes
 from dino_exp.runs import former_names
 from dino_exp.train.attempt import Outcome, attempt
-
-STATE_STYLES = {"finished": "green", "failed": "bold red", "collapsed": "red", "preempted": "yellow"}
 
 
 class Job(NamedTuple):
@@ -195,12 +194,8 @@ def exit_code(outcomes: Sequence[Outcome], multirun: bool) -> int:
 
 def sweep_table(checked: Checked, outcomes: Sequence[Outcome]) -> Table:
     """Return the table of a sweep's runs: swept overrides, folder, state, and the verdict or the error."""
-    table = Table(
-        title=f"Sweep {checked.sweep_dir or ''}".rstrip(),
-        title_justify="left",
-        box=None,
-        padding=(0, 2, 0, 0),
-    )
+    title = f"Sweep {checked.sweep_dir or ''}".rstrip()
+    table = Table(title=title, title_justify="left", box=None, padding=(0, 2, 0, 0))
     table.add_column("run", overflow="fold")
     table.add_column("folder", no_wrap=True, style="dim")
     table.add_column("state", no_wrap=True)
@@ -208,8 +203,7 @@ def sweep_table(checked: Checked, outcomes: Sequence[Outcome]) -> Table:
     ended = {outcome.run_id: outcome for outcome in outcomes}
     for planned in checked.runs:
         outcome = ended.get(planned.run_id)
-        state = outcome.state if outcome else "not started"
-        message = outcome.message if outcome else ""
+        state, message = (outcome.state, outcome.message) if outcome else ("not started", "")
         line = (message.strip().splitlines() or [""])[-1 if state == "failed" else 0]
         table.add_row(
             Text(" ".join(planned.overrides) or "(no sweep)"),

@@ -14,6 +14,17 @@ from rich.text import Text
 
 LOG_WIDTH = 200
 """Columns of a log file; wide enough that no line of ours is broken."""
+STATE_STYLES = {
+    "finished": "green",
+    "running": "cyan",
+    "pending": "dim",
+    "preempted": "yellow",
+    "collapsed": "red",
+    "failed": "bold red",
+    "lost": "bold red",
+    "cancelled": "magenta",
+}
+"""Styles by state of a run, in the order in which states are counted."""
 LOG_LINES = 20
 """Progress lines that an entire run writes without a terminal."""
 

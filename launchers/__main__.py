@@ -106,10 +106,10 @@ def resume(manifest: Manifest, changes: Sequence[str], console: Console) -> int:
     warn(renamed)
     changes = [word.removeprefix("hydra.launcher.") for word in words]
     settings = with_changes(manifest.launcher, manifest.settings, changes)
-    runs = []
-    for name, entry in manifest.runs.items():
-        cfg = read_config(manifest.directory(name))
-        runs.append(Wanted(name, tuple(entry.overrides), cfg))
+    runs = [
+        Wanted(name, tuple(entry.overrides), read_config(manifest.directory(name)))
+        for name, entry in manifest.runs.items()
+    ]
     submission = submit(manifest.folder, manifest.launcher, settings, runs)
     announce(console, submission)
     if submission.submitted:

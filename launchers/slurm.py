@@ -34,10 +34,7 @@ def parameters(settings: Any, name: str, jobs: int, arrays: int = 1) -> dict[str
     checkout = f'export PYTHONPATH={shlex.quote(str(ROOT))}"${{PYTHONPATH:+:$PYTHONPATH}}"'
     words = {
         "job_name": name,
-        "partition": settings.partition,
-        "account": settings.account,
-        "qos": settings.qos,
-        "constraint": settings.constraint,
+        **{key: settings[key] for key in ("partition", "account", "qos", "constraint")},
         "time": minutes(settings.time_limit),
         "nodes": settings.nodes,
         "ntasks_per_node": tasks_per_node(settings),
@@ -49,11 +46,7 @@ def parameters(settings: Any, name: str, jobs: int, arrays: int = 1) -> dict[str
         "stderr_to_stdout": True,
         # a process that fails ends the other processes of the run
         "srun_args": ["--kill-on-bad-exit=1"],
-        "setup": [
-            *settings.setup,
-            *([checkout] if CHECKOUT else []),
-            "export PYTHONSAFEPATH=1",
-        ],
+        "setup": [*settings.setup, *([checkout] if CHECKOUT else []), "export PYTHONSAFEPATH=1"],
         "additional_parameters": {
             str(key).replace("_", "-"): value for key, value in extra.items() if value not in (None, False)
         },

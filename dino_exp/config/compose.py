@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import Field, dataclass, field, fields
+from dataclasses import Field, dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
@@ -31,10 +31,14 @@ from dino_exp.config.hydra_loader import (
     without_hydra,
 )
 from dino_exp.config.identity import run_id
-from dino_exp.config.launcher_settings import SETTINGS, OptunaSettings, search_problems
-from dino_exp.config.launcher_settings import problems as settings_problems
+from dino_exp.config.launcher_settings import (
+    SETTINGS,
+    OptunaSettings,
+    search_problems,
+    settings_problems,
+)
 from dino_exp.config.overrides import OverrideReader
-from dino_exp.config.schema import SCHEMAS, Config, schema_of
+from dino_exp.config.schema import SCHEMAS, Config, fields_of, schema_of
 from dino_exp.config.search_space import Numbers, Space, divide, latest, probes, space_of
 from dino_exp.config.sweep_runs import Findings, Run, same_runs, sweep_name
 from dino_exp.config.validate import field_problems, keys_of, node_problems, validate
@@ -192,15 +196,14 @@ class _Preflight:
 
     def _unknown_key(self, key: str, cfg: DictConfig, choices: Mapping[str, str]) -> str:
         groups = [group for group in self.loader.groups if self.loader.is_group(group)]
-        return messages.unknown_key(key, keys_of(cfg), groups, choices)
+        return messages.unknown_key(key, keys_of(cfg), groups, choices, "train.py")
 
     def _check_launcher(self) -> None:
         """Check the settings of our own launchers."""
         checked, node = self.checked, self.checked.launcher
         if node is None or schema_of(node) not in SETTINGS.values():
             return
-        found = [problem for _, problem in node_problems("hydra.launcher.", node, node)]
-        checked.misread += found or list(settings_problems(node))
+        checked.misread += settings_problems(node)
         if not checked.multirun:
             name = checked.choices.get("hydra/launcher", "")
             checked.misread.append(f"hydra/launcher = {name}: works with -m, also for one run; add -m.")
@@ -292,7 +295,7 @@ class _Preflight:
         """Return whether an unknown key may belong to an option that could not be read."""
         group, _, name = key.partition(".")
         schemas = SCHEMAS.get(group, {}).values()
-        known = len(schemas) > 1 and any(field.name == name for schema in schemas for field in fields(schema))
+        known = len(schemas) > 1 and any(name in fields_of(schema) for schema in schemas)
         return known and any(self.loader.is_group(dropped) for dropped in self.reader.dropped)
 
     def _set(self, cfg: DictConfig, override: Override, choices: Mapping[str, str]) -> str | None:
@@ -375,8 +378,7 @@ def _parent(cfg: DictConfig, key: str) -> DictConfig | ListConfig | None:
 
 def _field(node: DictConfig | ListConfig | None, key: str) -> Field[Any] | None:
     """Return the schema's field for `key`, from the node that holds it; None for an item of a list."""
-    own = fields(schema_of(node)) if isinstance(node, DictConfig) else ()
-    return next((each for each in own if each.name == key.rpartition(".")[2]), None)
+    return fields_of(schema_of(node)).get(key.rpartition(".")[2])
 
 
 def _names(node: Any) -> list[str]:

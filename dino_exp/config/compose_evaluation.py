@@ -112,7 +112,7 @@ def _as_list(override: Override, cfg: DictConfig, options: Loader) -> Override:
 
 def _unknown(key: str, cfg: DictConfig, options: Loader, choices: dict[str, str]) -> str:
     names = [name for name in keys_of(cfg) if not name.endswith("_target_")]
-    return messages.unknown_key(key, names, options.groups, choices, program="evaluate.py")
+    return messages.unknown_key(key, names, options.groups, choices, "evaluate.py")
 
 
 def _from_run(cfg: DictConfig, values: Sequence[Override], groups: set[str]) -> Iterator[str]:

@@ -44,35 +44,20 @@ EXAMPLES = (
     ),
 )
 
-KEYS = (
-    "name",
-    "resume",
-    "init_from",
-    "backbone.name",
-    "backbone.patch_size",
-    "head.out_dim",
-    "crops.global_size",
-    "crops.global_scale",
-    "crops.local_size",
-    "crops.local_number",
-    "loss.teacher_temp",
-    "loss.warmup_teacher_temp_epochs",
-    "loss.center_momentum",
-    "ema.momentum",
-    "optimizer.lr",
-    "optimizer.weight_decay",
-    "data.root",
-    "trainer.epochs",
-    "trainer.max_steps",
-    "trainer.batch_size",
-    "trainer.seed",
-    "trainer.precision",
-    "trainer.device",
-    "trainer.num_workers",
-    "trainer.on_collapse",
-    "tracker.mode",
-    "eval.every_epochs",
-)
+MOST_USED = {
+    "": "name resume init_from",
+    "backbone": "name patch_size",
+    "head": "out_dim",
+    "crops": "global_size global_scale local_size local_number",
+    "loss": "teacher_temp warmup_teacher_temp_epochs center_momentum",
+    "ema": "momentum",
+    "optimizer": "lr weight_decay",
+    "data": "root",
+    "trainer": "epochs max_steps batch_size seed precision device num_workers on_collapse",
+    "tracker": "mode",
+    "eval": "every_epochs",
+}
+KEYS = [f"{group}.{name}".lstrip(".") for group, names in MOST_USED.items() for name in names.split()]
 """The most used keys; `--cfg job` shows all."""
 
 OPTIONS = (
