@@ -14,18 +14,7 @@ from pyarrow import parquet
 from launchers import watch
 from launchers.__main__ import main as launchers
 from launchers.children import ROOT
-from tests.launchers.doubles import (
-    ON_SLURM,
-    SWEEP,
-    Cluster,
-    Played,
-    by_seed,
-    directory,
-    jobs,
-    mark,
-    submit,
-    the_sweep,
-)
+from tests.launchers.doubles import SWEEP, Cluster, Played, by_seed, directory, jobs, mark, submit, the_sweep
 from tests.programs import run_program
 
 
@@ -189,7 +178,8 @@ def test_the_commands_do_not_import_torch(here: Path) -> None:
 
 
 def test_train_py_itself_submits(cluster: Cluster, played: Played) -> None:
-    done = run_program("train.py", *ON_SLURM, "trainer.seed=0,1", folder=Path.cwd())
+    words = "-m experiment=debug hydra/launcher=slurm hydra.launcher.detach=true trainer.seed=0,1"
+    done = run_program("train.py", *words.split(), folder=Path.cwd())
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.startswith(f"{SWEEP}: submitted 2 runs as job 100.\n")
     assert jobs() == {0: ["100_0"], 1: ["100_1"]}

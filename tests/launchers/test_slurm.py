@@ -109,15 +109,15 @@ def test_a_failing_scancel_is_an_error(cluster: Cluster) -> None:
 
 @pytest.mark.parametrize(
     ("text", "expected"),
-    {
-        "90": 90,
-        "1:30": 2,
-        "1:30:00": 90,
-        "0:0:1": 1,
-        "2-0": 2880,
-        "1-12:30": 2190,
-        "1-00:00:59": 1441,
-    }.items(),
+    [
+        ("90", 90),
+        ("1:30", 2),
+        ("1:30:00", 90),
+        ("0:0:1", 1),
+        ("2-0", 2880),
+        ("1-12:30", 2190),
+        ("1-00:00:59", 1441),
+    ],
 )
 def test_slurm_durations_are_read_as_minutes(text: str, expected: int) -> None:
     assert minutes(text) == expected

@@ -50,10 +50,8 @@ def test_the_same_sweep_again_submits_nothing(cluster: Cluster, capsys: pytest.C
     assert dino(*ON_SLURM, "trainer.seed=0,1") == 0
     assert len(cluster.calls("sbatch")) == 1
     assert the_sweep() == before
-    assert capsys.readouterr().out.splitlines()[:2] == [
-        "outputs/debug_sweep_seed: submitted 0 runs.",
-        "Skipped: 2 pending.",
-    ]
+    told = ["outputs/debug_sweep_seed: submitted 0 runs.", "Skipped: 2 pending."]
+    assert capsys.readouterr().out.splitlines()[:2] == told
 
 
 def test_a_larger_sweep_submits_only_the_missing_runs(
@@ -80,17 +78,15 @@ def test_a_larger_sweep_submits_only_the_missing_runs(
     for seed, job in again.items():
         assert trained_by(manifest, job) == [names[seed]]
     assert jobs()[5] == ["100_5", "101_2"]
-    assert {
-        seed: manifest.runs[name].retries for seed, name in names.items() if manifest.runs[name].retries
-    } == {1: 1}
+    assert [seed for seed, name in names.items() if manifest.runs[name].retries] == [1]
+    assert manifest.runs[names[1]].retries == 1
     status = failed.read_status()
     assert (status["state"], status["tracker_id"]) == ("pending", "kept")
     assert not failed.traceback_file.exists()
     shown = capsys.readouterr().out.splitlines()
     assert shown[0] == "outputs/debug_sweep_seed: submitted 5 runs as job 101."
-    assert sorted(shown[1:6]) == [
-        f"Skipped: 1 {state}." for state in ("collapsed", "finished", "pending", "preempted", "running")
-    ]
+    skipped = ("collapsed", "finished", "pending", "preempted", "running")
+    assert sorted(shown[1:6]) == [f"Skipped: 1 {state}." for state in skipped]
 
 
 def test_a_smaller_sweep_keeps_the_other_runs_in_the_folder(cluster: Cluster) -> None:
