@@ -27,13 +27,7 @@ from launchers.watch import how_to_come_back, wait
 def launch(
     launcher: str, settings: Mapping[str, Any], folder: Path, checked_runs: Sequence[Run]
 ) -> list[Outcome]:
-    """Submit the missing runs and wait; return how all ended, or nothing if detached or a dry run.
-
-    Args:
-        launcher: slurm or local.
-        settings: as the fields of that launcher's settings class.
-        folder: the sweep's.
-        checked_runs: all runs of the sweep.
+    """Submit the missing runs of a sweep and wait; return how all ended, or nothing if detached or a dry run.
 
     Raises:
         UserError: the sweep cannot be submitted.

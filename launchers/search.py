@@ -59,15 +59,7 @@ def search(
     compose: Compose,
     launch: Launch,
 ) -> None:
-    """Search for the best k-NN accuracy, as `hydra/sweeper=optuna` asks for.
-
-    Args:
-        settings: as the fields of `OptunaSettings`.
-        folder: the sweep's.
-        fixed: the overrides that all trials share.
-        spaces: what the trials differ in.
-        compose: checks the values of a trial.
-        launch: trains trials.
+    """Search for the best k-NN accuracy, as `hydra/sweeper=optuna` asks for; trials differ in `spaces`.
 
     Raises:
         UserError: something must be fixed before the search can continue.

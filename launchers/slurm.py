@@ -22,14 +22,7 @@ USUAL_MAX_ARRAY_SIZE = 1001  # SLURM's default
 
 
 def parameters(settings: Any, name: str, jobs: int, arrays: int = 1) -> dict[str, Any]:
-    """Return the settings as submitit's parameters.
-
-    Args:
-        settings: As `SlurmSettings`.
-        name: Name of the job.
-        jobs: Number of jobs in the array.
-        arrays: Number of arrays that share `array_parallelism`.
-    """
+    """Return `SlurmSettings` as submitit's parameters; `arrays` of `jobs` share `array_parallelism`."""
     extra = {"requeue": True, **settings.sbatch}
     checkout = f'export PYTHONPATH={shlex.quote(str(ROOT))}"${{PYTHONPATH:+:$PYTHONPATH}}"'
     words = {
@@ -79,13 +72,7 @@ def arrays_of(groups: Sequence[list[str]]) -> list[Sequence[list[str]]]:
 
 
 def submit(settings: Any, folder: Path, groups: Sequence[list[str]], arrays: int) -> list[str]:
-    """Submit one array, and return the job ids, one per group.
-
-    Args:
-        settings: As `SlurmSettings`.
-        folder: Folder of the sweep.
-        groups: Names of the runs in each job.
-        arrays: Number of arrays that the submission is split into.
+    """Submit one array out of `arrays`, and return the job ids, one per group of runs.
 
     Raises:
         UserError: SLURM refuses the job; the message quotes it.

@@ -86,13 +86,7 @@ def plan(
 
 
 def submit(folder: Path, launcher: str, settings: Mapping[str, Any], runs: Sequence[Wanted]) -> Submission:
-    """Submit the missing ones of `runs`, and record in the manifest which job has each.
-
-    Args:
-        folder: Folder of the sweep.
-        launcher: slurm or local.
-        settings: As the fields of that launcher's settings class.
-        runs: All runs that are wanted; other runs in the folder stay as they are.
+    """Submit the missing ones of `runs`, and record in the manifest which job has each; keep all others.
 
     Raises:
         UserError: The folder cannot be written, a directory belongs to another configuration, or SLURM

@@ -110,10 +110,8 @@ def patch_size(cfg: Any) -> int | None:
 
 
 def _crops(cfg: Any) -> Iterator[str]:
-    patch, crops = patch_size(cfg), cfg.crops
-    named = (
-        "backbone.patch_size" if schema_of(cfg.backbone) is VitConfig else f"the patch of {cfg.backbone.name}"
-    )
+    patch, crops, is_vit = patch_size(cfg), cfg.crops, schema_of(cfg.backbone) is VitConfig
+    named = "backbone.patch_size" if is_vit else f"the patch of {cfg.backbone.name}"
     for key in ("global_size", "local_size") if crops.local_number else ("global_size",):
         size = crops[key]
         if patch and size % patch:
@@ -275,11 +273,8 @@ def warnings(cfg: Any) -> Iterator[str]:
             f"crops: {smallest} pixels are {(smallest // patch) ** 2} patch of {patch}; use smaller patches "
             "or larger crops."
         )
-    if (
-        schema_of(cfg.backbone) is TorchvisionConfig
-        and cfg.backbone.stem == "imagenet"
-        and crops.global_size < 64
-    ):
+    large_stem = schema_of(cfg.backbone) is TorchvisionConfig and cfg.backbone.stem == "imagenet"
+    if large_stem and crops.global_size < 64:
         fix = "; use backbone.stem=small" if _is_resnet(cfg.backbone.name) else ""
         yield (
             f"backbone.name = {cfg.backbone.name}: its stem is made for images of 224 pixels, and crops of "

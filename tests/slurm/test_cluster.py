@@ -106,6 +106,13 @@ def in_the_middle(run: RunDirectory) -> int:
     return process
 
 
+def started(folder: Path, name: str, *words: str) -> tuple[Path, RunDirectory, int]:
+    """Return a new sweep, its only run in the middle, and the run's frozen process."""
+    sweep = submit(folder, name, *LONG, *words)
+    (run,) = runs(sweep)
+    return sweep, run, in_the_middle(run)
+
+
 def continue_after(number: signal.Signals, process: int) -> None:
     """Wait until SLURM has sent a signal to a frozen process, and let the process continue."""
     until(lambda: is_pending(number, process) or not is_frozen(process), f"the run gets {number.name}")
@@ -224,9 +231,7 @@ def test_a_run_on_two_nodes_with_two_tasks_each(tmp_path: Path) -> None:
 
 
 def test_a_killed_rank_ends_the_other_ranks(tmp_path: Path) -> None:
-    sweep = submit(tmp_path, "pair", *LONG, "hydra.launcher.nodes=2")
-    (run,) = runs(sweep)
-    first = in_the_middle(run)
+    sweep, run, first = started(tmp_path, "pair", "hydra.launcher.nodes=2")
     processes = [path.parent for path in Path("/proc").glob("[0-9]*/environ") if is_rank_1(path, run)]
     (rank_1,) = processes
     os.kill(int(rank_1.name), signal.SIGKILL)
@@ -247,9 +252,7 @@ def is_rank_1(environ: Path, run: RunDirectory) -> bool:
 
 
 def test_a_preempted_run_resumes_bit_identically(tmp_path: Path, reference: RunDirectory) -> None:
-    sweep = submit(tmp_path, "preempted", *LONG)
-    (run,) = runs(sweep)
-    process = in_the_middle(run)
+    sweep, run, process = started(tmp_path, "preempted")
     urgent = ["-p", "urgent", "-N2", "--gpus-per-node=2", "--time=5", "-o", "/dev/null", "--wrap", "sleep 1"]
     slurm("sbatch", *urgent)
     continue_after(signal.SIGTERM, process)
@@ -264,9 +267,7 @@ def test_a_preempted_run_resumes_bit_identically(tmp_path: Path, reference: RunD
 
 def test_a_run_continues_after_the_time_limit(tmp_path: Path, reference: RunDirectory) -> None:
     limits = ["hydra.launcher.time_limit=30", "hydra.launcher.grace_seconds=60"]
-    sweep = submit(tmp_path, "limit", *LONG, *limits)
-    (run,) = runs(sweep)
-    process = in_the_middle(run)
+    sweep, run, process = started(tmp_path, "limit", *limits)
     minutes = int(slurm("squeue", "-h", "-j", job(sweep), "-o", "%M").rpartition(":")[0]) + 2
     slurm("scontrol", "update", f"JobId={job(sweep)}", f"TimeLimit={minutes}")
     continue_after(signal.SIGUSR2, process)  # SLURM checks the limits twice a minute
@@ -277,9 +278,7 @@ def test_a_run_continues_after_the_time_limit(tmp_path: Path, reference: RunDire
 
 
 def test_a_run_continues_after_its_node_dies(tmp_path: Path, reference: RunDirectory) -> None:
-    sweep = submit(tmp_path, "node", *LONG)
-    (run,) = runs(sweep)
-    in_the_middle(run)
+    sweep, run, _ = started(tmp_path, "node")
     node = slurm("squeue", "-h", "-j", job(sweep), "-o", "%N")
     cluster("node", node, "kill")
     kill_processes_of(run)
@@ -300,9 +299,7 @@ def kill_processes_of(run: RunDirectory) -> None:
 
 
 def test_a_run_whose_worker_was_killed_is_lost_until_resume(tmp_path: Path, reference: RunDirectory) -> None:
-    sweep = submit(tmp_path, "killed", *LONG)
-    (run,) = runs(sweep)
-    in_the_middle(run)
+    sweep, run, _ = started(tmp_path, "killed")
     kill_processes_of(run)
     assert sacct(job(sweep)) == ["FAILED"]
     status = launchers(tmp_path, "status", str(sweep))
