@@ -79,7 +79,7 @@ def search(
             raise
         finally:
             console.print(summary(study, folder))
-    if not of_state(study, TrialState.COMPLETE):
+    if not study.get_trials(states=[TrialState.COMPLETE]):
         raise SystemExit(errors.FAILED)
 
 
@@ -206,9 +206,10 @@ class Search:
         What was running when the process died has a run directory with a checkpoint, so the same values are
         proposed again instead of being lost; told as failed alone, they would also never be tried again.
         """
-        for trial in of_state(self.study, TrialState.RUNNING):
+        for trial in self.study.get_trials(states=[TrialState.RUNNING]):
             self.study.tell(trial.number, state=TrialState.FAIL)
-        failed = [trial for trial in ended(self.study) if can_be_tried_again(trial)]
+        failed = [trial for trial in ended(self.study) if trial.state == TrialState.FAIL]
+        failed = [trial for trial in failed if REFUSED not in trial.user_attrs]  # others may not fail again
         for trial in failed[: max(0, self.remaining + len(failed))]:
             self.study.enqueue_trial(trial.params, user_attrs={RETRY_OF: trial.number})
 
@@ -289,21 +290,10 @@ def judge(outcome: Outcome) -> Told:
     return Told(TrialState.FAIL, message=f"{outcome.state}: {why}")
 
 
-def of_state(study: optuna.Study, *states: TrialState) -> list[FrozenTrial]:
-    """Return the trials in these states."""
-    return study.get_trials(states=states)
-
-
 def ended(study: optuna.Study) -> list[FrozenTrial]:
     """Return the trials that have ended, without those that a retry has replaced."""
     replaced = {trial.user_attrs.get(RETRY_OF) for trial in study.trials}
-    finished = of_state(study, TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
-    return [trial for trial in finished if trial.number not in replaced]
-
-
-def can_be_tried_again(trial: FrozenTrial) -> bool:
-    """Return whether a trial failed for a reason that may not occur again."""
-    return trial.state == TrialState.FAIL and REFUSED not in trial.user_attrs
+    return [trial for trial in study.trials if trial.state.is_finished() and trial.number not in replaced]
 
 
 def summary(study: optuna.Study, folder: Path) -> Table:

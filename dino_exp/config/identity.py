@@ -19,14 +19,8 @@ GROUPS = ("backbone", "head", "crops", "augment", "loss", "ema", "optimizer", "d
 """The groups that make the result. Tracker, evaluation, names and folders do not."""
 
 WITHOUT_EFFECT = frozenset(
-    {
-        "trainer.device",
-        "trainer.num_workers",
-        "trainer.log_every",
-        "trainer.checkpoint_every",
-        "trainer.compile",
-        "trainer.checkpoint_blocks",
-    }
+    {"trainer.device", "trainer.num_workers", "trainer.log_every", "trainer.checkpoint_every"}
+    | {"trainer.compile", "trainer.checkpoint_blocks"}
 )
 
 

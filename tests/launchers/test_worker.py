@@ -105,9 +105,8 @@ def test_a_killed_run_has_the_signal_in_its_traceback(played: Played) -> None:
     directory = played.run("a", "kill")
     assert ended(directory).record_exit() == 128 + signal.SIGKILL
     assert directory.read_status()["state"] == "failed"
-    assert "log.txt: killed by SIGKILL, usually because memory ran out" in (
-        directory.traceback_file.read_text()
-    )
+    why = directory.traceback_file.read_text()
+    assert "log.txt: killed by SIGKILL, usually because memory ran out" in why
 
 
 def test_a_failed_run_keeps_its_own_traceback(played: Played) -> None:
@@ -160,9 +159,7 @@ def test_tail_drops_text_that_a_display_has_overwritten(tmp_path: Path) -> None:
 class Job:
     """A task of a job in a sweep of fake runs."""
 
-    def __init__(
-        self, played: Played, cluster: Cluster, monkeypatch: pytest.MonkeyPatch, **runs: str
-    ) -> None:
+    def __init__(self, played: Played, cluster: Cluster, monkeypatch: Any, **runs: str) -> None:
         self.folder, self.cluster, self.monkeypatch = played.folder, cluster, monkeypatch
         self.names = list(runs)
         self.directories = [played.run(name, do) for name, do in runs.items()]
