@@ -31,12 +31,7 @@ from dino_exp.config.hydra_loader import (
     without_hydra,
 )
 from dino_exp.config.identity import run_id
-from dino_exp.config.launcher_settings import (
-    SETTINGS,
-    OptunaSettings,
-    search_problems,
-    settings_problems,
-)
+from dino_exp.config.launcher_settings import SETTINGS, OptunaSettings, search_problems, settings_problems
 from dino_exp.config.overrides import OverrideReader
 from dino_exp.config.schema import SCHEMAS, Config, fields_of, schema_of
 from dino_exp.config.search_space import Numbers, Space, divide, latest, probes, space_of

@@ -101,14 +101,15 @@ def meaning(kind: type, name: str, whole: bool = False) -> str:
 
 def print_help(console: Console, checked: Checked, options: Loader) -> None:
     """Print the page with the values of `checked`, and the options of all groups."""
-    cfg, choices = checked.cfg, checked.choices
+    cfg: Any = checked.cfg
+    choices = checked.choices
     console = opening(console, INTRODUCTION, EXAMPLES)
     others = [group for group in options.groups if options.is_group(group) and group not in schema.SCHEMAS]
     groups(console, [*schema.SCHEMAS, *others, "hydra/launcher", "hydra/sweeper"], options, choices)
     rows = []
     for key in KEYS:
         group, _, name = key.rpartition(".")
-        node: Any = cfg[group] if cfg and group else cfg
+        node = cfg[group] if group else cfg
         if name in list(node):  # `in node` alone is false for a value that is not set
             rows.append((key, *value_and_meaning(node, name)))
     section(console, "Keys: key=value (with the value in force)", grid(rows))

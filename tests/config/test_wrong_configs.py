@@ -50,9 +50,7 @@ def test_no_key_takes_a_group_of_keys() -> None:
 
 def test_an_unknown_option_raises_no_false_alarm_about_its_keys() -> None:
     errors = check(["backbone=resnt50", "backbone.stem=small", "backbone.patch_size=8"]).errors
-    assert errors == [
-        f"backbone=resnt50: no such option; did you mean resnet50? Options: {BACKBONES}.",
-    ]
+    assert errors == [f"backbone=resnt50: no such option; did you mean resnet50? Options: {BACKBONES}."]
 
 
 def test_mistakes_in_a_users_file_are_named(tmp_path: Path) -> None:

@@ -159,7 +159,9 @@ def test_tail_drops_text_that_a_display_has_overwritten(tmp_path: Path) -> None:
 class Job:
     """A task of a job in a sweep of fake runs."""
 
-    def __init__(self, played: Played, cluster: Cluster, monkeypatch: Any, **runs: str) -> None:
+    def __init__(
+        self, played: Played, cluster: Cluster, monkeypatch: pytest.MonkeyPatch, **runs: str
+    ) -> None:
         self.folder, self.cluster, self.monkeypatch = played.folder, cluster, monkeypatch
         self.names = list(runs)
         self.directories = [played.run(name, do) for name, do in runs.items()]
