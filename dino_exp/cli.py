@@ -20,14 +20,12 @@ from dino_exp.config.compose import Checked, check, compose_run
 from dino_exp.config.help import print_help
 from dino_exp.config.hydra_loader import CONFIG_NAME, VERSION_BASE, loader, parse_arguments
 from dino_exp.config.register import CONF, register
-from dino_exp.config.schema import SCHEMAS
 from dino_exp.config.sweep_runs import Run
+from dino_exp.console import STATE_STYLES
 from dino_exp.errors import FAILED, INTERRUPTED, UserError, refuse, warn
 from dino_exp.parallel.rank_zero import in_all_processes
 from dino_exp.runs import former_names
 from dino_exp.train.attempt import Outcome, attempt
-
-STATE_STYLES = {"finished": "green", "failed": "bold red", "collapsed": "red", "preempted": "yellow"}
 
 
 class Job(NamedTuple):
@@ -74,7 +72,8 @@ def command_line(argv: list[str]) -> int:
     argv = [*(word for word in argv if word not in arguments.overrides), *words]
     warn(renamed)
     if arguments.help:
-        return show_help([word for word in argv if word not in ("--help", "-h")], arguments.config_dir)
+        ignored = ("--help", "-h", "--multirun", "-m")  # a sweep has no single configuration to show
+        return show_help([word for word in argv if word not in ignored], arguments.config_dir)
     if arguments.hydra_help or arguments.info or arguments.shell_completion:
         return show(argv)
     checked = check(argv)
@@ -91,23 +90,13 @@ def command_line(argv: list[str]) -> int:
 
 
 def show_help(argv: Sequence[str], config_dir: str | None) -> int:
-    """Print the help page with the values of this command line."""
+    """Print the help page with the values of this command line, or of none if it cannot be composed."""
     checked = check(argv)
     if checked.cfg is None:
         checked = check([])
     if checked.cfg is None:
         return refuse(checked.errors)
-    options = loader(config_dir)
-    others = [group for group in options.groups if options.is_group(group) and group not in SCHEMAS]
-    groups = [*SCHEMAS, *others, "hydra/launcher", "hydra/sweeper"]
-    print_help(
-        Console(),
-        checked.cfg,
-        checked.choices,
-        {group: options.options(group) for group in groups},
-        None if checked.local else checked.launcher,
-        checked.sweeper,
-    )
+    print_help(Console(), checked, loader(config_dir))
     return 0
 
 
@@ -205,12 +194,8 @@ def exit_code(outcomes: Sequence[Outcome], multirun: bool) -> int:
 
 def sweep_table(checked: Checked, outcomes: Sequence[Outcome]) -> Table:
     """Return the table of a sweep's runs: swept overrides, folder, state, and the verdict or the error."""
-    table = Table(
-        title=f"Sweep {checked.sweep_dir or ''}".rstrip(),
-        title_justify="left",
-        box=None,
-        padding=(0, 2, 0, 0),
-    )
+    title = f"Sweep {checked.sweep_dir or ''}".rstrip()
+    table = Table(title=title, title_justify="left", box=None, padding=(0, 2, 0, 0))
     table.add_column("run", overflow="fold")
     table.add_column("folder", no_wrap=True, style="dim")
     table.add_column("state", no_wrap=True)
@@ -218,8 +203,7 @@ def sweep_table(checked: Checked, outcomes: Sequence[Outcome]) -> Table:
     ended = {outcome.run_id: outcome for outcome in outcomes}
     for planned in checked.runs:
         outcome = ended.get(planned.run_id)
-        state = outcome.state if outcome else "not started"
-        message = outcome.message if outcome else ""
+        state, message = (outcome.state, outcome.message) if outcome else ("not started", "")
         line = (message.strip().splitlines() or [""])[-1 if state == "failed" else 0]
         table.add_row(
             Text(" ".join(planned.overrides) or "(no sweep)"),

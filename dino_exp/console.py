@@ -12,18 +12,32 @@ from rich.logging import RichHandler
 from rich.table import Table
 from rich.text import Text
 
-from dino_exp.parallel import distributed
-
 LOG_WIDTH = 200
 """Columns of a log file; wide enough that no line of ours is broken."""
+STATE_STYLES = {
+    "finished": "green",
+    "running": "cyan",
+    "pending": "dim",
+    "preempted": "yellow",
+    "collapsed": "red",
+    "failed": "bold red",
+    "lost": "bold red",
+    "cancelled": "magenta",
+}
+"""Styles by state of a run, in the order in which states are counted."""
 LOG_LINES = 20
 """Progress lines that an entire run writes without a terminal."""
 
 
 def console_for_a_run() -> Console:
-    """Return the terminal, or lines of `LOG_WIDTH` if the output goes to a file; quiet except on rank 0."""
-    if not distributed.is_main():
-        return Console(quiet=True, force_terminal=False)
+    """Return `a_console()` on rank 0, and a quiet one elsewhere."""
+    from dino_exp.parallel import distributed  # imports torch
+
+    return a_console() if distributed.is_main() else Console(quiet=True, force_terminal=False)
+
+
+def a_console() -> Console:
+    """Return the terminal, or lines of `LOG_WIDTH` if the output goes to a file."""
     console = Console(highlight=False)
     return console if console.is_terminal else Console(highlight=False, width=LOG_WIDTH)
 

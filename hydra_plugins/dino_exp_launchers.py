@@ -22,15 +22,23 @@ if TYPE_CHECKING:
     from dino_exp.train.attempt import Outcome
 
 
-class _OwnSweeper(Sweeper):
-    """Has a launcher, ours or any other, train runs that are checked."""
+class _Own:
+    """What our plugins are given: their settings, then the checked runs and the sweep's folder."""
 
     def __init__(self, **settings: Any) -> None:
         self.settings: Any = OmegaConf.to_container(OmegaConf.create(settings), resolve=True)
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
-        """Called by Hydra before `sweep`."""
+        """Called by Hydra before `sweep` or `launch`."""
         self.runs, self.folder = cast("Runs", task_function), Path(config.hydra.sweep.dir)
+
+
+class _OwnSweeper(_Own, Sweeper):
+    """Has a launcher, ours or any other, train runs that are checked."""
+
+    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
+        """Called by Hydra before `sweep`."""
+        super().setup(hydra_context=hydra_context, task_function=task_function, config=config)
         self.launcher = Plugins.instance().instantiate_launcher(hydra_context, task_function, config)
 
     def train(self, runs: Sequence[Run], first: int) -> list[Outcome]:
@@ -59,15 +67,8 @@ class OptunaSweeper(_OwnSweeper):
         search(self.settings, self.folder, checked.fixed, checked.spaces, self.runs.run_of, self.train)
 
 
-class _OwnLauncher(Launcher):
+class _OwnLauncher(_Own, Launcher):
     kind = ""
-
-    def __init__(self, **settings: Any) -> None:
-        self.settings: Any = OmegaConf.to_container(OmegaConf.create(settings), resolve=True)
-
-    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
-        """Called by Hydra before `launch`."""
-        self.runs, self.folder = cast("Runs", task_function), Path(config.hydra.sweep.dir)
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         """Submit the jobs and, unless detached, wait for them; what they return is how they ended."""

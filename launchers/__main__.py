@@ -12,13 +12,14 @@ from rich.text import Text
 
 from dino_exp.config.launcher_settings import with_changes
 from dino_exp.config.stored import read_config
+from dino_exp.console import a_console
 from dino_exp.errors import FAILED, INTERRUPTED, UserError, refuse, warn
 from dino_exp.installation import as_typed
 from dino_exp.runs import former_names
 from dino_exp.runs.manifest import Manifest, changing
 from launchers import slurm, table
 from launchers.children import tail
-from launchers.launch import a_console, announce
+from launchers.launch import announce
 from launchers.local import LOCAL
 from launchers.states import Observer, RunState
 from launchers.submission import Wanted, submit
@@ -105,10 +106,10 @@ def resume(manifest: Manifest, changes: Sequence[str], console: Console) -> int:
     warn(renamed)
     changes = [word.removeprefix("hydra.launcher.") for word in words]
     settings = with_changes(manifest.launcher, manifest.settings, changes)
-    runs = []
-    for name, entry in manifest.runs.items():
-        cfg = read_config(manifest.directory(name))
-        runs.append(Wanted(name, tuple(entry.overrides), cfg))
+    runs = [
+        Wanted(name, tuple(entry.overrides), read_config(manifest.directory(name)))
+        for name, entry in manifest.runs.items()
+    ]
     submission = submit(manifest.folder, manifest.launcher, settings, runs)
     announce(console, submission)
     if submission.submitted:

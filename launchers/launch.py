@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from rich.text import Text
 from dino_exp import errors
 from dino_exp.config.launcher_settings import minutes
 from dino_exp.config.sweep_runs import Run
+from dino_exp.console import a_console
 from dino_exp.runs.manifest import Manifest
 from dino_exp.train.attempt import Outcome
 from launchers import slurm
@@ -21,32 +23,18 @@ from launchers.submission import Submission, Wanted, groups_of, plan, submit, wa
 from launchers.table import cost, last_metrics, why
 from launchers.watch import how_to_come_back, wait
 
-LOG_WIDTH = 160
-
-
-def a_console() -> Console:
-    """Return the terminal, or lines long enough for a log file."""
-    console = Console(highlight=False)
-    return console if console.is_terminal else Console(highlight=False, width=LOG_WIDTH)
-
 
 def launch(
     launcher: str, settings: Mapping[str, Any], folder: Path, checked_runs: Sequence[Run]
 ) -> list[Outcome]:
-    """Submit the missing runs and wait; return how all ended, or nothing if detached or a dry run.
-
-    Args:
-        launcher: slurm or local.
-        settings: as the fields of that launcher's settings class.
-        folder: the sweep's.
-        checked_runs: all runs of the sweep.
+    """Submit the missing runs of a sweep and wait; return how all ended, or nothing if detached or a dry run.
 
     Raises:
         UserError: the sweep cannot be submitted.
         KeyboardInterrupt: the user stopped waiting; the runs go on.
     """
     console = a_console()
-    runs = wanted([run.cfg for run in checked_runs], [run.overrides for run in checked_runs], folder)
+    runs = wanted(checked_runs, folder)
     if settings["dry_run"]:
         preview(console, folder, launcher, settings, runs)
         return []
@@ -69,12 +57,9 @@ def announce(console: Console, submission: Submission) -> None:
     jobs = sorted({(manifest.runs[name].job or "").partition("_")[0] for name in submission.submitted})
     where = f" as job {', '.join(jobs)}" if manifest.launcher == "slurm" and jobs else ""
     console.print(f"{manifest.folder}: submitted {len(submission.submitted)} runs{where}.", soft_wrap=True)
-    reasons: dict[str, int] = {}
-    for reason in submission.left_alone.values():
-        kind = reason.partition(",")[0]
-        reasons[kind] = reasons.get(kind, 0) + 1
-    for kind, number in reasons.items():
-        console.print(f"Left alone: {number} {kind}.")
+    reasons = Counter(reason.partition(",")[0] for reason in submission.skipped.values())
+    for reason, number in reasons.items():
+        console.print(f"Skipped: {number} {reason}.")
 
 
 def outcome(manifest: Manifest, run: RunState) -> Outcome:
@@ -92,12 +77,12 @@ def preview(
 ) -> None:
     """Print what would be submitted, and what it may cost; create nothing."""
     manifest = Manifest.load_or_new(folder)
-    missing, left_alone, _ = plan(manifest, runs, settings["max_retries"])
+    missing, skipped, _ = plan(manifest, runs, settings["max_retries"])
     jobs = len(groups_of(missing, settings["runs_per_gpu"]))
     if launcher == "slurm" and missing:
         console.print(Text(slurm.script(OmegaConf.create(dict(settings)), folder, jobs)), soft_wrap=True)
     for run in runs:
-        reason = left_alone.get(run.name, "to be submitted")
+        reason = skipped.get(run.name, "to be submitted")
         console.print(Text(f"{' '.join(run.overrides) or run.name}: {reason}"), soft_wrap=True)
     console.print(f"{folder}: {len(missing)} of {len(runs)} runs would be submitted; nothing was.")
     finished = [cost(run) for run in Observer().observe(manifest) if run.state == "finished"]

@@ -20,6 +20,7 @@ from filelock import FileLock, Timeout
 from dino_exp.runs.manifest import Manifest, changing
 from dino_exp.runs.run_directory import is_locked
 from launchers.children import Child, StopSignals, log_event, python_path
+from launchers.worker import output_of
 
 QUEUE_LOCK = ".queue.lock"
 QUEUE_LOG = "queue.log"
@@ -59,12 +60,8 @@ def visible_gpus() -> list[str]:
     named = os.environ.get("CUDA_VISIBLE_DEVICES")
     if named is not None:
         return [gpu for gpu in named.split(",") if gpu and gpu != "-1"]
-    try:
-        done = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=30)
-    except (OSError, subprocess.TimeoutExpired):
-        return []
-    lines = [line for line in done.stdout.splitlines() if line.startswith("GPU ")]
-    return [str(index) for index in range(len(lines))] if done.returncode == 0 else []
+    lines = (output_of("nvidia-smi", "-L") or "").splitlines()
+    return [str(index) for index in range(sum(line.startswith("GPU ") for line in lines))]
 
 
 def start_queue(folder: Path) -> None:

@@ -31,11 +31,11 @@ from dino_exp import errors
 from dino_exp.config.identity import identity
 from dino_exp.config.search_space import Choices, Space, probes, typed
 from dino_exp.config.sweep_runs import Run
+from dino_exp.console import a_console, table
 from dino_exp.errors import UserError
 from dino_exp.runs import former_names
 from dino_exp.runs.manifest import Manifest
 from dino_exp.train.attempt import Outcome
-from launchers.launch import a_console
 
 JOURNAL = "optuna.journal"
 LOCK = ".search.lock"
@@ -59,15 +59,7 @@ def search(
     compose: Compose,
     launch: Launch,
 ) -> None:
-    """Search for the best k-NN accuracy, as `hydra/sweeper=optuna` asks for.
-
-    Args:
-        settings: as the fields of `OptunaSettings`.
-        folder: the sweep's.
-        fixed: the overrides that all trials share.
-        spaces: what the trials differ in.
-        compose: checks the values of a trial.
-        launch: trains trials.
+    """Search for the best k-NN accuracy, as `hydra/sweeper=optuna` asks for; trials differ in `spaces`.
 
     Raises:
         UserError: something must be fixed before the search can continue.
@@ -87,7 +79,7 @@ def search(
             raise
         finally:
             console.print(summary(study, folder))
-    if not of_state(study, TrialState.COMPLETE):
+    if not study.get_trials(states=[TrialState.COMPLETE]):
         raise SystemExit(errors.FAILED)
 
 
@@ -111,11 +103,11 @@ def alone(folder: Path) -> Iterator[None]:
 
 def in_first_names(space: Space) -> Space:
     """Return a space under its first names, so that a search resumes its study when names change."""
-    table = former_names.TABLE
+    names = former_names.TABLE
     if isinstance(space, Choices):
-        values = tuple(str(table.first_value(space.key, value)) for value in space.values)
+        values = tuple(str(names.first_value(space.key, value)) for value in space.values)
         space = replace(space, values=values)
-    return replace(space, key=table.first_key(space.key))
+    return replace(space, key=names.first_key(space.key))
 
 
 def study_name(first: DictConfig, spaces: Sequence[Space]) -> str:
@@ -214,9 +206,10 @@ class Search:
         What was running when the process died has a run directory with a checkpoint, so the same values are
         proposed again instead of being lost; told as failed alone, they would also never be tried again.
         """
-        for trial in of_state(self.study, TrialState.RUNNING):
+        for trial in self.study.get_trials(states=[TrialState.RUNNING]):
             self.study.tell(trial.number, state=TrialState.FAIL)
-        failed = [trial for trial in ended(self.study) if can_be_tried_again(trial)]
+        failed = [trial for trial in ended(self.study) if trial.state == TrialState.FAIL]
+        failed = [trial for trial in failed if REFUSED not in trial.user_attrs]  # others may not fail again
         for trial in failed[: max(0, self.remaining + len(failed))]:
             self.study.enqueue_trial(trial.params, user_attrs={RETRY_OF: trial.number})
 
@@ -297,21 +290,10 @@ def judge(outcome: Outcome) -> Told:
     return Told(TrialState.FAIL, message=f"{outcome.state}: {why}")
 
 
-def of_state(study: optuna.Study, *states: TrialState) -> list[FrozenTrial]:
-    """Return the trials in these states."""
-    return study.get_trials(states=states)
-
-
 def ended(study: optuna.Study) -> list[FrozenTrial]:
     """Return the trials that have ended, without those that a retry has replaced."""
     replaced = {trial.user_attrs.get(RETRY_OF) for trial in study.trials}
-    finished = of_state(study, TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
-    return [trial for trial in finished if trial.number not in replaced]
-
-
-def can_be_tried_again(trial: FrozenTrial) -> bool:
-    """Return whether a trial failed for a reason that may not occur again."""
-    return trial.state == TrialState.FAIL and REFUSED not in trial.user_attrs
+    return [trial for trial in study.trials if trial.state.is_finished() and trial.number not in replaced]
 
 
 def summary(study: optuna.Study, folder: Path) -> Table:
@@ -327,9 +309,4 @@ def summary(study: optuna.Study, folder: Path) -> Table:
     rows["pruned (collapsed)"] = str(count[TrialState.PRUNED])
     rows["failed"] = str(count[TrialState.FAIL])
     rows["study"] = f"{study.study_name} in {folder / JOURNAL}"
-    shown = Table(title=f"Search {folder}", title_justify="left", show_header=False, box=None)
-    shown.add_column(style="dim", no_wrap=True)
-    shown.add_column(overflow="fold")
-    for name, value in rows.items():
-        shown.add_row(name, Text(value))
-    return shown
+    return table(f"Search {folder}", {name: Text(value) for name, value in rows.items()})

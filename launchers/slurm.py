@@ -22,22 +22,12 @@ USUAL_MAX_ARRAY_SIZE = 1001  # SLURM's default
 
 
 def parameters(settings: Any, name: str, jobs: int, arrays: int = 1) -> dict[str, Any]:
-    """Return the settings as submitit's parameters.
-
-    Args:
-        settings: As `SlurmSettings`.
-        name: Name of the job.
-        jobs: Number of jobs in the array.
-        arrays: Number of arrays that share `array_parallelism`.
-    """
+    """Return `SlurmSettings` as submitit's parameters; `arrays` of `jobs` share `array_parallelism`."""
     extra = {"requeue": True, **settings.sbatch}
     checkout = f'export PYTHONPATH={shlex.quote(str(ROOT))}"${{PYTHONPATH:+:$PYTHONPATH}}"'
     words = {
         "job_name": name,
-        "partition": settings.partition,
-        "account": settings.account,
-        "qos": settings.qos,
-        "constraint": settings.constraint,
+        **{key: settings[key] for key in ("partition", "account", "qos", "constraint")},
         "time": minutes(settings.time_limit),
         "nodes": settings.nodes,
         "ntasks_per_node": tasks_per_node(settings),
@@ -49,11 +39,7 @@ def parameters(settings: Any, name: str, jobs: int, arrays: int = 1) -> dict[str
         "stderr_to_stdout": True,
         # a process that fails ends the other processes of the run
         "srun_args": ["--kill-on-bad-exit=1"],
-        "setup": [
-            *settings.setup,
-            *([checkout] if CHECKOUT else []),
-            "export PYTHONSAFEPATH=1",
-        ],
+        "setup": [*settings.setup, *([checkout] if CHECKOUT else []), "export PYTHONSAFEPATH=1"],
         "additional_parameters": {
             str(key).replace("_", "-"): value for key, value in extra.items() if value not in (None, False)
         },
@@ -86,13 +72,7 @@ def arrays_of(groups: Sequence[list[str]]) -> list[Sequence[list[str]]]:
 
 
 def submit(settings: Any, folder: Path, groups: Sequence[list[str]], arrays: int) -> list[str]:
-    """Submit one array, and return the job ids, one per group.
-
-    Args:
-        settings: As `SlurmSettings`.
-        folder: Folder of the sweep.
-        groups: Names of the runs in each job.
-        arrays: Number of arrays that the submission is split into.
+    """Submit one array out of `arrays`, and return the job ids, one per group of runs.
 
     Raises:
         UserError: SLURM refuses the job; the message quotes it.

@@ -65,12 +65,10 @@ class Observer:
 
     def observe(self, manifest: Manifest) -> list[RunState]:
         """Return the states of all runs, in the order of the manifest."""
-        runs = []
-        for name, entry in manifest.runs.items():
-            status = manifest.directory(name).read_status()
-            runs.append(RunState(name, entry, status.get("state", "pending"), status))
-        local = [run for run in runs if run.state not in ENDED and run.entry.job == LOCAL]
-        submitted = [run for run in runs if run.state not in ENDED and run.entry.job not in (None, LOCAL)]
+        runs = [RunState(name, entry, "pending") for name, entry in manifest.runs.items()]
+        unfinished = [run for run in runs if _has_not_ended(run, manifest)]
+        local = [run for run in unfinished if run.entry.job == LOCAL]
+        submitted = [run for run in unfinished if run.entry.job not in (None, LOCAL)]
         queue_runs = bool(local) and is_locked(manifest.folder / QUEUE_LOCK)
         for run in local:
             held = manifest.directory(run.name).is_held()
@@ -81,8 +79,8 @@ class Observer:
         for run in submitted:
             if _has_not_ended(run, manifest):
                 self._apply_slurm(run)
-        for run in runs:
-            if run.entry.job is None and run.state not in ENDED:
+        for run in unfinished:
+            if run.entry.job is None:
                 run.state, run.note = "lost", "was never submitted"
         return runs
 
@@ -114,9 +112,9 @@ class Observer:
 
 
 def _has_not_ended(run: RunState, manifest: Manifest) -> bool:
-    """Read a run's status again, and return whether the run has not ended.
+    """Read a run's status, and return whether the run has not ended.
 
-    It may have ended, and left its job or queue, between the first reading and the look at the queue.
+    It is read again after a look at the queue, because the run may have ended and left it in between.
     """
     run.status = manifest.directory(run.name).read_status()
     run.state = run.status.get("state", "pending")

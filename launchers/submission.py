@@ -13,8 +13,9 @@ from typing import Any, TypeVar
 from omegaconf import DictConfig, OmegaConf
 
 from dino_exp.atomic import write_text_atomically
-from dino_exp.config.identity import identity, run_id
+from dino_exp.config.identity import identity
 from dino_exp.config.schema import Config
+from dino_exp.config.sweep_runs import Run
 from dino_exp.errors import UserError
 from dino_exp.runs.manifest import Entry, Manifest, changing
 from dino_exp.runs.revision import git_revision
@@ -49,19 +50,19 @@ class Submission:
     manifest: Manifest
     submitted: list[str]
     """Names of the runs that a job or the queue has now been given."""
-    left_alone: dict[str, str]
+    skipped: dict[str, str]
     """The other runs by name, and the reason: their state, or that they have failed too often."""
 
 
-def wanted(cfgs: Sequence[DictConfig], overrides: Sequence[tuple[str, ...]], folder: Path) -> list[Wanted]:
+def wanted(checked: Sequence[Run], folder: Path) -> list[Wanted]:
     """Return the runs of a sweep; with `resume=never` each gets a new directory."""
     runs = []
-    for cfg, own in zip(cfgs, overrides, strict=True):
-        name = run_id(cfg)
-        if cfg.resume == "never":
+    for run in checked:
+        name = run.run_id
+        if run.cfg.resume == "never":
             name = RunDirectory.beside(folder / name).path.name
-            cfg.resume = "auto"  # later attempts must stay in this directory
-        runs.append(Wanted(name, own, cfg))
+            run.cfg.resume = "auto"  # later attempts must stay in this directory
+        runs.append(Wanted(name, run.overrides, run.cfg))
     return runs
 
 
@@ -73,25 +74,19 @@ def plan(
     It changes nothing.
     """
     before = {run.name: run for run in Observer().observe(manifest)}
-    missing, left_alone = [], {}
+    missing, skipped = [], {}
     for run in runs:
         refuse_other_configuration(manifest, run)
         reason = reason_to_skip(run.name, before, manifest, max_retries)
         if reason:
-            left_alone[run.name] = reason
+            skipped[run.name] = reason
         else:
             missing.append(run)
-    return missing, left_alone, {name for name, run in before.items() if run.state == "failed"}
+    return missing, skipped, {name for name, run in before.items() if run.state == "failed"}
 
 
 def submit(folder: Path, launcher: str, settings: Mapping[str, Any], runs: Sequence[Wanted]) -> Submission:
-    """Submit the missing ones of `runs`, and record in the manifest which job has each.
-
-    Args:
-        folder: Folder of the sweep.
-        launcher: slurm or local.
-        settings: As the fields of that launcher's settings class.
-        runs: All runs that are wanted; other runs in the folder stay as they are.
+    """Submit the missing ones of `runs`, and record in the manifest which job has each; keep all others.
 
     Raises:
         UserError: The folder cannot be written, a directory belongs to another configuration, or SLURM
@@ -104,7 +99,7 @@ def submit(folder: Path, launcher: str, settings: Mapping[str, Any], runs: Seque
             manifest = Manifest.load_or_new(folder)
             manifest.launcher = launcher
             manifest.settings = {key: value for key, value in settings.items() if key != "_target_"}
-            missing, left_alone, failed = plan(manifest, runs, settings["max_retries"])
+            missing, skipped, failed = plan(manifest, runs, settings["max_retries"])
             for run in runs:
                 manifest.runs.setdefault(run.name, Entry(list(run.overrides), run.config_hash))
             for run in missing:
@@ -117,7 +112,7 @@ def submit(folder: Path, launcher: str, settings: Mapping[str, Any], runs: Seque
         raise UserError(f"{folder}: cannot be written ({reason}); choose another output_root.") from None
     if launcher == "local" and missing:
         local.start_queue(folder)
-    return Submission(manifest, [run.name for run in missing], left_alone)
+    return Submission(manifest, [run.name for run in missing], skipped)
 
 
 def reason_to_skip(name: str, before: Mapping[str, RunState], manifest: Manifest, max_retries: int) -> str:

@@ -13,6 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from dino_exp.atomic import write_atomically
+from dino_exp.console import STATE_STYLES
 from dino_exp.metrics import BEST_KNN, KNN, SPEED, UNTRAINED_KNN
 from dino_exp.runs import former_names
 from dino_exp.runs.manifest import Manifest
@@ -20,17 +21,6 @@ from dino_exp.runs.run_directory import RunDirectory
 from launchers.children import tail
 from launchers.states import SILENT_SECONDS, RunState
 
-STYLES = {
-    "finished": "green",
-    "running": "cyan",
-    "pending": "dim",
-    "preempted": "yellow",
-    "collapsed": "red",
-    "failed": "bold red",
-    "lost": "bold red",
-    "cancelled": "magenta",
-}
-"""Styles by state, in the order in which states are counted."""
 URGENT = ("failed", "lost", "running", "preempted")
 """States shown first where there is not room for all runs."""
 LIVE_WIDTH = 60
@@ -41,8 +31,8 @@ def counts(runs: Sequence[RunState]) -> Text:
     """Return the numbers of runs by state: 9 runs: 4 finished, 2 running, 3 pending."""
     numbers = Counter(run.state for run in runs)
     text = Text(f"{len(runs)} runs: ")
-    parts = [Text(f"{numbers[state]} {state}", style) for state, style in STYLES.items() if numbers[state]]
-    return text + Text(", ").join(parts)
+    states = [state for state in STATE_STYLES if numbers[state]]
+    return text + Text(", ").join(Text(f"{numbers[state]} {state}", STATE_STYLES[state]) for state in states)
 
 
 def runs_table(manifest: Manifest, runs: Sequence[RunState], most: int | None = None) -> RenderableType:
@@ -82,7 +72,7 @@ def cells(manifest: Manifest, run: RunState) -> list[Text]:
     knn = last.get(KNN.key)
     return [
         Text(run.label),
-        Text(run.state, STYLES.get(run.state, "")),
+        Text(run.state, STATE_STYLES.get(run.state, "")),
         Text("" if step is None else f"{step:,}/{total:,}"),
         Text(last.get("verdict") or ""),
         Text("" if knn is None else KNN.text(knn)),
@@ -120,11 +110,8 @@ def failures(manifest: Manifest, runs: Sequence[RunState], lines: int = 4) -> Re
     table.add_column("why", overflow="fold")
     for run in runs:
         if run.state in ("failed", "lost"):
-            table.add_row(
-                Text(run.label),
-                Text(run.state, STYLES[run.state]),
-                Text(why(manifest, run, lines)),
-            )
+            state = Text(run.state, STATE_STYLES[run.state])
+            table.add_row(Text(run.label), state, Text(why(manifest, run, lines)))
     return table if table.row_count else None
 
 

@@ -53,8 +53,7 @@ def wait(folder: Path, names: Collection[str], console: Console) -> list[RunStat
 def print_sweep(manifest: Manifest, runs: list[RunState], console: Console) -> None:
     """Print the table of all runs, and below it the failures."""
     console.print(runs_table(manifest, runs))
-    failed = failures(manifest, runs)
-    if failed:
+    if failed := failures(manifest, runs):
         console.print(failed)
 
 

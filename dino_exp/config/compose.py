@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import Field, dataclass, field, fields
+from dataclasses import Field, dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
@@ -18,7 +18,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import GrammarParseError, OmegaConfBaseException
 
-from dino_exp.config import messages
+from dino_exp.config import messages, relations
 from dino_exp.config.hydra_loader import (
     CompositionError,
     Loader,
@@ -31,14 +31,12 @@ from dino_exp.config.hydra_loader import (
     without_hydra,
 )
 from dino_exp.config.identity import run_id
-from dino_exp.config.launcher_settings import SETTINGS, OptunaSettings, search_problems
-from dino_exp.config.launcher_settings import problems as settings_problems
+from dino_exp.config.launcher_settings import SETTINGS, OptunaSettings, search_problems, settings_problems
 from dino_exp.config.overrides import OverrideReader
-from dino_exp.config.relations import folder_problems
-from dino_exp.config.schema import SCHEMAS, Config, schema_of
+from dino_exp.config.schema import SCHEMAS, Config, fields_of, schema_of
 from dino_exp.config.search_space import Numbers, Space, divide, latest, probes, space_of
 from dino_exp.config.sweep_runs import Findings, Run, same_runs, sweep_name
-from dino_exp.config.validate import field_problems, keys_of, node_problems, validate, warn
+from dino_exp.config.validate import field_problems, keys_of, node_problems, validate
 from dino_exp.errors import UserError
 from dino_exp.runs import former_names
 
@@ -159,9 +157,8 @@ class _Preflight:
     def _base(self, overrides: Sequence[Override]) -> DictConfig | None:
         """Return the configuration before any sweep, with Hydra's node."""
         fixed = [override for override in overrides if not override.is_sweep_override()]
-        choices = tuple(str(override.input_line) for override in fixed if self._is_choice(override))
         try:
-            base = copy.deepcopy(self.loader.compose(choices).whole)
+            base = copy.deepcopy(self.loader.compose(typed(filter(self._is_choice, fixed))).whole)
         except CompositionError as error:
             self.reader.drop("", self._explain(error))
             return None
@@ -194,15 +191,14 @@ class _Preflight:
 
     def _unknown_key(self, key: str, cfg: DictConfig, choices: Mapping[str, str]) -> str:
         groups = [group for group in self.loader.groups if self.loader.is_group(group)]
-        return messages.unknown_key(key, keys_of(cfg), groups, choices)
+        return messages.unknown_key(key, keys_of(cfg), groups, choices, "train.py")
 
     def _check_launcher(self) -> None:
         """Check the settings of our own launchers."""
         checked, node = self.checked, self.checked.launcher
         if node is None or schema_of(node) not in SETTINGS.values():
             return
-        found = [problem for _, problem in node_problems("hydra.launcher.", node, node)]
-        checked.misread += found or list(settings_problems(node))
+        checked.misread += settings_problems(node)
         if not checked.multirun:
             name = checked.choices.get("hydra/launcher", "")
             checked.misread.append(f"hydra/launcher = {name}: works with -m, also for one run; add -m.")
@@ -242,8 +238,8 @@ class _Preflight:
         swept = {override.get_key_element() for override in overrides if override.is_sweep_override()}
         misread, invalid, warnings = Findings(), Findings(), Findings()
         for run in self._runs(overrides):
-            shown = tuple(str(each.input_line) for each in run if each.get_key_element() in swept)
-            choices = tuple(str(each.input_line) for each in run if self._is_choice(each))
+            shown = typed(each for each in run if each.get_key_element() in swept)
+            choices = typed(filter(self._is_choice, run))
             try:
                 composition = self.loader.compose(choices)
             except CompositionError as error:
@@ -257,14 +253,13 @@ class _Preflight:
                 continue
             problems = validate(cfg)
             if not problems and checked.local:
-                problems = list(folder_problems(cfg))
+                problems = list(relations.folder_problems(cfg))
             if not problems and checked.search:
                 problems = _knn_problems(cfg)
             invalid.add(problems, shown)
             if not problems:
-                warnings.add(warn(cfg), shown)
-                job = tuple(str(each.input_line) for each in run)
-                checked.runs.append(Run(shown, run_id(cfg), job, cfg))
+                warnings.add(relations.warnings(cfg), shown)
+                checked.runs.append(Run(shown, run_id(cfg), typed(run), cfg))
             checked.cfg = None if checked.multirun else cfg
         checked.misread += misread.lines()
         checked.invalid += invalid.lines()
@@ -278,24 +273,24 @@ class _Preflight:
 
     def _apply(self, overrides: Sequence[Override], cfg: DictConfig, choices: Mapping[str, str]) -> list[str]:
         """Set the values; return the problems of those that cannot be set or are out of bounds."""
-        problems, typed = [], set()
+        problems, keys = [], set()
         for override in overrides:
             key = override.key_or_group
             problem = self._set(cfg, override, choices)
             if problem is None:
-                typed.add(key)
+                keys.add(key)
             elif not self._may_follow(key):
                 problems.append(problem)
         if problems or self.reader.dropped:
-            typed = {key for key in typed if not self._may_follow(key)}
-            problems += [problem for key, problem in field_problems(cfg) if key in typed]
+            keys = {key for key in keys if not self._may_follow(key)}
+            problems += [problem for key, problem in field_problems(cfg) if key in keys]
         return problems
 
     def _may_follow(self, key: str) -> bool:
         """Return whether an unknown key may belong to an option that could not be read."""
         group, _, name = key.partition(".")
         schemas = SCHEMAS.get(group, {}).values()
-        known = len(schemas) > 1 and any(field.name == name for schema in schemas for field in fields(schema))
+        known = len(schemas) > 1 and any(name in fields_of(schema) for schema in schemas)
         return known and any(self.loader.is_group(dropped) for dropped in self.reader.dropped)
 
     def _set(self, cfg: DictConfig, override: Override, choices: Mapping[str, str]) -> str | None:
@@ -343,6 +338,11 @@ def _knn_problems(cfg: DictConfig) -> list[str]:
     ]
 
 
+def typed(overrides: Iterable[Override]) -> tuple[str, ...]:
+    """Return overrides as they were typed."""
+    return tuple(str(override.input_line) for override in overrides)
+
+
 def set_value(cfg: DictConfig, override: Override) -> str | None:
     """Set an existing key to the typed value; return what is wrong with it."""
     key, value = override.key_or_group, override.value()
@@ -373,8 +373,7 @@ def _parent(cfg: DictConfig, key: str) -> DictConfig | ListConfig | None:
 
 def _field(node: DictConfig | ListConfig | None, key: str) -> Field[Any] | None:
     """Return the schema's field for `key`, from the node that holds it; None for an item of a list."""
-    own = fields(schema_of(node)) if isinstance(node, DictConfig) else ()
-    return next((each for each in own if each.name == key.rpartition(".")[2]), None)
+    return fields_of(schema_of(node)).get(key.rpartition(".")[2])
 
 
 def _names(node: Any) -> list[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +12,13 @@ from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from dino_exp.config import messages, relations
-from dino_exp.config.compose import has_key, set_value
+from dino_exp.config.compose import has_key, set_value, typed
 from dino_exp.config.evaluation_schema import EVALUATIONS
 from dino_exp.config.hydra_loader import EVALUATE, CompositionError, Loader, loader, parse_arguments
 from dino_exp.config.overrides import OverrideReader
 from dino_exp.config.schema import VitConfig, schema_of
 from dino_exp.config.stored import read_config
-from dino_exp.config.validate import node_problems
+from dino_exp.config.validate import keys_of, node_problems
 from dino_exp.errors import UserError
 from dino_exp.installation import as_typed
 from dino_exp.runs import former_names
@@ -50,9 +50,8 @@ def check(argv: Sequence[str]) -> CheckedEvaluation:
     try:
         arguments = parse_arguments(argv, "evaluate.py", "eval=knn")
         if arguments.multirun:
-            raise UserError(
-                as_typed("-m: evaluate.py evaluates one network; give eval=[knn,linear] for several.")
-            )
+            text = "-m: evaluate.py evaluates one network; give eval=[knn,linear] for several."
+            raise UserError(as_typed(text))
         options = loader(arguments.config_dir, EVALUATE)
         words, checked.warnings = former_names.TABLE.present_words(arguments.overrides)
         _fill(checked, options, words)
@@ -78,10 +77,9 @@ def own_size(name: str, cfg: Any) -> bool:
 def _fill(checked: CheckedEvaluation, options: Loader, texts: Sequence[str]) -> None:
     reader = OverrideReader(options)
     overrides = reader.read(texts)
-    chosen = [
-        each for each in overrides if options.is_group(each.key_or_group) and not each.is_sweep_override()
-    ]
-    composition = options.compose(tuple(str(each.input_line) for each in chosen))
+    single = [each for each in overrides if not each.is_sweep_override()]
+    chosen = [each for each in single if options.is_group(each.key_or_group)]
+    composition = options.compose(typed(chosen))
     checked.choices = composition.choices
     cfg = copy.deepcopy(composition.run)
     values = [_as_list(each, cfg, options) for each in overrides if each not in chosen]
@@ -113,28 +111,21 @@ def _as_list(override: Override, cfg: DictConfig, options: Loader) -> Override:
 
 
 def _unknown(key: str, cfg: DictConfig, options: Loader, choices: dict[str, str]) -> str:
-    known = [name for name in cfg if name not in (*GROUPS, *EVALUATIONS)]
-    for group in (*GROUPS, *EVALUATIONS):
-        known += [f"{group}.{each.name}" for each in fields(schema_of(cfg[group]))]
-    names = [str(name) for name in known if not str(name).endswith("_target_")]
-    return messages.unknown_key(key, names, options.groups, choices, program="evaluate.py")
+    names = [name for name in keys_of(cfg) if not name.endswith("_target_")]
+    return messages.unknown_key(key, names, options.groups, choices, "evaluate.py")
 
 
 def _from_run(cfg: DictConfig, values: Sequence[Override], groups: set[str]) -> Iterator[str]:
     """Take network and images from the run, if one is given; yield what is wrong with run and weights."""
-    typed = {override.key_or_group: override.value() for override in values}
-    run, weights = typed.get("run"), typed.get("weights")
+    given = {override.key_or_group: override.value() for override in values}
+    run, weights = given.get("run"), given.get("weights")
     if (run is None) == (weights is None):
-        both = (
-            "both are set; keep one"
-            if run
-            else "give run=outputs/EXPERIMENT/RUN, or weights=FILE backbone=OPTION"
-        )
-        yield f"run, weights: {both}."
+        neither = "give run=outputs/EXPERIMENT/RUN, or weights=FILE backbone=OPTION"
+        yield f"run, weights: {'both are set; keep one' if run else neither}."
         return
     if run is None:
         return
-    if "backbone" in groups or any(key.startswith("backbone.") for key in typed):
+    if "backbone" in groups or any(key.startswith("backbone.") for key in given):
         yield f"backbone: a run has its own; drop it, or replace run by weights={run}/checkpoints/last.pt."
     directory = RunDirectory(Path(str(run)).expanduser())
     if not directory.config_file.is_file():
@@ -162,9 +153,8 @@ def problems(cfg: DictConfig) -> list[str]:
     nodes += [("data.", cfg.data)] if from_data else []
     for prefix, node in nodes:
         found += [problem for _, problem in node_problems(prefix, node, cfg)]
-        found += [
-            f"{prefix}{key} = []: give at least one value." for key in node if _is_empty(node, str(key))
-        ]
+        empty = [key for key in node if _is_empty(node, str(key))]
+        found += [f"{prefix}{key} = []: give at least one value." for key in empty]
     if found:
         return found
     found += relations.backbone(cfg)
@@ -204,13 +194,9 @@ def _relations(cfg: DictConfig) -> Iterator[str]:
     if schema_of(cfg.backbone) is VitConfig:
         patch = cfg.backbone.patch_size
         sizes = {"image_size": cfg.image_size}
-        sizes |= (
-            {"copy_detection.image_size": cfg.copy_detection.image_size}
-            if "copy_detection" in cfg.eval
-            else {}
-        )
+        if "copy_detection" in cfg.eval:
+            sizes["copy_detection.image_size"] = cfg.copy_detection.image_size
         for key, size in sizes.items():
             if size and size % patch:
-                below = size // patch * patch
-                near = f"nearest are {below} and {below + patch}" if below else f"the smallest is {patch}"
+                near = relations.nearest(size, patch)
                 yield f"{key} = {size}: not a multiple of the patch of {patch} pixels; {near}."

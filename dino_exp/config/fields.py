@@ -27,22 +27,12 @@ class Choices:
     words: tuple[str, ...]
 
 
-def number(
-    default: Any,
-    *,
-    at_least: float | None = None,
-    above: float | None = None,
-    at_most: float | None = None,
-    below: float | None = None,
-    length: int | None = None,
-    hint: str = "",
-) -> Any:
-    """Return the field of a number, an optional number, or a list whose numbers all have these bounds."""
-    bounds = Bounds(at_least, above, at_most, below, length, hint)
-    if isinstance(default, (list, tuple)):
-        values = list(default)
-        return field(default_factory=lambda: list(values), metadata={"bounds": bounds})
-    return field(default=default, metadata={"bounds": bounds})
+def number(default: Any, **bounds: Any) -> Any:
+    """Return the field of a number, an optional number, or a list whose numbers all have these `Bounds`."""
+    metadata = {"bounds": Bounds(**bounds)}
+    if isinstance(default, list):
+        return field(default_factory=default.copy, metadata=metadata)
+    return field(default=default, metadata=metadata)
 
 
 def choice(default: str, words: Sequence[str]) -> Any:

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import ast
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf
 from rich.console import Console, RenderableType
 from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from dino_exp.config import evaluation_schema, launcher_settings, schema
+from dino_exp.config import evaluate_config, evaluation_schema, launcher_settings, schema
+from dino_exp.config.compose import Checked
+from dino_exp.config.hydra_loader import Loader
 from dino_exp.config.launcher_settings import SETTINGS, OptunaSettings
 from dino_exp.config.messages import show
 from dino_exp.installation import as_typed
@@ -42,35 +44,20 @@ EXAMPLES = (
     ),
 )
 
-KEYS = (
-    "name",
-    "resume",
-    "init_from",
-    "backbone.name",
-    "backbone.patch_size",
-    "head.out_dim",
-    "crops.global_size",
-    "crops.global_scale",
-    "crops.local_size",
-    "crops.local_number",
-    "loss.teacher_temp",
-    "loss.warmup_teacher_temp_epochs",
-    "loss.center_momentum",
-    "ema.momentum",
-    "optimizer.lr",
-    "optimizer.weight_decay",
-    "data.root",
-    "trainer.epochs",
-    "trainer.max_steps",
-    "trainer.batch_size",
-    "trainer.seed",
-    "trainer.precision",
-    "trainer.device",
-    "trainer.num_workers",
-    "trainer.on_collapse",
-    "tracker.mode",
-    "eval.every_epochs",
-)
+MOST_USED = {
+    "": "name resume init_from",
+    "backbone": "name patch_size",
+    "head": "out_dim",
+    "crops": "global_size global_scale local_size local_number",
+    "loss": "teacher_temp warmup_teacher_temp_epochs center_momentum",
+    "ema": "momentum",
+    "optimizer": "lr weight_decay",
+    "data": "root",
+    "trainer": "epochs max_steps batch_size seed precision device num_workers on_collapse",
+    "tracker": "mode",
+    "eval": "every_epochs",
+}
+KEYS = [f"{group}.{name}".lstrip(".") for group, names in MOST_USED.items() for name in names.split()]
 """The most used keys; `--cfg job` shows all."""
 
 OPTIONS = (
@@ -88,7 +75,7 @@ WIDEST = 120
 @cache
 def docstrings() -> dict[str, dict[str, str]]:
     """Return the string below each field of the configuration's classes, by class and field."""
-    modules = (schema, evaluation_schema, launcher_settings)
+    modules = (schema, evaluation_schema, evaluate_config, launcher_settings)
     trees = [ast.parse(Path(str(module.__file__)).read_text("utf-8")) for module in modules]
     found: dict[str, dict[str, str]] = {}
     for node in (node for tree in trees for node in tree.body):
@@ -112,72 +99,69 @@ def meaning(kind: type, name: str, whole: bool = False) -> str:
     return text if whole else first_sentence(text)
 
 
-def print_help(
-    console: Console,
-    cfg: DictConfig,
-    choices: dict[str, str],
-    options: dict[str, Sequence[str]],
-    launcher: DictConfig | None = None,
-    sweeper: DictConfig | None = None,
-) -> None:
-    """Print the page.
-
-    Args:
-        cfg: a composed configuration; its values are shown as the current ones.
-        choices: the chosen option, by group.
-        options: all options, by group in the order of `conf/config.yaml`.
-        launcher: the node of the chosen launcher, for its keys.
-        sweeper: the node of the chosen sweeper, for its keys.
-    """
-    console = Console(file=console.file, width=min(console.width, WIDEST), highlight=False)
-    console.print(Text(INTRODUCTION.replace("\n", " ")))
-    examples = Text()
-    for line, what in EXAMPLES:
-        examples.append(f"# {what}\n", style="dim").append(as_typed(f"python {line}\n"))
-    examples.rstrip()
-    section(console, "Examples", examples)
-    groups = Table.grid(padding=(0, 2, 0, 0))
-    groups.add_column(style="bold", no_wrap=True)
-    groups.add_column()
-    for group, names in options.items():
-        chosen = re.findall(r"[^\[\], ]+", choices.get(group) or "")
-        words = [(f"{name}*" if name in chosen else name) for name in names]
-        groups.add_row(group, Text("  ".join(words)))
-    section(console, "Groups: group=option (* is in force)", groups)
-    keys = Table.grid(padding=(0, 2, 0, 0))
-    keys.add_column(style="bold", no_wrap=True)
-    keys.add_column(no_wrap=True)
-    keys.add_column()
+def print_help(console: Console, checked: Checked, options: Loader) -> None:
+    """Print the page with the values of `checked`, and the options of all groups."""
+    cfg: Any = checked.cfg
+    choices = checked.choices
+    console = opening(console, INTRODUCTION, EXAMPLES)
+    others = [group for group in options.groups if options.is_group(group) and group not in schema.SCHEMAS]
+    groups(console, [*schema.SCHEMAS, *others, "hydra/launcher", "hydra/sweeper"], options, choices)
+    rows = []
     for key in KEYS:
         group, _, name = key.rpartition(".")
-        node: Any = cfg[group] if group else cfg
+        node = cfg[group] if group else cfg
         if name in list(node):  # `in node` alone is false for a value that is not set
-            value = "(not set)" if OmegaConf.is_missing(node, name) else show(node[name])
-            keys.add_row(key, Text(value), Text(meaning(schema.schema_of(node), name)))
-    section(console, "Keys: key=value (with the value in force)", keys)
-    if launcher is not None and schema.schema_of(launcher) in SETTINGS.values():
-        section(console, f"Keys of {choices['hydra/launcher']}: hydra.launcher.key=value", keys_of(launcher))
-    if sweeper is not None and schema.schema_of(sweeper) is OptunaSettings:
-        section(console, "Keys of optuna: hydra.sweeper.key=value", keys_of(sweeper))
-    flags = Table.grid(padding=(0, 2, 0, 0))
-    flags.add_column(style="bold", no_wrap=True)
-    flags.add_column()
-    for flag, what in OPTIONS:
-        flags.add_row(flag, Text(as_typed(what)))
-    section(console, "Options", flags)
+            rows.append((key, *value_and_meaning(node, name)))
+    section(console, "Keys: key=value (with the value in force)", grid(rows))
+    if schema.schema_of(checked.launcher) in SETTINGS.values():
+        title = f"Keys of {choices['hydra/launcher']}: hydra.launcher.key=value"
+        section(console, title, keys_of(checked.launcher))
+    if schema.schema_of(checked.sweeper) is OptunaSettings:
+        section(console, "Keys of optuna: hydra.sweeper.key=value", keys_of(checked.sweeper))
+    section(console, "Options", grid((flag, as_typed(what)) for flag, what in OPTIONS))
 
 
-def keys_of(node: DictConfig, whole: bool = False) -> Table:
+def opening(console: Console, introduction: str, examples: Sequence[tuple[str, str]]) -> Console:
+    """Print the start of a page, and return the console with its greatest width."""
+    console = Console(file=console.file, width=min(console.width, WIDEST), highlight=False)
+    console.print(Text(introduction.replace("\n", " ")))
+    text = Text()
+    for line, what in examples:
+        command = line if line.startswith("torchrun") else f"python {line}"
+        text.append(f"# {what}\n", style="dim").append(as_typed(f"{command}\n"))
+    text.rstrip()
+    section(console, "Examples", text)
+    return console
+
+
+def groups(console: Console, names: Iterable[str], options: Loader, choices: Mapping[str, str]) -> None:
+    """Print the groups with their options."""
+    rows = []
+    for group in names:
+        chosen = re.findall(r"[^\[\], ]+", choices.get(group) or "")
+        rows.append((group, "  ".join(f"{n}*" if n in chosen else n for n in options.options(group))))
+    section(console, "Groups: group=option (* is in force)", grid(rows))
+
+
+def keys_of(node: Any, names: Iterable[str] = (), whole: bool = False) -> Table:
     """Return the keys of a typed node with their values and docstrings, shortened or full."""
-    keys = Table.grid(padding=(0, 2, 0, 0))
-    keys.add_column(style="bold", no_wrap=True)
-    keys.add_column()
-    keys.add_column()
-    kind = schema.schema_of(node)
-    for name in node:
-        if name != "_target_":
-            keys.add_row(str(name), Text(show(node[name])), Text(meaning(kind, str(name), whole)))
-    return keys
+    keys = names or [str(name) for name in node if name != "_target_"]
+    return grid((key, *value_and_meaning(node, key, whole)) for key in keys)
+
+
+def value_and_meaning(node: Any, name: str, whole: bool = False) -> tuple[str, str]:
+    """Return the value of a typed node's field as it is typed, and its docstring."""
+    value = "(not set)" if OmegaConf.is_missing(node, name) else show(node[name])
+    return value, meaning(schema.schema_of(node), name, whole)
+
+
+def grid(rows: Iterable[tuple[str, ...]]) -> Table:
+    """Return rows whose first column is bold."""
+    table = Table.grid(padding=(0, 2, 0, 0))
+    table.add_column(style="bold", no_wrap=True)
+    for row in rows:
+        table.add_row(*map(Text, row))
+    return table
 
 
 def section(console: Console, title: str, content: RenderableType) -> None:

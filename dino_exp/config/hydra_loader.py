@@ -26,7 +26,6 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import (
     InterpolationKeyError,
     InterpolationResolutionError,
-    InterpolationToMissingValueError,
     MissingMandatoryValue,
     OmegaConfBaseException,
     UnsupportedInterpolationType,
@@ -156,12 +155,10 @@ class Loader:
         try:
             ConfigLoaderImpl._apply_overrides_to_config([override], cfg)
             OmegaConf.select(cfg, override.key_or_group)
-        except (InterpolationToMissingValueError, MissingMandatoryValue):
-            return None  # Hydra fills it in later
         except (InterpolationKeyError, UnsupportedInterpolationType) as error:
             return str(error).splitlines()[0]
-        except InterpolationResolutionError:
-            return None  # a resolver that works only during a run, such as ${hydra:...}
+        except (MissingMandatoryValue, InterpolationResolutionError):
+            return None  # Hydra fills it in later, or a resolver works only during a run: ${hydra:...}
         except (HydraException, OmegaConfBaseException) as error:
             return str(error.__cause__ or error).splitlines()[0]
         except (AttributeError, TypeError, ValueError):  # OmegaConf's, for values of the wrong shape

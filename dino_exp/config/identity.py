@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterator, Mapping
 from typing import Any
 
 from omegaconf import OmegaConf
@@ -20,14 +19,8 @@ GROUPS = ("backbone", "head", "crops", "augment", "loss", "ema", "optimizer", "d
 """The groups that make the result. Tracker, evaluation, names and folders do not."""
 
 WITHOUT_EFFECT = frozenset(
-    {
-        "trainer.device",
-        "trainer.num_workers",
-        "trainer.log_every",
-        "trainer.checkpoint_every",
-        "trainer.compile",
-        "trainer.checkpoint_blocks",
-    }
+    {"trainer.device", "trainer.num_workers", "trainer.log_every", "trainer.checkpoint_every"}
+    | {"trainer.compile", "trainer.checkpoint_blocks"}
 )
 
 
@@ -98,15 +91,8 @@ def _values(cfg: Any, group: str) -> dict[str, Any]:
     node = cfg[group]
     if OmegaConf.is_config(node):
         node = OmegaConf.to_container(node, resolve=True, throw_on_missing=True)
-    return {key: _canonical(value) for key, value in _leaves(node, group)}
-
-
-def _leaves(node: Any, key: str) -> Iterator[tuple[str, Any]]:
-    if isinstance(node, Mapping):
-        for name, value in node.items():
-            yield from _leaves(value, f"{key}.{name}")
-    else:
-        yield key, node
+    leaves = former_names.leaves({group: node})
+    return {key: _canonical(value) for key, value in leaves if value != {}}
 
 
 def _canonical(value: Any) -> Any:

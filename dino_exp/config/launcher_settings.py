@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from importlib.util import find_spec
 from typing import Any
 
@@ -15,7 +15,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from dino_exp.config.fields import choice, number
 from dino_exp.config.messages import closest, did_you_mean
-from dino_exp.config.schema import schema_of
+from dino_exp.config.schema import fields_of, schema_of
 from dino_exp.config.validate import node_problems
 from dino_exp.errors import UserError
 
@@ -151,24 +151,19 @@ def with_changes(launcher: str, settings: Mapping[str, Any], changes: Sequence[s
         if not equals or name not in node:
             near = did_you_mean(closest(name, [str(known) for known in node]))
             raise UserError(f"{change}: must be key=value with a key of hydra.launcher{near or '.'}")
-        is_text = str(type_of(node, name)).startswith("str")  # YAML would make a number of 8:00:00
+        kind = str(fields_of(schema_of(node))[name].type)
         try:
-            content = value if is_text and value != "null" else yaml.safe_load(value)
+            # YAML would make a number of 8:00:00
+            content = value if kind.startswith("str") and value != "null" else yaml.safe_load(value)
             OmegaConf.update(node, key, content, force_add=name == "sbatch")
         except (OmegaConfBaseException, yaml.YAMLError) as error:
             raise UserError(f"{change}: {str(error).splitlines()[0]}.") from None
     assert isinstance(node, DictConfig)
-    found = [problem for _, problem in node_problems("hydra.launcher.", node, node)] or list(problems(node))
-    if found:
+    if found := settings_problems(node):
         raise UserError("\n".join(found))
     content = OmegaConf.to_container(node, resolve=True)
     assert isinstance(content, dict)
     return {str(key): value for key, value in content.items()}
-
-
-def type_of(node: Any, name: str) -> Any:
-    """Return the annotation of a setting."""
-    return next(each.type for each in fields(schema_of(node)) if each.name == name)
 
 
 def minutes(time_limit: str) -> int:
@@ -187,13 +182,8 @@ def minutes(time_limit: str) -> int:
     parts = rest.split(":")
     fits = (not dash or days.isdecimal()) and all(part.isdecimal() for part in parts) and len(parts) <= 3
     if fits:
-        numbers = [int(part) for part in parts]
-        if dash:
-            hours, minute, second = (*numbers, 0, 0)[:3]
-        elif len(numbers) == 3:
-            hours, minute, second = numbers
-        else:
-            hours, (minute, second) = 0, (*numbers, 0)[:2]
+        without_hours = not dash and len(parts) < 3
+        hours, minute, second = ([0] * without_hours + [*map(int, parts), 0, 0])[:3]
         total = (int(days or 0) * 24 + hours) * 60 + minute + -(-second // 60)
         if total:
             return total
@@ -202,10 +192,13 @@ def minutes(time_limit: str) -> int:
     )
 
 
-def problems(settings: Any) -> Iterator[str]:
-    """Yield the errors, one per line; each single value is within its bounds already."""
-    if "partition" not in settings:
-        return
+def settings_problems(node: Any) -> list[str]:
+    """Return the errors of a launcher's settings, one per line."""
+    found = [problem for _, problem in node_problems("hydra.launcher.", node, node)]
+    return found or (list(_slurm_problems(node)) if "partition" in node else [])
+
+
+def _slurm_problems(settings: Any) -> Iterator[str]:
     try:
         limit = minutes(settings.time_limit)
         if settings.grace_seconds >= 60 * limit:

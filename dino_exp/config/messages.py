@@ -5,12 +5,12 @@ from __future__ import annotations
 import difflib
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import Field, fields
+from dataclasses import Field
 from typing import Any
 
 from omegaconf import OmegaConf
 
-from dino_exp.config.schema import SCHEMAS
+from dino_exp.config.schema import SCHEMAS, fields_of
 from dino_exp.installation import as_typed
 from dino_exp.runs import former_names
 
@@ -70,11 +70,7 @@ def closest(word: str, words: Iterable[str], cutoff: float = 0.6) -> list[str]:
 
 
 def unknown_key(
-    key: str,
-    keys: Sequence[str],
-    groups: Sequence[str],
-    choices: Mapping[str, str],
-    program: str = "train.py",
+    key: str, keys: Sequence[str], groups: Sequence[str], choices: Mapping[str, str], program: str
 ) -> str:
     """Return the error for a key that the composed configuration does not have.
 
@@ -90,7 +86,7 @@ def unknown_key(
         return f"{key}: now called {present}."
     group, _, last = key.rpartition(".")
     options = SCHEMAS.get(group, {}) if group in choices else {}
-    elsewhere = [name for name, schema in options.items() if last in _names(schema)]
+    elsewhere = [name for name, schema in options.items() if last in fields_of(schema)]
     if elsewhere:
         own = [other.rpartition(".")[2] for other in keys if other.startswith(f"{group}.")]
         own = [name for name in own if not name.startswith("_")]
@@ -134,12 +130,8 @@ def wrong_value(key: str, value: Any, field: Field[Any] | None) -> str:
     kind, *optional = str(field.type).split(" | ") if field else ["float"]
     expected = EXPECTED.get(kind, "set by an option, e.g. eval=[knn,linear],")
     if field and kind in ("list[float]", "list[int]") and callable(field.default_factory):
-        bounds = field.metadata.get("bounds")
-        count = (
-            f"{bounds.length} numbers"
-            if bounds and bounds.length
-            else EXPECTED[kind].removeprefix("a list of ")
-        )
+        length = field.metadata["bounds"].length if "bounds" in field.metadata else None
+        count = f"{length} numbers" if length else EXPECTED[kind].removeprefix("a list of ")
         expected = f"a list of {count}, like {show(field.default_factory())}"
     if optional:
         expected += " or null"
@@ -147,7 +139,3 @@ def wrong_value(key: str, value: Any, field: Field[Any] | None) -> str:
     if kind == "int" and isinstance(value, float) and value.is_integer():
         hint = f" (write {int(value)})"
     return f"{key} = {show(value)}: must be {expected}{hint}."
-
-
-def _names(schema: type) -> set[str]:
-    return {field.name for field in fields(schema)}

@@ -69,11 +69,8 @@ class OverrideReader:
         for override in overrides:
             if override.is_interval_sweep():
                 key = override.key_or_group
-                self.drop(
-                    key,
-                    f"{override.input_line}: Hydra's basic sweeper needs single values: {key}=0.1,0.2 or "
-                    f"{key}=range(...).",
-                )
+                fix = f"{key}=0.1,0.2 or {key}=range(...)"
+                self.drop(key, f"{override.input_line}: Hydra's basic sweeper needs single values: {fix}.")
         return [override for override in overrides if not override.is_interval_sweep()]
 
     def with_spaces(self, overrides: Sequence[Override]) -> list[Override]:

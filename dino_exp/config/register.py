@@ -25,10 +25,7 @@ def register() -> None:
         store.store(group="schema", name=name, node=node)
     for group, classes in SCHEMAS.items():
         for name, node in classes.items():
-            if name:
-                store.store(group=f"schema/{group}", name=name, node=node)
-            else:
-                store.store(group="schema", name=group, node=node)
+            store.store(group=f"schema/{group}" if name else "schema", name=name or group, node=node)
     for name, settings in SETTINGS.items():
         store.store(group="schema/launcher", name=name, node=settings)
     store.store(group="schema/sweeper", name="optuna", node=OptunaSettings)

@@ -32,7 +32,6 @@ def problems(cfg: Any) -> Iterator[str]:
     yield from backbone(cfg)
     yield from _crops(cfg)
     yield from _augment(cfg)
-    yield from _loss(cfg)
     yield from _schedules(cfg)
     yield from data(cfg)
     yield from _batch(cfg)
@@ -68,10 +67,10 @@ def backbone(cfg: Any) -> Iterator[str]:
     if kind is VitConfig:
         if node.embed_dim % node.num_heads:
             fitting = [heads for heads in range(1, node.embed_dim + 1) if node.embed_dim % heads == 0]
-            nearest = min(fitting, key=lambda heads: (abs(heads - node.num_heads), heads))
+            closest_one = min(fitting, key=lambda heads: (abs(heads - node.num_heads), heads))
             yield (
                 f"backbone.num_heads = {node.num_heads}: must divide backbone.embed_dim = {node.embed_dim}; "
-                f"the nearest that does is {nearest}."
+                f"the nearest that does is {closest_one}."
             )
         size = int(node.patch_size)
         if node.stem == "conv" and (size < 2 or size & (size - 1)):
@@ -83,9 +82,7 @@ def backbone(cfg: Any) -> Iterator[str]:
     elif kind in (TimmConfig, TorchvisionConfig):
         library = "timm" if kind is TimmConfig else "torchvision"
         names = model_names(library)
-        name = (
-            str(node.name).split(".")[0] if kind is TimmConfig else str(node.name)
-        )  # a timm tag names weights
+        name = node.name.split(".")[0] if kind is TimmConfig else node.name  # a timm tag names weights
         if names and name not in names:
             near = did_you_mean(closest(name, names, cutoff=0.5))
             yield f"backbone.name = {show(node.name)}: {library} has no such model{near or '.'}"
@@ -113,18 +110,20 @@ def patch_size(cfg: Any) -> int | None:
 
 
 def _crops(cfg: Any) -> Iterator[str]:
-    patch, crops = patch_size(cfg), cfg.crops
-    named = (
-        "backbone.patch_size" if schema_of(cfg.backbone) is VitConfig else f"the patch of {cfg.backbone.name}"
-    )
+    patch, crops, is_vit = patch_size(cfg), cfg.crops, schema_of(cfg.backbone) is VitConfig
+    named = "backbone.patch_size" if is_vit else f"the patch of {cfg.backbone.name}"
     for key in ("global_size", "local_size") if crops.local_number else ("global_size",):
         size = crops[key]
         if patch and size % patch:
-            below = size // patch * patch
-            nearest = f"nearest are {below} and {below + patch}" if below else f"the smallest is {patch}"
-            yield f"crops.{key} = {size}: not a multiple of {named} = {patch}; {nearest}."
+            yield f"crops.{key} = {size}: not a multiple of {named} = {patch}; {nearest(size, patch)}."
     for key in ("global_scale", "local_scale"):
         yield from _ordered(f"crops.{key}", crops[key])
+
+
+def nearest(size: int, unit: int) -> str:
+    """Return the multiples of `unit` around a size."""
+    below = size // unit * unit
+    return f"nearest are {below} and {below + unit}" if below else f"the smallest is {unit}"
 
 
 def _augment(cfg: Any) -> Iterator[str]:
@@ -142,28 +141,19 @@ def _ordered(key: str, pair: Any) -> Iterator[str]:
         yield f"{key} = {show(pair)}: the first must not exceed the second; write [{high}, {low}]."
 
 
-def _loss(cfg: Any) -> Iterator[str]:
-    loss, epochs = cfg.loss, cfg.trainer.epochs
-    if loss.warmup_teacher_temp_epochs > epochs:
-        yield (
-            f"loss.warmup_teacher_temp_epochs = {loss.warmup_teacher_temp_epochs}: more than "
-            f"trainer.epochs = {epochs}; use at most {epochs}."
-        )
-
-
 def _schedules(cfg: Any) -> Iterator[str]:
-    ema, optimizer, epochs = cfg.ema, cfg.optimizer, cfg.trainer.epochs
+    loss, ema, optimizer, epochs = cfg.loss, cfg.ema, cfg.optimizer, cfg.trainer.epochs
+    spans = {"loss.warmup_teacher_temp_epochs": loss.warmup_teacher_temp_epochs}
+    names = ("warmup_epochs", "freeze_last_layer_epochs")
+    spans |= {f"optimizer.{name}": optimizer[name] for name in names}
+    for key, span in spans.items():
+        if span > epochs:
+            yield f"{key} = {span:g}: more than trainer.epochs = {epochs}; use at most {epochs}."
     if ema.schedule != "constant" and ema.final_momentum < ema.momentum:
         yield (
             f"ema.final_momentum = {ema.final_momentum}: less than ema.momentum = {ema.momentum}, and the "
             "teacher slows down over a run; raise it (the paper ends at 1) or use ema.schedule=constant."
         )
-    for key in ("warmup_epochs", "freeze_last_layer_epochs"):
-        if optimizer[key] > epochs:
-            yield (
-                f"optimizer.{key} = {optimizer[key]:g}: more than trainer.epochs = {epochs}; "
-                f"use at most {epochs}."
-            )
     batch = cfg.trainer.batch_size
     peak = optimizer.lr * batch / 256
     if optimizer.min_lr > peak:
@@ -217,11 +207,10 @@ def _machine(cfg: Any) -> Iterator[str]:
         yield "trainer.precision = fp16: not on trainer.device = cpu; use trainer.precision=bf16 or fp32."
     batch, accumulate = cfg.trainer.batch_size, cfg.trainer.accumulate
     if batch % accumulate:
-        below = batch // accumulate * accumulate
-        nearest = (
-            f"nearest are {below} and {below + accumulate}" if below else f"the smallest is {accumulate}"
+        yield (
+            f"trainer.batch_size = {batch}: not a multiple of trainer.accumulate = {accumulate}; "
+            f"{nearest(batch, accumulate)}."
         )
-        yield f"trainer.batch_size = {batch}: not a multiple of trainer.accumulate = {accumulate}; {nearest}."
 
 
 def folder_problems(cfg: Any) -> Iterator[str]:
@@ -284,11 +273,8 @@ def warnings(cfg: Any) -> Iterator[str]:
             f"crops: {smallest} pixels are {(smallest // patch) ** 2} patch of {patch}; use smaller patches "
             "or larger crops."
         )
-    if (
-        schema_of(cfg.backbone) is TorchvisionConfig
-        and cfg.backbone.stem == "imagenet"
-        and crops.global_size < 64
-    ):
+    large_stem = schema_of(cfg.backbone) is TorchvisionConfig and cfg.backbone.stem == "imagenet"
+    if large_stem and crops.global_size < 64:
         fix = "; use backbone.stem=small" if _is_resnet(cfg.backbone.name) else ""
         yield (
             f"backbone.name = {cfg.backbone.name}: its stem is made for images of 224 pixels, and crops of "

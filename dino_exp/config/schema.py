@@ -8,7 +8,7 @@ Defaults are the released code's (ViT-S/16 on ImageNet); the YAML files in `conf
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import Field, dataclass, field, fields, is_dataclass
 from typing import Any
 
 from omegaconf import MISSING, OmegaConf
@@ -411,6 +411,11 @@ SCHEMAS: dict[str, dict[str, type]] = {
     "eval": {"": EvalConfig},
 }
 """The classes of each group; `conf/` begins its files with `/schema/<group>` or `/schema/<group>/<name>`."""
+
+
+def fields_of(schema: type) -> dict[str, Field[Any]]:
+    """Return the fields of a schema class by name; none of a class that has no schema."""
+    return {field.name: field for field in fields(schema)} if is_dataclass(schema) else {}
 
 
 def schema_of(node: Any) -> type:

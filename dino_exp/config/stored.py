@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
 from typing import Any, cast
 
 import yaml
@@ -11,7 +10,7 @@ from omegaconf._utils import get_yaml_loader
 from omegaconf.errors import OmegaConfBaseException
 
 from dino_exp.config.messages import closest, did_you_mean
-from dino_exp.config.schema import SCHEMAS, Config
+from dino_exp.config.schema import SCHEMAS, Config, fields_of
 from dino_exp.config.targets import targets_of
 from dino_exp.errors import UserError
 from dino_exp.runs import former_names
@@ -37,7 +36,7 @@ def parse(text: bytes) -> dict[str, Any]:
     for key, value in former_names.TABLE.later_keys.items():
         group, _, name = key.rpartition(".")
         node = config.get(group) if group else config
-        if isinstance(node, dict) and name in _names(_class_of(group, node)):
+        if isinstance(node, dict) and name in fields_of(_class_of(group, node) or object):
             node.setdefault(name, value)
     return config
 
@@ -65,8 +64,8 @@ def read_config(directory: RunDirectory) -> Config:
     result = OmegaConf.structured(Config)
     try:
         for name, value in config.items():
-            if name not in _names(Config):
-                raise ValueError(f"{name}: no such key{did_you_mean(closest(name, _names(Config))[:1])}")
+            if name not in (names := fields_of(Config)):
+                raise ValueError(f"{name}: no such key{did_you_mean(closest(name, names)[:1])}")
             result[name] = typed(name, value) if name in SCHEMAS else value
         missing = [group for group in SCHEMAS if group not in config]
         if missing:
@@ -87,7 +86,7 @@ def typed(group: str, node: Any) -> DictConfig:
     if schema is None:
         target = node.get("_target_") if isinstance(node, dict) else None
         raise ValueError(f"{group}._target_ = {target}: no component of this project")
-    names = _names(schema)
+    names = fields_of(schema)
     for name in node:
         if name not in names:
             near = did_you_mean([f"{group}.{each}" for each in closest(str(name), names)[:1]])
@@ -103,10 +102,6 @@ def _class_of(group: str, node: Any) -> type | None:
         return None
     target, classes = node.get("_target_"), SCHEMAS.get(group, {}).values()
     return next((each for each in classes if target in (targets_of(each) or (None,))), None)
-
-
-def _names(schema: type | None) -> list[str]:
-    return [each.name for each in fields(schema)] if schema else []
 
 
 def _incomplete(directory: RunDirectory, error: Exception) -> UserError:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import MISSING as NO_DEFAULT
-from dataclasses import Field, fields
 from inspect import signature
 from typing import Any, Protocol, cast
 
@@ -12,7 +11,7 @@ from omegaconf import MISSING as NOT_SET
 from omegaconf import DictConfig, OmegaConf
 
 from dino_exp.config.evaluation_schema import EVALUATIONS
-from dino_exp.config.schema import SCHEMAS
+from dino_exp.config.schema import SCHEMAS, fields_of
 from dino_exp.errors import UserError
 
 
@@ -24,7 +23,7 @@ class Component(Protocol):
 
 def targets_of(schema: type) -> tuple[str, ...]:
     """Return each `_target_` that a schema class accepts: its field's choices, or its default alone."""
-    target: Field[Any] | None = next((field for field in fields(schema) if field.name == "_target_"), None)
+    target = fields_of(schema).get("_target_")
     if target is None or target.default in (NO_DEFAULT, NOT_SET):
         return ()
     choices = target.metadata.get("choices")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import operator
 import re
 from collections.abc import Iterator
 from dataclasses import Field, fields, is_dataclass
@@ -18,6 +19,8 @@ from dino_exp.config.schema import SCHEMAS, schema_of
 from dino_exp.config.targets import targets_of
 from dino_exp.runs import former_names
 
+LIMITS = {"at_least": operator.ge, "above": operator.gt, "at_most": operator.le, "below": operator.lt}
+"""Comparison of a number with each of its `Bounds`."""
 MISSING_FIX = {
     "data.root": "the training images, e.g. data.root=/path/to/train",
     "backbone.name": "a model's name, e.g. backbone.name=convnext_tiny",
@@ -30,26 +33,14 @@ def validate(cfg: DictConfig) -> list[str]:
     return problems or list(relations.problems(cfg))
 
 
-def warn(cfg: DictConfig) -> list[str]:
-    """Return warnings about a valid configuration, one per line."""
-    return list(relations.warnings(cfg))
-
-
-def keys_of(cfg: DictConfig) -> list[str]:
-    """Return all dotted keys, groups in order."""
-    keys = []
-    for name in cfg:
-        keys += _keys_in(str(name), cfg[name]) if name in SCHEMAS else [str(name)]
-    return keys
-
-
-def _keys_in(name: str, node: Any) -> list[str]:
-    """Return the dotted keys of a typed node, and of the typed nodes in it."""
+def keys_of(node: Any, prefix: str = "") -> list[str]:
+    """Return all dotted keys of a typed node and of the typed nodes in it, but not the groups themselves."""
     keys = []
     for field in fields(schema_of(node)):
+        key = f"{prefix}{field.name}"
         own = None if OmegaConf.is_missing(node, field.name) else node._get_node(field.name)
-        keys.append(f"{name}.{field.name}")
-        keys += _keys_in(keys[-1], own) if is_dataclass(schema_of(own)) else []
+        inner = keys_of(own, f"{key}.") if is_dataclass(schema_of(own)) else []
+        keys += inner if inner and not prefix else [key, *inner]
     return keys
 
 
@@ -82,11 +73,9 @@ def _problem(key: str, node: DictConfig, field: Field[Any], schema: type, cfg: D
     except InterpolationKeyError:
         return _dangling(key, node, field.name, cfg)
     except OmegaConfBaseException as error:
-        raw = OmegaConf.to_container(node, resolve=False)
-        reason = re.sub(r"^\w+ raised while resolving interpolation: ", "", str(error).splitlines()[0]).strip(
-            "\"'"
-        )
-        return f"{key} = {show(raw[field.name]) if isinstance(raw, dict) else '?'}: {reason}."
+        reason = str(error).splitlines()[0]
+        reason = re.sub(r"^\w+ raised while resolving interpolation: ", "", reason).strip("\"'")
+        return f"{key} = {_as_written(node, field.name)}: {reason}."
     present = former_names.TABLE.present_value(key, value) if isinstance(value, str) else value
     if present is not value:
         return f"{key} = {value}: now called {present}."
@@ -114,35 +103,29 @@ def _out_of_bounds(key: str, value: Any, bounds: Bounds) -> str | None:
     numbers = value if isinstance(value, list) else [value]
     if bounds.length is not None and len(numbers) != bounds.length:
         return f"{key} = {show(value)}: must be {bounds.length} numbers, not {len(numbers)}."
-    fits = all(
-        (bounds.at_least is None or number >= bounds.at_least)
-        and (bounds.above is None or number > bounds.above)
-        and (bounds.at_most is None or number <= bounds.at_most)
-        and (bounds.below is None or number < bounds.below)
-        for number in numbers
-    )
-    if fits:
+    limits = [(name, fits, getattr(bounds, name)) for name, fits in LIMITS.items()]
+    limits = [limit for limit in limits if limit[2] is not None]
+    if all(fits(number, limit) for number in numbers for _, fits, limit in limits):
         return None
-    limits = {
-        "at least": bounds.at_least,
-        "above": bounds.above,
-        "at most": bounds.at_most,
-        "below": bounds.below,
-    }
-    must = " and ".join(f"{words} {limit:.10g}" for words, limit in limits.items() if limit is not None)
+    must = " and ".join(f"{name.replace('_', ' ')} {limit:.10g}" for name, _, limit in limits)
     each = "every number must be" if isinstance(value, list) else "must be"
     return f"{key} = {show(value)}: {each} {must}{f' ({bounds.hint})' if bounds.hint else ''}."
 
 
 def _dangling(key: str, node: DictConfig, name: str, cfg: DictConfig) -> str:
     """Return the problem of an interpolation of a missing key."""
-    raw = OmegaConf.to_container(node, resolve=False)
-    text = show(raw[name]) if isinstance(raw, dict) else ""
+    text = _as_written(node, name)
     for target in re.findall(r"\$\{([\w.]+)\}", text):
         if OmegaConf.select(cfg, target, throw_on_resolution_failure=False) is None:
             near = did_you_mean([f"${{{word}}}" for word in closest(target, keys_of(cfg))[:1]])
             return f"{key} = {text}: no such key, {target}{near or '.'}"
     return f"{key} = {text}: points to a key that does not exist."
+
+
+def _as_written(node: DictConfig, name: str) -> str:
+    """Return a value with its interpolations."""
+    raw: Any = OmegaConf.to_container(node, resolve=False)
+    return show(raw[name])
 
 
 def _target_problem(key: str, value: str, schema: type) -> str | None:

@@ -15,9 +15,8 @@ from dino_exp.runs.revision import git_revision
 def environment(device: torch.device) -> dict[str, Any]:
     """Return package versions, hardware and git revision, for `summary.json`."""
     packages = ("torch", "torchvision", "timm", "numpy", "hydra-core", "wandb")
-    name = (
-        torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or device.type
-    )
+    is_gpu = device.type == "cuda"
+    name = torch.cuda.get_device_name(device) if is_gpu else platform.processor() or device.type
     return {
         "python": platform.python_version(),
         **{package: metadata.version(package) for package in packages},

@@ -119,7 +119,7 @@ class Names:
         if not (self.keys or self.targets or self._words):
             return dict(config)
         result: dict[str, Any] = {}
-        for key, value in _leaves(config):
+        for key, value in leaves(config):
             name = self.present_key(key)
             *path, last = name.split(".")
             node = result
@@ -183,26 +183,15 @@ class Names:
 
     def first_key(self, key: str) -> str:
         """Return the first name of a present key."""
-        return _renamed(key, self._first_keys)
+        return self._inverted.present_key(key)
 
     def first_value(self, key: str, value: Any) -> Any:
         """Return the first name of a present key's value."""
-        if isinstance(value, list):
-            return [self.first_value(key, item) for item in value]
-        if not isinstance(value, str):
-            return value
-        if key.rpartition(".")[2] == "_target_":
-            return self._first_targets.get(value, value)
-        return self._first_words.get((key, value), value)
-
-    def first_word(self, word: str) -> str:
-        """Return an override of one value in first names."""
-        key, equals, text = word.partition("=")
-        return f"{self.first_key(key)}{equals}{self.first_value(key, text)}"
+        return self._inverted.present_value(key, value)
 
     def first_metric(self, name: str) -> str:
         """Return the first name of a metric or of another field in a run's files."""
-        return self._first_metrics.get(name, name)
+        return self._inverted.present_metric(name)
 
     def names_of_metric(self, name: str) -> list[str]:
         """Return the present name of a metric, followed by all its former names."""
@@ -221,8 +210,6 @@ class Names:
                 result[self.first_key(key).removeprefix(prefix)] = self.first_value(key, value)
         return result
 
-    # ---- inverted tables -------------------------------------------------------------------------
-
     def _present(self, name: str, value: Any) -> Any:
         if isinstance(value, dict):
             return self.present_record(value)
@@ -235,32 +222,21 @@ class Names:
         return {**self.options, **self.values}
 
     @cached_property
-    def _first_words(self) -> dict[tuple[str, str], str]:
-        words = ((*former.split("=", 1), present) for former, present in self._words.items())
-        return _first(((key, present), former) for key, former, present in words)
-
-    @cached_property
-    def _first_keys(self) -> dict[str, str]:
-        return _first((present, former) for former, present in self.keys.items())
-
-    @cached_property
-    def _first_targets(self) -> dict[str, str]:
-        return _first((present, former) for former, present in self.targets.items())
-
-    @cached_property
-    def _first_metrics(self) -> dict[str, str]:
-        return _first((present, former) for former, present in self.metrics.items())
+    def _inverted(self) -> Names:
+        """The tables from present names to first ones."""
+        words = {}
+        for former, present in reversed(self._words.items()):
+            key, _, word = former.partition("=")
+            words[f"{key}={present}"] = word
+        return Names(_first(self.targets), _first(self.keys), values=words, metrics=_first(self.metrics))
 
 
 TABLE = Names(TARGETS, KEYS, OPTIONS, VALUES, METRICS, LATER_KEYS)
 
 
-def _first(pairs: Iterator[tuple[Any, str]]) -> dict[Any, str]:
-    """Return the first value of each key."""
-    result: dict[Any, str] = {}
-    for key, value in pairs:
-        result.setdefault(key, value)
-    return result
+def _first(names: Mapping[str, str]) -> dict[str, str]:
+    """Return the first former name of each present one."""
+    return {present: former for former, present in reversed(dict(names).items())}
 
 
 def _renamed(key: str, names: Mapping[str, str]) -> str:
@@ -273,9 +249,10 @@ def _renamed(key: str, names: Mapping[str, str]) -> str:
     return key
 
 
-def _leaves(node: Config, prefix: str = "") -> Iterator[tuple[str, Any]]:
+def leaves(node: Config, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield all values by dotted key; an empty group is a value, too."""
     for name, value in node.items():
         if isinstance(value, Mapping) and value:
-            yield from _leaves(value, f"{prefix}{name}.")
+            yield from leaves(value, f"{prefix}{name}.")
         else:
             yield f"{prefix}{name}", value

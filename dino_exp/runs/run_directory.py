@@ -148,15 +148,9 @@ class RunDirectory:
 
         The heartbeat is the time of this call in seconds since 1970.
         """
-        if not self._status:
-            self._status = self.read_status()
-        self._status |= changes
-        self._status |= {
-            "heartbeat": time.time(),
-            "host": socket.gethostname(),
-            "pid": os.getpid(),
-            "slurm_job_id": job_id(),
-        }
+        process = {"host": socket.gethostname(), "pid": os.getpid(), "slurm_job_id": job_id()}
+        before = self._status or self.read_status()
+        self._status = before | changes | {"heartbeat": time.time()} | process
         self._write_status(self._status)
 
     def mark(self, **changes: Any) -> None:

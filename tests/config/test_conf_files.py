@@ -85,9 +85,7 @@ def swept(*overrides: str) -> tuple[list[tuple[str, ...]], str | None]:
 
 def values(checked: Checked, *keys: str) -> list[tuple[Any, ...]]:
     """Return the values of some keys in each run of a sweep."""
-    return [
-        tuple(OmegaConf.select(run.cfg, key) for key in keys) for run in checked.runs if run.cfg is not None
-    ]
+    return [tuple(OmegaConf.select(run.cfg, key) for key in keys) for run in checked.runs]
 
 
 @pytest.mark.parametrize(("experiment", "epochs"), [("debug", 1), ("demo", 2), ("paper_vits16", 30)])
@@ -111,9 +109,7 @@ def test_the_collapse_study_removes_one_part_at_a_time() -> None:
         "ablation=neither": ("none", False, "constant", 0.99),
         "ablation=no_ema": ("mean", True, "constant", 0.0),
     }
-    sound = checked.runs[0].cfg
-    assert sound is not None
-    assert run_id(sound) == run_id(compose(["experiment=cifar10_resnet18"]))
+    assert run_id(checked.runs[0].cfg) == run_id(compose(["experiment=cifar10_resnet18"]))
 
 
 def test_typed_keys_change_and_extend_a_preset() -> None:
@@ -162,13 +158,11 @@ def test_typed_values_override_the_experiment(tmp_path: Path) -> None:
     plain: Any = compose(paper)
     base: Any = compose(["backbone=vit_base", *paper])
     assert (base.backbone.name, base.backbone.embed_dim, base.backbone.depth) == ("vit_base", 768, 12)
-    assert {key: base[key] for key in base if key != "backbone"} == {
-        key: plain[key] for key in plain if key != "backbone"
-    }
+    assert base.keys() == plain.keys()
+    assert [key for key in base if base[key] != plain[key]] == ["backbone"]
     assert compose([*paper, "backbone=vit_base"]) == base
-    assert (
-        compose(["backbone=resnet50"]).backbone == compose(["experiment=debug", "backbone=resnet50"]).backbone
-    )
+    resnet = "backbone=resnet50"
+    assert compose([resnet]).backbone == compose(["experiment=debug", resnet]).backbone
     typed = compose([*paper, "loss.teacher_temp=0.05", "trainer.batch_size=64", "optimizer=lars"])
     assert (typed.loss.teacher_temp, typed.trainer.batch_size) == (0.05, 64)
     assert (typed.optimizer.lr, typed.optimizer.clip_grad) == (0.3, 0)
@@ -281,12 +275,8 @@ def test_sweeps_expand_to_all_runs_under_a_name_of_their_content() -> None:
     assert own.extra_overrides == []
     experiments = check(["-m", "experiment=demo,debug"])
     assert (experiments.sweep_dir, len(experiments.runs)) == ("outputs/sweep_experiment", 2)
-    options = check(["-m", "head=glob(dino*)"])
-    assert [run.overrides for run in options.runs] == [
-        ("head=dino",),
-        ("head=dino_bn",),
-        ("head=dino_free_gain",),
-    ]
+    heads, _ = swept("head=glob(dino*)")
+    assert heads == [("head=dino",), ("head=dino_bn",), ("head=dino_free_gain",)]
     by_mode = check(["hydra.mode=MULTIRUN", "trainer.seed=0,1"])
     assert by_mode.multirun
     assert len(by_mode.runs) == 2
@@ -299,10 +289,8 @@ def test_a_sweep_can_live_in_a_file(tmp_path: Path) -> None:
         "      loss.teacher_temp: 0.02,0.04,-1\n"
     )
     checked = check(["--config-dir", str(tmp_path), "experiment=temps"])
-    assert [run.overrides for run in checked.runs] == [
-        ("loss.teacher_temp=0.02",),
-        ("loss.teacher_temp=0.04",),
-    ]
+    temps = [run.overrides for run in checked.runs]
+    assert temps == [("loss.teacher_temp=0.02",), ("loss.teacher_temp=0.04",)]
     assert checked.errors == [
         "loss.teacher_temp = -1.0: must be at least 0 (the paper uses 0.02–0.07; 0 is a hard argmax). "
         "(run loss.teacher_temp=-1)"

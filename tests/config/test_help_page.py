@@ -47,6 +47,17 @@ def test_values_are_those_of_the_command_line(capsys: pytest.CaptureFixture[str]
     assert "paper_vits16*" in words
 
 
+def test_a_launcher_has_its_keys_on_the_page(capsys: pytest.CaptureFixture[str]) -> None:
+    text = page(capsys, "-m", "hydra/launcher=slurm")
+    assert "Keys of slurm: hydra.launcher.key=value" in text
+    assert "Cores of each process" in text
+
+
+def test_the_keys_of_evaluate_come_with_their_meaning(capsys: pytest.CaptureFixture[str]) -> None:
+    assert evaluate(["--help"]) == 0
+    assert "A file of weights for `backbone`, instead of a run." in capsys.readouterr().out
+
+
 def test_examples_are_valid(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "sbatch").touch(mode=0o755)  # which a launcher for SLURM looks for
     monkeypatch.setenv("PATH", str(tmp_path))

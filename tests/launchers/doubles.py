@@ -5,9 +5,8 @@ from __future__ import annotations
 import json
 import shutil
 import sys
-import time
-from collections.abc import Callable, Iterable, Mapping
-from functools import cache
+from collections.abc import Iterable, Mapping
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +20,14 @@ from dino_exp.runs.run_directory import RunDirectory
 from launchers import submission, worker
 from launchers.__main__ import main as launchers
 from launchers.submission import Submission, Wanted
+from tests.programs import until
 
 SWEEP = Path("outputs/debug_sweep_seed")
 HERE = Path(__file__).parent
 PYTHON = sys.executable
 COMMANDS = ("sbatch", "squeue", "sacct", "scontrol", "scancel", "srun")
 ON_SLURM = ("-m", "experiment=debug", "hydra/launcher=slurm", "hydra.launcher.detach=true")
+wait_until = partial(until, what="the condition", seconds=30)
 LOCALLY = ("-m", "experiment=debug", "hydra/launcher=local")
 
 
@@ -164,12 +165,3 @@ def trained_by(manifest: Manifest, job: str) -> list[str]:
     assert call.function is worker.work
     assert Path(folder) == manifest.folder.resolve()
     return list(names)
-
-
-def wait_until(true: Callable[[], object]) -> None:
-    """Wait until a condition is true, at most half a minute."""
-    for _ in range(1500):
-        if true():
-            return
-        time.sleep(0.02)
-    raise AssertionError("the condition did not become true within 30 s")

@@ -44,7 +44,7 @@ def test_status(four: Cluster, capsys: pytest.CaptureFixture[str]) -> None:
     assert "2 lost" in capsys.readouterr().out
 
 
-def test_wait_ends_when_no_process_holds_a_run(
+def test_wait_prints_each_change_of_state_until_no_run_is_active(
     four: Cluster, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def meanwhile(seconds: float) -> None:
@@ -102,7 +102,7 @@ def test_resume_after_everything_went_well_does_nothing(
     for seed in range(4):
         mark(seed, state="finished")
     assert launchers(["resume", str(SWEEP)]) == 0
-    assert capsys.readouterr().out.splitlines() == [f"{SWEEP}: submitted 0 runs.", "Left alone: 4 finished."]
+    assert capsys.readouterr().out.splitlines() == [f"{SWEEP}: submitted 0 runs.", "Skipped: 4 finished."]
 
 
 @pytest.mark.parametrize(
@@ -178,14 +178,8 @@ def test_the_commands_do_not_import_torch(here: Path) -> None:
 
 
 def test_train_py_itself_submits(cluster: Cluster, played: Played) -> None:
-    argv = [
-        "-m",
-        "experiment=debug",
-        "hydra/launcher=slurm",
-        "hydra.launcher.detach=true",
-        "trainer.seed=0,1",
-    ]
-    done = run_program("train.py", *argv, folder=Path.cwd())
+    words = "-m experiment=debug hydra/launcher=slurm hydra.launcher.detach=true trainer.seed=0,1"
+    done = run_program("train.py", *words.split(), folder=Path.cwd())
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.startswith(f"{SWEEP}: submitted 2 runs as job 100.\n")
     assert jobs() == {0: ["100_0"], 1: ["100_1"]}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
@@ -62,10 +62,8 @@ def test_states_of_runs_on_slurm(tmp_path: Path, cluster: Cluster, accounting: b
     cluster.set(jobs={f"7_{number}": word for number, word in enumerate(words) if word})
     if not accounting:
         cluster.without("sacct")
-    shown = {
-        case: (run.state, run.active)
-        for case, run in zip(ON_SLURM, Observer().observe(manifest), strict=True)
-    }
+    runs = Observer().observe(manifest)
+    shown = {case: (run.state, run.active) for case, run in zip(ON_SLURM, runs, strict=True)}
     ends = [] if accounting else [case for case in ON_SLURM if case[1] in ("OUT_OF_MEMORY", "CANCELLED")]
     assert shown == ON_SLURM | dict.fromkeys(ends, ("lost", False))
     assert len(cluster.calls("squeue")) == 1
@@ -125,9 +123,8 @@ def test_a_run_that_started_after_the_last_squeue_is_not_preempted(tmp_path: Pat
 
 
 def test_a_sweep_that_has_ended_calls_no_command(tmp_path: Path, cluster: Cluster) -> None:
-    manifest = a_sweep(
-        tmp_path / "sweep", {(state, GONE, False): ("", False) for state in ("finished", "failed")}
-    )
+    cases: Cases = {(state, GONE, False): (state, False) for state in ("finished", "failed")}
+    manifest = a_sweep(tmp_path / "sweep", cases)
     assert [run.state for run in Observer().observe(manifest)] == ["finished", "failed"]
     assert cluster.read()["calls"] == []
 
@@ -152,12 +149,10 @@ def test_silent_seconds_count_from_the_last_heartbeat(tmp_path: Path, cluster: C
 @contextmanager
 def locked(*locks: Path) -> Iterator[None]:
     """Hold these locks within the context."""
-    held = [FileLock(lock) for lock in locks]
-    for lock in held:
-        lock.acquire()
-    yield
-    for lock in held:
-        lock.release()
+    with ExitStack() as held:
+        for lock in locks:
+            held.enter_context(FileLock(lock))
+        yield
 
 
 def test_states_of_local_runs(tmp_path: Path) -> None:

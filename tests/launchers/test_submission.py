@@ -50,10 +50,8 @@ def test_the_same_sweep_again_submits_nothing(cluster: Cluster, capsys: pytest.C
     assert dino(*ON_SLURM, "trainer.seed=0,1") == 0
     assert len(cluster.calls("sbatch")) == 1
     assert the_sweep() == before
-    assert capsys.readouterr().out.splitlines()[:2] == [
-        "outputs/debug_sweep_seed: submitted 0 runs.",
-        "Left alone: 2 pending.",
-    ]
+    told = ["outputs/debug_sweep_seed: submitted 0 runs.", "Skipped: 2 pending."]
+    assert capsys.readouterr().out.splitlines()[:2] == told
 
 
 def test_a_larger_sweep_submits_only_the_missing_runs(
@@ -80,17 +78,15 @@ def test_a_larger_sweep_submits_only_the_missing_runs(
     for seed, job in again.items():
         assert trained_by(manifest, job) == [names[seed]]
     assert jobs()[5] == ["100_5", "101_2"]
-    assert {
-        seed: manifest.runs[name].retries for seed, name in names.items() if manifest.runs[name].retries
-    } == {1: 1}
+    assert [seed for seed, name in names.items() if manifest.runs[name].retries] == [1]
+    assert manifest.runs[names[1]].retries == 1
     status = failed.read_status()
     assert (status["state"], status["tracker_id"]) == ("pending", "kept")
     assert not failed.traceback_file.exists()
     shown = capsys.readouterr().out.splitlines()
     assert shown[0] == "outputs/debug_sweep_seed: submitted 5 runs as job 101."
-    assert sorted(shown[1:6]) == [
-        f"Left alone: 1 {state}." for state in ("collapsed", "finished", "pending", "preempted", "running")
-    ]
+    skipped = ("collapsed", "finished", "pending", "preempted", "running")
+    assert sorted(shown[1:6]) == [f"Skipped: 1 {state}." for state in skipped]
 
 
 def test_a_smaller_sweep_keeps_the_other_runs_in_the_folder(cluster: Cluster) -> None:
@@ -106,7 +102,7 @@ def test_a_failed_run_is_tried_again_max_retries_times(cluster: Cluster) -> None
         assert len(jobs()[0]) == min(2, attempt + 1)
         mark(0, state="failed")
         cluster.move({jobs()[0][-1]: "FAILED"})
-    assert list(again.left_alone.values()) == ["failed 2 times (hydra.launcher.max_retries = 1)"]
+    assert list(again.skipped.values()) == ["failed 2 times (hydra.launcher.max_retries = 1)"]
     assert resume("max_retries=2") == 0
     assert len(jobs()[0]) == 3
 
@@ -133,7 +129,7 @@ def test_a_run_that_trains_outside_of_launchers_is_not_submitted(cluster: Cluste
     submission = submit([1, 2])
     by_hand.release()
     assert submission.submitted == [directory(1).path.name]
-    assert submission.left_alone == {by_hand.path.name: "running, in a process that no launcher started"}
+    assert submission.skipped == {by_hand.path.name: "running, in a process that no launcher started"}
 
 
 def test_a_sweep_is_split_into_arrays_that_the_site_allows(cluster: Cluster) -> None:

@@ -24,11 +24,8 @@ ATTEMPTS = [
 def sweep(tmp_path: Path) -> tuple[Manifest, list[RunState]]:
     """Return a sweep with a finished run, a failed one, and a lost one without a summary."""
     manifest = Manifest(tmp_path, "slurm")
-    overrides = [
-        ["loss.teacher_temp=0.04"],
-        ["loss.teacher_temp=null"],
-        ["loss.teacher_temp=1e-1", "head=dino"],
-    ]
+    temp = "loss.teacher_temp"
+    overrides = [[f"{temp}=0.04"], [f"{temp}=null"], [f"{temp}=1e-1", "head=dino"]]
     statuses: list[dict[str, Any]] = [
         {"state": "finished", "step": 8, "total_steps": 8, "heartbeat": 10800.0, "attempts": ATTEMPTS},
         {"state": "failed", "step": 3, "total_steps": 8, "heartbeat": 9300.0, "attempts": ATTEMPTS[1:]},

@@ -105,9 +105,8 @@ def test_a_killed_run_has_the_signal_in_its_traceback(played: Played) -> None:
     directory = played.run("a", "kill")
     assert ended(directory).record_exit() == 128 + signal.SIGKILL
     assert directory.read_status()["state"] == "failed"
-    assert "log.txt: killed by SIGKILL, usually because memory ran out" in (
-        directory.traceback_file.read_text()
-    )
+    why = directory.traceback_file.read_text()
+    assert "log.txt: killed by SIGKILL, usually because memory ran out" in why
 
 
 def test_a_failed_run_keeps_its_own_traceback(played: Played) -> None:

@@ -68,6 +68,13 @@ def launchers(folder: Path, *words: str) -> Program:
     return run_program("-m", "launchers", *words, folder=folder, environment=cache(folder))
 
 
+def wait(sweep: Path, code: int = 0) -> str:
+    """Wait for the runs of a sweep, and return what was printed."""
+    waited = launchers(sweep.parents[1], "wait", str(sweep))
+    assert waited.returncode == code, waited.stdout
+    return waited.stdout
+
+
 def runs(sweep: Path) -> list[RunDirectory]:
     return [RunDirectory(sweep / name) for name in Manifest.load(sweep).runs]
 
@@ -97,6 +104,13 @@ def in_the_middle(run: RunDirectory) -> int:
     process = int(run.read_status()["pid"])
     os.kill(process, signal.SIGSTOP)
     return process
+
+
+def started(folder: Path, name: str, *words: str) -> tuple[Path, RunDirectory, int]:
+    """Return a new sweep, its only run in the middle, and the run's frozen process."""
+    sweep = submit(folder, name, *LONG, *words)
+    (run,) = runs(sweep)
+    return sweep, run, in_the_middle(run)
 
 
 def continue_after(number: signal.Signals, process: int) -> None:
@@ -135,9 +149,8 @@ def slurm(*command: str) -> str:
 
 
 def squeue(number: str) -> str:
-    return subprocess.run(
-        ["squeue", "-h", "-j", number, "-o", "%T"], capture_output=True, text=True
-    ).stdout.strip()
+    command = ["squeue", "-h", "-j", number, "-o", "%T"]
+    return subprocess.run(command, capture_output=True, text=True).stdout.strip()
 
 
 def sacct(number: str) -> list[str]:
@@ -193,46 +206,32 @@ def test_a_grid_runs_as_an_array_on_two_nodes_and_is_trained_once(tmp_path: Path
     assert again.returncode == 0
     assert "submitted 0 runs" in again.stdout
     assert "3 finished" in again.stdout
-    larger = train(
-        tmp_path, "name=grid", *SLURM, *SHORT, *grid, "trainer.seed=0,1", "hydra.launcher.dry_run=true"
-    )
+    more = ["trainer.seed=0,1", "hydra.launcher.dry_run=true"]
+    larger = train(tmp_path, "name=grid", *SLURM, *SHORT, *grid, *more)
     assert "3 of 6 runs would be submitted" in larger.stdout
 
 
 def test_a_run_on_two_nodes_with_two_tasks_each(tmp_path: Path) -> None:
-    config = [
-        "experiment=debug",
-        "trainer.batch_size=64",
-        "trainer.max_steps=6",
-        "optimizer=sgd",
-        "optimizer.warmup_epochs=1",
-    ]
-    done = train(
-        tmp_path, "name=four", *SLURM, *config, "hydra.launcher.nodes=2", "hydra.launcher.gpus_per_node=2"
-    )
+    config = ["experiment=debug", "trainer.batch_size=64", "trainer.max_steps=6"]
+    config += ["optimizer=sgd", "optimizer.warmup_epochs=1"]
+    nodes = ["hydra.launcher.nodes=2", "hydra.launcher.gpus_per_node=2"]
+    done = train(tmp_path, "name=four", *SLURM, *config, *nodes)
     assert done.returncode == 0, done.output
     one = train(tmp_path, "name=one", *config)
     assert one.returncode == 0, one.output
     (four,) = runs(tmp_path / "outputs" / "four")
     single = RunDirectory(tmp_path / "outputs" / "one" / four.path.name)
     assert four.read_summary()["environment"]["processes"] == 4
-    assert sorted(path.name for path in four.path.glob("log*.txt")) == [
-        "log.1.txt",
-        "log.2.txt",
-        "log.3.txt",
-        "log.txt",
-    ]
-    ours, theirs = (
-        [line["loss"] for line in read_metrics(run.metrics_file) if line["step"]] for run in (four, single)
-    )
+    logs = ["log.1.txt", "log.2.txt", "log.3.txt", "log.txt"]
+    assert sorted(path.name for path in four.path.glob("log*.txt")) == logs
+    lines = (read_metrics(run.metrics_file) for run in (four, single))
+    ours, theirs = ([line["loss"] for line in own if line["step"]] for own in lines)
     assert len(ours) == 6
     assert ours == pytest.approx(theirs, abs=2e-5)
 
 
 def test_a_killed_rank_ends_the_other_ranks(tmp_path: Path) -> None:
-    sweep = submit(tmp_path, "pair", *LONG, "hydra.launcher.nodes=2")
-    (run,) = runs(sweep)
-    first = in_the_middle(run)
+    sweep, run, first = started(tmp_path, "pair", "hydra.launcher.nodes=2")
     processes = [path.parent for path in Path("/proc").glob("[0-9]*/environ") if is_rank_1(path, run)]
     (rank_1,) = processes
     os.kill(int(rank_1.name), signal.SIGKILL)
@@ -253,17 +252,14 @@ def is_rank_1(environ: Path, run: RunDirectory) -> bool:
 
 
 def test_a_preempted_run_resumes_bit_identically(tmp_path: Path, reference: RunDirectory) -> None:
-    sweep = submit(tmp_path, "preempted", *LONG)
-    (run,) = runs(sweep)
-    process = in_the_middle(run)
+    sweep, run, process = started(tmp_path, "preempted")
     urgent = ["-p", "urgent", "-N2", "--gpus-per-node=2", "--time=5", "-o", "/dev/null", "--wrap", "sleep 1"]
     slurm("sbatch", *urgent)
     continue_after(signal.SIGTERM, process)
     restart_requeued(job(sweep))
     assert run.read_status()["state"] == "preempted"
     tracker = run.read_status()["tracker_id"]
-    waited = launchers(tmp_path, "wait", str(sweep))
-    assert waited.returncode == 0, waited.stdout
+    wait(sweep)
     assert_same_as(reference, run, attempts=2)
     assert run.read_status()["tracker_id"] == tracker
     assert sacct(job(sweep)) == ["COMPLETED"]
@@ -271,32 +267,26 @@ def test_a_preempted_run_resumes_bit_identically(tmp_path: Path, reference: RunD
 
 def test_a_run_continues_after_the_time_limit(tmp_path: Path, reference: RunDirectory) -> None:
     limits = ["hydra.launcher.time_limit=30", "hydra.launcher.grace_seconds=60"]
-    sweep = submit(tmp_path, "limit", *LONG, *limits)
-    (run,) = runs(sweep)
-    process = in_the_middle(run)
+    sweep, run, process = started(tmp_path, "limit", *limits)
     minutes = int(slurm("squeue", "-h", "-j", job(sweep), "-o", "%M").rpartition(":")[0]) + 2
     slurm("scontrol", "update", f"JobId={job(sweep)}", f"TimeLimit={minutes}")
     continue_after(signal.SIGUSR2, process)  # SLURM checks the limits twice a minute
     restart_requeued(job(sweep), "TimeLimit=30")
     assert run.read_status()["state"] == "preempted"
-    waited = launchers(tmp_path, "wait", str(sweep))
-    assert waited.returncode == 0, waited.stdout
+    wait(sweep)
     assert_same_as(reference, run, attempts=2)
 
 
 def test_a_run_continues_after_its_node_dies(tmp_path: Path, reference: RunDirectory) -> None:
-    sweep = submit(tmp_path, "node", *LONG)
-    (run,) = runs(sweep)
-    in_the_middle(run)
+    sweep, run, _ = started(tmp_path, "node")
     node = slurm("squeue", "-h", "-j", job(sweep), "-o", "%N")
     cluster("node", node, "kill")
     kill_processes_of(run)
     try:
         restart_requeued(job(sweep))
-        waited = launchers(tmp_path, "wait", str(sweep))
+        wait(sweep)
     finally:
         cluster("node", node, "start")
-    assert waited.returncode == 0, waited.stdout
     assert_same_as(reference, run, attempts=2)
 
 
@@ -309,9 +299,7 @@ def kill_processes_of(run: RunDirectory) -> None:
 
 
 def test_a_run_whose_worker_was_killed_is_lost_until_resume(tmp_path: Path, reference: RunDirectory) -> None:
-    sweep = submit(tmp_path, "killed", *LONG)
-    (run,) = runs(sweep)
-    in_the_middle(run)
+    sweep, run, _ = started(tmp_path, "killed")
     kill_processes_of(run)
     assert sacct(job(sweep)) == ["FAILED"]
     status = launchers(tmp_path, "status", str(sweep))
@@ -319,7 +307,7 @@ def test_a_run_whose_worker_was_killed_is_lost_until_resume(tmp_path: Path, refe
     assert "lost" in status.stdout
     resumed = launchers(tmp_path, "resume", str(sweep))
     assert resumed.returncode == 0, resumed.stderr
-    assert launchers(tmp_path, "wait", str(sweep)).returncode == 0
+    wait(sweep)
     assert_same_as(reference, run, attempts=2)
     assert len(Manifest.load(sweep).runs[run.path.name].jobs) == 2
 
@@ -333,14 +321,13 @@ def test_failed_runs_fail_their_own_jobs_only(tmp_path: Path) -> None:
     unreadable.checkpoints.mkdir()
     (unreadable.checkpoints / "last.pt").write_bytes(b"not a checkpoint")
     os.kill(in_the_middle(killed), signal.SIGKILL)
-    waited = launchers(tmp_path, "wait", str(sweep))
-    assert waited.returncode == 1
+    waited = wait(sweep, code=1)
     assert states(sweep) == ["collapsed", "failed", "failed", "failed"]
     assert sacct(job(sweep).partition("_")[0]) == ["COMPLETED", "FAILED", "FAILED", "FAILED"]
     assert "loss is nan" in diverging.traceback_file.read_text()
     assert "last.pt" in unreadable.traceback_file.read_text()
     assert "memory" in killed.traceback_file.read_text()
-    assert waited.stdout.count("traceback.txt") == 3
+    assert waited.count("traceback.txt") == 3
     assert len(steps(collapsing)) < 192
 
 
@@ -358,7 +345,7 @@ def test_cancelled_runs_stay_cancelled_until_resume(tmp_path: Path) -> None:
     assert set(sacct(job(sweep).partition("_")[0])) <= {"CANCELLED", "FAILED"}
     assert all((run.checkpoints / "last.pt").exists() for run in (first, second))
     assert "submitted 2 runs" in launchers(tmp_path, "resume", str(sweep)).stdout
-    assert launchers(tmp_path, "wait", str(sweep)).returncode == 0
+    wait(sweep)
     assert [steps(run) for run in (first, second)] == [[0, *range(1, STEPS + 1)]] * 2
 
 
@@ -368,15 +355,13 @@ def test_runs_continue_without_the_process_that_waits_for_them(tmp_path: Path) -
     waiting.until_it_says("pending")
     waiting.kill()
     sweep = tmp_path / "outputs" / "left"
-    assert launchers(tmp_path, "wait", str(sweep)).returncode == 0
+    wait(sweep)
     collected = launchers(tmp_path, "collect", str(sweep))
     assert collected.returncode == 0, collected.stderr
     with (sweep / "runs.csv").open() as file:
         lines = list(csv.DictReader(file))
-    assert [(line["trainer.seed"], line["state"], line["step"]) for line in lines] == [
-        ("0", "finished", "3"),
-        ("1", "finished", "3"),
-    ]
+    seen = [(line["trainer.seed"], line["state"], line["step"]) for line in lines]
+    assert seen == [("0", "finished", "3"), ("1", "finished", "3")]
     table = pyarrow.parquet.read_table(sweep / "runs.parquet").to_pylist()
     assert [row["run"] for row in table] == [line["run"] for line in lines]
     assert all(row["attempts"] == 1 and row["knn_top1"] > 0 for row in table)
@@ -388,12 +373,12 @@ def test_runs_continue_without_the_process_that_waits_for_them(tmp_path: Path) -
     said = waiting.stdout
     assert "python -m launchers status outputs/left" in " ".join(said.split())
     assert "cancelled 1 runs" in launchers(tmp_path, "cancel", str(sweep)).stdout
-    assert launchers(tmp_path, "wait", str(sweep)).returncode == 0
+    wait(sweep)
 
 
 def test_a_failed_run_does_not_stop_the_other_run_on_its_gpu(tmp_path: Path) -> None:
     sweep = submit(tmp_path, "shared", *SHORT, "optimizer.lr=0.01,1e30", "hydra.launcher.runs_per_gpu=2")
-    assert launchers(tmp_path, "wait", str(sweep)).returncode == 1
+    wait(sweep, code=1)
     assert states(sweep) == ["finished", "failed"]
     assert {entry.job for entry in Manifest.load(sweep).runs.values()} == {job(sweep)}
     assert sacct(job(sweep)) == ["FAILED"]
@@ -406,8 +391,6 @@ def test_a_killed_run_is_lost_without_accounting(tmp_path: Path) -> None:
         killed = runs(sweep)[1]
         in_the_middle(killed)
         kill_processes_of(killed)
-        waited = launchers(tmp_path, "wait", str(sweep))
-        assert waited.returncode == 1
-        assert "1 finished, 1 lost" in waited.stdout
+        assert "1 finished, 1 lost" in wait(sweep, code=1)
     finally:
         cluster("accounting", "on")
