@@ -143,6 +143,8 @@ def cancel(manifest: Manifest, named: Sequence[RunState], runs: Sequence[RunStat
 
 def print_logs(manifest: Manifest, runs: Sequence[RunState], lines: int, console: Console) -> int:
     """Print the last lines of the runs' logs."""
+    if not runs:
+        console.print("No run is left to show; words that a run's name or overrides contain choose others.")
     for run in runs:
         console.print(Text(f"\n{run.label}: {run.state}", style="bold"))
         log = manifest.directory(run.name).path / "log.txt"

@@ -1,4 +1,4 @@
-"""The design's one-way streets: who may import whom."""
+"""The layers of the packages: which of them may import which."""
 
 from __future__ import annotations
 
@@ -24,9 +24,8 @@ LAYERS = (
     ("report", "export"),
     ("cli",),
 )
-"""From the ground up: a room imports its own layer's files within itself, and lower layers. See
-docs/architecture.md."""
-FLOOR = {room: floor for floor, rooms in enumerate(LAYERS) for room in rooms}
+"""From the bottom up: a package imports itself and lower layers (docs/architecture.md)."""
+LEVEL = {package: level for level, packages in enumerate(LAYERS) for package in packages}
 
 
 def imports() -> dict[str, set[str]]:
@@ -46,7 +45,7 @@ def imports() -> dict[str, set[str]]:
     return found
 
 
-def room(module: str) -> str:
+def package_of(module: str) -> str:
     first, *rest = module.split(".")
     return rest[0] if first == "dino_exp" and rest else first
 
@@ -57,9 +56,9 @@ def test_every_import_goes_down() -> None:
         for module, targets in imports().items()
         for target in targets
         if "__main__" not in module
-        and room(target) != "dino_exp"
-        and room(module) != room(target)
-        and FLOOR[room(module)] <= FLOOR[room(target)]
+        and package_of(target) != "dino_exp"
+        and package_of(module) != package_of(target)
+        and LEVEL[package_of(module)] <= LEVEL[package_of(target)]
     ]
     assert upward == []
 

@@ -211,7 +211,7 @@ def introduce(console: Console, cfg: EvaluateConfig, subject: Subject, origin: O
     console.print(Text(f"network   {origin.name}"))
     console.print(Text(f"backbone  {cfg.backbone.name}: {origin.report}"))
     if any(own_size(name, cfg) for name in cfg.eval):
-        console.print(f"images  {size} x {size}, the central {subject.crop_ratio:.0%} of the shorter side")
+        console.print(f"images    {size} x {size}, the central {subject.crop_ratio:.0%} of the shorter side")
     console.print(f"machine   {subject.device.type}, {precision}\n")
 
 

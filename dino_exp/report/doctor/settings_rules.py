@@ -105,8 +105,8 @@ def ema_too_slow(log: TrainingLog) -> Iterator[Finding]:
         DOUBTFUL,
         f"EMA too slow for {length:,} steps",
         f"At λ = {momentum:g} the teacher's half-life is {half_life:,.0f} steps, and λ's schedule makes it "
-        f"{half_lives:.1f} half-lives in the entire run: {2**-half_lives:.0%} of the teacher are still its "
-        "initial random weights at the end.",
+        f"{half_lives:.1f} half-lives in the entire run: {2**-half_lives:.0%} of its initial "
+        "random weights remain at the end.",
         (f"ema.momentum={better:g}.", "a longer run (trainer.epochs)."),
     )
 
@@ -159,6 +159,6 @@ def too_few_images(log: TrainingLog) -> Iterator[Finding]:
     yield Finding(
         DOUBTFUL,
         f"Too few images for K = {k:,}",
-        f"{images:,} images are {images / k:.2g} per prototype; the paper has 20, 1.28 million for 65,536.",
+        f"{images:,} images are {images / k:.2g} per prototype; the paper has 20 (1.28 million for 65,536).",
         remedies.fewer_prototypes(log),
     )
