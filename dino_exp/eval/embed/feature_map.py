@@ -150,7 +150,7 @@ def _chart(coordinates: np.ndarray, classes: Sequence[str]) -> alt.LayerChart:
     )
     data = alt.Chart(alt.NamedData("images"))
     behind = data.mark_circle(size=size / 3, color=QUIET, opacity=0.35, tooltip=None, aria=False).encode(x, y)
-    tooltips = [alt.Tooltip("image:N"), alt.Tooltip("name:N", title="image")]
+    tooltips = [alt.Tooltip("image:N"), alt.Tooltip("name:N")]
     tooltips += [alt.Tooltip("class:N")] if classes else []
     tooltips += [alt.Tooltip("nearest:N")]
     points = (
