@@ -256,6 +256,7 @@ def test_a_stop_signal_after_the_last_run_has_ended_changes_nothing(
     assert task.work() == 0
     assert task.states() == ["finished"]
     assert task.cluster.calls("scontrol") == []
+    assert "cancelled" not in (task.directories[0].path / "log.txt").read_text()
 
 
 def test_a_job_is_requeued_at_most_max_requeues_times(job: Any) -> None:
