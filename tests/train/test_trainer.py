@@ -136,3 +136,20 @@ def test_compiling_without_a_compiler_says_what_is_missing(
         UserError, match=r"trainer\.compile = true: .*\(InvalidCxxCompiler: .* found\)\. It needs"
     ):
         trainer(tmp_path, "trainer.compile=true")
+
+
+def test_a_restored_trainer_has_the_entire_state_of_the_saved_one(tmp_path: Path) -> None:
+    saved, restored = trainer(tmp_path), trainer(tmp_path, "trainer.seed=1")
+    _, observed = saved.train_step(views(saved, 0), observe=True)
+    known = {name: value.item() for name, value in observed.items() if value.numel() == 1}
+    saved.judge.observe(60, known)
+    saved.evaluations.best, saved.seconds = {"knn_top1": 50.0}, 3.0
+    state = saved.state()
+    assert state["judge"]["recent"]
+    restored.restore(state)
+    found = restored.state()
+    tensors = ("student", "teacher", "loss", "optimizer")
+    for part in tensors:
+        torch.testing.assert_close(found[part], state[part], rtol=0, atol=0)
+    for part in state.keys() - {"config", *tensors}:
+        assert found[part] == state[part], part
