@@ -12,7 +12,7 @@ from uuid import uuid4
 def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
     """Write `path` by way of a temporary file in the same folder, which is flushed to disk and renamed.
 
-    What `write` raises is raised again, and leaves `path` as it was.
+    What `write` raises is raised again, and leaves `path` as it was; an OSError names `path`.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     # Not tempfile, whose files only their owner can read, and others look into run directories too.
@@ -23,8 +23,10 @@ def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
-    except BaseException:
+    except BaseException as error:
         temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.filename in (None, os.fspath(temporary)):
+            error.filename = os.fspath(path)  # a failed write does not know its file
         raise
     folder = os.open(path.parent, os.O_RDONLY)
     try:
