@@ -97,3 +97,15 @@ def test_the_version_is_the_same_everywhere(wheel: zipfile.ZipFile) -> None:
     newest = re.search(r"^## \[(.+?)\]", (ROOT / "CHANGELOG.md").read_text(encoding="utf-8"), re.MULTILINE)
     assert newest is not None
     assert {citation["version"], newest[1], dino_exp.__version__} == {version}
+
+
+@pytest.mark.parametrize(
+    ("policy", "spins"),
+    [({}, "3000"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "passive"}, None)],
+)
+def test_threads_spin_briefly_unless_the_user_has_a_policy(policy: dict[str, str], spins: str | None) -> None:
+    code = "import dino_exp, os, sys; print('torch' in sys.modules, os.environ.get('GOMP_SPINCOUNT'))"
+    others = {name: value for name, value in os.environ.items() if name not in ("GOMP_SPINCOUNT", *policy)}
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, env=others | policy, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["False", str(spins)]
