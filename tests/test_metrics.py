@@ -6,8 +6,8 @@ import io
 from pathlib import Path
 
 import pytest
-from rich.console import Console
 
+from dino_exp.console import Console
 from dino_exp import metrics
 from dino_exp.config.compose import compose
 from dino_exp.dino.verdict import Verdict
