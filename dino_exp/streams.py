@@ -1,4 +1,4 @@
-"""Standard streams that end no program, and that show the control characters of a text instead of obeying them."""
+"""Standard streams that end no program, and that show control characters instead of obeying them."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from collections.abc import Iterable
 from typing import Any, TextIO, cast
 
 _OBEYED = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
-"""All control characters but tab and newline; separators of lines, marks of the direction of writing; halves of
-surrogate pairs, as which Python reads the bytes of a name that is not UTF-8."""
+"""Control characters except tab and newline, separators of lines, marks of writing direction, halves of
+surrogate pairs: these stand for the bytes of a name that is not UTF-8."""
 _IN_ASCII = {"…": "...", "→": "->", "←": "<-", "−": "-", "–": "-", "±": "+-", "×": "x", "·": "*", "‖": "||"}
 _IN_ASCII |= {"≤": "<=", "≥": ">=", "≠": "!=", "“": '"', "”": '"', "’": "'", "λ": "lambda", "τ": "tau"}
 """What is printed where a stream's encoding lacks our own characters."""
@@ -43,13 +43,13 @@ codecs.register_error("dino_exp.in_ascii", _in_ascii)
 
 
 class _Lasting(io.FileIO):
-    """A descriptor to which writing never fails: after the first failure, what cannot be written is dropped."""
+    """A descriptor to which writing never fails: what cannot be written is dropped."""
 
     failure: OSError | None = None
 
     def write(self, content: Any, /) -> int:
         try:
-            while (written := super().write(content)) is None:  # a terminal that another program made nonblocking
+            while (written := super().write(content)) is None:  # made nonblocking by another program
                 select.select([], [self], [])
         except OSError as error:
             self.failure = self.failure or error

@@ -141,7 +141,8 @@ def requeue(folder: Path, names: list[str], max_requeues: int, log: Path) -> int
 def _requeue(job: str) -> str:
     """Put a job back into the queue, and return what SLURM says if it refuses."""
     try:
-        done = subprocess.run(["scontrol", "requeue", job], capture_output=True, encoding="utf-8", errors="replace")
+        command = ["scontrol", "requeue", job]
+        done = subprocess.run(command, capture_output=True, encoding="utf-8", errors="replace")
     except OSError as error:
         return str(error)
     return (done.stderr or done.stdout).strip() if done.returncode else ""

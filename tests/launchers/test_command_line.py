@@ -50,7 +50,8 @@ def test_status(four: Cluster, capsys: pytest.CaptureFixture[str]) -> None:
 def test_what_others_wrote_is_shown_and_not_obeyed(
     four: Cluster, capsys: pytest.CaptureFixture[str], command: str
 ) -> None:
-    hostile, shown = "[/red]\x1b[2J\x1b]0;title\x07\x9b31m\u202e", r"[/red]\x1b[2J\x1b]0;title\x07\x9b31m\u202e"
+    hostile = "[/red]\x1b[2J\x1b]0;title\x07\x9b31m\u202e"
+    shown = r"[/red]\x1b[2J\x1b]0;title\x07\x9b31m\u202e"
     manifest = Manifest.load(SWEEP)
     for entry in manifest.runs.values():
         entry.overrides = [f"name={hostile}"]

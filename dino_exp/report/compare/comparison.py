@@ -12,6 +12,7 @@ from typing import Any
 from rich.table import Table
 
 from dino_exp.config.identity import differing_keys
+from dino_exp.console import Console
 from dino_exp.errors import UserError
 from dino_exp.report.loading import load
 from dino_exp.report.run_data import SEED, RunData
