@@ -27,7 +27,6 @@ from typing import Any
 import torch
 from omegaconf import OmegaConf
 from rich import box
-from rich.console import Console
 from rich.table import Table
 
 from dino_exp.config.compose import compose
@@ -35,6 +34,7 @@ from dino_exp.config.identity import run_id
 from dino_exp.config.launcher_settings import LocalSettings
 from dino_exp.config.stored import read_config
 from dino_exp.config.targets import build
+from dino_exp.console import Console, a_console
 from dino_exp.data.subset import evenly_spread
 from dino_exp.dino.verdict import Verdict
 from dino_exp.eval.extraction import extract
@@ -117,7 +117,7 @@ def train_runs(cifar10: Path, numbers: Sequence[int]) -> None:
         wanted.append(Wanted(run_id(cfg), (f"number={number}", *own), cfg))
     settings = OmegaConf.to_container(OmegaConf.structured(LocalSettings))
     assert isinstance(settings, dict)
-    console = Console(highlight=False, width=None if Console().is_terminal else 200)
+    console = a_console()
     submit(FOLDER, "local", {str(key): value for key, value in settings.items()}, wanted)
     wait(FOLDER, {run.name for run in wanted}, console)
 
@@ -320,7 +320,7 @@ def main() -> None:
     )
     parser.add_argument("--numbers", type=span, default=range(RUNS), help="for train: first-last of the runs")
     arguments = parser.parse_args()
-    console = Console(highlight=False, width=160)
+    console = Console(width=160)
     if arguments.part == "train":
         if arguments.cifar10 is None:
             parser.error("train: give --cifar10 DIRECTORY")

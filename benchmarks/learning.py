@@ -18,9 +18,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 
+from dino_exp.console import Console
 from dino_exp.metrics import DIVERGENCE, ENTROPY, INFORMATION
 
 TRAIN = Path(__file__).parents[1] / "train.py"

@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from rich.console import Console
 from rich.table import Table
 
+from dino_exp.console import Console
 from dino_exp.runs import environment
 
 OUTPUTS = Path("outputs/benchmarks")
@@ -92,7 +92,7 @@ def report(name: str, title: str, rows: Sequence[Mapping[str, Any]], device: tor
         table.add_column(column, justify="left" if isinstance(rows[0].get(column), str) else "right")
     for row in rows:
         table.add_row(*(cell(row.get(column)) for column in columns))
-    console = Console(width=160, highlight=False)
+    console = Console(width=160)
     console.print(table)
     OUTPUTS.mkdir(parents=True, exist_ok=True)
     path = OUTPUTS / f"{name}.json"

@@ -12,7 +12,6 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
@@ -21,10 +20,11 @@ from dino_exp.config.help import print_help
 from dino_exp.config.hydra_loader import CONFIG_NAME, VERSION_BASE, loader, parse_arguments
 from dino_exp.config.register import CONF, register
 from dino_exp.config.sweep_runs import Run
-from dino_exp.console import STATE_STYLES
+from dino_exp.console import STATE_STYLES, Console
 from dino_exp.errors import FAILED, INTERRUPTED, UserError, refuse, warn
 from dino_exp.parallel.rank_zero import in_all_processes
 from dino_exp.runs import former_names
+from dino_exp.streams import protect
 from dino_exp.train.attempt import Outcome, attempt
 
 
@@ -45,6 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     0: done. 2: the configuration or a file is wrong, and nothing was created. Otherwise the run's own code; a
     sweep's is 1 if any of its runs failed.
     """
+    protect()
     words = list(sys.argv[1:] if argv is None else argv)
     return in_all_processes(lambda: command_line(words), follow)
 
@@ -170,7 +171,7 @@ class Runs:
             for number, run in enumerate(self.checked.runs, 1):
                 if run.job == tuple(settings.overrides.task):
                     header = f"[{number}/{len(self.checked.runs)}] {' '.join(run.overrides)}"
-            Console(soft_wrap=True).print(Text(f"\n{header}", style="bold"))
+            Console(soft_wrap=True).print(f"\n{header}", style="bold")
         group = Path(settings.sweep.dir).name if multirun else None
         # torch comes last: refusing and helping need not wait for it
         from dino_exp.parallel import distributed
@@ -206,9 +207,9 @@ def sweep_table(checked: Checked, outcomes: Sequence[Outcome]) -> Table:
         state, message = (outcome.state, outcome.message) if outcome else ("not started", "")
         line = (message.strip().splitlines() or [""])[-1 if state == "failed" else 0]
         table.add_row(
-            Text(" ".join(planned.overrides) or "(no sweep)"),
+            " ".join(planned.overrides) or "(no sweep)",
             f"…{planned.run_id[-8:]}",
             Text(state, style=STATE_STYLES.get(state, "dim")),
-            Text(line),
+            line,
         )
     return table

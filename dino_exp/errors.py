@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import errno
+import functools
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
-from rich.console import Console
-from rich.text import Text
+from dino_exp import streams
+from dino_exp.console import Console
 
 FAILED = 1
 USER_ERROR = 2
@@ -31,6 +32,7 @@ MEANINGS = {
     errno.ENAMETOOLONG: "the name is too long",
     errno.EMFILE: "too many open files (see ulimit -n)",
     errno.ENOMEM: "not enough memory",
+    errno.EPIPE: "nobody reads it any more",
 }
 """What operating systems' errors mean to a user."""
 
@@ -43,14 +45,36 @@ def in_words(error: OSError) -> str:
 
 def refuse(errors: Sequence[str]) -> int:
     """Print one line per problem, and return the exit code."""
-    console = Console(stderr=True, highlight=False, soft_wrap=True)
+    console = Console(stderr=True, soft_wrap=True)
     for error in errors:
-        console.print(Text(error, style="red"))
+        console.print(error, style="red")
     return USER_ERROR
 
 
 def warn(warnings: Sequence[str]) -> None:
     """Print one line per warning."""
-    console = Console(stderr=True, highlight=False, soft_wrap=True)
+    console = Console(stderr=True, soft_wrap=True)
     for warning in warnings:
-        console.print(Text(f"warning: {warning}", style="yellow"))
+        console.print(f"warning: {warning}", style="yellow")
+
+
+def program(main: Callable[[Sequence[str] | None], int]) -> Callable[..., int]:
+    """Make `main` a program whose product is what it prints: it fails if that could not be written.
+
+    A reader that wants no more, as `head`, is no failure.
+    """
+
+    @functools.wraps(main)
+    def protected(argv: Sequence[str] | None = None) -> int:
+        streams.protect()
+        try:
+            code = main(argv)
+        except UserError as error:
+            return refuse([str(error)])
+        lost = streams.failure()
+        if code or lost is None or lost.errno == errno.EPIPE:
+            return code
+        refuse([f"standard output: {in_words(lost)}."])
+        return FAILED
+
+    return protected

@@ -7,13 +7,10 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from rich.console import Console
-from rich.text import Text
-
 from dino_exp.config.launcher_settings import with_changes
 from dino_exp.config.stored import read_config
-from dino_exp.console import a_console
-from dino_exp.errors import FAILED, INTERRUPTED, UserError, refuse, warn
+from dino_exp.console import Console, a_console
+from dino_exp.errors import FAILED, INTERRUPTED, UserError, program, warn
 from dino_exp.installation import as_typed
 from dino_exp.runs import former_names
 from dino_exp.runs.manifest import Manifest, changing
@@ -26,6 +23,7 @@ from launchers.submission import Wanted, submit
 from launchers.watch import how_to_come_back, print_sweep, wait
 
 
+@program
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command, and return its exit code."""
     parser = argparse.ArgumentParser(
@@ -51,27 +49,24 @@ def main(argv: Sequence[str] | None = None) -> int:
             command.add_argument("-n", "--lines", type=int, default=20, help="lines of each log (default 20)")
     arguments = parser.parse_args(argv)
     console = a_console()
-    try:
-        manifest = Manifest.load(arguments.folder)
-        if arguments.command == "resume":
-            return resume(manifest, arguments.changes, console)
-        if arguments.command == "wait":
-            return wait_with_table(manifest, console)
-        runs = Observer().observe(manifest)
-        if arguments.command == "status":
-            print_sweep(manifest, runs, console)
-            return exit_code(runs)
-        if arguments.command == "collect":
-            for path in table.collect(manifest, runs):
-                console.print(Text(f"{path}: {len(runs)} runs"), soft_wrap=True)
-            return 0
-        named = matching(runs, arguments.words)
-        if arguments.command == "cancel":
-            return cancel(manifest, named, runs, console)
-        shown = [run for run in named if arguments.words or run.state != "finished"]
-        return print_logs(manifest, shown, arguments.lines, console)
-    except UserError as error:
-        return refuse([str(error)])
+    manifest = Manifest.load(arguments.folder)
+    if arguments.command == "resume":
+        return resume(manifest, arguments.changes, console)
+    if arguments.command == "wait":
+        return wait_with_table(manifest, console)
+    runs = Observer().observe(manifest)
+    if arguments.command == "status":
+        print_sweep(manifest, runs, console)
+        return exit_code(runs)
+    if arguments.command == "collect":
+        for path in table.collect(manifest, runs):
+            console.print(f"{path}: {len(runs)} runs", soft_wrap=True)
+        return 0
+    named = matching(runs, arguments.words)
+    if arguments.command == "cancel":
+        return cancel(manifest, named, runs, console)
+    shown = [run for run in named if arguments.words or run.state != "finished"]
+    return print_logs(manifest, shown, arguments.lines, console)
 
 
 def exit_code(runs: Sequence[RunState]) -> int:
@@ -146,10 +141,10 @@ def print_logs(manifest: Manifest, runs: Sequence[RunState], lines: int, console
     if not runs:
         console.print("No run is left to show; words that a run's name or overrides contain choose others.")
     for run in runs:
-        console.print(Text(f"\n{run.label}: {run.state}", style="bold"))
+        console.print(f"\n{run.label}: {run.state}", style="bold")
         log = manifest.directory(run.name).path / "log.txt"
         text = tail(log, lines) or table.why(manifest, run, lines) or "There is no log yet."
-        console.print(Text(text), soft_wrap=True)
+        console.print(text, soft_wrap=True)
     return 0
 
 

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,8 +23,8 @@ STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 
 
 def log_event(log: Path, text: str) -> None:
-    """Append a line to a log, with the time."""
-    with log.open("a") as file:
+    """Append a line to a log, with the time; a full disk ends no run."""
+    with suppress(OSError), log.open("a", encoding="utf-8", errors="surrogateescape") as file:
         file.write(f"--- {time.strftime('%Y-%m-%d %H:%M:%S')} {text}\n")
 
 
@@ -119,7 +120,7 @@ class Child:
             return code  # another process holds the run
         if code < 0:
             out_of_memory = ", usually because memory ran out" if code == -signal.SIGKILL else ""
-            with self.directory.traceback_file.open("a") as file:
+            with self.directory.traceback_file.open("a", encoding="utf-8") as file:
                 file.write(f"{self.log.name}: {how}{out_of_memory}\n")
         elif state not in ENDED:
             self.directory.write_traceback(f"{how}; {self.log.name} ends with:\n{tail(self.log, 20)}\n")
@@ -135,7 +136,7 @@ def tail(log: Path, lines: int) -> str:
     with log.open("rb") as file:
         file.seek(max(0, file.seek(0, os.SEEK_END) - 200 * lines - 2000))
         text = file.read().decode(errors="replace")
-    return "\n".join(line.rpartition("\r")[2] for line in text.rstrip("\n").split("\n")[-lines:])
+    return "\n".join(line.rstrip("\r").rpartition("\r")[2] for line in text.rstrip("\n").split("\n")[-lines:])
 
 
 class StopSignals:

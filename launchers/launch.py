@@ -8,13 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from omegaconf import OmegaConf
-from rich.console import Console
-from rich.text import Text
 
 from dino_exp import errors
 from dino_exp.config.launcher_settings import minutes
 from dino_exp.config.sweep_runs import Run
-from dino_exp.console import a_console
+from dino_exp.console import Console, a_console
 from dino_exp.runs.manifest import Manifest
 from dino_exp.train.attempt import Outcome
 from launchers import slurm
@@ -80,10 +78,10 @@ def preview(
     missing, skipped, _ = plan(manifest, runs, settings["max_retries"])
     jobs = len(groups_of(missing, settings["runs_per_gpu"]))
     if launcher == "slurm" and missing:
-        console.print(Text(slurm.script(OmegaConf.create(dict(settings)), folder, jobs)), soft_wrap=True)
+        console.print(slurm.script(OmegaConf.create(dict(settings)), folder, jobs), soft_wrap=True)
     for run in runs:
         reason = skipped.get(run.name, "to be submitted")
-        console.print(Text(f"{' '.join(run.overrides) or run.name}: {reason}"), soft_wrap=True)
+        console.print(f"{' '.join(run.overrides) or run.name}: {reason}", soft_wrap=True)
     console.print(f"{folder}: {len(missing)} of {len(runs)} runs would be submitted; nothing was.")
     finished = [cost(run) for run in Observer().observe(manifest) if run.state == "finished"]
     if launcher == "slurm":

@@ -19,6 +19,7 @@ from filelock import FileLock, Timeout
 
 from dino_exp.runs.manifest import Manifest, changing
 from dino_exp.runs.run_directory import is_locked
+from dino_exp.streams import protect
 from launchers.children import Child, StopSignals, log_event, python_path
 from launchers.worker import output_of
 
@@ -144,6 +145,7 @@ class Queue:
 
 def main(folder: Path) -> None:
     """Run the sweep's queue until nothing is left to train; return at once if another process runs it."""
+    protect()
     lock = FileLock(folder / QUEUE_LOCK)
     try:
         lock.acquire(timeout=5)

@@ -23,15 +23,13 @@ from optuna.samplers import BaseSampler, RandomSampler, TPESampler
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, Trial, TrialState
-from rich.console import Console
 from rich.table import Table
-from rich.text import Text
 
 from dino_exp import errors
 from dino_exp.config.identity import identity
 from dino_exp.config.search_space import Choices, Space, probes, typed
 from dino_exp.config.sweep_runs import Run
-from dino_exp.console import a_console, table
+from dino_exp.console import Console, a_console, table
 from dino_exp.errors import UserError
 from dino_exp.runs import former_names
 from dino_exp.runs.manifest import Manifest
@@ -125,6 +123,8 @@ def study_name(first: DictConfig, spaces: Sequence[Space]) -> str:
 def open_study(journal: Path, name: str, settings: Mapping[str, Any]) -> optuna.Study:
     """Return the study of that name, with its earlier trials."""
     optuna.logging.set_verbosity(optuna.logging.WARNING)
+    optuna.logging.disable_default_handler()  # which colors by escape sequences
+    optuna.logging.enable_propagation()
     mend(journal)
     study = optuna.create_study(
         storage=JournalStorage(JournalFileBackend(str(journal))),
@@ -267,7 +267,7 @@ class Search:
         if told.knn_top1 is not None:
             how = f"k-NN {told.knn_top1:.1f} %"
         line = f"Trial {trial.number}: {' '.join(self.overrides_of(trial))}: {how}"
-        self.console.print(Text(line), soft_wrap=True)
+        self.console.print(line, soft_wrap=True)
 
 
 def outcome_of(name: str, outcomes: Sequence[Outcome]) -> Outcome:
@@ -309,4 +309,4 @@ def summary(study: optuna.Study, folder: Path) -> Table:
     rows["pruned (collapsed)"] = str(count[TrialState.PRUNED])
     rows["failed"] = str(count[TrialState.FAIL])
     rows["study"] = f"{study.study_name} in {folder / JOURNAL}"
-    return table(f"Search {folder}", {name: Text(value) for name, value in rows.items()})
+    return table(f"Search {folder}", rows)

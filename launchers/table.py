@@ -18,6 +18,7 @@ from dino_exp.metrics import BEST_KNN, KNN, SPEED, UNTRAINED_KNN
 from dino_exp.runs import former_names
 from dino_exp.runs.manifest import Manifest
 from dino_exp.runs.run_directory import RunDirectory
+from dino_exp.streams import visible
 from launchers.children import tail
 from launchers.states import SILENT_SECONDS, RunState
 
@@ -63,7 +64,7 @@ def runs_table(manifest: Manifest, runs: Sequence[RunState], most: int | None = 
     return Group(*lines)
 
 
-def cells(manifest: Manifest, run: RunState) -> list[Text]:
+def cells(manifest: Manifest, run: RunState) -> list[str | Text]:
     """Return the row of one run."""
     directory = manifest.directory(run.name)
     summary = directory.read_summary() if run.state in ("finished", "collapsed", "failed") else {}
@@ -71,13 +72,13 @@ def cells(manifest: Manifest, run: RunState) -> list[Text]:
     step, total = run.status.get("step"), run.status.get("total_steps")
     knn = last.get(KNN.key)
     return [
-        Text(run.label),
+        run.label,
         Text(run.state, STATE_STYLES.get(run.state, "")),
-        Text("" if step is None else f"{step:,}/{total:,}"),
-        Text(last.get("verdict") or ""),
-        Text("" if knn is None else KNN.text(knn)),
-        Text(run.entry.job or ""),
-        Text(remark(run)),
+        "" if step is None else f"{step:,}/{total:,}",
+        last.get("verdict") or "",
+        "" if knn is None else KNN.text(knn),
+        run.entry.job or "",
+        remark(run),
     ]
 
 
@@ -111,7 +112,7 @@ def failures(manifest: Manifest, runs: Sequence[RunState], lines: int = 4) -> Re
     for run in runs:
         if run.state in ("failed", "lost"):
             state = Text(run.state, STATE_STYLES[run.state])
-            table.add_row(Text(run.label), state, Text(why(manifest, run, lines)))
+            table.add_row(run.label, state, why(manifest, run, lines))
     return table if table.row_count else None
 
 
@@ -176,7 +177,10 @@ def collect(manifest: Manifest, runs: Sequence[RunState]) -> list[Path]:
     import pyarrow as pa
     from pyarrow import csv, parquet
 
-    content = rows(manifest, runs)
+    content = [
+        {visible(key): visible(value) if isinstance(value, str) else value for key, value in row.items()}
+        for row in rows(manifest, runs)
+    ]
     columns = list(dict.fromkeys(key for row in content for key in row))
     table = pa.table({column: one_type([row.get(column) for row in content]) for column in columns})
     paths = [manifest.folder / "runs.csv", manifest.folder / "runs.parquet"]

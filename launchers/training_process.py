@@ -13,11 +13,13 @@ from dino_exp.config.stored import read_config
 from dino_exp.errors import UserError, refuse
 from dino_exp.parallel.processes import Processes
 from dino_exp.runs.run_directory import RunDirectory
+from dino_exp.streams import protect
 from dino_exp.train.attempt import attempt
 
 
 def main() -> int:
     """Train, and return the exit code that `train.py` would return."""
+    protect()
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("directory", type=Path)
     parser.add_argument("--share", type=int, default=1, help="runs that share this run's GPU")

@@ -6,10 +6,9 @@ import time
 from collections.abc import Collection
 from pathlib import Path
 
-from rich.console import Console
 from rich.live import Live
-from rich.text import Text
 
+from dino_exp.console import Console
 from dino_exp.installation import as_typed
 from dino_exp.runs.manifest import Manifest
 from launchers.states import Observer, RunState
@@ -27,7 +26,7 @@ def wait(folder: Path, names: Collection[str], console: Console) -> list[RunStat
     """
     observer, manifest = Observer(), Manifest.load(folder)
     before: dict[str, str] = {}
-    live = Live(console=console, auto_refresh=False, transient=True) if console.is_terminal else None
+    live = Live(console=console, auto_refresh=False, transient=True) if console.is_interactive else None
     if live:
         live.start()
     try:
@@ -38,7 +37,7 @@ def wait(folder: Path, names: Collection[str], console: Console) -> list[RunStat
                 live.update(runs_table(manifest, runs, max(3, console.height - OTHER_LINES)), refresh=True)
             for run in runs:
                 if not live and before.get(run.name) != run.state:
-                    console.print(Text(f"{run.label}: {run.state}"))
+                    console.print(f"{run.label}: {run.state}")
                 before[run.name] = run.state
             if not any(run.active for run in runs):
                 break

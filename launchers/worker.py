@@ -16,6 +16,7 @@ from pathlib import Path
 from dino_exp.parallel.processes import RENDEZVOUS
 from dino_exp.runs.manifest import Manifest
 from dino_exp.runs.run_directory import RunDirectory, job_id
+from dino_exp.streams import protect
 from launchers.children import ENDED, Child, StopSignals, log_event
 
 POLL_SECONDS = 0.2
@@ -30,6 +31,7 @@ def work(folder: str, names: list[str], max_requeues: int) -> None:
         names: One run, of which this task is one process; in a job of one task also several runs.
         max_requeues: Number of restarts after which the job is not put back into the queue.
     """
+    protect()
     rank, count = int(os.environ.get("SLURM_PROCID", 0)), int(os.environ.get("SLURM_NTASKS", 1))
     directories = [RunDirectory(Path(folder) / name) for name in names]
     children: list[Child] = []
@@ -139,7 +141,8 @@ def requeue(folder: Path, names: list[str], max_requeues: int, log: Path) -> int
 def _requeue(job: str) -> str:
     """Put a job back into the queue, and return what SLURM says if it refuses."""
     try:
-        done = subprocess.run(["scontrol", "requeue", job], capture_output=True, text=True)
+        command = ["scontrol", "requeue", job]
+        done = subprocess.run(command, capture_output=True, encoding="utf-8", errors="replace")
     except OSError as error:
         return str(error)
     return (done.stderr or done.stdout).strip() if done.returncode else ""
@@ -155,7 +158,9 @@ def mark_cancelled(folder: Path, names: list[str]) -> None:
 def output_of(*command: str, timeout: float | None = 30) -> str | None:
     """Return what a command prints, or None if it fails, is missing (as in a container), or times out."""
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=timeout)
+        done = subprocess.run(
+            command, capture_output=True, encoding="utf-8", errors="replace", timeout=timeout
+        )
     except (OSError, subprocess.TimeoutExpired):
         return None
     return done.stdout if done.returncode == 0 else None

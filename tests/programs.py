@@ -54,6 +54,7 @@ class Program:
         environment: variables in addition to those of this process.
         own_group: whether it starts its own process group, so that signals to the group reach no other.
         plots: whether trainings draw plots.
+        stdout: a file or device for its standard output, instead of one that `stdout` reads.
     """
 
     def __init__(
@@ -63,12 +64,14 @@ class Program:
         environment: Mapping[str, str] | None = None,
         own_group: bool = False,
         plots: bool = False,
+        stdout: Path | None = None,
     ) -> None:
         self._folder = Path(tempfile.mkdtemp(dir=_outputs()))
         variables = os.environ | (environment or {})
+        outputs = (str(stdout or self._folder / "stdout"), str(self._folder / "stderr"))
         self._process = _server.Process(
             target=_become,
-            args=(words, str(folder), dict(variables), str(self._folder), own_group, plots),
+            args=(words, str(folder), dict(variables), outputs, own_group, plots),
         )
         self._process.start()
         _living.add(self)
@@ -198,7 +201,7 @@ def _become(
     words: tuple[str, ...],
     folder: str,
     variables: dict[str, str],
-    written: str,
+    outputs: tuple[str, str],
     own_group: bool,
     plots: bool,
 ) -> None:
@@ -210,8 +213,8 @@ def _become(
     signal.signal(signal.SIGINT, signal.default_int_handler)  # background jobs of a shell ignore it
     if own_group:
         os.setsid()
-    for number, name in ((1, "stdout"), (2, "stderr")):
-        os.dup2(os.open(Path(written) / name, os.O_WRONLY | os.O_CREAT | os.O_APPEND), number)
+    for number, output in enumerate(outputs, start=1):
+        os.dup2(os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND), number)
     os.chdir(folder)
     os.environ.clear()
     os.environ.update(variables)

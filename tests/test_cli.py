@@ -5,11 +5,11 @@ import sys
 from pathlib import Path
 
 import pytest
-from rich.console import Console
 
 from dino_exp import cli
 from dino_exp.cli import exit_code, sweep_table
 from dino_exp.config.compose import check, compose
+from dino_exp.console import Console
 from dino_exp.train.attempt import Outcome, attempt
 from tests.programs import ROOT, Program, run_program
 

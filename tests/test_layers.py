@@ -9,9 +9,11 @@ from graphlib import TopologicalSorter
 from tests.programs import ROOT
 
 LAYERS = (
-    ("errors", "installation", "atomic"),
+    ("streams", "installation", "atomic"),
+    ("console",),
+    ("errors",),
     ("parallel",),
-    ("console", "machine", "seeding", "metrics"),
+    ("machine", "seeding", "metrics"),
     ("backbone",),
     ("dino",),
     ("data",),
@@ -35,7 +37,7 @@ def imports() -> dict[str, set[str]]:
     names = {name.removesuffix(".__init__"): path for name, path in names.items()}
     found: dict[str, set[str]] = defaultdict(set)
     for name, path in names.items():
-        for node in ast.walk(ast.parse(path.read_text())):
+        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
             if isinstance(node, ast.ImportFrom) and node.module:
                 full = (f"{node.module}.{alias.name}" for alias in node.names)
                 found[name].update(each if each in names else node.module for each in full)

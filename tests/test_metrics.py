@@ -6,10 +6,10 @@ import io
 from pathlib import Path
 
 import pytest
-from rich.console import Console
 
 from dino_exp import metrics
 from dino_exp.config.compose import compose
+from dino_exp.console import Console
 from dino_exp.dino.verdict import Verdict
 from dino_exp.metrics import KNN, METRICS, Chart, Metric
 from dino_exp.plots.run_curves import curves_figure

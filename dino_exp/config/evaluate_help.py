@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from rich.console import Console
-
 from dino_exp.config.compose_evaluation import GROUPS, CheckedEvaluation
 from dino_exp.config.evaluation_schema import EVALUATIONS
 from dino_exp.config.help import grid, groups, keys_of, opening, section
 from dino_exp.config.hydra_loader import EVALUATE, loader
+from dino_exp.console import Console
 
 INTRODUCTION = """\
 Evaluates the features of a network: that of a run, or of a file of weights (released DINO checkpoints, timm,

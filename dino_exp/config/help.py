@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from omegaconf import OmegaConf
-from rich.console import Console, RenderableType
+from rich.console import RenderableType
 from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
@@ -20,6 +20,7 @@ from dino_exp.config.compose import Checked
 from dino_exp.config.hydra_loader import Loader
 from dino_exp.config.launcher_settings import SETTINGS, OptunaSettings
 from dino_exp.config.messages import show
+from dino_exp.console import Console
 from dino_exp.installation import as_typed
 
 INTRODUCTION = """\
@@ -123,8 +124,8 @@ def print_help(console: Console, checked: Checked, options: Loader) -> None:
 
 def opening(console: Console, introduction: str, examples: Sequence[tuple[str, str]]) -> Console:
     """Print the start of a page, and return the console with its greatest width."""
-    console = Console(file=console.file, width=min(console.width, WIDEST), highlight=False)
-    console.print(Text(introduction.replace("\n", " ")))
+    console = Console(file=console.file, width=min(console.width, WIDEST))
+    console.print(introduction.replace("\n", " "))
     text = Text()
     for line, what in examples:
         command = line if line.startswith("torchrun") else f"python {line}"
@@ -160,12 +161,12 @@ def grid(rows: Iterable[tuple[str, ...]]) -> Table:
     table = Table.grid(padding=(0, 2, 0, 0))
     table.add_column(style="bold", no_wrap=True)
     for row in rows:
-        table.add_row(*map(Text, row))
+        table.add_row(*row)
     return table
 
 
 def section(console: Console, title: str, content: RenderableType) -> None:
     """Print a title and its content."""
     console.print()
-    console.print(Text(title, style="bold underline"))
+    console.print(title, style="bold underline")
     console.print(Padding(content, (0, 0, 0, 2)))

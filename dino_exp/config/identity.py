@@ -84,7 +84,8 @@ def run_id(cfg: Any) -> str:
     name = former_names.TABLE.first_value("backbone.name", values["backbone.name"])
     backbone = re.sub(r"[^\w.-]+", "-", str(name))[:60]
     readable = "_".join(f"{name}{value:.10g}" for name, value in parts.items())
-    return f"{backbone}_{readable}_{hashlib.sha256(text.encode()).hexdigest()[:8]}"
+    digest = hashlib.sha256(text.encode(errors="surrogatepass")).hexdigest()
+    return f"{backbone}_{readable}_{digest[:8]}"
 
 
 def _values(cfg: Any, group: str) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any, cast
 
 import yaml
@@ -29,7 +30,9 @@ def parse(text: bytes) -> dict[str, Any]:
     Raises:
         ValueError, yaml.YAMLError: it cannot be read at all.
     """
-    content = yaml.load(text, FastLoader)
+    # libyaml refuses the halves of surrogate pairs, which stand for the bytes of paths that are not UTF-8
+    loader = get_yaml_loader() if re.search(rb"\\u[dD][89a-fA-F]", text) else FastLoader
+    content = yaml.load(text, loader)
     if not isinstance(content, dict):
         raise ValueError("no keys and values")
     config = former_names.TABLE.present_config(content)

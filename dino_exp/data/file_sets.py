@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import glob
 import logging
 import os
@@ -154,11 +155,11 @@ def _words(file: Path) -> list[str]:
 
 
 def _listed(key: str, path: Path) -> list[Path]:
-    try:
-        lines = path.read_text().splitlines()
-    except UnicodeDecodeError as error:
-        raise UserError(f"{key} = {path}: not a text file ({error}).") from error
-    files = [path.parent / Path(line.strip()).expanduser() for line in lines if line.strip()]
+    content = path.read_bytes()
+    if b"\0" in content:
+        raise UserError(f"{key} = {path}: not a text file.")
+    lines = [os.fsdecode(line.strip()) for line in content.removeprefix(codecs.BOM_UTF8).splitlines()]
+    files = [path.parent / Path(line).expanduser() for line in lines if line]
     if not files:
         raise UserError(f"{key} = {path}: an empty list. Write one file per line.")
     return files

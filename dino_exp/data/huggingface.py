@@ -173,7 +173,7 @@ def _files(key: str, value: str) -> tuple[list[Path], list[Path]]:
 
 
 def _saved_splits(key: str, root: Path) -> tuple[list[Path], list[Path]]:
-    splits = json.loads((root / "dataset_dict.json").read_text())["splits"]
+    splits = json.loads((root / "dataset_dict.json").read_text("utf-8"))["splits"]
     held_out = [root / name for name in file_sets.HELD_OUT if name in splits][:1]
     if "train" in splits:
         return [root / "train"], held_out
@@ -189,7 +189,7 @@ def _saved(folder: Path) -> tuple[Any, str]:
     """Return the rows that `save_to_disk` wrote into a folder, and a digest of the files."""
     datasets = _package()
     try:
-        named = json.loads((folder / "state.json").read_text())["_data_files"]
+        named = json.loads((folder / "state.json").read_text("utf-8"))["_data_files"]
         files = [folder / file["filename"] for file in named]
         for file in files:
             _check_end(file)

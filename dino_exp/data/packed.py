@@ -21,12 +21,12 @@ from torchvision.transforms.v2 import functional as transforms
 
 from dino_exp import machine
 from dino_exp.atomic import write_atomically
-from dino_exp.console import console_for_a_run
 from dino_exp.data.file_ranges import FileRanges, stamps
 from dino_exp.data.labeled import StoredImages, short_digest
 from dino_exp.data.read_ahead import ahead
 from dino_exp.data.source import CorruptImageError, Shrink, Splits, default_root
 from dino_exp.errors import UserError
+from dino_exp.parallel import distributed
 
 log = logging.getLogger(__name__)
 
@@ -166,8 +166,8 @@ def _pack(source: StoredImages, side: int | None, path: Path) -> _Index:
     def write(file: IO[bytes]) -> None:
         # decoders let go of the interpreter, so threads are enough
         images = ahead(read, range(count), machine.cores(), at_once=2 * machine.cores())
-        console, logged = console_for_a_run(), began
-        quiet = not console.is_terminal
+        console, logged = distributed.console_for_a_run(), began
+        quiet = not console.is_interactive
         shown = track(images, "packing", total=count, console=console, transient=True, disable=quiet)
         for index, image in enumerate(shown):
             if quiet and time.monotonic() - logged > LOG_SECONDS:

@@ -146,7 +146,7 @@ class ShardSource(LabeledSource):
         if not listing.exists():
             self.label(labels, [str(number) for number in numbers])
             return
-        classes = listing.read_text().splitlines()
+        classes = listing.read_text("utf-8-sig", "surrogateescape").splitlines()
         if numbers[-1] >= len(classes):
             raise UserError(
                 f"{listing}: {len(classes):,} names, but a sample has label {numbers[-1]}. Write one name "

@@ -13,13 +13,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from omegaconf import DictConfig, OmegaConf
-from rich.console import Console
-from rich.text import Text
 
 from dino_exp.config.compose_evaluation import check, own_size
 from dino_exp.config.evaluate_config import EvaluateConfig
+from dino_exp.console import Console
 from dino_exp.errors import FAILED, INTERRUPTED, USER_ERROR, UserError, refuse, warn
 from dino_exp.parallel.rank_zero import in_all_processes
+from dino_exp.streams import protect
 
 if TYPE_CHECKING:  # importing torch takes seconds, which errors and --help need not wait for
     from dino_exp.eval.extraction import Extracted
@@ -35,6 +35,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     0: done. 2: the configuration, a file or a data set is invalid; nothing of that evaluation was written.
     """
+    protect()
     words = list(sys.argv[1:] if argv is None else argv)
     return in_all_processes(lambda: command_line(words), follow)
 
@@ -60,7 +61,7 @@ def command_line(argv: list[str]) -> int:
         print_help(Console(), checked)
         return 0 if argv else USER_ERROR
     if "--cfg" in argv and checked.cfg is not None:
-        print(OmegaConf.to_yaml(checked.cfg), end="")
+        sys.stdout.write(OmegaConf.to_yaml(checked.cfg))
         return refuse(checked.problems) if checked.problems else 0
     warn(checked.warnings)
     if checked.problems or checked.cfg is None:
@@ -108,7 +109,7 @@ def evaluate(cfg: EvaluateConfig) -> int:
     from dino_exp.eval.opening import open_subject
     from dino_exp.parallel import distributed
 
-    console = Console(highlight=False, soft_wrap=True, quiet=not distributed.is_main())
+    console = Console(soft_wrap=True, quiet=not distributed.is_main())
     with distributed.agreed():
         subject, origin = open_subject(cfg)
         folder = results_folder(cfg, origin)
@@ -119,7 +120,7 @@ def evaluate(cfg: EvaluateConfig) -> int:
     with distributed.agreed():
         evaluations: dict[str, Evaluation] = {name: build_from(getattr(cfg, name)) for name in cfg.eval}
         blocks = max(cfg.linear.blocks) if "linear" in cfg.eval else 0
-        data = Extracted(subject, cfg.data, blocks=blocks, progress=console.is_terminal)
+        data = Extracted(subject, cfg.data, blocks=blocks, progress=console.is_interactive)
         for evaluation in evaluations.values():
             evaluation.check(subject, data)
     failed, done = False, []
@@ -207,9 +208,9 @@ def introduce(console: Console, cfg: EvaluateConfig, subject: Subject, origin: O
     """Print what is about to be evaluated."""
     precision = str(subject.autocast_type or "float32").removeprefix("torch.")
     size = subject.image_size
-    console.print(f"[bold]Evaluating {', '.join(cfg.eval)}[/]")
-    console.print(Text(f"network   {origin.name}"))
-    console.print(Text(f"backbone  {cfg.backbone.name}: {origin.report}"))
+    console.print(f"Evaluating {', '.join(cfg.eval)}", style="bold")
+    console.print(f"network   {origin.name}")
+    console.print(f"backbone  {cfg.backbone.name}: {origin.report}")
     if any(own_size(name, cfg) for name in cfg.eval):
         console.print(f"images    {size} x {size}, the central {subject.crop_ratio:.0%} of the shorter side")
     console.print(f"machine   {subject.device.type}, {precision}\n")
@@ -219,15 +220,15 @@ def show(console: Console, record: dict[str, Any], folder: Path) -> None:
     """Print figures, notes and files of one evaluation."""
     from dino_exp.metrics import in_words
 
-    console.print(f"[bold]{record['evaluation']}[/] ({record['seconds']:,.1f} s)")
+    console.print(f"{record['evaluation']} ({record['seconds']:,.1f} s)", style="bold")
     words = {in_words(name): value for name, value in record["figures"].items()}
     width = max(map(len, words), default=0)
     for word, value in words.items():
         console.print(f"  {word:{width}}  {value:.1f} %")
     for note in record["notes"]:
-        console.print(Text(f"  {note}", style="dim"))
+        console.print(f"  {note}", style="dim")
     for name in record["files"][:SHOWN_FILES]:  # complete paths, so that they can be copied
-        console.print(Text(f"  {folder / name}"))
+        console.print(f"  {folder / name}")
     if len(record["files"]) > SHOWN_FILES:
         console.print(f"  and {len(record['files']) - SHOWN_FILES} more files")
     console.print()

@@ -58,7 +58,9 @@ def batches_of_rows(
     done = TextColumn("{task.completed:,.0f} of {task.total:,.0f}")
     columns = (TextColumn(title), BarColumn(), done, TimeRemainingColumn())
     shown = bool(title) and distributed.is_main()
-    with evaluating(subject.backbone), Progress(*columns, transient=True, disable=not shown) as progress:
+    console = distributed.console_for_a_run()
+    bar = Progress(*columns, console=console, transient=True, disable=not shown)
+    with evaluating(subject.backbone), bar as progress:
         task = progress.add_task("", total=len(indices))
         for images, readable in subject.still_images(source, indices):
             with subject.autocast():
@@ -265,7 +267,7 @@ class Extracted:
             torch.save(torch.tensor(kept, dtype=torch.int64), temporary / "indices.pt")
             shown = {"weights": self.subject.name, "images": source.name(kept[0])}
             about = {"shape": [len(kept), *shape], **shown}
-            (temporary / "about.json").write_text(to_json(about))
+            (temporary / "about.json").write_text(to_json(about), "utf-8")
             shutil.rmtree(folder, ignore_errors=True)  # a damaged one
             temporary.rename(folder)
         distributed.from_main(None)
@@ -293,7 +295,7 @@ def lock_of(folder: Path) -> Iterator[None]:
 def read(folder: Path) -> BlockFeatures | None:
     """Return the features in a folder; None where they are missing or incomplete."""
     try:
-        shape = json.loads((folder / "about.json").read_text())["shape"]
+        shape = json.loads((folder / "about.json").read_text("utf-8"))["shape"]
         indices = torch.load(folder / "indices.pt", weights_only=True)
         values, count = folder / "values.0", shape[0] * shape[1] * shape[2]
         if values.stat().st_size != count * FLOAT or len(indices) != shape[0]:

@@ -6,12 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from omegaconf import OmegaConf
-from rich.console import Console
 
 from dino_exp.config.evaluate_config import EvaluateConfig
 from dino_exp.config.stored import read_plain
 from dino_exp.config.targets import build
-from dino_exp.console import log_lines_on
+from dino_exp.console import Console, log_lines_on
 from dino_exp.runs.run_directory import RunDirectory
 from dino_exp.tracker import RunInfo, Tracker
 

@@ -64,7 +64,7 @@ def key(record: dict[str, Any]) -> str:
     parts["evaluation"] = table.first_value("evaluation", record.get("evaluation"))
     first = {table.first_metric(part): value for part, value in parts.items()}
     text = json.dumps(first, sort_keys=True, ensure_ascii=False)
-    return hashlib.sha256(text.encode()).hexdigest()[:8]
+    return hashlib.sha256(text.encode(errors="surrogatepass")).hexdigest()[:8]
 
 
 def completed(record: dict[str, Any], findings: Findings, seconds: float, subject: Subject) -> dict[str, Any]:

@@ -10,7 +10,8 @@ from pathlib import Path
 from uuid import uuid4
 
 from dino_exp.config.messages import any_of, closest, did_you_mean
-from dino_exp.errors import USER_ERROR, UserError
+from dino_exp.console import Console
+from dino_exp.errors import USER_ERROR, UserError, program
 from dino_exp.installation import as_typed
 
 USAGE = """\
@@ -31,17 +32,14 @@ CHOICES = {
 DEFAULTS = {"network": "teacher", "checkpoint": "last", "out": "", "license": ""}
 
 
+@program
 def main(argv: Sequence[str] | None = None) -> int:
     """Export as the command line says; return the exit code, 2 after an error, when nothing is written."""
     argv = list(sys.argv[1:] if argv is None else argv)
     if not argv or {"-h", "--help"} & set(argv):
-        print(as_typed(USAGE), end="")
+        sys.stdout.write(as_typed(USAGE))
         return 0 if argv else USER_ERROR
-    try:
-        print(export_run(parse(argv)))
-    except UserError as error:
-        print(error, file=sys.stderr)
-        return USER_ERROR
+    Console(soft_wrap=True).print(str(export_run(parse(argv))))
     return 0
 
 

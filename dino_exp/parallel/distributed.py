@@ -20,6 +20,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from dino_exp.atomic import write_atomically
+from dino_exp.console import Console, a_console
 from dino_exp.errors import UserError
 from dino_exp.parallel.processes import Processes
 
@@ -52,6 +53,11 @@ def count() -> int:
 def is_main() -> bool:
     """Return whether this process is the one that writes the run directory and prints."""
     return rank() == 0
+
+
+def console_for_a_run() -> Console:
+    """Return `a_console()` on rank 0, and a quiet one elsewhere."""
+    return a_console() if is_main() else Console(quiet=True, force_terminal=False)
 
 
 def share_of(items: Items) -> Items:
@@ -88,7 +94,7 @@ def meet(file: Path, processes: Processes) -> dist.Store:
                 "failed, or this machine does not see the same files."
             )
         time.sleep(0.2)
-    host, _, port = file.read_text().rpartition(":")
+    host, _, port = file.read_text("utf-8").rpartition(":")
     return dist.TCPStore(host, int(port), processes.count, is_master=False)
 
 

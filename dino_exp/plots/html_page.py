@@ -43,8 +43,8 @@ def render(
     return environment.get_template(template).render(
         content=_json(content),
         library=library() if figures else "",
-        script=(HERE / "templates" / "page.js").read_text(),
-        style=(HERE / "templates" / "page.css").read_text(),
+        script=(HERE / "templates" / "page.js").read_text("utf-8"),
+        style=(HERE / "templates" / "page.css").read_text("utf-8"),
         refresh=refresh,
         **values,
     )

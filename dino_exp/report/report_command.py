@@ -12,19 +12,18 @@ from itertools import product
 from pathlib import Path
 from types import ModuleType
 
-from rich.console import Console
-
-from dino_exp.errors import UserError
+from dino_exp.console import Console
+from dino_exp.errors import UserError, program
 from dino_exp.installation import as_typed
 from dino_exp.report import evaluation_records
 from dino_exp.report.loading import RUN_FILES, load, run_folders
 from dino_exp.report.run_data import UNFINISHED, RunData, SweepData
 
-USER_ERROR = 2
 INTERRUPTED = 130
 LIBRARIES = ("altair", "vl_convert", "jinja2")
 
 
+@program
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command, and return the exit code: 2 for a user's error.
 
@@ -52,9 +51,6 @@ def main(argv: Sequence[str] | None = None) -> int:
             return watch(arguments.folder, arguments.out, arguments.watch)
         page_module()
         write(load(arguments.folder), arguments.out)
-    except UserError as error:
-        print(error, file=sys.stderr)
-        return USER_ERROR
     except KeyboardInterrupt:
         return INTERRUPTED
     return 0
@@ -143,8 +139,9 @@ def write_and_print(folder: Path, written: Callable[[], list[Path]]) -> None:
         where = error.filename2 or folder  # where a file was to be renamed to
         reason = "it is a file" if folder.is_file() else error.strerror or str(error)
         raise UserError(f"{where} cannot be written: {reason}. Give another folder with --out DIR.") from None
+    console = Console(soft_wrap=True)
     for path in paths:
-        print(path, flush=True)
+        console.print(str(path))
 
 
 def compare_folders(first: Path, second: Path, out: Path | None) -> int:
@@ -189,7 +186,7 @@ def watch(folder: Path, out: Path | None, seconds: float) -> int:
         if state != before and runs:
             write(data, out, None if finished else seconds)
         elif state != before:
-            print(f"{folder}: no run yet; waiting for the first one.", flush=True)
+            Console(soft_wrap=True).print(f"{folder}: no run yet; waiting for the first one.")
         if finished:
             return 0
         before = state

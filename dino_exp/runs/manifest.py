@@ -60,7 +60,7 @@ class Manifest:
             UserError: There is none, or a newer version of this program wrote it.
         """
         try:
-            content = json.loads(cls.path(folder).read_text())
+            content = json.loads(cls.path(folder).read_text("utf-8"))
         except FileNotFoundError:
             raise UserError(
                 f"{folder}: no manifest.json there; give the folder of a sweep that a launcher made, e.g. "

@@ -19,7 +19,9 @@ def git_revision() -> dict[str, Any]:
     def git(*words: str) -> str | None:
         here = Path(__file__).parent
         try:
-            done = subprocess.run(["git", *words], cwd=here, capture_output=True, text=True, timeout=10)
+            done = subprocess.run(
+                ["git", *words], cwd=here, capture_output=True, encoding="utf-8", errors="replace", timeout=10
+            )
         except (OSError, subprocess.TimeoutExpired):
             return None
         return done.stdout.strip() if done.returncode == 0 else None

@@ -58,7 +58,7 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     An incomplete last line, which a kill leaves, is dropped.
     """
     lines = []
-    for line in path.read_text().splitlines() if path.exists() else []:
+    for line in path.read_text("utf-8").splitlines() if path.exists() else []:
         try:
             lines.append(former_names.TABLE.present_record(json.loads(line)))
         except json.JSONDecodeError:
@@ -139,7 +139,7 @@ class RunDirectory:
         Raises:
             UserError: A newer version of this program wrote it.
         """
-        status = json.loads(self.status_file.read_text()) if self.status_file.exists() else {}
+        status = json.loads(self.status_file.read_text("utf-8")) if self.status_file.exists() else {}
         refuse_newer(status, self.status_file)
         return status
 
@@ -166,7 +166,7 @@ class RunDirectory:
 
     def append_metrics(self, metrics: dict[str, Any]) -> None:
         """Append a line to `metrics.jsonl`."""
-        with self.metrics_file.open("a") as file:
+        with self.metrics_file.open("a", encoding="utf-8") as file:
             file.write(to_json(metrics))
 
     def rewind_metrics(self, step: int) -> None:
@@ -182,12 +182,12 @@ class RunDirectory:
         """Return the content of `summary.json` in present names; empty if the file is missing."""
         if not self.summary_file.exists():
             return {}
-        return former_names.TABLE.present_record(json.loads(self.summary_file.read_text()))
+        return former_names.TABLE.present_record(json.loads(self.summary_file.read_text("utf-8")))
 
     def write_traceback(self, text: str) -> bool:
         """Write `traceback.txt` unless another process of the run has, and return whether it was written."""
         try:
-            with self.traceback_file.open("x") as file:
+            with self.traceback_file.open("x", encoding="utf-8", errors="backslashreplace") as file:
                 file.write(text)
         except FileExistsError:
             return False

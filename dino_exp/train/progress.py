@@ -6,13 +6,15 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-from rich.console import Console, Group
+from rich.console import Group
 from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
-from dino_exp.console import LOG_LINES
+from dino_exp import streams
+from dino_exp.console import LOG_LINES, Console
 from dino_exp.dino.verdict import Verdict
+from dino_exp.errors import in_words, warn
 from dino_exp.eval.periodic import main_figures
 from dino_exp.metrics import KNN, shown_in
 
@@ -42,9 +44,10 @@ class RunProgress:
         self._live: Live | None = None
         self._last_line = 0
         self._shown = 0.0
+        self._said_lost = False
 
     def __enter__(self) -> RunProgress:
-        if self.console.is_terminal:
+        if self.console.is_interactive:
             group = Group(self._bar, self._stats)
             self._live = Live(group, console=self.console, refresh_per_second=4)
             self._live.start()
@@ -74,6 +77,9 @@ class RunProgress:
         ):
             self._last_line = step
             self.console.print(f"step {step}/{self.stop_step}", text, "", verdict_text(verdict))
+        if (lost := streams.failure()) and not self._said_lost:
+            self._said_lost = True
+            warn([f"standard output: {in_words(lost)}. The run continues without it."])
 
     @staticmethod
     def _numbers(metrics: Mapping[str, Any]) -> list[str]:

@@ -13,8 +13,6 @@ from typing import Any, cast
 
 import torch
 from omegaconf import OmegaConf
-from rich.console import Console
-from rich.text import Text
 
 from dino_exp import machine
 from dino_exp.atomic import write_atomically
@@ -22,7 +20,7 @@ from dino_exp.config.identity import differing_keys
 from dino_exp.config.schema import Config
 from dino_exp.config.stored import read_plain
 from dino_exp.config.targets import build
-from dino_exp.console import console_for_a_run, log_lines_on, table
+from dino_exp.console import Console, log_lines_on, table
 from dino_exp.data.source import Splits
 from dino_exp.errors import UserError
 from dino_exp.eval.periodic import main_figures
@@ -67,7 +65,7 @@ def train(cfg: Config, path: Path, group: str | None = None) -> RunResult:
     Raises:
         UserError: the configuration or a file is invalid; nothing was written.
     """
-    console = console_for_a_run()
+    console = distributed.console_for_a_run()
     if cfg.resume == "never":
         path = distributed.from_main(RunDirectory.beside(path).path)
     is_main = distributed.is_main()
@@ -335,7 +333,7 @@ def conclude(
     rows["speed"] = f"{summary['images_per_second']:,.0f} images/s, {summary['wall_seconds']:,.0f} s in all"
     if summary["corrupt_images"]:
         rows["unreadable images"] = str(len(summary["corrupt_images"]))
-    rows["state"] = Text(state)
+    rows["state"] = state
     for name, path in (
         ("crops", directory.plots / "crops.png"),
         ("curves", directory.plots / "curves.png"),

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 from omegaconf import OmegaConf
 from PIL import Image
-from rich.console import Console
 
+from dino_exp.console import Console
 from dino_exp.eval.mirror import mirror
 from dino_exp.tracker import NoTracker
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 import time
@@ -11,6 +12,7 @@ from types import SimpleNamespace
 import pytest
 from pyarrow import parquet
 
+from dino_exp.runs.manifest import Manifest
 from launchers import watch
 from launchers.__main__ import main as launchers
 from launchers.children import ROOT
@@ -42,6 +44,34 @@ def test_status(four: Cluster, capsys: pytest.CaptureFixture[str]) -> None:
     four.set(jobs={})
     assert launchers(["status", str(SWEEP)]) == 1
     assert "2 lost" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("command", ["status", "logs"])
+def test_what_others_wrote_is_shown_and_not_obeyed(
+    four: Cluster, capsys: pytest.CaptureFixture[str], command: str
+) -> None:
+    hostile = "[/red]\x1b[2J\x1b]0;title\x07\x9b31m\u202e"
+    shown = r"[/red]\x1b[2J\x1b]0;title\x07\x9b31m\u202e"
+    manifest = Manifest.load(SWEEP)
+    for entry in manifest.runs.values():
+        entry.overrides = [f"name={hostile}"]
+    manifest.save()
+    directory(3).traceback_file.write_text(f"ValueError: {hostile}\r\n")
+    (directory(0).path / "log.txt").write_text(f"a line {hostile}\n")
+    mark(2, state="finished").write_summary({"knn_top1": 61.5, "verdict": hostile})
+    assert launchers([command, str(SWEEP)]) in (0, 1)
+    written = capsys.readouterr().out
+    assert f"name={shown}" in written
+    assert f"ValueError: {shown}" in written
+    assert re.search("[\x00-\x09\x0b-\x1f\x7f-\x9f\u202e]", written) is None
+
+
+def test_collect_writes_names_that_are_not_unicode(four: Cluster) -> None:
+    manifest = Manifest.load(SWEEP)
+    manifest.runs[directory(2).path.name].overrides = ["data.root=/data/\udce9t\udce9"]
+    manifest.save()
+    assert launchers(["collect", str(SWEEP)]) == 0
+    assert r"/data/\xe9t\xe9" in parquet.read_table(SWEEP / "runs.parquet")["data.root"].to_pylist()
 
 
 def test_wait_prints_each_change_of_state_until_no_run_is_active(

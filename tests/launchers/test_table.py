@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 from pyarrow import csv, parquet
-from rich.console import Console
 
+from dino_exp.console import Console
 from dino_exp.runs.manifest import Entry, Manifest
 from launchers.states import RunState
 from launchers.table import collect, counts, failures, remark, rows, runs_table

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from PIL import Image
 
 from dino_exp.config.compose import compose
 from dino_exp.config.schema import Config
+from dino_exp.config.stored import read_config
 from dino_exp.errors import UserError
 from dino_exp.runs.run_directory import RunDirectory, read_metrics
 from dino_exp.train import checkpoint
@@ -31,7 +33,7 @@ def configuration(*overrides: str) -> Config:
     return compose([*SMALL, *overrides])
 
 
-def start(folder: Path, *overrides: str, **how: bool) -> Program:
+def start(folder: Path, *overrides: str, **how: Any) -> Program:
     cache = {"XDG_CACHE_HOME": str(folder / "cache")}
     return Program("train.py", *SMALL, *overrides, folder=folder, environment=cache, **how)
 
@@ -189,6 +191,28 @@ def test_a_signal_to_the_loader_processes_too_saves_as_well(tmp_path: Path, numb
 Views = list[torch.Tensor]
 
 
+def assert_outlived(program: Program, folder: Path, reason: str) -> None:
+    """The run has ended as if its output had been read, and said once why it was not."""
+    assert program.wait() == 0, program.stderr
+    assert program.stderr == f"warning: standard output: {reason}. The run continues without it.\n"
+    status = only_run(folder).read_status()
+    assert status["state"] == "finished"
+    assert steps_logged(only_run(folder))[-1] == status["total_steps"]
+
+
+def test_a_run_outlives_the_reader_of_its_output(tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    program = start(tmp_path, stdout=pipe)
+    with pipe.open("rb") as lines:
+        lines.readline()
+    assert_outlived(program, tmp_path, "nobody reads it any more")
+
+
+def test_a_full_disk_for_the_output_ends_no_run(tmp_path: Path) -> None:
+    assert_outlived(start(tmp_path, stdout=Path("/dev/full")), tmp_path, "the disk is full")
+
+
 def before_step(patch: pytest.MonkeyPatch, number: int, act: Callable[[Views], Views]) -> None:
     """Replace what the trainer's `number`-th step sees by what `act` makes of it."""
     original = Trainer.train_step
@@ -315,6 +339,20 @@ def test_corrupt_images_are_skipped_counted_and_too_many_an_error(
     with pytest.raises(UserError, match=r"data\.max_corrupt = 0\.01: 1 of 40 .*3\.png"):
         train(folder_configuration(root), tmp_path / "strict")
     assert RunDirectory(tmp_path / "strict").read_status()["state"] == "failed"
+
+
+def test_names_that_are_not_unicode_are_shown_stored_and_found_again(tmp_path: Path) -> None:
+    root = image_folder(tmp_path / "\udce9t\udce9 [old]")
+    corrupt = root / "class0" / "\udce9.png"
+    corrupt.write_bytes(b"not an image")
+    words = ("data=image_folder", f"data.root='{root}'", "data.max_corrupt=0.1", "data.val_root=null")
+    program = Program("train.py", "experiment=debug", *words, "trainer.batch_size=8", folder=tmp_path)
+    assert program.wait() == 0, program.output
+    assert r"\xe9t\xe9 [old]/class0/\xe9.png" in program.stdout
+    directory = only_run(tmp_path)
+    assert directory.read_summary()["corrupt_images"] == [str(corrupt)]
+    assert read_config(directory).data.root == str(root)
+    assert train(read_config(directory), directory.path).message.startswith("already finished")
 
 
 @pytest.mark.parametrize("channels", [1, 4])

@@ -19,7 +19,6 @@ from torchvision.transforms.v2 import functional as transforms
 from dino_exp.atomic import write_atomically
 from dino_exp.backbone.tokens import spatial_features
 from dino_exp.config.evaluation_schema import VideoSegmentationConfig
-from dino_exp.console import console_for_a_run
 from dino_exp.data.file_sets import existing_path
 from dino_exp.data.source import CorruptImageError, read_image
 from dino_exp.errors import UserError
@@ -106,7 +105,7 @@ class VideoSegmentation:
         """Segment the videos, which the processes share, write one PNG per frame, and return J and F."""
         videos = self._videos()
         predictions = folder / "predictions"
-        console = console_for_a_run()
+        console = distributed.console_for_a_run()
         mine: dict[str, list[ObjectScores]] = {}
         with distributed.agreed(), evaluating(subject.backbone):
             for number in range(distributed.rank(), len(videos), distributed.count()):

@@ -72,7 +72,7 @@ def write_map(content: FeatureMap, path: Path) -> None:
     """Write the page as one file that works offline."""
     figure = map_figure(content)
     text = render("map.html", [figure], None, page=content, figure=figure)
-    write_atomically(path, lambda file: file.write(text.encode()))
+    write_atomically(path, lambda file: file.write(text.encode(errors="replace")))
 
 
 def thumbnails(images: Sequence[Tensor]) -> list[str]:

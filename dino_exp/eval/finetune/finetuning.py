@@ -17,7 +17,7 @@ from torch.nn.utils import clip_grad_norm_
 
 from dino_exp.atomic import write_atomically
 from dino_exp.config.evaluation_schema import FinetuneConfig
-from dino_exp.console import LOG_LINES, console_for_a_run
+from dino_exp.console import LOG_LINES
 from dino_exp.data.source import ImageSource
 from dino_exp.dino.optimizer import adamw
 from dino_exp.dino.schedule import cosine_schedule
@@ -237,14 +237,14 @@ class EpochProgress(Progress):
     """A progress bar on rank 0's terminal, and up to `LOG_LINES` lines elsewhere."""
 
     def __init__(self, epochs: int, per_epoch: int) -> None:
-        console = console_for_a_run()
+        console = distributed.console_for_a_run()
         words, steps = TextColumn("{task.description}"), TextColumn("steps, left")
         columns = (words, BarColumn(), MofNCompleteColumn(), steps, TimeRemainingColumn())
-        super().__init__(*columns, console=console, transient=True, disable=not console.is_terminal)
+        super().__init__(*columns, console=console, transient=True, disable=not console.is_interactive)
         self.epochs, self.task = epochs, self.add_task("fine-tuning", total=epochs * per_epoch)
 
     def epoch(self, done: int, loss: float) -> None:
         self.update(self.task, description=f"fine-tuning, loss {loss:.3f}")
         due = done * LOG_LINES // self.epochs > (done - 1) * LOG_LINES // self.epochs
-        if due and not self.console.is_terminal:
+        if due and not self.console.is_interactive:
             self.console.print(f"fine-tuning: epoch {done}/{self.epochs}  loss {loss:.3f}")

@@ -9,11 +9,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
-from rich.text import Text
 
 from dino_exp.config.identity import differing_keys
+from dino_exp.console import Console
 from dino_exp.errors import UserError
 from dino_exp.report.loading import load
 from dino_exp.report.run_data import SEED, RunData
@@ -280,7 +279,7 @@ def print_comparison(comparison: Comparison, console: Console) -> None:
 
 def _say(console: Console, *sentences: str) -> None:
     for sentence in sentences:
-        console.print(Text(sentence), soft_wrap=True)
+        console.print(sentence, soft_wrap=True)
 
 
 def _table(title: str) -> Table:
@@ -296,9 +295,9 @@ def _pairs_table(comparison: Comparison) -> Table:
     for pair in comparison.pairs[:MOST_ROWS]:
         _, a, b, difference, first, second = pair_row(pair)
         verdict = first if first == second else f"{first} → {second}"
-        table.add_row(*(Text(text) for text in (pair.brief or "all", a, b, difference, verdict)))
+        table.add_row(pair.brief or "all", a, b, difference, verdict)
     if len(comparison.pairs) > MOST_ROWS:
-        table.add_row(Text(f"and {len(comparison.pairs) - MOST_ROWS} more", style="dim"))
+        table.add_row(f"and {len(comparison.pairs) - MOST_ROWS} more", style="dim")
     return table
 
 
@@ -317,5 +316,5 @@ def _keys_table(title: str, differing: dict[str, tuple[str, str]]) -> Table:
     for head in ("key", "A", "B"):
         table.add_column(head, overflow="fold")
     for key, values in differing.items():
-        table.add_row(*(Text(text) for text in (key, *values)))
+        table.add_row(key, *values)
     return table

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from rich.console import Console
 from rich.padding import Padding
-from rich.text import Text
 
+from dino_exp.console import Console
 from dino_exp.report.doctor import collapse_rules, outcome_rules, settings_rules
 from dino_exp.report.doctor.finding import DOUBTFUL, FATAL, Finding
 from dino_exp.report.doctor.training_log import TrainingLog, read_log
@@ -47,13 +46,13 @@ def doctor(path: Path, out_dim: int | None, console: Console) -> int:
     """
     log = read_log(path, out_dim)
     findings = diagnose(log)
-    console.print(Text(heading(log), style="bold"), soft_wrap=True)
+    console.print(heading(log), style="bold", soft_wrap=True)
     for finding in findings:
         console.print()
-        console.print(Text(finding.title, style=STYLES[finding.severity]), soft_wrap=True)
+        console.print(finding.title, style=STYLES[finding.severity], soft_wrap=True)
         first = [f"Try first: {advice}" for advice in finding.advice[:1]]
         for text in (finding.evidence, *first, *(f"Then: {advice}" for advice in finding.advice[1:])):
-            console.print(Padding(Text(text), (0, 0, 0, 2), expand=False))
+            console.print(Padding(text, (0, 0, 0, 2), expand=False))
     return int(any(finding.severity == FATAL for finding in findings))
 
 

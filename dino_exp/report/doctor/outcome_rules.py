@@ -35,7 +35,7 @@ def ended_otherwise(log: TrainingLog) -> Iterator[Finding]:
     """Find a program that failed for another reason, or a run that is lost."""
     if log.state == "failed" and log.verdict != "diverged" and log.last.get("loss") is not None:
         file = log.path / "traceback.txt"
-        words = file.read_text(errors="replace").strip().splitlines() if file.is_file() else []
+        words = file.read_text("utf-8", "replace").strip().splitlines() if file.is_file() else []
         yield Finding(DOUBTFUL, "The program failed", words[-1] if words else "It left no traceback.")
     if log.state == "lost":
         yield Finding(

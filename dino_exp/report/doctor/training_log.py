@@ -243,7 +243,7 @@ def _log_file(path: Path) -> Path:
 def _objects(file: Path) -> tuple[list[dict[str, Any]], int]:
     """Return the lines that are JSON objects, and the number of other lines."""
     try:
-        texts = [text for text in file.read_text(errors="replace").splitlines() if text.strip()]
+        texts = [text for text in file.read_text("utf-8", "replace").splitlines() if text.strip()]
     except OSError as error:
         raise UserError(f"{file}: cannot be read: {error.strerror}.") from None
     lines = []

@@ -15,8 +15,8 @@ from typing import Any
 
 import pytest
 import yaml
-from rich.console import Console
 
+from dino_exp.console import Console
 from dino_exp.errors import UserError
 from dino_exp.report.doctor.doctor_command import diagnose, doctor
 from dino_exp.report.doctor.finding import Finding
