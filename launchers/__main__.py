@@ -13,7 +13,7 @@ from rich.text import Text
 from dino_exp.config.launcher_settings import with_changes
 from dino_exp.config.stored import read_config
 from dino_exp.console import a_console
-from dino_exp.errors import FAILED, INTERRUPTED, UserError, refuse, warn
+from dino_exp.errors import FAILED, INTERRUPTED, UserError, in_words, refuse, warn
 from dino_exp.installation import as_typed
 from dino_exp.runs import former_names
 from dino_exp.runs.manifest import Manifest, changing
@@ -72,6 +72,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return print_logs(manifest, shown, arguments.lines, console)
     except UserError as error:
         return refuse([str(error)])
+    except OSError as error:  # another user's folder, a full disk
+        return refuse([f"{in_words(error)}."])
 
 
 def exit_code(runs: Sequence[RunState]) -> int:

@@ -10,7 +10,7 @@ from tests.programs import ROOT
 
 LAYERS = (
     ("errors", "installation", "atomic"),
-    ("parallel",),
+    ("parallel", "paths"),
     ("console", "machine", "seeding", "metrics"),
     ("backbone",),
     ("dino",),
