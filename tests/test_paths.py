@@ -7,9 +7,10 @@ from typing import NoReturn
 import pytest
 
 from dino_exp import paths
+from dino_exp.config.compose import compose
+from dino_exp.config.relations import folder_problems
 from dino_exp.errors import UserError
 from dino_exp.paths import expanded
-from tests.programs import run_program
 
 
 @pytest.fixture
@@ -41,8 +42,8 @@ def test_without_a_home_folder_nothing_is_cached_and_the_reason_is_named() -> No
 
 
 def test_the_home_of_somebody_unknown_is_a_problem_of_its_key(tmp_path: Path) -> None:
-    done = run_program("train.py", "data=image_folder", "data.root=~nobody_here/images", folder=tmp_path)
-    assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr.startswith("data.root = ~nobody_here/images: ")
-    assert "no such home folder" in done.stderr
-    assert list(tmp_path.iterdir()) == []
+    cfg = compose(["data=image_folder", f"data.root={tmp_path}"])
+    cfg.data.root = "~nobody_here/images"
+    (problem,) = folder_problems(cfg)
+    words = "there is no such home folder; write the path without ~."
+    assert problem == f"data.root = ~nobody_here/images: ~nobody_here/images: {words}"

@@ -141,8 +141,8 @@ class RunDirectory:
         if there:
             names = ", ".join(each.name for each in there)
             raise UserError(
-                f"{self.path}: no run (it has no config.yaml), but it has {names}, which a run would replace; "
-                "choose another directory, or do not set hydra.run.dir."
+                f"{self.path}: no run (it has no config.yaml), but it has {names}, which a run would "
+                "replace. Choose another directory, or do not set hydra.run.dir."
             )
 
     def hold(self, patience: float = 5) -> None:

@@ -62,7 +62,8 @@ def test_each_process_that_trains_anew_holds_a_directory_of_its_own(tmp_path: Pa
     held[1].config_file.write_text("")
     for each in held:
         each.release()
-    assert [RunDirectory.held_beside(path).path.name for _ in range(2)] == ["run", "run-3"]
+    again = [RunDirectory.held_beside(path) for _ in range(2)]
+    assert [each.path.name for each in again] == ["run", "run-3"]
 
 
 @pytest.mark.parametrize("name", ["checkpoints/.dvc.lock", "plots/mine.png", "metrics.jsonl", "summary.json"])
