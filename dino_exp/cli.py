@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
@@ -144,6 +146,11 @@ class Runs:
         self.checked, self.typed, self.config_dir = checked, typed, config_dir
         self.outcomes: list[Outcome] = []
         self._known = {run.job: run for run in checked.runs}
+        self._there: set[Path] = set()
+        for run in checked.runs:
+            with suppress(OSError):  # the working folder is gone
+                root = Path(os.path.abspath(run.cfg.output_root))  # noqa: PTH100 (as Hydra does)
+                self._there |= {each for each in (root, *root.parents) if os.path.lexists(each)}
 
     def run_of(self, job: Sequence[str]) -> Run:
         """Return the checked run with these overrides; composed only if a search or a plugin proposed it.
@@ -177,7 +184,7 @@ class Runs:
         from dino_exp.parallel import distributed
 
         distributed.from_main(Job(OmegaConf.to_yaml(cfg, resolve=True), directory, group))
-        outcome = attempt(cfg, directory, group)
+        outcome = attempt(cfg, directory, group, self._there)
         self.outcomes.append(outcome)
         if outcome.state == "preempted" and multirun:
             raise KeyboardInterrupt

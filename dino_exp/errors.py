@@ -5,7 +5,9 @@ from __future__ import annotations
 import errno
 import functools
 import os
-from collections.abc import Callable, Sequence
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
 from dino_exp import streams
 from dino_exp.console import Console
@@ -29,6 +31,9 @@ MEANINGS = {
     errno.ESTALE: "the network file system lost the file",
     errno.ENOTDIR: "a part of the path is a file",
     errno.ENOENT: "no such file or folder",
+    errno.EEXIST: "something else has this name",
+    errno.EISDIR: "it is a folder",
+    errno.ELOOP: "a link that is not followed",
     errno.ENAMETOOLONG: "the name is too long",
     errno.EMFILE: "too many open files (see ulimit -n)",
     errno.ENOMEM: "not enough memory",
@@ -41,6 +46,23 @@ def in_words(error: OSError) -> str:
     """Return an operating system's error as "path: meaning", without the path where it is unknown."""
     meaning = MEANINGS.get(error.errno or 0) or error.strerror or str(error) or type(error).__name__
     return meaning if error.filename is None else f"{os.fsdecode(error.filename)}: {meaning}"
+
+
+@contextmanager
+def refusing(remedy: str) -> Iterator[None]:
+    """Raise an operating system's error in the block as a `UserError`: in words, and with what would help."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"{in_words(error)}; {remedy}.") from error
+
+
+def report(error: BaseException) -> None:
+    """Print an unexpected error: in words what a disk or the machine did, all else with its traceback."""
+    if isinstance(error, OSError) and error.errno in MEANINGS:
+        refuse([f"{in_words(error)}."])
+    else:
+        traceback.print_exception(error)
 
 
 def refuse(errors: Sequence[str]) -> int:
@@ -71,6 +93,10 @@ def program(main: Callable[[Sequence[str] | None], int]) -> Callable[..., int]:
             code = main(argv)
         except UserError as error:
             return refuse([str(error)])
+        except OSError as error:  # another user's folder, a full disk
+            if error.errno not in MEANINGS:
+                raise
+            return refuse([f"{in_words(error)}."])
         lost = streams.failure()
         if code or lost is None or lost.errno == errno.EPIPE:
             return code

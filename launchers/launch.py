@@ -42,7 +42,7 @@ def launch(
         console.print(how_to_come_back(folder))
         return []
     try:
-        states = wait(folder, {run.name for run in runs}, console)
+        states = wait(folder, {*submission.submitted, *submission.skipped}, console)
     except KeyboardInterrupt:
         console.print(f"Stopped waiting. {how_to_come_back(folder)}")
         raise

@@ -17,8 +17,8 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+from dino_exp.atomic import is_locked
 from dino_exp.runs.manifest import Manifest, changing
-from dino_exp.runs.run_directory import is_locked
 from dino_exp.streams import protect
 from launchers.children import Child, StopSignals, log_event, python_path
 from launchers.worker import output_of

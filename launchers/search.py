@@ -30,7 +30,7 @@ from dino_exp.config.identity import identity
 from dino_exp.config.search_space import Choices, Space, probes, typed
 from dino_exp.config.sweep_runs import Run
 from dino_exp.console import Console, a_console, table
-from dino_exp.errors import UserError
+from dino_exp.errors import UserError, refusing
 from dino_exp.runs import former_names
 from dino_exp.runs.manifest import Manifest
 from dino_exp.train.attempt import Outcome
@@ -85,14 +85,14 @@ def search(
 def alone(folder: Path) -> Iterator[None]:
     """Lock the folder against other searches, to which this one's trials would seem dead."""
     lock = FileLock(folder / LOCK)
-    try:
+    with refusing("choose another output_root"):
         folder.mkdir(parents=True, exist_ok=True)
-        lock.acquire(timeout=WAIT_SECONDS)
-    except Timeout:
-        raise UserError(f"{folder}: another process is searching here; wait for it, or stop it.") from None
-    except OSError as error:
-        reason = error.strerror or str(error)
-        raise UserError(f"{folder}: cannot be written ({reason}); choose another output_root.") from None
+        try:
+            lock.acquire(timeout=WAIT_SECONDS)
+        except Timeout:
+            raise UserError(
+                f"{folder}: another process is searching here; wait for it, or stop it."
+            ) from None
     try:
         yield
     finally:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import getpass
 import io
+import os
 import re
 import shlex
 import shutil
@@ -96,7 +96,7 @@ def queue() -> dict[str, str] | None:
 
     It is one call, however many jobs there are.
     """
-    answer = output_of("squeue", "-h", "-r", "-u", getpass.getuser(), "-o", "%i %T")
+    answer = output_of("squeue", "-h", "-r", "-u", str(os.getuid()), "-o", "%i %T")  # not all have a name
     if answer is None:
         return None
     return dict(line.split(maxsplit=1) for line in answer.splitlines() if " " in line)

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from dino_exp.atomic import is_locked
 from dino_exp.runs.manifest import Entry, Manifest
-from dino_exp.runs.run_directory import is_locked
 from launchers import slurm
 from launchers.children import ENDED
 from launchers.local import LOCAL, QUEUE_LOCK

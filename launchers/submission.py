@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
@@ -16,10 +16,10 @@ from dino_exp.atomic import write_text_atomically
 from dino_exp.config.identity import identity
 from dino_exp.config.schema import Config
 from dino_exp.config.sweep_runs import Run
-from dino_exp.errors import UserError
+from dino_exp.errors import UserError, refusing
 from dino_exp.runs.manifest import Entry, Manifest, changing
 from dino_exp.runs.revision import git_revision
-from dino_exp.runs.run_directory import RunDirectory
+from dino_exp.runs.run_directory import RunDirectory, refuse_links
 from dino_exp.tracker import new_tracker_id
 from launchers import local, slurm
 from launchers.states import Observer, RunState
@@ -36,6 +36,14 @@ class Wanted:
     overrides: tuple[str, ...]
     """The overrides that set it apart from the other runs of the sweep."""
     cfg: Config | DictConfig
+    repeats: str | None = None
+    """Name of the run that it trains again, in a new directory beside it."""
+
+    def anew(self, folder: Path) -> Wanted:
+        """Return it with the name of a directory that has no run yet, if it is to have a new one."""
+        if self.repeats is None:
+            return self
+        return replace(self, name=RunDirectory.beside(folder / self.repeats).path.name)
 
     @cached_property
     def config_hash(self) -> str:
@@ -58,11 +66,10 @@ def wanted(checked: Sequence[Run], folder: Path) -> list[Wanted]:
     """Return the runs of a sweep; with `resume=never` each gets a new directory."""
     runs = []
     for run in checked:
-        name = run.run_id
-        if run.cfg.resume == "never":
-            name = RunDirectory.beside(folder / name).path.name
+        repeats = run.run_id if run.cfg.resume == "never" else None
+        if repeats:
             run.cfg.resume = "auto"  # later attempts must stay in this directory
-        runs.append(Wanted(name, run.overrides, run.cfg))
+        runs.append(Wanted(run.run_id, run.overrides, run.cfg, repeats).anew(folder))
     return runs
 
 
@@ -93,10 +100,11 @@ def submit(folder: Path, launcher: str, settings: Mapping[str, Any], runs: Seque
             refuses the job.
     """
     refuse_newer_runs(folder, runs)
-    try:
+    with refusing("choose another output_root, or have its owner submit it"):
         folder.mkdir(parents=True, exist_ok=True)
         with changing(folder):
             manifest = Manifest.load_or_new(folder)
+            runs = [run.anew(folder) for run in runs]  # inside of the lock, so that no other takes the name
             manifest.launcher = launcher
             manifest.settings = {key: value for key, value in settings.items() if key != "_target_"}
             missing, skipped, failed = plan(manifest, runs, settings["max_retries"])
@@ -107,9 +115,6 @@ def submit(folder: Path, launcher: str, settings: Mapping[str, Any], runs: Seque
                 manifest.runs[run.name].retries += run.name in failed
             manifest.save()
             assign_jobs(manifest, settings, [run.name for run in missing])
-    except OSError as error:
-        reason = error.strerror or str(error)
-        raise UserError(f"{folder}: cannot be written ({reason}); choose another output_root.") from None
     if launcher == "local" and missing:
         local.start_queue(folder)
     return Submission(manifest, [run.name for run in missing], skipped)
@@ -152,6 +157,7 @@ def prepare(manifest: Manifest, run: Wanted) -> None:
     entry = manifest.runs[run.name]
     entry.cancelled, entry.job = False, None
     directory = manifest.directory(run.name)
+    refuse_links(directory.path)
     write_text_atomically(directory.config_file, OmegaConf.to_yaml(run.cfg, resolve=True))
     directory.traceback_file.unlink(missing_ok=True)
     status = directory.read_status()

@@ -97,7 +97,6 @@ def process_variables(directory: RunDirectory, given: Mapping[str, str], runs: i
         "WORLD_SIZE": str(count),
         "LOCAL_RANK": str(local_rank),
         "LOCAL_WORLD_SIZE": str(local_count),
-        # the next process that holds the run removes files with such names
         RENDEZVOUS: str(directory.path / f".rendezvous.{attempt}"),
     }
 

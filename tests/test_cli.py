@@ -138,11 +138,42 @@ def test_the_table_has_every_run_even_if_it_never_started(capsys: pytest.Capture
     assert [folder for _, folder, _ in rows] == [f"…{run.run_id[-8:]}" for run in checked.runs]
 
 
-def test_an_unexpected_error_shows_its_traceback(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """An unwritable path stands for any unexpected error."""
-    blocked = tmp_path / "file"
-    blocked.write_text("")
-    cfg = compose(["experiment=debug"])
-    outcome = attempt(cfg, blocked / "run", None)
+def test_an_unexpected_error_shows_its_traceback(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("dino_exp.train.run.train", None)
+    outcome = attempt(compose(["experiment=debug"]), tmp_path / "run", None)
     assert (outcome.state, outcome.exit_code) == ("failed", 1)
     assert "Traceback" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("argv", [[], ["-m", "trainer.seed=0,1"]])
+def test_an_output_root_that_cannot_be_written_is_refused_in_one_line(
+    here: Path, argv: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    (here / "file").touch()
+    assert cli.main([*argv, "experiment=debug", "tracker=none", "output_root=file/out"]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("file/out/debug")
+    assert error.endswith(": a part of the path is a file; choose another output_root.\n")
+    assert [path.name for path in here.iterdir()] == ["file"]
+
+
+def test_a_project_of_others_files_is_no_run_directory(
+    here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in (".env.local", ".gitlab-ci.yml", "notes.txt", "checkpoints/.dvc.lock", "plots/.a.b"):
+        (here / name).parent.mkdir(exist_ok=True)
+        (here / name).write_text("precious")
+    before = sorted(here.rglob("*"))
+    assert cli.main(["experiment=debug", "tracker=none", "hydra.run.dir=."]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"{here}: no run (it has no config.yaml), but it has checkpoints, plots, which")
+    assert sorted(here.rglob("*")) == before
+
+
+def test_a_refused_run_leaves_the_folders_that_were_there(here: Path) -> None:
+    for name in ("empty", "runs"):
+        (here / name).mkdir()
+    assert cli.main(["data=image_folder", "data.root=empty", "tracker=none", "output_root=runs"]) == 2
+    assert sorted(path.name for path in here.rglob("*")) == ["empty", "runs"]

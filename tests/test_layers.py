@@ -12,7 +12,7 @@ LAYERS = (
     ("streams", "installation", "atomic"),
     ("console",),
     ("errors",),
-    ("parallel",),
+    ("parallel", "paths"),
     ("machine", "seeding", "metrics"),
     ("backbone",),
     ("dino",),

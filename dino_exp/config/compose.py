@@ -37,7 +37,7 @@ from dino_exp.config.schema import SCHEMAS, Config, fields_of, schema_of
 from dino_exp.config.search_space import Numbers, Space, divide, latest, probes, space_of
 from dino_exp.config.sweep_runs import Findings, Run, same_runs, sweep_name
 from dino_exp.config.validate import field_problems, keys_of, node_problems, validate
-from dino_exp.errors import UserError
+from dino_exp.errors import UserError, in_words
 from dino_exp.runs import former_names
 
 
@@ -112,6 +112,8 @@ def check(argv: Sequence[str]) -> Checked:
         _Preflight(loader(arguments.config_dir), checked).check(arguments.overrides, arguments.multirun)
     except UserError as error:
         checked.misread.append(str(error))
+    except OSError as error:
+        checked.misread.append(f"{in_words(error)}.")
     return checked
 
 

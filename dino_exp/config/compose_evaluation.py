@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from hydra.core.override_parser.types import Override
@@ -19,8 +18,9 @@ from dino_exp.config.overrides import OverrideReader
 from dino_exp.config.schema import VitConfig, schema_of
 from dino_exp.config.stored import read_config
 from dino_exp.config.validate import keys_of, node_problems
-from dino_exp.errors import UserError
+from dino_exp.errors import UserError, in_words
 from dino_exp.installation import as_typed
+from dino_exp.paths import expanded
 from dino_exp.runs import former_names
 from dino_exp.runs.run_directory import RunDirectory
 from dino_exp.runs.weights_file import weights_file
@@ -59,6 +59,8 @@ def check(argv: Sequence[str]) -> CheckedEvaluation:
         checked.problems.append(str(error))
     except CompositionError as error:
         checked.problems.append(f"{error.source}.yaml: {error}" if error.source else str(error))
+    except OSError as error:
+        checked.problems.append(f"{in_words(error)}.")
     return checked
 
 
@@ -127,11 +129,11 @@ def _from_run(cfg: DictConfig, values: Sequence[Override], groups: set[str]) -> 
         return
     if "backbone" in groups or any(key.startswith("backbone.") for key in given):
         yield f"backbone: a run has its own; drop it, or replace run by weights={run}/checkpoints/last.pt."
-    directory = RunDirectory(Path(str(run)).expanduser())
-    if not directory.config_file.is_file():
-        yield f"run = {run}: not a run, it has no config.yaml; give outputs/EXPERIMENT/RUN."
-        return
     try:
+        directory = RunDirectory(expanded(str(run)))
+        if not directory.config_file.is_file():
+            yield f"run = {run}: not a run, it has no config.yaml; give outputs/EXPERIMENT/RUN."
+            return
         own: Any = read_config(directory)
     except UserError as error:
         yield str(error)

@@ -32,7 +32,7 @@ from omegaconf.errors import (
 )
 
 from dino_exp.config.register import CONF, register
-from dino_exp.errors import UserError
+from dino_exp.errors import UserError, in_words
 from dino_exp.installation import as_typed
 from dino_exp.runs import former_names
 
@@ -139,10 +139,7 @@ class Loader:
         except (HydraException, OmegaConfBaseException) as error:
             raise UserError(f"{_composition_error(error)}.") from error
         except OSError as error:
-            if error.filename is None:
-                raise
-            message = f"{error.filename}: cannot be written ({error.strerror}); choose another output_root."
-            raise UserError(message) from error
+            raise UserError(f"{in_words(error)}; choose another output_root.") from error
 
     @staticmethod
     def expand(overrides: Sequence[Override]) -> list[list[str]]:

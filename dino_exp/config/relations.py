@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 from dino_exp.config.library_names import model_names
@@ -19,7 +18,8 @@ from dino_exp.config.schema import (
     VitConfig,
     schema_of,
 )
-from dino_exp.errors import UserError
+from dino_exp.errors import UserError, refusing
+from dino_exp.paths import expanded
 from dino_exp.runs.weights_file import weights_file
 
 TRAINING_IMAGES: dict[type, int] = {Cifar10Config: 50_000, FashionMnistConfig: 60_000}
@@ -218,14 +218,18 @@ def folder_problems(cfg: Any) -> Iterator[str]:
     if issubclass(schema_of(cfg.data), StoredConfig):
         for key in ("root", "val_root"):
             path = cfg.data[key]
-            if path not in (None, "auto") and not _exists(path):
-                yield f"data.{key} = {show(path)}: no such folder or file."
+            try:
+                if path not in (None, "auto") and not _exists(path):
+                    yield f"data.{key} = {show(path)}: no such folder or file."
+            except UserError as error:
+                yield f"data.{key} = {show(path)}: {error}"
 
 
 def _exists(text: str) -> bool:
     """Return whether a path exists or, for a pattern of names, the folder above it."""
-    path = Path(text).expanduser()
-    return path.exists() or (bool(re.search(r"[{*?[]", path.name)) and path.parent.exists())
+    path = expanded(text)
+    with refusing("choose another, or ask its owner"):
+        return path.exists() or (bool(re.search(r"[{*?[]", path.name)) and path.parent.exists())
 
 
 def warnings(cfg: Any) -> Iterator[str]:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from dino_exp.errors import UserError
+from dino_exp.paths import expanded
 
 log = logging.getLogger(__name__)
 
@@ -31,7 +32,7 @@ def existing_path(key: str, value: str, kinds: str) -> Path:
 
 def absolute_path(value: str) -> Path:
     """Return the path with ~ expanded; links are kept, because their names matter."""
-    return Path(os.path.abspath(Path(value).expanduser()))  # noqa: PTH100 (resolve follows links)
+    return Path(os.path.abspath(expanded(value)))  # noqa: PTH100 (resolve follows links)
 
 
 def held_out_sibling(train: Path) -> Path | None:
@@ -159,7 +160,7 @@ def _listed(key: str, path: Path) -> list[Path]:
     if b"\0" in content:
         raise UserError(f"{key} = {path}: not a text file.")
     lines = [os.fsdecode(line.strip()) for line in content.removeprefix(codecs.BOM_UTF8).splitlines()]
-    files = [path.parent / Path(line).expanduser() for line in lines if line]
+    files = [path.parent / expanded(line) for line in lines if line]
     if not files:
         raise UserError(f"{key} = {path}: an empty list. Write one file per line.")
     return files

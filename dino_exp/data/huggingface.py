@@ -17,7 +17,7 @@ from dino_exp.data.file_ranges import stamps
 from dino_exp.data.labeled import LabeledSource, short_digest
 from dino_exp.data.packed import stored_splits
 from dino_exp.data.source import CorruptImageError, Shrink, Splits, decode_image, default_root
-from dino_exp.errors import UserError
+from dino_exp.errors import MEANINGS, UserError, in_words
 
 log = logging.getLogger(__name__)
 
@@ -221,6 +221,12 @@ def _unpacked(files: Sequence[Path]) -> tuple[Any, str]:
     try:
         return datasets.Dataset.from_parquet([str(file) for file in files], cache_dir=str(cache)), key
     except Exception as error:
+        cause = error.__cause__ or error
+        if isinstance(cause, OSError) and cause.errno in MEANINGS:  # of the cache: the files could be read
+            raise UserError(
+                f"{in_words(cause)}. Parquet is unpacked into {cache}; set XDG_CACHE_HOME to another folder, "
+                "which can be written and has room for the images."
+            ) from error
         raise _half_written(files[0].parent, error.__cause__ or error) from error
 
 

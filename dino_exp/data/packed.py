@@ -25,7 +25,7 @@ from dino_exp.data.file_ranges import FileRanges, stamps
 from dino_exp.data.labeled import StoredImages, short_digest
 from dino_exp.data.read_ahead import ahead
 from dino_exp.data.source import CorruptImageError, Shrink, Splits, default_root
-from dino_exp.errors import UserError
+from dino_exp.errors import UserError, in_words
 from dino_exp.parallel import distributed
 
 log = logging.getLogger(__name__)
@@ -75,15 +75,13 @@ class PackedSource:
             with FileLock(pixels.with_suffix(".lock")):  # the first process packs, the others wait
                 found = _read_index(index, pixels)
                 if found is None:
-                    for half_written in pixels.parent.glob(f".{name}.*"):  # by a process that was killed
-                        half_written.unlink()
                     found = _pack(source, side, pixels)
                     write_atomically(index, lambda file: np.savez(file, **found._asdict()))
             self._bytes = FileRanges(stamps([pixels]))
         except OSError as error:
             raise UserError(
-                f"data.packed = true: {pixels} cannot be written ({error.strerror or error}). Set "
-                "XDG_CACHE_HOME to a folder that can, or data.packed=false."
+                f"data.packed = true: {in_words(error)}. Set XDG_CACHE_HOME to a folder that can be written, "
+                "or data.packed=false."
             ) from error
         # Tensors, because DataLoader passes them to workers through shared memory.
         self._shapes, self._starts = torch.from_numpy(found.shapes), torch.from_numpy(found.starts)

@@ -17,7 +17,8 @@ from dino_exp.atomic import write_atomically
 from dino_exp.data import shape_images
 from dino_exp.data.shape_images import BLOCK, CLASSES
 from dino_exp.data.source import Shrink, Splits, default_root
-from dino_exp.errors import UserError
+from dino_exp.errors import UserError, in_words
+from dino_exp.paths import expanded
 
 log = logging.getLogger(__name__)
 
@@ -33,7 +34,7 @@ def load(
     """
     if channels not in (1, 3):
         raise UserError(f"data.channels = {channels}: shapes have 3 channels (RGB) or 1 (luminance).")
-    folder = Path(root).expanduser() if root is not None else default_root()
+    folder = expanded(root) if root is not None else default_root()
     train, test = (
         ShapesSource(folder, split, seed=seed, size=size, image_size=image_size, channels=channels)
         for split, size in zip(SPLITS, (train_size, test_size), strict=True)
@@ -97,7 +98,7 @@ class ShapesSource:
                 _write(self._path, self.shape, self._drawn())
             return _open(self._path)
         except OSError as error:
-            log.warning("Drawing the shapes into memory: no cache in %s (%s).", self._path.parent, error)
+            log.warning("Drawing the shapes into memory, because they are not kept: %s.", in_words(error))
             # A tensor, because DataLoader passes it to workers through shared memory.
             return torch.from_numpy(np.concatenate(list(self._drawn())))
 

@@ -14,6 +14,8 @@ import numpy as np
 import torch
 from PIL import Image
 
+from dino_exp.paths import home
+
 try:  # deprecated in torchvision 0.29 and to be removed; Pillow then reads JPEG too, a third slower
     from torchvision.io import ImageReadMode, decode_jpeg
 except ImportError:
@@ -134,9 +136,12 @@ class ArraySource:
 
 
 def default_root() -> Path:
-    """Return the folder for drawn and downloaded sets without data.root, and for all caches."""
+    """Return the folder for drawn and downloaded sets without data.root, and for all caches.
+
+    It may be missing, not writable, or for a user without a home folder impossible to create.
+    """
     cache = os.environ.get("XDG_CACHE_HOME")
-    return (Path(cache) if cache else Path.home() / ".cache") / "dino_exp"
+    return (Path(cache) if cache else home() / ".cache") / "dino_exp"
 
 
 def read_image(

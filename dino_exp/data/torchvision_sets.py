@@ -18,6 +18,7 @@ from torchvision import datasets
 
 from dino_exp.data.source import ArraySource, Splits, default_root
 from dino_exp.errors import UserError
+from dino_exp.paths import expanded
 
 log = logging.getLogger(__name__)
 
@@ -76,7 +77,7 @@ def fashion_mnist(*, root: str | None, channels: int) -> Splits:
 
 
 def _root(root: str | None) -> Path:
-    return default_root() if root is None else Path(root).expanduser()
+    return default_root() if root is None else expanded(root)
 
 
 def _download(download: Callable[[], Splits], folder: Path, remedy: str) -> Splits:

@@ -28,7 +28,7 @@ from dino_exp.data.file_ranges import FileRanges, Stamp, stamps
 from dino_exp.data.labeled import LabeledSource, NameTable, short_digest
 from dino_exp.data.packed import stored_splits
 from dino_exp.data.source import IMAGE_SUFFIXES, CorruptImageError, Shrink, Splits, decode_image, default_root
-from dino_exp.errors import UserError
+from dino_exp.errors import UserError, in_words
 
 log = logging.getLogger(__name__)
 
@@ -178,7 +178,7 @@ def _cached_index(shards: list[Stamp]) -> _Index:
                 write_atomically(cache, lambda file: np.savez(file, **index._asdict()))
             return index
     except OSError as error:
-        log.warning("%s: cannot keep the index of the shards there (%s).", cache, error)
+        log.warning("The index of the shards is not kept: %s.", in_words(error))
         return _scan_all(shards)
 
 

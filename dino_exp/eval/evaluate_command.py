@@ -2,23 +2,36 @@
 
 from __future__ import annotations
 
-import shutil
+import os
 import signal
 import sys
 import tempfile
 import time
-import traceback
 from collections.abc import Sequence
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from omegaconf import DictConfig, OmegaConf
 
+from dino_exp.atomic import complete_folder
 from dino_exp.config.compose_evaluation import check, own_size
 from dino_exp.config.evaluate_config import EvaluateConfig
 from dino_exp.console import Console
-from dino_exp.errors import FAILED, INTERRUPTED, USER_ERROR, UserError, refuse, warn
+from dino_exp.errors import (
+    FAILED,
+    INTERRUPTED,
+    USER_ERROR,
+    UserError,
+    in_words,
+    refuse,
+    refusing,
+    report,
+    warn,
+)
 from dino_exp.parallel.rank_zero import in_all_processes
+from dino_exp.paths import expanded
+from dino_exp.runs.run_directory import refuse_links
 from dino_exp.streams import protect
 
 if TYPE_CHECKING:  # importing torch takes seconds, which errors and --help need not wait for
@@ -88,8 +101,8 @@ def attempt(cfg: DictConfig) -> int:
         return USER_ERROR
     except KeyboardInterrupt:
         code = INTERRUPTED
-    except Exception:
-        traceback.print_exc()
+    except Exception as error:
+        report(error)
         code = FAILED
     if distributed.several():
         distributed.leave(code)
@@ -112,10 +125,11 @@ def evaluate(cfg: EvaluateConfig) -> int:
     console = Console(soft_wrap=True, quiet=not distributed.is_main())
     with distributed.agreed():
         subject, origin = open_subject(cfg)
-        folder = results_folder(cfg, origin)
-        records.read(folder)
+        folder = Path()
         if distributed.is_main():
-            refuse_unwritable(folder, "run" if cfg.run is not None else "output_root")
+            folder = results_folder(cfg, origin)
+            records.read(folder)
+    folder = distributed.from_main(folder)
     introduce(console, cfg, subject, origin)
     with distributed.agreed():
         evaluations: dict[str, Evaluation] = {name: build_from(getattr(cfg, name)) for name in cfg.eval}
@@ -162,46 +176,54 @@ def run_one(
     from dino_exp.parallel import distributed
 
     target = folder / records.folder_of(about)
-    temporary = target.with_name(f".{target.name}")
     with lock_of(target):
-        if distributed.is_main():
-            shutil.rmtree(temporary, ignore_errors=True)  # left by a process that was killed
-        distributed.from_main(None)
         began = time.monotonic()
         try:
-            findings = evaluation.evaluate(subject, data, temporary)
-            if distributed.is_main() and temporary.exists():
-                shutil.rmtree(target, ignore_errors=True)
-                temporary.rename(target)
-                findings.files = [
-                    (target / path.relative_to(temporary)).relative_to(folder) for path in findings.files
-                ]
+            with complete_folder(target) if distributed.is_main() else nullcontext(target) as temporary:
+                temporary = distributed.from_main(temporary)
+                findings = evaluation.evaluate(subject, data, temporary)
+            findings.files = [
+                (target / path.relative_to(temporary)).relative_to(folder) for path in findings.files
+            ]
         finally:
             if distributed.is_main():
-                shutil.rmtree(temporary, ignore_errors=True)
-                if target.parent.is_dir() and not any(target.parent.iterdir()):
+                with suppress(OSError):  # evaluations without files leave no folder
                     target.parent.rmdir()
     if about["data"] is not None:
         findings.notes += data.skipped()
     return records.completed(about, findings, time.monotonic() - began, subject)
 
 
-def refuse_unwritable(folder: Path, key: str) -> None:
-    """Raise UserError where results cannot be written, which is better known before hours of work."""
+def results_folder(cfg: EvaluateConfig, origin: Origin) -> Path:
+    """Return the run's folder; one below `output_root` for weights, and for a run that cannot be written.
+
+    Raises:
+        UserError: it cannot be written either, which is better known before hours of work.
+    """
+    name = origin.file.stem if cfg.run is None else expanded(cfg.run).resolve().name
+    below = expanded(cfg.output_root) / "evaluations" / f"{name[:60]}_{origin.sha256[:8]}"
+    if cfg.run is not None:
+        run = expanded(cfg.run)
+        try:
+            refuse_links(run / "evaluations")
+            try_writing(run)
+            return run
+        except OSError as error:
+            warn([f"run = {cfg.run}: {in_words(error)}; the results are written to {below}."])
+    with refusing("results are written there; choose another output_root"):
+        try_writing(below)
+    return below
+
+
+def try_writing(folder: Path) -> None:
+    """Raise the OSError of writing into a folder, or where it would be made; nothing is left."""
     there = next(each for each in (folder, *folder.parents) if each.exists())
     try:
         with tempfile.TemporaryFile(dir=there):
             pass
     except OSError as error:
-        reason = error.strerror or str(error)
-        raise UserError(f"{key}: {there} is not writable ({reason}); results are written there.") from None
-
-
-def results_folder(cfg: EvaluateConfig, origin: Origin) -> Path:
-    """Return the folder of the run, or one for these weights."""
-    if cfg.run is not None:
-        return Path(cfg.run).expanduser()
-    return Path(cfg.output_root).expanduser() / "evaluations" / f"{origin.file.stem[:60]}_{origin.sha256[:8]}"
+        error.filename = os.fspath(there)  # a temporary name means nothing to a user
+        raise
 
 
 def introduce(console: Console, cfg: EvaluateConfig, subject: Subject, origin: Origin) -> None:
@@ -218,10 +240,10 @@ def introduce(console: Console, cfg: EvaluateConfig, subject: Subject, origin: O
 
 def show(console: Console, record: dict[str, Any], folder: Path) -> None:
     """Print figures, notes and files of one evaluation."""
-    from dino_exp.metrics import in_words
+    from dino_exp import metrics
 
     console.print(f"{record['evaluation']} ({record['seconds']:,.1f} s)", style="bold")
-    words = {in_words(name): value for name, value in record["figures"].items()}
+    words = {metrics.in_words(name): value for name, value in record["figures"].items()}
     width = max(map(len, words), default=0)
     for word, value in words.items():
         console.print(f"  {word:{width}}  {value:.1f} %")

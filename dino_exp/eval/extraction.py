@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import shutil
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
@@ -16,11 +17,12 @@ from filelock import FileLock
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
 
+from dino_exp.atomic import complete_folder, remove
 from dino_exp.backbone.tokens import block_tokens, has_block_tokens
 from dino_exp.config.targets import build
 from dino_exp.data.labeled import short_digest
 from dino_exp.data.source import ImageSource, Splits, default_root
-from dino_exp.errors import UserError
+from dino_exp.errors import UserError, in_words
 from dino_exp.eval.features import evaluating, gathered
 from dino_exp.eval.subject import BlockFeatures, Subject
 from dino_exp.parallel import distributed
@@ -214,30 +216,33 @@ class Extracted:
         Where the processes have no common folder to write to, the features stay in memory.
         """
         folder = self._folder(source)
-        temporary = folder.with_name(f".{folder.name}")
-        if distributed.is_main():
-            shutil.rmtree(temporary, ignore_errors=True)  # left by a process that was killed
-            try:
-                temporary.mkdir(parents=True)
-            except OSError as error:
-                log.warning(
-                    "The features are not kept: %s is not writable (%s).", temporary.parent, error.strerror
-                )
-        distributed.from_main(None)
-        common = all(distributed.from_all(temporary.is_dir()))
-        try:
-            if common:
-                return self._into(folder, temporary, source, split)
-            return extract(self.subject, source, blocks=self.blocks, title=self._title(split))
-        finally:
-            distributed.from_all(None)  # nothing is removed while another process reads it
+        temporary: Path | None = None
+        with ExitStack() as stack:
             if distributed.is_main():
-                shutil.rmtree(temporary, ignore_errors=True)
+                try:
+                    temporary = stack.enter_context(complete_folder(folder))
+                except OSError as error:
+                    log.warning("The features are not kept: %s.", in_words(error))
+            temporary = distributed.from_main(temporary)
+            kept = (
+                temporary is not None
+                and all(distributed.from_all(temporary.is_dir()))
+                and self._into(temporary, source, split)
+            )
+            if temporary is not None and not kept and distributed.is_main():
+                remove(temporary)
+        if not kept:
+            return extract(self.subject, source, blocks=self.blocks, title=self._title(split))
+        distributed.from_main(None)
+        found = read(folder)
+        assert found is not None
+        return found
 
     def _title(self, split: str) -> str:
         return f"features of {self.title or split}" if self.progress else ""
 
-    def _into(self, folder: Path, temporary: Path, source: ImageSource, split: str) -> BlockFeatures:
+    def _into(self, temporary: Path, source: ImageSource, split: str) -> bool:
+        """Extract the features into a folder, and return whether they could be written."""
         kept: list[int] = []
         shape: tuple[int, ...] = (0, 0)
         part = temporary / f"values.{distributed.rank()}"
@@ -249,12 +254,14 @@ class Extracted:
                     shape = tuple(rows.shape[1:])
                     file.write(rows.contiguous().numpy().tobytes())
                     kept += readable
+                file.flush()
+                os.fsync(file.fileno())
         except OSError as error:
-            problem = error.strerror or str(error)
+            problem = in_words(error)
         problem = next((each for each in distributed.from_all(problem) if each), None)
         if problem:
-            log.warning("The features are not kept: %s is not writable (%s).", temporary.parent, problem)
-            return extract(self.subject, source, blocks=self.blocks, title=self._title(split))
+            log.warning("The features are not kept in %s: %s.", temporary.parent, problem)
+            return False
         kept = [index for each in distributed.from_all(kept) for index in each]
         shape = max(distributed.from_all(shape))
         _refuse_empty(kept, source, range(len(source)))
@@ -268,12 +275,7 @@ class Extracted:
             shown = {"weights": self.subject.name, "images": source.name(kept[0])}
             about = {"shape": [len(kept), *shape], **shown}
             (temporary / "about.json").write_text(to_json(about), "utf-8")
-            shutil.rmtree(folder, ignore_errors=True)  # a damaged one
-            temporary.rename(folder)
-        distributed.from_main(None)
-        found = read(folder)
-        assert found is not None
-        return found
+        return True
 
 
 @contextmanager

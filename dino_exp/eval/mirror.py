@@ -20,8 +20,9 @@ IMAGES = (".png", ".gif")
 def mirror(cfg: EvaluateConfig, folder: Path, records: list[dict[str, Any]], console: Console) -> None:
     """Send figures, as eval/<evaluation>/<figure>, and images; of a weights file as a run of its own."""
     directory, step = RunDirectory(folder), 0
-    status = directory.read_status() if cfg.run is not None else {}
-    if cfg.run is not None:
+    of_run = directory.config_file.exists()  # not where the run's own folder cannot be written
+    status = directory.read_status() if of_run else {}
+    if of_run:
         if directory.is_held():
             console.print(
                 "The run is still training in another process: these results are not sent to its tracker."

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-import shutil
+import os
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from uuid import uuid4
 
+from dino_exp.atomic import complete_folder
 from dino_exp.config.messages import any_of, closest, did_you_mean
 from dino_exp.console import Console
-from dino_exp.errors import USER_ERROR, UserError, program
+from dino_exp.errors import USER_ERROR, UserError, program, refusing
 from dino_exp.installation import as_typed
+from dino_exp.paths import expanded
+from dino_exp.runs.run_directory import refuse_links
 
 USAGE = """\
 python -m dino_exp.export run=outputs/EXPERIMENT/RUN format=timm
@@ -68,9 +70,11 @@ def export_run(given: dict[str, str]) -> Path:
     from dino_exp.export.trained import read_run
 
     formats = {"timm": to_timm, "dino": to_released, "torchhub": to_torchhub, "onnx": to_onnx}
-    run, network, checkpoint = Path(given["run"]).expanduser(), given["network"], given["checkpoint"]
+    run, network, checkpoint = expanded(given["run"]), given["network"], given["checkpoint"]
     name = f"{given['format']}_{network}_{checkpoint}"
-    out = Path(given["out"]).expanduser() if given["out"] else run / "export" / name
+    out = expanded(given["out"]) if given["out"] else run / "export" / name
+    if not given["out"]:
+        refuse_links(out.parent)
     trained = read_run(run, checkpoint)
     with new_folder(out) as folder:
         use = formats[given["format"]].write(trained, network, folder)
@@ -82,24 +86,20 @@ def export_run(given: dict[str, str]) -> Path:
 
 @contextmanager
 def new_folder(out: Path) -> Iterator[Path]:
-    """Yield a temporary folder to fill, and move it to `out` at the end; after an error remove it.
+    """Yield a temporary folder to fill, and move it to `out` at the end; after an error nothing is left.
 
     Raises:
         UserError: `out` exists and is not an empty folder, or cannot be written.
     """
-    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
+    with refusing("choose another folder with out=DIR"):
+        taken = os.path.lexists(out) and not (out.is_dir() and not any(out.iterdir()))
+    if taken:
         raise UserError(f"out = {out}: already exists; remove it, or choose another folder with out=DIR.")
-    temporary = out.with_name(f".{out.name}.{uuid4().hex}")
     made = [parent for parent in out.parents if not parent.exists()]
     try:
-        temporary.mkdir(parents=True)
-        yield temporary
-        temporary.replace(out)
-    except OSError as error:
-        reason = error.strerror or str(error)
-        raise UserError(f"out = {out}: cannot be written ({reason}); choose another with out=DIR.") from None
+        with refusing("choose another folder with out=DIR"), complete_folder(out) as temporary:
+            yield temporary
     finally:
-        shutil.rmtree(temporary, ignore_errors=True)
         for parent in made:
-            if parent.is_dir() and not any(parent.iterdir()):
+            with suppress(OSError):
                 parent.rmdir()

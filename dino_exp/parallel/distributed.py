@@ -70,7 +70,11 @@ def joined(processes: Processes) -> Iterator[None]:
     """Join the group, and leave it at the end; not after an error, when others may never answer."""
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
     store = meet(processes.rendezvous, processes) if processes.rendezvous else None
-    dist.init_process_group(backend, store=store, rank=processes.rank, world_size=processes.count)
+    try:
+        dist.init_process_group(backend, store=store, rank=processes.rank, world_size=processes.count)
+    finally:
+        if processes.rendezvous and processes.rank == 0:
+            processes.rendezvous.unlink(missing_ok=True)
     yield
     dist.destroy_process_group()
 

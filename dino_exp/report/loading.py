@@ -105,17 +105,10 @@ def state_of(run: RunData) -> tuple[str, str]:
         return ("unknown", "no status.json") if run.metrics else ("pending", "nothing has been logged yet")
     heartbeat = number(run.status.get("heartbeat"))
     silent = heartbeat is None or time.time() - heartbeat > SILENT_SECONDS
-    if known == "running" and silent and not _held(run.path):
+    if known == "running" and silent and not RunDirectory(run.path).is_held():
         since = "" if heartbeat is None else f" since {utc(heartbeat)}"
         return "lost", f"no sign of life{since}"
     return str(known), ""
-
-
-def _held(path: Path) -> bool:
-    try:
-        return RunDirectory(path).is_held()
-    except OSError:  # another user's folder: only the heartbeat can tell
-        return False
 
 
 def utc(seconds: float | None) -> str:

@@ -11,6 +11,7 @@ from urllib.parse import quote
 
 from dino_exp import metrics
 from dino_exp.atomic import write_atomically
+from dino_exp.errors import UserError, refusing
 from dino_exp.metrics import DATA_WAIT, KNN, PEAK_MEMORY, UNTRAINED_KNN, charts
 from dino_exp.plots.drawing import Figure, write_files
 from dino_exp.plots.html_page import as_columns, render
@@ -24,6 +25,7 @@ from dino_exp.report.sweep import sweep_curves, sweep_figures, sweep_table
 from dino_exp.report.sweep.cells import averaged_over, map_axes
 from dino_exp.report.sweep.paper import paper_rows
 from dino_exp.report.verdicts import outcome_of
+from dino_exp.runs.run_directory import refuse_links
 
 PAGE = "index.html"
 IMAGES = {"attention.png": "Attention of the teacher", "crops.png": "Crops"}
@@ -78,11 +80,13 @@ def _write_run_pages(sweep: SweepData) -> None:
         folder = run.path / "report"
         if run.state in ("finished", "collapsed", "failed") and _is_old(folder / PAGE, run):
             try:
-                folder.mkdir(exist_ok=True)
-                complete = load_run(run.path)
-                _write_page(folder, _run(complete, folder, None, beside=any(folder.glob("*.svg")))[1])
-            except OSError as error:  # another user's runs, which can be reported on all the same
-                sweep.problems.append(f"The pages of the runs could not be written: {error}.")
+                refuse_links(folder)
+                with refusing("the others are skipped"):
+                    folder.mkdir(exist_ok=True)
+                    complete = load_run(run.path)
+                    _write_page(folder, _run(complete, folder, None, beside=any(folder.glob("*.svg")))[1])
+            except UserError as error:  # another user's runs, which can be reported on all the same
+                sweep.problems.append(f"The pages of the runs could not be written: {error}")
                 return
 
 

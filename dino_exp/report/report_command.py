@@ -13,11 +13,12 @@ from pathlib import Path
 from types import ModuleType
 
 from dino_exp.console import Console
-from dino_exp.errors import UserError, program
+from dino_exp.errors import UserError, program, refusing
 from dino_exp.installation import as_typed
 from dino_exp.report import evaluation_records
 from dino_exp.report.loading import RUN_FILES, load, run_folders
 from dino_exp.report.run_data import UNFINISHED, RunData, SweepData
+from dino_exp.runs.run_directory import refuse_links
 
 INTERRUPTED = 130
 LIBRARIES = ("altair", "vl_convert", "jinja2")
@@ -128,17 +129,15 @@ def write(data: RunData | SweepData, out: Path | None, refresh: float | None = N
     """
     pages = page_module()
     folder = out or data.path / "report"
+    if out is None:
+        refuse_links(folder)
     write_and_print(folder, lambda: pages.write_report(data, folder, refresh))
 
 
 def write_and_print(folder: Path, written: Callable[[], list[Path]]) -> None:
     """Call `written`, which writes into `folder`, and print the paths of its files, one a line."""
-    try:
+    with refusing("give another folder with --out DIR"):
         paths = written()
-    except OSError as error:
-        where = error.filename2 or folder  # where a file was to be renamed to
-        reason = "it is a file" if folder.is_file() else error.strerror or str(error)
-        raise UserError(f"{where} cannot be written: {reason}. Give another folder with --out DIR.") from None
     console = Console(soft_wrap=True)
     for path in paths:
         console.print(str(path))
@@ -155,6 +154,8 @@ def compare_folders(first: Path, second: Path, out: Path | None) -> int:
 
     name = "_and_".join(each.replace(os.sep, "_")[-80:] for each in comparison.names)
     folder = out or first / "report" / name
+    if out is None:
+        refuse_links(folder.parent)
     write_and_print(folder, lambda: write_comparison(comparison, folder))
     return 0
 

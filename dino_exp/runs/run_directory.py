@@ -5,18 +5,20 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import os
 import socket
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
 
-from dino_exp.atomic import write_text_atomically
-from dino_exp.errors import UserError
+from dino_exp.atomic import is_locked, write_text_atomically
+from dino_exp.errors import UserError, refusing
 from dino_exp.runs import former_names
 
 FORMAT = 2
@@ -72,15 +74,20 @@ def job_id() -> str | None:
     return f"{array}_{index}" if array and index else os.environ.get("SLURM_JOB_ID")
 
 
-def is_locked(lock: Path) -> bool:
-    """Return whether a running process holds a lock file."""
-    if not lock.exists():
-        return False
-    try:
-        with FileLock(lock, timeout=0):
-            return False
-    except Timeout:
-        return True
+def refuse_links(*paths: Path) -> None:
+    """Raise `UserError` if a path inside a run or sweep is a link, because others' files may be behind it.
+
+    Call it before writing through the path; reading follows links.
+    """
+    for path in filter(os.path.islink, paths):
+        raise UserError(
+            f"{path}: a link to {path.readlink()}; inside runs and sweeps nothing is written "
+            "through links. Move the folder itself there, or put the entire run elsewhere."
+        )
+
+
+class HeldError(UserError):
+    """Another process holds the run."""
 
 
 class RunDirectory:
@@ -101,31 +108,67 @@ class RunDirectory:
     @classmethod
     def beside(cls, path: Path) -> RunDirectory:
         """Return the first of `path`, `path`-2, `path`-3, ... that has no run yet."""
-        number, candidate = 1, path
-        while (candidate / "config.yaml").exists():
-            number += 1
-            candidate = path.with_name(f"{path.name}-{number}")
-        return cls(candidate)
+        return next(each for each in cls._numbered(path) if not each.config_file.exists())
 
-    def hold(self) -> None:
+    @classmethod
+    def held_beside(cls, path: Path) -> RunDirectory:
+        """Return the first of these that has no run yet and that no other process holds; it is held now."""
+        for directory in cls._numbered(path):
+            if directory.config_file.exists():
+                continue
+            try:
+                directory.hold(patience=0)
+            except HeldError:
+                continue
+            if not directory.config_file.exists():  # else a run has come and gone since the first look
+                return directory
+            directory.release()
+        raise AssertionError  # numbers do not end
+
+    @classmethod
+    def _numbered(cls, path: Path) -> Iterator[RunDirectory]:
+        yield cls(path)
+        yield from (cls(path.with_name(f"{path.name}-{number}")) for number in itertools.count(2))
+
+    def refuse_others_files(self) -> None:
+        """Raise `UserError` if the directory is no run, but has files of names that a run would write."""
+        if self.config_file.exists() or self.status_file.exists():
+            return
+        folders = (self.checkpoints, self.plots)
+        files = (self.metrics_file, self.summary_file, self.traceback_file)
+        there = [each for each in folders if each.is_dir() and any(each.iterdir())]
+        there += [each for each in files if os.path.lexists(each)]
+        if there:
+            names = ", ".join(each.name for each in there)
+            raise UserError(
+                f"{self.path}: no run (it has no config.yaml), but it has {names}, which a run would "
+                "replace. Choose another directory, or do not set hydra.run.dir."
+            )
+
+    def hold(self, patience: float = 5) -> None:
         """Hold the run until this process ends.
 
+        Args:
+            patience: seconds to wait for another process; the loader processes of a killed run let go within
+                seconds.
+
         Raises:
-            UserError: Another process holds it, or a newer version of this program wrote it.
+            UserError: Another process holds it, a newer version of this program wrote it, or it cannot be
+                written.
         """
         self.read_status()  # before anything is created
-        self.path.mkdir(parents=True, exist_ok=True)
-        try:
-            self._lock.acquire(timeout=5)  # the loader processes of a killed run release it within seconds
-        except Timeout:
-            status = self.read_status()
-            raise UserError(
-                f"{self.path}: held by another process (process {status.get('pid')} on "
-                f"{status.get('host')}). Wait for it, stop it, or start a new run with resume=never."
-            ) from None
-        for folder in (self.path, self.checkpoints, self.plots):
-            for incomplete in folder.glob(".*.*"):  # temporary files of a process that was killed
-                incomplete.unlink()
+        trackers = (self.path / "wandb", self.path / "tensorboard")
+        refuse_links(Path(self._lock.lock_file), self.checkpoints, self.plots, *trackers)
+        with refusing("choose another directory, e.g. with output_root"):
+            self.path.mkdir(parents=True, exist_ok=True)
+            try:
+                self._lock.acquire(timeout=patience)
+            except Timeout:
+                status = self.read_status()
+                raise HeldError(
+                    f"{self.path}: held by another process (process {status.get('pid')} on "
+                    f"{status.get('host')}). Wait for it, stop it, or start a new run with resume=never."
+                ) from None
 
     def release(self) -> None:
         """Let other processes hold the run."""
@@ -162,7 +205,7 @@ class RunDirectory:
 
     def is_held(self) -> bool:
         """Return whether a running process holds the run."""
-        return is_locked(self.path / ".lock")
+        return is_locked(Path(self._lock.lock_file))
 
     def append_metrics(self, metrics: dict[str, Any]) -> None:
         """Append a line to `metrics.jsonl`."""

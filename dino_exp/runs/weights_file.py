@@ -8,6 +8,7 @@ from functools import cache
 from pathlib import Path
 
 from dino_exp.errors import UserError
+from dino_exp.paths import expanded
 from dino_exp.runs.run_directory import RunDirectory
 
 CHUNK = 2**20
@@ -22,7 +23,7 @@ def weights_file(path_or_run: str) -> Path:
         UserError: The file is missing, empty or not readable for this user, or it belongs to a run that a
             newer version of this program wrote.
     """
-    path = Path(path_or_run).expanduser()
+    path = expanded(path_or_run)
     if path.is_dir():
         path = path / "checkpoints" / "last.pt"
         if not path.is_file():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import traceback
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
@@ -11,7 +11,7 @@ from omegaconf import DictConfig
 
 from dino_exp.config.identity import run_id
 from dino_exp.config.schema import Config
-from dino_exp.errors import FAILED, INTERRUPTED, USER_ERROR, UserError, refuse
+from dino_exp.errors import FAILED, INTERRUPTED, USER_ERROR, UserError, refuse, report
 
 
 @dataclass(frozen=True)
@@ -25,11 +25,13 @@ class Outcome:
     knn_top1: float | None = None
 
 
-def attempt(cfg: Config | DictConfig, directory: Path, group: str | None) -> Outcome:
+def attempt(
+    cfg: Config | DictConfig, directory: Path, group: str | None, keep: Collection[Path] = ()
+) -> Outcome:
     """Train, and turn whatever happens into an outcome.
 
     After an error that the other processes do not share, this process exits at once: they may wait for it
-    forever.
+    forever. Of the empty folders that Hydra made for a run that was never started, `keep` was there before.
     """
     from dino_exp.parallel import distributed
     from dino_exp.train.run import train
@@ -40,26 +42,26 @@ def attempt(cfg: Config | DictConfig, directory: Path, group: str | None) -> Out
         return Outcome(name, result.state, result.exit_code, result.message, result.knn_top1)
     except UserError as error:
         if distributed.is_main():
-            remove_if_empty(directory, Path(cfg.output_root))
+            remove_if_empty(directory, keep)
             refuse([str(error)])
         together = together or isinstance(error, distributed.AgreedError)
         outcome = Outcome(name, "failed", USER_ERROR, str(error))
     except KeyboardInterrupt:
         outcome = Outcome(name, "preempted", INTERRUPTED, "stopped by Ctrl-C")
     except Exception as error:
-        traceback.print_exc()
+        report(error)
         outcome = Outcome(name, "failed", FAILED, f"{type(error).__name__}: {error}")
     if not together:
         distributed.leave(outcome.exit_code)
     return outcome
 
 
-def remove_if_empty(directory: Path, root: Path) -> None:
-    """Remove the empty folders that Hydra made for a run that was never started."""
+def remove_if_empty(directory: Path, keep: Collection[Path]) -> None:
+    """Remove a folder and those above it while they are empty, up to one of `keep`."""
     for folder in (directory, *directory.parents):
+        if folder in keep:
+            return
         try:
             folder.rmdir()
         except OSError:
-            return
-        if folder == root.resolve():
             return

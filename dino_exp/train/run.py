@@ -66,9 +66,9 @@ def train(cfg: Config, path: Path, group: str | None = None) -> RunResult:
         UserError: the configuration or a file is invalid; nothing was written.
     """
     console = distributed.console_for_a_run()
-    if cfg.resume == "never":
+    wanted, anew, is_main = path, cfg.resume == "never", distributed.is_main()
+    if anew:
         path = distributed.from_main(RunDirectory.beside(path).path)
-    is_main = distributed.is_main()
     directory = RunDirectory(path) if is_main else OthersRunDirectory(path)
     with distributed.agreed():
         refuse_foreign(directory, cfg)
@@ -87,7 +87,12 @@ def train(cfg: Config, path: Path, group: str | None = None) -> RunResult:
                     trainer.begin_with_weights()
                 tracker: Tracker = build(cfg.tracker) if is_main else NoTracker()
             with distributed.agreed():
-                directory.hold()
+                if anew and is_main:
+                    directory = RunDirectory.held_beside(wanted)
+                else:
+                    directory.hold()
+            path = distributed.from_main(directory.path)
+            directory = directory if is_main else OthersRunDirectory(path)
             # until the end: torchrun sends the survivors of a failure SIGTERM while they write their state
             with Interrupt() as interrupt:
                 return _run(directory, trainer, tracker, console, group, interrupt)
@@ -96,8 +101,9 @@ def train(cfg: Config, path: Path, group: str | None = None) -> RunResult:
 
 
 def refuse_foreign(directory: RunDirectory, cfg: Config) -> None:
-    """Raise UserError if the directory holds a run of another configuration or of a newer version."""
+    """Raise UserError if the directory holds another or a newer version's run, or files that are no run's."""
     directory.read_status()
+    directory.refuse_others_files()
     if not directory.config_file.exists():
         return
     different = differing_keys(read_plain(directory), cfg)

@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from dino_exp.errors import UserError
+from dino_exp.paths import expanded
 from dino_exp.weights.released_layout import State, our_names
 
 WRAPPERS = ("state_dict", "model")
@@ -116,7 +117,7 @@ def _tensors(value: Any) -> State:
 
 def checkpoint_file(run: str | Path, checkpoint: str) -> Path:
     """Return `checkpoints/<checkpoint>.pt` of a run's folder; raise `UserError` if it is missing."""
-    file = Path(run).expanduser() / "checkpoints" / f"{checkpoint}.pt"
+    file = expanded(run) / "checkpoints" / f"{checkpoint}.pt"
     if not file.is_file():
         saved = sorted(each.stem for each in file.parent.glob("*.pt"))
         hint = (

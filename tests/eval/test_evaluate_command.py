@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import shutil
 from pathlib import Path
+from typing import NoReturn
 
 import numpy as np
 import pytest
@@ -14,6 +16,7 @@ from PIL import Image
 
 from dino_exp.config.compose import compose
 from dino_exp.config.compose_evaluation import check
+from dino_exp.eval import evaluate_command
 from dino_exp.eval.evaluate_command import main
 from dino_exp.train.run import train
 from tests.eval.subjects import Runs
@@ -236,7 +239,50 @@ def test_a_place_that_cannot_be_written_is_found_before_the_work(
     root = class_folders(tmp_path / "images")
     words = [f"weights={run / 'checkpoints' / 'last.pt'}", "backbone=vit_micro", f"data.root={root}"]
     assert main([*words, "image_size=32", "output_root=file", "tracker=none"]) == 2
-    assert "output_root: " in capsys.readouterr().err
+    problem = "file: a part of the path is a file; results are written there; choose another output_root.\n"
+    assert capsys.readouterr().err == problem
+
+
+def test_results_of_a_run_that_cannot_be_written_go_to_output_root(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    really = evaluate_command.try_writing
+
+    def try_writing(folder: Path) -> None:
+        if folder == run:
+            raise PermissionError(errno.EACCES, "", str(run))
+        really(folder)
+
+    monkeypatch.setattr(evaluate_command, "try_writing", try_writing)
+    before = sorted(run.rglob("*"))
+    assert main([f"run={run}", "eval=knn", "tracker=none"]) == 0
+    assert sorted(run.rglob("*")) == before
+    (folder,) = (tmp_path / "outputs" / "evaluations").iterdir()
+    assert records(folder)[0]["weights"]["file"] == str(run / "checkpoints" / "last.pt")
+    relative = folder.relative_to(tmp_path)
+    assert f"run = {run}: {run}: no permission; the results are written to {relative}.\n" in (
+        capsys.readouterr().err
+    )
+
+
+def test_a_full_disk_is_called_that(
+    run: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(path: Path, write: object) -> NoReturn:
+        raise OSError(errno.ENOSPC, "", str(path))
+
+    monkeypatch.setattr("dino_exp.eval.records.write_atomically", full)
+    assert main([f"run={run}", "eval=knn", "tracker=none"]) == 1
+    assert capsys.readouterr().err == f"{run / 'evaluations.json'}: the disk is full.\n"
+
+
+def test_results_are_not_written_through_a_link(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "mine").mkdir()
+    (run / "evaluations").symlink_to(tmp_path / "mine")
+    assert main([f"run={run}", "eval=knn", "tracker=none"]) == 2
+    assert f"{run / 'evaluations'}: a link to {tmp_path / 'mine'}" in capsys.readouterr().err
 
 
 def test_the_same_twice_at_once_leaves_whole_files(run: Path, tmp_path: Path) -> None:
@@ -256,7 +302,7 @@ def test_an_evaluation_that_fails_leaves_the_others(
     from dino_exp.eval.neighbors import NearestNeighbors
 
     def fail(self: NearestNeighbors, subject: object, data: object, folder: Path) -> None:
-        folder.mkdir(parents=True)
+        folder.mkdir(parents=True, exist_ok=True)
         (folder / "half.txt").write_text("half")
         raise UserError("the disk is full.")
 

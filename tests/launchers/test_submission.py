@@ -7,10 +7,11 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
-from dino_exp.config.compose import compose
+from dino_exp.config.compose import check, compose
+from dino_exp.config.launcher_settings import with_changes
 from dino_exp.errors import UserError
 from dino_exp.runs.manifest import Manifest
-from launchers import slurm
+from launchers import slurm, submission
 from launchers.__main__ import main as launchers
 from tests.launchers.doubles import (
     ON_SLURM,
@@ -297,7 +298,7 @@ def test_an_output_root_that_cannot_be_written_is_refused(
 ) -> None:
     (here / "file").touch()
     assert dino(*ON_SLURM, "trainer.seed=0,1", "output_root=file/outputs") == 2
-    assert "file/outputs/debug_sweep_seed: cannot be written (Not a directory)" in capsys.readouterr().err
+    assert "file/outputs/debug_sweep_seed: a part of the path is a file; choose" in capsys.readouterr().err
     assert [path.name for path in here.iterdir()] == ["file"]
     assert cluster.calls("sbatch") == []
 
@@ -328,3 +329,41 @@ def test_waiting_ends_with_the_runs_and_shows_the_failed_one(
     shown = capsys.readouterr().out
     assert "2 runs: 1 finished, 1 failed" in shown
     assert "ValueError: a loss of NaN" in shown
+
+
+def test_two_submissions_of_new_runs_at_once_get_directories_of_their_own(
+    here: Path, cluster: Cluster
+) -> None:
+    checked = [check([*ON_SLURM, "trainer.seed=0,1", "resume=never"]) for _ in range(2)]
+    both = [submission.wanted(each.runs, SWEEP) for each in checked]
+    settings = with_changes("slurm", {}, [])
+    assert [run.name for run in both[0]] == [run.name for run in both[1]]
+    first, second = (submission.submit(SWEEP, "slurm", settings, runs).submitted for runs in both)
+    assert len(first) == 2
+    assert second == [f"{name}-2" for name in first]
+
+
+def test_a_sweep_is_not_written_through_a_link(
+    here: Path, cluster: Cluster, capsys: pytest.CaptureFixture[str]
+) -> None:
+    submit([0])
+    (run,) = the_sweep().runs
+    mark(0, state="failed")
+    moved = (here / SWEEP / run).rename(here / "elsewhere")
+    (here / SWEEP / run).symlink_to(moved)
+    before = {path: path.read_bytes() for path in moved.iterdir()}
+    assert resume() == 2
+    assert f"{run}: a link to {moved}" in capsys.readouterr().err
+    assert {path: path.read_bytes() for path in moved.iterdir()} == before
+
+
+def test_a_sweep_that_cannot_be_changed_is_refused_in_words(
+    here: Path, cluster: Cluster, capsys: pytest.CaptureFixture[str]
+) -> None:
+    submit([0])
+    lock = here / SWEEP / ".manifest.lock"
+    lock.unlink()
+    lock.mkdir()
+    for command in ("cancel", "resume"):
+        assert launchers([command, str(here / SWEEP)]) == 2
+        assert f"{lock}: it is a folder" in capsys.readouterr().err

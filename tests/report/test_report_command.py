@@ -148,14 +148,14 @@ def test_wrong_arguments_are_explained(tmp_path: Path, capsys: pytest.CaptureFix
             f"{log}: a file; give the folder of a run or of a sweep, e.g. {a}. "
             f"For a log, use python report.py doctor {log}."
         )
-    advice = "Give another folder with --out DIR."
-    assert error_of(a, "--out", log) == f"{log} cannot be written: it is a file. {advice}"
+    advice = "give another folder with --out DIR."
+    assert error_of(a, "--out", log) == f"{log}: something else has this name; {advice}"
     below = log / "deeper"
-    assert error_of(a, "--out", below) == f"{below} cannot be written: Not a directory. {advice}"
+    assert error_of(a, "--out", below) == f"{below}: a part of the path is a file; {advice}"
     page = tmp_path / "out" / "index.html"
     page.mkdir(parents=True)
     for words in ((a,), ("--compare", a, b)):
-        assert error_of(*words, "--out", page.parent) == f"{page} cannot be written: Is a directory. {advice}"
+        assert error_of(*words, "--out", page.parent) == f"{page}: it is a folder; {advice}"
 
 
 def test_a_missing_library_is_named(

@@ -1,34 +1,17 @@
-"""Files of a run: atomic writes, dropped log lines, the lock, and checkpoints."""
+"""Files of a run: dropped log lines, the lock, others' files, links, and checkpoints."""
 
 import json
 import os
 from pathlib import Path
-from typing import IO, Any, NoReturn
+from typing import Any
 
 import pytest
 import torch
 
-from dino_exp.atomic import write_atomically
 from dino_exp.errors import UserError
 from dino_exp.runs.run_directory import RunDirectory
 from dino_exp.train import checkpoint
 from tests.programs import Program
-
-
-def test_a_failed_write_leaves_the_old_file_and_no_other(tmp_path: Path) -> None:
-    file = tmp_path / "last.pt"
-    write_atomically(file, lambda out: out.write(b"whole"))
-
-    def broken(out: IO[bytes]) -> NoReturn:
-        out.write(b"ha")
-        raise OSError("disk full")
-
-    with pytest.raises(OSError, match="disk full"):
-        write_atomically(file, broken)
-    assert file.read_bytes() == b"whole"
-    assert list(tmp_path.iterdir()) == [file]
-    (tmp_path / "plain").write_text("")
-    assert file.stat().st_mode == (tmp_path / "plain").stat().st_mode
 
 
 def test_rewind_drops_later_steps_and_a_line_cut_short(tmp_path: Path) -> None:
@@ -69,10 +52,45 @@ def test_a_run_cannot_be_held_until_the_process_that_holds_it_is_killed(tmp_path
     with pytest.raises(UserError, match=f"process {other.pid}"):
         RunDirectory(tmp_path).hold()
     other.kill()
-    (tmp_path / "checkpoints").mkdir()
-    (tmp_path / "checkpoints" / ".last.pt.1a2b").write_text("half")
     RunDirectory(tmp_path).hold()
-    assert list((tmp_path / "checkpoints").iterdir()) == []
+
+
+def test_each_process_that_trains_anew_holds_a_directory_of_its_own(tmp_path: Path) -> None:
+    path = tmp_path / "run"
+    held = [RunDirectory.held_beside(path) for _ in range(3)]  # before any of them has written a file
+    assert [each.path.name for each in held] == ["run", "run-2", "run-3"]
+    held[1].config_file.write_text("")
+    for each in held:
+        each.release()
+    again = [RunDirectory.held_beside(path) for _ in range(2)]
+    assert [each.path.name for each in again] == ["run", "run-3"]
+
+
+@pytest.mark.parametrize("name", ["checkpoints/.dvc.lock", "plots/mine.png", "metrics.jsonl", "summary.json"])
+def test_a_folder_that_is_no_run_but_has_files_of_a_run_is_refused(tmp_path: Path, name: str) -> None:
+    (tmp_path / "notes.txt").touch()
+    (tmp_path / "plots").mkdir()
+    RunDirectory(tmp_path).refuse_others_files()
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).write_text("precious")
+    with pytest.raises(UserError, match=f"no run .* it has {name.partition('/')[0]}, which a run would"):
+        RunDirectory(tmp_path).refuse_others_files()
+    RunDirectory(tmp_path).config_file.touch()
+    RunDirectory(tmp_path).refuse_others_files()
+
+
+@pytest.mark.parametrize("name", ["checkpoints", "plots", "wandb", "tensorboard", ".lock"])
+def test_nothing_is_written_through_a_link(tmp_path: Path, name: str) -> None:
+    run, elsewhere = tmp_path / "run", tmp_path / "elsewhere"
+    run.mkdir()
+    elsewhere.mkdir()
+    (run / name).symlink_to(elsewhere)
+    with pytest.raises(UserError, match=f"run/{name}: a link to .*elsewhere"):
+        RunDirectory(run).hold()
+    assert [path.name for path in run.iterdir()] == [name]
+    (tmp_path / "linked").symlink_to(run)  # the directory itself may be one
+    (run / name).unlink()
+    RunDirectory(tmp_path / "linked").hold()
 
 
 def test_beside_returns_the_next_free_name(tmp_path: Path) -> None:

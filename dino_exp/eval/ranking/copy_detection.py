@@ -17,6 +17,7 @@ from dino_exp.eval.ranking.average_precision import average_precision, best_firs
 from dino_exp.eval.ranking.image_files import check_takes, features_of, images_below
 from dino_exp.eval.subject import Findings, LabeledData, Subject
 from dino_exp.parallel import distributed
+from dino_exp.paths import expanded
 
 LAYOUT = (
     "root/original/*.jpg and root/strong/*.jpg, copies named as their original in the first four characters"
@@ -87,7 +88,7 @@ class CopyDetection:
             raise UserError(
                 f"copy_detection.root = null: give the folder of Copydays. The layout is {LAYOUT}."
             )
-        root = Path(self.cfg.root).expanduser()
+        root = expanded(self.cfg.root)
         originals, copies = (sorted((root / part).glob("*.jpg")) for part in ("original", "strong"))
         for part, files in (("original", originals), ("strong", copies)):
             if not files:
@@ -165,7 +166,7 @@ def whitening(features: Tensor) -> Callable[[Tensor], Tensor]:
 
 
 def _listed(field: str, folder: str | None) -> list[Path]:
-    return [] if folder is None else images_below(f"copy_detection.{field}", Path(folder).expanduser())
+    return [] if folder is None else images_below(f"copy_detection.{field}", expanded(folder))
 
 
 def _forward(subject: Subject) -> Callable[[Tensor], Tensor]:

@@ -21,6 +21,7 @@ from dino_exp.eval.ranking.average_precision import best_first, scores
 from dino_exp.eval.ranking.image_files import check_takes, features_of
 from dino_exp.eval.subject import Findings, LabeledData, Subject
 from dino_exp.parallel import distributed
+from dino_exp.paths import expanded
 
 DATASETS = ("roxford5k", "rparis6k")
 LAYOUT = "root/<name>/jpg/*.jpg and root/<name>/gnd_<name>.pkl, with <name> roxford5k or rparis6k"
@@ -106,7 +107,7 @@ class Retrieval:
             raise UserError(
                 f"retrieval.root = null: give the folder of the data sets. The layout is {LAYOUT}."
             )
-        return Path(self.cfg.root).expanduser()
+        return expanded(self.cfg.root)
 
     def _names(self) -> list[str]:
         unknown = [name for name in self.cfg.datasets if name not in DATASETS]
