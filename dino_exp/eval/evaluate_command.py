@@ -43,9 +43,9 @@ def follow() -> int:
     """Evaluate what rank 0 sends, and return the exit code that it sends in the end."""
     from dino_exp.parallel import distributed
 
-    order: DictConfig | int = distributed.from_main(FAILED)
-    while isinstance(order, DictConfig):
-        attempt(order)
+    order: Any = distributed.from_main(FAILED)
+    while not isinstance(order, int):
+        attempt(cast(DictConfig, OmegaConf.create(order)))
         order = distributed.from_main(FAILED)
     return order
 
@@ -67,7 +67,7 @@ def command_line(argv: list[str]) -> int:
         return refuse(checked.problems)
     from dino_exp.parallel import distributed
 
-    distributed.from_main(checked.cfg)
+    distributed.from_main(OmegaConf.to_yaml(checked.cfg, resolve=True))
     # treated as Ctrl-C, so that a preempted job leaves nothing half-written
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     return attempt(checked.cfg)

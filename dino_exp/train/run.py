@@ -69,7 +69,7 @@ def train(cfg: Config, path: Path, group: str | None = None) -> RunResult:
     """
     console = console_for_a_run()
     if cfg.resume == "never":
-        path = distributed.from_main(RunDirectory.beside(path).path)
+        path = Path(distributed.from_main(str(RunDirectory.beside(path).path)))
     is_main = distributed.is_main()
     directory = RunDirectory(path) if is_main else OthersRunDirectory(path)
     with distributed.agreed():

@@ -70,9 +70,25 @@ def test_a_truncated_file_is_refused_and_the_complete_one_is_read(tmp_path: Path
     assert read_weights(file).teacher.keys() == {"backbone.cls_token"}
     cut(file)
     with pytest.raises(
-        UserError, match=r"weights\S+: not a complete file of weights \(.+\); it was cut short"
+        UserError, match=r"weights\S+: not a complete file of weights \(.+\); it is damaged, cut short"
     ):
         read_weights(file)
+
+
+def test_a_flipped_bit_is_noticed_and_other_checkpoints_of_the_run_are_named(tmp_path: Path) -> None:
+    for folder, fix in (
+        ("downloads", "Download or save it again."),
+        ("checkpoints", "of this run: best.pt."),
+    ):
+        file = tmp_path / folder / "last.pt"
+        file.parent.mkdir()
+        file.with_name("best.pt").touch()
+        torch.save(STATE, file)
+        data = bytearray(file.read_bytes())
+        data[len(data) // 2] ^= 1
+        file.write_bytes(data)
+        with pytest.raises(UserError, match=rf"weights \(Bad CRC-32 .*{fix}$"):
+            read_weights(file)
 
 
 @pytest.mark.parametrize(
