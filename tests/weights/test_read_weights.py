@@ -94,9 +94,7 @@ def test_a_tensor_that_is_marked_as_a_folder_is_refused(tmp_path: Path) -> None:
     data = bytearray((tmp_path / "weights.pth").read_bytes())
     data[data.find(b"PK\1\2") + 38] ^= 0x10  # attributes of the first part in the directory at the end
     (tmp_path / "weights.pth").write_bytes(data)
-    with pytest.raises(
-        UserError, match=r"not a complete file of weights \(weights/\S+ is marked as a folder"
-    ):
+    with pytest.raises(UserError, match=r"\(weights/\S+ is marked as a folder\)"):
         read_weights(tmp_path / "weights.pth")
 
 
