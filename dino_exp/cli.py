@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
@@ -35,7 +35,7 @@ class Job(NamedTuple):
 
     config: str
     """The resolved configuration, as YAML."""
-    directory: Path
+    directory: str
     group: str | None
 
 
@@ -56,11 +56,12 @@ def follow() -> int:
     """Train what rank 0 sends, until it sends the exit code."""
     from dino_exp.parallel import distributed
 
-    order: Job | int = distributed.from_main(FAILED)
-    while isinstance(order, Job):
-        cfg = OmegaConf.create(order.config)
+    order: Any = distributed.from_main(FAILED)
+    while not isinstance(order, int):
+        job = Job(*order)
+        cfg = OmegaConf.create(job.config)
         assert isinstance(cfg, DictConfig)
-        attempt(cfg, order.directory, order.group)
+        attempt(cfg, Path(job.directory), job.group)
         order = distributed.from_main(FAILED)
     return order
 
@@ -183,7 +184,7 @@ class Runs:
         # torch comes last: refusing and helping need not wait for it
         from dino_exp.parallel import distributed
 
-        distributed.from_main(Job(OmegaConf.to_yaml(cfg, resolve=True), directory, group))
+        distributed.from_main(Job(OmegaConf.to_yaml(cfg, resolve=True), str(directory), group))
         outcome = attempt(cfg, directory, group, self._there)
         self.outcomes.append(outcome)
         if outcome.state == "preempted" and multirun:

@@ -57,9 +57,9 @@ def follow() -> int:
     """Evaluate what rank 0 sends, and return the exit code that it sends in the end."""
     from dino_exp.parallel import distributed
 
-    order: DictConfig | int = distributed.from_main(FAILED)
-    while isinstance(order, DictConfig):
-        attempt(order)
+    order: Any = distributed.from_main(FAILED)
+    while not isinstance(order, int):
+        attempt(cast(DictConfig, OmegaConf.create(order)))
         order = distributed.from_main(FAILED)
     return order
 
@@ -81,7 +81,7 @@ def command_line(argv: list[str]) -> int:
         return refuse(checked.problems)
     from dino_exp.parallel import distributed
 
-    distributed.from_main(checked.cfg)
+    distributed.from_main(OmegaConf.to_yaml(checked.cfg, resolve=True))
     # treated as Ctrl-C, so that a preempted job leaves nothing half-written
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     return attempt(checked.cfg)
@@ -129,7 +129,7 @@ def evaluate(cfg: EvaluateConfig) -> int:
         if distributed.is_main():
             folder = results_folder(cfg, origin)
             records.read(folder)
-    folder = distributed.from_main(folder)
+    folder = Path(distributed.from_main(str(folder)))
     introduce(console, cfg, subject, origin)
     with distributed.agreed():
         evaluations: dict[str, Evaluation] = {name: build_from(getattr(cfg, name)) for name in cfg.eval}
@@ -180,7 +180,7 @@ def run_one(
         began = time.monotonic()
         try:
             with complete_folder(target) if distributed.is_main() else nullcontext(target) as temporary:
-                temporary = distributed.from_main(temporary)
+                temporary = Path(distributed.from_main(str(temporary)))
                 findings = evaluation.evaluate(subject, data, temporary)
             findings.files = [
                 (target / path.relative_to(temporary)).relative_to(folder) for path in findings.files

@@ -6,8 +6,9 @@ import json
 import logging
 import os
 import shutil
+import zlib
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
@@ -34,6 +35,8 @@ FORMAT = 1
 """Version of the files; part of their names."""
 FLOAT = 4
 """Bytes of a float32."""
+CHUNK = 2**20
+FILES = ("values.0", "indices.pt")
 
 
 def blocks_of(backbone: nn.Module) -> int:
@@ -201,8 +204,8 @@ class Extracted:
             others = wanted.parent.glob(f"{wanted.name.partition('-')[0]}-*")
             numbered = [(other.name.partition("-")[2], other) for other in others]
             known = {int(number): other for number, other in numbered if number.isdecimal()}
-            enough = (str(known[blocks]) for blocks in sorted(known) if blocks >= self.blocks)
-            found = next((folder for folder in enough if read(Path(folder)) is not None), None)
+            enough = (known[blocks] for blocks in sorted(known) if blocks >= self.blocks)
+            found = next((str(folder) for folder in enough if is_intact(folder)), None)
         found = distributed.from_main(found)
         if found is None:
             return None
@@ -223,7 +226,8 @@ class Extracted:
                     temporary = stack.enter_context(complete_folder(folder))
                 except OSError as error:
                     log.warning("The features are not kept: %s.", in_words(error))
-            temporary = distributed.from_main(temporary)
+            shared = distributed.from_main(None if temporary is None else str(temporary))
+            temporary = None if shared is None else Path(shared)
             kept = (
                 temporary is not None
                 and all(distributed.from_all(temporary.is_dir()))
@@ -273,7 +277,7 @@ class Extracted:
                     (temporary / f"values.{number}").unlink()
             torch.save(torch.tensor(kept, dtype=torch.int64), temporary / "indices.pt")
             shown = {"weights": self.subject.name, "images": source.name(kept[0])}
-            about = {"shape": [len(kept), *shape], **shown}
+            about = {"shape": [len(kept), *shape], "crc32": check_sums(temporary), **shown}
             (temporary / "about.json").write_text(to_json(about), "utf-8")
         return True
 
@@ -305,6 +309,27 @@ def read(folder: Path) -> BlockFeatures | None:
         return BlockFeatures(torch.from_file(str(values), size=count).view(shape), indices)
     except (OSError, ValueError, KeyError, TypeError, IndexError, RuntimeError):
         return None
+
+
+def check_sums(folder: Path) -> dict[str, int]:
+    """Return the CRC-32 of each file of features; it takes as long as reading them."""
+    sums = dict.fromkeys(FILES, 0)
+    for name in FILES:
+        with (folder / name).open("rb") as file:
+            while chunk := file.read(CHUNK):
+                sums[name] = zlib.crc32(chunk, sums[name])
+    return sums
+
+
+def is_intact(folder: Path) -> bool:
+    """Return whether features are complete and as they were written; a line says so if they are damaged."""
+    if read(folder) is not None:
+        with suppress(OSError):
+            about = json.loads((folder / "about.json").read_text())
+            if about.get("crc32") == check_sums(folder):
+                return True
+    log.warning("%s: damaged features, or without check sums; they are extracted again.", folder)
+    return False
 
 
 def _refuse_empty(kept: list[int], source: ImageSource, indices: Sequence[int]) -> None:

@@ -156,7 +156,9 @@ class PeriodicEvaluations:
                 for file in findings.files:
                     if file.suffix in IMAGES:
                         found.images[f"eval/{name}/{file.stem}"] = file
-        return distributed.from_main(found)
+        paths = {name: str(path) for name, path in found.images.items()}
+        figures, paths = distributed.from_main((found.figures, paths))
+        return Round(figures, {name: Path(path) for name, path in paths.items()})
 
     def pixels_top1(self) -> float:
         """Return the baseline in percent: the same k-NN on raw pixels, mean-centered, of the same images."""

@@ -2,18 +2,23 @@
 
 One group carries CPU tensors by gloo and CUDA tensors by NCCL. Decisions and signals are on the CPU, so that
 they never wait for the device. All processes must call the same functions in the same order.
+
+Values travel as JSON. torch's own functions for objects would unpickle, and so execute, what arrives over
+connections that do not ask who is at the other end.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import socket
+import struct
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import NoReturn, TypeVar, cast
+from typing import Any, NoReturn, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -27,6 +32,9 @@ from dino_exp.parallel.processes import Processes
 Value = TypeVar("Value")
 Items = TypeVar("Items", range, Tensor, Sequence[int])
 
+LOOPBACK = "127.0.0.1"
+SIOCGIFADDR = 0x8915
+"""Linux's request for the IPv4 address of a network interface."""
 MEETING_SECONDS = 300
 """How long to wait for rank 0: where a shared file system is slow, processes start minutes apart."""
 
@@ -82,13 +90,21 @@ def joined(processes: Processes) -> Iterator[None]:
 def meet(file: Path, processes: Processes) -> dist.Store:
     """Return the store through which the processes find one another, at a free port of rank 0's machine.
 
-    Rank 0 writes its address to `file`, which must not exist yet; the others wait for it.
+    Rank 0 writes its address to `file`, which must not exist yet; the others wait for it. On one machine,
+    nothing can be reached from others.
     Raises `UserError` if it is not there after `MEETING_SECONDS`.
     """
+    if processes.on_one_machine and sys.platform == "linux":
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
     if processes.rank == 0:
-        host = socket.gethostname()
-        store = dist.TCPStore(host, 0, processes.count, is_master=True, wait_for_workers=False)
-        write_atomically(file, lambda out: out.write(f"{host}:{store.port}".encode()))
+        host = LOOPBACK if processes.on_one_machine else address()
+        # torch would listen at all addresses of the machine
+        listener = socket.create_server((host, 0), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
+        port, number = listener.getsockname()[1], listener.detach()
+        store = dist.TCPStore(
+            host, port, processes.count, is_master=True, wait_for_workers=False, master_listen_fd=number
+        )
+        write_atomically(file, lambda out: out.write(f"{host}:{port}".encode()))
         return store
     deadline = time.monotonic() + MEETING_SECONDS
     while not file.exists():
@@ -100,6 +116,25 @@ def meet(file: Path, processes: Processes) -> dist.Store:
         time.sleep(0.2)
     host, _, port = file.read_text("utf-8").rpartition(":")
     return dist.TCPStore(host, int(port), processes.count, is_master=False)
+
+
+def address() -> str:
+    """Return this machine's address in the network that gloo uses: `GLOO_SOCKET_IFNAME`, or its name's."""
+    interface = os.environ.get("GLOO_SOCKET_IFNAME", "").partition(",")[0]
+    if interface and sys.platform == "linux":
+        import fcntl  # not everywhere
+
+        with suppress(OSError), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as any_socket:
+            asked = struct.pack("256s", interface.encode()[:15])
+            return socket.inet_ntoa(fcntl.ioctl(any_socket.fileno(), SIOCGIFADDR, asked)[20:24])
+    try:
+        found = socket.getaddrinfo(socket.gethostname(), None, type=socket.SOCK_STREAM)
+    except OSError as error:
+        raise UserError(
+            f"{socket.gethostname()}: this machine's name has no address ({error.strerror}); set "
+            "GLOO_SOCKET_IFNAME to the name of its network, as in `ip addr`."
+        ) from None
+    return str(min(found, key=lambda each: each[0] != socket.AF_INET)[4][0])
 
 
 def leave(code: int) -> NoReturn:
@@ -130,31 +165,43 @@ def largest(value: Tensor) -> Tensor:
 
 def gathered(rows: Tensor) -> Tensor:
     """Concatenate the rows (n, ...) of all processes in the order of ranks, (N, ...); n may differ."""
-    if not several():
-        return rows
-    parts = [rows.new_empty((length, *rows.shape[1:])) for length in from_all(len(rows))]
+    return torch.cat(_of_all(rows)) if several() else rows
+
+
+def _of_all(rows: Tensor) -> list[Tensor]:
+    """Return the rows (n, ...) of each process by rank; n may differ."""
+    lengths = [torch.zeros(1, dtype=torch.int64) for _ in range(count())]
+    dist.all_gather(lengths, torch.tensor([len(rows)]))
+    parts = [rows.new_empty((int(length), *rows.shape[1:])) for length in lengths]
     parts[rank()] = rows.contiguous()
     for source, part in enumerate(parts):
-        dist.broadcast(part, src=source)
-    return torch.cat(parts)
+        if len(part):
+            dist.broadcast(part, src=source)
+    return parts
 
 
 def from_all(value: Value) -> list[Value]:
-    """Return the values of all processes, by rank."""
-    if not several():
-        return [value]
-    values: list[Value | None] = [None] * count()
-    dist.all_gather_object(values, value)
-    return cast("list[Value]", values)
+    """Return the values of all processes, by rank.
+
+    A value is what JSON has: None, numbers (infinite ones and NaN too), text, lists, and dictionaries by
+    text. Tuples become lists.
+    """
+    return [_decoded(part) for part in _of_all(_encoded(value))] if several() else [value]
 
 
 def from_main(value: Value) -> Value:
-    """Return rank 0's value in every process; the values of the others are ignored."""
+    """Return rank 0's value, as for `from_all`, in every process; the values of the others are ignored."""
     if not several():
         return value
-    values = [value]
-    dist.broadcast_object_list(values, src=0, device=torch.device("cpu"))
-    return values[0]
+    return _decoded(_of_all(_encoded(value) if is_main() else torch.empty(0, dtype=torch.uint8))[0])
+
+
+def _encoded(value: Any) -> Tensor:
+    return torch.frombuffer(bytearray(json.dumps(value).encode()), dtype=torch.uint8)
+
+
+def _decoded(text: Tensor) -> Any:
+    return json.loads(text.numpy().tobytes())
 
 
 @contextmanager

@@ -29,6 +29,11 @@ class Processes:
     rendezvous: Path | None = None
     """File to which rank 0 writes its address; None where the environment has the address."""
 
+    @property
+    def on_one_machine(self) -> bool:
+        """Whether all of them are known to be on this machine."""
+        return self.local_count == self.count
+
     @classmethod
     def from_environment(cls, environment: Mapping[str, str] = os.environ) -> Processes:
         """Read the variables that `torchrun` sets; without them there is one process.

@@ -68,14 +68,14 @@ def train(cfg: Config, path: Path, group: str | None = None) -> RunResult:
     console = distributed.console_for_a_run()
     wanted, anew, is_main = path, cfg.resume == "never", distributed.is_main()
     if anew:
-        path = distributed.from_main(RunDirectory.beside(path).path)
+        path = Path(distributed.from_main(str(RunDirectory.beside(path).path)))
     directory = RunDirectory(path) if is_main else OthersRunDirectory(path)
     with distributed.agreed():
         refuse_foreign(directory, cfg)
     ended = distributed.from_main(directory.read_status().get("state"))
     if ended in ("finished", "collapsed"):
         return show_ended(directory, console)
-    begun = distributed.from_main((directory.checkpoints / "last.pt").exists())
+    begun = distributed.from_main(checkpoint.newest(directory.checkpoints) is not None)
     with log_lines_on(console):
         try:
             with distributed.agreed():
@@ -91,7 +91,7 @@ def train(cfg: Config, path: Path, group: str | None = None) -> RunResult:
                     directory = RunDirectory.held_beside(wanted)
                 else:
                     directory.hold()
-            path = distributed.from_main(directory.path)
+            path = Path(distributed.from_main(str(directory.path)))
             directory = directory if is_main else OthersRunDirectory(path)
             # until the end: torchrun sends the survivors of a failure SIGTERM while they write their state
             with Interrupt() as interrupt:
@@ -138,11 +138,13 @@ def _run(
     group: str | None,
     interrupt: Interrupt,
 ) -> RunResult:
-    is_main, last = distributed.is_main(), directory.checkpoints / "last.pt"
-    resumed = distributed.from_main(last.exists())
+    is_main, newest = distributed.is_main(), distributed.from_main(checkpoint.newest(directory.checkpoints))
+    resumed = newest is not None
     with distributed.agreed():
-        if resumed:
-            trainer.restore(checkpoint.load(last))
+        if newest:
+            checkpoint.restore(trainer, directory.checkpoints / newest)
+    if newest == checkpoint.PREVIOUS:
+        log.warning("checkpoints/last.pt is missing; %s is used, the one before it.", newest)
     if is_main:
         begin(directory, trainer, tracker, group, resumed)
     distributed.from_main(None)  # the directory is complete before any process may fail
@@ -184,6 +186,9 @@ def begin(
     cfg, before, code = trainer.cfg, directory.read_status(), git_revision()
     if before.get("git_revision") not in (None, code["git_revision"]):
         log.warning("The code has changed since this run was started at revision %s.", before["git_revision"])
+    if resumed and before.get("step", 0) > trainer.step:
+        reached = f"{before['step']:,}"
+        log.info("The run had reached step %s; what follows its checkpoint is trained again.", reached)
     tracker_id = before.get("tracker_id") or new_tracker_id()
     resolved = OmegaConf.to_yaml(cfg, resolve=True)
     write_atomically(directory.config_file, lambda file: file.write(resolved.encode()))

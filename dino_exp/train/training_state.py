@@ -113,7 +113,7 @@ class TrainingState:
     def state(self) -> dict[str, Any]:
         """Return all that a bit-identical resume needs; random numbers need nothing (`seed_step`)."""
         return {
-            "config": OmegaConf.to_yaml(self.cfg),
+            "config": OmegaConf.to_yaml(self.cfg, resolve=True),
             "step": self.step,
             "student": self.student.state_dict(),
             "teacher": self.teacher.state_dict(),

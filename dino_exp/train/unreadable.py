@@ -36,7 +36,7 @@ class UnreadableImages:
         Raises:
             AgreedError: more than `limit` of the images cannot be read.
         """
-        new = set().union(*distributed.from_all(self._new)) - self.known
+        new = set().union(*distributed.from_all(list(self._new))) - self.known
         self._new.clear()
         if not new:
             return

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import pickle
 import re
 import textwrap
@@ -16,12 +17,37 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from dino_exp.errors import UserError
+from dino_exp.errors import UserError, in_words
 from dino_exp.paths import expanded
+from dino_exp.runs.weights_file import verify
 from dino_exp.weights.released_layout import State, our_names
 
 WRAPPERS = ("state_dict", "model")
 """Keys under which training scripts such as timm's and torchvision's save a network."""
+
+
+CHECKPOINTS = ("last.pt", "previous.pt", "best.pt")
+"""Files in a run's folder `checkpoints`."""
+
+
+class DamagedError(UserError):
+    """A file of weights that is damaged, cut short, or another kind of file.
+
+    Args:
+        file: the file.
+        reason: what is wrong with it.
+        fix: what would be right; by default other checkpoints of its run, or to get it again.
+    """
+
+    def __init__(self, file: Path, reason: str, fix: str = "") -> None:
+        others = [name for name in CHECKPOINTS if name != file.name and file.with_name(name).is_file()]
+        if not fix and file.parent.name == "checkpoints" and others:
+            fix = f"Other checkpoints of this run: {', '.join(others)}."
+        self.reason = textwrap.shorten((reason.splitlines() or [""])[0], 120, placeholder=" ...").rstrip(".")
+        super().__init__(
+            f"{file}: not a complete file of weights ({self.reason}); it is damaged, cut short, or another "
+            f"kind of file. {fix or 'Download or save it again.'}"
+        )
 
 
 @dataclass(frozen=True)
@@ -79,15 +105,27 @@ def read_weights(file: Path) -> Weights:
 def load_safely(file: Path) -> Any:
     """Return the content of a file, on the CPU.
 
-    Raises `UserError` if it is damaged or has content that loading would execute. The only class allowed is
-    `argparse.Namespace`, in which released checkpoints keep their command line.
+    It is checked against its sums first, if it has any: old files of `torch.save` and safetensors have none.
+    The only class allowed is `argparse.Namespace`, in which released checkpoints keep their command line.
+
+    Raises:
+        UserError: it cannot be read, is damaged, or has content that loading would execute.
     """
     try:
+        if not file.is_file():  # opening a pipe would wait forever
+            raise OSError(errno.EINVAL, "not a regular file")
         if file.suffix == ".safetensors":
             return load_file(file)
-        with torch.serialization.safe_globals([argparse.Namespace]), warnings.catch_warnings():
+        # one open file, because a training may replace the checkpoint between the check and the reading
+        with (
+            file.open("rb") as opened,
+            torch.serialization.safe_globals([argparse.Namespace]),
+            warnings.catch_warnings(),
+        ):
             warnings.simplefilter("ignore")  # about other pickle protocols, whose files are refused anyway
-            return torch.load(file, map_location="cpu", weights_only=True)
+            verify(opened)
+            opened.seek(0)
+            return torch.load(opened, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         found = re.search(r"GLOBAL (\S+)", str(error))
         if found:
@@ -95,10 +133,13 @@ def load_safely(file: Path) -> Any:
                 f"{file}: contains {found.group(1)}, which loading would execute, so it was not loaded; ask "
                 "for the tensors alone (torch.save of a state_dict, or .safetensors)."
             ) from None
-        raise UserError(_damaged(file, "not a file of torch.save")) from None
+        raise DamagedError(file, "not a file of torch.save") from None
+    except OSError as error:
+        error.filename = file  # a failed read does not know its file
+        raise UserError(f"{in_words(error)}.") from None
     except Exception as error:  # a damaged file can make a reader raise anything
         text = str(error).strip()  # for a KeyError, only the key
-        raise UserError(_damaged(file, text if " " in text else type(error).__name__)) from None
+        raise DamagedError(file, text if " " in text else type(error).__name__) from None
 
 
 def _released_kind(content: Mapping[str, Any]) -> str:
@@ -119,20 +160,12 @@ def checkpoint_file(run: str | Path, checkpoint: str) -> Path:
     """Return `checkpoints/<checkpoint>.pt` of a run's folder; raise `UserError` if it is missing."""
     file = expanded(run) / "checkpoints" / f"{checkpoint}.pt"
     if not file.is_file():
-        saved = sorted(each.stem for each in file.parent.glob("*.pt"))
+        saved = [name for name in ("best", "last") if file.with_name(f"{name}.pt").is_file()]
         hint = (
             f"it has checkpoint={' and checkpoint='.join(saved)}" if saved else "nothing has been saved yet"
         )
         raise UserError(f"run = {run}: no checkpoints/{file.name}; {hint}.")
     return file
-
-
-def _damaged(file: Path, reason: str) -> str:
-    first = textwrap.shorten(reason.splitlines()[0], 120, placeholder=" ...").rstrip(".")
-    return (
-        f"{file}: not a complete file of weights ({first}); it was cut short, or is another kind of file. "
-        "Download or save it again."
-    )
 
 
 def _listed(content: Mapping[Any, Any]) -> str:

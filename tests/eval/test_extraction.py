@@ -66,6 +66,27 @@ def test_files_are_found_again_by_weights_images_and_size_alone(cache: Path) -> 
     assert len(list((cache / "dino_exp" / "features").iterdir())) == 3
 
 
+@pytest.mark.parametrize("name", ["values.0", "indices.pt"])
+def test_a_flipped_bit_in_a_file_is_noticed_and_the_features_are_extracted_again(
+    cache: Path, name: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    source = images([0, 1] * 20)
+    first = extracted(source, tiny_vit()).features("train")
+    values, indices = first.values.clone(), first.indices
+    (folder,) = (cache / "dino_exp" / "features").iterdir()
+    assert extracted(source, tiny_vit(seed=1)).features("train").values.equal(values)  # found, not extracted
+    assert caplog.messages == []
+    data = bytearray((folder / name).read_bytes())
+    data[len(data) // 2] ^= 1
+    (folder / name).write_bytes(data)
+    again = extracted(source, tiny_vit()).features("train")
+    assert torch.equal(again.values, values)
+    assert torch.equal(again.indices, indices)
+    assert [message.startswith(f"{folder}: damaged features") for message in caplog.messages] == [True]
+    assert extracted(source, tiny_vit(seed=1)).features("train").values.equal(values)
+    assert len(caplog.messages) == 1
+
+
 def test_unreadable_images_have_no_row(monkeypatch: pytest.MonkeyPatch) -> None:
     source = images([0, 1] * 10)
     whole = extracted(source, tiny_vit(), digest="whole").features("train")

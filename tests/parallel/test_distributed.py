@@ -2,6 +2,7 @@
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Callable
@@ -13,6 +14,7 @@ import torch
 from dino_exp.config.compose import compose
 from dino_exp.config.targets import build
 from dino_exp.parallel import distributed
+from dino_exp.parallel.processes import RENDEZVOUS, Processes
 from dino_exp.runs.run_directory import RunDirectory, read_metrics
 from dino_exp.train import checkpoint
 from dino_exp.train.run import train
@@ -134,7 +136,8 @@ def test_two_processes_make_the_run_of_one(
 def test_a_signal_to_one_process_stops_both_and_one_process_can_resume(
     tmp_path: Path, one_process: RunDirectory, rounded_otherwise: RunDirectory
 ) -> None:
-    processes = pair(tmp_path, *RUN)
+    met = cache(tmp_path) | {RENDEZVOUS: str(tmp_path / "rendezvous")}  # as our launchers start them
+    processes = ranks("train.py", *RUN, folder=tmp_path, environment=met)
     processes[0].until_it_says("step 4/20")
     processes[1].signal(signal.SIGTERM)
     assert wait_for_all(processes) == [143, 143], processes[0].output
@@ -244,6 +247,41 @@ def test_a_sweep_trains_its_runs_in_turn_and_continues_after_a_refused_one(tmp_p
     runs = [RunDirectory(path) for path in (tmp_path / "outputs").glob("*/vit_micro_*")]
     assert sorted(run.read_summary()["steps"] for run in runs) == [1, 2]
     assert all(run.read_status()["state"] == "finished" for run in runs)
+
+
+VALUES = [None, 3, 0.1, float("inf"), "ä \udcff", [], [[1, 2]], {"a": {"b": [True]}}, "x" * 100_000]
+
+
+def exchange(rank: int) -> None:
+    for value in VALUES:
+        assert distributed.from_all([rank, value]) == [[0, value], [1, value]]
+        assert distributed.from_main([rank, value]) == [0, value]
+    assert distributed.from_all("x" * rank) == ["", "x"]
+    assert torch.equal(distributed.gathered(torch.full((rank, 2), 7.0)), torch.full((1, 2), 7.0))
+    with pytest.raises(TypeError):
+        distributed.from_all(Path("not JSON"))
+
+
+def test_values_arrive_as_they_were_sent() -> None:
+    in_two_processes(exchange)
+
+
+@pytest.mark.parametrize("local_count", [1, 2])
+def test_processes_meet_at_one_address_alone(
+    tmp_path: Path, local_count: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GLOO_SOCKET_IFNAME", "lo")
+    if local_count == 2:  # on one machine
+        monkeypatch.delenv("GLOO_SOCKET_IFNAME")
+    file = tmp_path / "rendezvous"
+    store = distributed.meet(file, Processes(0, 2, 0, local_count))
+    host, port = file.read_text().split(":")
+    assert host == "127.0.0.1"
+    other = distributed.meet(file, Processes(1, 2, 1, local_count))
+    other.set("key", "value")
+    assert store.get("key") == b"value"
+    with pytest.raises(ConnectionRefusedError):
+        socket.create_connection(("127.0.0.2", int(port)))
 
 
 @pytest.mark.parametrize("processes", [1, 3, 8])

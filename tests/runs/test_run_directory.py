@@ -1,16 +1,12 @@
-"""Files of a run: dropped log lines, the lock, others' files, links, and checkpoints."""
+"""Files of a run: dropped log lines, the lock, others' files, and links."""
 
 import json
-import os
 from pathlib import Path
-from typing import Any
 
 import pytest
-import torch
 
 from dino_exp.errors import UserError
 from dino_exp.runs.run_directory import RunDirectory
-from dino_exp.train import checkpoint
 from tests.programs import Program
 
 
@@ -100,29 +96,3 @@ def test_beside_returns_the_next_free_name(tmp_path: Path) -> None:
         RunDirectory.beside(path).config_file.parent.mkdir(parents=True)
         RunDirectory.beside(path).config_file.write_text("")
         assert RunDirectory.beside(path).path.name == expected
-
-
-def test_the_error_for_a_damaged_checkpoint_names_the_file(tmp_path: Path) -> None:
-    file = tmp_path / "last.pt"
-    checkpoint.save(file, {"step": 3, "weights": torch.ones(99)})
-    assert checkpoint.load(file)["step"] == 3
-    file.write_bytes(file.read_bytes()[:100])
-    with pytest.raises(UserError, match=r"last\.pt"):
-        checkpoint.load(file)
-
-
-class Attack:
-    """An object that creates a folder when it is unpickled."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return os.mkdir, (str(self.folder),)
-
-
-def test_a_checkpoint_that_would_run_code_is_refused_without_running_it(tmp_path: Path) -> None:
-    torch.save({"step": 3, "student": Attack(tmp_path / "executed")}, tmp_path / "last.pt")
-    with pytest.raises(UserError, match=r"last\.pt: cannot be loaded as a checkpoint"):
-        checkpoint.load(tmp_path / "last.pt")
-    assert not (tmp_path / "executed").exists()

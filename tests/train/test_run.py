@@ -91,7 +91,8 @@ def test_the_command_line_leaves_a_complete_run_directory(undisturbed: tuple[Run
     directory, output = undisturbed
     plots = {f"plots/{name}.png" for name in ("curves", "attention", "crops")}
     texts = {"config.yaml", "status.json", "metrics.jsonl", "summary.json"}
-    assert files(directory) == {"checkpoints/last.pt", "checkpoints/best.pt"} | plots | texts
+    checkpoints = {f"checkpoints/{name}.pt" for name in ("last", "previous", "best")}
+    assert files(directory) == checkpoints | plots | texts
     assert {path.name for path in directory.path.parents[2].iterdir()} == {"outputs", "cache"}
 
     status = directory.read_status()

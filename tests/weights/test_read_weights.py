@@ -70,9 +70,43 @@ def test_a_truncated_file_is_refused_and_the_complete_one_is_read(tmp_path: Path
     assert read_weights(file).teacher.keys() == {"backbone.cls_token"}
     cut(file)
     with pytest.raises(
-        UserError, match=r"weights\S+: not a complete file of weights \(.+\); it was cut short"
+        UserError, match=r"weights\S+: not a complete file of weights \(.+\); it is damaged, cut short"
     ):
         read_weights(file)
+
+
+def test_a_flipped_bit_is_noticed_and_other_checkpoints_of_the_run_are_named(tmp_path: Path) -> None:
+    for folder, fix in {"downloads": "or save it again.", "checkpoints": "of this run: best.pt."}.items():
+        file = tmp_path / folder / "last.pt"
+        file.parent.mkdir()
+        file.with_name("best.pt").touch()
+        torch.save(STATE, file)
+        data = bytearray(file.read_bytes())
+        data[len(data) // 2] ^= 1
+        file.write_bytes(data)
+        with pytest.raises(UserError, match=rf"weights \(Bad CRC-32 .*{fix}$"):
+            read_weights(file)
+
+
+def test_a_tensor_that_is_marked_as_a_folder_is_refused(tmp_path: Path) -> None:
+    """One bit makes it one, and torch would then return memory that nobody has written to."""
+    torch.save(STATE, tmp_path / "weights.pth")
+    data = bytearray((tmp_path / "weights.pth").read_bytes())
+    data[data.find(b"PK\1\2") + 38] ^= 0x10  # attributes of the first part in the directory at the end
+    (tmp_path / "weights.pth").write_bytes(data)
+    with pytest.raises(UserError, match=r"\(weights/\S+ is marked as a folder\)"):
+        read_weights(tmp_path / "weights.pth")
+
+
+def test_a_file_that_was_written_without_check_sums_is_read(tmp_path: Path) -> None:
+    torch.serialization.set_crc32_options(False)
+    try:
+        torch.save(STATE, tmp_path / "weights.pth")
+    finally:
+        torch.serialization.set_crc32_options(True)
+    assert torch.equal(
+        read_weights(tmp_path / "weights.pth").teacher["backbone.cls_token"], STATE["cls_token"]
+    )
 
 
 @pytest.mark.parametrize(

@@ -106,19 +106,20 @@ class VideoSegmentation:
         videos = self._videos()
         predictions = folder / "predictions"
         console = distributed.console_for_a_run()
-        mine: dict[str, list[ObjectScores]] = {}
+        mine: dict[str, list[dict[str, float]]] = {}
         with distributed.agreed(), evaluating(subject.backbone):
             for number in range(distributed.rank(), len(videos), distributed.count()):
                 video = videos[number]
-                mine[video.name] = scores = self._segment(subject, video, predictions / video.name)
-                mean = np.mean([each.percent()["jf_mean"] for each in scores])
+                scored = self._segment(subject, video, predictions / video.name)
+                mine[video.name] = scores = [each.percent() for each in scored]
+                mean = np.mean([each["jf_mean"] for each in scores])
                 console.print(
                     f"video {number + 1}/{len(videos)}, {video.name}: {len(video.frames)} frames, "
                     f"{len(scores)} objects, J&F {mean:.1f} %"
                 )
         found = {name: scores for part in distributed.from_all(mine) for name, scores in part.items()}
         per_object = {
-            video.name: {str(n): scores.percent() for n, scores in enumerate(found[video.name], 1)}
+            video.name: {str(n): figures for n, figures in enumerate(found[video.name], 1)}
             for video in videos
         }
         every = [figures for objects in per_object.values() for figures in objects.values()]

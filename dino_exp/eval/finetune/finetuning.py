@@ -173,7 +173,7 @@ class Finetune:
                         f"{self.cfg.epochs}; try {self.cfg.lr / 3:.1g}{other}."
                     )
                 progress.epoch(epoch + 1, mean_loss)
-        unreadable = set().union(*distributed.from_all(images.unreadable))
+        unreadable = set().union(*distributed.from_all(list(images.unreadable)))
         return mean_loss, len(unreadable)
 
     def _save(self, network: Classifier, classes: list[str], subject: Subject, file: Path) -> None:
