@@ -11,9 +11,9 @@ from rich.console import Console
 from rich.text import Text
 
 from dino_exp.config.launcher_settings import with_changes
-from dino_exp.config.stored import read_config
+from dino_exp.config.stored import DamagedConfigError, read_config
 from dino_exp.console import a_console
-from dino_exp.errors import FAILED, INTERRUPTED, UserError, refuse, warn
+from dino_exp.errors import FAILED, INTERRUPTED, UserError, in_words, refuse, warn
 from dino_exp.installation import as_typed
 from dino_exp.runs import former_names
 from dino_exp.runs.manifest import Manifest, changing
@@ -53,6 +53,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     console = a_console()
     try:
         manifest = Manifest.load(arguments.folder)
+        if manifest.problems:
+            found = " ".join(manifest.problems[:3])
+            warn([f"{manifest.folder}: {found} The sweep's command, typed again, writes manifest.json anew."])
         if arguments.command == "resume":
             return resume(manifest, arguments.changes, console)
         if arguments.command == "wait":
@@ -72,6 +75,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return print_logs(manifest, shown, arguments.lines, console)
     except UserError as error:
         return refuse([str(error)])
+    except OSError as error:
+        return refuse([f"{in_words(error)}."])
 
 
 def exit_code(runs: Sequence[RunState]) -> int:
@@ -101,20 +106,25 @@ def matching(runs: Sequence[RunState], words: Sequence[str]) -> list[RunState]:
 
 
 def resume(manifest: Manifest, changes: Sequence[str], console: Console) -> int:
-    """Submit again all runs that are neither active nor finished, with changed launcher settings."""
+    """Submit again all runs that are neither active nor finished, with changed launcher settings.
+
+    A run whose `config.yaml` is damaged is named, and trained by the sweep's command, which writes it anew.
+    """
     words, renamed = former_names.TABLE.present_words([f"hydra.launcher.{change}" for change in changes])
     warn(renamed)
     changes = [word.removeprefix("hydra.launcher.") for word in words]
     settings = with_changes(manifest.launcher, manifest.settings, changes)
-    runs = [
-        Wanted(name, tuple(entry.overrides), read_config(manifest.directory(name)))
-        for name, entry in manifest.runs.items()
-    ]
+    runs, damaged = [], []
+    for name, entry in manifest.runs.items():
+        try:
+            runs.append(Wanted(name, tuple(entry.overrides), read_config(manifest.directory(name))))
+        except DamagedConfigError as error:
+            damaged.append(str(error))
     submission = submit(manifest.folder, manifest.launcher, settings, runs)
     announce(console, submission)
     if submission.submitted:
         console.print(how_to_come_back(manifest.folder))
-    return 0
+    return refuse(damaged) if damaged else 0
 
 
 def cancel(manifest: Manifest, named: Sequence[RunState], runs: Sequence[RunState], console: Console) -> int:

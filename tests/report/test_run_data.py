@@ -16,8 +16,8 @@ from dino_exp.errors import UserError
 from dino_exp.report.defaults import differences
 from dino_exp.report.loading import load, load_run, load_sweep
 from dino_exp.report.run_data import RunData, SweepData
-from dino_exp.report.run_files import read_lines
 from dino_exp.report.verdicts import outcome_of
+from dino_exp.runs.metrics_lines import read_metrics
 from tests.report.synthetic import record, temps_momenta, write_json, write_lines, write_run, write_sweep
 
 
@@ -237,7 +237,7 @@ def test_large_metrics_are_sampled(tmp_path: Path) -> None:
     records[2999]["knn_top1"] = 64.0
     write_lines(tmp_path / "metrics.jsonl", records)
     problems: list[str] = []
-    some = read_lines(tmp_path / "metrics.jsonl", problems, 100)
+    some = read_metrics(tmp_path / "metrics.jsonl", problems, 100)
     steps = [each["step"] for each in some]
     assert steps[0] == 1
     assert steps[-1] == 4000
@@ -246,7 +246,7 @@ def test_large_metrics_are_sampled(tmp_path: Path) -> None:
     assert max(after - before for before, after in pairwise(steps)) < 60
     assert problems == []
     write_lines(tmp_path / "metrics.jsonl", records[2900:3100])
-    steps = [each["step"] for each in read_lines(tmp_path / "metrics.jsonl", problems, 20)]
+    steps = [each["step"] for each in read_metrics(tmp_path / "metrics.jsonl", problems, 20)]
     assert steps[0] == 2901
     assert steps[-1] == 3100
     assert 3000 in steps
