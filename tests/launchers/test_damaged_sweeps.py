@@ -11,15 +11,17 @@ import pytest
 
 from dino_exp.report import report_command
 from dino_exp.report.loading import load, load_sweep
-from dino_exp.runs.manifest import Manifest
+from dino_exp.runs.manifest import Entry, Manifest
 from launchers.__main__ import main as launchers
 from launchers.local import QUEUE_LOG
+from launchers.submission import Wanted
 from tests.launchers.doubles import (
     LOCALLY,
     ON_SLURM,
     SWEEP,
     Cluster,
     Played,
+    config,
     dino,
     directory,
     mark,
@@ -143,7 +145,7 @@ def test_a_damaged_configuration_is_named_and_written_anew(
     said = capsys.readouterr()
     assert "submitted 1 runs" in said.out
     assert said.err.count("config.yaml: not the complete configuration of a run") == 1
-    assert dino(*ON_SLURM, "trainer.seed=0") == 0
+    assert dino(*ON_SLURM, "trainer.seed=0,1") == 0
     assert directory(0).config_file.read_bytes() == whole
     assert (directory(0).path / "config.yaml.damaged").read_bytes() == whole[:99]
 
@@ -158,12 +160,15 @@ def content(folder: Path) -> dict[Path, bytes]:
 def test_nothing_is_written_behind_a_link(
     played: Played, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    submit([0], launcher="local")
     run, victim = directory(0), tmp_path / "victim"
+    run.mark(state="preempted")
     run.path.rename(victim)
     run.path.symlink_to(victim)
     before = content(victim)
-    assert dino(*LOCALLY, "trainer.seed=0") == 2
+    assert dino(*LOCALLY, "trainer.seed=0,1") == 2
+    assert not Manifest.path(SWEEP).exists()
+    entry = Entry(["trainer.seed=0"], Wanted("", (), config(0)).config_hash, "local")
+    Manifest(SWEEP, "local", {}, {run.path.name: entry}).save()
     assert resume() == 2
     assert "a link to" in capsys.readouterr().err
     assert content(victim) == before
@@ -183,20 +188,17 @@ def test_a_log_that_is_a_link_is_not_written_through(
 
 
 def test_a_name_that_leads_out_of_the_sweep_is_refused_by_every_command(
-    here: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    here: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    submit([0], launcher="local")
-    victim = here / "outputs" / "victim"
-    directory(0).path.rename(victim)
-    file = Manifest.path(SWEEP)
-    text = json.loads(file.read_text())
-    (entry,) = text["runs"].values()
-    file.write_text(json.dumps(text | {"runs": {"../victim": entry}}))
+    directory(0).mark(state="preempted")
+    directory(0).path.rename(SWEEP.with_name("victim"))
+    entry = Entry(["trainer.seed=0"], Wanted("", (), config(0)).config_hash, "local")
+    Manifest(SWEEP, "local", {}, {"../victim": entry}).save()
     before = content(here)
     for command in (*COMMANDS, "resume", "cancel"):
         assert launchers([command, str(SWEEP)]) == 2
         assert "'../victim' is not the name of a run" in capsys.readouterr().err
-    assert dino(*LOCALLY, "trainer.seed=0") == 2
+    assert dino(*LOCALLY, "trainer.seed=0,1") == 2
     assert "'../victim' is not the name of a run" in capsys.readouterr().err
     assert load_sweep(SWEEP).runs == []
     assert content(here) == before
