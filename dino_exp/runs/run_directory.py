@@ -193,10 +193,8 @@ class RunDirectory:
             logged: The lines up to there, of which those are taken that the file has lost. Its damaged ones
                 stay in `metrics.jsonl.damaged`.
         """
-        found, copy = (
-            read_lines(self.metrics_file),
-            parse_lines(line.encode(errors="replace") for line in logged),
-        )
+        found = read_lines(self.metrics_file)
+        copy = parse_lines(line.encode(errors="replace") for line in logged)
         there, copied = (
             {line["step"]: line for line in lines.records if line["step"] <= step} for lines in (found, copy)
         )
@@ -251,7 +249,3 @@ class OthersRunDirectory(RunDirectory):
         pass
 
     hold = release = write_status = append_metrics = write_summary = _ignore
-
-    def rewind_metrics(self, step: int, logged: Iterable[str] = ()) -> list[str]:
-        """Return the lines as they are; the process that holds the run rewinds the file."""
-        return list(logged)

@@ -109,12 +109,10 @@ def refuse_foreign(directory: RunDirectory, cfg: Config) -> None:
     try:
         stored: Any = read_plain(directory)
     except DamagedConfigError:
-        if (
-            not directory.path.name.startswith(run_id(cfg))
-            and not (directory.checkpoints / "last.pt").exists()
-        ):
+        begun = (directory.checkpoints / "last.pt").exists()  # and is compared when it is restored
+        if not begun and not directory.path.name.startswith(run_id(cfg)):
             raise
-        stored = cfg  # the name says so; a checkpoint is compared when it is restored
+        stored = cfg
     different = differing_keys(stored, cfg)
     if different:
         lines = "".join(
@@ -133,11 +131,12 @@ def has_summary(directory: RunDirectory) -> bool:
 
 def show_ended(directory: RunDirectory, console: Console) -> RunResult:
     """Print the summary of a run that has already ended; without one, what the other files say."""
-    status, metrics = directory.read_status(), read_metrics(directory.metrics_file)
-    known = dict(metrics[-1]) if metrics else {}
-    known |= {"steps": known.get("step", status.get("step", 0)), "evidence": "summary.json is damaged"}
-    summary: dict[str, Any] = {"verdict": "unknown", **known, **directory.read_summary()}
-    state, verdict, knn = status["state"], summary["verdict"], summary.get("knn_top1")
+    state, summary = directory.read_status()["state"], directory.read_summary()
+    if not has_summary(directory):
+        last = next(reversed(read_metrics(directory.metrics_file)), {"step": 0})
+        lost = {"verdict": "unknown", "evidence": "summary.json is damaged", "steps": last["step"]}
+        summary = lost | last | summary
+    verdict, knn = summary["verdict"], summary.get("knn_top1")
     rows = {"verdict": verdict, "because": summary["evidence"]}
     if knn is not None:
         rows |= before_and_now(summary, "knn_top1", knn)
