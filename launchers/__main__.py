@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from dino_exp.config.launcher_settings import with_changes
-from dino_exp.config.stored import read_config
+from dino_exp.config.stored import DamagedConfigError, read_config
 from dino_exp.console import Console, a_console
-from dino_exp.errors import FAILED, INTERRUPTED, UserError, program, warn
+from dino_exp.errors import FAILED, INTERRUPTED, UserError, program, refuse, warn
 from dino_exp.installation import as_typed
 from dino_exp.runs import former_names
 from dino_exp.runs.manifest import Manifest, changing
@@ -50,6 +50,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     console = a_console()
     manifest = Manifest.load(arguments.folder)
+    if manifest.problems:
+        found = " ".join(manifest.problems[:3])
+        warn([f"{manifest.folder}: {found} The sweep's command, typed again, writes manifest.json anew."])
     if arguments.command == "resume":
         return resume(manifest, arguments.changes, console)
     if arguments.command == "wait":
@@ -96,20 +99,25 @@ def matching(runs: Sequence[RunState], words: Sequence[str]) -> list[RunState]:
 
 
 def resume(manifest: Manifest, changes: Sequence[str], console: Console) -> int:
-    """Submit again all runs that are neither active nor finished, with changed launcher settings."""
+    """Submit again all runs that are neither active nor finished, with changed launcher settings.
+
+    A run whose `config.yaml` is damaged is named, and trained by the sweep's command, which writes it anew.
+    """
     words, renamed = former_names.TABLE.present_words([f"hydra.launcher.{change}" for change in changes])
     warn(renamed)
     changes = [word.removeprefix("hydra.launcher.") for word in words]
     settings = with_changes(manifest.launcher, manifest.settings, changes)
-    runs = [
-        Wanted(name, tuple(entry.overrides), read_config(manifest.directory(name)))
-        for name, entry in manifest.runs.items()
-    ]
+    runs, damaged = [], []
+    for name, entry in manifest.runs.items():
+        try:
+            runs.append(Wanted(name, tuple(entry.overrides), read_config(manifest.directory(name))))
+        except DamagedConfigError as error:
+            damaged.append(str(error))
     submission = submit(manifest.folder, manifest.launcher, settings, runs)
     announce(console, submission)
     if submission.submitted:
         console.print(how_to_come_back(manifest.folder))
-    return 0
+    return refuse(damaged) if damaged else 0
 
 
 def cancel(manifest: Manifest, named: Sequence[RunState], runs: Sequence[RunState], console: Console) -> int:

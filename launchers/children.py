@@ -11,9 +11,9 @@ from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
-from dino_exp.errors import USER_ERROR
+from dino_exp.errors import USER_ERROR, UserError, in_words
 from dino_exp.installation import CHECKOUT, ROOT
 from dino_exp.runs.run_directory import RunDirectory
 
@@ -22,10 +22,24 @@ ENDED = ("finished", "collapsed", "failed")
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 
 
+def open_log(log: Path) -> IO[bytes]:
+    """Open a log to append to it, but never what a link points to.
+
+    Raises:
+        UserError: It cannot be written.
+    """
+    try:
+        flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK
+        return os.fdopen(os.open(log, flags, 0o666), "ab")
+    except OSError as error:
+        reason = "a link, to which nothing is written" if log.is_symlink() else in_words(error)
+        raise UserError(f"{log}: {reason}.") from None
+
+
 def log_event(log: Path, text: str) -> None:
     """Append a line to a log, with the time; a full disk ends no run."""
-    with suppress(OSError), log.open("a", encoding="utf-8", errors="surrogateescape") as file:
-        file.write(f"--- {time.strftime('%Y-%m-%d %H:%M:%S')} {text}\n")
+    with suppress(OSError), open_log(log) as file:
+        file.write(f"--- {time.strftime('%Y-%m-%d %H:%M:%S')} {text}\n".encode(errors="surrogateescape"))
 
 
 def python_path() -> dict[str, str]:
@@ -65,10 +79,14 @@ class Child:
             share: Number of runs on the same GPU.
             rank: Rank of the process within the run; each rank has its own log.
             cores: CPU cores that the process may use; None for all that this process may use.
+
+        Raises:
+            UserError: The directory or its log is a link, or cannot be written.
         """
+        directory.refuse_link()
         log = directory.path / ("log.txt" if rank == 0 else f"log.{rank}.txt")
         log_event(log, f"starting on {os.uname().nodename}")
-        with log.open("ab") as output:
+        with open_log(log) as output:
             command = ["-u", "-m", "launchers.training_process", str(directory.path), "--share", str(share)]
             process = subprocess.Popen(
                 [sys.executable, *command],
@@ -120,8 +138,8 @@ class Child:
             return code  # another process holds the run
         if code < 0:
             out_of_memory = ", usually because memory ran out" if code == -signal.SIGKILL else ""
-            with self.directory.traceback_file.open("a", encoding="utf-8") as file:
-                file.write(f"{self.log.name}: {how}{out_of_memory}\n")
+            with open_log(self.directory.traceback_file) as file:
+                file.write(f"{self.log.name}: {how}{out_of_memory}\n".encode())
         elif state not in ENDED:
             self.directory.write_traceback(f"{how}; {self.log.name} ends with:\n{tail(self.log, 20)}\n")
         if state not in ENDED and not self.directory.is_held():
@@ -131,7 +149,7 @@ class Child:
 
 def tail(log: Path, lines: int) -> str:
     """Return the last lines of a log, without text that a live display has overwritten."""
-    if not log.exists():
+    if not log.is_file():
         return ""
     with log.open("rb") as file:
         file.seek(max(0, file.seek(0, os.SEEK_END) - 200 * lines - 2000))

@@ -67,7 +67,7 @@ def outcome(manifest: Manifest, run: RunState) -> Outcome:
         return Outcome(run.name, run.state, errors.FAILED, why(manifest, run, 1))
     summary = directory.read_summary() or last_metrics(directory)
     code = 0 if run.state in ("finished", "collapsed") else errors.INTERRUPTED
-    return Outcome(run.name, run.state, code, str(summary.get("verdict", "")), summary.get("knn_top1"))
+    return Outcome(run.name, run.state, code, str(summary.get("verdict") or ""), summary.get("knn_top1"))
 
 
 def preview(

@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,10 +19,11 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from dino_exp.atomic import is_locked
+from dino_exp.errors import UserError
 from dino_exp.runs.manifest import Manifest, changing
 from dino_exp.streams import protect
-from launchers.children import Child, StopSignals, log_event, python_path
-from launchers.worker import output_of
+from launchers.children import Child, StopSignals, log_event, open_log, python_path
+from launchers.worker import output_of, recorded_state
 
 QUEUE_LOCK = ".queue.lock"
 QUEUE_LOG = "queue.log"
@@ -46,7 +48,8 @@ def slots(settings: Any) -> list[Slot]:
     """Return the slots of this machine: its GPUs, if any, and groups of neighboring cores."""
     gpus = visible_gpus()
     cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
-    count = settings["runs_at_once"] or (len(gpus) * settings["runs_per_gpu"] if gpus else len(cores) or 1)
+    per_gpu = settings.get("runs_per_gpu", 1)
+    count = settings.get("runs_at_once") or (len(gpus) * per_gpu if gpus else len(cores) or 1)
     each = max(1, len(cores) // count)
     share = -(-count // len(gpus)) if gpus else 1
     found = []
@@ -70,7 +73,7 @@ def start_queue(folder: Path) -> None:
 
     If a queue is running already, the new one exits by itself.
     """
-    with (folder / QUEUE_LOG).open("ab") as log:
+    with open_log(folder / QUEUE_LOG) as log:
         process = subprocess.Popen(
             [sys.executable, "-m", "launchers.local", str(folder.resolve())],
             stdin=subprocess.DEVNULL,
@@ -91,6 +94,8 @@ class Queue:
         self.manifest = Manifest.load(folder)
         self.slots = slots(self.manifest.settings)
         self.busy: dict[Slot, Child] = {}
+        self.refused: set[str] = set()
+        """Runs that cannot be started."""
 
     def waiting(self) -> list[str]:
         """Return the names of the runs that have not started."""
@@ -100,38 +105,51 @@ class Queue:
             for name, entry in self.manifest.runs.items()
             if entry.job == LOCAL
             and not entry.cancelled
-            and name not in started
-            and self.manifest.directory(name).read_status().get("state") == "pending"
+            and name not in started | self.refused
+            and recorded_state(self.folder, name) == "pending"
         ]
 
     def work(self, lock: FileLock) -> None:
         """Train until no run is waiting; after a stop signal, until all runs have saved and stopped."""
         while True:
             with changing(self.folder):  # so that no run is added between the last check and the release
-                self.manifest = Manifest.load(self.folder)
+                self.read_manifest()
                 waiting = self.waiting() if self.stop.signal is None else []
                 if not waiting and not self.busy:
                     lock.release()
                     return
             for slot in self.slots:
                 if waiting and slot not in self.busy:
-                    self.busy[slot] = self.start(waiting.pop(0), slot)
+                    self.start(waiting.pop(0), slot)
             time.sleep(POLL_SECONDS)
             self.check_children()
 
-    def start(self, name: str, slot: Slot) -> Child:
-        """Start a run in a slot."""
+    def read_manifest(self) -> None:
+        """Read the manifest again; while it is damaged, it is as it was."""
+        with suppress(UserError):
+            manifest = Manifest.load(self.folder)
+            if not manifest.problems:
+                self.manifest = manifest
+
+    def start(self, name: str, slot: Slot) -> None:
+        """Start a run in a slot; one that cannot be started is logged and not tried again."""
         environment = {} if slot.gpu is None else {"CUDA_VISIBLE_DEVICES": slot.gpu}
         directory = self.manifest.directory(name)
         log_event(self.folder / QUEUE_LOG, f"{name}: starting")
-        child = Child.start(directory, environment, share=slot.share, cores=set(slot.cores))
-        return self.stop.add(child)
+        try:
+            child = Child.start(directory, environment, share=slot.share, cores=set(slot.cores))
+        except UserError as error:
+            self.refused.add(name)
+            log_event(self.folder / QUEUE_LOG, f"{name}: {error}")
+        else:
+            self.busy[slot] = self.stop.add(child)
 
     def check_children(self) -> None:
         """Stop the runs that were cancelled, and free the slots of those that have ended."""
         for slot, child in list(self.busy.items()):
             name = child.directory.path.name
-            cancelled = self.manifest.runs[name].cancelled
+            entry = self.manifest.runs.get(name)
+            cancelled = entry is not None and entry.cancelled
             if cancelled:
                 child.send(signal.SIGTERM)
             if child.ended:
@@ -153,7 +171,10 @@ def main(folder: Path) -> None:
         return  # the other queue reads the manifest again and finds the new runs
     with StopSignals() as stop:
         log_event(folder / QUEUE_LOG, f"queue: process {os.getpid()}")
-        Queue(folder, stop).work(lock)
+        try:
+            Queue(folder, stop).work(lock)
+        except UserError as error:
+            log_event(folder / QUEUE_LOG, f"queue: {error}")
 
 
 if __name__ == "__main__":

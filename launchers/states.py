@@ -9,6 +9,7 @@ from typing import Any
 
 from dino_exp.atomic import is_locked
 from dino_exp.runs.manifest import Entry, Manifest
+from dino_exp.runs.run_files import if_readable
 from launchers import slurm
 from launchers.children import ENDED
 from launchers.local import LOCAL, QUEUE_LOCK
@@ -34,6 +35,8 @@ class RunState:
     """Whether a job, a queue or a process has the run, so that it starts or continues by itself."""
     note: str = ""
     """What is known about its job, for people."""
+    problems: list[str] = field(default_factory=list)
+    """What is damaged in status.json."""
 
     @property
     def label(self) -> str:
@@ -82,6 +85,8 @@ class Observer:
         for run in unfinished:
             if run.entry.job is None:
                 run.state, run.note = "lost", "was never submitted"
+        for run in runs:
+            run.note = " ".join(filter(None, [run.note, *run.problems]))
         return runs
 
     def _ask_slurm(self, runs: list[RunState]) -> None:
@@ -116,7 +121,8 @@ def _has_not_ended(run: RunState, manifest: Manifest) -> bool:
 
     It is read again after a look at the queue, because the run may have ended and left it in between.
     """
-    run.status = manifest.directory(run.name).read_status()
+    directory, run.problems = manifest.directory(run.name), []
+    run.status = if_readable(lambda: directory.read_status(run.problems), {}, run.problems)
     run.state = run.status.get("state", "pending")
     return run.state not in ENDED
 

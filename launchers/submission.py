@@ -12,15 +12,15 @@ from typing import Any, TypeVar
 
 from omegaconf import DictConfig, OmegaConf
 
-from dino_exp.atomic import write_text_atomically
 from dino_exp.config.identity import identity
 from dino_exp.config.schema import Config
+from dino_exp.config.stored import write_config
 from dino_exp.config.sweep_runs import Run
 from dino_exp.errors import UserError, refusing
 from dino_exp.runs.manifest import Entry, Manifest, changing
 from dino_exp.runs.revision import git_revision
 from dino_exp.runs.run_directory import RunDirectory, refuse_links
-from dino_exp.tracker import new_tracker_id
+from dino_exp.tracker import tracker_id_of
 from launchers import local, slurm
 from launchers.states import Observer, RunState
 
@@ -99,7 +99,7 @@ def submit(folder: Path, launcher: str, settings: Mapping[str, Any], runs: Seque
         UserError: The folder cannot be written, a directory belongs to another configuration, or SLURM
             refuses the job.
     """
-    refuse_newer_runs(folder, runs)
+    refuse_unusable_runs(folder, runs)
     with refusing("choose another output_root, or have its owner submit it"):
         folder.mkdir(parents=True, exist_ok=True)
         with changing(folder):
@@ -109,7 +109,9 @@ def submit(folder: Path, launcher: str, settings: Mapping[str, Any], runs: Seque
             manifest.settings = {key: value for key, value in settings.items() if key != "_target_"}
             missing, skipped, failed = plan(manifest, runs, settings["max_retries"])
             for run in runs:
-                manifest.runs.setdefault(run.name, Entry(list(run.overrides), run.config_hash))
+                entry = manifest.runs.setdefault(run.name, Entry(list(run.overrides), run.config_hash))
+                if not entry.config_hash:  # lost with a damaged manifest
+                    entry.overrides, entry.config_hash = list(run.overrides), run.config_hash
             for run in missing:
                 prepare(manifest, run)
                 manifest.runs[run.name].retries += run.name in failed
@@ -135,17 +137,19 @@ def reason_to_skip(name: str, before: Mapping[str, RunState], manifest: Manifest
     return ""
 
 
-def refuse_newer_runs(folder: Path, runs: Sequence[Wanted]) -> None:
-    """Raise `UserError` if a newer version of this program has written a file of the sweep."""
+def refuse_unusable_runs(folder: Path, runs: Sequence[Wanted]) -> None:
+    """Raise `UserError` if a newer version wrote a file of the sweep, or if a run's directory is a link."""
     manifest = Manifest.load_or_new(folder)
     for name in {*manifest.runs, *(run.name for run in runs)}:
         manifest.directory(name).read_status()
+    for run in runs:
+        manifest.directory(run.name).refuse_link()
 
 
 def refuse_other_configuration(manifest: Manifest, run: Wanted) -> None:
     """Raise `UserError` if a run's directory belongs to another configuration with the same short hash."""
     entry = manifest.runs.get(run.name)
-    if entry and entry.config_hash != run.config_hash:
+    if entry and entry.config_hash not in ("", run.config_hash):
         raise UserError(
             f"{manifest.folder / run.name}: belongs to another configuration with the same short hash; set "
             "name=... to use another folder for this sweep."
@@ -158,10 +162,9 @@ def prepare(manifest: Manifest, run: Wanted) -> None:
     entry.cancelled, entry.job = False, None
     directory = manifest.directory(run.name)
     refuse_links(directory.path)
-    write_text_atomically(directory.config_file, OmegaConf.to_yaml(run.cfg, resolve=True))
+    write_config(directory, run.cfg)
     directory.traceback_file.unlink(missing_ok=True)
-    status = directory.read_status()
-    tracker_id = status.get("tracker_id") or new_tracker_id()
+    tracker_id = tracker_id_of(directory.path, directory.read_status())
     directory.mark(state="pending", run_id=run.name, tracker_id=tracker_id, **git_revision())
 
 

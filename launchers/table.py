@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,9 +14,10 @@ from rich.text import Text
 from dino_exp.atomic import write_atomically
 from dino_exp.console import STATE_STYLES
 from dino_exp.metrics import BEST_KNN, KNN, SPEED, UNTRAINED_KNN
-from dino_exp.runs import former_names
 from dino_exp.runs.manifest import Manifest
+from dino_exp.runs.metrics_lines import parse_line
 from dino_exp.runs.run_directory import RunDirectory
+from dino_exp.runs.run_files import number
 from dino_exp.streams import visible
 from launchers.children import tail
 from launchers.states import SILENT_SECONDS, RunState
@@ -74,7 +74,7 @@ def cells(manifest: Manifest, run: RunState) -> list[str | Text]:
     return [
         run.label,
         Text(run.state, STATE_STYLES.get(run.state, "")),
-        "" if step is None else f"{step:,}/{total:,}",
+        "" if step is None or total is None else f"{step:,}/{total:,}",
         last.get("verdict") or "",
         "" if knn is None else KNN.text(knn),
         run.entry.job or "",
@@ -95,12 +95,8 @@ def remark(run: RunState) -> str:
 
 def last_metrics(directory: RunDirectory) -> dict[str, Any]:
     """Return the last complete line of metrics.jsonl, read from the end of the file."""
-    for line in reversed(tail(directory.metrics_file, 2).splitlines()):
-        try:
-            return former_names.TABLE.present_record(json.loads(line))
-        except json.JSONDecodeError:
-            continue
-    return {}
+    lines = map(str.encode, reversed(tail(directory.metrics_file, 2).splitlines()))
+    return next(filter(None, map(parse_line, lines)), {})
 
 
 def failures(manifest: Manifest, runs: Sequence[RunState], lines: int = 4) -> RenderableType | None:
@@ -141,9 +137,9 @@ def rows(manifest: Manifest, runs: Sequence[RunState]) -> list[dict[str, Any]]:
                 **{key: number_or_text(value) for key, value in swept.items()},
                 "state": run.state,
                 "verdict": summary.get("verdict"),
-                **{key: summary.get(key) for key in (*KNN.keys, BEST_KNN.key, UNTRAINED_KNN.key)},
+                **{key: number(summary.get(key)) for key in (*KNN.keys, BEST_KNN.key, UNTRAINED_KNN.key)},
                 "step": run.status.get("step"),
-                **{f"final.{key}": final[key] for key in final if isinstance(final[key], (int, float))},
+                **{f"final.{key}": final[key] for key in final if number(final[key]) is not None},
                 SPEED.key: summary.get(SPEED.key),
                 **cost(run),
                 "jobs": " ".join(run.entry.jobs),
@@ -168,7 +164,7 @@ def cost(run: RunState) -> dict[str, float]:
         until = attempt.get("until") or run.status.get("heartbeat") or attempt["began"]
         spent = max(0.0, until - attempt["began"]) / 3600
         hours += spent
-        gpu_hours += spent * attempt["processes"] * (attempt["device"] == "cuda")
+        gpu_hours += spent * attempt.get("processes", 1) * (attempt.get("device") == "cuda")
     return {"attempts": len(attempts), "hours": hours, "gpu_hours": gpu_hours}
 
 

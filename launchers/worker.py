@@ -13,8 +13,9 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
+from dino_exp.errors import UserError, refuse
 from dino_exp.parallel.processes import RENDEZVOUS
-from dino_exp.runs.manifest import Manifest
+from dino_exp.runs.manifest import Entry, Manifest
 from dino_exp.runs.run_directory import RunDirectory, job_id
 from dino_exp.streams import protect
 from launchers.children import ENDED, Child, StopSignals, log_event
@@ -35,30 +36,36 @@ def work(folder: str, names: list[str], max_requeues: int) -> None:
     rank, count = int(os.environ.get("SLURM_PROCID", 0)), int(os.environ.get("SLURM_NTASKS", 1))
     directories = [RunDirectory(Path(folder) / name) for name in names]
     children: list[Child] = []
+    refused = 0
     with StopSignals() as stop:
         for directory in directories:
             if count > 1 or directory.path.name in still_wanted(Path(folder), names):
                 variables = process_variables(directory, os.environ, len(names))
-                children.append(stop.add(Child.start(directory, variables, share=len(names), rank=rank)))
+                try:
+                    child = Child.start(directory, variables, share=len(names), rank=rank)
+                except UserError as error:
+                    refused = refuse([str(error)])
+                else:
+                    children.append(stop.add(child))
         while not all(child.ended for child in children):
             time.sleep(POLL_SECONDS)
         codes = [child.record_exit() for child in children]
         if stop.signal is not None and any(child.stopped for child in children):
             # the job ends once rank 0 has requeued it; an error of another task would end it earlier
             sys.exit(requeue(Path(folder), names, max_requeues, children[0].log) if rank == 0 else 0)
-    sys.exit(max(codes, default=0) or int(any_failed(Path(folder), names)))
+    sys.exit(max([refused, *codes]) or int(any_failed(Path(folder), names)))
 
 
 def still_wanted(folder: Path, names: list[str]) -> list[str]:
     """Return the runs that have not ended, are not cancelled, and still belong to this job."""
-    entries, mine = Manifest.load(folder).runs, (None, job_id())
-    return [
-        name
-        for name in names
-        if not entries[name].cancelled
-        and entries[name].job in mine
-        and recorded_state(folder, name) not in ENDED
-    ]
+    manifest, mine = Manifest.load(folder), (None, job_id())
+    found = []
+    for name in names:
+        entry = manifest.runs.get(name) or Entry([], "")
+        lost = not entry.config_hash  # with a damaged manifest
+        if lost or (not entry.cancelled and entry.job in mine):
+            found.append(name)
+    return [name for name in found if recorded_state(folder, name) not in ENDED]
 
 
 def any_failed(folder: Path, names: list[str]) -> bool:
@@ -67,8 +74,11 @@ def any_failed(folder: Path, names: list[str]) -> bool:
 
 
 def recorded_state(folder: Path, name: str) -> str | None:
-    """Return the state in a run's status.json."""
-    return RunDirectory(folder / name).read_status().get("state")
+    """Return the state in a run's status.json; None where it is not readable."""
+    try:
+        return RunDirectory(folder / name).read_status().get("state")
+    except UserError:
+        return None
 
 
 def process_variables(directory: RunDirectory, given: Mapping[str, str], runs: int) -> dict[str, str]:

@@ -34,7 +34,7 @@ def settings(cfg: Any) -> dict[str, Any]:
     for group in GROUPS:
         values |= trained_on(cfg) if group == "data" else _values(cfg, group)
     if cfg.get("init_sha256"):  # the weights themselves, wherever they lie
-        values |= {key: cfg[key] for key in ("init_sha256", "init_parts")}
+        values |= {key: cfg.get(key) for key in ("init_sha256", "init_parts")}
     return {key: values[key] for key in sorted(values) if key not in WITHOUT_EFFECT}
 
 

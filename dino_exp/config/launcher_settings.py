@@ -144,7 +144,16 @@ def with_changes(launcher: str, settings: Mapping[str, Any], changes: Sequence[s
     Raises:
         UserError: an unknown key or an invalid value.
     """
-    node = OmegaConf.merge(OmegaConf.structured(SETTINGS[launcher]), dict(settings))
+    if launcher not in SETTINGS:
+        raise UserError(
+            f"launcher = {launcher!r}: not {' or '.join(SETTINGS)}, or lost with manifest.json. Type "
+            "the sweep's command again: it keeps the finished runs and continues the others."
+        )
+    try:
+        node = OmegaConf.merge(OmegaConf.structured(SETTINGS[launcher]), dict(settings))
+    except (OmegaConfBaseException, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"settings in manifest.json: {reason}. Type the sweep's command again.") from None
     for change in changes:
         key, equals, value = change.partition("=")
         name = key.partition(".")[0]

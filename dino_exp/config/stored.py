@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import logging
+import os
 import re
+from pathlib import Path
 from typing import Any, cast
 
 import yaml
@@ -10,12 +13,25 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf._utils import get_yaml_loader
 from omegaconf.errors import OmegaConfBaseException
 
+from dino_exp.atomic import write_text_atomically
+from dino_exp.config.identity import GROUPS
 from dino_exp.config.messages import closest, did_you_mean
 from dino_exp.config.schema import SCHEMAS, Config, fields_of
 from dino_exp.config.targets import targets_of
 from dino_exp.errors import UserError
 from dino_exp.runs import former_names
 from dino_exp.runs.run_directory import RunDirectory
+from dino_exp.runs.run_files import DEEPEST, if_readable, read_bytes, read_file, set_aside
+
+log = logging.getLogger(__name__)
+
+MOST_BYTES = 2**20
+MOST_COLONS = 100
+"""Colons of one value; YAML takes 1:30:00 for a number, and thousands of them take minutes."""
+
+
+class DamagedConfigError(UserError):
+    """A `config.yaml` that is not the complete configuration of a run."""
 
 
 class FastLoader(yaml.CSafeLoader if hasattr(yaml, "CSafeLoader") else yaml.SafeLoader):  # type: ignore[misc]  # a base chosen at run time
@@ -28,14 +44,21 @@ def parse(text: bytes) -> dict[str, Any]:
     """Return a stored configuration as plain dictionaries in present names, whatever else is wrong with it.
 
     Raises:
-        ValueError, yaml.YAMLError: it cannot be read at all.
+        ValueError: it cannot be read at all.
     """
-    # libyaml refuses the halves of surrogate pairs, which stand for the bytes of paths that are not UTF-8
-    loader = get_yaml_loader() if re.search(rb"\\u[dD][89a-fA-F]", text) else FastLoader
-    content = yaml.load(text, loader)
+    try:
+        refuse_growth(text)
+        # libyaml refuses the halves of surrogate pairs, which stand for the bytes of paths that are not UTF-8
+        loader = get_yaml_loader() if re.search(rb"\\u[dD][89a-fA-F]", text) else FastLoader
+        content = yaml.load(text, loader)
+    except (yaml.YAMLError, AttributeError, LookupError) as error:  # the latter two for tags that do not fit
+        raise ValueError(str(error)) from None
     if not isinstance(content, dict):
         raise ValueError("no keys and values")
-    config = former_names.TABLE.present_config(content)
+    try:
+        config = former_names.TABLE.present_config(content)
+    except (AttributeError, TypeError):  # a key that is also the group of other keys
+        raise ValueError("keys that do not go together") from None
     for key, value in former_names.TABLE.later_keys.items():
         group, _, name = key.rpartition(".")
         node = config.get(group) if group else config
@@ -44,26 +67,63 @@ def parse(text: bytes) -> dict[str, Any]:
     return config
 
 
+def refuse_growth(text: bytes) -> None:
+    """Raise ValueError for YAML of which reading takes no end: aliases, thousands of levels or of digits."""
+    level = 0
+    for event in yaml.parse(text, FastLoader):  # without recursion, where loading would end in a crash
+        level += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+        if level > DEEPEST:
+            raise ValueError("nested too deeply")
+        if isinstance(event, yaml.AliasEvent):
+            raise ValueError("YAML aliases")
+        if isinstance(event, yaml.ScalarEvent) and event.value[:1000].count(":") > MOST_COLONS:
+            raise ValueError("no number has that many parts")
+
+
+def read_if_possible(path: Path, problems: list[str]) -> dict[str, Any]:
+    """Return a run's configuration as plain dictionaries in present names; empty where it is not readable."""
+    return if_readable(lambda: _read(path, problems), {}, problems)
+
+
+def _read(path: Path, problems: list[str]) -> dict[str, Any]:
+    return read_file(path, problems, lambda path: parse(read_bytes(path, MOST_BYTES)), {})
+
+
 def read_plain(directory: RunDirectory) -> dict[str, Any]:
     """Return the configuration of a run as plain dictionaries in present names, with what it has and no more.
 
     Raises:
-        UserError: there is none, it is broken, or a newer version of this program wrote it.
+        DamagedConfigError: there is none, or it is broken.
+        UserError: a newer version of this program wrote the run, or this user may not read it.
     """
     directory.read_status()  # refuses what a newer version wrote
-    try:
-        return parse(directory.config_file.read_bytes())
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        raise _incomplete(directory, error) from None
+    problems: list[str] = []
+    config = _read(directory.config_file, problems)
+    lost = [group for group in GROUPS if not isinstance(config.get(group), dict)]
+    if lost and not problems:
+        problems.append(f"no {', '.join(lost)}" if config else "it is missing or empty")
+    if problems:
+        raise _incomplete(directory, problems[0].rstrip("."))
+    return config
 
 
 def read_config(directory: RunDirectory) -> Config:
     """Return the configuration of a run in present names, typed as a composed one.
 
     Raises:
-        UserError: there is none, it does not fit the schema, or a newer version of this program wrote it.
+        DamagedConfigError: there is none, or it does not fit the schema.
+        UserError: a newer version of this program wrote the run, or this user may not read it.
     """
-    config = {"init_sha256": None} | read_plain(directory)
+    return from_plain(directory, read_plain(directory))
+
+
+def from_plain(directory: RunDirectory, config: dict[str, Any]) -> Config:
+    """Return the plain configuration of a run typed as a composed one.
+
+    Raises:
+        DamagedConfigError: it does not fit the schema.
+    """
+    config = {"init_sha256": None} | config
     result = OmegaConf.structured(Config)
     try:
         for name, value in config.items():
@@ -76,6 +136,17 @@ def read_config(directory: RunDirectory) -> Config:
     except (OmegaConfBaseException, TypeError, ValueError) as error:
         raise _incomplete(directory, error) from None
     return cast(Config, result)  # a DictConfig with these fields
+
+
+def write_config(directory: RunDirectory, cfg: Config | DictConfig) -> None:
+    """Write the resolved configuration of a run; a damaged one that is there is kept beside it."""
+    if os.path.lexists(directory.config_file):
+        try:
+            read_plain(directory)
+        except DamagedConfigError as error:
+            kept = set_aside(directory.config_file)
+            log.warning("%s It is kept as %s and written anew.", error, kept.name)
+    write_text_atomically(directory.config_file, OmegaConf.to_yaml(cfg, resolve=True))
 
 
 def typed(group: str, node: Any) -> DictConfig:
@@ -107,6 +178,9 @@ def _class_of(group: str, node: Any) -> type | None:
     return next((each for each in classes if target in (targets_of(each) or (None,))), None)
 
 
-def _incomplete(directory: RunDirectory, error: Exception) -> UserError:
+def _incomplete(directory: RunDirectory, error: Exception | str) -> DamagedConfigError:
     reason = " ".join((str(error).strip() or type(error).__name__).splitlines()[0].split())
-    return UserError(f"{directory.config_file}: not the complete configuration of a run ({reason}).")
+    return DamagedConfigError(
+        f"{directory.config_file}: not the complete configuration of a run ({reason}). The command that "
+        "started the run or sweep, typed again, writes it anew."
+    )

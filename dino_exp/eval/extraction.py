@@ -325,7 +325,7 @@ def is_intact(folder: Path) -> bool:
     """Return whether features are complete and as they were written; a line says so if they are damaged."""
     if read(folder) is not None:
         with suppress(OSError):
-            about = json.loads((folder / "about.json").read_text())
+            about = json.loads((folder / "about.json").read_text("utf-8"))
             if about.get("crc32") == check_sums(folder):
                 return True
     log.warning("%s: damaged features, or without check sums; they are extracted again.", folder)

@@ -14,11 +14,12 @@ from omegaconf import OmegaConf
 from dino_exp.atomic import write_atomically
 from dino_exp.config.compose_evaluation import needs_data, own_size
 from dino_exp.config.evaluate_config import EvaluateConfig
-from dino_exp.errors import UserError
+from dino_exp.errors import UserError, in_words
 from dino_exp.eval.opening import Origin
 from dino_exp.eval.subject import Findings, Subject
 from dino_exp.runs import environment, former_names
 from dino_exp.runs.run_directory import to_json
+from dino_exp.runs.run_files import parse_json, read_bytes
 
 FILE = "evaluations.json"
 IDENTITY = ("evaluation", "weights", "backbone", "data", "settings", "images")
@@ -88,11 +89,15 @@ def read(folder: Path) -> list[dict[str, Any]]:
     if not file.exists():
         return []
     try:
-        records = json.loads(file.read_text("utf-8"))
+        records = parse_json(read_bytes(file))
         if not isinstance(records, list) or not all(isinstance(each, dict) for each in records):
             raise ValueError("no list of records")
-    except (OSError, ValueError) as error:
-        raise UserError(f"{file}: cannot be read ({error}); repair it or move it away.") from None
+    except OSError as error:
+        raise UserError(f"{in_words(error)}.") from None
+    except ValueError as error:
+        raise UserError(
+            f"{file}: damaged ({error}); move it away, and evaluations are added to a new one."
+        ) from None
     return [former_names.TABLE.present_evaluation(each) for each in records]
 
 

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from dino_exp.report.run_files import number, read_file
 from dino_exp.report.values import as_value, value_text
 from dino_exp.runs import former_names
+from dino_exp.runs.run_files import if_readable, number, parse_json, read_bytes, read_file
 
 FILE = "evaluations.json"
 
@@ -80,8 +79,10 @@ def read_evaluations(folder: Path, problems: list[str]) -> list[Result]:
 
     Broken records are skipped, with a line in `problems`.
     """
-    nothing: list[Result | None] = []
-    results = read_file(folder / FILE, problems, lambda path: _results(path, problems), nothing)
+    file, nothing = folder / FILE, list[Result | None]()
+    results = if_readable(
+        lambda: read_file(file, problems, lambda path: _results(path, problems), nothing), nothing, problems
+    )
     if broken := results.count(None):
         problems.append(f"{FILE}: skipped {broken} of {len(results)} records, which name no evaluation.")
     return [result for result in results if result is not None]
@@ -89,8 +90,7 @@ def read_evaluations(folder: Path, problems: list[str]) -> list[Result]:
 
 def _results(path: Path, problems: list[str]) -> list[Result | None]:
     """Return the records of a list, None for broken ones."""
-    # All numbers as floats: an integer may be too large for later operations.
-    content = json.loads(path.read_bytes(), parse_int=float)
+    content = parse_json(read_bytes(path))
     if not isinstance(content, list):
         problems.append(f"{FILE} is not a JSON list.")
         return []

@@ -9,19 +9,20 @@ import re
 import time
 from collections.abc import Iterable
 from contextlib import suppress
-from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
+from dino_exp.config.stored import read_if_possible
 from dino_exp.errors import UserError
 from dino_exp.metrics import ENTROPY, LOSS
 from dino_exp.report.evaluation_records import read_evaluations
 from dino_exp.report.run_data import RunData, SweepData
-from dino_exp.report.run_files import number, read_config, read_json, read_lines
 from dino_exp.report.sweep.axes import find_axes
 from dino_exp.report.values import value_text
-from dino_exp.runs import former_names
-from dino_exp.runs.manifest import Entry, Manifest
+from dino_exp.runs.manifest import FIELDS, Manifest, is_name
+from dino_exp.runs.metrics_lines import read_metrics
 from dino_exp.runs.run_directory import RunDirectory, newer_format
+from dino_exp.runs.run_files import STATUS, if_readable, number, read_object
 from launchers.children import tail
 from launchers.states import SILENT_SECONDS, Observer
 
@@ -76,15 +77,17 @@ def load_run(path: Path, most: int | None = None) -> RunData:
         path: the run directory.
         most: how many records of its metrics to read, about; None is all.
     """
-    run = RunData(path)
-    run.status = read_json(path / "status.json", run.problems)
+    run, said = RunData(path), list[str]()
+    status_file, metrics_file = path / "status.json", path / "metrics.jsonl"
+    run.status = if_readable(lambda: read_object(status_file, STATUS, said), {}, said)
     if newer_format(run.status):
-        run.problems.append(f"status.json: {newer_format(run.status)}. This page may be wrong.")
-    run.summary = former_names.TABLE.present_record(read_json(path / "summary.json", run.problems))
-    run.metrics = read_lines(path / "metrics.jsonl", run.problems, most)
+        said.append(f"status.json: {newer_format(run.status)}. This page may be wrong.")
+    run.summary = if_readable(lambda: RunDirectory(path).read_summary(said), {}, said)
+    run.metrics = if_readable(lambda: read_metrics(metrics_file, said, most), [], said)
+    run.problems += said
     run.evaluations = read_evaluations(path, run.problems)
     if most is None:
-        run.config = read_config(path / "config.yaml", run.problems)
+        run.config = read_if_possible(path / "config.yaml", run.problems)
     if not run.metrics:
         run.problems.append("No metrics were logged.")
     elif run.knn is None:
@@ -148,20 +151,17 @@ def load_sweep(path: Path) -> SweepData:
 
 
 def _manifest(path: Path, problems: list[str]) -> Manifest:
-    """Return the manifest without keys of another version."""
-    content = read_json(Manifest.path(path), problems)
+    """Return what can be used of the manifest."""
+    file = Manifest.path(path)
+    content: dict[str, Any] = if_readable(lambda: read_object(file, FIELDS, problems), {}, problems)
     if newer_format(content):
         problems.append(f"manifest.json: {newer_format(content)}. This page may be wrong.")
-    manifest = Manifest(path, str(content.get("launcher") or ""))
-    known = {each.name for each in fields(Entry)}
-    entries = content.get("runs")
-    for name, entry in entries.items() if isinstance(entries, dict) else ():
-        of_entry = entry.items() if isinstance(entry, dict) else ()
-        values = {key: value for key, value in of_entry if key in known}
-        overrides = values.get("overrides")
-        values["overrides"] = list(map(str, overrides)) if isinstance(overrides, list) else []
-        manifest.runs[name] = Entry(**{"config_hash": "", **values})
-    manifest.use_present_names()
+    if not content:
+        return Manifest(path)
+    manifest = Manifest.of(path, content, problems)
+    for name in [name for name in manifest.runs if not is_name(name)]:
+        problems.append(f"manifest.json: {name!r} is not the name of a run.")
+        del manifest.runs[name]
     return manifest
 
 
@@ -180,7 +180,7 @@ def _states_from(manifest: Manifest, sweep: SweepData) -> None:
             run.note = "not in the manifest"
     try:
         states = Observer().observe(Manifest(manifest.folder, manifest.launcher, {}, readable))
-    except (OSError, ValueError, TypeError) as error:
+    except (OSError, UserError) as error:
         sweep.problems.append(f"The states of the jobs are unknown: {error}.")
         return
     for state in states:

@@ -19,13 +19,13 @@ from dino_exp.report import evaluation_records, evaluation_results, run_figures
 from dino_exp.report.defaults import differences
 from dino_exp.report.loading import load_run, utc
 from dino_exp.report.run_data import RunData, SweepData
-from dino_exp.report.run_files import number
 from dino_exp.report.run_images import as_data_url
 from dino_exp.report.sweep import sweep_curves, sweep_figures, sweep_table
 from dino_exp.report.sweep.cells import averaged_over, map_axes
 from dino_exp.report.sweep.paper import paper_rows
 from dino_exp.report.verdicts import outcome_of
 from dino_exp.runs.run_directory import refuse_links
+from dino_exp.runs.run_files import number
 
 PAGE = "index.html"
 IMAGES = {"attention.png": "Attention of the teacher", "crops.png": "Crops"}

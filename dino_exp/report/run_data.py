@@ -8,8 +8,8 @@ from typing import Any
 
 from dino_exp.metrics import DIVERGENCE, ENTROPY, INFORMATION, KNN, LN_K, UNTRAINED_KNN
 from dino_exp.report.evaluation_records import Result
-from dino_exp.report.run_files import number
 from dino_exp.report.values import Value, value_text
+from dino_exp.runs.run_files import number
 
 SEED = "trainer.seed"
 UNFINISHED = ("running", "pending", "preempted")

@@ -13,8 +13,9 @@ from dino_exp.plots.drawing import Figure, Row, level_lines, number_text, to_spe
 from dino_exp.report.evaluation_records import title
 from dino_exp.report.loading import utc
 from dino_exp.report.run_data import RunData
-from dino_exp.report.run_files import evenly_spaced, number
 from dino_exp.report.thinning import Point, thinned
+from dino_exp.runs.metrics_lines import evenly_spaced
+from dino_exp.runs.run_files import number
 
 WIDTH, HEIGHT = 420, 210
 STEPS = alt.Axis(labelExpr="format(datum.value, '~s')", tickCount=5)

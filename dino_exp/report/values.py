@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable
 from typing import Any
 
-from dino_exp.report.run_files import number
+from dino_exp.runs.run_files import number
 
 Value = float | str
 """The value of a swept key; lists and words are text."""

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator
+import logging
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -15,6 +15,20 @@ from dino_exp.atomic import write_text_atomically
 from dino_exp.errors import UserError
 from dino_exp.runs import former_names
 from dino_exp.runs.run_directory import FORMAT, RunDirectory, refuse_newer, to_json
+from dino_exp.runs.run_files import COUNT, FLAG, TABLE, TEXT, TEXTS, checked, read_object, set_aside
+
+log = logging.getLogger(__name__)
+
+FIELDS = {"launcher": TEXT, "settings": TABLE, "runs": TABLE}
+ENTRY = {
+    "overrides": TEXTS,
+    "config_hash": TEXT,
+    "job": TEXT.or_null(),
+    "jobs": TEXTS,
+    "retries": COUNT,
+    "cancelled": FLAG,
+}
+LONGEST_NAME = 255  # bytes, in most file systems
 
 
 @dataclass
@@ -24,7 +38,7 @@ class Entry:
     overrides: list[str]
     """The overrides that set it apart from the other runs."""
     config_hash: str
-    """SHA-256 of all values that can change the result."""
+    """SHA-256 of all values that can change the result; empty if it was lost."""
     job: str | None = None
     """The present job: SLURM's id, with _ and the index in an array; `local` for this machine's queue."""
     jobs: list[str] = field(default_factory=list)
@@ -46,6 +60,8 @@ class Manifest:
     """Its settings, as the fields of its settings class."""
     runs: dict[str, Entry] = field(default_factory=dict)
     """Runs by the names of their directories."""
+    problems: list[str] = field(default_factory=list)
+    """What is damaged in the file."""
 
     @classmethod
     def path(cls, folder: Path) -> Path:
@@ -56,19 +72,39 @@ class Manifest:
     def load(cls, folder: Path) -> Manifest:
         """Return the manifest of a folder, in present names.
 
+        Runs that a damaged file has lost are those of the run directories.
+
         Raises:
-            UserError: There is none, or a newer version of this program wrote it.
+            UserError: There is none, a newer version of this program wrote it, or a run's name is a path.
         """
-        try:
-            content = json.loads(cls.path(folder).read_text("utf-8"))
-        except FileNotFoundError:
+        path, problems = cls.path(folder), list[str]()
+        if not path.exists():
             raise UserError(
                 f"{folder}: no manifest.json there; give the folder of a sweep that a launcher made, e.g. "
                 "outputs/demo_sweep_teacher_temp."
-            ) from None
-        refuse_newer(content, cls.path(folder))
-        runs = {name: Entry(**entry) for name, entry in content["runs"].items()}
-        manifest = cls(folder, content["launcher"], content["settings"], runs)
+            )
+        content = read_object(path, FIELDS, problems)
+        refuse_newer(content, path)
+        manifest = cls.of(folder, content, problems)
+        for name in manifest.runs:
+            if not is_name(name):
+                raise UserError(f"{path}: {name!r} is not the name of a run, which is a folder in {folder}.")
+        if "runs" not in content:
+            manifest.runs = {name: entry_of(RunDirectory(folder / name)) for name in run_names(folder)}
+        return manifest
+
+    @classmethod
+    def of(cls, folder: Path, content: Mapping[str, Any], problems: list[str]) -> Manifest:
+        """Return a manifest with the content of its file, in present names; damaged fields are empty."""
+        runs = {}
+        for name, entry in content.get("runs", {}).items():
+            fields = entry if TABLE.fits(entry) else {}
+            known = checked({key: fields[key] for key in ENTRY if key in fields}, ENTRY, name, problems)
+            if not fields.keys() >= {"overrides", "config_hash"}:
+                problems.append(f"manifest.json: {name} is incomplete.")
+            runs[name] = Entry(**{"overrides": [], "config_hash": "", **known})
+        problems += [f"manifest.json: no {name}." for name in FIELDS if name not in content]
+        manifest = cls(folder, content.get("launcher", ""), content.get("settings", {}), runs, problems)
         manifest.use_present_names()
         return manifest
 
@@ -81,13 +117,21 @@ class Manifest:
         """Translate the former names that an older version wrote."""
         table = former_names.TABLE
         self.launcher = table.present_value("hydra/launcher", self.launcher)
-        config = table.present_config({"hydra": {"launcher": self.settings}})
-        self.settings = config["hydra"]["launcher"]
+        try:
+            config = table.present_config({"hydra": {"launcher": self.settings}})
+            self.settings = config["hydra"]["launcher"]
+        except (AttributeError, TypeError, ValueError):  # a key that is also the group of other keys
+            self.problems.append("manifest.json: settings with keys that do not go together.")
         for entry in self.runs.values():
             entry.overrides = [table.present_word(word) for word in entry.overrides]
 
     def save(self) -> None:
-        """Write the file atomically."""
+        """Write the file atomically; one that was damaged is kept beside it."""
+        if self.problems:
+            kept = set_aside(self.path(self.folder))
+            said = " ".join(self.problems[:3])
+            log.warning("%s: %s It is kept as %s and written anew.", self.folder, said, kept.name)
+            self.problems = []
         content = {
             "format": FORMAT,
             "launcher": self.launcher,
@@ -99,6 +143,27 @@ class Manifest:
     def directory(self, name: str) -> RunDirectory:
         """Return the directory of a run."""
         return RunDirectory(self.folder / name)
+
+
+def is_name(name: str) -> bool:
+    """Return whether a text is the name of a folder, and no path or control characters."""
+    return (
+        name not in ("", ".", "..")
+        and "/" not in name
+        and name.isprintable()
+        and len(name.encode()) <= LONGEST_NAME
+    )
+
+
+def run_names(folder: Path) -> list[str]:
+    """Return the names of the run directories in a folder."""
+    runs = [RunDirectory(path) for path in sorted(folder.iterdir()) if is_name(path.name)]
+    return [run.path.name for run in runs if run.status_file.is_file() or run.config_file.is_file()]
+
+
+def entry_of(run: RunDirectory) -> Entry:
+    """Return what a run's directory says of its entry: the job in which it was last."""
+    return Entry([], "", run.read_status().get("slurm_job_id") or "local")
 
 
 @contextmanager

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import itertools
 import json
+import logging
 import math
 import os
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,11 @@ from filelock import FileLock, Timeout
 from dino_exp.atomic import is_locked, write_text_atomically
 from dino_exp.errors import UserError, refusing
 from dino_exp.runs import former_names
+from dino_exp.runs.metrics_lines import parse_lines, read_lines
+from dino_exp.runs.metrics_lines import read_metrics as read_metrics
+from dino_exp.runs.run_files import ENDED_WELL, STATUS, SUMMARY, checked, number, read_object, set_aside
+
+log = logging.getLogger(__name__)
 
 FORMAT = 2
 """Version of the files of runs and sweeps; files without a number have version 1. Raise it with every change
@@ -41,10 +47,11 @@ def _finite(value: Any) -> Any:
 
 def newer_format(content: dict[str, Any]) -> str:
     """Return the problem with a file that a newer version of this program wrote; empty for all others."""
-    number = content.get("format", 1)
-    if isinstance(number, int) and number <= FORMAT:
+    given = content.get("format")
+    known = number(given)
+    if known is None or known <= FORMAT:  # a word as its number is damage, which the readers name
         return ""
-    return f"format {number} is newer than this program's {FORMAT}; use the version that wrote it"
+    return f"format {given} is newer than this program's {FORMAT}; use the version that wrote it"
 
 
 def refuse_newer(content: dict[str, Any], file: Path) -> None:
@@ -52,20 +59,6 @@ def refuse_newer(content: dict[str, Any], file: Path) -> None:
     problem = newer_format(content)
     if problem:
         raise UserError(f"{file}: {problem}.")
-
-
-def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """Return the lines of a `metrics.jsonl` in present names; none if the file is missing.
-
-    An incomplete last line, which a kill leaves, is dropped.
-    """
-    lines = []
-    for line in path.read_text("utf-8").splitlines() if path.exists() else []:
-        try:
-            lines.append(former_names.TABLE.present_record(json.loads(line)))
-        except json.JSONDecodeError:
-            break
-    return lines
 
 
 def job_id() -> str | None:
@@ -174,16 +167,19 @@ class RunDirectory:
         """Let other processes hold the run."""
         self._lock.release()
 
-    def read_status(self) -> dict[str, Any]:
+    def read_status(self, problems: list[str] | None = None) -> dict[str, Any]:
         """Return the content of `status.json`; empty if the run has not been submitted or started.
 
-        Call it before reading or writing any other file of the run.
+        Call it before reading or writing any other file of the run. Damaged fields are missing, and
+        `problems` gets a line for each; a lost state is that of `summary.json`, if the run has ended.
 
         Raises:
-            UserError: A newer version of this program wrote it.
+            UserError: A newer version of this program wrote it, or this user may not read it.
         """
-        status = json.loads(self.status_file.read_text("utf-8")) if self.status_file.exists() else {}
+        status = read_object(self.status_file, STATUS, [] if problems is None else problems)
         refuse_newer(status, self.status_file)
+        if "state" not in status and (ended := self.read_summary().get("state")) in ENDED_WELL:
+            status["state"] = ended
         return status
 
     def write_status(self, **changes: Any) -> None:
@@ -192,13 +188,32 @@ class RunDirectory:
         The heartbeat is the time of this call in seconds since 1970.
         """
         process = {"host": socket.gethostname(), "pid": os.getpid(), "slurm_job_id": job_id()}
-        before = self._status or self.read_status()
+        before = self._status or self._status_to_change()
         self._status = before | changes | {"heartbeat": time.time()} | process
         self._write_status(self._status)
 
     def mark(self, **changes: Any) -> None:
         """Change fields of `status.json` while no process holds the run; the heartbeat stays as it is."""
-        self._write_status(self.read_status() | changes)
+        self.refuse_link()
+        self._write_status(self._status_to_change() | changes)
+
+    def refuse_link(self) -> None:
+        """Raise `UserError` if the directory is a link: what it points to is no part of a sweep's folder."""
+        if self.path.is_symlink():
+            raise UserError(
+                f"{self.path}: a link to {self.path.readlink()}, to which nothing is written from here; "
+                "replace it by the folder itself."
+            )
+
+    def _status_to_change(self) -> dict[str, Any]:
+        """Return what is known of the status; a damaged file is kept under another name."""
+        problems: list[str] = []
+        status = self.read_status(problems)
+        if problems:
+            kept = set_aside(self.status_file)
+            said = " ".join(problems)
+            log.warning("%s: %s It is kept as %s and written anew.", self.path, said, kept.name)
+        return status
 
     def _write_status(self, status: dict[str, Any]) -> None:
         write_text_atomically(self.status_file, to_json(status | {"format": FORMAT}, indent=2))
@@ -212,20 +227,52 @@ class RunDirectory:
         with self.metrics_file.open("a", encoding="utf-8") as file:
             file.write(to_json(metrics))
 
-    def rewind_metrics(self, step: int) -> None:
-        """Drop the lines after `step`, because a resume logs these steps again."""
-        kept = [line for line in read_metrics(self.metrics_file) if line["step"] <= step]
-        write_text_atomically(self.metrics_file, "".join(map(to_json, kept)))
+    def rewind_metrics(self, step: int, logged: Iterable[str] = ()) -> list[str]:
+        """Drop the lines after `step`, because a resume logs these steps again, and return the others.
+
+        Args:
+            step: The step to go back to.
+            logged: The lines up to there, of which those are taken that the file has lost. Its damaged ones
+                stay in `metrics.jsonl.damaged`.
+        """
+        found = read_lines(self.metrics_file)
+        copy = parse_lines(line.encode(errors="replace") for line in logged)
+        there, copied = (
+            {line["step"]: line for line in lines.records if line["step"] <= step} for lines in (found, copy)
+        )
+        restored, said = sorted(copied.keys() - there.keys()), []
+        if found.broken and step >= 0:
+            kept = set_aside(self.metrics_file)
+            said.append(f"lines that are damaged: {len(found.broken)}; the file is kept as {kept.name}")
+        if restored:
+            steps = ", ".join(f"{each:,}" for each in restored[:5]) + ", ..." * (len(restored) > 5)
+            said.append(f"lines restored from the checkpoint: {len(restored)} (steps {steps})")
+        for first, last in found.gaps():
+            if first <= min(last, step) and not any(first <= each <= last for each in restored):
+                said.append(f"lines of steps {first:,} to {min(last, step):,} are lost")
+        if said:
+            log.warning("%s: %s.", self.metrics_file, "; ".join(said))
+        lines = there | {each: copied[each] for each in restored}
+        texts = [to_json(lines[each]) for each in sorted(lines)]
+        write_text_atomically(self.metrics_file, "".join(texts))
+        return texts
 
     def write_summary(self, summary: dict[str, Any]) -> None:
-        """Write `summary.json`."""
+        """Write `summary.json`; a damaged one is kept under another name."""
+        problems: list[str] = []
+        self.read_summary(problems)
+        if problems:
+            set_aside(self.summary_file)
         write_text_atomically(self.summary_file, to_json(summary, indent=2))
 
-    def read_summary(self) -> dict[str, Any]:
-        """Return the content of `summary.json` in present names; empty if the file is missing."""
-        if not self.summary_file.exists():
-            return {}
-        return former_names.TABLE.present_record(json.loads(self.summary_file.read_text("utf-8")))
+    def read_summary(self, problems: list[str] | None = None) -> dict[str, Any]:
+        """Return the content of `summary.json` in present names; empty if the run has not ended.
+
+        Damaged fields are missing, and `problems` gets a line for each.
+        """
+        problems = [] if problems is None else problems
+        content = former_names.TABLE.present_record(read_object(self.summary_file, {}, problems))
+        return checked(content, SUMMARY, self.summary_file.name, problems)
 
     def write_traceback(self, text: str) -> bool:
         """Write `traceback.txt` unless another process of the run has, and return whether it was written."""
@@ -243,4 +290,4 @@ class OthersRunDirectory(RunDirectory):
     def _ignore(self, *values: Any, **changes: Any) -> None:
         pass
 
-    hold = release = write_status = append_metrics = rewind_metrics = write_summary = _ignore
+    hold = release = write_status = append_metrics = write_summary = _ignore

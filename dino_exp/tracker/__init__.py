@@ -7,6 +7,7 @@ the training: every call returns at once and raises nothing. Each problem is log
 
 import secrets
 import string
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -58,6 +59,14 @@ class Tracker:
 
 class NoTracker(Tracker):
     """Tracker that does nothing; metrics.jsonl in the run directory has everything."""
+
+
+def tracker_id_of(folder: Path, status: Mapping[str, Any]) -> str:
+    """Return the tracker id of a run: from its status, or else from its W&B files, or a new one."""
+    known = status.get("tracker_id")
+    # wandb/run-20260101_120000-ID, or offline-run-...
+    folders = sorted((folder / "wandb").glob("*run-*-*"), key=lambda path: path.name.partition("run-")[2])
+    return known or (folders[-1].name.rpartition("-")[2] if folders else new_tracker_id())
 
 
 def new_tracker_id() -> str:

@@ -15,10 +15,9 @@ import torch
 from omegaconf import OmegaConf
 
 from dino_exp import machine
-from dino_exp.atomic import write_atomically
-from dino_exp.config.identity import differing_keys
+from dino_exp.config.identity import differing_keys, run_id
 from dino_exp.config.schema import Config
-from dino_exp.config.stored import read_plain
+from dino_exp.config.stored import DamagedConfigError, read_plain, write_config
 from dino_exp.config.targets import build
 from dino_exp.console import Console, log_lines_on, table
 from dino_exp.data.source import Splits
@@ -27,9 +26,11 @@ from dino_exp.eval.periodic import main_figures
 from dino_exp.parallel import distributed
 from dino_exp.parallel.interrupt import Interrupt
 from dino_exp.runs import environment
+from dino_exp.runs.metrics_lines import read_metrics
 from dino_exp.runs.revision import git_revision
 from dino_exp.runs.run_directory import OthersRunDirectory, RunDirectory, job_id
-from dino_exp.tracker import NoTracker, RunInfo, Tracker, new_tracker_id
+from dino_exp.runs.run_files import ENDED_WELL
+from dino_exp.tracker import NoTracker, RunInfo, Tracker, tracker_id_of
 from dino_exp.train import checkpoint
 from dino_exp.train.closing import baseline, draw, draw_crops
 from dino_exp.train.progress import RunProgress, verdict_text
@@ -73,7 +74,10 @@ def train(cfg: Config, path: Path, group: str | None = None) -> RunResult:
     with distributed.agreed():
         refuse_foreign(directory, cfg)
     ended = distributed.from_main(directory.read_status().get("state"))
-    if ended in ("finished", "collapsed"):
+    ended = ended if ended in ENDED_WELL else None
+    if ended and distributed.from_main(
+        has_summary(directory) or not (directory.checkpoints / "last.pt").exists()
+    ):
         return show_ended(directory, console)
     begun = distributed.from_main(checkpoint.newest(directory.checkpoints) is not None)
     with log_lines_on(console):
@@ -95,7 +99,7 @@ def train(cfg: Config, path: Path, group: str | None = None) -> RunResult:
             directory = directory if is_main else OthersRunDirectory(path)
             # until the end: torchrun sends the survivors of a failure SIGTERM while they write their state
             with Interrupt() as interrupt:
-                return _run(directory, trainer, tracker, console, group, interrupt)
+                return _run(directory, trainer, tracker, console, group, interrupt, ended)
         finally:
             directory.release()
 
@@ -106,7 +110,14 @@ def refuse_foreign(directory: RunDirectory, cfg: Config) -> None:
     directory.refuse_others_files()
     if not directory.config_file.exists():
         return
-    different = differing_keys(read_plain(directory), cfg)
+    try:
+        stored: Any = read_plain(directory)
+    except DamagedConfigError:
+        begun = (directory.checkpoints / "last.pt").exists()  # and is compared when it is restored
+        if not begun and not directory.path.name.startswith(run_id(cfg)):
+            raise
+        stored = cfg
+    different = differing_keys(stored, cfg)
     if different:
         lines = "".join(
             f"\n  {key}: {there!r} there, {here!r} here" for key, (there, here) in different.items()
@@ -117,17 +128,26 @@ def refuse_foreign(directory: RunDirectory, cfg: Config) -> None:
         )
 
 
+def has_summary(directory: RunDirectory) -> bool:
+    """Return whether a run that has ended can be shown from its summary."""
+    return {"state", "verdict", "evidence", "steps"} <= directory.read_summary().keys()
+
+
 def show_ended(directory: RunDirectory, console: Console) -> RunResult:
-    """Print the summary of a run that has already ended."""
-    summary = directory.read_summary()
-    state, verdict = summary["state"], summary["verdict"]
+    """Print the summary of a run that has already ended; without one, what the other files say."""
+    state, summary = directory.read_status()["state"], directory.read_summary()
+    if not has_summary(directory):
+        last = next(reversed(read_metrics(directory.metrics_file)), {"step": 0})
+        lost = {"verdict": "unknown", "evidence": "summary.json is damaged", "steps": last["step"]}
+        summary = lost | last | summary
+    verdict, knn = summary["verdict"], summary.get("knn_top1")
     rows = {"verdict": verdict, "because": summary["evidence"]}
-    if summary["knn_top1"] is not None:
-        rows |= before_and_now(summary, "knn_top1", summary["knn_top1"])
+    if knn is not None:
+        rows |= before_and_now(summary, "knn_top1", knn)
     rows |= {"steps": f"{summary['steps']:,}", "directory": str(directory.path)}
     console.print(table(f"This run has already {state}", rows))
     console.print("Pass resume=never to train it again, in another directory.")
-    return RunResult(state, 0, directory.path, f"already {state}; {verdict}", summary["knn_top1"])
+    return RunResult(state, 0, directory.path, f"already {state}; {verdict}", knn)
 
 
 def _run(
@@ -137,9 +157,14 @@ def _run(
     console: Console,
     group: str | None,
     interrupt: Interrupt,
+    ended: str | None,
 ) -> RunResult:
     is_main, newest = distributed.is_main(), distributed.from_main(checkpoint.newest(directory.checkpoints))
     resumed = newest is not None
+    if ended and is_main:
+        log.warning(
+            "This run has %s, but its summary is lost: it is made again from the last checkpoint.", ended
+        )
     with distributed.agreed():
         if newest:
             checkpoint.restore(trainer, directory.checkpoints / newest)
@@ -154,7 +179,9 @@ def _run(
         if trainer.step == 0 and is_main:
             draw_crops(trainer, directory, tracker)
         with RunProgress(console, trainer.plan.stop_step) as progress:
-            state = trainer.fit(directory, tracker, progress, interrupt)
+            # a run that has collapsed without a summary is closed again, and not trained further
+            fit = ended != "collapsed"
+            state = trainer.fit(directory, tracker, progress, interrupt) if fit else "collapsed"
         directory.write_status(step=trainer.step)
         summary = summarize(trainer, state)
         if state in ("finished", "collapsed"):
@@ -189,10 +216,11 @@ def begin(
     if resumed and before.get("step", 0) > trainer.step:
         reached = f"{before['step']:,}"
         log.info("The run had reached step %s; what follows its checkpoint is trained again.", reached)
-    tracker_id = before.get("tracker_id") or new_tracker_id()
-    resolved = OmegaConf.to_yaml(cfg, resolve=True)
-    write_atomically(directory.config_file, lambda file: file.write(resolved.encode()))
-    directory.rewind_metrics(trainer.step if resumed else -1)
+    tracker_id = tracker_id_of(directory.path, before)
+    write_config(directory, cfg)
+    lines = directory.rewind_metrics(trainer.step if resumed else -1, trainer.logged)
+    trainer.logged.clear()
+    trainer.logged.extend(lines)
     directory.traceback_file.unlink(missing_ok=True)
     directory.write_status(
         state="running",

@@ -24,7 +24,7 @@ from dino_exp.eval.periodic import Round, main_figures
 from dino_exp.parallel import distributed
 from dino_exp.parallel.interrupt import Interrupt
 from dino_exp.parallel.micro_batch import join_micro_batches, micro_batch
-from dino_exp.runs.run_directory import RunDirectory
+from dino_exp.runs.run_directory import RunDirectory, to_json
 from dino_exp.seeding import seed_step
 from dino_exp.tracker import Tracker
 from dino_exp.train import checkpoint
@@ -177,7 +177,7 @@ class Trainer(TrainingState):
                 metrics["verdict"] = verdict.word
                 self.last_metrics = metrics
                 if verdict.word == "diverged":
-                    directory.append_metrics(metrics)
+                    self._log(directory, metrics)
                     return "failed"
                 if evaluate:
                     figures = self._evaluate(directory, tracker)
@@ -185,7 +185,7 @@ class Trainer(TrainingState):
                     if self.evaluations.improved(figures):
                         self._save(directory, "best.pt")
                     clock.skip()
-                directory.append_metrics(metrics)
+                self._log(directory, metrics)
                 tracker.log(metrics, self.step)
                 progress.logged(self.step, metrics, verdict)
             if clock.due(HEARTBEAT_SECONDS):
@@ -273,10 +273,14 @@ class Trainer(TrainingState):
         whose = "of the untrained network"
         if self.taken:
             metrics["init_from"], whose = self.cfg.init_from, "before the first step"
-        directory.append_metrics(metrics)
+        self._log(directory, metrics)
         tracker.log(metrics, 0)
         for name, value in main_figures(first).items():
             progress.console.print(f"{'k-NN' if name == 'knn_top1' else name} {whose}: {value:.1f}%")
+
+    def _log(self, directory: RunDirectory, metrics: dict[str, Any]) -> None:
+        self.logged.append(to_json(metrics))
+        directory.append_metrics(metrics)
 
     def _save(self, directory: RunDirectory, name: str) -> None:
         if distributed.is_main():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections import deque
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -23,6 +24,7 @@ from dino_exp.dino.loss import DINOLoss
 from dino_exp.dino.optimizer import parameter_groups
 from dino_exp.eval.periodic import PeriodicEvaluations, subject_of
 from dino_exp.parallel import distributed
+from dino_exp.runs.run_directory import to_json
 from dino_exp.train.networks import build_networks, prepare_networks
 from dino_exp.train.plan import Plan, judge_of
 from dino_exp.train.unreadable import UnreadableImages
@@ -30,6 +32,9 @@ from dino_exp.weights.init_from import begin_with_weights
 
 FUSE_FROM_PIXELS = 1e9
 """Pixels in all crops of a run above which compiling the color steps saves more time than it takes."""
+
+MOST_LINES = 20_000
+"""Most lines of metrics.jsonl that a checkpoint has, some 12 MB."""
 
 
 class TrainingState:
@@ -75,6 +80,8 @@ class TrainingState:
         self.step = 0
         self.last_metrics: dict[str, Any] = {}
         """The last line of metrics.jsonl."""
+        self.logged: deque[str] = deque(maxlen=MOST_LINES)
+        """The last lines of metrics.jsonl, which a checkpoint has too, should the file be damaged."""
         self.taken: dict[str, str] = {}
         """What `begin_with_weights` took from the file, in words, by part."""
         self.unreadable = UnreadableImages(splits.train, cfg.data.max_corrupt)
@@ -123,6 +130,7 @@ class TrainingState:
             "judge": self.judge.state_dict(),
             **self.evaluations.state(),
             "last_metrics": self.last_metrics,
+            "logged": list(self.logged),
             "corrupt": sorted(self.unreadable.known),
             "seconds": self.seconds,
             "training_seconds": self.training_seconds,
@@ -139,4 +147,5 @@ class TrainingState:
         self.step = state["step"]
         self.evaluations.restore(state)
         self.last_metrics, self.unreadable.known = state["last_metrics"], set(state["corrupt"])
+        self.logged = deque(state.get("logged") or [to_json(self.last_metrics)], MOST_LINES)
         self.seconds, self.training_seconds = state["seconds"], state["training_seconds"]

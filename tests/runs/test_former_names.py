@@ -28,7 +28,6 @@ from dino_exp.dino.verdict import WORDS
 from dino_exp.errors import UserError
 from dino_exp.eval import records
 from dino_exp.metrics import in_words
-from dino_exp.report.run_files import read_lines
 from dino_exp.runs import former_names
 from dino_exp.runs.former_names import TABLE, Names
 from dino_exp.runs.manifest import Manifest
@@ -317,11 +316,11 @@ def test_metrics_are_read_in_present_names(renamed: Names, tmp_path: Path) -> No
 def test_a_knn_in_a_large_file_is_found_under_a_former_name(
     renamed: Names, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("dino_exp.report.run_files.COMPLETE_UP_TO", 1000)
+    monkeypatch.setattr("dino_exp.runs.metrics_lines.COMPLETE_UP_TO", 1000)
     lines: list[dict[str, Any]] = [{"step": step, "centre_norm": 1.0} for step in range(5000)]
     lines[1234]["knn"] = 50.0
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    found = read_lines(tmp_path / "metrics.jsonl", [], 24)
+    found = read_metrics(tmp_path / "metrics.jsonl", [], 24)
     assert {"step": 1234, "center_norm": 1.0, "knn_top1": 50.0} in found
 
 

@@ -25,10 +25,10 @@ from dino_exp.report.compare.comparison import (
 from dino_exp.report.page import PAGE, page_link
 from dino_exp.report.run_data import SEED, RunData
 from dino_exp.report.run_figures import LINES
-from dino_exp.report.run_files import number
 from dino_exp.report.sweep.cells import short
 from dino_exp.report.thinning import Point, thinned
 from dino_exp.report.values import value_text
+from dino_exp.runs.run_files import number
 
 WIDTH, HEIGHT = 420, 210
 SIDES = ["A", "B"]

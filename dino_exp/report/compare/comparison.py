@@ -12,11 +12,11 @@ from typing import Any
 from rich.table import Table
 
 from dino_exp.config.identity import differing_keys
+from dino_exp.config.stored import read_if_possible
 from dino_exp.console import Console
 from dino_exp.errors import UserError
 from dino_exp.report.loading import load
 from dino_exp.report.run_data import SEED, RunData
-from dino_exp.report.run_files import read_config
 from dino_exp.report.sweep.axes import configured
 from dino_exp.report.sweep.cells import outcomes, short, spread
 from dino_exp.report.values import Value, config_text, value_text
@@ -140,7 +140,7 @@ def _grouped(runs: Sequence[RunData], keys: Sequence[str]) -> dict[Settings, lis
 def _find_differences(pair: Pair, problems: list[str]) -> None:
     """Set what differs between the first runs of the two sides; runs of one side differ only in the seed."""
     first, second = (
-        runs[0].config or read_config(runs[0].path / "config.yaml", []) for runs in (pair.a, pair.b)
+        runs[0].config or read_if_possible(runs[0].path / "config.yaml", []) for runs in (pair.a, pair.b)
     )
     try:
         one, other = (config.get("eval") or {} for config in (first, second))

@@ -6,7 +6,7 @@ import math
 
 from dino_exp.report.doctor.training_log import TrainingLog
 from dino_exp.report.run_data import UNFINISHED
-from dino_exp.report.run_files import number
+from dino_exp.runs.run_files import number
 
 RELEASED = {
     "loss.teacher_temp": "--teacher_temp",

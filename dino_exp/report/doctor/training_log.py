@@ -6,7 +6,6 @@ step or an epoch, such as the `log.txt` of the released code, with one line per 
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable
 from contextlib import suppress
@@ -16,15 +15,17 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from dino_exp.config.stored import read_if_possible
 from dino_exp.dino.verdict import WINDOW
 from dino_exp.errors import UserError
 from dino_exp.metrics import KNN
 from dino_exp.report.loading import state_of
 from dino_exp.report.run_data import RunData
-from dino_exp.report.run_files import number, read_config, read_json
 from dino_exp.runs import former_names
 from dino_exp.runs.manifest import Manifest
-from dino_exp.runs.run_directory import refuse_newer
+from dino_exp.runs.metrics_lines import each_line
+from dino_exp.runs.run_directory import RunDirectory
+from dino_exp.runs.run_files import number, parse_json
 from launchers.children import tail
 
 POSITIONS = {"step": ("step", "global_step", "iteration", "iter", "it"), "epoch": ("epoch", "train_epoch")}
@@ -196,10 +197,8 @@ def read_log(path: Path, out_dim: int | None = None) -> TrainingLog:
     log = TrainingLog(file if folder is None else folder, [], broken_lines=broken)
     if folder is not None:
         lines = [former_names.TABLE.present_record(line) for line in lines]
-        log.config = read_config(folder / "config.yaml", [])
-        log.status = read_json(folder / "status.json", [])
-        refuse_newer(log.status, folder / "status.json")
-        log.summary = former_names.TABLE.present_record(read_json(folder / "summary.json", []))
+        log.config = read_if_possible(folder / "config.yaml", [])
+        log.status, log.summary = RunDirectory(folder).read_status(), RunDirectory(folder).read_summary()
         if log.status or log.summary:
             log.state, log.state_note = state_of(RunData(folder, status=log.status, summary=log.summary))
     log.unit = _unit(lines)
@@ -242,21 +241,23 @@ def _log_file(path: Path) -> Path:
 
 def _objects(file: Path) -> tuple[list[dict[str, Any]], int]:
     """Return the lines that are JSON objects, and the number of other lines."""
+    lines, count = [], 0
     try:
-        texts = [text for text in file.read_text("utf-8", "replace").splitlines() if text.strip()]
+        for text in filter(bytes.strip, each_line(file)):
+            count += 1
+            with suppress(ValueError):
+                if isinstance(content := parse_json(text), dict):
+                    lines.append(content)
     except OSError as error:
         raise UserError(f"{file}: cannot be read: {error.strerror}.") from None
-    lines = []
-    for text in texts:
-        with suppress(ValueError):
-            if isinstance(content := json.loads(text), dict):
-                lines.append(content)
-    if not texts:
+    except ValueError as error:
+        raise UserError(f"{file}: {error}.") from None
+    if not count:
         raise UserError(f"{file}: empty; nothing was logged yet.")
     if not lines:
         example = '{"epoch": 3, "train_loss": 9.2}'
         raise UserError(f"{file}: not a log of JSON lines, such as {example}.")
-    return lines, len(texts) - len(lines)
+    return lines, count - len(lines)
 
 
 def _unit(lines: list[dict[str, Any]]) -> str:

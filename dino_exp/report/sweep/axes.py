@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from dino_exp.config.identity import GROUPS, WITHOUT_EFFECT, settings
-from dino_exp.report.run_files import read_config
+from dino_exp.config.stored import read_if_possible
 from dino_exp.report.values import UNKNOWN, Value, as_value, sorted_values, value_text
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ def _assignments(overrides: Sequence[str]) -> dict[str, Value]:
 
 def configured(run: RunData, key: str) -> Value:
     """Return the value of a key in a run's configuration."""
-    node: Any = run.config or read_config(run.path / "config.yaml", [])
+    node: Any = run.config or read_if_possible(run.path / "config.yaml", [])
     for name in ("name" if key == "experiment" else key).split("."):
         if not isinstance(node, dict) or name not in node:
             return UNKNOWN
@@ -63,7 +63,7 @@ def _compare_configs(sweep: SweepData) -> list[str]:
     """Set the runs' values of keys that differ between configurations, and return these keys."""
     flat = []
     for run in sweep.runs:
-        run.config = read_config(run.path / "config.yaml", run.problems)
+        run.config = read_if_possible(run.path / "config.yaml", run.problems)
         flat.append(_identity(run.config))
     keys, partly = [], []
     for key in dict.fromkeys(key for values in flat for key in values):

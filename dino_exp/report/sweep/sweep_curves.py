@@ -11,9 +11,9 @@ import altair as alt
 from dino_exp.metrics import DIVERGENCE, ENTROPY, INFORMATION, KNN, LN_K, LOSS
 from dino_exp.plots.drawing import QUIET, Figure, Row, number_text, to_spec
 from dino_exp.report.run_data import RunData, SweepData
-from dino_exp.report.run_files import number
 from dino_exp.report.sweep.cells import Cell, gather, pairs, short, spread
 from dino_exp.report.verdicts import KINDS, outcome_of
+from dino_exp.runs.run_files import number
 
 STEPS = alt.Axis(labelExpr="format(datum.value, '~s')", tickCount=3)
 KIND_COLORS = alt.Scale(domain=list(KINDS), range="ordinal")
