@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO
 from uuid import uuid4
@@ -12,9 +12,10 @@ from uuid import uuid4
 def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
     """Write `path` by way of a temporary file in the same folder, which is flushed to disk and renamed.
 
-    What `write` raises is raised again, and leaves `path` as it was; an OSError names `path`.
+    What `write` raises is raised again, and leaves `path` as it was; an OSError names `path`, also where a
+    library such as torch has wrapped it in an error of its own.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     # Not tempfile, whose files only their owner can read, and others look into run directories too.
     temporary = path.with_name(f".{path.name}.{uuid4().hex}")
     try:
@@ -23,12 +24,38 @@ def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
+        flush_folder(path.parent)
     except BaseException as error:
         temporary.unlink(missing_ok=True)
-        if isinstance(error, OSError) and error.filename in (None, os.fspath(temporary)):
-            error.filename = os.fspath(path)  # a failed write does not know its file
+        for cause in _causes(error):
+            if isinstance(cause, OSError):
+                if cause.filename in (None, os.fspath(temporary)):
+                    cause.filename = os.fspath(path)  # a failed write does not know its file
+                raise cause from None
         raise
-    folder = os.open(path.parent, os.O_RDONLY)
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    """Yield an error and what it was raised for, the latest first."""
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+def make_folder(path: Path) -> None:
+    """Create a folder and its parents where they are missing, and flush the new entries to disk."""
+    missing = [folder for folder in (path, *path.parents) if not folder.exists()]
+    path.mkdir(parents=True, exist_ok=True)
+    for folder in missing:
+        flush_folder(folder.parent)
+
+
+def flush_folder(path: Path) -> None:
+    """Flush the entries of a folder to disk, where the system can."""
+    try:
+        folder = os.open(path, os.O_RDONLY)
+    except PermissionError:  # it can be written, but not read
+        return
     try:
         os.fsync(folder)
     finally:

@@ -41,6 +41,11 @@ def in_words(error: OSError) -> str:
     return meaning if error.filename is None else f"{os.fsdecode(error.filename)}: {meaning}"
 
 
+def known_words(error: BaseException) -> str | None:
+    """Return `in_words` of an operating system's error whose meaning is known; None for all others."""
+    return in_words(error) if isinstance(error, OSError) and error.errno in MEANINGS else None
+
+
 def refuse(errors: Sequence[str]) -> int:
     """Print one line per problem, and return the exit code."""
     console = Console(stderr=True, highlight=False, soft_wrap=True)

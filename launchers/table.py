@@ -17,7 +17,7 @@ from dino_exp.console import STATE_STYLES
 from dino_exp.metrics import BEST_KNN, KNN, SPEED, UNTRAINED_KNN
 from dino_exp.runs import former_names
 from dino_exp.runs.manifest import Manifest
-from dino_exp.runs.run_directory import RunDirectory
+from dino_exp.runs.run_directory import RunDirectory, end_of_attempt
 from launchers.children import tail
 from launchers.states import SILENT_SECONDS, RunState
 
@@ -164,7 +164,7 @@ def cost(run: RunState) -> dict[str, float]:
     hours = gpu_hours = 0.0
     attempts = run.status.get("attempts", [])
     for attempt in attempts:
-        until = attempt.get("until") or run.status.get("heartbeat") or attempt["began"]
+        until = attempt.get("until") or end_of_attempt(run.status) or attempt["began"]
         spent = max(0.0, until - attempt["began"]) / 3600
         hours += spent
         gpu_hours += spent * attempt["processes"] * (attempt["device"] == "cuda")

@@ -10,10 +10,11 @@ import os
 import socket
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial, wraps
 from pathlib import Path
-from typing import NoReturn, TypeVar, cast
+from typing import Any, NoReturn, ParamSpec, TypeVar, cast
 
 import torch
 import torch.distributed as dist
@@ -25,6 +26,8 @@ from dino_exp.parallel.processes import Processes
 
 Value = TypeVar("Value")
 Items = TypeVar("Items", range, Tensor, Sequence[int])
+Arguments = ParamSpec("Arguments")
+Result = TypeVar("Result")
 
 MEETING_SECONDS = 300
 """How long to wait for rank 0: where a shared file system is slow, processes start minutes apart."""
@@ -32,6 +35,26 @@ MEETING_SECONDS = 300
 
 class AgreedError(UserError):
     """A `UserError` that all processes raise at the same point, so that they can continue together."""
+
+
+class OtherFailedError(Exception):
+    """The end of a process because another one of the run has failed, which is what a user must know about."""
+
+
+around: Callable[[Callable[[], Any]], Any] | None = None
+"""What makes each collective operation, if it is set: `Interrupt.at_once` agrees on a stop before each."""
+
+
+def collective(operation: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
+    """Have `around`, if it is set, make an operation in which all processes take part."""
+
+    @wraps(operation)
+    def made(*args: Arguments.args, **kwargs: Arguments.kwargs) -> Result:
+        if around is None:
+            return operation(*args, **kwargs)
+        return cast(Result, around(partial(operation, *args, **kwargs)))
+
+    return made
 
 
 def several() -> bool:
@@ -99,6 +122,7 @@ def leave(code: int) -> NoReturn:
     os._exit(code)
 
 
+@collective
 def total(value: Tensor) -> Tensor:
     """Sum a tensor over the processes, in place."""
     if several():
@@ -111,6 +135,7 @@ def mean(value: Tensor) -> Tensor:
     return total(value).div_(count()) if several() else value
 
 
+@collective
 def largest(value: Tensor) -> Tensor:
     """Take the elementwise maximum over the processes, in place."""
     if several():
@@ -118,6 +143,7 @@ def largest(value: Tensor) -> Tensor:
     return value
 
 
+@collective
 def gathered(rows: Tensor) -> Tensor:
     """Concatenate the rows (n, ...) of all processes in the order of ranks, (N, ...); n may differ."""
     if not several():
@@ -129,6 +155,7 @@ def gathered(rows: Tensor) -> Tensor:
     return torch.cat(parts)
 
 
+@collective
 def from_all(value: Value) -> list[Value]:
     """Return the values of all processes, by rank."""
     if not several():
@@ -138,6 +165,7 @@ def from_all(value: Value) -> list[Value]:
     return cast("list[Value]", values)
 
 
+@collective
 def from_main(value: Value) -> Value:
     """Return rank 0's value in every process; the values of the others are ignored."""
     if not several():

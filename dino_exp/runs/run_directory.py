@@ -83,6 +83,17 @@ def is_locked(lock: Path) -> bool:
         return True
 
 
+def end_of_attempt(status: dict[str, Any]) -> float | None:
+    """Return when the last attempt ended, or was last alive, by a clock that nobody sets; None if unknown.
+
+    Only the beginning is a time of the day: a heartbeat may be earlier, where the clock was set meanwhile.
+    """
+    try:
+        return status["attempts"][-1]["began"] + status["seconds"]
+    except (KeyError, IndexError, TypeError):  # of an earlier version, or not yet begun
+        return status.get("heartbeat")
+
+
 class RunDirectory:
     """The files of one run; at most one process holds a run at a time."""
 
@@ -97,6 +108,9 @@ class RunDirectory:
         self.plots = path / "plots"
         self._lock = FileLock(path / ".lock")
         self._status: dict[str, Any] = {}
+        self.opened = time.time()
+        """When this process opened the run, in seconds since 1970."""
+        self._opened = time.monotonic()
 
     @classmethod
     def beside(cls, path: Path) -> RunDirectory:
@@ -146,11 +160,12 @@ class RunDirectory:
     def write_status(self, **changes: Any) -> None:
         """Change fields of `status.json` as the process that holds the run.
 
-        The heartbeat is the time of this call in seconds since 1970.
+        The heartbeat is the time of this call in seconds since 1970; `seconds` have passed since `opened`,
+        whatever was done to the clock meanwhile.
         """
         process = {"host": socket.gethostname(), "pid": os.getpid(), "slurm_job_id": job_id()}
-        before = self._status or self.read_status()
-        self._status = before | changes | {"heartbeat": time.time()} | process
+        times = {"heartbeat": time.time(), "seconds": time.monotonic() - self._opened}
+        self._status = (self._status or self.read_status()) | changes | times | process
         self._write_status(self._status)
 
     def mark(self, **changes: Any) -> None:
@@ -168,6 +183,12 @@ class RunDirectory:
         """Append a line to `metrics.jsonl`."""
         with self.metrics_file.open("a") as file:
             file.write(to_json(metrics))
+
+    def flush_metrics(self) -> None:
+        """Flush the lines of `metrics.jsonl` to disk, where a checkpoint must not be without them."""
+        if self.metrics_file.exists():
+            with self.metrics_file.open("a") as file:
+                os.fsync(file.fileno())
 
     def rewind_metrics(self, step: int) -> None:
         """Drop the lines after `step`, because a resume logs these steps again."""
@@ -200,4 +221,4 @@ class OthersRunDirectory(RunDirectory):
     def _ignore(self, *values: Any, **changes: Any) -> None:
         pass
 
-    hold = release = write_status = append_metrics = rewind_metrics = write_summary = _ignore
+    hold = release = write_status = append_metrics = flush_metrics = rewind_metrics = write_summary = _ignore

@@ -11,7 +11,7 @@ from omegaconf import DictConfig
 
 from dino_exp.config.identity import run_id
 from dino_exp.config.schema import Config
-from dino_exp.errors import FAILED, INTERRUPTED, USER_ERROR, UserError, refuse
+from dino_exp.errors import FAILED, INTERRUPTED, USER_ERROR, UserError, known_words, refuse
 
 
 @dataclass(frozen=True)
@@ -47,8 +47,12 @@ def attempt(cfg: Config | DictConfig, directory: Path, group: str | None) -> Out
     except KeyboardInterrupt:
         outcome = Outcome(name, "preempted", INTERRUPTED, "stopped by Ctrl-C")
     except Exception as error:
-        traceback.print_exc()
-        outcome = Outcome(name, "failed", FAILED, f"{type(error).__name__}: {error}")
+        message = known_words(error)
+        if message:
+            refuse([f"{message}. Once that is repaired, the same command resumes from the last checkpoint."])
+        elif not isinstance(error, distributed.OtherFailedError):
+            traceback.print_exc()
+        outcome = Outcome(name, "failed", FAILED, message or f"{type(error).__name__}: {error}")
     if not together:
         distributed.leave(outcome.exit_code)
     return outcome

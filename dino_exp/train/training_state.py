@@ -74,7 +74,9 @@ class TrainingState:
         self.judge = judge_of(cfg, warmup_steps=self.plan.warmup_steps, total_steps=self.plan.stop_step)
         self.step = 0
         self.last_metrics: dict[str, Any] = {}
-        """The last line of metrics.jsonl."""
+        """The line of metrics.jsonl of the last logged step."""
+        self.due = False
+        """Whether the evaluations of this step are still to be made; its line is then written after them."""
         self.taken: dict[str, str] = {}
         """What `begin_with_weights` took from the file, in words, by part."""
         self.unreadable = UnreadableImages(splits.train, cfg.data.max_corrupt)
@@ -123,6 +125,7 @@ class TrainingState:
             "judge": self.judge.state_dict(),
             **self.evaluations.state(),
             "last_metrics": self.last_metrics,
+            "evaluation_due": self.due,
             "corrupt": sorted(self.unreadable.known),
             "seconds": self.seconds,
             "training_seconds": self.training_seconds,
@@ -139,4 +142,5 @@ class TrainingState:
         self.step = state["step"]
         self.evaluations.restore(state)
         self.last_metrics, self.unreadable.known = state["last_metrics"], set(state["corrupt"])
+        self.due = state.get("evaluation_due", False)
         self.seconds, self.training_seconds = state["seconds"], state["training_seconds"]
