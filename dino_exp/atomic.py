@@ -29,7 +29,7 @@ def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
         temporary.unlink(missing_ok=True)
         for cause in _causes(error):
             if isinstance(cause, OSError):
-                if cause.filename in (None, os.fspath(temporary)):
+                if cause.errno and cause.filename in (None, os.fspath(temporary)):
                     cause.filename = os.fspath(path)  # a failed write does not know its file
                 raise cause from None
         raise

@@ -31,6 +31,8 @@ MEANINGS = {
     errno.ENAMETOOLONG: "the name is too long",
     errno.EMFILE: "too many open files (see ulimit -n)",
     errno.ENOMEM: "not enough memory",
+    errno.EFBIG: "the file would be larger than allowed (see ulimit -f)",
+    errno.ENOTCONN: "the file system is no longer connected",
 }
 """What operating systems' errors mean to a user."""
 

@@ -38,7 +38,7 @@ class AgreedError(UserError):
 
 
 class OtherFailedError(Exception):
-    """The end of a process because another one of the run has failed, which is what a user must know about."""
+    """The end of a process because another one of the run has failed, of which a user is told there."""
 
 
 around: Callable[[Callable[[], Any]], Any] | None = None

@@ -20,8 +20,8 @@ STOPPING = [
     for name in ("SIGINT", "SIGTERM", "SIGUSR1", "SIGUSR2", "SIGHUP")
     if hasattr(signal, name)
 ]
-"""Signals that ask a run to save and stop: Ctrl-C, those of SLURM before a preemption or the time limit, that of
-submitit, and that of a terminal or connection that is closed."""
+"""Signals that ask a run to save and stop: Ctrl-C, those of SLURM before a preemption or the time limit, that
+of submitit, and that of a terminal or connection that is closed."""
 
 
 def stop_signals() -> list[signal.Signals]:

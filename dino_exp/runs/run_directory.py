@@ -10,6 +10,7 @@ import math
 import os
 import socket
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -83,7 +84,7 @@ def is_locked(lock: Path) -> bool:
         return True
 
 
-def end_of_attempt(status: dict[str, Any]) -> float | None:
+def end_of_attempt(status: Mapping[str, Any]) -> float | None:
     """Return when the last attempt ended, or was last alive, by a clock that nobody sets; None if unknown.
 
     Only the beginning is a time of the day: a heartbeat may be earlier, where the clock was set meanwhile.

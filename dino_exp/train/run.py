@@ -242,11 +242,11 @@ def this_attempt(trainer: Trainer, directory: RunDirectory) -> dict[str, Any]:
 
 
 def note_failure(directory: RunDirectory, error: BaseException) -> bool:
-    """Write the traceback, or what the disk did, and return whether this process failed first.
+    """Write the traceback, and below it a known error in words; return whether this process failed first.
 
     If another one did, this one has only lost its connection.
     """
-    text = f"{words}\n" if (words := known_words(error)) else traceback.format_exc()
+    text = traceback.format_exc() + (f"{words}\n" if (words := known_words(error)) else "")
     if distributed.several():
         who = f"process {distributed.rank()} of {distributed.count()} on {socket.gethostname()}"
         text = f"{who}:\n{text}"
@@ -335,8 +335,9 @@ def conclude(
     """Print the closing table, and return its essence in one line."""
     verdict = trainer.judge.verdict
     if state == "preempted":
-        at = f"at step {trainer.step:,} of {trainer.plan.stop_step:,}; saved. The same command resumes from there."
-        console.print(f"Stopped {at if trainer.step else 'before the first step. The same command starts again.'}")
+        at = f"at step {trainer.step:,} of {trainer.plan.stop_step:,}; saved"
+        where = at if trainer.step else "before the first step"
+        console.print(f"Stopped {where}. The same command resumes from there.")
         return f"stopped at step {trainer.step}"
     rows: dict[str, Any] = {"verdict": verdict_text(verdict), "because": verdict.evidence}
     for name, value in main_figures(trainer.last_metrics).items():

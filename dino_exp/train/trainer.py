@@ -261,9 +261,7 @@ class Trainer(TrainingState):
         with self.uncompiled():
             return self.evaluations.evaluate(folder, self.student.backbone if self.step else None)
 
-    def _evaluate(
-        self, directory: RunDirectory, tracker: Tracker, interrupt: Interrupt
-    ) -> dict[str, float]:
+    def _evaluate(self, directory: RunDirectory, tracker: Tracker, interrupt: Interrupt) -> dict[str, float]:
         """Return the figures of the evaluations, and send their images to the tracker."""
         found = interrupt.at_once(lambda: self.evaluated(directory.plots / "eval"))
         for name, path in found.images.items():

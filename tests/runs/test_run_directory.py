@@ -33,14 +33,18 @@ def test_a_failed_write_leaves_the_old_file_and_no_other(tmp_path: Path) -> None
 
 
 def test_a_full_disk_is_named_also_where_torch_hides_it(tmp_path: Path) -> None:
-    with pytest.raises(OSError) as caught, open("/dev/full", "wb") as full:
+    with pytest.raises(OSError, match="No space left") as caught, Path("/dev/full").open("wb", 0) as full:
         write_atomically(tmp_path / "last.pt", lambda _: torch.save({"weights": torch.ones(9999)}, full))
     assert in_words(caught.value) == f"{tmp_path / 'last.pt'}: the disk is full"
 
 
-def test_new_folders_are_flushed_to_disk_from_the_top(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_new_folders_are_flushed_to_disk_from_the_top(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     flushed: list[Path] = []
-    monkeypatch.setattr(os, "fsync", lambda number: flushed.append(Path(os.readlink(f"/proc/self/fd/{number}"))))
+    monkeypatch.setattr(
+        os, "fsync", lambda number: flushed.append(Path(f"/proc/self/fd/{number}").readlink())
+    )
     write_text_atomically(tmp_path / "run" / "checkpoints" / "best.txt", "")
     assert {tmp_path, tmp_path / "run", tmp_path / "run" / "checkpoints"} <= set(flushed)
 
