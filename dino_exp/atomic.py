@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import IO
 from uuid import uuid4
@@ -25,21 +26,23 @@ def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
             os.fsync(file.fileno())
         temporary.replace(path)
         flush_folder(path.parent)
-    except BaseException as error:
-        temporary.unlink(missing_ok=True)
-        for cause in _causes(error):
-            if isinstance(cause, OSError):
-                if cause.errno and cause.filename in (None, os.fspath(temporary)):
-                    cause.filename = os.fspath(path)  # a failed write does not know its file
-                raise cause from None
-        raise
+    except BaseException as raised:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        error = _said_by_the_file(raised)
+        if isinstance(error, OSError) and error.errno and error.filename in (None, os.fspath(temporary)):
+            error.filename = os.fspath(path)  # a failed write does not know its file
+        if error is raised:
+            raise
+        raise error from None
 
 
-def _causes(error: BaseException | None) -> Iterator[BaseException]:
-    """Yield an error and what it was raised for, the latest first."""
-    while error is not None:
-        yield error
-        error = error.__cause__ or error.__context__
+def _said_by_the_file(error: BaseException) -> BaseException:
+    """Return the OSError for which torch has raised a RuntimeError of its own; other errors as they are."""
+    cause: BaseException | None = error
+    while isinstance(cause, RuntimeError):
+        cause = cause.__cause__ or cause.__context__
+    return cause if isinstance(cause, OSError) else error
 
 
 def make_folder(path: Path) -> None:
