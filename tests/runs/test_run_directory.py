@@ -1,5 +1,7 @@
 """Files of a run: atomic writes, dropped log lines, the lock, and checkpoints."""
 
+import errno
+import io
 import json
 import os
 import time
@@ -32,9 +34,22 @@ def test_a_failed_write_leaves_the_old_file_and_no_other(tmp_path: Path) -> None
     assert file.stat().st_mode == (tmp_path / "plain").stat().st_mode
 
 
+class FullDisk(io.BytesIO):
+    """A file with room for 300 bytes."""
+
+    def write(self, content: Any) -> int:
+        if self.tell() + memoryview(content).nbytes > 300:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return super().write(content)
+
+
 def test_a_full_disk_is_named_also_where_torch_hides_it(tmp_path: Path) -> None:
-    with pytest.raises(OSError, match="No space left") as caught, Path("/dev/full").open("wb", 0) as full:
-        write_atomically(tmp_path / "last.pt", lambda _: torch.save({"weights": torch.ones(9999)}, full))
+    with pytest.raises(RuntimeError, match="enforce fail"):
+        torch.save({"weights": torch.ones(9999)}, FullDisk())
+    with pytest.raises(OSError, match="No space left") as caught:
+        write_atomically(
+            tmp_path / "last.pt", lambda _: torch.save({"weights": torch.ones(9999)}, FullDisk())
+        )
     assert in_words(caught.value) == f"{tmp_path / 'last.pt'}: the disk is full"
 
 
