@@ -34,9 +34,10 @@ NAME_BYTES = 200
 def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
     """Write `path` by way of a temporary file in the same folder, which is flushed to disk and renamed.
 
-    What `write` raises is raised again, and leaves `path` as it was; an OSError names `path`.
+    What `write` raises is raised again, and leaves `path` as it was; an OSError names `path`, also where a
+    library such as torch has wrapped it in an error of its own.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     remove_abandoned(path.parent)
     temporary = path
     try:
@@ -47,13 +48,33 @@ def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
             file.flush()
             os.fsync(file.fileno())
             temporary.replace(path)
-    except BaseException as error:
+        flush(path.parent)
+    except BaseException as raised:
         if temporary != path:
-            temporary.unlink(missing_ok=True)
+            with suppress(OSError):
+                temporary.unlink(missing_ok=True)
+        error = _said_by_the_file(raised)
         if isinstance(error, OSError) and error.errno and error.filename in (None, os.fspath(temporary)):
             error.filename = os.fspath(path)  # a failed write does not know its file
-        raise
-    flush(path.parent)
+        if error is raised:
+            raise
+        raise error from None
+
+
+def _said_by_the_file(error: BaseException) -> BaseException:
+    """Return the OSError for which torch has raised a RuntimeError of its own; other errors as they are."""
+    cause: BaseException | None = error
+    while isinstance(cause, RuntimeError):
+        cause = cause.__cause__ or cause.__context__
+    return cause if isinstance(cause, OSError) else error
+
+
+def make_folder(path: Path) -> None:
+    """Create a folder and its parents where they are missing, and flush the new entries to disk."""
+    missing = [folder for folder in (path, *path.parents) if not folder.exists()]
+    path.mkdir(parents=True, exist_ok=True)
+    for folder in missing:
+        flush(folder.parent)
 
 
 def write_text_atomically(path: Path, text: str) -> None:
@@ -94,8 +115,11 @@ def complete_folder(path: Path) -> Iterator[Path]:
 
 
 def flush(path: Path) -> None:
-    """Flush a file, or the names in a folder, to disk."""
-    descriptor = os.open(path, os.O_RDONLY)
+    """Flush a file, or the entries of a folder, to disk, where the system lets this user do so."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY)
+    except PermissionError:  # it can be written, but not read
+        return
     try:
         os.fsync(descriptor)
     finally:

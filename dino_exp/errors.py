@@ -38,6 +38,8 @@ MEANINGS = {
     errno.EMFILE: "too many open files (see ulimit -n)",
     errno.ENOMEM: "not enough memory",
     errno.EPIPE: "nobody reads it any more",
+    errno.EFBIG: "the file would be larger than allowed (see ulimit -f)",
+    errno.ENOTCONN: "the file system is no longer connected",
 }
 """What operating systems' errors mean to a user."""
 
@@ -57,10 +59,16 @@ def refusing(remedy: str) -> Iterator[None]:
         raise UserError(f"{in_words(error)}; {remedy}.") from error
 
 
-def report(error: BaseException) -> None:
+def known_words(error: BaseException) -> str | None:
+    """Return `in_words` of an operating system's error whose meaning is known; None for all others."""
+    return in_words(error) if isinstance(error, OSError) and error.errno in MEANINGS else None
+
+
+def report(error: BaseException, remedy: str = "") -> None:
     """Print an unexpected error: in words what a disk or the machine did, all else with its traceback."""
-    if isinstance(error, OSError) and error.errno in MEANINGS:
-        refuse([f"{in_words(error)}."])
+    message = known_words(error)
+    if message:
+        refuse([f"{message}. {remedy}".rstrip()])
     else:
         traceback.print_exception(error)
 

@@ -15,11 +15,11 @@ from typing import IO, Any
 
 from dino_exp.errors import USER_ERROR, UserError, in_words
 from dino_exp.installation import CHECKOUT, ROOT
+from dino_exp.parallel.processes import STOPPING, stop_signals
 from dino_exp.runs.run_directory import RunDirectory
 
 ENDED = ("finished", "collapsed", "failed")
 """States after which no job trains a run any further."""
-STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 
 
 def open_log(log: Path) -> IO[bytes]:
@@ -116,7 +116,7 @@ class Child:
         A run that has saved exits with 128 + the signal; one that has no handler yet is killed by the signal.
         """
         code = self.process.returncode
-        return -code in STOP_SIGNALS or code - 128 in STOP_SIGNALS
+        return -code in STOPPING or code - 128 in STOPPING
 
     def record_exit(self) -> int:
         """Record how the process ended where it could not do so itself, and return its exit code (>= 0).
@@ -166,7 +166,7 @@ class StopSignals:
         self._previous: dict[int, Any] = {}
 
     def __enter__(self) -> StopSignals:
-        self._previous = {number: signal.signal(number, self._forward) for number in STOP_SIGNALS}
+        self._previous = {number: signal.signal(number, self._forward) for number in stop_signals()}
         return self
 
     def __exit__(self, *error: object) -> None:

@@ -61,7 +61,8 @@ class Observer:
     def __init__(self, ask_every: float = 30.0) -> None:
         self.ask_every = ask_every
         self._asked = float("-inf")
-        self._asked_at = 0.0
+        self._beats: dict[str, float | None] = {}
+        """The heartbeat of each run when SLURM was last asked; clocks of two machines are never compared."""
         self._asked_for: set[str | None] = set()
         self._queue: Mapping[str, str] | None = None
         self._ended: dict[str, str] = {}
@@ -92,7 +93,8 @@ class Observer:
     def _ask_slurm(self, runs: list[RunState]) -> None:
         jobs = {run.entry.job for run in runs}
         if time.monotonic() - self._asked > self.ask_every or not jobs <= self._asked_for:
-            self._asked, self._asked_at, self._asked_for = time.monotonic(), time.time(), jobs
+            self._asked, self._asked_for = time.monotonic(), jobs
+            self._beats = {run.name: run.status.get("heartbeat") for run in runs}
             self._queue = slurm.queue()
             if self._queue is not None:
                 gone = [run.entry.job for run in runs if run.entry.job and run.entry.job not in self._queue]
@@ -105,8 +107,8 @@ class Observer:
             run.active, run.note = True, "squeue does not answer"
         elif job in self._queue:
             run.active, run.note = True, f"job {self._queue[job].lower()}"
-            silent_since = run.status.get("heartbeat", 0.0)
-            if run.state == "running" and self._queue[job] == "PENDING" and silent_since < self._asked_at:
+            silent = run.status.get("heartbeat") == self._beats.get(run.name)
+            if run.state == "running" and self._queue[job] == "PENDING" and silent:
                 run.state = "preempted"  # killed and requeued
         elif run.entry.cancelled or run.state == "cancelled":
             run.state = "cancelled"

@@ -16,7 +16,7 @@ from dino_exp.console import STATE_STYLES
 from dino_exp.metrics import BEST_KNN, KNN, SPEED, UNTRAINED_KNN
 from dino_exp.runs.manifest import Manifest
 from dino_exp.runs.metrics_lines import parse_line
-from dino_exp.runs.run_directory import RunDirectory
+from dino_exp.runs.run_directory import RunDirectory, end_of_attempt
 from dino_exp.runs.run_files import number
 from dino_exp.streams import visible
 from launchers.children import tail
@@ -161,7 +161,7 @@ def cost(run: RunState) -> dict[str, float]:
     hours = gpu_hours = 0.0
     attempts = run.status.get("attempts", [])
     for attempt in attempts:
-        until = attempt.get("until") or run.status.get("heartbeat") or attempt["began"]
+        until = attempt.get("until") or end_of_attempt(run.status) or attempt["began"]
         spent = max(0.0, until - attempt["began"]) / 3600
         hours += spent
         gpu_hours += spent * attempt.get("processes", 1) * (attempt.get("device") == "cuda")

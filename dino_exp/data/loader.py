@@ -22,7 +22,7 @@ from dino_exp.data.crops import MultiCrop
 from dino_exp.data.pil_reference import ReleasedPipeline
 from dino_exp.data.source import CorruptImageError, ImageSource
 from dino_exp.errors import UserError
-from dino_exp.parallel.interrupt import STOPPING
+from dino_exp.parallel.processes import STOPPING
 from dino_exp.seeding import generator
 
 

@@ -10,6 +10,7 @@ import time
 from collections.abc import Sequence
 from contextlib import nullcontext, suppress
 from pathlib import Path
+from types import FrameType
 from typing import TYPE_CHECKING, Any, cast
 
 from omegaconf import DictConfig, OmegaConf
@@ -18,17 +19,8 @@ from dino_exp.atomic import complete_folder
 from dino_exp.config.compose_evaluation import check, own_size
 from dino_exp.config.evaluate_config import EvaluateConfig
 from dino_exp.console import Console
-from dino_exp.errors import (
-    FAILED,
-    INTERRUPTED,
-    USER_ERROR,
-    UserError,
-    in_words,
-    refuse,
-    refusing,
-    report,
-    warn,
-)
+from dino_exp.errors import FAILED, USER_ERROR, UserError, in_words, refuse, refusing, report, warn
+from dino_exp.parallel.processes import stop_signals
 from dino_exp.parallel.rank_zero import in_all_processes
 from dino_exp.paths import expanded
 from dino_exp.runs.run_directory import refuse_links
@@ -82,8 +74,6 @@ def command_line(argv: list[str]) -> int:
     from dino_exp.parallel import distributed
 
     distributed.from_main(OmegaConf.to_yaml(checked.cfg, resolve=True))
-    # treated as Ctrl-C, so that a preempted job leaves nothing half-written
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
     return attempt(checked.cfg)
 
 
@@ -91,6 +81,7 @@ def attempt(cfg: DictConfig) -> int:
     """Evaluate, and turn whatever happens into an exit code."""
     from dino_exp.parallel import distributed
 
+    previous = {number: signal.signal(number, stop) for number in stop_signals()}
     try:
         return evaluate(cast(EvaluateConfig, cfg))
     except UserError as error:
@@ -99,14 +90,27 @@ def attempt(cfg: DictConfig) -> int:
         if distributed.several() and not isinstance(error, distributed.AgreedError):
             distributed.leave(USER_ERROR)
         return USER_ERROR
-    except KeyboardInterrupt:
-        code = INTERRUPTED
+    except KeyboardInterrupt as stopped:
+        code = 128 + (stopped.args[0] if stopped.args else signal.SIGINT)
+        warn(["stopped; nothing of the evaluation that was running is kept, those before it are written."])
     except Exception as error:
         report(error)
         code = FAILED
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
     if distributed.several():
         distributed.leave(code)
     return code
+
+
+def stop(number: int, frame: FrameType | None) -> None:
+    """Leave whatever is running; of several processes each at once, because the others may never answer."""
+    from dino_exp.parallel import distributed
+
+    if distributed.several():
+        distributed.leave(128 + number)
+    raise KeyboardInterrupt(number)
 
 
 def evaluate(cfg: EvaluateConfig) -> int:

@@ -15,10 +15,11 @@ import socket
 import struct
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from functools import partial, wraps
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar
+from typing import Any, NoReturn, ParamSpec, TypeVar, cast
 
 import torch
 import torch.distributed as dist
@@ -31,6 +32,8 @@ from dino_exp.parallel.processes import Processes
 
 Value = TypeVar("Value")
 Items = TypeVar("Items", range, Tensor, Sequence[int])
+Arguments = ParamSpec("Arguments")
+Result = TypeVar("Result")
 
 LOOPBACK = "127.0.0.1"
 SIOCGIFADDR = 0x8915
@@ -41,6 +44,26 @@ MEETING_SECONDS = 300
 
 class AgreedError(UserError):
     """A `UserError` that all processes raise at the same point, so that they can continue together."""
+
+
+class OtherFailedError(Exception):
+    """The end of a process because another one of the run has failed, of which a user is told there."""
+
+
+around: Callable[[Callable[[], Any]], Any] | None = None
+"""What makes each collective operation, if it is set: `Interrupt.at_once` agrees on a stop before each."""
+
+
+def collective(operation: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
+    """Have `around`, if it is set, make an operation in which all processes take part."""
+
+    @wraps(operation)
+    def made(*args: Arguments.args, **kwargs: Arguments.kwargs) -> Result:
+        if around is None:
+            return operation(*args, **kwargs)
+        return cast(Result, around(partial(operation, *args, **kwargs)))
+
+    return made
 
 
 def several() -> bool:
@@ -144,6 +167,7 @@ def leave(code: int) -> NoReturn:
     os._exit(code)
 
 
+@collective
 def total(value: Tensor) -> Tensor:
     """Sum a tensor over the processes, in place."""
     if several():
@@ -156,6 +180,7 @@ def mean(value: Tensor) -> Tensor:
     return total(value).div_(count()) if several() else value
 
 
+@collective
 def largest(value: Tensor) -> Tensor:
     """Take the elementwise maximum over the processes, in place."""
     if several():
@@ -163,6 +188,7 @@ def largest(value: Tensor) -> Tensor:
     return value
 
 
+@collective
 def gathered(rows: Tensor) -> Tensor:
     """Concatenate the rows (n, ...) of all processes in the order of ranks, (N, ...); n may differ."""
     return torch.cat(_of_all(rows)) if several() else rows
@@ -180,6 +206,7 @@ def _of_all(rows: Tensor) -> list[Tensor]:
     return parts
 
 
+@collective
 def from_all(value: Value) -> list[Value]:
     """Return the values of all processes, by rank.
 
@@ -189,6 +216,7 @@ def from_all(value: Value) -> list[Value]:
     return [_decoded(part) for part in _of_all(_encoded(value))] if several() else [value]
 
 
+@collective
 def from_main(value: Value) -> Value:
     """Return rank 0's value, as for `from_all`, in every process; the values of the others are ignored."""
     if not several():

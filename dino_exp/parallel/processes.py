@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,19 @@ RENDEZVOUS = "DINO_EXP_RENDEZVOUS"
 REQUIRED = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 STARTING = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
 """Variables that only a launcher sets; an address alone is often left in a cluster's environment."""
+STOPPING = [
+    getattr(signal, name)
+    for name in ("SIGINT", "SIGTERM", "SIGUSR1", "SIGUSR2", "SIGHUP")
+    if hasattr(signal, name)
+]
+"""Signals that ask a run to save and stop: Ctrl-C, those of SLURM before a preemption or the time limit, that
+of submitit, and that of a terminal or connection that is closed."""
+
+
+def stop_signals() -> list[signal.Signals]:
+    """Return `STOPPING` without SIGHUP where it is ignored, as under `nohup`."""
+    ignored = hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    return [number for number in STOPPING if not (ignored and number == signal.SIGHUP)]
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from dino_exp.errors import FAILED, UserError, refuse
+from dino_exp.errors import FAILED, INTERRUPTED, UserError, refuse
 from dino_exp.parallel.processes import Processes
 
 
@@ -15,7 +15,10 @@ def in_all_processes(decide: Callable[[], int], follow: Callable[[], int]) -> in
     except UserError as error:
         return refuse([str(error)])
     if processes.count == 1:
-        return decide()
+        try:
+            return decide()
+        except KeyboardInterrupt:  # before anything was begun
+            return INTERRUPTED
     from dino_exp.parallel import distributed
 
     code = FAILED

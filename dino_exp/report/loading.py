@@ -107,7 +107,8 @@ def state_of(run: RunData) -> tuple[str, str]:
     if not known:
         return ("unknown", "no status.json") if run.metrics else ("pending", "nothing has been logged yet")
     heartbeat = number(run.status.get("heartbeat"))
-    silent = heartbeat is None or time.time() - heartbeat > SILENT_SECONDS
+    # a heartbeat in the future tells nothing either: the clock was set back
+    silent = heartbeat is None or abs(time.time() - heartbeat) > SILENT_SECONDS
     if known == "running" and silent and not RunDirectory(run.path).is_held():
         since = "" if heartbeat is None else f" since {utc(heartbeat)}"
         return "lost", f"no sign of life{since}"

@@ -15,6 +15,7 @@ from dino_exp.report.loading import utc
 from dino_exp.report.run_data import RunData
 from dino_exp.report.thinning import Point, thinned
 from dino_exp.runs.metrics_lines import evenly_spaced
+from dino_exp.runs.run_directory import end_of_attempt
 from dino_exp.runs.run_files import number
 
 WIDTH, HEIGHT = 420, 210
@@ -168,14 +169,14 @@ def timeline(run: RunData) -> Figure | None:
 
 
 def attempts(run: RunData) -> list[dict[str, Any]]:
-    """Return the attempts in a run's status; the last lasts until the last heartbeat."""
+    """Return the attempts in a run's status; the last lasts until the last sign of life."""
     recorded = run.status.get("attempts")
     recorded = [each for each in recorded if isinstance(each, dict)] if isinstance(recorded, list) else []
     rows = []
     for index, attempt in enumerate(recorded):
         last = index == len(recorded) - 1
         began = number(attempt.get("began"))
-        until = number(attempt.get("until")) or (number(run.status.get("heartbeat")) if last else None)
+        until = number(attempt.get("until")) or (number(end_of_attempt(run.status)) if last else None)
         to_step = attempt.get("to_step", run.step if last else None)
         following = None if last else recorded[index + 1].get("from_step")
         rows.append(

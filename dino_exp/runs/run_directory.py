@@ -12,7 +12,7 @@ import math
 import os
 import socket
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -83,6 +83,17 @@ class HeldError(UserError):
     """Another process holds the run."""
 
 
+def end_of_attempt(status: Mapping[str, Any]) -> float | None:
+    """Return when the last attempt ended, or was last alive, by a clock that nobody sets; None if unknown.
+
+    Only the beginning is a time of the day: a heartbeat may be earlier, where the clock was set meanwhile.
+    """
+    try:
+        return status["attempts"][-1]["began"] + status["seconds"]
+    except (KeyError, IndexError, TypeError):  # of an earlier version, or not yet begun
+        return status.get("heartbeat")
+
+
 class RunDirectory:
     """The files of one run; at most one process holds a run at a time."""
 
@@ -97,6 +108,9 @@ class RunDirectory:
         self.plots = path / "plots"
         self._lock = FileLock(path / ".lock")
         self._status: dict[str, Any] = {}
+        self.opened = time.time()
+        """When this process opened the run, in seconds since 1970."""
+        self._opened = time.monotonic()
 
     @classmethod
     def beside(cls, path: Path) -> RunDirectory:
@@ -185,11 +199,12 @@ class RunDirectory:
     def write_status(self, **changes: Any) -> None:
         """Change fields of `status.json` as the process that holds the run.
 
-        The heartbeat is the time of this call in seconds since 1970.
+        The heartbeat is the time of this call in seconds since 1970; `seconds` have passed since `opened`,
+        whatever was done to the clock meanwhile.
         """
         process = {"host": socket.gethostname(), "pid": os.getpid(), "slurm_job_id": job_id()}
-        before = self._status or self._status_to_change()
-        self._status = before | changes | {"heartbeat": time.time()} | process
+        times = {"heartbeat": time.time(), "seconds": time.monotonic() - self._opened}
+        self._status = (self._status or self._status_to_change()) | changes | times | process
         self._write_status(self._status)
 
     def mark(self, **changes: Any) -> None:
@@ -226,6 +241,12 @@ class RunDirectory:
         """Append a line to `metrics.jsonl`."""
         with self.metrics_file.open("a", encoding="utf-8") as file:
             file.write(to_json(metrics))
+
+    def flush_metrics(self) -> None:
+        """Flush the lines of `metrics.jsonl` to disk, where a checkpoint must not be without them."""
+        if self.metrics_file.exists():
+            with self.metrics_file.open("a") as file:
+                os.fsync(file.fileno())
 
     def rewind_metrics(self, step: int, logged: Iterable[str] = ()) -> list[str]:
         """Drop the lines after `step`, because a resume logs these steps again, and return the others.
@@ -290,4 +311,4 @@ class OthersRunDirectory(RunDirectory):
     def _ignore(self, *values: Any, **changes: Any) -> None:
         pass
 
-    hold = release = write_status = append_metrics = write_summary = _ignore
+    hold = release = write_status = append_metrics = flush_metrics = write_summary = _ignore

@@ -11,7 +11,7 @@ from omegaconf import DictConfig
 
 from dino_exp.config.identity import run_id
 from dino_exp.config.schema import Config
-from dino_exp.errors import FAILED, INTERRUPTED, USER_ERROR, UserError, refuse, report
+from dino_exp.errors import FAILED, INTERRUPTED, USER_ERROR, UserError, known_words, refuse, report
 
 
 @dataclass(frozen=True)
@@ -49,8 +49,9 @@ def attempt(
     except KeyboardInterrupt:
         outcome = Outcome(name, "preempted", INTERRUPTED, "stopped by Ctrl-C")
     except Exception as error:
-        report(error)
-        outcome = Outcome(name, "failed", FAILED, f"{type(error).__name__}: {error}")
+        if not isinstance(error, distributed.OtherFailedError):
+            report(error, "Once that is repaired, the same command resumes from the last checkpoint.")
+        outcome = Outcome(name, "failed", FAILED, known_words(error) or f"{type(error).__name__}: {error}")
     if not together:
         distributed.leave(outcome.exit_code)
     return outcome

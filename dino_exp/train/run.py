@@ -5,8 +5,8 @@ from __future__ import annotations
 import datetime
 import logging
 import socket
-import time
 import traceback
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -21,14 +21,14 @@ from dino_exp.config.stored import DamagedConfigError, read_plain, write_config
 from dino_exp.config.targets import build
 from dino_exp.console import Console, log_lines_on, table
 from dino_exp.data.source import Splits
-from dino_exp.errors import UserError
+from dino_exp.errors import FAILED, UserError, known_words
 from dino_exp.eval.periodic import main_figures
 from dino_exp.parallel import distributed
-from dino_exp.parallel.interrupt import Interrupt
+from dino_exp.parallel.interrupt import Interrupt, Stopped
 from dino_exp.runs import environment
 from dino_exp.runs.metrics_lines import read_metrics
 from dino_exp.runs.revision import git_revision
-from dino_exp.runs.run_directory import OthersRunDirectory, RunDirectory, job_id
+from dino_exp.runs.run_directory import OthersRunDirectory, RunDirectory, end_of_attempt, job_id
 from dino_exp.runs.run_files import ENDED_WELL
 from dino_exp.tracker import NoTracker, RunInfo, Tracker, tracker_id_of
 from dino_exp.train import checkpoint
@@ -173,37 +173,49 @@ def _run(
     if is_main:
         begin(directory, trainer, tracker, group, resumed)
     distributed.from_main(None)  # the directory is complete before any process may fail
-    introduce(trainer, directory, console, resumed)
-    state, summary = "failed", {}
     try:
-        if trainer.step == 0 and is_main:
-            draw_crops(trainer, directory, tracker)
-        with RunProgress(console, trainer.plan.stop_step) as progress:
-            # a run that has collapsed without a summary is closed again, and not trained further
-            fit = ended != "collapsed"
-            state = trainer.fit(directory, tracker, progress, interrupt) if fit else "collapsed"
-        directory.write_status(step=trainer.step)
-        summary = summarize(trainer, state)
-        if state in ("finished", "collapsed"):
-            summary |= baseline(trainer) | (draw(trainer, directory, tracker) if is_main else {})
+        introduce(trainer, directory, console, resumed)
+        state, summary = _trained(directory, trainer, tracker, console, interrupt)
         if state != "preempted":
             directory.write_summary(summary)
-        exit_code = 1 if state == "failed" else 0
-        if state == "preempted":
-            exit_code = 128 + (interrupt.signal or 0)
         if state == "failed" and is_main:
             directory.write_traceback(summary["evidence"] + "\n")
+        directory.write_status(state=state, step=trainer.step)
     except BaseException as error:
         state = "preempted" if isinstance(error, KeyboardInterrupt) else "failed"
-        if state == "failed":
-            note_failure(directory)
-        directory.write_status(state=state)
+        first = state != "failed" or note_failure(directory, error)
+        with suppress(OSError):  # where the disk has failed, this may fail too
+            directory.write_status(state=state)
         tracker.finish({"state": state, "error": str(error)}, exit_code=1)
-        raise
-    directory.write_status(state=state)
+        if first or isinstance(error, UserError):
+            raise
+        log.error("Another process of this run failed first: see %s.", directory.traceback_file)
+        raise distributed.OtherFailedError(str(error)) from None
+    exit_code = {"failed": FAILED, "preempted": 128 + (interrupt.signal or 0)}.get(state, 0)
     tracker.finish(summary | {"state": state}, exit_code)
     message = conclude(trainer, directory, console, state, summary)
     return RunResult(state, exit_code, directory.path, message, summary.get("knn_top1"))
+
+
+def _trained(
+    directory: RunDirectory, trainer: Trainer, tracker: Tracker, console: Console, interrupt: Interrupt
+) -> tuple[str, dict[str, Any]]:
+    """Train and draw; return the state of the run and the content of `summary.json`."""
+    is_main = distributed.is_main()
+    try:
+        if trainer.step == 0:
+            interrupt.at_once(lambda: draw_crops(trainer, directory, tracker) if is_main else None)
+        with RunProgress(console, trainer.plan.stop_step) as progress:
+            state = trainer.fit(directory, tracker, progress, interrupt)
+        directory.write_status(step=trainer.step)
+        summary = summarize(trainer, state)
+        if state in ("finished", "collapsed"):
+            summary |= interrupt.at_once(
+                lambda: baseline(trainer) | (draw(trainer, directory, tracker) if is_main else {})
+            )
+        return state, summary
+    except Stopped:
+        return "preempted", {}
 
 
 def begin(
@@ -218,7 +230,7 @@ def begin(
         log.info("The run had reached step %s; what follows its checkpoint is trained again.", reached)
     tracker_id = tracker_id_of(directory.path, before)
     write_config(directory, cfg)
-    lines = directory.rewind_metrics(trainer.step if resumed else -1, trainer.logged)
+    lines = directory.rewind_metrics(trainer.step - trainer.due if resumed else -1, trainer.logged)
     trainer.logged.clear()
     trainer.logged.extend(lines)
     directory.traceback_file.unlink(missing_ok=True)
@@ -227,7 +239,7 @@ def begin(
         step=trainer.step,
         total_steps=trainer.plan.stop_step,
         attempt=before.get("attempt", 0) + 1,
-        attempts=[*attempts_before(before), this_attempt(trainer)],
+        attempts=[*attempts_before(before), this_attempt(trainer, directory)],
         tracker_id=tracker_id,
         run_id=directory.path.name,
         **code,
@@ -239,7 +251,7 @@ def begin(
             group=group,
             config=cast("dict[str, Any]", OmegaConf.to_container(cfg, resolve=True)),
             tracker_id=tracker_id,
-            resume_step=trainer.step,
+            resume_step=trainer.step - trainer.due,
         )
     )
 
@@ -248,14 +260,14 @@ def attempts_before(status: dict[str, Any]) -> list[dict[str, Any]]:
     """Return the earlier attempts; the last of them ended at its last heartbeat."""
     attempts = status.get("attempts", [])
     if attempts and "until" not in attempts[-1]:
-        attempts[-1] |= {"until": status.get("heartbeat"), "to_step": status.get("step")}
+        attempts[-1] |= {"until": end_of_attempt(status), "to_step": status.get("step")}
     return attempts
 
 
-def this_attempt(trainer: Trainer) -> dict[str, Any]:
+def this_attempt(trainer: Trainer, directory: RunDirectory) -> dict[str, Any]:
     """Return when, where and from which step this attempt starts; times in seconds since 1970."""
     return {
-        "began": time.time(),
+        "began": directory.opened,
         "from_step": trainer.step,
         "host": socket.gethostname(),
         "job": job_id(),
@@ -264,14 +276,19 @@ def this_attempt(trainer: Trainer) -> dict[str, Any]:
     }
 
 
-def note_failure(directory: RunDirectory) -> None:
-    """Write the traceback, unless another process failed first: then this one only lost its connection."""
-    text = traceback.format_exc()
+def note_failure(directory: RunDirectory, error: BaseException) -> bool:
+    """Write the traceback, and below it a known error in words; return whether this process failed first.
+
+    If another one did, this one has only lost its connection.
+    """
+    text = traceback.format_exc() + (f"{words}\n" if (words := known_words(error)) else "")
     if distributed.several():
         who = f"process {distributed.rank()} of {distributed.count()} on {socket.gethostname()}"
         text = f"{who}:\n{text}"
-    if not directory.write_traceback(text):
-        log.error("Another process of this run failed first: see %s.", directory.traceback_file)
+    try:
+        return directory.write_traceback(text) or not distributed.several()
+    except OSError:
+        return True
 
 
 def introduce(trainer: Trainer, directory: RunDirectory, console: Console, resumed: bool) -> None:
@@ -353,10 +370,9 @@ def conclude(
     """Print the closing table, and return its essence in one line."""
     verdict = trainer.judge.verdict
     if state == "preempted":
-        console.print(
-            f"Stopped at step {trainer.step:,} of {trainer.plan.stop_step:,}; saved. "
-            "The same command resumes from there."
-        )
+        at = f"at step {trainer.step:,} of {trainer.plan.stop_step:,}; saved"
+        where = at if trainer.step else "before the first step"
+        console.print(f"Stopped {where}. The same command resumes from there.")
         return f"stopped at step {trainer.step}"
     rows: dict[str, Any] = {"verdict": verdict_text(verdict), "because": verdict.evidence}
     for name, value in main_figures(trainer.last_metrics).items():

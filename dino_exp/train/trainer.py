@@ -140,11 +140,21 @@ class Trainer(TrainingState):
         Returns:
             The state of the run: finished, preempted, collapsed (`trainer.on_collapse=stop`) or failed
             (diverged).
+
+        Raises:
+            Stopped: a signal arrived during an evaluation; the steps before it are saved.
         """
         cfg, plan = self.cfg.trainer, self.plan
         self.join()
         if self.step == 0:
-            self._log_untrained(directory, tracker, progress)
+            self._log_untrained(directory, tracker, progress, interrupt)
+        clock = Clock()
+        if self.due:  # the run was stopped during the evaluations of this step
+            self._complete(directory, tracker, progress, interrupt)
+            self._save_last(directory, clock)
+            clock.skip()
+        if self.ends_early and self.step < plan.stop_step:  # it was stopped while its plots were drawn
+            return "collapsed"
         order = BatchOrder(
             len(self.splits.train),
             plan.batch_size,
@@ -155,7 +165,6 @@ class Trainer(TrainingState):
             distributed.count(),
         )
         loader = batches(self.crop_batches, order, self.workers, pin_memory=self.device.type == "cuda")
-        clock = Clock()
         for batch in clock.waiting_for(loader):
             interrupt.begin_step()
             self.unreadable.add(batch.corrupt.tolist())
@@ -172,29 +181,23 @@ class Trainer(TrainingState):
             if observe or stopped:
                 self.unreadable.count()
             if observe:
-                metrics = self._metrics(observed, clock)
+                self.last_metrics = metrics = self._metrics(observed, clock)
                 verdict = self._judge(metrics, tracker)
                 metrics["verdict"] = verdict.word
-                self.last_metrics = metrics
                 if verdict.word == "diverged":
                     self._log(directory, metrics)
                     return "failed"
+                self.due = evaluate and bool(self.evaluations.evaluations)
+                if self.due:
+                    self._save_last(directory, clock)  # evaluations may outlast the time before a SIGKILL
+                self._complete(directory, tracker, progress, interrupt)
                 if evaluate:
-                    figures = self._evaluate(directory, tracker)
-                    metrics |= figures
-                    if self.evaluations.improved(figures):
-                        self._save(directory, "best.pt")
                     clock.skip()
-                self._log(directory, metrics)
-                tracker.log(metrics, self.step)
-                progress.logged(self.step, metrics, verdict)
             if clock.due(HEARTBEAT_SECONDS):
                 directory.write_status(step=self.step)
-            stop = self.judge.verdict.collapsed and cfg.on_collapse == "stop"
-            if save or stop or stopped:
-                self.seconds += clock.total()
-                self._save(directory, "last.pt")
-            if stop and not last:
+            if save or self.ends_early or stopped:
+                self._save_last(directory, clock)
+            if self.ends_early and not last:
                 return "collapsed"
             if stopped and not last:
                 return "preempted"
@@ -258,15 +261,32 @@ class Trainer(TrainingState):
         with self.uncompiled():
             return self.evaluations.evaluate(folder, self.student.backbone if self.step else None)
 
-    def _evaluate(self, directory: RunDirectory, tracker: Tracker) -> dict[str, float]:
+    def _evaluate(self, directory: RunDirectory, tracker: Tracker, interrupt: Interrupt) -> dict[str, float]:
         """Return the figures of the evaluations, and send their images to the tracker."""
-        found = self.evaluated(directory.plots / "eval")
+        found = interrupt.at_once(lambda: self.evaluated(directory.plots / "eval"))
         for name, path in found.images.items():
             tracker.image(name, path, self.step)
         return found.figures
 
-    def _log_untrained(self, directory: RunDirectory, tracker: Tracker, progress: RunProgress) -> None:
-        first = self.evaluations.first = self._evaluate(directory, tracker)
+    def _complete(
+        self, directory: RunDirectory, tracker: Tracker, progress: RunProgress, interrupt: Interrupt
+    ) -> None:
+        """Make the evaluations if they are due, and write the line of this step."""
+        metrics = self.last_metrics
+        if self.due:
+            figures = self._evaluate(directory, tracker, interrupt)
+            metrics |= figures
+            self.due = False
+            if self.evaluations.improved(figures):
+                self._save(directory, "best.pt")
+        self._log(directory, metrics)
+        tracker.log(metrics, self.step)
+        progress.logged(self.step, metrics, self.judge.verdict)
+
+    def _log_untrained(
+        self, directory: RunDirectory, tracker: Tracker, progress: RunProgress, interrupt: Interrupt
+    ) -> None:
+        first = self.evaluations.first = self._evaluate(directory, tracker, interrupt)
         if not first:
             return
         metrics: dict[str, Any] = {"step": 0, "epoch": 0, "images": 0, **first}
@@ -278,12 +298,22 @@ class Trainer(TrainingState):
         for name, value in main_figures(first).items():
             progress.console.print(f"{'k-NN' if name == 'knn_top1' else name} {whose}: {value:.1f}%")
 
+    @property
+    def ends_early(self) -> bool:
+        """Whether the run ends at this step because of its verdict."""
+        return self.judge.verdict.collapsed and self.cfg.trainer.on_collapse == "stop"
+
     def _log(self, directory: RunDirectory, metrics: dict[str, Any]) -> None:
         self.logged.append(to_json(metrics))
         directory.append_metrics(metrics)
 
+    def _save_last(self, directory: RunDirectory, clock: Clock) -> None:
+        self.seconds += clock.total()
+        self._save(directory, "last.pt")
+
     def _save(self, directory: RunDirectory, name: str) -> None:
         if distributed.is_main():
+            directory.flush_metrics()  # a line that a resume does not write again must not be lost either
             checkpoint.save(directory.checkpoints / name, self.state())
 
 

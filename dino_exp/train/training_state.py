@@ -79,9 +79,11 @@ class TrainingState:
         self.judge = judge_of(cfg, warmup_steps=self.plan.warmup_steps, total_steps=self.plan.stop_step)
         self.step = 0
         self.last_metrics: dict[str, Any] = {}
-        """The last line of metrics.jsonl."""
+        """The line of metrics.jsonl of the last logged step."""
         self.logged: deque[str] = deque(maxlen=MOST_LINES)
         """The last lines of metrics.jsonl, which a checkpoint has too, should the file be damaged."""
+        self.due = False
+        """Whether the evaluations of this step are still to be made; its line is then written after them."""
         self.taken: dict[str, str] = {}
         """What `begin_with_weights` took from the file, in words, by part."""
         self.unreadable = UnreadableImages(splits.train, cfg.data.max_corrupt)
@@ -131,6 +133,7 @@ class TrainingState:
             **self.evaluations.state(),
             "last_metrics": self.last_metrics,
             "logged": list(self.logged),
+            "evaluation_due": self.due,
             "corrupt": sorted(self.unreadable.known),
             "seconds": self.seconds,
             "training_seconds": self.training_seconds,
@@ -148,4 +151,5 @@ class TrainingState:
         self.evaluations.restore(state)
         self.last_metrics, self.unreadable.known = state["last_metrics"], set(state["corrupt"])
         self.logged = deque(state.get("logged") or [to_json(self.last_metrics)], MOST_LINES)
+        self.due = state.get("evaluation_due", False)
         self.seconds, self.training_seconds = state["seconds"], state["training_seconds"]

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 import shutil
+import signal
 from pathlib import Path
 from typing import NoReturn
 
@@ -18,6 +20,9 @@ from dino_exp.config.compose import compose
 from dino_exp.config.compose_evaluation import check
 from dino_exp.eval import evaluate_command
 from dino_exp.eval.evaluate_command import main
+from dino_exp.eval.neighbors import NearestNeighbors
+from dino_exp.eval.subject import Findings, LabeledData, Subject
+from dino_exp.parallel.processes import STOPPING
 from dino_exp.train.run import train
 from tests.eval.subjects import Runs
 from tests.programs import Program, ranks, wait_for_all
@@ -299,7 +304,6 @@ def test_an_evaluation_that_fails_leaves_the_others(
     run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from dino_exp.errors import UserError
-    from dino_exp.eval.neighbors import NearestNeighbors
 
     def fail(self: NearestNeighbors, subject: object, data: object, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
@@ -313,6 +317,25 @@ def test_an_evaluation_that_fails_leaves_the_others(
     assert [record["evaluation"] for record in records(run)] == ["linear"]
     assert "knn: the disk is full." in capsys.readouterr().err
     assert list(run.rglob("half.txt")) == []
+
+
+@pytest.mark.parametrize("number", STOPPING)
+def test_a_signal_ends_it_in_words_and_leaves_nothing_half_written(
+    run: Path, number: int, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original, handler = NearestNeighbors.evaluate, signal.getsignal(number)
+
+    def stopping(self: NearestNeighbors, subject: Subject, data: LabeledData, folder: Path) -> Findings:
+        folder.mkdir(parents=True)
+        os.kill(os.getpid(), number)
+        return original(self, subject, data, folder)
+
+    monkeypatch.setattr(NearestNeighbors, "evaluate", stopping)
+    before = set(run.rglob("*"))
+    assert main([f"run={run}", "eval=[knn,linear]", "tracker=none"]) == 128 + number
+    assert capsys.readouterr().err.startswith("warning: stopped; nothing of the evaluation that was running")
+    assert set(run.rglob("*")) == before
+    assert signal.getsignal(number) == handler
 
 
 def test_help_names_every_evaluation(capsys: pytest.CaptureFixture[str]) -> None:

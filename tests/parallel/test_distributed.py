@@ -152,6 +152,46 @@ def test_a_signal_to_one_process_stops_both_and_one_process_can_resume(
     assert_same_but_for_rounding(directory, one_process, rounded_otherwise)
 
 
+STOPPING = """
+import os, signal, sys
+
+from dino_exp.cli import main
+from dino_exp.eval import neighbors
+from dino_exp.parallel import distributed
+
+predict, calls = neighbors.predict, []
+
+
+def stopping(*args, **kwargs):
+    calls.append(1)
+    if distributed.rank() == {rank} and len(calls) == 3:  # of the student at step 20
+        os.kill(os.getpid(), signal.SIGTERM)
+    return predict(*args, **kwargs)
+
+
+neighbors.predict = stopping
+sys.exit(main())
+"""
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_signal_to_one_process_ends_an_evaluation_in_both(
+    tmp_path: Path, rank: int, one_process: RunDirectory, rounded_otherwise: RunDirectory
+) -> None:
+    (tmp_path / "stopping.py").write_text(STOPPING.format(rank=rank))
+    words = [*RUN, "eval.every_epochs=100"]
+    processes = pair(tmp_path, *words, script=str(tmp_path / "stopping.py"))
+    assert wait_for_all(processes) == [143, 143], processes[0].output
+    directory = only_run(tmp_path)
+    assert (directory.read_status()["state"], directory.read_status()["step"]) == ("preempted", 20)
+    assert [line["step"] for line in read_metrics(directory.metrics_file)] == list(range(20))
+    alone = Program("train.py", *words, folder=tmp_path, environment=cache(tmp_path))
+    assert alone.wait() == 0, alone.output
+    assert [line["step"] for line in read_metrics(directory.metrics_file)] == list(range(21))
+    assert directory.read_summary()["knn_top1"] is not None
+    assert_same_but_for_rounding(directory, one_process, rounded_otherwise)
+
+
 @pytest.mark.spawn
 def test_torchrun_starts_a_run_and_reports_its_exit_code(tmp_path: Path) -> None:
     process = subprocess.Popen(

@@ -1,13 +1,64 @@
 """Files of a run: dropped log lines, the lock, others' files, and links."""
 
+import errno
+import io
 import json
+import os
+import time
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 
-from dino_exp.errors import UserError
-from dino_exp.runs.run_directory import RunDirectory
+from dino_exp.atomic import write_atomically, write_text_atomically
+from dino_exp.errors import UserError, in_words
+from dino_exp.runs.run_directory import RunDirectory, end_of_attempt
 from tests.programs import Program
+
+
+class FullDisk(io.BytesIO):
+    """A file with room for 300 bytes."""
+
+    def write(self, content: Any) -> int:
+        if self.tell() + memoryview(content).nbytes > 300:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return super().write(content)
+
+
+def test_a_full_disk_is_named_also_where_torch_hides_it(tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError, match="enforce fail"):
+        torch.save({"weights": torch.ones(9999)}, FullDisk())
+    with pytest.raises(OSError, match="No space left") as caught:
+        write_atomically(
+            tmp_path / "last.pt", lambda _: torch.save({"weights": torch.ones(9999)}, FullDisk())
+        )
+    assert in_words(caught.value) == f"{tmp_path / 'last.pt'}: the disk is full"
+
+
+def test_new_folders_are_flushed_to_disk_from_the_top(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flushed: list[Path] = []
+    monkeypatch.setattr(
+        os, "fsync", lambda number: flushed.append(Path(f"/proc/self/fd/{number}").readlink())
+    )
+    write_text_atomically(tmp_path / "run" / "checkpoints" / "best.txt", "")
+    assert {tmp_path, tmp_path / "run", tmp_path / "run" / "checkpoints"} <= set(flushed)
+
+
+def test_attempts_last_as_long_as_they_did_whatever_the_clock_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    directory = RunDirectory(tmp_path)
+    began = directory.opened
+    directory.write_status(state="running", attempts=[{"began": began}])
+    monkeypatch.setattr(time, "time", lambda: began - 86400)
+    directory.write_status(step=1)
+    ended = end_of_attempt(directory.read_status())
+    assert ended is not None
+    assert 0 <= ended - began < 3600
+    assert end_of_attempt({"heartbeat": 9.0, "attempts": [{"began": 5.0}]}) == 9.0  # of an earlier version
 
 
 def test_rewind_drops_later_steps_and_a_line_cut_short(tmp_path: Path) -> None:

@@ -2,7 +2,6 @@
 
 import json
 import os
-import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -154,41 +153,6 @@ def test_a_run_killed_twice_ends_with_the_same_weights(
     assert_same_weights(directory, undisturbed[0])
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2])
-def test_a_signal_saves_at_the_next_step_and_the_run_resumes(
-    tmp_path: Path,
-    number: signal.Signals,
-    undisturbed: tuple[RunDirectory, str],
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    cfg = configuration(STOCHASTIC)
-    with monkeypatch.context() as patch:
-        send_at(patch, 6, number)
-        stopped = train(cfg, tmp_path / "run")
-    assert (stopped.state, stopped.exit_code) == ("preempted", 128 + number)
-    directory = RunDirectory(tmp_path / "run")
-    assert directory.read_status()["state"] == "preempted"
-    assert checkpoint.load(directory.checkpoints / "last.pt")["step"] == directory.read_status()["step"] == 6
-    assert not directory.summary_file.exists()
-    assert train(cfg, tmp_path / "run").state == "finished"
-    assert steps_logged(directory) == list(range(17))
-    assert_same_weights(directory, undisturbed[0])
-
-
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR2])
-def test_a_signal_to_the_loader_processes_too_saves_as_well(tmp_path: Path, number: signal.Signals) -> None:
-    """Ctrl-C and SLURM's preemption signal every process of a run."""
-    long = ("trainer.num_workers=2", "trainer.epochs=40", "trainer.checkpoint_every=320")
-    process = start(tmp_path, *long, own_group=True)
-    process.until_it_says("/320")
-    os.killpg(process.pid, number)
-    assert process.wait() == 128 + number, process.output
-    directory = only_run(tmp_path)
-    assert directory.read_status()["state"] == "preempted"
-    assert checkpoint.load(directory.checkpoints / "last.pt")["step"] == directory.read_status()["step"] > 0
-    assert not directory.traceback_file.exists()
-
-
 Views = list[torch.Tensor]
 
 
@@ -222,31 +186,6 @@ def before_step(patch: pytest.MonkeyPatch, number: int, act: Callable[[Views], V
         return original(self, act(views) if self.step + 1 == number else views, observe)
 
     patch.setattr(Trainer, "train_step", stepping)
-
-
-def send_at(patch: pytest.MonkeyPatch, step: int, *signals: signal.Signals) -> None:
-    """Send signals to this process during the `step`-th step of the run."""
-
-    def send(views: Views) -> Views:
-        for number in signals:
-            os.kill(os.getpid(), number)
-        return views
-
-    before_step(patch, step, send)
-
-
-def test_a_second_ctrl_c_exits_at_once_with_the_checkpoint_intact(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    with monkeypatch.context() as patch:
-        send_at(patch, 8, signal.SIGINT, signal.SIGINT)
-        with pytest.raises(KeyboardInterrupt):
-            train(configuration(), tmp_path / "run")
-    directory = RunDirectory(tmp_path / "run")
-    assert checkpoint.load(directory.checkpoints / "last.pt")["step"] == 5
-    assert directory.read_status()["state"] == "preempted"
-    assert not directory.traceback_file.exists()
-    assert train(configuration(), tmp_path / "run").state == "finished"
 
 
 def test_a_finished_run_is_shown_and_never_touched(
