@@ -11,7 +11,7 @@ from omegaconf import DictConfig
 
 from dino_exp.config.identity import run_id
 from dino_exp.config.schema import Config
-from dino_exp.errors import FAILED, INTERRUPTED, USER_ERROR, UserError, refuse
+from dino_exp.errors import FAILED, INTERRUPTED, UserError, refuse
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ def attempt(cfg: Config | DictConfig, directory: Path, group: str | None) -> Out
             remove_if_empty(directory, Path(cfg.output_root))
             refuse([str(error)])
         together = together or isinstance(error, distributed.AgreedError)
-        outcome = Outcome(name, "failed", USER_ERROR, str(error))
+        outcome = Outcome(name, "failed", error.exit_code, str(error))
     except KeyboardInterrupt:
         outcome = Outcome(name, "preempted", INTERRUPTED, "stopped by Ctrl-C")
     except Exception as error:
