@@ -13,6 +13,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
+from dino_exp.data import storage
 from dino_exp.data.augment import Augment
 from dino_exp.data.crops import MultiCrop
 from dino_exp.data.loader_processes import made_by_processes
@@ -151,6 +152,7 @@ def batches(
     Raises MachineError where no batch can be had: the disk, or a loader process, has failed.
     """
     if not workers:
+        storage.while_waiting = look
         for where in order:
             batch = dataset[where]
             yield CropBatch(*(part.pin_memory() for part in batch)) if pin_memory else batch

@@ -40,8 +40,10 @@ ALIGNMENT = 16
 """Bytes. Where a tensor may begin."""
 FROZEN_SECONDS = 15
 """How long a batch is waited for before a suspended loader process is an error."""
-MEMORY_RAN_OUT = "perhaps because memory ran out; lower trainer.num_workers or trainer.batch_size"
-SIGNALS = {signal.SIGKILL: MEMORY_RAN_OUT, signal.SIGBUS: "a file that it read was cut, or its disk failed"}
+REASONS = {
+    signal.SIGKILL: ", perhaps because memory ran out: lower trainer.num_workers or trainer.batch_size",
+    signal.SIGBUS: ": a file that it read was cut, or its disk failed",
+}
 
 
 class Tasks(Sized, Protocol[Task_co]):
@@ -173,7 +175,7 @@ class _Arrivals:
         # A slot is filled again once the batch that was in it has been taken.
         self.loader = DataLoader(
             _Making(make, self.slots),
-            sampler=zip(cycle(range(self.slots.count)), tasks, strict=False),  # type: ignore[arg-type]
+            sampler=zip(cycle(range(self.slots.count)), tasks, strict=False),
             batch_size=None,
             num_workers=workers,
             prefetch_factor=PREFETCH,
@@ -202,8 +204,8 @@ class _Arrivals:
         for process in self.processes:
             code = process.exitcode
             if code is not None and code < 0:
-                name, reason = signal.Signals(-code).name, SIGNALS.get(signal.Signals(-code))
-                raise MachineError(f"A loader process was killed by {name}{', ' * bool(reason)}{reason or ''}.")
+                number = signal.Signals(-code)
+                raise MachineError(f"A loader process was killed by {number.name}{REASONS.get(number, '')}.")
             if code is not None:
                 raise MachineError(f"A loader process ended by itself, with exit code {code}.")
             if waited >= FROZEN_SECONDS and _is_suspended(process.pid):

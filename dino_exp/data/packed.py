@@ -120,9 +120,8 @@ class PackedSource:
             content = patiently(lambda: self._bytes.read(*where), self._bytes.some_paths)
         except OSError as error:
             if error.errno is None:  # not a fault of the image, which another start packs again
-                raise MachineError(
-                    f"{self._bytes.files[0].path}: {error}. The same command packs the images again and resumes."
-                ) from error
+                path = self._bytes.files[0].path
+                raise MachineError(f"{path}: {error}. The same command packs again and resumes.") from error
             raise CorruptImageError(self.name(index), error.strerror or str(error)) from error
         if zlib.crc32(content) != int(self._checks[index]):
             damaged = self._bytes.files[0].path

@@ -16,14 +16,12 @@ log = logging.getLogger(__name__)
 
 Result = TypeVar("Result")
 
-PASSING = {
-    getattr(errno, name)
-    for name in (
-        "EIO EREMOTEIO ESTALE ETIMEDOUT ETIME EAGAIN EBUSY ENODEV ENXIO ENOTCONN ECONNRESET ECONNABORTED "
-        "ECONNREFUSED EHOSTDOWN EHOSTUNREACH ENETDOWN ENETUNREACH ENETRESET ESHUTDOWN ENOLINK ECOMM EPIPE"
-    ).split()
-    if hasattr(errno, name)
-}
+NETWORK = (
+    *("ESTALE", "EREMOTEIO", "ENOTCONN", "ETIMEDOUT", "ETIME", "EHOSTDOWN", "EHOSTUNREACH", "ENOLINK"),
+    *("ECONNRESET", "ECONNABORTED", "ECONNREFUSED", "ENETDOWN", "ENETUNREACH", "ENETRESET", "ESHUTDOWN"),
+    *("EIO", "EAGAIN", "EBUSY", "ENODEV", "ENXIO", "ECOMM", "EPIPE"),
+)
+PASSING = {getattr(errno, name) for name in NETWORK if hasattr(errno, name)}
 """Errors that a network disk returns while it is away; EIO may also be a bad place on a local disk."""
 OF_THE_PROCESS = {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS}
 """Errors that say nothing about a file."""
@@ -37,6 +35,8 @@ GIVE_UP_AT_START = 10
 PROBES = 8
 """Other files that are tried."""
 
+while_waiting: Callable[[float], None] | None = None
+"""Called between two tries with the seconds waited so far; may raise."""
 _has_read = False
 
 
@@ -74,6 +74,8 @@ def patiently(read: Callable[[], Result], others: Callable[[], Iterable[str]]) -
             ) from failed
         if not waited and multiprocessing.parent_process() is None:
             log.warning("%s. Trying again for up to %d minutes.", in_words(failed), GIVE_UP_SECONDS // 60)
+        if while_waiting is not None:
+            while_waiting(waited)
         time.sleep(wait)
         waited, wait = waited + wait, min(2 * wait, LONGEST_WAIT)
 

@@ -37,7 +37,7 @@ log = logging.getLogger(__name__)
 
 HEARTBEAT_SECONDS = 5.0
 LEAVE_SECONDS = 20
-"""How long one of several processes that is to stop still waits for its batch, to end the step with the others."""
+"""How long one of several processes that is to stop waits for its batch, to end the step with the others."""
 
 
 class Trainer(TrainingState):

@@ -146,7 +146,11 @@ class Acting(Album):
 @pytest.mark.parametrize(
     ("act", "kind", "message"),
     [
-        (lambda: os.kill(os.getpid(), signal.SIGKILL), MachineError, r"SIGKILL.*memory.*trainer\.num_workers"),
+        (
+            lambda: os.kill(os.getpid(), signal.SIGKILL),
+            MachineError,
+            r"SIGKILL.*memory.*num_workers",
+        ),
         (lambda: os.kill(os.getpid(), signal.SIGSTOP), MachineError, "suspended"),
         (lambda: os._exit(3), MachineError, "exit code 3"),
         (lambda: 1 / 0, ZeroDivisionError, "division by zero"),
@@ -156,6 +160,7 @@ def test_a_loader_process_that_fails_ends_the_run_with_words(
     act: Callable[[], object], kind: type[Exception], message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(loader_processes, "FROZEN_SECONDS", 1)
+    monkeypatch.setattr(loader_processes, "PREFETCH", 1)  # the batches before have come
     order = BatchOrder(50, 8, 0, 0, 12)
     step, index = 3, list(order)[3][1][5]
     loader = batches(dataset(Acting(index, act)), order, workers=2, pin_memory=False)

@@ -136,7 +136,8 @@ def test_a_single_shard_with_a_bad_place_has_one_unreadable_image(
     tmp_path: Path, time: Time, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     source = load("webdataset", root=as_shards(tmp_path / "set", by_class(IMAGES, 2), each=12), val_root=None)
-    pread, bad = os.pread, []
+    bad: list[int] = []
+    pread = os.pread
 
     def failing_pread(file: int, length: int, offset: int) -> bytes:
         bad[:] = bad or [offset]
