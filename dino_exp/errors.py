@@ -20,6 +20,14 @@ INTERRUPTED = 130  # 128 + SIGINT, as shells have it
 class UserError(Exception):
     """A configuration or file that cannot work; the message names it, its value, and the fix."""
 
+    exit_code = USER_ERROR
+
+
+class MachineError(UserError):
+    """A disk, process or limit of the machine that failed under a program; the same command resumes."""
+
+    exit_code = FAILED
+
 
 MEANINGS = {
     errno.ENOSPC: "the disk is full",

@@ -60,7 +60,7 @@ class Augment:
         self.flip, self.rotation, self.jitter = flip, rotation, jitter
         self.strengths = np.array([brightness, contrast, saturation, hue])
         self.gray, self.blur, self.blur_sigma, self.solarize = gray, blur, blur_sigma, solarize
-        self.rgb = channels == 3
+        self.channels, self.rgb = channels, channels == 3
         self.mean = torch.tensor(mean).view(-1, 1, 1)
         self.std = torch.tensor(std).view(-1, 1, 1)
         # One radius for all crops, so that a crop does not depend on the others in its batch.

@@ -7,6 +7,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from dino_exp.data.storage import spread
+
 OPEN_FILES = 128
 """Files that one process keeps open; the usual limit for all its files is 1,024."""
 
@@ -38,13 +40,21 @@ class FileRanges:
     def read(self, number: int, offset: int, length: int) -> bytes:
         """Return `length` bytes of file `number`; raises OSError, also if the file has changed."""
         file = self._descriptor(number)
-        status = os.fstat(file.number)
-        if (status.st_size, status.st_mtime_ns) != self.files[number][1:]:
-            raise OSError("the file was changed after the run began")
-        content = os.pread(file.number, length, offset)
+        try:
+            status = os.fstat(file.number)
+            if (status.st_size, status.st_mtime_ns) != self.files[number][1:]:
+                raise OSError("the file was changed after the run began")
+            content = os.pread(file.number, length, offset)
+        except OSError:
+            self._open.pop(number, None)  # of a network disk that was away it stays unreadable
+            raise
         if len(content) != length:
             raise OSError(f"the file ends at {offset + len(content):,} bytes, before {offset + length:,}")
         return content
+
+    def some_paths(self) -> list[str]:
+        """Return the paths of a few of the files."""
+        return [self.files[number].path for number in spread(len(self.files))]
 
     def __getstate__(self) -> dict[str, object]:
         return self.__dict__ | {"_open": {}}

@@ -14,6 +14,7 @@ from dino_exp.data.file_sets import existing_path, held_out_sibling
 from dino_exp.data.labeled import LabeledSource, NameTable, short_digest
 from dino_exp.data.packed import stored_splits
 from dino_exp.data.source import IMAGE_SUFFIXES, Shrink, Splits, read_image
+from dino_exp.data.storage import spread
 from dino_exp.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -78,10 +79,15 @@ class FolderSource(LabeledSource):
         return len(self._paths)
 
     def read(self, index: int, shrink: Shrink | None = None) -> torch.Tensor:
-        return read_image(self.name(index), self._channels, backend=self._backend, shrink=shrink)
+        return read_image(
+            self.name(index), self._channels, backend=self._backend, shrink=shrink, others=self._some_paths
+        )
 
     def name(self, index: int) -> str:
         return os.path.join(self._base, self._paths[index])  # noqa: PTH118 (10^7 times)
+
+    def _some_paths(self) -> list[str]:
+        return [self.name(index) for index in spread(len(self))]
 
     def fingerprint(self) -> str:
         """Return a digest of every file's path, size and time, and of how images are decoded."""

@@ -17,6 +17,7 @@ from dino_exp.data.file_ranges import stamps
 from dino_exp.data.labeled import LabeledSource, short_digest
 from dino_exp.data.packed import stored_splits
 from dino_exp.data.source import CorruptImageError, Shrink, Splits, decode_image, default_root
+from dino_exp.data.storage import patiently
 from dino_exp.errors import MEANINGS, UserError, in_words
 
 log = logging.getLogger(__name__)
@@ -115,7 +116,7 @@ class HuggingfaceSource(LabeledSource):
         content = image and image["bytes"]
         if not content and image and image["path"]:
             try:
-                content = Path(image["path"]).read_bytes()
+                content = patiently(Path(image["path"]).read_bytes, tuple)
             except OSError as error:
                 raise CorruptImageError(name, f"{image['path']}: {error.strerror}") from error
         if not content:

@@ -6,23 +6,20 @@ workers, nor that of processes, nor a resume changes them.
 
 from __future__ import annotations
 
-import os
-import signal
-import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset, Sampler
 
+from dino_exp.data import storage
 from dino_exp.data.augment import Augment
 from dino_exp.data.crops import MultiCrop
+from dino_exp.data.loader_processes import made_by_processes
 from dino_exp.data.pil_reference import ReleasedPipeline
 from dino_exp.data.source import CorruptImageError, ImageSource
 from dino_exp.errors import UserError
-from dino_exp.parallel.processes import STOPPING
 from dino_exp.seeding import generator
 
 
@@ -36,7 +33,7 @@ class CropBatch(NamedTuple):
 
 
 @dataclass(eq=False)
-class BatchOrder(Sampler[tuple[int, list[int]]]):
+class BatchOrder:
     """The (epoch, indices) of each batch from `start_step` to `stop_step`, without incomplete batches."""
 
     length: int
@@ -65,7 +62,7 @@ class BatchOrder(Sampler[tuple[int, list[int]]]):
             yield epoch, order[start : start + part].tolist()
 
 
-class CropBatches(Dataset[CropBatch]):
+class CropBatches:
     """A map from (epoch, indices) to a `CropBatch`.
 
     Args:
@@ -77,6 +74,11 @@ class CropBatches(Dataset[CropBatch]):
     ) -> None:
         self.source, self.crops, self.augment, self.seed = source, crops, augment, seed
         self.released = ReleasedPipeline(crops, augment) if backend == "pil" else None
+
+    def bytes_of(self, images: int) -> int:
+        """Return the bytes of a batch."""
+        per_crop = 4 * self.augment.uniforms
+        return images * (self.augment.channels * self.crops.pixels + len(self.crops) * per_crop)
 
     def __getitem__(self, where: tuple[int, list[int]]) -> CropBatch:
         epoch, indices = where
@@ -137,35 +139,26 @@ def _stacked(by_crop: list[tuple[torch.Tensor, ...]]) -> torch.Tensor:
     return stacked.unflatten(0, (len(by_crop), -1))
 
 
-def outlive_stop_signals(worker: int) -> None:
-    """Make a loader process ignore the signals that stop a run, until its parent stops it.
+def batches(
+    dataset: CropBatches,
+    order: BatchOrder,
+    workers: int,
+    pin_memory: bool,
+    look: Callable[[float], None] = lambda waited: None,
+) -> Iterator[CropBatch]:
+    """Yield the batches of `order`, made by `workers` processes of one thread each, or in this one with 0.
 
-    Ctrl-C and SLURM signal every process of a run. The run then saves at the end of its step, for which it
-    needs its loaders. SIGTERM from the parent itself, which so ends a loader that hangs, is obeyed where the
-    system tells who sent it.
+    look: called twice a second with the seconds for which a batch has been waited for; may raise.
+    Raises MachineError where no batch can be had: the disk, or a loader process, has failed.
     """
-    others = [number for number in STOPPING if number != signal.SIGTERM]
-    for number in others:
-        signal.signal(number, signal.SIG_IGN)
-    if hasattr(signal, "sigwaitinfo"):
-        signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
-        threading.Thread(target=_exit_on_signal_of_parent, daemon=True).start()
-
-
-def _exit_on_signal_of_parent() -> None:
-    while signal.sigwaitinfo([signal.SIGTERM]).si_pid != os.getppid():
-        pass
-    os._exit(0)
-
-
-def batches(dataset: CropBatches, order: BatchOrder, workers: int, pin_memory: bool) -> DataLoader[CropBatch]:
-    """Return a loader over `order` with `workers` processes of one thread each, or in this process with 0."""
-    return DataLoader(
-        dataset,
-        sampler=order,
-        batch_size=None,
-        num_workers=workers,
-        pin_memory=pin_memory,
-        prefetch_factor=4 if workers else None,
-        worker_init_fn=outlive_stop_signals,
-    )
+    if not workers:
+        storage.while_waiting = look
+        for where in order:
+            batch = dataset[where]
+            yield CropBatch(*(part.pin_memory() for part in batch)) if pin_memory else batch
+        return
+    size = dataset.bytes_of(order.batch_size // order.processes)
+    for parts in made_by_processes(
+        dataset.__getitem__, order, workers=workers, size=size, pin_memory=pin_memory, look=look
+    ):
+        yield CropBatch(*parts)

@@ -25,7 +25,8 @@ from dino_exp.data.file_ranges import FileRanges, stamps
 from dino_exp.data.labeled import StoredImages, short_digest
 from dino_exp.data.read_ahead import ahead
 from dino_exp.data.source import CorruptImageError, Shrink, Splits, default_root
-from dino_exp.errors import UserError, in_words
+from dino_exp.data.storage import patiently
+from dino_exp.errors import MachineError, UserError, in_words
 from dino_exp.parallel import distributed
 
 log = logging.getLogger(__name__)
@@ -112,9 +113,13 @@ class PackedSource:
         if index in self._reasons:
             raise CorruptImageError(self.name(index), self._reasons[index])
         shape = self._shapes[index].tolist()
+        where = 0, int(self._starts[index]), shape[0] * shape[1] * shape[2]
         try:
-            content = self._bytes.read(0, int(self._starts[index]), shape[0] * shape[1] * shape[2])
+            content = patiently(lambda: self._bytes.read(*where), self._bytes.some_paths)
         except OSError as error:
+            if error.errno is None:  # not a fault of the image, which another start packs again
+                path = self._bytes.files[0].path
+                raise MachineError(f"{path}: {error}. The same command packs again and resumes.") from error
             raise CorruptImageError(self.name(index), error.strerror or str(error)) from error
         if zlib.crc32(content) != int(self._checks[index]):
             damaged = self._bytes.files[0].path

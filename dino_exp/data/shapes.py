@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import zlib
 from collections.abc import Iterator
 from contextlib import suppress
@@ -15,6 +16,7 @@ import torch
 
 from dino_exp.atomic import write_atomically
 from dino_exp.data import shape_images
+from dino_exp.data.file_ranges import FileRanges, stamps
 from dino_exp.data.shape_images import BLOCK, CLASSES
 from dino_exp.data.source import Shrink, Splits, default_root
 from dino_exp.errors import UserError, in_words
@@ -23,6 +25,8 @@ from dino_exp.paths import expanded
 log = logging.getLogger(__name__)
 
 SPLITS = ("train", "test")
+HEADER = 128
+"""Bytes before the array in the cache file: a multiple of 64, and four sizes fit in."""
 
 
 def load(
@@ -43,7 +47,10 @@ def load(
 
 
 class ShapesSource:
-    """One split. A copy in another process opens the cache file again; no images are copied."""
+    """One split. A copy in another process opens the cache file again; no images are copied.
+
+    A cache file that is removed or cut meanwhile is drawn again.
+    """
 
     has_masks = True
 
@@ -60,7 +67,7 @@ class ShapesSource:
         content = repr((self.split, self.shape, self.seed, shape_images.settings()))
         digest = sha256(content.encode()).hexdigest()[:12]
         self._path = folder / f"shapes-{split}-{size}x{image_size}px-seed{seed}-{digest}.npy"
-        self._images: np.ndarray | torch.Tensor | None = self._cached()
+        self._images: FileRanges | torch.Tensor = self._cached()
 
     def __len__(self) -> int:
         return self.shape[0]
@@ -77,26 +84,25 @@ class ShapesSource:
     def fingerprint(self) -> str:
         return self._path.name
 
-    def __getstate__(self) -> dict[str, object]:
-        state = self.__dict__.copy()
-        if isinstance(self._images, np.ndarray):
-            state["_images"] = None
-        return state
-
     def _planes(self, index: int) -> torch.Tensor:
-        if self._images is None:
-            self._images = _open(self._path)
         if isinstance(self._images, torch.Tensor):
             return self._images[index]
-        return torch.from_numpy(self._images[index].copy())
+        shape = self.shape[1:]
+        length = math.prod(shape)
+        try:
+            content = self._images.read(0, HEADER + index * length, length)
+        except OSError:  # removed or cut under the run
+            self._images = self._cached()
+            return self._planes(index)
+        return torch.frombuffer(bytearray(content), dtype=torch.uint8).view(shape)
 
-    def _cached(self) -> np.ndarray | torch.Tensor:
-        """Return the mapped cache file, which is written if missing, or else the images in memory."""
+    def _cached(self) -> FileRanges | torch.Tensor:
+        """Return the cache file, which is written if missing, or else the images in memory."""
         try:
             if not _is_complete(self._path, self.shape):
                 log.info("Drawing %s shapes (%s) into %s", f"{len(self):,}", self.split, self._path)
                 _write(self._path, self.shape, self._drawn())
-            return _open(self._path)
+            return FileRanges(stamps([self._path]))
         except OSError as error:
             log.warning("Drawing the shapes into memory, because they are not kept: %s.", in_words(error))
             # A tensor, because DataLoader passes it to workers through shared memory.
@@ -114,17 +120,14 @@ class ShapesSource:
 # The cache file is a .npy with the array's CRC-32 after the array, which readers of .npy files ignore.
 
 
-def _open(path: Path) -> np.ndarray:
-    return np.asarray(np.load(path, mmap_mode="r"))
-
-
 def _is_complete(path: Path, shape: tuple[int, ...]) -> bool:
     """Check that the file exists with the right shape and check sum: a power cut can leave zeros in it."""
     try:
         with path.open("rb") as file:
             if np.lib.format.read_magic(file) != (1, 0):
                 return False
-            if np.lib.format.read_array_header_1_0(file) != (shape, False, np.dtype(np.uint8)):
+            header = np.lib.format.read_array_header_1_0(file)
+            if (header, file.tell()) != ((shape, False, np.dtype(np.uint8)), HEADER):
                 return False
             left, check = int(np.prod(shape)), 0
             while left > 0 and (part := file.read(min(left, 1 << 22))):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from dino_exp.data.storage import patiently
 from dino_exp.paths import home
 
 try:  # deprecated in torchvision 0.29 and to be removed; Pillow then reads JPEG too, a third slower
@@ -145,15 +146,21 @@ def default_root() -> Path:
 
 
 def read_image(
-    path: str | os.PathLike[str], channels: int, *, backend: str = "fast", shrink: Shrink | None = None
+    path: str | os.PathLike[str],
+    channels: int,
+    *,
+    backend: str = "fast",
+    shrink: Shrink | None = None,
+    others: Callable[[], Iterable[str]] = tuple,
 ) -> torch.Tensor:
     """Decode one file to uint8 (channels, H, W); arguments and result as in `decode_image`.
 
+    others: as in `patiently`.
     Raises CorruptImageError with the path and the reason.
     """
     name = os.fspath(path)
     try:
-        content = Path(path).read_bytes()
+        content = patiently(Path(path).read_bytes, others)
     except OSError as error:
         raise CorruptImageError(name, error.strerror or str(error)) from error
     return decode_image(content, name, channels, backend=backend, shrink=shrink)

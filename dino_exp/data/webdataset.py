@@ -28,6 +28,7 @@ from dino_exp.data.file_ranges import FileRanges, Stamp, stamps
 from dino_exp.data.labeled import LabeledSource, NameTable, short_digest
 from dino_exp.data.packed import stored_splits
 from dino_exp.data.source import IMAGE_SUFFIXES, CorruptImageError, Shrink, Splits, decode_image, default_root
+from dino_exp.data.storage import patiently
 from dino_exp.errors import UserError, in_words
 
 log = logging.getLogger(__name__)
@@ -116,7 +117,7 @@ class ShardSource(LabeledSource):
         name = self.name(index)
         try:
             where = self._shard(index), int(self._offsets[index]), int(self._lengths[index])
-            content = self._bytes.read(*where)
+            content = patiently(lambda: self._bytes.read(*where), self._bytes.some_paths)
         except OSError as error:
             raise CorruptImageError(name, error.strerror or str(error)) from error
         return decode_image(content, name, self._channels, backend=self._backend, shrink=shrink)

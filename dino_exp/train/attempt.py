@@ -11,7 +11,7 @@ from omegaconf import DictConfig
 
 from dino_exp.config.identity import run_id
 from dino_exp.config.schema import Config
-from dino_exp.errors import FAILED, INTERRUPTED, USER_ERROR, UserError, known_words, refuse, report
+from dino_exp.errors import FAILED, INTERRUPTED, UserError, known_words, refuse, report
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ def attempt(
             remove_if_empty(directory, keep)
             refuse([str(error)])
         together = together or isinstance(error, distributed.AgreedError)
-        outcome = Outcome(name, "failed", USER_ERROR, str(error))
+        outcome = Outcome(name, "failed", error.exit_code, str(error))
     except KeyboardInterrupt:
         outcome = Outcome(name, "preempted", INTERRUPTED, "stopped by Ctrl-C")
     except Exception as error:

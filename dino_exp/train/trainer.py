@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from dino_exp.dino.loss import cross_entropy_over_pairs
 from dino_exp.dino.model import NetworkOutput
 from dino_exp.dino.optimizer import clip_gradients, freeze_last_layer
 from dino_exp.dino.verdict import Verdict
+from dino_exp.errors import MachineError
 from dino_exp.eval.periodic import Round, main_figures
 from dino_exp.parallel import distributed
 from dino_exp.parallel.interrupt import Interrupt
@@ -35,6 +36,8 @@ from dino_exp.train.training_state import TrainingState
 log = logging.getLogger(__name__)
 
 HEARTBEAT_SECONDS = 5.0
+LEAVE_SECONDS = 20
+"""How long one of several processes that is to stop waits for its batch, to end the step with the others."""
 
 
 class Trainer(TrainingState):
@@ -164,7 +167,7 @@ class Trainer(TrainingState):
             distributed.rank(),
             distributed.count(),
         )
-        loader = batches(self.crop_batches, order, self.workers, pin_memory=self.device.type == "cuda")
+        loader = self._delivered(order, directory, interrupt, clock)
         for batch in clock.waiting_for(loader):
             interrupt.begin_step()
             self.unreadable.add(batch.corrupt.tolist())
@@ -202,7 +205,29 @@ class Trainer(TrainingState):
             if stopped and not last:
                 return "preempted"
         self.seconds += clock.total()
-        return "finished"
+        return "finished" if self.step == plan.stop_step else "preempted"
+
+    def _delivered(
+        self, order: BatchOrder, directory: RunDirectory, interrupt: Interrupt, clock: Clock
+    ) -> Iterator[CropBatch]:
+        """Yield the batches of `order`, less when a stop signal arrives while one is waited for.
+
+        Where a batch does not come, the steps so far are saved. Raises MachineError as `batches` does.
+        """
+
+        def look(waited: float) -> None:
+            # of several processes the others are in the step, and end with an error if this one leaves
+            if interrupt.signal is not None and (waited > LEAVE_SECONDS or not distributed.several()):
+                raise KeyboardInterrupt
+
+        pin_memory = self.device.type == "cuda"
+        try:
+            yield from batches(self.crop_batches, order, self.workers, pin_memory, look)
+        except (MachineError, KeyboardInterrupt) as error:
+            if self.step > order.start_step:
+                self._save_last(directory, clock)
+            if isinstance(error, MachineError) or distributed.several():
+                raise
 
     def augmented(self, batch: CropBatch) -> list[torch.Tensor]:
         """Return the crops of both resolutions on the device, augmented and normalized, crop-major."""

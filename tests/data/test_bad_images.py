@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from dino_exp.data.loader import CropBatches, batches
+from dino_exp.data.loader import BatchOrder, CropBatches, batches
 from dino_exp.data.source import CorruptImageError
 from tests.data.sources import as_file, load, multi_crop, noise, png_of_size, released_augment, turned
 
@@ -67,10 +67,10 @@ def test_every_file_is_cropped_correctly_or_skipped(backend: str, channels: int,
         channels=channels, flip=0.0, jitter=0.0, gray=0.0, blur=[0.0, 0.0, 0.0], solarize=0.0
     )
     dataset = CropBatches(source, crops, no_step, seed=0, backend=backend)
-    one_by_one = [(0, [index]) for index in range(len(source))]
-    made = list(batches(dataset, one_by_one, workers=2, pin_memory=False))  # type: ignore[arg-type]
+    one_by_one = BatchOrder(len(source), 1, 0, 0, len(source))
+    made = list(batches(dataset, one_by_one, workers=2, pin_memory=False))
     assert len(made) == len(READABLE) + len(UNREADABLE) + 1
-    for index, batch in enumerate(made):
+    for (_, [index]), batch in zip(one_by_one, made, strict=True):
         name = Path(source.name(index)).name
         if name in UNREADABLE:
             assert batch.corrupt[0] == index

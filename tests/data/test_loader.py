@@ -1,15 +1,23 @@
 """A sample's crops depend on (seed, epoch, index) alone."""
 
-from collections.abc import Collection
+import errno
+import os
+import pickle
+import select
+import signal
+import time
+from collections.abc import Callable, Collection
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
+from dino_exp.data import loader_processes
 from dino_exp.data.loader import BatchOrder, CropBatch, CropBatches, batches
+from dino_exp.data.loader_processes import Slots
 from dino_exp.data.source import Shrink, decode_image
-from dino_exp.errors import UserError
+from dino_exp.errors import MachineError, UserError
 from tests.data.sources import Album, as_file, multi_crop, noise, released_augment
 
 
@@ -118,5 +126,78 @@ def test_a_large_photograph_is_decoded_smaller_with_nearly_the_same_crops() -> N
 
 
 def test_no_readable_image_is_an_error() -> None:
-    with pytest.raises(UserError, match=r"data\.root"):
-        dataset(numbered(5, unreadable=range(5)))[0, [0]]
+    with pytest.raises(UserError, match=r"^All images are unreadable\. Is data\.root the right folder\?$"):
+        list(batches(dataset(numbered(9, unreadable=range(9))), BatchOrder(9, 4, 0, 0, 2), 1, False))
+
+
+class Acting(Album):
+    """Images of which one does something to the process that reads it."""
+
+    def __init__(self, at: int, act: Callable[[], object]) -> None:
+        super().__init__(numbered(50).images)
+        self.at, self.act = at, act
+
+    def read(self, index: int, shrink: Shrink | None = None) -> torch.Tensor:
+        if index == self.at:
+            self.act()
+        return super().read(index)
+
+
+@pytest.mark.parametrize(
+    ("act", "kind", "message"),
+    [
+        (
+            lambda: os.kill(os.getpid(), signal.SIGKILL),
+            MachineError,
+            r"SIGKILL.*memory.*num_workers",
+        ),
+        (lambda: os.kill(os.getpid(), signal.SIGSTOP), MachineError, "suspended"),
+        (lambda: os._exit(3), MachineError, "exit code 3"),
+        (lambda: 1 / 0, ZeroDivisionError, "division by zero"),
+    ],
+)
+def test_a_loader_process_that_fails_ends_the_run_with_words(
+    act: Callable[[], object], kind: type[Exception], message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loader_processes, "FROZEN_SECONDS", 1)
+    monkeypatch.setattr(loader_processes, "PREFETCH", 1)  # the batches before have come
+    order = BatchOrder(50, 8, 0, 0, 12)
+    step, index = 3, list(order)[3][1][5]
+    loader = batches(dataset(Acting(index, act)), order, workers=2, pin_memory=False)
+    made = [next(loader) for _ in range(step - 1)]
+    with pytest.raises(kind, match=message):
+        list(loader)
+    assert same(made, all_batches(0)[: step - 1])
+
+
+def test_a_look_while_waiting_can_end_it() -> None:
+    waited = []
+
+    def look(seconds: float) -> None:
+        waited.append(seconds)
+        raise KeyboardInterrupt
+
+    hanging = dataset(Acting(5, lambda: time.sleep(600)))
+    with pytest.raises(KeyboardInterrupt):
+        list(batches(hanging, BatchOrder(50, 8, 0, 0, 12), 1, False, look))
+    assert len(waited) == 1
+
+
+def test_processes_that_cannot_be_started_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse() -> int:
+        raise BlockingIOError(errno.EAGAIN, "Resource temporarily unavailable")
+
+    monkeypatch.setattr(os, "fork", refuse)
+    with pytest.raises(MachineError, match=r"trainer\.num_workers = 2: .*Resource.*num_workers=0"):
+        all_batches(2)
+
+
+def test_batches_need_no_shared_memory_file_and_fit_into_a_pipe_at_once() -> None:
+    batch = dataset(numbered(50))[0, [1, 2, 3]]
+    slots = Slots(2, dataset(numbered(50)).bytes_of(3))
+    parts = slots.put(1, batch)
+    assert not any(isinstance(part, np.ndarray) for part in parts)
+    assert len(pickle.dumps(parts)) < select.PIPE_BUF  # so that no half of it is waited for
+    assert same([CropBatch(*slots.take(parts, False))], [batch])
+    too_small = Slots(1, 10)
+    assert same([CropBatch(*too_small.take(too_small.put(0, batch), False))], [batch])

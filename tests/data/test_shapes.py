@@ -181,3 +181,16 @@ PINNED_MEANS = [  # red, green and blue of each image
     [0.6144, 0.4548, 0.4609],
     [0.5757, 0.459, 0.631],
 ]
+
+
+def test_a_cache_file_that_is_removed_or_cut_under_a_run_is_drawn_again(tmp_path: Path) -> None:
+    source = shapes(tmp_path).train
+    before = [source.read(index) for index in (0, 39)]
+    (file,) = tmp_path.glob("shapes-train-*.npy")
+    with file.open("r+b") as cut:
+        cut.truncate(8192)
+    assert torch.equal(source.read(39), before[1])
+    assert torch.equal(pickle.loads(pickle.dumps(source)).read(39), before[1])
+    file.unlink()
+    assert torch.equal(pickle.loads(pickle.dumps(source)).read(0), before[0])
+    assert torch.equal(shapes(tmp_path).train.read(39), before[1])

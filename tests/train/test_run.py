@@ -17,9 +17,11 @@ from PIL import Image
 from dino_exp.config.compose import compose
 from dino_exp.config.schema import Config
 from dino_exp.config.stored import read_config
+from dino_exp.data import loader_processes, storage
 from dino_exp.errors import UserError
 from dino_exp.runs.run_directory import RunDirectory, read_metrics
 from dino_exp.train import checkpoint
+from dino_exp.train.attempt import attempt
 from dino_exp.train.run import train
 from dino_exp.train.trainer import Trainer
 from tests.programs import ROOT, Program
@@ -348,3 +350,32 @@ def test_on_collapse_stop_ends_the_run(tmp_path: Path) -> None:
     assert summary["steps"] < 320
     assert train(cfg, tmp_path / "run").state == "collapsed"
     assert directory.read_summary() == summary
+
+
+def test_a_run_whose_images_go_away_saves_its_steps_and_resumes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = image_folder(tmp_path / "set", each=40)
+    cfg = folder_configuration(root, "trainer.num_workers=1", "trainer.checkpoint_every=100")
+    assert train(cfg, tmp_path / "undisturbed").state == "finished"
+    with monkeypatch.context() as patch:
+        patch.setattr(storage, "GIVE_UP_SECONDS", 0)
+        patch.setattr(loader_processes, "PREFETCH", 1)
+
+        def go_away(views: Views) -> Views:
+            root.rename(tmp_path / "away")
+            return views
+
+        before_step(patch, 4, go_away)
+        stopped = attempt(cfg, tmp_path / "run", None)
+    assert (stopped.state, stopped.exit_code) == ("failed", 1)
+    message = capsys.readouterr().err
+    assert "data.root" in message
+    assert "Traceback" not in message
+    (tmp_path / "away").rename(root)
+    directory = RunDirectory(tmp_path / "run")
+    saved = checkpoint.load(directory.checkpoints / "last.pt")
+    assert saved["step"] >= 4
+    assert saved["corrupt"] == []
+    assert train(cfg, tmp_path / "run").state == "finished"
+    assert_same_weights(directory, RunDirectory(tmp_path / "undisturbed"))
