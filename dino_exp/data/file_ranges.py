@@ -7,6 +7,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from dino_exp.data.regular_file import check_regular
+
 OPEN_FILES = 128
 """Files that one process keeps open; the usual limit for all its files is 1,024."""
 
@@ -20,10 +22,11 @@ class Stamp(NamedTuple):
 
 
 def stamps(paths: Iterable[Path]) -> list[Stamp]:
-    """Return the files' stamps; raises OSError."""
+    """Return the files' stamps; raises OSError, also for a pipe or a device, before which readers would wait."""
     found = []
     for path in paths:
         status = path.stat()
+        check_regular(status, path)
         found.append(Stamp(str(path), status.st_size, status.st_mtime_ns))
     return found
 

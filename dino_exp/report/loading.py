@@ -12,11 +12,19 @@ from contextlib import suppress
 from dataclasses import fields
 from pathlib import Path
 
+from dino_exp.data.regular_file import is_plain_name
 from dino_exp.errors import UserError
 from dino_exp.metrics import ENTROPY, LOSS
 from dino_exp.report.evaluation_records import read_evaluations
 from dino_exp.report.run_data import RunData, SweepData
-from dino_exp.report.run_files import number, read_config, read_json, read_lines
+from dino_exp.report.run_files import (
+    is_file_inside,
+    is_inside,
+    number,
+    read_config,
+    read_json,
+    read_lines,
+)
 from dino_exp.report.sweep.axes import find_axes
 from dino_exp.report.values import value_text
 from dino_exp.runs import former_names
@@ -128,8 +136,11 @@ def utc(seconds: float | None) -> str:
 
 def last_lines(path: Path, job_logs: Iterable[Path] = ()) -> str:
     """Return the last lines of a run's traceback or log, or of its job's log if it wrote neither."""
-    for file in (path / "traceback.txt", path / "log.txt", *job_logs):
+    own = [path / "traceback.txt", path / "log.txt"]
+    for file in (*own, *job_logs):
         with suppress(OSError):
+            if not is_file_inside(file, path if file in own else path.parent):
+                continue
             if text := tail(file, 6).strip():
                 return text
     return ""
@@ -141,6 +152,10 @@ def load_sweep(path: Path) -> SweepData:
     manifest = _manifest(path, sweep.problems)
     names = list(dict.fromkeys((*manifest.runs, *(each.name for each in run_folders(path)))))
     most = max(24, min(MOST_POINTS, SWEEP_POINTS // max(1, len(names))))
+    for name in [each for each in names if (path / each).is_symlink() and not is_inside(path / each, path)]:
+        names.remove(name)
+        manifest.runs.pop(name, None)
+        sweep.problems.append(f"{name} is a link to elsewhere, and not shown; report on that folder itself.")
     sweep.runs = [load_run(path / name, most) for name in names]
     if manifest.runs:
         _states_from(manifest, sweep)
@@ -163,6 +178,9 @@ def _manifest(path: Path, problems: list[str]) -> Manifest:
     known = {each.name for each in fields(Entry)}
     entries = content.get("runs")
     for name, entry in entries.items() if isinstance(entries, dict) else ():
+        if not is_plain_name(name):
+            problems.append(f"manifest.json: {name} is no name of a run, and is not shown.")
+            continue
         of_entry = entry.items() if isinstance(entry, dict) else ()
         values = {key: value for key, value in of_entry if key in known}
         overrides = values.get("overrides")

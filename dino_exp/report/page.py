@@ -18,7 +18,7 @@ from dino_exp.report import evaluation_records, evaluation_results, run_figures
 from dino_exp.report.defaults import differences
 from dino_exp.report.loading import load_run, utc
 from dino_exp.report.run_data import RunData, SweepData
-from dino_exp.report.run_files import number
+from dino_exp.report.run_files import is_file_inside, number
 from dino_exp.report.run_images import as_data_url
 from dino_exp.report.sweep import sweep_curves, sweep_figures, sweep_table
 from dino_exp.report.sweep.cells import averaged_over, map_axes
@@ -76,6 +76,8 @@ def _write_run_pages(sweep: SweepData) -> None:
         return
     for run in sweep.runs:
         folder = run.path / "report"
+        if folder.is_symlink():  # only a folder that is typed may be anywhere
+            continue
         if run.state in ("finished", "collapsed", "failed") and _is_old(folder / PAGE, run):
             try:
                 folder.mkdir(exist_ok=True)
@@ -104,14 +106,17 @@ def _run(run: RunData, folder: Path, refresh: float | None, beside: bool = True)
     problems = list(run.problems)
     found, others = evaluation_results.files(run, problems)
     of_run = [evaluation_results.File(IMAGES[name], name, run.path / "plots" / name) for name in IMAGES]
+    own = [each for each in of_run if is_file_inside(each.path, run.path)]
     images, shown = (
         [(each.title, each.name, as_data_url(each.path), link(each.path, folder)) for each in files]
-        for files in ([each for each in of_run if each.path.is_file()], found)
+        for files in (own, found)
     )
     linked = [(each.name, link(each.path, folder)) for each in others]
     linked += [(name, target) for _, name, url, target in shown if not url]
     problems += [f"Not logged: {'; '.join(absent)}."] if absent else []
-    problems += [f"plots/{each.name} is missing." for each in of_run if not each.path.is_file()]
+    for each in (each for each in of_run if each not in own):
+        why = "a link to elsewhere, and not shown" if each.path.is_symlink() else "missing"
+        problems.append(f"plots/{each.name} is {why}.")
     schedules = {chart.name for chart in charts() if chart.schedule}
     text = render(
         "run.html",

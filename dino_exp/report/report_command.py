@@ -131,8 +131,16 @@ def write(data: RunData | SweepData, out: Path | None, refresh: float | None = N
         UserError: if a library is missing, or the folder cannot be written.
     """
     pages = page_module()
-    folder = out or data.path / "report"
+    folder = out or own_folder(data.path)
     write_and_print(folder, lambda: pages.write_report(data, folder, refresh))
+
+
+def own_folder(folder: Path) -> Path:
+    """Return the folder for reports in the folder of a run or a sweep; a link, it might lead anywhere."""
+    reports = folder / "report"
+    if reports.is_symlink():
+        raise UserError(f"{reports}: a link, which is not followed. Give the folder with --out DIR.")
+    return reports
 
 
 def write_and_print(folder: Path, written: Callable[[], list[Path]]) -> None:
@@ -157,7 +165,7 @@ def compare_folders(first: Path, second: Path, out: Path | None) -> int:
     from dino_exp.report.compare.compare_figures import write_comparison
 
     name = "_and_".join(each.replace(os.sep, "_")[-80:] for each in comparison.names)
-    folder = out or first / "report" / name
+    folder = out or own_folder(first) / name
     write_and_print(folder, lambda: write_comparison(comparison, folder))
     return 0
 

@@ -31,9 +31,29 @@ def number(value: Any) -> float | None:
         return None
 
 
-def read_file(path: Path, problems: list[str], read: Callable[[Path], T], nothing: T) -> T:
-    """Return what `read` makes of a file; `nothing` if it is missing, or broken, which adds to `problems`."""
+def is_inside(path: Path, folder: Path) -> bool:
+    """Return whether a path exists, and is in a folder when all links are followed."""
     try:
+        # `exists` first, because it accepts any text, including NUL
+        return path.exists() and path.resolve().is_relative_to(folder.resolve())
+    except (OSError, RuntimeError):  # the name is too long, access is denied, or links lead round in a circle
+        return False
+
+
+def is_file_inside(path: Path, folder: Path) -> bool:
+    """Return whether a path is a file in a folder when all links are followed: what a page may show."""
+    return is_inside(path, folder) and path.is_file()
+
+
+def read_file(path: Path, problems: list[str], read: Callable[[Path], T], nothing: T) -> T:
+    """Return what `read` makes of a file; `nothing` if it is missing, or broken, which adds to `problems`.
+
+    A link to a file elsewhere is not followed, and a pipe or a device is not opened.
+    """
+    try:
+        if path.exists() and not is_file_inside(path, path.parent):
+            problems.append(f"{path.name} is no file, or a link to one outside of the folder; it is not read.")
+            return nothing
         return read(path)
     except (FileNotFoundError, NotADirectoryError):
         return nothing
