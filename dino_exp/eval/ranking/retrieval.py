@@ -188,7 +188,8 @@ def _name(value: Any) -> str:
 def _rows(values: Any, length: int) -> np.ndarray:
     """Return indices of database images as int64; an empty list may have any type."""
     if not isinstance(values, np.ndarray) and not all(isinstance(each, int | np.integer) for each in values):
-        raise ValueError("expected a list of indices")  # NumPy would walk through any depth of lists
+        # refused here, because NumPy would walk through any depth of lists
+        raise ValueError(f"expected indices from 0 to {length - 1}, found something else")
     rows = np.asarray(values).reshape(-1)
     if rows.size and (rows.dtype.kind not in "iu" or rows.min() < 0 or rows.max() >= length):
         raise ValueError(f"expected indices from 0 to {length - 1}, found {rows.tolist()}"[:200])
