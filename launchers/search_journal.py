@@ -1,7 +1,7 @@
 """Mending of Optuna's journal, some lines of which a crash, a disk or an editor has damaged.
 
-Each line is an operation in JSON. Optuna reads no line behind a damaged one, and numbers studies and trials by
-the lines that create them, so that every later trial would get another one's results if such a line is missing.
+Each line is an operation in JSON. Optuna reads no line behind a damaged one, and numbers studies and trials
+by the lines that create them: if such a line is missing, every later trial gets another one's results.
 """
 
 from __future__ import annotations
@@ -62,12 +62,13 @@ def mend(journal: Path, study: str) -> None:
         return
     aside = _free_name(journal)
     _write(aside, content)
-    _write(journal, b"".join(json.dumps(each, separators=(",", ":")).encode() + b"\n" for each in kept))
+    fresh = (json.dumps(each, separators=(",", ":")).encode() for each in kept)
+    _write(journal, b"".join(line + b"\n" for line in fresh))
     lost = len(lines) - sum(each.get("worker_id") != _Mended.WORKER for each in kept)
     warn(
         [
-            f"{journal}: damaged. {lost} of {len(lines)} lines were dropped, and the others are used; the file "
-            f"as it was is {aside.name}. Trials without a result are looked up in their run directories."
+            f"{journal}: damaged. {lost} of {len(lines)} lines were dropped, and the others are used; the "
+            f"file as it was is {aside.name}. Trials without a result are looked up in their run directories."
         ]
     )
 
@@ -119,9 +120,10 @@ class _Operations(BaseJournalBackend):
         self.operations = operations
         self.position = -1
 
-    def read_logs(self, log_number_from: int) -> Iterator[Operation]:  # type: ignore[override]
-        for self.position in range(log_number_from, len(self.operations)):
-            yield self.operations[self.position]
+    def read_logs(self, log_number_from: int) -> Iterator[Operation]:
+        for position in range(log_number_from, len(self.operations)):
+            self.position = position
+            yield self.operations[position]
 
     def append_logs(self, logs: list[Operation]) -> None:
         raise NotImplementedError
@@ -139,8 +141,8 @@ def _replayable(journal: Path, operations: Sequence[Operation]) -> list[Operatio
         else:
             return kept
     raise UserError(
-        f"{journal}: not a journal that this version of Optuna can read. Move it away; runs that have finished "
-        "are not trained again."
+        f"{journal}: not a journal that this version of Optuna can read. Move it away; runs that have "
+        "finished are not trained again."
     )
 
 

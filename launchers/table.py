@@ -196,7 +196,7 @@ def one_type(values: list[Any]) -> list[Any]:
 
 
 def defused(value: Any) -> Any:
-    """Return a cell of a CSV file; text that a spreadsheet would run as a formula gets an apostrophe before it.
+    """Return a cell of a CSV file; text that a spreadsheet would run as a formula begins with an apostrophe.
 
     Swept values and verdicts may be somebody else's words. Numbers as text, such as -0.5, stay.
     """

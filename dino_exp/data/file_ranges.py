@@ -22,7 +22,7 @@ class Stamp(NamedTuple):
 
 
 def stamps(paths: Iterable[Path]) -> list[Stamp]:
-    """Return the files' stamps; raises OSError, also for a pipe or a device, before which readers would wait."""
+    """Return the files' stamps; raises OSError, also for a pipe or a device, for which readers would wait."""
     found = []
     for path in paths:
         status = path.stat()

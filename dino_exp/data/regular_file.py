@@ -1,4 +1,4 @@
-"""Files of data sets from elsewhere, which may be pipes, devices or enormous: opened without waiting, bounded."""
+"""Files of data sets from elsewhere, maybe pipes, devices or enormous: read without waiting, bounded."""
 
 from __future__ import annotations
 

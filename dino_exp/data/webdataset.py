@@ -16,7 +16,7 @@ from array import array
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import IO, NamedTuple
+from typing import IO, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -251,7 +251,7 @@ def _samples(file: IO[bytes], path: str) -> Iterator[tuple[tarfile.TarInfo, int]
         )
     file.seek(0)
     sample, image, label = "", None, -1
-    with tarfile.open(fileobj=_Headers(file), mode="r:") as shard:  # type: ignore[arg-type]
+    with tarfile.open(fileobj=cast(IO[bytes], _Headers(file)), mode="r:") as shard:
         for member in shard:
             shard.members.clear()  # type: ignore[attr-defined] # or it keeps an object for each
             if member.size < 0:  # tarfile would come back to earlier headers again and again

@@ -105,5 +105,5 @@ def rows(facts: dict[str, str]) -> str:
 
 
 def as_text(value: str) -> str:
-    """Return Markdown that shows a value of the run's files, in which there may be HTML, as one line of text."""
+    """Return Markdown that shows a value of the run's files, which may hold HTML, as one line of text."""
     return re.sub(r"([\\`|<\[\]])", r"\\\1", " ".join(value.split()))

@@ -52,7 +52,9 @@ def read_file(path: Path, problems: list[str], read: Callable[[Path], T], nothin
     """
     try:
         if path.exists() and not is_file_inside(path, path.parent):
-            problems.append(f"{path.name} is no file, or a link to one outside of the folder; it is not read.")
+            problems.append(
+                f"{path.name} is no file, or a link to one outside of the folder; it is not read."
+            )
             return nothing
         return read(path)
     except (FileNotFoundError, NotADirectoryError):

@@ -115,7 +115,7 @@ def load_safely(file: Path) -> Any:
 
 
 def _check_members(file: Path) -> None:
-    """Raise UserError for compressed parts, which torch.save never writes, and a few bytes of which fill memory."""
+    """Raise UserError for compressed parts, a few bytes of which fill memory; torch.save writes none."""
     with file.open("rb") as start:
         if start.read(2) != b"PK":
             return  # the format of torch before 1.6 compresses nothing
@@ -125,8 +125,8 @@ def _check_members(file: Path) -> None:
     compressed = any(member.compress_type != zipfile.ZIP_STORED for member in members)
     if compressed or size > file.stat().st_size:
         raise UserError(
-            f"{file}: its parts are compressed, to {size:,} bytes in memory, which torch.save never does, so it "
-            "was not loaded; unpack and save it again, or ask for .safetensors."
+            f"{file}: its parts are compressed, to {size:,} bytes in memory, which torch.save never does, so "
+            "it was not loaded; unpack and save it again, or ask for .safetensors."
         )
 
 

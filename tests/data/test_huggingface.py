@@ -159,17 +159,17 @@ def test_a_saved_data_set_has_its_files_in_its_folder(tmp_path: Path) -> None:
     as_rows(IMAGES, CLASSES).save_to_disk(tmp_path / "private")
     datasets.DatasetDict(train=as_rows(IMAGES, CLASSES)).save_to_disk(tmp_path / "set")
     (tmp_path / "set" / "dataset_dict.json").write_text('{"splits": ["../private"]}')
-    with pytest.raises(UserError, match="dataset_dict.json.*not names of folders"):
+    with pytest.raises(UserError, match=r"dataset_dict\.json.*not names of folders"):
         hugging_face(tmp_path / "set")
     for content in ("[" * 100_000, '{"splits": 3}', "{}", ""):
         (tmp_path / "set" / "dataset_dict.json").write_text(content)
-        with pytest.raises(UserError, match="dataset_dict.json: half-written"):
+        with pytest.raises(UserError, match=r"dataset_dict\.json: half-written"):
             hugging_face(tmp_path / "set")
     state = tmp_path / "set" / "train" / "state.json"
     name = next((tmp_path / "private").glob("*.arrow")).name
     state.write_text(state.read_text().replace('"data-', '"../../private/data-'))
     assert (state.parent / "../../private" / name).exists()
-    with pytest.raises(UserError, match="state.json names files of other folders"):
+    with pytest.raises(UserError, match=r"state\.json names files of other folders"):
         hugging_face(tmp_path / "set" / "train")
 
 

@@ -158,7 +158,10 @@ def header(name: str, size: int, kind: bytes = tarfile.REGTYPE) -> bytes:
 @pytest.mark.parametrize(
     ("start", "reason"),
     [
-        (header("a.cls", 3 << 30), r"a\.cls is no label: it has 3,221,225,472 bytes, more than the 16,777,216"),
+        (
+            header("a.cls", 3 << 30),
+            r"a\.cls is no label: it has 3,221,225,472 bytes, more than the 16,777,216",
+        ),
         (header("a.json", 3 << 30), r"a\.json is no label"),
         (header("a", 3 << 30, tarfile.GNUTYPE_LONGNAME), "damaged .*a header of 3,221,225,472 bytes"),
         (header("a", 3 << 30, tarfile.XHDTYPE), "damaged .*a header of 3,221,225,472 bytes"),

@@ -133,7 +133,7 @@ def test_no_file_takes_more_memory_than_it_has_bytes(tmp_path: Path) -> None:
 
 def test_odd_numbers_in_a_checkpoint_are_ignored(tmp_path: Path) -> None:
     content = {"teacher": {"backbone.blocks.99999999999999999999.x": torch.ones(2)}}
-    for odd in ({"step": "x", "config": 1}, {"step": 10**5000, "config": 1}, {"epoch": 10**5000}):
+    for odd in ({"step": "x", "config": 1}, {"step": -1, "config": 1}, {"epoch": 2**70}):
         torch.save(content | odd, tmp_path / "odd.pth")
         assert read_weights(tmp_path / "odd.pth").kind == "a released DINO checkpoint"
 

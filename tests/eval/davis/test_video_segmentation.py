@@ -170,7 +170,11 @@ def test_frames_have_the_size_of_the_released_code() -> None:
         ("ImageSets/2017/val.txt", None, "lists the videos"),
         ("ImageSets/2017/val.txt", b"\n", "val.txt: empty"),
         ("ImageSets/2017/val.txt", b"pair\n/victim\n", "val.txt: '/victim' is a path"),
-        ("ImageSets/2017/val.txt", b"pair\n../480p/pair\n", "val.txt: '../480p/pair' is a path; .* name of a"),
+        (
+            "ImageSets/2017/val.txt",
+            b"pair\n../480p/pair\n",
+            "val.txt: '../480p/pair' is a path; .* name of a",
+        ),
         ("ImageSets/2017/val.txt", b"..\n", r"val.txt: '\.\.' is a path"),
         (
             "JPEGImages/480p/pair",

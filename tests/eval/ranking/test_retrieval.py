@@ -123,7 +123,7 @@ for _ in range(60):
         ({"imlist": 3}, "TypeError"),
         ({"imlist": ["../../private/a"]}, "'../../private/a' is not the name of an image"),
         ({"imlist": [["a"]]}, "an image's name is not text"),
-        ({"gnd": [layouts.entry(NESTED, [], [])] * 2}, "indices from 0 to 7"),
+        ({"gnd": [layouts.entry([], NESTED, [])] * 2}, "indices from 0 to 7"),
     ],
 )
 def test_other_ground_truth_is_refused(root: Path, change: dict, reason: str) -> None:
