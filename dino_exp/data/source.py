@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -142,13 +142,13 @@ def default_root() -> Path:
     return (Path(cache) if cache else Path.home() / ".cache") / "dino_exp"
 
 
-def open_image(file: IO[bytes], formats: Sequence[str] = FORMATS) -> Image.Image:
+def open_image(file: IO[bytes], formats: tuple[str, ...] = FORMATS) -> Image.Image:
     """Open an image by Pillow, which reads the header alone; no other reader of Pillow may see a file."""
     return Image.open(file, formats=formats)
 
 
 @contextmanager
-def opened_image(path: Path, formats: Sequence[str] = FORMATS) -> Iterator[Image.Image]:
+def opened_image(path: Path, formats: tuple[str, ...] = FORMATS) -> Iterator[Image.Image]:
     """Open an image file by Pillow, as `open_image` does. Raises OSError for a pipe or a device."""
     with open_regular(path) as file, open_image(file, formats) as image:
         yield image

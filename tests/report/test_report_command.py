@@ -62,7 +62,7 @@ def test_a_page_shows_nothing_that_a_link_points_to(tmp_path: Path) -> None:
     write_json(linked / "status.json", {"state": "failed"})
     other = write_run(sweep / "run_3333dddd")
     (other / "report").symlink_to(private)
-    names = {"run_1111bbbb": {}, "linked_2222cccc": {}, "../private/secret_0000aaaa": {}}
+    names: dict[str, Any] = {"run_1111bbbb": {}, "linked_2222cccc": {}, "../private/secret_0000aaaa": {}}
     write_json(sweep / "manifest.json", {"launcher": "local", "runs": names})
     for folder in (linked, sweep):
         assert main([str(folder)]) == 0
