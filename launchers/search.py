@@ -34,6 +34,7 @@ from dino_exp.errors import UserError, refusing
 from dino_exp.runs import former_names
 from dino_exp.runs.manifest import Manifest
 from dino_exp.train.attempt import Outcome
+from launchers.search_journal import mend
 
 JOURNAL = "optuna.journal"
 LOCK = ".search.lock"
@@ -125,7 +126,7 @@ def open_study(journal: Path, name: str, settings: Mapping[str, Any]) -> optuna.
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     optuna.logging.disable_default_handler()  # which colors by escape sequences
     optuna.logging.enable_propagation()
-    mend(journal)
+    mend(journal, name)
     study = optuna.create_study(
         storage=JournalStorage(JournalFileBackend(str(journal))),
         study_name=name,
@@ -135,16 +136,6 @@ def open_study(journal: Path, name: str, settings: Mapping[str, Any]) -> optuna.
     # the first seed would propose the first trials again
     study.sampler = a_sampler(settings["sampler"], settings["seed"] + len(study.trials))
     return study
-
-
-def mend(journal: Path) -> None:
-    """Cut off an incomplete last line, which Optuna cannot read."""
-    if journal.exists():
-        content = journal.read_bytes()
-        complete = content[: content.rfind(b"\n") + 1]
-        if complete != content:
-            with journal.open("r+b") as file:
-                file.truncate(len(complete))
 
 
 def a_sampler(name: str, seed: int) -> BaseSampler:
@@ -187,7 +178,7 @@ class Search:
     def run(self) -> None:
         """Train trials until `n_trials` have ended."""
         for trial in self.study.trials:
-            if trial.state in (TrialState.COMPLETE, TrialState.PRUNED):
+            if trial.state in (TrialState.COMPLETE, TrialState.PRUNED) and RUN in trial.user_attrs:
                 self.known[trial.user_attrs[RUN]] = Told(trial.state, trial.value)
         self.requeue()
         while self.remaining > 0:
@@ -304,8 +295,8 @@ def summary(study: optuna.Study, folder: Path) -> Table:
     if count[TrialState.COMPLETE]:
         best = study.best_trial
         rows["best k-NN"] = f"{best.value:.1f} % (trial {best.number})"
-        rows["best overrides"] = " ".join(best.user_attrs[OVERRIDES])
-        rows["its directory"] = str(folder / best.user_attrs[RUN])
+        rows["best overrides"] = " ".join(best.user_attrs.get(OVERRIDES, ["unknown"]))
+        rows["its directory"] = str(folder / best.user_attrs.get(RUN, ""))
     rows["pruned (collapsed)"] = str(count[TrialState.PRUNED])
     rows["failed"] = str(count[TrialState.FAIL])
     rows["study"] = f"{study.study_name} in {folder / JOURNAL}"

@@ -24,6 +24,8 @@ from launchers.states import SILENT_SECONDS, RunState
 
 URGENT = ("failed", "lost", "running", "preempted")
 """States shown first where there is not room for all runs."""
+FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r", "\n", "＝", "＋", "－", "＠")
+"""What a cell begins with that spreadsheets run; the wide characters are those of Japanese ones."""
 LIVE_WIDTH = 60
 """Greatest width of the overrides in a live table, in characters, so that the other columns have room."""
 
@@ -180,7 +182,9 @@ def collect(manifest: Manifest, runs: Sequence[RunState]) -> list[Path]:
     columns = list(dict.fromkeys(key for row in content for key in row))
     table = pa.table({column: one_type([row.get(column) for row in content]) for column in columns})
     paths = [manifest.folder / "runs.csv", manifest.folder / "runs.parquet"]
-    write_atomically(paths[0], lambda file: csv.write_csv(table, file))
+    cells = [list(map(defused, table[column].to_pylist())) for column in columns]
+    harmless = pa.table(cells, [str(defused(column)) for column in columns])
+    write_atomically(paths[0], lambda file: csv.write_csv(harmless, file))
     write_atomically(paths[1], lambda file: parquet.write_table(table, file))
     return paths
 
@@ -189,3 +193,12 @@ def one_type(values: list[Any]) -> list[Any]:
     """Return a column as text if it has text and numbers, e.g. temperatures and the word null."""
     has_text = any(isinstance(value, str) for value in values)
     return [str(value) if has_text and value is not None else value for value in values]
+
+
+def defused(value: Any) -> Any:
+    """Return a cell of a CSV file; text that a spreadsheet would run as a formula begins with an apostrophe.
+
+    Swept values and verdicts may be somebody else's words. Numbers as text, such as -0.5, stay.
+    """
+    is_formula = isinstance(value, str) and value.startswith(FORMULA_STARTS)
+    return f"'{value}" if is_formula and isinstance(number_or_text(value), str) else value

@@ -346,10 +346,14 @@ class WandbConfig(TrackerConfig):
     """Weights & Biases."""
 
     _target_: str = "dino_exp.tracker.wandb.WandbTracker"
-    project: str = "dino-exp"
-    """W&B project."""
+    project: str | None = None
+    """W&B project; null is that of WANDB_PROJECT or the W&B settings, else dino-exp."""
     entity: str | None = None
-    """W&B team or user; null is the login's default."""
+    """W&B team or user; null is that of WANDB_ENTITY, or the login's default."""
+    tags: list[str] | None = None
+    """Tags of the run in W&B, e.g. `[baseline,sharpening]`; null is those of WANDB_TAGS."""
+    notes: str | None = None
+    """Description of the run in W&B; null is that of WANDB_NOTES."""
     timeout: float = number(60.0, above=0)
     """Seconds that W&B may take to start and, again, to finish before the run continues without it."""
 

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from dino_exp.data.regular_file import check_regular
 from dino_exp.data.storage import spread
 
 OPEN_FILES = 128
@@ -22,10 +23,11 @@ class Stamp(NamedTuple):
 
 
 def stamps(paths: Iterable[Path]) -> list[Stamp]:
-    """Return the files' stamps; raises OSError."""
+    """Return the files' stamps; raises OSError, also for a pipe or a device, for which readers would wait."""
     found = []
     for path in paths:
         status = path.stat()
+        check_regular(status, path)
         found.append(Stamp(str(path), status.st_size, status.st_mtime_ns))
     return found
 

@@ -13,9 +13,10 @@ import torch
 from dino_exp.data.file_sets import existing_path, held_out_sibling
 from dino_exp.data.labeled import LabeledSource, NameTable, short_digest
 from dino_exp.data.packed import stored_splits
+from dino_exp.data.regular_file import open_regular
 from dino_exp.data.source import IMAGE_SUFFIXES, Shrink, Splits, read_image
 from dino_exp.data.storage import spread
-from dino_exp.errors import UserError
+from dino_exp.errors import UserError, in_words
 
 log = logging.getLogger(__name__)
 
@@ -187,7 +188,11 @@ def _entries(folder: str) -> tuple[list[str], list[str]]:
 def _list_file(key: str, path: Path, channels: int, backend: str) -> FolderSource:
     paths, ends, labels = bytearray(), array("q", [0]), array("q")
     numbers: dict[bytes, int] = {}
-    with path.open("rb") as lines:
+    try:
+        file = open_regular(path)
+    except OSError as error:
+        raise UserError(f"{key} = {in_words(error)}. Give {LAYOUTS}.") from error
+    with file as lines:
         if b"\0" in lines.read(4096):
             raise UserError(f"{key} = {path}: not a text file. Give {LAYOUTS}.")
         lines.seek(0)

@@ -16,8 +16,8 @@ from dino_exp.data import file_sets
 from dino_exp.data.file_ranges import stamps
 from dino_exp.data.labeled import LabeledSource, short_digest
 from dino_exp.data.packed import stored_splits
+from dino_exp.data.regular_file import MOST_BYTES, is_plain_name, path_below, read_regular, too_large
 from dino_exp.data.source import CorruptImageError, Shrink, Splits, decode_image, default_root
-from dino_exp.data.storage import patiently
 from dino_exp.errors import MEANINGS, UserError, in_words
 
 log = logging.getLogger(__name__)
@@ -101,8 +101,9 @@ class HuggingfaceSource(LabeledSource):
         datasets = _package()
         column = _column(key, rows, "image_column", image_column, datasets.Image)
         self._column = column
-        # Not decoded, so that every source decodes alike.
-        self._rows = rows.select_columns([column]).cast_column(column, datasets.Image(decode=False))
+        self._folder = str(files[0] if files[0].is_dir() else files[0].parent)
+        # Not decoded, so that every source decodes alike, and as Arrow has it, so that its size is known.
+        self._rows = _images(key, rows, column).with_format("arrow")
         label = _column(key, rows, "label_column", label_column, datasets.ClassLabel)
         if label is not None:
             self._take_labels(rows, label)
@@ -111,17 +112,31 @@ class HuggingfaceSource(LabeledSource):
         return len(self._rows)
 
     def read(self, index: int, shrink: Shrink | None = None) -> torch.Tensor:
-        image = self._rows[index][self._column]
         name = self.name(index)
-        content = image and image["bytes"]
-        if not content and image and image["path"]:
-            try:
-                content = patiently(Path(image["path"]).read_bytes, tuple)
-            except OSError as error:
-                raise CorruptImageError(name, f"{image['path']}: {error.strerror}") from error
+        image = self._rows[index].column(0)[0]
+        stored, path = (image[part] for part in ("bytes", "path")) if image.is_valid else (None, None)
+        content = b""
+        if stored is not None and stored.is_valid:
+            size = stored.as_buffer().size
+            if size > MOST_BYTES:
+                raise CorruptImageError(name, too_large(size))
+            content = stored.as_py()
+        if not content and path is not None and path.as_py():
+            content = self._file(name, path.as_py())
         if not content:
             raise CorruptImageError(name, "the row has no image")
         return decode_image(content, name, self._channels, backend=self._backend, shrink=shrink)
+
+    def _file(self, name: str, path: str) -> bytes:
+        """Return the content of a file that a row names instead of having the image."""
+        file = path_below(self._folder, path)
+        if file is None:
+            reason = f"names a file outside of {self._folder}, which is not read: {path[:200]}"
+            raise CorruptImageError(name, reason)
+        try:
+            return read_regular(file)
+        except OSError as error:
+            raise CorruptImageError(name, in_words(error)) from error
 
     def name(self, index: int) -> str:
         if not 0 <= index < len(self):
@@ -174,7 +189,13 @@ def _files(key: str, value: str) -> tuple[list[Path], list[Path]]:
 
 
 def _saved_splits(key: str, root: Path) -> tuple[list[Path], list[Path]]:
-    splits = json.loads((root / "dataset_dict.json").read_text("utf-8"))["splits"]
+    file = root / "dataset_dict.json"
+    try:
+        splits = list(map(str, json.loads(file.read_text("utf-8"))["splits"]))
+    except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
+        raise _half_written(file, error) from error
+    if not splits or not all(map(is_plain_name, splits)):
+        raise _half_written(file, f"its splits are {splits}, which are not names of folders")
     held_out = [root / name for name in file_sets.HELD_OUT if name in splits][:1]
     if "train" in splits:
         return [root / "train"], held_out
@@ -191,7 +212,9 @@ def _saved(folder: Path) -> tuple[Any, str]:
     datasets = _package()
     try:
         named = json.loads((folder / "state.json").read_text("utf-8"))["_data_files"]
-        files = [folder / file["filename"] for file in named]
+        files = [folder / file["filename"] for file in named if is_plain_name(file["filename"])]
+        if len(files) != len(named):
+            raise ValueError("state.json names files of other folders")
         for file in files:
             _check_end(file)
         return datasets.load_from_disk(str(folder)), short_digest(stamps(files))
@@ -213,6 +236,7 @@ def _unpacked(files: Sequence[Path]) -> tuple[Any, str]:
 
     for file in files:
         try:
+            stamps([file])  # refuses a pipe, for which Arrow would wait
             parquet.read_metadata(file)
         except Exception as error:
             raise _half_written(file, error) from error
@@ -229,6 +253,17 @@ def _unpacked(files: Sequence[Path]) -> tuple[Any, str]:
                 "which can be written and has room for the images."
             ) from error
         raise _half_written(files[0].parent, error.__cause__ or error) from error
+
+
+def _images(key: str, rows: Any, column: str) -> Any:
+    """Return the column of images alone, each as its bytes and its path."""
+    try:
+        return rows.select_columns([column]).cast_column(column, _package().Image(decode=False))
+    except Exception as error:  # Arrow raises several kinds
+        raise UserError(
+            f"{key}: the column {column} has {rows.features[column]}, not images; choose another with "
+            "data.image_column."
+        ) from error
 
 
 def _column(key: str, rows: Any, option: str, name: str | None, kind: type) -> Any:

@@ -5,15 +5,17 @@ from __future__ import annotations
 import hashlib
 import io
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import IO, Protocol
 
 import numpy as np
 import torch
 from PIL import Image
 
+from dino_exp.data.regular_file import open_regular, read_regular
 from dino_exp.data.storage import patiently
 from dino_exp.paths import home
 
@@ -145,6 +147,18 @@ def default_root() -> Path:
     return (Path(cache) if cache else home() / ".cache") / "dino_exp"
 
 
+def open_image(file: IO[bytes], formats: tuple[str, ...] = FORMATS) -> Image.Image:
+    """Open an image by Pillow, which reads the header alone; no other reader of Pillow may see a file."""
+    return Image.open(file, formats=formats)
+
+
+@contextmanager
+def opened_image(path: Path, formats: tuple[str, ...] = FORMATS) -> Iterator[Image.Image]:
+    """Open an image file by Pillow, as `open_image` does. Raises OSError for a pipe or a device."""
+    with open_regular(path) as file, open_image(file, formats) as image:
+        yield image
+
+
 def read_image(
     path: str | os.PathLike[str],
     channels: int,
@@ -160,7 +174,7 @@ def read_image(
     """
     name = os.fspath(path)
     try:
-        content = patiently(Path(path).read_bytes, others)
+        content = patiently(lambda: read_regular(path), others)
     except OSError as error:
         raise CorruptImageError(name, error.strerror or str(error)) from error
     return decode_image(content, name, channels, backend=backend, shrink=shrink)
@@ -199,7 +213,7 @@ def _decode(content: bytes, channels: int, backend: str, shrink: Shrink | None) 
     if content.startswith(b"\x93NUMPY"):
         return _select_channels(_npy(content), channels)
     try:
-        image = Image.open(io.BytesIO(content), formats=FORMATS)  # reads the header alone, 0.02 ms
+        image = open_image(io.BytesIO(content))  # reads the header alone, 0.02 ms
         _check_size(image.width, image.height)
         if image.format == "JPEG" and channels in (1, 3):
             factor = 1 if shrink is None else shrink(image.height, image.width)

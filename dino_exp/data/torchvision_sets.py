@@ -16,6 +16,7 @@ import torch
 from filelock import FileLock
 from torchvision import datasets
 
+from dino_exp.data.regular_file import MOST_BYTES, open_regular
 from dino_exp.data.source import ArraySource, Splits, default_root
 from dino_exp.errors import UserError
 from dino_exp.paths import expanded
@@ -131,7 +132,8 @@ def _idx(path: Path | None, dimensions: int) -> np.ndarray:
     if path is None:
         raise FileNotFoundError("an IDX file is missing after the download")
     try:
-        content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+        with gzip.open(path) if path.suffix == ".gz" else open_regular(path) as file:
+            content = file.read(MOST_BYTES)  # a few bytes could be unpacked to any number
     except (OSError, EOFError, zlib.error) as error:
         raise UserError(f"{path}: damaged or unreadable ({error}). Copy it again, or delete it.") from error
     start = 4 + 4 * dimensions

@@ -16,7 +16,7 @@ from array import array
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import IO, NamedTuple
+from typing import IO, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -27,6 +27,7 @@ from dino_exp.data import file_sets
 from dino_exp.data.file_ranges import FileRanges, Stamp, stamps
 from dino_exp.data.labeled import LabeledSource, NameTable, short_digest
 from dino_exp.data.packed import stored_splits
+from dino_exp.data.regular_file import MOST_BYTES, read_regular, too_large
 from dino_exp.data.source import IMAGE_SUFFIXES, CorruptImageError, Shrink, Splits, decode_image, default_root
 from dino_exp.data.storage import patiently
 from dino_exp.errors import UserError, in_words
@@ -40,6 +41,9 @@ KINDS = (
 )
 SCANNERS = 16
 """Threads that read headers: on a network disk most of the time is waiting."""
+MOST_LABEL_BYTES = 2**24
+"""Largest label, and largest name or attributes of a member, that is read."""
+GREATEST_LABEL = 2**31 - 1
 LAYOUT = 1
 """Version of the cached index, in its name."""
 
@@ -115,8 +119,10 @@ class ShardSource(LabeledSource):
 
     def read(self, index: int, shrink: Shrink | None = None) -> torch.Tensor:
         name = self.name(index)
+        where = self._shard(index), int(self._offsets[index]), int(self._lengths[index])
+        if where[2] > MOST_BYTES:
+            raise CorruptImageError(name, too_large(where[2]))
         try:
-            where = self._shard(index), int(self._offsets[index]), int(self._lengths[index])
             content = patiently(lambda: self._bytes.read(*where), self._bytes.some_paths)
         except OSError as error:
             raise CorruptImageError(name, error.strerror or str(error)) from error
@@ -147,7 +153,10 @@ class ShardSource(LabeledSource):
         if not listing.exists():
             self.label(labels, [str(number) for number in numbers])
             return
-        classes = listing.read_text("utf-8-sig", "surrogateescape").splitlines()
+        try:
+            classes = read_regular(listing).decode("utf-8-sig", "surrogateescape").splitlines()
+        except OSError as error:
+            raise UserError(f"{in_words(error)}. Write one name per line, the first for label 0.") from error
         if numbers[-1] >= len(classes):
             raise UserError(
                 f"{listing}: {len(classes):,} names, but a sample has label {numbers[-1]}. Write one name "
@@ -222,10 +231,12 @@ def _scan(shard: Stamp) -> _Index:
                 offsets.append(image.offset_data)
                 lengths.append(image.size)
                 labels.append(label)
-    except tarfile.TarError as error:
-        raise _half_written(shard.path, str(error)) from error
     except OSError as error:
         raise UserError(f"shard {shard.path}: cannot be read: {error.strerror or error}.") from error
+    except UserError:
+        raise
+    except Exception as error:  # damaged headers raise every kind of error
+        raise _half_written(shard.path, str(error)) from error
     return _Index(
         np.frombuffer(names, dtype=np.uint8),
         *(np.array(values, dtype=np.int64) for values in (ends, offsets, lengths, labels, [0])),
@@ -241,9 +252,11 @@ def _samples(file: IO[bytes], path: str) -> Iterator[tuple[tarfile.TarInfo, int]
         )
     file.seek(0)
     sample, image, label = "", None, -1
-    with tarfile.open(fileobj=file, mode="r:") as shard:
+    with tarfile.open(fileobj=cast(IO[bytes], _Headers(file)), mode="r:") as shard:
         for member in shard:
             shard.members.clear()  # type: ignore[attr-defined] # or it keeps an object for each
+            if member.size < 0:  # tarfile would come back to earlier headers again and again
+                raise tarfile.ReadError(f"{member.name} has a negative size")
             base = re.match(r"((?:.*/)?[^/.]+)\.([^/]+)$", member.name)
             if base is None or not member.isreg():
                 continue
@@ -255,6 +268,9 @@ def _samples(file: IO[bytes], path: str) -> Iterator[tuple[tarfile.TarInfo, int]
             if ending in IMAGE_SUFFIXES:
                 image = image or member
             elif ending in (".cls", ".json") and label < 0:
+                if member.size > MOST_LABEL_BYTES:
+                    label_size = too_large(member.size, MOST_LABEL_BYTES)
+                    raise UserError(f"{path}: {member.name} is no label: it has {label_size}.")
                 file.seek(member.offset_data)
                 label = _label(file.read(member.size), ending, f"{path}: {member.name}")
         end = shard.offset
@@ -267,17 +283,34 @@ def _samples(file: IO[bytes], path: str) -> Iterator[tuple[tarfile.TarInfo, int]
         raise _half_written(path, f"a damaged header at byte {end:,}" if closing else "it has no end marker")
 
 
+class _Headers:
+    """What tarfile may read of a shard: blocks, and long names and attributes up to a limit."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file = file
+        self.seek, self.tell = file.seek, file.tell
+
+    def read(self, size: int) -> bytes:
+        if not 0 <= size <= MOST_LABEL_BYTES:
+            raise tarfile.ReadError(f"a header of {size:,} bytes")
+        return self._file.read(size)
+
+
 def _label(content: bytes, ending: str, name: str) -> int:
     if ending == ".cls":
-        if not content.strip().isdigit():
-            raise UserError(f"{name}: {content[:20]!r} is not a label; a class number from 0 is required.")
-        return int(content)
+        digits = content.strip()
+        if not digits.isdigit() or len(digits) > 10 or int(digits) > GREATEST_LABEL:
+            raise UserError(
+                f"{name}: {content[:20]!r} is not a label; a class number from 0 to {GREATEST_LABEL:,} is "
+                "required."
+            )
+        return int(digits)
     try:
         values = json.loads(content)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{name}: not JSON ({error}). Write the shard again.") from error
     numbers = [values.get(key) for key in ("label", "cls")] if isinstance(values, dict) else []
-    return next((number for number in numbers if type(number) is int and number >= 0), -1)
+    return next((number for number in numbers if type(number) is int and 0 <= number <= GREATEST_LABEL), -1)
 
 
 def _half_written(path: str, reason: str) -> UserError:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 from dino_exp.config.schema import Config
 from dino_exp.export.trained import Trained
 
@@ -49,9 +51,9 @@ def card(trained: Trained, networks: str, use: str, license: str | None) -> str:
     """
     data = trained.cfg.data
     return CARD.format(
-        title=trained.cfg.backbone.name,
+        title=as_text(trained.cfg.backbone.name),
         networks=networks,
-        run=trained.path.resolve().name,
+        run=" ".join(trained.path.resolve().name.replace("`", "'").split()),
         step=trained.step,
         use=use,
         size=trained.image_size,
@@ -99,4 +101,9 @@ def result(trained: Trained) -> dict[str, str]:
 
 def rows(facts: dict[str, str]) -> str:
     """Return the lines of a Markdown table with two columns."""
-    return "\n".join(f"| {name} | {fact} |" for name, fact in facts.items())
+    return "\n".join(f"| {name} | {as_text(fact)} |" for name, fact in facts.items())
+
+
+def as_text(value: str) -> str:
+    """Return Markdown that shows a value of the run's files, which may hold HTML, as one line of text."""
+    return re.sub(r"([\\`|<\[\]])", r"\\\1", " ".join(value.split()))

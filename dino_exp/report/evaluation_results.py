@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from dino_exp.metrics import in_words
 from dino_exp.report.evaluation_records import FILE, KINDS, Result, title
+from dino_exp.runs.run_files import is_inside
 
 if TYPE_CHECKING:
     from dino_exp.report.run_data import RunData
@@ -127,7 +128,7 @@ def files(run: RunData, problems: list[str]) -> tuple[list[File], list[File]]:
             owners.setdefault(name, each)
     for name, owner in owners.items():
         path = run.path / name
-        if not _is_inside(path, run.path):
+        if not is_inside(path, run.path):
             missing.append(name)
         elif path.suffix.lower() == ".png" and len(images) < MOST_IMAGES:
             images.append(File(f"{_whose(owner, among)}: {path.stem.replace('_', ' ')}", name, path))
@@ -147,11 +148,3 @@ def _whose(result: Result, among: Sequence[Result]) -> str:
         return result.title
     parts = (result.subject, result.data, differs(result, among))
     return f"{result.title} ({', '.join(part for part in parts if part and part != '–')})"
-
-
-def _is_inside(path: Path, folder: Path) -> bool:
-    try:
-        # `exists` first, because it accepts any text, including NUL
-        return path.exists() and path.resolve().is_relative_to(folder.resolve())
-    except OSError:  # the name is too long, or access is denied
-        return False

@@ -22,7 +22,7 @@ from dino_exp.report.values import value_text
 from dino_exp.runs.manifest import FIELDS, Manifest, is_name
 from dino_exp.runs.metrics_lines import read_metrics
 from dino_exp.runs.run_directory import RunDirectory, newer_format
-from dino_exp.runs.run_files import STATUS, if_readable, number, read_object
+from dino_exp.runs.run_files import STATUS, if_readable, is_file_inside, is_inside, number, read_object
 from launchers.children import tail
 from launchers.states import SILENT_SECONDS, Observer
 
@@ -125,8 +125,11 @@ def utc(seconds: float | None) -> str:
 
 def last_lines(path: Path, job_logs: Iterable[Path] = ()) -> str:
     """Return the last lines of a run's traceback or log, or of its job's log if it wrote neither."""
-    for file in (path / "traceback.txt", path / "log.txt", *job_logs):
+    own = [path / "traceback.txt", path / "log.txt"]
+    for file in (*own, *job_logs):
         with suppress(OSError):
+            if not is_file_inside(file, path if file in own else path.parent):
+                continue
             if text := tail(file, 6).strip():
                 return text
     return ""
@@ -138,6 +141,10 @@ def load_sweep(path: Path) -> SweepData:
     manifest = _manifest(path, sweep.problems)
     names = list(dict.fromkeys((*manifest.runs, *(each.name for each in run_folders(path)))))
     most = max(24, min(MOST_POINTS, SWEEP_POINTS // max(1, len(names))))
+    for name in [each for each in names if (path / each).is_symlink() and not is_inside(path / each, path)]:
+        names.remove(name)
+        manifest.runs.pop(name, None)
+        sweep.problems.append(f"{name} is a link to elsewhere, and not shown; report on that folder itself.")
     sweep.runs = [load_run(path / name, most) for name in names]
     if manifest.runs:
         _states_from(manifest, sweep)

@@ -25,7 +25,7 @@ from dino_exp.report.sweep.cells import averaged_over, map_axes
 from dino_exp.report.sweep.paper import paper_rows
 from dino_exp.report.verdicts import outcome_of
 from dino_exp.runs.run_directory import refuse_links
-from dino_exp.runs.run_files import number
+from dino_exp.runs.run_files import is_file_inside, number
 
 PAGE = "index.html"
 IMAGES = {"attention.png": "Attention of the teacher", "crops.png": "Crops"}
@@ -78,6 +78,8 @@ def _write_run_pages(sweep: SweepData) -> None:
         return
     for run in sweep.runs:
         folder = run.path / "report"
+        if folder.is_symlink():  # only a folder that is typed may be anywhere
+            continue
         if run.state in ("finished", "collapsed", "failed") and _is_old(folder / PAGE, run):
             try:
                 refuse_links(folder)
@@ -108,14 +110,17 @@ def _run(run: RunData, folder: Path, refresh: float | None, beside: bool = True)
     problems = list(run.problems)
     found, others = evaluation_results.files(run, problems)
     of_run = [evaluation_results.File(IMAGES[name], name, run.path / "plots" / name) for name in IMAGES]
+    own = [each for each in of_run if is_file_inside(each.path, run.path)]
     images, shown = (
         [(each.title, each.name, as_data_url(each.path), link(each.path, folder)) for each in files]
-        for files in ([each for each in of_run if each.path.is_file()], found)
+        for files in (own, found)
     )
     linked = [(each.name, link(each.path, folder)) for each in others]
     linked += [(name, target) for _, name, url, target in shown if not url]
     problems += [f"Not logged: {'; '.join(absent)}."] if absent else []
-    problems += [f"plots/{each.name} is missing." for each in of_run if not each.path.is_file()]
+    for each in (each for each in of_run if each not in own):
+        why = "a link to elsewhere, and not shown" if each.path.is_symlink() else "missing"
+        problems.append(f"plots/{each.name} is {why}.")
     schedules = {chart.name for chart in charts() if chart.schedule}
     text = render(
         "run.html",

@@ -18,7 +18,6 @@ from dino_exp.installation import as_typed
 from dino_exp.report import evaluation_records
 from dino_exp.report.loading import RUN_FILES, load, run_folders
 from dino_exp.report.run_data import UNFINISHED, RunData, SweepData
-from dino_exp.runs.run_directory import refuse_links
 
 INTERRUPTED = 130
 LIBRARIES = ("altair", "vl_convert", "jinja2")
@@ -128,10 +127,16 @@ def write(data: RunData | SweepData, out: Path | None, refresh: float | None = N
         UserError: if a library is missing, or the folder cannot be written.
     """
     pages = page_module()
-    folder = out or data.path / "report"
-    if out is None:
-        refuse_links(folder)
+    folder = out or own_folder(data.path)
     write_and_print(folder, lambda: pages.write_report(data, folder, refresh))
+
+
+def own_folder(folder: Path) -> Path:
+    """Return the folder for reports in the folder of a run or a sweep; a link, it might lead anywhere."""
+    reports = folder / "report"
+    if reports.is_symlink():
+        raise UserError(f"{reports}: a link, which is not followed. Give the folder with --out DIR.")
+    return reports
 
 
 def write_and_print(folder: Path, written: Callable[[], list[Path]]) -> None:
@@ -153,9 +158,7 @@ def compare_folders(first: Path, second: Path, out: Path | None) -> int:
     from dino_exp.report.compare.compare_figures import write_comparison
 
     name = "_and_".join(each.replace(os.sep, "_")[-80:] for each in comparison.names)
-    folder = out or first / "report" / name
-    if out is None:
-        refuse_links(folder.parent)
+    folder = out or own_folder(first) / name
     write_and_print(folder, lambda: write_comparison(comparison, folder))
     return 0
 

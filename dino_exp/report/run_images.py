@@ -8,6 +8,11 @@ from pathlib import Path
 
 from PIL import Image
 
+from dino_exp.data.regular_file import read_regular
+from dino_exp.data.source import open_image
+
+FORMATS = ("PNG", "JPEG", "GIF", "WEBP")
+"""Formats that browsers show."""
 MOST_BYTES = 900_000
 MOST_PIXELS = 1600
 """Pixels of the longer side."""
@@ -16,14 +21,14 @@ MOST_PIXELS = 1600
 def as_data_url(path: Path) -> str:
     """Return an image file as a data URL, reduced if it is large; empty if it is not readable."""
     try:
-        content = path.read_bytes()
-        with Image.open(io.BytesIO(content)) as image:
+        content = read_regular(path)
+        with open_image(io.BytesIO(content), FORMATS) as image:
+            kind = Image.MIME[image.format or "PNG"]
             if len(content) > MOST_BYTES or max(image.size) > 2 * MOST_PIXELS:
                 smaller, out = image.convert("RGB"), io.BytesIO()
                 smaller.thumbnail((MOST_PIXELS, MOST_PIXELS))
                 smaller.save(out, "JPEG", quality=85)
-                content = out.getvalue()
-            kind = Image.MIME[Image.open(io.BytesIO(content)).format or "PNG"]
-    except (OSError, ValueError, Image.DecompressionBombError):
+                content, kind = out.getvalue(), Image.MIME["JPEG"]
+    except Exception:  # decoders raise every kind of error on damaged bytes
         return ""
     return f"data:{kind};base64,{base64.b64encode(content).decode()}"

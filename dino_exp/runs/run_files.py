@@ -97,6 +97,7 @@ STATUS = {
     "step": COUNT,
     "total_steps": COUNT,
     "heartbeat": TIME,
+    "seconds": NUMBER,
     "attempt": COUNT,
     "attempts": ATTEMPTS,
     "host": TEXT,
@@ -144,8 +145,27 @@ def shown(value: Any) -> str:
 # ---- entire files --------------------------------------------------------------------------------------
 
 
+def is_inside(path: Path, folder: Path) -> bool:
+    """Return whether a path exists, and is in a folder when all links are followed."""
+    try:
+        # `exists` first, because it accepts any text, including NUL
+        return path.exists() and path.resolve().is_relative_to(folder.resolve())
+    except (OSError, RuntimeError):  # the name is too long, access is denied, or links lead round in a circle
+        return False
+
+
+def is_file_inside(path: Path, folder: Path) -> bool:
+    """Return whether a path is a file in a folder when all links are followed: what a page may show."""
+    return is_inside(path, folder) and path.is_file()
+
+
 def open_file(path: Path) -> IO[bytes]:
-    """Open a regular file for reading; a pipe or device, which may never end, is a ValueError."""
+    """Open a regular file for reading.
+
+    A pipe or device, which may never end, and a link to another folder are a ValueError.
+    """
+    if path.is_symlink() and not is_inside(path, path.parent):
+        raise ValueError("a link to another folder, which is not followed")
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
     if stat.S_ISREG(os.fstat(descriptor).st_mode):
         return os.fdopen(descriptor, "rb")

@@ -108,9 +108,10 @@ class _Writer:
 def _read_image(path: Path) -> Any:
     """Read an image as uint8 (H, W, 3)."""
     import numpy as np
-    from PIL import Image
 
-    with Image.open(path) as image:
+    from dino_exp.data.source import opened_image
+
+    with opened_image(path) as image:
         return np.asarray(image.convert("RGB"))
 
 

@@ -6,13 +6,15 @@ The training process only queues records. A daemon thread (`feed.Feed`) sends th
 
 import json
 import os
+import re
 import shlex
 import shutil
 import subprocess
 import sys
+import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import Any
@@ -24,23 +26,44 @@ from dino_exp.tracker.feed import LOCAL_FILES, Feed, Record, logger, one_line
 class WandbTracker(Tracker):
     """Tracker that sends config, metrics, images, alerts, summary and exit code to W&B.
 
-    Its files are in `<run directory>/wandb`. If W&B does not start within `timeout`, online becomes offline
-    and offline becomes off, with one log line.
+    Its files are in `<run directory>/wandb`, or in `$WANDB_DIR/wandb`. If W&B does not start within
+    `timeout`, online becomes offline and offline becomes off, with one log line.
 
     Args:
         mode: online, offline, disabled, or auto: what WANDB_MODE or the W&B settings say, else online with a
             W&B login and offline without.
-        project: W&B project.
-        entity: W&B team or user; None is the login's default.
+        project: W&B project; None is that of WANDB_PROJECT or the W&B settings, else dino-exp.
+        entity: W&B team or user; None is that of WANDB_ENTITY, or the login's default.
         timeout: seconds that W&B may take to start, and again to finish.
+        tags, notes: of the run; None is what WANDB_TAGS and WANDB_NOTES say.
     """
 
-    def __init__(self, *, mode: str, project: str, entity: str | None, timeout: float) -> None:
-        self._settings = {"mode": mode, "project": project, "entity": entity, "timeout": timeout}
+    def __init__(
+        self,
+        *,
+        mode: str,
+        project: str | None,
+        entity: str | None,
+        timeout: float,
+        tags: Sequence[str] | None = None,
+        notes: str | None = None,
+    ) -> None:
+        self._settings = {
+            "mode": mode,
+            "project": project,
+            "entity": entity,
+            "timeout": timeout,
+            "tags": None if tags is None else list(tags),
+            "notes": notes,
+        }
         self._session: _Session | None = None
 
     def start(self, run: RunInfo) -> None:
         if self._settings["mode"] == "disabled":
+            return
+        if not re.fullmatch(r"[\w-]{1,64}", str(run.tracker_id), re.ASCII):
+            odd = "W&B: off, because the run's tracker_id in status.json is not one: %.80r. %s"
+            logger.warning(odd, run.tracker_id, LOCAL_FILES)
             return
         init = self._settings | {
             "directory": str(run.directory.absolute()),
@@ -48,6 +71,7 @@ class WandbTracker(Tracker):
             "name": run.name,
             "group": run.group,
             "config": run.config,
+            "temporary": f"dino-exp-wandb-{run.tracker_id}-",
         }
         try:
             self._session = _Session(init)
@@ -83,6 +107,11 @@ class _Session:
         self._finish_by: float | None = None
         self._folder = Path(init["directory"]) / "wandb"
         self._folder.mkdir(parents=True, exist_ok=True)
+        self._segments = Path(os.environ.get("WANDB_DIR") or init["directory"]).expanduser() / "wandb"
+        self._segments.mkdir(parents=True, exist_ok=True)
+        if not os.access(self._segments, os.W_OK):  # wandb would write into a temporary folder
+            raise PermissionError(f"{self._segments} cannot be written")
+        self._clear_temporary()  # of a run that was killed
         # Not in the feed's thread: a worker forked meanwhile would inherit the ends of the pipes that Popen
         # closes a moment later, and keep them open.
         self._process = _Process(self._folder)
@@ -114,17 +143,24 @@ class _Session:
                 self._report_loss(reply, opened)
         finally:
             self._process.close()
+            self._clear_temporary()
+
+    def _clear_temporary(self) -> None:
+        """Remove the temporary folders of this run's W&B processes, which all have ended."""
+        for folder in Path(tempfile.gettempdir()).glob(f"{self._init['temporary']}*"):
+            shutil.rmtree(folder, ignore_errors=True)
 
     def _connect(self) -> dict[str, Any] | None:
         """Wait until the run is open, online or else offline, and log it; return the reply, None if off."""
-        before = set(self._folder.glob("run-*"))
+        own = f"run-*-{self._init['id']}"
+        before = set(self._segments.glob(own))
         reply = self._opening(self._init["mode"])
         trouble = ""
         if "mode" not in reply and self._init["mode"] != "offline":
             trouble = reply["failed"]
             self._process.close()
             # the folder of a run that was never opened has only its config, and would break an upload
-            for failed in set(self._folder.glob("run-*")) - before:
+            for failed in set(self._segments.glob(own)) - before:
                 shutil.rmtree(failed, ignore_errors=True)
             self._process = _Process(self._folder)
             reply = self._opening("offline")
@@ -176,7 +212,10 @@ class _Session:
         """Return the command to upload the run; for offline runs their folder, to join resumed segments."""
         if opened["mode"] == "online":
             return f"wandb sync --include-online {shlex.quote(opened['files'])}"
-        return f"wandb sync {shlex.quote(str(Path(opened['files']).parent))}"
+        folder = shlex.quote(str(Path(opened["files"]).parent))
+        if self._segments != self._folder:  # it has other runs too
+            folder += f"/offline-run-*-{self._init['id']}"
+        return f"wandb sync {folder}"
 
 
 class _Process:

@@ -15,6 +15,7 @@ import os
 import shutil
 import signal
 import sys
+import tempfile
 import threading
 import time
 import traceback
@@ -28,6 +29,7 @@ FLUSH_SECONDS = 2.0
 UNSAFE_SECONDS = {"offline": FLUSH_SECONDS + 1, "online": 30.0}
 """How long a record may be only in wandb-core's memory, before it is in a file or uploaded."""
 REOPENINGS = 2
+PROJECT = "dino-exp"
 EMPTY_BYTES = 7
 """Size of a run's file that has only wandb's header."""
 
@@ -40,18 +42,25 @@ def main() -> None:
     sys.path[:] = [path for path in sys.path if Path(path) != Path(__file__).parent]
     init = json.loads(commands.readline())["init"]
     try:
-        mode, why = _choose_mode(init["mode"])
-        if mode == "disabled":
-            _reply(replies, mode=mode, why=why)
-        else:
-            mirror = _Mirror({**init, "mode": mode})
-            _reply(replies, mode=mode, why=why, url=mirror.run.url, files=mirror.run.settings.sync_dir)
-            _follow(mirror, commands, replies, init["timeout"])
+        # wandb removes its temporary folders only when its exit hooks run
+        with tempfile.TemporaryDirectory(prefix=init["temporary"], ignore_cleanup_errors=True) as folder:
+            os.environ["TMPDIR"] = tempfile.tempdir = folder
+            _mirror(init, commands, replies)
     except Exception as error:
         traceback.print_exc()
         _reply(replies, failed=" ".join(f"{type(error).__name__}: {error}".split())[:300])
     sys.stderr.flush()
     os._exit(0)  # not sys.exit: wandb's exit hooks wait for the server; wandb-core ends with this process
+
+
+def _mirror(init: Command, commands: IO[str], replies: IO[str]) -> None:
+    mode, why = _choose_mode(init["mode"])
+    if mode == "disabled":
+        _reply(replies, mode=mode, why=why)
+        return
+    mirror = _Mirror({**init, "mode": mode})
+    _reply(replies, mode=mode, why=why, url=mirror.run.url, files=mirror.run.settings.sync_dir)
+    _follow(mirror, commands, replies, init["timeout"])
 
 
 def _take_pipes() -> tuple[IO[str], IO[str]]:
@@ -156,10 +165,12 @@ def _open(init: Command) -> Any:
         "x_save_requirements": False,
         "x_transaction_log_flush_interval": FLUSH_SECONDS,
     }
-    _remove_empty_segments(Path(init["directory"]))
+    _remove_empty_segments(Path(os.environ.get("WANDB_DIR") or init["directory"]).expanduser(), init["id"])
     run = wandb.init(
-        **{key: init[key] for key in ("mode", "project", "entity", "id", "name", "group", "config")},
-        dir=init["directory"],
+        **{key: init[key] for key in ("mode", "entity", "id", "config", "tags", "notes")},
+        **_unless_set(name=("WANDB_NAME", init["name"]), group=("WANDB_RUN_GROUP", init["group"])),
+        **_unless_set(dir=("WANDB_DIR", init["directory"])),
+        project=init["project"] or wandb.setup().settings.project or PROJECT,
         resume="allow",
         reinit="create_new",
         settings={key: value for key, value in settings.items() if key in wandb.Settings.model_fields},
@@ -169,9 +180,14 @@ def _open(init: Command) -> Any:
     return run
 
 
-def _remove_empty_segments(directory: Path) -> None:
-    """Remove files of runs killed before their first flush, because of which `wandb sync` fails for all."""
-    for file in directory.glob("wandb/*run-*/run-*.wandb"):
+def _unless_set(**values: tuple[str, Any]) -> Command:
+    """Return the arguments whose environment variable is not set; wandb reads the others there."""
+    return {key: value for key, (variable, value) in values.items() if not os.environ.get(variable)}
+
+
+def _remove_empty_segments(directory: Path, name: str) -> None:
+    """Remove files of a run killed before their first flush, because of which `wandb sync` fails for all."""
+    for file in directory.glob(f"wandb/*run-*-{name}/run-{name}.wandb"):
         if not file.parent.is_symlink() and file.stat().st_size <= EMPTY_BYTES:
             shutil.rmtree(file.parent, ignore_errors=True)
 

@@ -17,7 +17,7 @@ def describe_backbone(state: Mapping[str, Tensor]) -> tuple[str, str]:
     positions = state.get("backbone.pos_embed")
     if patches is not None and positions is not None and patches.ndim == 4 and positions.ndim == 3:
         width, patch = positions.shape[2], patches.shape[-1]
-        blocks = filter(None, (re.match(r"backbone\.blocks\.(\d+)\.", key) for key in state))
+        blocks = filter(None, (re.match(r"backbone\.blocks\.(\d{1,4})\.", key) for key in state))
         depth = 1 + max((int(block[1]) for block in blocks), default=-1)
         kind = "transformer with a convolutional stem" if patch == 1 else "vision transformer"
         words = f"a {kind} of width {width} with {depth} blocks"

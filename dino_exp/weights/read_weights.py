@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import argparse
 import errno
+import os
 import pickle
 import re
 import textwrap
 import warnings
-from collections.abc import Mapping
+import zipfile
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 from safetensors.torch import load_file
@@ -73,24 +75,32 @@ def read_weights(file: Path) -> Weights:
         UserError: the file is damaged, has content that loading would execute, or is none of these.
     """
     content = load_safely(file)
+    try:
+        return _recognized(file, content)
+    except UserError:
+        raise
+    except Exception as error:  # tensors of an unknown network may have any shape
+        raise DamagedError(file, str(error) or type(error).__name__) from error
+
+
+def _recognized(file: Path, content: Any) -> Weights:
     if not isinstance(content, Mapping):
         raise UserError(
             f"{file}: contains a {type(content).__name__}, not weights by name; save a state_dict."
         )
     networks = {role: _tensors(content.get(role)) for role in ("teacher", "student")}
     if any(networks.values()):
-        ours = "config" in content and "step" in content
+        step = _count(content.get("step"))
+        ours = "config" in content and step is not None
         loss = content.get("loss" if ours else "dino_loss")
         center = loss.get("center") if isinstance(loss, Mapping) else None
         return Weights(
             file=file,
-            kind=f"a checkpoint of this project, step {content['step']:,}"
-            if ours
-            else _released_kind(content),
+            kind=f"a checkpoint of this project, step {step:,}" if ours else _released_kind(content),
             teacher=networks["teacher"] or networks["student"],
             student=networks["student"] if all(networks.values()) else None,
             center=center if isinstance(center, Tensor) else None,
-            step=content["step"] if ours else None,
+            step=step if ours else None,
         )
     wrapped = next((content[key] for key in WRAPPERS if _tensors(content.get(key))), content)
     state = _tensors(wrapped)
@@ -123,9 +133,15 @@ def load_safely(file: Path) -> Any:
             warnings.catch_warnings(),
         ):
             warnings.simplefilter("ignore")  # about other pickle protocols, whose files are refused anyway
+            _check_members(file, opened)
+            opened.seek(0)
             verify(opened)
             opened.seek(0)
-            return torch.load(opened, map_location="cpu", weights_only=True)
+            content = torch.load(opened, map_location="cpu", weights_only=True)
+            _check_sizes(file, opened, content)
+            return content
+    except UserError:
+        raise
     except pickle.UnpicklingError as error:
         found = re.search(r"GLOBAL (\S+)", str(error))
         if found:
@@ -142,9 +158,52 @@ def load_safely(file: Path) -> Any:
         raise DamagedError(file, text if " " in text else type(error).__name__) from None
 
 
+def _check_members(file: Path, opened: IO[bytes]) -> None:
+    """Raise UserError for compressed parts, a few bytes of which fill memory; torch.save writes none."""
+    if opened.read(2) != b"PK":
+        return  # the format of torch before 1.6 compresses nothing
+    with zipfile.ZipFile(opened) as archive:
+        members = archive.infolist()
+    size = sum(member.file_size for member in members)
+    compressed = any(member.compress_type != zipfile.ZIP_STORED for member in members)
+    if compressed or size > os.fstat(opened.fileno()).st_size:
+        raise UserError(
+            f"{file}: its parts are compressed, to {size:,} bytes in memory, which torch.save never does, so "
+            "it was not loaded; unpack and save it again, or ask for .safetensors."
+        )
+
+
+def _check_sizes(file: Path, opened: IO[bytes], content: Any) -> None:
+    """Raise UserError for tensors that are not plain, or that claim more values than the file can hold."""
+    most = os.fstat(opened.fileno()).st_size
+    for tensor in _all_tensors(content):
+        plain = tensor.layout == torch.strided and tensor.device.type == "cpu" and not tensor.is_quantized
+        if not plain or max(tensor.nbytes, tensor.untyped_storage().nbytes()) > most:
+            raise UserError(
+                f"{file}: one of its tensors, {tuple(tensor.shape)}, is not stored as its values; save a "
+                "state_dict of plain tensors."
+            )
+
+
+def _all_tensors(content: Any) -> Iterator[Tensor]:
+    waiting, seen = [content], set()
+    while waiting:
+        each = waiting.pop()
+        if isinstance(each, Tensor):
+            yield each
+        elif isinstance(each, Mapping | list | tuple) and id(each) not in seen:
+            seen.add(id(each))
+            waiting.extend(each.values() if isinstance(each, Mapping) else each)
+
+
 def _released_kind(content: Mapping[str, Any]) -> str:
-    epoch = content.get("epoch")
-    return f"a released DINO checkpoint{f', epoch {epoch}' if isinstance(epoch, int) else ''}"
+    epoch = _count(content.get("epoch"))
+    return f"a released DINO checkpoint{'' if epoch is None else f', epoch {epoch}'}"
+
+
+def _count(value: Any) -> int | None:
+    """Return a number of steps or epochs; None for anything else, such as a number of thousands of digits."""
+    return value if isinstance(value, int) and 0 <= value < 2**63 else None
 
 
 def _tensors(value: Any) -> State:

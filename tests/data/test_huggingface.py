@@ -1,6 +1,7 @@
 """Data sets on the disk as the `datasets` library writes them."""
 
 import builtins
+import os
 import pickle
 import socket
 from pathlib import Path
@@ -8,8 +9,10 @@ from types import ModuleType
 from typing import Any
 
 import datasets
+import pyarrow as pa
 import pytest
 import torch
+from pyarrow import parquet as pq
 
 from dino_exp.data.source import CorruptImageError, ImageSource, Splits, decode_image
 from dino_exp.errors import UserError
@@ -92,10 +95,14 @@ def test_columns_are_found_by_type_or_named(tmp_path: Path) -> None:
     assert torch.equal(fine.read(20), decode_image(IMAGES[0][0], "", 3, backend="fast"))
     two.cast_column("thumbnail", datasets.Image()).save_to_disk(tmp_path / "two")
     rows.remove_columns("image").save_to_disk(tmp_path / "none")
+    lists = datasets.Features(images=datasets.List(datasets.Image()))
+    datasets.Dataset.from_dict({"images": [[]]}, features=lists).save_to_disk(tmp_path / "listed")
     mistakes = [
         (("two", None), r"2 columns of the type Image; choose with data\.image_column from image, thumbnail"),
         (("none", None), r"no column of the type Image; choose with data\.image_column from label"),
         (("two", "pixels"), r"data\.image_column = pixels: the columns are image, label, fine, thumbnail"),
+        (("two", "fine"), r"the column fine has Value\('int64'\), not images; .* data\.image_column"),
+        (("listed", "images"), r"the column images has List\(.*, not images"),
     ]
     for (name, column), message in mistakes:
         with pytest.raises(UserError, match=message):
@@ -111,6 +118,59 @@ def test_rows_without_a_readable_image_are_reported(tmp_path: Path) -> None:
     for index, reason in enumerate(("not an image", "the row has no image")):
         with pytest.raises(CorruptImageError, match=rf"row {index}: {reason}"):
             source.read(index)
+
+
+def test_rows_name_files_of_their_own_folder_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder, elsewhere = tmp_path / "set", tmp_path / "elsewhere.jpg"
+    (folder / "images").mkdir(parents=True)
+    for file in (elsewhere, folder / "images" / "a.jpg"):
+        file.write_bytes(IMAGES[0][0])
+    os.mkfifo(folder / "pipe.jpg")
+    (folder / "zero.jpg").symlink_to("/dev/zero")
+    rows = {
+        "images/a.jpg": "",
+        str(folder / "images" / "a.jpg"): "",
+        str(elsewhere): "names a file outside of .*set, which is not read: .*elsewhere.jpg",
+        "../elsewhere.jpg": r"outside of .*\.\./elsewhere.jpg",
+        "/dev/zero": "outside of .*/dev/zero",
+        "https://127.0.0.1:9/x.png": "no such file or folder",
+        "pipe.jpg": "a pipe, socket, device or folder",
+        "zero.jpg": "a pipe, socket, device or folder",
+        "images": "a pipe, socket, device or folder",
+    }
+    image = pa.array([{"bytes": None, "path": path} for path in rows])
+    kinds = datasets.Features(image=datasets.Image()).arrow_schema
+    pq.write_table(pa.table([image], schema=kinds), folder / "train.parquet")
+    monkeypatch.chdir(tmp_path)
+    source = hugging_face(folder).train
+    for index, reason in enumerate(rows.values()):
+        if not reason:
+            assert torch.equal(source.read(index), decode_image(IMAGES[0][0], "", 3, backend="fast"))
+            continue
+        with pytest.raises(CorruptImageError, match=f"row {index}: .*{reason}"):
+            source.read(index)
+    monkeypatch.setattr("dino_exp.data.huggingface.MOST_BYTES", 10)
+    as_rows(IMAGES, CLASSES).save_to_disk(tmp_path / "large")
+    with pytest.raises(CorruptImageError, match="bytes, more than the"):
+        hugging_face(tmp_path / "large").train.read(0)
+
+
+def test_a_saved_data_set_has_its_files_in_its_folder(tmp_path: Path) -> None:
+    as_rows(IMAGES, CLASSES).save_to_disk(tmp_path / "private")
+    datasets.DatasetDict(train=as_rows(IMAGES, CLASSES)).save_to_disk(tmp_path / "set")
+    (tmp_path / "set" / "dataset_dict.json").write_text('{"splits": ["../private"]}')
+    with pytest.raises(UserError, match=r"dataset_dict\.json.*not names of folders"):
+        hugging_face(tmp_path / "set")
+    for content in ("[" * 100_000, '{"splits": 3}', "{}", ""):
+        (tmp_path / "set" / "dataset_dict.json").write_text(content)
+        with pytest.raises(UserError, match=r"dataset_dict\.json: half-written"):
+            hugging_face(tmp_path / "set")
+    state = tmp_path / "set" / "train" / "state.json"
+    name = next((tmp_path / "private").glob("*.arrow")).name
+    state.write_text(state.read_text().replace('"data-', '"../../private/data-'))
+    assert (state.parent / "../../private" / name).exists()
+    with pytest.raises(UserError, match=r"state\.json names files of other folders"):
+        hugging_face(tmp_path / "set" / "train")
 
 
 def test_half_written_files_are_reported(tmp_path: Path) -> None:

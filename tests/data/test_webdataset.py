@@ -3,6 +3,7 @@
 import gzip
 import io
 import logging
+import os
 import pickle
 import tarfile
 from pathlib import Path
@@ -148,12 +149,55 @@ def test_an_unreadable_shard_is_reported_before_training(tmp_path: Path) -> None
             shards(root)
 
 
+def header(name: str, size: int, kind: bytes = tarfile.REGTYPE) -> bytes:
+    member = tarfile.TarInfo(name)
+    member.size, member.type = size, kind
+    return member.tobuf(tarfile.GNU_FORMAT)
+
+
+@pytest.mark.parametrize(
+    ("start", "reason"),
+    [
+        (
+            header("a.cls", 3 << 30),
+            r"a\.cls is no label: it has 3,221,225,472 bytes, more than the 16,777,216",
+        ),
+        (header("a.json", 3 << 30), r"a\.json is no label"),
+        (header("a", 3 << 30, tarfile.GNUTYPE_LONGNAME), "damaged .*a header of 3,221,225,472 bytes"),
+        (header("a", 3 << 30, tarfile.XHDTYPE), "damaged .*a header of 3,221,225,472 bytes"),
+        (header("a.txt", -512), r"damaged .*a\.txt has a negative size"),
+        (header("a.txt", -512, tarfile.XHDTYPE), "damaged .*a header of -512 bytes"),
+        (header("a.txt", 2**80), "damaged"),
+        (b"".join([header("a", 0, tarfile.GNUTYPE_LONGNAME)] * 5000), "damaged"),
+    ],
+)
+def test_headers_that_lie_take_neither_time_nor_memory(tmp_path: Path, start: bytes, reason: str) -> None:
+    with (tmp_path / "0.tar").open("wb") as file:
+        file.write(start)
+        file.truncate(4 << 30)  # sparse, so that all of it could be read
+    with pytest.raises(UserError, match=rf"0\.tar.*{reason}"):
+        shards(tmp_path)
+
+
+def test_a_large_member_is_an_unreadable_image_and_a_pipe_is_no_shard(tmp_path: Path) -> None:
+    with (tmp_path / "0.tar").open("wb") as file:
+        file.write(header("a.jpg", 3 << 30))
+        file.truncate((3 << 30) + 2048)
+    with pytest.raises(CorruptImageError, match=r"a\.jpg: 3,221,225,472 bytes, more than the 1,073,741,824"):
+        shards(tmp_path).train.read(0)
+    os.mkfifo(tmp_path / "1.tar")
+    with pytest.raises(UserError, match=r"1\.tar: a pipe, socket, device or folder"):
+        shards(tmp_path)
+
+
 def test_mistakes_are_reported(tmp_path: Path) -> None:
     (one, _), (two, _) = IMAGES[:2]
     (tmp_path / "empty").mkdir()
     write_shard(tmp_path / "text" / "0.tar", [("a.txt", b"hello")])
     write_shard(tmp_path / "word" / "0.tar", [("a.cls", b"dog"), ("a.jpg", one)])
+    write_shard(tmp_path / "digits" / "0.tar", [("a.cls", b"9" * 5000), ("a.jpg", one)])
     write_shard(tmp_path / "json" / "0.tar", [("a.jpg", one), ("a.json", b"{")])
+    write_shard(tmp_path / "deep" / "0.tar", [("a.jpg", one), ("a.json", b"[" * 100_000)])
     write_shard(tmp_path / "half" / "0.tar", [("a.cls", b"1"), ("a.jpg", one), ("b.jpg", two)])
     mistakes = [
         (None, r"data\.root is null: give a folder of \.tar shards"),
@@ -162,6 +206,8 @@ def test_mistakes_are_reported(tmp_path: Path) -> None:
         (tmp_path / "empty" / "*.tar", r"no file matches the pattern"),
         (tmp_path / "text", r"no images in 1 shards; they end in"),
         (tmp_path / "word", r"word/0\.tar: a\.cls: b'dog' is not a label"),
+        (tmp_path / "digits", r"digits/0\.tar: a\.cls: b'9{20}' is not a label; .* 0 to 2,147,483,647"),
+        (tmp_path / "deep", r"deep/0\.tar: a\.json: not JSON"),
         (tmp_path / "json", r"json/0\.tar: a\.json: not JSON"),
         (tmp_path / "half", r"half/0\.tar: b\.jpg: no label .* 1 of 2 samples"),
     ]

@@ -61,6 +61,20 @@ def test_a_row_has_swept_values_results_and_cost(sweep: tuple[Manifest, list[Run
     assert row["jobs"] == "5_0 7_0"
 
 
+def test_no_cell_of_the_csv_is_a_formula(tmp_path: Path) -> None:
+    words = ["=cmd|'/C calc'!A0", "@SUM(1)", "+1+1", "-1+1", "\t=1", "\r=1", "-0.5", "+1e-3", "a=b"]
+    manifest = Manifest(tmp_path, "local")
+    manifest.runs = {f"run{n}": Entry([f"x={word}", "=1+1=2"], "") for n, word in enumerate(words)}
+    paths = collect(manifest, [RunState(name, entry, "lost", {}) for name, entry in manifest.runs.items()])
+    text = csv.read_csv(paths[0], parse_options=csv.ParseOptions(newlines_in_values=True))
+    assert text.column("x").to_pylist() == [*(f"'{word}" for word in words[:6]), "-0.5", "0.001", "a=b"]
+    table = parquet.read_table(paths[1])
+    assert table.column("x").to_pylist() == [*words[:6], "-0.5", "0.001", "a=b"]
+    heads = [name for name in text.column_names if name not in table.column_names]
+    assert [name[:1] for name in heads] == ["'"] * len(heads)
+    assert not [name for name in text.column_names if name.startswith("=")]
+
+
 def test_csv_and_parquet_have_every_run(sweep: tuple[Manifest, list[RunState]]) -> None:
     paths = collect(*sweep)
     assert [path.name for path in paths] == ["runs.csv", "runs.parquet"]

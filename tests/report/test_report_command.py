@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import builtins
 import json
+import os
 import sys
 import time
 from pathlib import Path
@@ -39,6 +40,48 @@ def test_a_report_prints_its_files_and_a_wrong_folder_exits_with_2(tmp_path: Pat
     wrong = run_program("report.py", str(tmp_path / "nowhere"), folder=tmp_path)
     assert wrong.returncode == 2
     assert len(wrong.stderr.splitlines()) == 1
+
+
+def test_a_page_shows_nothing_that_a_link_points_to(tmp_path: Path) -> None:
+    private = tmp_path / "private"
+    (private / "secret_0000aaaa").mkdir(parents=True)
+    (private / "secret.txt").write_text("my password")
+    Image.new("RGB", (90, 60), "red").save(private / "secret.png")
+    (private / "secret_0000aaaa" / "log.txt").write_text("my password")
+    write_json(private / "secret.yaml", {"password": "my password"})
+    sweep = tmp_path / "sweep"
+    linked = sweep / "run_1111bbbb"
+    (linked / "plots").mkdir(parents=True)
+    (sweep / "linked_2222cccc").symlink_to(private / "secret_0000aaaa")
+    (linked / "plots" / "attention.png").symlink_to(private / "secret.png")
+    for name in ("traceback.txt", "log.txt"):
+        (linked / name).symlink_to(private / "secret.txt")
+    for name in ("config.yaml", "summary.json", "evaluations.json"):
+        (linked / name).symlink_to(private / "secret.yaml")
+    os.mkfifo(linked / "metrics.jsonl")
+    write_json(linked / "status.json", {"state": "failed"})
+    other = write_run(sweep / "run_3333dddd")
+    (other / "report").symlink_to(private)
+    names: dict[str, Any] = {"run_1111bbbb": {}, "linked_2222cccc": {}, "../private/secret_0000aaaa": {}}
+    write_json(sweep / "manifest.json", {"launcher": "local", "runs": names})
+    for folder in (linked, sweep):
+        assert main([str(folder)]) == 0
+        page = (folder / "report" / "index.html").read_text()
+        assert "password" not in page
+        assert "data:image" not in page
+    assert "linked_2222cccc is a link to elsewhere, and not shown" in page
+    assert "manifest.json: ../private/secret_0000aaaa is no name of a run" in page
+    page = (linked / "report" / "index.html").read_text()
+    assert "plots/attention.png is a link to elsewhere, and not shown" in page
+    assert "config.yaml is no file, or a link to one outside of the folder" in page
+    assert "metrics.jsonl is no file" in page
+    assert sorted(path.name for path in private.iterdir()) == [
+        "secret.png",
+        "secret.txt",
+        "secret.yaml",
+        "secret_0000aaaa",
+    ]
+    assert main([str(other)]) == 2
 
 
 def test_pages_of_incomplete_folders_say_what_is_missing(

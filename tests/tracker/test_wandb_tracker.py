@@ -8,6 +8,7 @@ import shlex
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -320,6 +321,49 @@ def children(parent: int) -> list[int]:
             if "wandb" in Path(f"/proc/{pid}/cmdline").read_text():
                 found.append(pid)
     return found
+
+
+def test_variables_of_wandb_count_where_the_configuration_says_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def mirrored(directory: Path, **settings: Any) -> dict[str, Any]:
+        nothing: dict[str, Any] = dict(mode="offline", project=None, entity=None, timeout=20.0)
+        directory.mkdir()
+        mirror = WandbTracker(**nothing | settings)
+        mirror.start(run_info(directory))
+        mirror.finish({}, 0)
+        (segment,) = (Path(os.environ.get("WANDB_DIR", directory)) / "wandb").glob("offline-run-*-abc123")
+        keys = ("project", "entity", "display_name", "run_group", "tags", "notes")
+        run = only(read_back(segment), "run")
+        return {key: run[key] for key in keys if key in run}
+
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    (tmp_path / "dino-exp-wandb-abc123-of-a-killed-run").mkdir()
+    (tmp_path / "dino-exp-wandb-another-runs").mkdir()
+    ours = {"project": "dino-exp", "display_name": "small-run", "run_group": "my-sweep"}
+    assert mirrored(tmp_path / "unset") == ours
+    variables = ("PROJECT", "ENTITY", "NAME", "RUN_GROUP", "NOTES")
+    for variable in variables:
+        monkeypatch.setenv(f"WANDB_{variable}", f"my {variable}")
+    monkeypatch.setenv("WANDB_TAGS", "one,two")
+    keys = ("project", "entity", "display_name", "run_group", "notes")
+    theirs = {key: f"my {variable}" for key, variable in zip(keys, variables, strict=True)}
+    assert mirrored(tmp_path / "set") == theirs | {"tags": ["one", "two"]}
+    monkeypatch.setenv("WANDB_DIR", str(tmp_path / "elsewhere"))
+    typed = {"project": "p", "entity": "e", "tags": ["a b", "c"], "notes": "why"}
+    assert mirrored(tmp_path / "typed", **typed) == theirs | typed
+    folder = tmp_path / "elsewhere" / "wandb"
+    assert caplog.messages[-1].endswith(f"Upload later: wandb sync {folder}/offline-run-*-abc123")
+    assert [path.name for path in tmp_path.glob("*wandb*")] == ["dino-exp-wandb-another-runs"]
+
+
+def test_an_id_that_is_a_path_turns_wandb_off(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    mirror = tracker()
+    mirror.start(run_info(tmp_path, "../../victim/run-*"))
+    mirror.finish({}, exit_code=0)
+    assert caplog.messages[0].startswith("W&B: off, because the run's tracker_id in status.json is not one")
+    assert not (tmp_path / "wandb").exists()
 
 
 def test_auto_follows_wandb_settings_and_login(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import pickle
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -132,6 +133,43 @@ def test_files_of_another_kind_are_refused_in_one_line(tmp_path: Path, content: 
     with pytest.raises(UserError, match=r"other.pth: (not a complete file|contains a int)") as refusal:
         read_weights(tmp_path / "other.pth")
     assert "\n" not in str(refusal.value)
+
+
+def rewritten(file: Path, how: int, storage: bytes = b"", claimed: int = 0) -> Path:
+    """Write a file's zip archive again, with another way to store, storage, or number of values in it."""
+    with zipfile.ZipFile(file) as archive:
+        members = {member.filename: archive.read(member) for member in archive.infolist()}
+    with zipfile.ZipFile(file, "w", how) as archive:
+        for name, content in members.items():
+            if name.endswith("data.pkl") and claimed:
+                content = content.replace((3000).to_bytes(2, "little"), claimed.to_bytes(2, "little"))
+            archive.writestr(name, storage or content if name.endswith("/data/0") else content)
+    return file
+
+
+def test_no_file_takes_more_memory_than_it_has_bytes(tmp_path: Path) -> None:
+    def saved(**state: torch.Tensor) -> Path:
+        torch.save({"teacher": state}, tmp_path / "hostile.pth")
+        return tmp_path / "hostile.pth"
+
+    read_weights(rewritten(saved(**STATE), zipfile.ZIP_STORED))
+    hostile: list[tuple[Callable[[], Path], str]] = [
+        (lambda: rewritten(saved(**STATE), zipfile.ZIP_DEFLATED, bytes(10**8)), "compressed, to 100,00"),
+        (lambda: rewritten(saved(**STATE), zipfile.ZIP_STORED, claimed=60_000), "hostile.pth: "),
+        (lambda: saved(x=torch.zeros(1).expand(2**20, 2**20)), r"\(1048576, 1048576\), is not stored as its"),
+        (lambda: saved(x=torch.zeros(3, device="meta")), r"\(3,\), is not stored as its values"),
+        (lambda: saved(x=torch.zeros(3).to_sparse()), r"\(3,\), is not stored as its values"),
+    ]
+    for make, reason in hostile:
+        with pytest.raises(UserError, match=reason):
+            read_weights(make())
+
+
+def test_odd_numbers_in_a_checkpoint_are_ignored(tmp_path: Path) -> None:
+    content = {"teacher": {"backbone.blocks.99999999999999999999.x": torch.ones(2)}}
+    for odd in ({"step": "x", "config": 1}, {"step": -1, "config": 1}, {"epoch": 2**70}):
+        torch.save(content | odd, tmp_path / "odd.pth")
+        assert read_weights(tmp_path / "odd.pth").kind == "a released DINO checkpoint"
 
 
 def test_networks_under_the_keys_of_training_scripts_are_found(tmp_path: Path) -> None:

@@ -7,12 +7,17 @@ from pathlib import Path
 from typing import NamedTuple, TypeAlias
 
 import torch
-from PIL import Image
 from torch import Tensor
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as transforms
 
-from dino_exp.data.source import FORMATS, IMAGE_SUFFIXES, CorruptImageError, ImageSource, read_image
+from dino_exp.data.source import (
+    IMAGE_SUFFIXES,
+    CorruptImageError,
+    ImageSource,
+    opened_image,
+    read_image,
+)
 from dino_exp.data.subset import evenly_spread
 from dino_exp.errors import UserError
 from dino_exp.eval.attention.jaccard import OBJECT, mask_size, read_mask
@@ -98,7 +103,7 @@ class FileImages:
             mask = self.mask_path(index)
             assert mask is not None
             try:
-                with Image.open(self._paths[index], formats=FORMATS) as image:
+                with opened_image(self._paths[index]) as image:
                     size = image.size
             except Exception:  # unreadable images are skipped later
                 continue

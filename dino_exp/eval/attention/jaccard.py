@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from dino_exp.data.source import FORMATS
+from dino_exp.data.source import opened_image
 from dino_exp.errors import UserError
 from dino_exp.eval.attention.attend import AttentionMass, attention_mass, centered_gaussian, enlarged
 
@@ -110,7 +110,7 @@ def _percent(values: Sequence[float], name: str) -> float:
 def _opened(path: Path) -> Iterator[Image.Image]:
     """Open a mask file. Raises UserError if it is not a mask."""
     try:
-        with Image.open(path, formats=FORMATS) as image:
+        with opened_image(path) as image:
             channels = len(image.getbands())
             if channels == 1:
                 yield image

@@ -12,11 +12,14 @@ import numpy as np
 from PIL import Image, ImageSequence
 
 from dino_exp.atomic import write_atomically
+from dino_exp.data.source import opened_image
 from dino_exp.errors import UserError
 
 VIDEO_SUFFIXES = frozenset({".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm"})
 ANIMATIONS = {".gif": "GIF", ".webp": "WEBP"}
 """Animations that Pillow reads and writes; a file with one frame is an image."""
+CONTAINERS = {"format_whitelist": "mov,matroska,avi,mpegts,mpeg", "protocol_whitelist": "file"}
+"""What FFmpeg may take a file for: no playlist, which would name other files and addresses to read."""
 DEFAULT_RATE = Fraction(25)
 """Frames per second of a video that states none."""
 
@@ -70,21 +73,21 @@ def _is_animation(path: Path) -> bool:
     if path.suffix.lower() not in ANIMATIONS:
         return False
     try:
-        with Image.open(path, formats=tuple(ANIMATIONS.values())) as image:
+        with opened_image(path, tuple(ANIMATIONS.values())) as image:
             return getattr(image, "n_frames", 1) > 1
     except Exception:  # decoders raise every kind of error; reading it as an image reports the reason
         return False
 
 
 def _animation_frames(path: Path) -> Iterator[np.ndarray]:
-    with Image.open(path) as image:
+    with opened_image(path) as image:
         for frame in ImageSequence.Iterator(image):
             yield np.array(frame.convert("RGB"))
 
 
 def _durations(path: Path) -> list[int]:
     """Return the duration of each frame in milliseconds."""
-    with Image.open(path) as image:
+    with opened_image(path) as image:
         durations = []
         for frame in ImageSequence.Iterator(image):
             frame.load()  # WebP knows the duration only then
@@ -111,7 +114,7 @@ def _open(path: Path) -> Any:
     """Open a container with a video stream. Raises UserError for other files."""
     av = _av()
     try:
-        container = av.open(str(path))
+        container = av.open(str(path), options=CONTAINERS)
     except (av.FFmpegError, OSError) as error:
         raise UserError(f"{path}: cannot be read as a video ({error}).") from error
     if not container.streams.video:

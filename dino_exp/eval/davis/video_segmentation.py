@@ -20,7 +20,8 @@ from dino_exp.atomic import write_atomically
 from dino_exp.backbone.tokens import spatial_features
 from dino_exp.config.evaluation_schema import VideoSegmentationConfig
 from dino_exp.data.file_sets import existing_path
-from dino_exp.data.source import CorruptImageError, read_image
+from dino_exp.data.regular_file import is_plain_name
+from dino_exp.data.source import CorruptImageError, opened_image, read_image
 from dino_exp.errors import UserError
 from dino_exp.eval.davis.label_propagation import label_map, propagate_through
 from dino_exp.eval.davis.region_and_contour import (
@@ -143,6 +144,10 @@ class VideoSegmentation:
             raise UserError(f"{names}: missing; it lists the videos, one per line. {LAYOUT}.")
         videos = []
         for name in filter(None, map(str.strip, names.read_text("utf-8", "replace").splitlines())):
+            if not is_plain_name(name):
+                raise UserError(
+                    f"{names}: {name!r} is a path; each line must be the name of a folder in {root / FRAMES}."
+                )
             frames = sorted((root / FRAMES / name).glob("*.jpg"))
             if not frames:
                 raise UserError(
@@ -217,9 +222,9 @@ def _network_size(size: tuple[int, ...], shorter: int, patch: int) -> tuple[int,
 def _size(path: Path) -> tuple[int, int]:
     """Return (height, width) of an image, from its header."""
     try:
-        with Image.open(path) as image:
+        with opened_image(path) as image:
             return image.height, image.width
-    except OSError as error:
+    except Exception as error:  # decoders raise every kind of error on damaged bytes
         raise UserError(f"{path}: cannot be read as an image ({error}).") from error
 
 
@@ -247,11 +252,13 @@ def _check_files(video: Video) -> None:
 def _read_labels(path: Path) -> tuple[NDArray[np.uint8], bytes | None]:
     """Return labels uint8 (H, W) and the palette."""
     try:
-        with Image.open(path) as image:
+        with opened_image(path) as image:
             if image.mode not in ("P", "L"):
                 raise UserError(f"{path}: colors ({image.mode}) instead of labels; DAVIS has palette PNGs.")
             return np.array(image), bytes(image.getpalette() or []) or None
-    except (OSError, SyntaxError) as error:  # Pillow raises both for damaged PNGs
+    except UserError:
+        raise
+    except Exception as error:  # decoders raise every kind of error on damaged bytes
         raise UserError(f"{path}: cannot be read as an image ({error}).") from error
 
 

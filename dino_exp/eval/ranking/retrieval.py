@@ -14,6 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from dino_exp.config.evaluation_schema import RetrievalConfig
+from dino_exp.data.regular_file import is_plain_name
 from dino_exp.errors import UserError
 from dino_exp.eval.network_input import patch_side
 from dino_exp.eval.ranking import safe_pickle
@@ -158,7 +159,7 @@ def ground_truth(root: Path, name: str) -> GroundTruth:
         raise UserError(f"{file}: missing. retrieval.root = {root} must have the layout {LAYOUT}.")
     found = safe_pickle.load(file)
     try:
-        database, queries = ([str(each) for each in found[key]] for key in ("imlist", "qimlist"))
+        database, queries = ([_name(each) for each in found[key]] for key in ("imlist", "qimlist"))
         entries = list(found["gnd"])
         boxes = [tuple(float(side) for side in entry["bbx"]) for entry in entries]
         labels = [
@@ -176,8 +177,20 @@ def ground_truth(root: Path, name: str) -> GroundTruth:
     return GroundTruth(of_database, of_queries, boxes, labels)
 
 
+def _name(value: Any) -> str:
+    """Return the name of an image, which leads to no other folder."""
+    if not isinstance(value, str):
+        raise TypeError("an image's name is not text")
+    if not is_plain_name(value):
+        raise ValueError(f"{value[:80]!r} is not the name of an image")
+    return value
+
+
 def _rows(values: Any, length: int) -> np.ndarray:
     """Return indices of database images as int64; an empty list may have any type."""
+    if not isinstance(values, np.ndarray) and not all(isinstance(each, int | np.integer) for each in values):
+        # refused here, because NumPy would walk through any depth of lists
+        raise ValueError(f"expected indices from 0 to {length - 1}, found something else")
     rows = np.asarray(values).reshape(-1)
     if rows.size and (rows.dtype.kind not in "iu" or rows.min() < 0 or rows.max() >= length):
         raise ValueError(f"expected indices from 0 to {length - 1}, found {rows.tolist()}"[:200])

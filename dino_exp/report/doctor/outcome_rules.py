@@ -8,6 +8,7 @@ from statistics import median
 from dino_exp.dino.verdict import WINDOW
 from dino_exp.report.doctor.finding import DOUBTFUL, GOOD, REMARK, Finding, final_metrics, without_k
 from dino_exp.report.doctor.training_log import TrainingLog
+from dino_exp.runs.run_files import is_file_inside
 
 NEAR_LN_K = 0.98
 """Share of ln K above which a loss does not tell whether the outputs depend on the image."""
@@ -35,7 +36,8 @@ def ended_otherwise(log: TrainingLog) -> Iterator[Finding]:
     """Find a program that failed for another reason, or a run that is lost."""
     if log.state == "failed" and log.verdict != "diverged" and log.last.get("loss") is not None:
         file = log.path / "traceback.txt"
-        words = file.read_text("utf-8", "replace").strip().splitlines() if file.is_file() else []
+        own = is_file_inside(file, log.path)
+        words = file.read_text("utf-8", "replace").strip().splitlines() if own else []
         yield Finding(DOUBTFUL, "The program failed", words[-1] if words else "It left no traceback.")
     if log.state == "lost":
         yield Finding(

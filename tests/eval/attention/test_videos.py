@@ -106,6 +106,15 @@ def test_unreadable_videos_are_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"sound\.mkv: the file has no video stream"):
         next(frames(sound))
 
+    film(tmp_path / "private.mp4", shots(3))
+    playlist = tmp_path / "playlist.mp4"
+    playlist.write_text("#EXTM3U\n#EXT-X-TARGETDURATION:1\n#EXTINF:1,\nprivate.mp4\n#EXT-X-ENDLIST\n")
+    concatenated = tmp_path / "concatenated.mp4"
+    concatenated.write_text("ffconcat version 1.0\nfile private.mp4\n")
+    for listing in (playlist, concatenated):
+        with pytest.raises(UserError, match=rf"{listing.name}: cannot be read as a video"):
+            next(frames(listing))
+
     empty = tmp_path / "empty.avi"
     with av.open(str(empty), "w") as container:
         stream = container.add_stream("mpeg4", rate=25)

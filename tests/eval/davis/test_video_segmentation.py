@@ -24,6 +24,7 @@ from tests.eval.subjects import NO_DATA, subject, tiny_vit
 HEIGHT, WIDTH, SIDE, PATCH = 64, 128, 24, 8
 COLORS = [(0, 0, 0), (255, 0, 0), (0, 255, 0)]
 PAIR = "Annotations/480p/pair/{:05}.png"
+EPS = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 128 64\n%%EndComments\n%%EOF\n"
 PALETTE = [*range(200, 206), *([9] * 762)]
 
 # A square of entire patches is propagated exactly. Enlarging rounds its corners: 0.5, 1.5, 2.5 and 3.5 pixels
@@ -168,6 +169,13 @@ def test_frames_have_the_size_of_the_released_code() -> None:
     [
         ("ImageSets/2017/val.txt", None, "lists the videos"),
         ("ImageSets/2017/val.txt", b"\n", "val.txt: empty"),
+        ("ImageSets/2017/val.txt", b"pair\n/victim\n", "val.txt: '/victim' is a path"),
+        (
+            "ImageSets/2017/val.txt",
+            b"pair\n../480p/pair\n",
+            "val.txt: '../480p/pair' is a path; .* name of a",
+        ),
+        ("ImageSets/2017/val.txt", b"..\n", r"val.txt: '\.\.' is a path"),
         (
             "JPEGImages/480p/pair",
             None,
@@ -179,6 +187,7 @@ def test_frames_have_the_size_of_the_released_code() -> None:
         (PAIR.format(0), np.full((HEIGHT, WIDTH), 255), "pair/00000.png: no object to track"),
         (PAIR.format(0), np.zeros((HEIGHT, WIDTH, 3)), r"00000.png: colors \(RGB\) instead of labels"),
         (PAIR.format(3), b"no", "pair/00003.png: cannot be read as an image"),
+        (PAIR.format(0), EPS, "pair/00000.png: cannot be read as an image"),
     ],
 )
 def test_wrong_files_are_named(

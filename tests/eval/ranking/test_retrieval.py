@@ -108,6 +108,11 @@ def test_bad_layouts_are_named(root: Path) -> None:
     refused(retrieval(root), r"all_souls_000003.jpg: missing \(1 of 10 .*The layout is root/")
 
 
+NESTED: list = [0, 1]
+for _ in range(60):
+    NESTED = [NESTED, NESTED]  # 2^60 numbers for whoever walks through them
+
+
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
@@ -116,6 +121,9 @@ def test_bad_layouts_are_named(root: Path) -> None:
         ({"gnd": [layouts.entry([0], [], [])]}, "2 queries and 1 entries"),
         ({"gnd": [{"bbx": [0, 0, 1, 1]}] * 2}, "KeyError: 'easy'"),
         ({"imlist": 3}, "TypeError"),
+        ({"imlist": ["../../private/a"]}, "'../../private/a' is not the name of an image"),
+        ({"imlist": [["a"]]}, "an image's name is not text"),
+        ({"gnd": [layouts.entry([], NESTED, [])] * 2}, "indices from 0 to 7"),
     ],
 )
 def test_other_ground_truth_is_refused(root: Path, change: dict, reason: str) -> None:
