@@ -18,6 +18,7 @@ from dino_exp.installation import as_typed
 from dino_exp.runs import former_names
 from dino_exp.runs.manifest import Manifest, changing
 from launchers import slurm, table
+from launchers.approval import approve, remember
 from launchers.children import tail
 from launchers.launch import announce
 from launchers.local import LOCAL
@@ -45,6 +46,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         command.add_argument("folder", type=Path, help="a sweep, e.g. outputs/demo_sweep_teacher_temp")
         if name == "resume":
             command.add_argument("changes", nargs="*", metavar="key=value", help="e.g. partition=long")
+            command.add_argument(
+                "--yes", action="store_true", help="run the commands of another person's sweep without asking"
+            )
         if name in ("cancel", "logs"):
             command.add_argument("words", nargs="*", metavar="WORDS", help="e.g. teacher_temp=0.04")
         if name == "logs":
@@ -54,7 +58,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         manifest = Manifest.load(arguments.folder)
         if arguments.command == "resume":
-            return resume(manifest, arguments.changes, console)
+            return resume(manifest, arguments.changes, arguments.yes, console)
         if arguments.command == "wait":
             return wait_with_table(manifest, console)
         runs = Observer().observe(manifest)
@@ -100,8 +104,11 @@ def matching(runs: Sequence[RunState], words: Sequence[str]) -> list[RunState]:
     return found
 
 
-def resume(manifest: Manifest, changes: Sequence[str], console: Console) -> int:
-    """Submit again all runs that are neither active nor finished, with changed launcher settings."""
+def resume(manifest: Manifest, changes: Sequence[str], yes: bool, console: Console) -> int:
+    """Submit again all runs that are neither active nor finished, with changed launcher settings.
+
+    Commands in the manifest that this user does not know are shown, and run only if he agrees, or with `yes`.
+    """
     words, renamed = former_names.TABLE.present_words([f"hydra.launcher.{change}" for change in changes])
     warn(renamed)
     changes = [word.removeprefix("hydra.launcher.") for word in words]
@@ -110,7 +117,9 @@ def resume(manifest: Manifest, changes: Sequence[str], console: Console) -> int:
         Wanted(name, tuple(entry.overrides), read_config(manifest.directory(name)))
         for name, entry in manifest.runs.items()
     ]
+    approve(manifest.folder, manifest.settings, changes, yes, console)
     submission = submit(manifest.folder, manifest.launcher, settings, runs)
+    remember(settings)
     announce(console, submission)
     if submission.submitted:
         console.print(how_to_come_back(manifest.folder))

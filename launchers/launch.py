@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
-from omegaconf import OmegaConf
 from rich.console import Console
 from rich.text import Text
 
@@ -18,6 +18,7 @@ from dino_exp.console import a_console
 from dino_exp.runs.manifest import Manifest
 from dino_exp.train.attempt import Outcome
 from launchers import slurm
+from launchers.approval import remember
 from launchers.states import Observer, RunState
 from launchers.submission import Submission, Wanted, groups_of, plan, submit, wanted
 from launchers.table import cost, last_metrics, why
@@ -39,6 +40,7 @@ def launch(
         preview(console, folder, launcher, settings, runs)
         return []
     submission = submit(folder, launcher, settings, runs)
+    remember(settings)
     announce(console, submission)
     if settings["detach"]:
         console.print(how_to_come_back(folder))
@@ -80,7 +82,7 @@ def preview(
     missing, skipped, _ = plan(manifest, runs, settings["max_retries"])
     jobs = len(groups_of(missing, settings["runs_per_gpu"]))
     if launcher == "slurm" and missing:
-        console.print(Text(slurm.script(OmegaConf.create(dict(settings)), folder, jobs)), soft_wrap=True)
+        console.print(Text(slurm.script(SimpleNamespace(**settings), folder, jobs)), soft_wrap=True)
     for run in runs:
         reason = skipped.get(run.name, "to be submitted")
         console.print(Text(f"{' '.join(run.overrides) or run.name}: {reason}"), soft_wrap=True)

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, TypeVar
 
 from omegaconf import DictConfig, OmegaConf
@@ -93,6 +94,8 @@ def submit(folder: Path, launcher: str, settings: Mapping[str, Any], runs: Seque
             refuses the job.
     """
     refuse_newer_runs(folder, runs)
+    if launcher == "slurm":
+        slurm.job_folder(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with changing(folder):
@@ -166,7 +169,7 @@ def assign_jobs(manifest: Manifest, settings: Mapping[str, Any], names: Sequence
         return
     if not names:
         return
-    chosen = OmegaConf.create(dict(settings))
+    chosen = SimpleNamespace(**settings)  # as they are: ${HOME} in `setup` is for the shell
     arrays = slurm.arrays_of(groups_of(names, settings["runs_per_gpu"]))
     for groups in arrays:
         _record_jobs(manifest, groups, slurm.submit(chosen, manifest.folder, groups, len(arrays)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,7 +15,7 @@ from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from dino_exp.config.fields import choice, number
-from dino_exp.config.messages import closest, did_you_mean
+from dino_exp.config.messages import any_of, closest, did_you_mean
 from dino_exp.config.schema import fields_of, schema_of
 from dino_exp.config.validate import node_problems
 from dino_exp.errors import UserError
@@ -27,6 +28,8 @@ OWN_SBATCH = (
     | {"cpus-per-task", "mem"}
 )
 """Parameters that the launcher sets itself."""
+COMMANDS = ("setup", "python", "sbatch")
+"""Settings that run commands in jobs, or change what a command runs there."""
 MOST_BARE_MINUTES = 1440
 
 
@@ -142,9 +145,14 @@ def with_changes(launcher: str, settings: Mapping[str, Any], changes: Sequence[s
         changes: `key=value`.
 
     Raises:
-        UserError: an unknown key or an invalid value.
+        UserError: an unknown launcher or key, or an invalid value.
     """
-    node = OmegaConf.merge(OmegaConf.structured(SETTINGS[launcher]), dict(settings))
+    if launcher not in SETTINGS:
+        raise UserError(f"manifest.json: launcher = {launcher}: must be {any_of(list(SETTINGS))}.")
+    try:
+        node = OmegaConf.merge(OmegaConf.structured(SETTINGS[launcher]), _as_text(dict(settings)))
+    except (OmegaConfBaseException, TypeError, ValueError) as error:
+        raise UserError(f"manifest.json: settings: {str(error).splitlines()[0]}.") from None
     for change in changes:
         key, equals, value = change.partition("=")
         name = key.partition(".")[0]
@@ -164,6 +172,15 @@ def with_changes(launcher: str, settings: Mapping[str, Any], changes: Sequence[s
     content = OmegaConf.to_container(node, resolve=True)
     assert isinstance(content, dict)
     return {str(key): value for key, value in content.items()}
+
+
+def _as_text(value: Any) -> Any:
+    """Return stored settings with text that OmegaConf would resolve as the text that it is."""
+    if isinstance(value, dict):
+        return {key: _as_text(each) for key, each in value.items()}
+    if isinstance(value, list):
+        return [_as_text(each) for each in value]
+    return re.sub(r"(\\*)\$\{", r"\1\1\\${", value) if isinstance(value, str) else value
 
 
 def minutes(time_limit: str) -> int:
@@ -220,6 +237,14 @@ def _slurm_problems(settings: Any) -> Iterator[str]:
             yield (
                 f"hydra.launcher.{key}: has KEY, TOKEN, SECRET or PASSWORD in it, and others can read job "
                 "scripts; keep secrets in your environment or in ~/.netrc, which jobs see too."
+            )
+    words = {key: settings[key] for key in fields_of(schema_of(settings)) if isinstance(settings[key], str)}
+    words |= {f"sbatch.{key}": value for key, value in settings.sbatch.items()}
+    for key, value in words.items():
+        if not f"{key}{value}".isprintable():
+            yield (
+                f"hydra.launcher.{json.dumps(key)[1:-1]} = {json.dumps(value)}: has a line break or another "
+                "control character; write it without."
             )
     for key in settings.sbatch:
         if str(key).replace("_", "-") in OWN_SBATCH:

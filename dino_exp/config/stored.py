@@ -27,11 +27,15 @@ def parse(text: bytes) -> dict[str, Any]:
     """Return a stored configuration as plain dictionaries in present names, whatever else is wrong with it.
 
     Raises:
-        ValueError, yaml.YAMLError: it cannot be read at all.
+        ValueError, yaml.YAMLError: it cannot be read at all, or would read something else: runs are stored
+            with the values of all interpolations, so ${oc.env:NAME} was written by somebody else.
     """
     content = yaml.load(text, FastLoader)
     if not isinstance(content, dict):
         raise ValueError("no keys and values")
+    for key, value in former_names.leaves(content):
+        if "${" in str(value):
+            raise ValueError(f"{key} = {value}: an interpolation, which no program of ours stores")
     config = former_names.TABLE.present_config(content)
     for key, value in former_names.TABLE.later_keys.items():
         group, _, name = key.rpartition(".")

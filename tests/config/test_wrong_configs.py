@@ -1,11 +1,15 @@
 """Each mistake on the command line gives one line: key, value, and fix."""
 
 import re
+import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
+from omegaconf import OmegaConf
 
 from dino_exp.config.compose import check
+from dino_exp.config.compose_evaluation import check as check_evaluation
 from dino_exp.config.validate import keys_of
 
 BACKBONES = (
@@ -37,6 +41,31 @@ def test_every_problem_is_named_at_once() -> None:
         "crops.local_size = 10: not a multiple of backbone.patch_size = 4; nearest are 8 and 12.",
         "data.mean = [1.0]: give one number per channel; data.channels = 3.",
     ]
+
+
+NASTY = ["a,b", "it's", "a=b", "with blank", "[a]", "{a: b}", "a(b", "a#b", "a$b", '"', "'", "a\\", "a\\'b", "a${b", "~a", "&;|<>*?!"]
+
+
+@pytest.mark.parametrize("name", NASTY)
+@pytest.mark.parametrize("key", ["data.root", "weights"])
+def test_the_proposed_quotes_work_when_they_are_pasted(tmp_path: Path, name: str, key: str) -> None:
+    """Every path can be given: as it is, or as the error of that proposes."""
+    folder = tmp_path / name
+    folder.mkdir()
+    (folder / "file").touch()
+    path = str(folder if key == "data.root" else folder / "file")
+    train = ["data=image_folder", "data.val_root=null"]
+
+    def read(word: str) -> tuple[str, list[str]]:
+        checked: Any = check([*train, word]) if key == "data.root" else check_evaluation([word, "eval=embed"])
+        problems = checked.errors if key == "data.root" else checked.problems
+        return str(OmegaConf.select(checked.cfg, key) if checked.cfg is not None else None), problems
+
+    typed = f"{key}={path}"
+    advice = [error[len(typed) :] for error in read(typed)[1]]
+    proposed = [re.sub(rf"^.*?(\S*{key}=)", r"\1", text) for text in advice]
+    pasted = [subprocess.check_output(["bash", "-c", f"printf %s {text}"], text=True) for text in proposed]
+    assert read([typed, *pasted][-1]) == (path, [])
 
 
 def test_no_key_takes_a_group_of_keys() -> None:
