@@ -62,8 +62,8 @@ def job_folder(folder: Path) -> Path:
     text = str(path)
     if not text.isprintable() or re.search(r"[%\\]", text):
         raise UserError(
-            f"{json.dumps(str(folder.resolve()))}: has a line break, another control character, % or \\ in it, "
-            "which SLURM would replace in the names of log files; choose another output_root or name."
+            f"{json.dumps(str(folder.resolve()))}: has a line break, another control character, % or \\ in "
+            "it, which SLURM would replace in the names of log files; choose another output_root or name."
         )
     return path
 

@@ -123,6 +123,7 @@ class _Preflight:
     def __init__(self, loader: Loader, checked: Checked) -> None:
         self.loader, self.checked = loader, checked
         self.reader = OverrideReader(loader)
+        self.hydra_choices: tuple[str, ...] = ()
 
     def check(self, texts: Sequence[str], multirun: bool) -> None:
         """Fill `checked`."""
@@ -136,12 +137,14 @@ class _Preflight:
             checked.launcher, checked.sweeper = base.hydra.launcher, base.hydra.sweeper
             if base.hydra.job.chdir:
                 checked.misread.append(
-                    "hydra.job.chdir = true: not supported, because relative paths would change their meaning; "
-                    "a run writes everything into its directory anyway."
+                    "hydra.job.chdir = true: not supported, because relative paths would change their "
+                    "meaning; a run writes everything into its directory anyway."
                 )
             self._check_launcher()
             self._check_search(base, overrides)
-            overrides = [override for override in overrides if not override.is_hydra_override()]
+            of_hydra = [override for override in overrides if override.is_hydra_override()]
+            self.hydra_choices = typed(filter(self._is_choice, of_hydra))
+            overrides = [override for override in overrides if override not in of_hydra]
             if not checked.multirun:
                 overrides = reader.without_sweeps(overrides)
             elif checked.search:
@@ -246,7 +249,7 @@ class _Preflight:
         misread, invalid, warnings = Findings(), Findings(), Findings()
         for run in self._runs(overrides):
             shown = typed(each for each in run if each.get_key_element() in swept)
-            choices = typed(filter(self._is_choice, run))
+            choices = self.hydra_choices + typed(filter(self._is_choice, run))
             try:
                 composition = self.loader.compose(choices)
             except CompositionError as error:

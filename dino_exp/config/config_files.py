@@ -37,7 +37,9 @@ FROM_USER = "command-line"
 """Hydra's name for the source of `--config-dir`."""
 PACKAGES = {"experiment": "_global_", "ablation": "_global_", "sweep": "_global_", "temperature": "loss"}
 """Where the files of these groups belong, with or without `# @package` in their first line."""
-ALLOWED = re.compile(r"hydra\.(mode|run\.dir|sweep\.(dir|subdir)|job\.config\..+|sweeper\.params\.(?!\W*hydra).+)")
+ALLOWED = re.compile(
+    r"hydra\.(mode|run\.dir|sweep\.(dir|subdir)|job\.config\..+|sweeper\.params\.(?!\W*hydra).+)"
+)
 """Hydra's settings that any file may set."""
 CALLED = {"_target_", "_args_", "_partial_", "_recursive_", "_convert_"}
 """Hydra calls the first, with the others."""
@@ -73,7 +75,7 @@ class ConfigLoader(ConfigLoaderImpl):
     def __init__(self, config_search_path: ConfigSearchPath) -> None:
         super().__init__(config_search_path)
         self.repository.sources = [
-            ConfigFiles(each.provider, each.full_path()) if isinstance(each, FileConfigSource) else each
+            ConfigFiles(each.provider, each.full_path()) if each.scheme() == "file" else each
             for each in self.repository.sources
         ]
         self._typed: set[str] = set()
@@ -81,7 +83,9 @@ class ConfigLoader(ConfigLoaderImpl):
     def _process_config_searchpath(self, *_: Any) -> None:
         """Ignore `hydra.searchpath`, which is refused."""
 
-    def load_configuration(self, config_name: str | None, overrides: list[str], *rest: Any, **options: Any) -> Any:
+    def load_configuration(
+        self, config_name: str | None, overrides: list[str], *rest: Any, **options: Any
+    ) -> Any:
         """Return a composition, as Hydra's loader does.
 
         Raises:
@@ -112,7 +116,9 @@ def _why_refused(key: str, value: Any, chosen: str | None) -> str | None:
         chosen: hydra.launcher or hydra.sweeper, if the user has typed the option that the file is.
     """
     if isinstance(value, str) and "${" in _without_harmless(value):
-        return "not in a file of --config-dir, where Hydra takes only ${key}, ${oc.env:NAME} and ${now:FORMAT}"
+        return (
+            "not in a file of --config-dir, where Hydra takes only ${key}, ${oc.env:NAME} and ${now:FORMAT}"
+        )
     parts = key.split(".")
     group = ".".join(parts[:2])
     if CALLED & set(parts):
@@ -121,12 +127,13 @@ def _why_refused(key: str, value: Any, chosen: str | None) -> str | None:
         return "Hydra would call it; files of --config-dir can only choose an installed launcher or sweeper"
     if ALLOWED.fullmatch(key) or (key, value) in _own() or group == chosen:
         return None
-    if group == "hydra.launcher" and parts[2] in COMMANDS:
+    name = "".join(parts[2:3])
+    if group == "hydra.launcher" and name in COMMANDS:
         return (
-            "it runs commands in jobs; it is taken from a file hydra/launcher/NAME.yaml that you choose yourself "
-            "with hydra/launcher=NAME"
+            "it runs commands in jobs; it is taken from a file hydra/launcher/NAME.yaml that you choose "
+            "yourself with hydra/launcher=NAME"
         )
-    if parts[2:3] and parts[2] in _SETTINGS.get(group, ()):
+    if name in _SETTINGS.get(group, ()):
         return None
     return f"not taken from a file, because Hydra acts on it; if you want it, type {key}=... yourself"
 
@@ -195,7 +202,9 @@ def _line_of(error: yaml.YAMLError, text: str) -> int:
 
 
 def _meaning(error: yaml.YAMLError) -> str:
-    problem = str(getattr(error, "problem", None) or getattr(error, "reason", None) or error).partition("\n")[0]
+    problem = str(getattr(error, "problem", None) or getattr(error, "reason", None) or error).partition("\n")[
+        0
+    ]
     if "'\\t'" in problem:
         return "a tab; indent with spaces"
     twice = re.match("found duplicate key (.*)", problem)
@@ -206,5 +215,5 @@ def _meaning(error: yaml.YAMLError) -> str:
 
 _SETTINGS = {
     "hydra.launcher": {name for each in SETTINGS.values() for name in fields_of(each)},
-    "hydra.sweeper": {"max_batch_size", *fields_of(OptunaSettings)},
+    "hydra.sweeper": {"max_batch_size", *fields_of(OptunaSettings)} - {"params"},
 }

@@ -1,4 +1,4 @@
-"""The only door to Hydra's internals, with `config_files`: its parser, loader, sweeper, and way of starting runs."""
+"""The door to Hydra's internals, with `config_files`: parser, loader, sweeper, and how it starts runs."""
 
 from __future__ import annotations
 
@@ -253,7 +253,8 @@ def override_text(key: str, value: str) -> str:
 
 def to_paste(key: str, text: str) -> str:
     """Return key="text", quoted for Hydra's grammar and for a shell."""
-    return shlex.quote(f"{key}={QuotedString(text.replace('${', '\\${'), Quote.double).with_quotes()}")
+    quoted = QuotedString(text.replace("${", r"\${"), Quote.double).with_quotes()
+    return shlex.quote(f"{key}={quoted}")
 
 
 def sweeper_parameters(cfg: DictConfig) -> list[str]:

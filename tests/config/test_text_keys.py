@@ -14,7 +14,23 @@ from dino_exp.config.compose_evaluation import check as check_evaluation
 from dino_exp.config.register import CONF
 from dino_exp.config.text_keys import typed_words
 
-NAMES = ["12e4567", "1_000", "007", "1e5", "+1", ".5", "1.50", "true", "True", "NaN", "inf", "-1", "0", "10", "0x1f"]
+NAMES = [
+    "12e4567",
+    "1_000",
+    "007",
+    "1e5",
+    "+1",
+    ".5",
+    "1.50",
+    "true",
+    "True",
+    "NaN",
+    "inf",
+    "-1",
+    "0",
+    "10",
+    "0x1f",
+]
 
 
 @pytest.mark.parametrize("name", NAMES)

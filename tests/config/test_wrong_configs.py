@@ -43,7 +43,24 @@ def test_every_problem_is_named_at_once() -> None:
     ]
 
 
-NASTY = ["a,b", "it's", "a=b", "with blank", "[a]", "{a: b}", "a(b", "a#b", "a$b", '"', "'", "a\\", "a\\'b", "a${b", "~a", "&;|<>*?!"]
+NASTY = [
+    "a,b",
+    "it's",
+    "a=b",
+    "with blank",
+    "[a]",
+    "{a: b}",
+    "a(b",
+    "a#b",
+    "a$b",
+    '"',
+    "'",
+    "a\\",
+    "a\\'b",
+    "a${b",
+    "~a",
+    "&;|<>*?!",
+]
 
 
 @pytest.mark.parametrize("name", NASTY)

@@ -1,4 +1,4 @@
-"""`resume` shows the commands of somebody else's manifest, and asks; it does not ask whoever submitted them."""
+"""`resume` shows the commands of another person's manifest and asks, but not whoever submitted them."""
 
 from __future__ import annotations
 
@@ -53,7 +53,9 @@ def test_unknown_commands_are_shown_and_not_run(
     assert len(stopped.calls("sbatch")) == 1
 
 
-def test_what_is_approved_once_is_not_asked_again(stopped: Cluster, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_is_approved_once_is_not_asked_again(
+    stopped: Cluster, capsys: pytest.CaptureFixture[str]
+) -> None:
     change(**THEIRS)
     assert resume("--yes") == 0
     assert "\necho ${HOME} " in stopped.script("101")  # for the shell, as it was stored
@@ -101,7 +103,12 @@ def test_nothing_of_this_user_is_read_into_settings(
     assert "secret" not in stopped.script("101")
     assert "secret" not in Manifest.path(SWEEP).read_text()
     assert "--account='${oc.env:MINE}'\n" in stopped.script("101")
-    for settings in ({"nodes": "${oc.env:MINE}"}, {"unknown": 1}, {"sbatch": 1}, {"account": "a\n#SBATCH -x"}):
+    for settings in (
+        {"nodes": "${oc.env:MINE}"},
+        {"unknown": 1},
+        {"sbatch": 1},
+        {"account": "a\n#SBATCH -x"},
+    ):
         good = the_sweep().settings
         change(**settings)
         assert resume() == 2
