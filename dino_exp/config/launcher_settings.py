@@ -163,7 +163,7 @@ def with_changes(launcher: str, settings: Mapping[str, Any], changes: Sequence[s
         try:
             # YAML would make a number of 8:00:00
             content = value if kind.startswith("str") and value != "null" else yaml.safe_load(value)
-            OmegaConf.update(node, key, content, force_add=name == "sbatch")
+            OmegaConf.update(node, key, content, merge=False, force_add=name == "sbatch")
         except (OmegaConfBaseException, yaml.YAMLError) as error:
             raise UserError(f"{change}: {str(error).splitlines()[0]}.") from None
     assert isinstance(node, DictConfig)

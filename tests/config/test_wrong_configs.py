@@ -3,10 +3,8 @@
 import re
 import subprocess
 from pathlib import Path
-from typing import Any
 
 import pytest
-from omegaconf import OmegaConf
 
 from dino_exp.config.compose import check
 from dino_exp.config.compose_evaluation import check as check_evaluation
@@ -64,25 +62,26 @@ NASTY = [
 
 
 @pytest.mark.parametrize("name", NASTY)
-@pytest.mark.parametrize("key", ["data.root", "weights"])
-def test_the_proposed_quotes_work_when_they_are_pasted(tmp_path: Path, name: str, key: str) -> None:
-    """Every path can be given: as it is, or as the error of that proposes."""
-    folder = tmp_path / name
-    folder.mkdir()
-    (folder / "file").touch()
-    path = str(folder if key == "data.root" else folder / "file")
-    train = ["data=image_folder", "data.val_root=null"]
+def test_the_proposed_quotes_work_when_they_are_pasted(tmp_path: Path, name: str) -> None:
+    """Every path can be given: as it is, or as the error proposes."""
+    (tmp_path / name).mkdir()
+    path = str(tmp_path / name)
 
     def read(word: str) -> tuple[str, list[str]]:
-        checked: Any = check([*train, word]) if key == "data.root" else check_evaluation([word, "eval=embed"])
-        problems = checked.errors if key == "data.root" else checked.problems
-        return str(OmegaConf.select(checked.cfg, key) if checked.cfg is not None else None), problems
+        checked = check(["data=image_folder", "data.val_root=null", word])
+        return str(checked.cfg.data.root if checked.cfg is not None else None), checked.errors
 
-    typed = f"{key}={path}"
+    typed = f"data.root={path}"
     advice = [error[len(typed) :] for error in read(typed)[1]]
-    proposed = [re.sub(rf"^.*?(\S*{key}=)", r"\1", text) for text in advice]
+    proposed = [re.sub(r"^.*?(\S*data\.root=)", r"\1", text) for text in advice]
     pasted = [subprocess.check_output(["bash", "-c", f"printf %s {text}"], text=True) for text in proposed]
     assert read([typed, *pasted][-1]) == (path, [])
+
+
+def test_evaluate_proposes_quotes_too() -> None:
+    proposal = "weights takes one; for one text write 'weights=\"/a,b\"'"
+    assert check_evaluation(["weights=/a,b"]).problems[0] == f"weights=/a,b: several values; {proposal}"
+    assert check_evaluation(["run=/a'b"]).problems[0].endswith("""it is 'run="/a'"'"'b"'""")
 
 
 def test_no_key_takes_a_group_of_keys() -> None:

@@ -89,7 +89,7 @@ def test_whoever_submitted_the_commands_is_not_asked(cluster: Cluster) -> None:
 
 def test_typed_commands_are_the_users_own(stopped: Cluster) -> None:
     change(**THEIRS)
-    assert resume("setup=[]", "python=null", "sbatch=null") == 0
+    assert resume("setup=[]", "python=null", "sbatch={}") == 0
     change(python="evil-python")
     assert resume("python=python3") == 0
 
