@@ -10,7 +10,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
@@ -19,13 +18,12 @@ from rich.text import Text
 
 from dino_exp.config.compose import Checked, check, compose_run
 from dino_exp.config.help import print_help
-from dino_exp.config.hydra_loader import CONFIG_NAME, VERSION_BASE, loader, parse_arguments
-from dino_exp.config.register import CONF, register
+from dino_exp.config.hydra_loader import loader, parse_arguments
 from dino_exp.config.sweep_runs import Run
+from dino_exp.config.text_keys import typed_words
 from dino_exp.console import STATE_STYLES, Console
 from dino_exp.errors import FAILED, INTERRUPTED, UserError, refuse, warn
 from dino_exp.parallel.rank_zero import in_all_processes
-from dino_exp.runs import former_names
 from dino_exp.streams import protect
 from dino_exp.train.attempt import Outcome, attempt
 
@@ -72,7 +70,7 @@ def command_line(argv: list[str]) -> int:
         arguments = parse_arguments(argv)
     except UserError as error:
         return refuse([str(error)])
-    words, renamed = former_names.TABLE.present_words(arguments.overrides)
+    words, renamed = typed_words(arguments.overrides)
     argv = [*(word for word in argv if word not in arguments.overrides), *words]
     warn(renamed)
     if arguments.help:
@@ -105,13 +103,12 @@ def show_help(argv: Sequence[str], config_dir: str | None) -> int:
 
 
 def show(argv: Sequence[str]) -> int:
-    """Let Hydra show what the command line asks for; it reads `sys.argv`, and wants the flags first."""
-    register()
-    overrides = parse_arguments(argv).overrides
-    flags = [word for word in argv if word not in overrides]
-    sys.argv = [sys.argv[0], *flags, *overrides]
-    main = hydra.main(version_base=VERSION_BASE, config_path=str(CONF), config_name=CONFIG_NAME)
-    main(lambda cfg: None)()
+    """Print what the command line asks for, as Hydra shows it."""
+    arguments = parse_arguments(argv)
+    try:
+        loader(arguments.config_dir).show(arguments)
+    except UserError as error:
+        return refuse([str(error)])
     return 0
 
 
@@ -131,7 +128,12 @@ def run(words: Sequence[str], config_dir: str | None, checked: Checked) -> int:
     finally:
         if checked.multirun and checked.local and not checked.search:
             Console().print(sweep_table(checked, outcomes))
-    return 0 if checked.search else exit_code(outcomes, checked.multirun)  # a search raises its own
+    if checked.search:
+        return 0  # it raises its own
+    if checked.local and not outcomes:
+        refuse(["Nothing was trained: Hydra has started no run."])
+        return FAILED
+    return exit_code(outcomes, checked.multirun)
 
 
 class Runs:
@@ -168,8 +170,8 @@ class Runs:
     def __call__(self, cfg: DictConfig) -> Outcome:
         """Train one run, in the process and the directory that Hydra has chosen.
 
-        Nothing is raised, because Hydra would show a shortened traceback and end a sweep with it; except when
-        the run was stopped, which stops the sweep.
+        Nothing is raised, because Hydra would show a shortened traceback or nothing at all; except when the
+        run was stopped, which stops the sweep.
         """
         settings = HydraConfig.get()
         directory = Path(settings.runtime.output_dir)

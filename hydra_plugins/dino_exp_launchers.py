@@ -45,7 +45,18 @@ class _OwnSweeper(_Own, Sweeper):
         """Have the runs trained, the first of which has the number `first`; return how they ended."""
         assert self.launcher is not None
         returns = self.launcher.launch([run.job for run in runs], initial_job_idx=first)
-        return [each.return_value for each in returns if each.status == JobStatus.COMPLETED]
+        return [_outcome(run, each) for run, each in zip(runs, returns, strict=False)]  # of a dry run none
+
+
+def _outcome(run: Run, returned: JobReturn) -> Outcome:
+    """Return how a run ended; what a launcher has caught is a failure."""
+    from dino_exp.train.attempt import FAILED, Outcome
+
+    try:
+        outcome: Outcome = returned.return_value
+    except Exception as error:  # of any kind: it was the run's
+        return Outcome(run.run_id, "failed", FAILED, f"{type(error).__name__}: {error}")
+    return outcome
 
 
 class GridSweeper(_OwnSweeper):

@@ -15,6 +15,7 @@ from dino_exp.installation import as_typed
 from dino_exp.runs import former_names
 from dino_exp.runs.manifest import Manifest, changing
 from launchers import slurm, table
+from launchers.approval import approve, remember
 from launchers.children import tail
 from launchers.launch import announce
 from launchers.local import LOCAL
@@ -43,6 +44,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         command.add_argument("folder", type=Path, help="a sweep, e.g. outputs/demo_sweep_teacher_temp")
         if name == "resume":
             command.add_argument("changes", nargs="*", metavar="key=value", help="e.g. partition=long")
+            command.add_argument(
+                "--yes", action="store_true", help="run the commands of another person's sweep without asking"
+            )
         if name in ("cancel", "logs"):
             command.add_argument("words", nargs="*", metavar="WORDS", help="e.g. teacher_temp=0.04")
         if name == "logs":
@@ -54,7 +58,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         found = " ".join(manifest.problems[:3])
         warn([f"{manifest.folder}: {found} The sweep's command, typed again, writes manifest.json anew."])
     if arguments.command == "resume":
-        return resume(manifest, arguments.changes, console)
+        return resume(manifest, arguments.changes, arguments.yes, console)
     if arguments.command == "wait":
         return wait_with_table(manifest, console)
     runs = Observer().observe(manifest)
@@ -98,10 +102,11 @@ def matching(runs: Sequence[RunState], words: Sequence[str]) -> list[RunState]:
     return found
 
 
-def resume(manifest: Manifest, changes: Sequence[str], console: Console) -> int:
+def resume(manifest: Manifest, changes: Sequence[str], yes: bool, console: Console) -> int:
     """Submit again all runs that are neither active nor finished, with changed launcher settings.
 
     A run whose `config.yaml` is damaged is named, and trained by the sweep's command, which writes it anew.
+    Commands in the manifest that this user does not know are shown, and run only if he agrees, or with `yes`.
     """
     words, renamed = former_names.TABLE.present_words([f"hydra.launcher.{change}" for change in changes])
     warn(renamed)
@@ -113,7 +118,9 @@ def resume(manifest: Manifest, changes: Sequence[str], console: Console) -> int:
             runs.append(Wanted(name, tuple(entry.overrides), read_config(manifest.directory(name))))
         except DamagedConfigError as error:
             damaged.append(str(error))
+    approve(manifest.folder, manifest.settings, changes, yes, console)
     submission = submit(manifest.folder, manifest.launcher, settings, runs)
+    remember(settings)
     announce(console, submission)
     if submission.submitted:
         console.print(how_to_come_back(manifest.folder))

@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
-
-from omegaconf import OmegaConf
 
 from dino_exp import errors
 from dino_exp.config.launcher_settings import minutes
@@ -16,6 +15,7 @@ from dino_exp.console import Console, a_console
 from dino_exp.runs.manifest import Manifest
 from dino_exp.train.attempt import Outcome
 from launchers import slurm
+from launchers.approval import remember
 from launchers.states import Observer, RunState
 from launchers.submission import Submission, Wanted, groups_of, plan, submit, wanted
 from launchers.table import cost, last_metrics, why
@@ -37,6 +37,7 @@ def launch(
         preview(console, folder, launcher, settings, runs)
         return []
     submission = submit(folder, launcher, settings, runs)
+    remember(settings)
     announce(console, submission)
     if settings["detach"]:
         console.print(how_to_come_back(folder))
@@ -78,7 +79,7 @@ def preview(
     missing, skipped, _ = plan(manifest, runs, settings["max_retries"])
     jobs = len(groups_of(missing, settings["runs_per_gpu"]))
     if launcher == "slurm" and missing:
-        console.print(slurm.script(OmegaConf.create(dict(settings)), folder, jobs), soft_wrap=True)
+        console.print(slurm.script(SimpleNamespace(**settings), folder, jobs), soft_wrap=True)
     for run in runs:
         reason = skipped.get(run.name, "to be submitted")
         console.print(f"{' '.join(run.overrides) or run.name}: {reason}", soft_wrap=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import os
 import re
 import shlex
@@ -27,7 +28,10 @@ def parameters(settings: Any, name: str, jobs: int, arrays: int = 1) -> dict[str
     checkout = f'export PYTHONPATH={shlex.quote(str(ROOT))}"${{PYTHONPATH:+:$PYTHONPATH}}"'
     words = {
         "job_name": name,
-        **{key: settings[key] for key in ("partition", "account", "qos", "constraint")},
+        "partition": settings.partition,
+        "account": settings.account,
+        "qos": settings.qos,
+        "constraint": settings.constraint,
         "time": minutes(settings.time_limit),
         "nodes": settings.nodes,
         "ntasks_per_node": tasks_per_node(settings),
@@ -49,8 +53,19 @@ def parameters(settings: Any, name: str, jobs: int, arrays: int = 1) -> dict[str
 
 
 def job_folder(folder: Path) -> Path:
-    """Return the folder of submitit's scripts, pickles and logs."""
-    return folder.resolve() / "jobs"
+    """Return the folder of submitit's scripts, pickles and logs.
+
+    Raises:
+        UserError: its path cannot be in a job script.
+    """
+    path = folder.resolve() / "jobs"
+    text = str(path)
+    if not text.isprintable() or re.search(r"[%\\]", text):
+        raise UserError(
+            f"{json.dumps(str(folder.resolve()))}: has a line break, another control character, % or \\ in "
+            "it, which SLURM would replace in the names of log files; choose another output_root or name."
+        )
+    return path
 
 
 def script(settings: Any, folder: Path, jobs: int) -> str:
@@ -113,10 +128,11 @@ def accounting(jobs: Sequence[str]) -> dict[str, str]:
 
 
 def cancel(jobs: Sequence[str]) -> None:
-    """Cancel jobs, in one call.
+    """Cancel jobs, in one call; what is no job id is not passed on, because scancel may take it as an option.
 
     Raises:
         UserError: SLURM does not answer.
     """
+    jobs = [job for job in jobs if re.fullmatch(r"\d+(_\d+)?", job)]
     if jobs and output_of("scancel", *jobs) is None:
         raise UserError(f"scancel {' '.join(jobs)}: SLURM does not answer; try again.")

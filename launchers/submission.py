@@ -8,9 +8,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, TypeVar
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from dino_exp.config.identity import identity
 from dino_exp.config.schema import Config
@@ -100,6 +101,8 @@ def submit(folder: Path, launcher: str, settings: Mapping[str, Any], runs: Seque
             refuses the job.
     """
     refuse_unusable_runs(folder, runs)
+    if launcher == "slurm":
+        slurm.job_folder(folder)
     with refusing("choose another output_root, or have its owner submit it"):
         folder.mkdir(parents=True, exist_ok=True)
         with changing(folder):
@@ -175,7 +178,7 @@ def assign_jobs(manifest: Manifest, settings: Mapping[str, Any], names: Sequence
         return
     if not names:
         return
-    chosen = OmegaConf.create(dict(settings))
+    chosen = SimpleNamespace(**settings)  # as they are: ${HOME} in `setup` is for the shell
     arrays = slurm.arrays_of(groups_of(names, settings["runs_per_gpu"]))
     for groups in arrays:
         _record_jobs(manifest, groups, slurm.submit(chosen, manifest.folder, groups, len(arrays)))

@@ -9,6 +9,7 @@ import pytest
 from dino_exp import cli
 from dino_exp.cli import exit_code, sweep_table
 from dino_exp.config.compose import check, compose
+from dino_exp.config.hydra_loader import Loader
 from dino_exp.console import Console
 from dino_exp.train.attempt import Outcome, attempt
 from tests.programs import ROOT, Program, run_program
@@ -101,6 +102,24 @@ def test_a_single_run_with_unusable_files_is_a_user_error(
     assert cli.main(["data=image_folder", "data.root=empty", "tracker=none"]) == 2
     assert capsys.readouterr().err.startswith(f"data.root = {here / 'empty'}: no images there")
     assert [path.name for path in here.iterdir()] == ["empty"]
+
+
+def test_a_sweep_in_which_nothing_ran_fails_and_says_why(
+    here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Hydra keeps what a run raises to itself."""
+    words = ["-m", "experiment=debug", "trainer.seed=0,1"]
+
+    def raises(*_: object) -> Outcome:
+        raise RuntimeError("no [run]")
+
+    monkeypatch.setattr(cli, "attempt", raises)
+    assert cli.main(words) == 1
+    table = capsys.readouterr().out
+    assert table.count("failed") == table.count("RuntimeError: no [run]") == 2
+    monkeypatch.setattr(Loader, "run", lambda *_: None)
+    assert cli.main(words) == 1
+    assert "Nothing was trained" in capsys.readouterr().err
 
 
 FINISHED = Outcome("a", "finished", 0, "healthy")

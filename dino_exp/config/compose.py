@@ -28,6 +28,7 @@ from dino_exp.config.hydra_loader import (
     override_text,
     parse_arguments,
     sweeper_parameters,
+    to_paste,
     without_hydra,
 )
 from dino_exp.config.identity import run_id
@@ -36,6 +37,7 @@ from dino_exp.config.overrides import OverrideReader
 from dino_exp.config.schema import SCHEMAS, Config, fields_of, schema_of
 from dino_exp.config.search_space import Numbers, Space, divide, latest, probes, space_of
 from dino_exp.config.sweep_runs import Findings, Run, same_runs, sweep_name
+from dino_exp.config.text_keys import takes_one_text, typed_words
 from dino_exp.config.validate import field_problems, keys_of, node_problems, validate
 from dino_exp.errors import UserError, in_words
 from dino_exp.runs import former_names
@@ -89,7 +91,7 @@ def compose(overrides: Iterable[str] = ()) -> Config:
         UserError: with one line per problem.
     """
     # a DictConfig with these fields
-    return cast(Config, compose_run(former_names.TABLE.present_words(list(overrides))[0]).cfg)
+    return cast(Config, compose_run(typed_words(list(overrides))[0]).cfg)
 
 
 def compose_run(overrides: Sequence[str], config_dir: str | None = None) -> Run:
@@ -123,6 +125,7 @@ class _Preflight:
     def __init__(self, loader: Loader, checked: Checked) -> None:
         self.loader, self.checked = loader, checked
         self.reader = OverrideReader(loader)
+        self.hydra_choices: tuple[str, ...] = ()
 
     def check(self, texts: Sequence[str], multirun: bool) -> None:
         """Fill `checked`."""
@@ -134,9 +137,16 @@ class _Preflight:
             checked.multirun = multirun or base.hydra.mode == RunMode.MULTIRUN
             checked.local = is_basic(base.hydra.launcher)
             checked.launcher, checked.sweeper = base.hydra.launcher, base.hydra.sweeper
+            if base.hydra.job.chdir:
+                checked.misread.append(
+                    "hydra.job.chdir = true: not supported, because relative paths would change their "
+                    "meaning; a run writes everything into its directory anyway."
+                )
             self._check_launcher()
             self._check_search(base, overrides)
-            overrides = [override for override in overrides if not override.is_hydra_override()]
+            of_hydra = [override for override in overrides if override.is_hydra_override()]
+            self.hydra_choices = typed(filter(self._is_choice, of_hydra))
+            overrides = [override for override in overrides if override not in of_hydra]
             if not checked.multirun:
                 overrides = reader.without_sweeps(overrides)
             elif checked.search:
@@ -241,7 +251,7 @@ class _Preflight:
         misread, invalid, warnings = Findings(), Findings(), Findings()
         for run in self._runs(overrides):
             shown = typed(each for each in run if each.get_key_element() in swept)
-            choices = typed(filter(self._is_choice, run))
+            choices = self.hydra_choices + typed(filter(self._is_choice, run))
             try:
                 composition = self.loader.compose(choices)
             except CompositionError as error:
@@ -355,7 +365,10 @@ def set_value(cfg: DictConfig, override: Override) -> str | None:
     except GrammarParseError:
         return f"{key} = {messages.show(value)}: not an interpolation, such as ${{loss.student_temp}}."
     except (OmegaConfBaseException, ValueError, TypeError, AttributeError):
-        return messages.wrong_value(key, value, _field(_parent(cfg, key), key))
+        problem = messages.wrong_value(key, value, _field(_parent(cfg, key), key))
+        if takes_one_text(key) and isinstance(value, (list, dict)):
+            return f"{problem[:-1]}; for this very text write {to_paste(key, override.get_value_string())}"
+        return problem
     return None
 
 

@@ -13,15 +13,15 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from dino_exp.config import messages, relations
 from dino_exp.config.compose import has_key, set_value, typed
 from dino_exp.config.evaluation_schema import EVALUATIONS
-from dino_exp.config.hydra_loader import EVALUATE, CompositionError, Loader, loader, parse_arguments
+from dino_exp.config.hydra_loader import EVALUATE, CompositionError, Loader, loader, parse_arguments, to_paste
 from dino_exp.config.overrides import OverrideReader
 from dino_exp.config.schema import VitConfig, schema_of
 from dino_exp.config.stored import read_config
+from dino_exp.config.text_keys import takes_one_text, typed_words
 from dino_exp.config.validate import keys_of, node_problems
 from dino_exp.errors import UserError, in_words
 from dino_exp.installation import as_typed
 from dino_exp.paths import expanded
-from dino_exp.runs import former_names
 from dino_exp.runs.run_directory import RunDirectory
 from dino_exp.runs.weights_file import weights_file
 
@@ -53,7 +53,7 @@ def check(argv: Sequence[str]) -> CheckedEvaluation:
             text = "-m: evaluate.py evaluates one network; give eval=[knn,linear] for several."
             raise UserError(as_typed(text))
         options = loader(arguments.config_dir, EVALUATE)
-        words, checked.warnings = former_names.TABLE.present_words(arguments.overrides)
+        words, checked.warnings = typed_words(arguments.overrides)
         _fill(checked, options, words)
     except UserError as error:
         checked.problems.append(str(error))
@@ -88,7 +88,9 @@ def _fill(checked: CheckedEvaluation, options: Loader, texts: Sequence[str]) -> 
     for override in values:
         if override.is_sweep_override():
             key = override.key_or_group
-            reader.drop(key, f"{override.input_line}: several values; {key} takes one.")
+            fix = f"; for one text write {to_paste(key, override.get_value_string())}"
+            fix = fix if takes_one_text(key) else "."
+            reader.drop(key, f"{override.input_line}: several values; {key} takes one{fix}")
     checked.problems += reader.problems
     checked.problems += _from_run(cfg, values, {override.key_or_group for override in chosen})
     if checked.problems:

@@ -1,9 +1,10 @@
-"""The only door to Hydra's internals: its parser, loader, sweeper, and its way of starting runs."""
+"""The door to Hydra's internals, with `config_files`: parser, loader, sweeper, and how it starts runs."""
 
 from __future__ import annotations
 
 import argparse
 import copy
+import shlex
 from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
@@ -31,10 +32,11 @@ from omegaconf.errors import (
     UnsupportedInterpolationType,
 )
 
+from dino_exp.config.config_files import FROM_USER, ConfigLoader
 from dino_exp.config.register import CONF, register
+from dino_exp.config.text_keys import typed_words
 from dino_exp.errors import UserError, in_words
 from dino_exp.installation import as_typed
-from dino_exp.runs import former_names
 
 VERSION_BASE = "1.3"
 CONFIG_NAME = "config"
@@ -84,8 +86,8 @@ class Loader:
             if not Path(config_dir).is_dir():
                 raise UserError(f"--config-dir {config_dir}: no such folder.")
             path = f"file://{Path(config_dir).resolve()}"
-            search_path.prepend("command-line", path, SearchPathQuery(provider="schema", path=None))
-        self._hydra = ConfigLoaderImpl(config_search_path=search_path)
+            search_path.prepend(FROM_USER, path, SearchPathQuery(provider="schema", path=None))
+        self._hydra = ConfigLoader(search_path)
         self._parser = OverridesParser.create(config_loader=self._hydra)
         self._parsed: dict[str, Override] = {}  # a sweep repeats the same texts many times
         self._composed: dict[tuple[str, ...], Composition] = {}
@@ -118,6 +120,8 @@ class Loader:
         if choices not in self._composed:
             try:
                 cfg = self._hydra.load_configuration(self.config_name, list(choices), RunMode.RUN)
+            except UserError as error:
+                raise CompositionError(str(error), None, None, unknown=False) from error
             except (HydraException, OmegaConfBaseException) as error:
                 raise _composition_error(error) from error
             with open_dict(cfg):  # Hydra does not record a list of options
@@ -140,6 +144,26 @@ class Loader:
             raise UserError(f"{_composition_error(error)}.") from error
         except OSError as error:
             raise UserError(f"{in_words(error)}; choose another output_root.") from error
+
+    def show(self, arguments: argparse.Namespace) -> None:
+        """Print what --cfg, --info, --hydra-help or -sc asks for.
+
+        Raises:
+            UserError: it cannot be composed.
+        """
+        hydra = Hydra(task_name="train", config_loader=self._hydra)
+        name, words = self.config_name, arguments.overrides
+        try:
+            if arguments.cfg:
+                hydra.show_cfg(name, words, arguments.cfg, arguments.package, arguments.resolve)
+            elif arguments.info:
+                hydra.show_info(arguments.info, name, words)
+            elif arguments.hydra_help:
+                hydra.hydra_help(name, get_args_parser(), arguments)
+            else:
+                hydra.shell_completion(name, words)
+        except (HydraException, OmegaConfBaseException, ValueError) as error:
+            raise UserError(f"{_composition_error(error)}.") from error
 
     @staticmethod
     def expand(overrides: Sequence[Override]) -> list[list[str]]:
@@ -224,11 +248,17 @@ def override_text(key: str, value: str) -> str:
     return f"{key}={QuotedString(value, Quote.single).with_quotes()}"
 
 
+def to_paste(key: str, text: str) -> str:
+    """Return key="text", quoted for Hydra's grammar and for a shell."""
+    quoted = QuotedString(text.replace("${", r"\${"), Quote.double).with_quotes()
+    return shlex.quote(f"{key}={quoted}")
+
+
 def sweeper_parameters(cfg: DictConfig) -> list[str]:
     """Return a configuration file's sweep (`hydra.sweeper.params`) as overrides in present names."""
     parameters = OmegaConf.select(cfg, "hydra.sweeper.params")
     words = [f"{key}={value}" for key, value in parameters.items()] if isinstance(parameters, Mapping) else []
-    return former_names.TABLE.present_words(words)[0]
+    return typed_words(words)[0]
 
 
 def is_basic(node: Any) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
@@ -27,6 +28,8 @@ OWN_SBATCH = (
     | {"cpus-per-task", "mem"}
 )
 """Parameters that the launcher sets itself."""
+COMMANDS = ("setup", "python", "sbatch")
+"""Settings that run commands in jobs, or change what a command runs there."""
 MOST_BARE_MINUTES = 1440
 
 
@@ -142,7 +145,7 @@ def with_changes(launcher: str, settings: Mapping[str, Any], changes: Sequence[s
         changes: `key=value`.
 
     Raises:
-        UserError: an unknown key or an invalid value.
+        UserError: an unknown launcher or key, or an invalid value.
     """
     if launcher not in SETTINGS:
         raise UserError(
@@ -150,8 +153,8 @@ def with_changes(launcher: str, settings: Mapping[str, Any], changes: Sequence[s
             "the sweep's command again: it keeps the finished runs and continues the others."
         )
     try:
-        node = OmegaConf.merge(OmegaConf.structured(SETTINGS[launcher]), dict(settings))
-    except (OmegaConfBaseException, ValueError) as error:
+        node = OmegaConf.merge(OmegaConf.structured(SETTINGS[launcher]), _as_text(dict(settings)))
+    except (OmegaConfBaseException, TypeError, ValueError) as error:
         reason = str(error).splitlines()[0]
         raise UserError(f"settings in manifest.json: {reason}. Type the sweep's command again.") from None
     for change in changes:
@@ -164,7 +167,7 @@ def with_changes(launcher: str, settings: Mapping[str, Any], changes: Sequence[s
         try:
             # YAML would make a number of 8:00:00
             content = value if kind.startswith("str") and value != "null" else yaml.safe_load(value)
-            OmegaConf.update(node, key, content, force_add=name == "sbatch")
+            OmegaConf.update(node, key, content, merge=False, force_add=name == "sbatch")
         except (OmegaConfBaseException, yaml.YAMLError) as error:
             raise UserError(f"{change}: {str(error).splitlines()[0]}.") from None
     assert isinstance(node, DictConfig)
@@ -173,6 +176,15 @@ def with_changes(launcher: str, settings: Mapping[str, Any], changes: Sequence[s
     content = OmegaConf.to_container(node, resolve=True)
     assert isinstance(content, dict)
     return {str(key): value for key, value in content.items()}
+
+
+def _as_text(value: Any) -> Any:
+    """Return stored settings with text that OmegaConf would resolve as the text that it is."""
+    if isinstance(value, dict):
+        return {key: _as_text(each) for key, each in value.items()}
+    if isinstance(value, list):
+        return [_as_text(each) for each in value]
+    return re.sub(r"(\\*)\$\{", r"\1\1\\${", value) if isinstance(value, str) else value
 
 
 def minutes(time_limit: str) -> int:
@@ -229,6 +241,14 @@ def _slurm_problems(settings: Any) -> Iterator[str]:
             yield (
                 f"hydra.launcher.{key}: has KEY, TOKEN, SECRET or PASSWORD in it, and others can read job "
                 "scripts; keep secrets in your environment or in ~/.netrc, which jobs see too."
+            )
+    words = {key: settings[key] for key in fields_of(schema_of(settings)) if isinstance(settings[key], str)}
+    words |= {f"sbatch.{key}": value for key, value in settings.sbatch.items()}
+    for key, value in words.items():
+        if not f"{key}{value}".isprintable():
+            yield (
+                f"hydra.launcher.{json.dumps(key)[1:-1]} = {json.dumps(value)}: has a line break or another "
+                "control character; write it without."
             )
     for key in settings.sbatch:
         if str(key).replace("_", "-") in OWN_SBATCH:

@@ -7,10 +7,11 @@ from collections.abc import Sequence
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 
-from dino_exp.config.hydra_loader import Loader
+from dino_exp.config.hydra_loader import Loader, to_paste
 from dino_exp.config.messages import closest, did_you_mean, unknown_option
 from dino_exp.config.schema import SCHEMAS
 from dino_exp.config.search_space import divide
+from dino_exp.config.text_keys import takes_one_text
 from dino_exp.errors import UserError
 
 SEVERAL = {"eval"}
@@ -59,9 +60,12 @@ class OverrideReader:
                 fix = "add -m to train once for each"
                 if override.is_interval_sweep():
                     fix = "add -m hydra/sweeper=optuna to search it"
+                elif takes_one_text(key):
+                    fix += f", or for this one text write {to_paste(key, value)}"
                 elif "(" not in value and (key in SEVERAL or not self.loader.is_group(key)):
                     fix += f", or write the list as {key}=[{value}]"
-                self.drop(key, f"{override.input_line}: several values; {fix}.")
+                end = "" if takes_one_text(key) else "."  # it would be pasted with the last word
+                self.drop(key, f"{override.input_line}: several values; {fix}{end}")
         return [override for override in overrides if not override.is_sweep_override()]
 
     def without_intervals(self, overrides: Sequence[Override]) -> list[Override]:
@@ -96,7 +100,7 @@ class OverrideReader:
         key, _, value = text.partition("=")
         if value.startswith("~"):
             return f"{text}: ~ is not expanded; write $HOME{value[1:]}."
-        return f"{text}: cannot be read; quote special characters for Hydra, e.g. {key}='\"{value}\"'."
+        return f"{text}: cannot be read; with quotes for the shell and Hydra it is {to_paste(key, value)}"
 
     def _problem(self, override: Override, text: str) -> str | None:
         key = override.key_or_group

@@ -6,11 +6,12 @@ from typing import Any
 
 from hydra.core.config_store import ConfigStore
 from omegaconf import OmegaConf
+from omegaconf.resolvers import oc
 
 from dino_exp.config.evaluate_config import EvaluateConfig
 from dino_exp.config.evaluation_schema import EVALUATIONS
 from dino_exp.config.identity import run_id
-from dino_exp.config.launcher_settings import SETTINGS, OptunaSettings
+from dino_exp.config.launcher_settings import SECRETS, SETTINGS, OptunaSettings
 from dino_exp.config.schema import SCHEMAS, Config
 from dino_exp.installation import CONF as CONF
 from dino_exp.runs.weights_file import digest
@@ -32,6 +33,20 @@ def register() -> None:
     OmegaConf.register_new_resolver("run_id", lambda *, _root_: run_id(_root_), replace=True)
     OmegaConf.register_new_resolver("weights_digest", digest, replace=True)
     OmegaConf.register_new_resolver("epochs", share_of_epochs, replace=True)
+    OmegaConf.register_new_resolver("oc.env", environment_variable, replace=True)
+
+
+def environment_variable(name: str, *default: str | None) -> str | None:
+    """Return `${oc.env:NAME}` or `${oc.env:NAME,DEFAULT}`; not a secret, which would be stored with the run.
+
+    Raises:
+        ValueError: the name is that of a secret.
+    """
+    if SECRETS.search(name):
+        raise ValueError(
+            f"{name} has KEY, TOKEN, SECRET or PASSWORD in it, and values are stored with the run"
+        )
+    return oc.env(name, *default)
 
 
 def share_of_epochs(share: float, *, _root_: Any) -> int:

@@ -44,7 +44,8 @@ def parse(text: bytes) -> dict[str, Any]:
     """Return a stored configuration as plain dictionaries in present names, whatever else is wrong with it.
 
     Raises:
-        ValueError: it cannot be read at all.
+        ValueError: it cannot be read at all, or would read something else: runs are stored with the values of
+            all interpolations, so ${oc.env:NAME} was written by somebody else.
     """
     try:
         refuse_growth(text)
@@ -55,6 +56,9 @@ def parse(text: bytes) -> dict[str, Any]:
         raise ValueError(str(error)) from None
     if not isinstance(content, dict):
         raise ValueError("no keys and values")
+    for key, value in former_names.leaves(content):
+        if "${" in str(value):
+            raise ValueError(f"{key} = {value}: an interpolation, which no program of ours stores")
     try:
         config = former_names.TABLE.present_config(content)
     except (AttributeError, TypeError):  # a key that is also the group of other keys

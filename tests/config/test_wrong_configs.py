@@ -1,11 +1,13 @@
 """Each mistake on the command line gives one line: key, value, and fix."""
 
 import re
+import subprocess
 from pathlib import Path
 
 import pytest
 
 from dino_exp.config.compose import check
+from dino_exp.config.compose_evaluation import check as check_evaluation
 from dino_exp.config.validate import keys_of
 
 BACKBONES = (
@@ -37,6 +39,49 @@ def test_every_problem_is_named_at_once() -> None:
         "crops.local_size = 10: not a multiple of backbone.patch_size = 4; nearest are 8 and 12.",
         "data.mean = [1.0]: give one number per channel; data.channels = 3.",
     ]
+
+
+NASTY = [
+    "a,b",
+    "it's",
+    "a=b",
+    "with blank",
+    "[a]",
+    "{a: b}",
+    "a(b",
+    "a#b",
+    "a$b",
+    '"',
+    "'",
+    "a\\",
+    "a\\'b",
+    "a${b",
+    "~a",
+    "&;|<>*?!",
+]
+
+
+@pytest.mark.parametrize("name", NASTY)
+def test_the_proposed_quotes_work_when_they_are_pasted(tmp_path: Path, name: str) -> None:
+    """Every path can be given: as it is, or as the error proposes."""
+    (tmp_path / name).mkdir()
+    path = str(tmp_path / name)
+
+    def read(word: str) -> tuple[str, list[str]]:
+        checked = check(["data=image_folder", "data.val_root=null", word])
+        return str(checked.cfg.data.root if checked.cfg is not None else None), checked.errors
+
+    typed = f"data.root={path}"
+    advice = [error[len(typed) :] for error in read(typed)[1]]
+    proposed = [re.sub(r"^.*?(\S*data\.root=)", r"\1", text) for text in advice]
+    pasted = [subprocess.check_output(["bash", "-c", f"printf %s {text}"], text=True) for text in proposed]
+    assert read([typed, *pasted][-1]) == (path, [])
+
+
+def test_evaluate_proposes_quotes_too() -> None:
+    proposal = "weights takes one; for one text write 'weights=\"/a,b\"'"
+    assert check_evaluation(["weights=/a,b"]).problems[0] == f"weights=/a,b: several values; {proposal}"
+    assert check_evaluation(["run=/a'b"]).problems[0].endswith("""it is 'run="/a'"'"'b"'""")
 
 
 def test_no_key_takes_a_group_of_keys() -> None:

@@ -266,18 +266,6 @@ def test_invalid_settings_are_refused_before_anything_is_created(
     assert cluster.calls("sbatch") == []
 
 
-def test_hours_that_yaml_reads_as_a_number_are_refused_in_a_sites_file(
-    here: Path, cluster: Cluster, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    site = tmp_path / "site" / "hydra" / "launcher" / "ours.yaml"
-    site.parent.mkdir(parents=True)
-    site.write_text("defaults: [slurm]\npartition: long\ntime_limit: 8:00:00\n")
-    argv = ["-m", "experiment=debug", "hydra/launcher=ours", "trainer.seed=0,1"]
-    assert dino("--config-dir", str(tmp_path / "site"), *argv) == 2
-    assert "hydra.launcher.time_limit = 28800: minutes?" in capsys.readouterr().err
-    assert list(here.iterdir()) == []
-
-
 def test_a_launcher_needs_multirun(here: Path, cluster: Cluster, capsys: pytest.CaptureFixture[str]) -> None:
     assert dino(*ON_SLURM[1:]) == 2
     assert capsys.readouterr().err == "hydra/launcher = slurm: works with -m, also for one run; add -m.\n"
