@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 from uuid import uuid4
@@ -43,6 +43,17 @@ def _said_by_the_file(error: BaseException) -> BaseException:
     while isinstance(cause, RuntimeError):
         cause = cause.__cause__ or cause.__context__
     return cause if isinstance(cause, OSError) else error
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Name `path` in an OSError of a write or flush, which does not know its file."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno and error.filename is None:
+            error.filename = os.fspath(path)
+        raise
 
 
 def make_folder(path: Path) -> None:
