@@ -69,6 +69,17 @@ def _said_by_the_file(error: BaseException) -> BaseException:
     return cause if isinstance(cause, OSError) else error
 
 
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Name `path` in an OSError of a write or flush, which does not know its file."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno and error.filename is None:
+            error.filename = os.fspath(path)
+        raise
+
+
 def make_folder(path: Path) -> None:
     """Create a folder and its parents where they are missing, and flush the new entries to disk."""
     missing = [folder for folder in (path, *path.parents) if not folder.exists()]

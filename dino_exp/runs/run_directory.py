@@ -18,7 +18,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from dino_exp.atomic import is_locked, write_text_atomically
+from dino_exp.atomic import is_locked, naming, write_text_atomically
 from dino_exp.errors import UserError, refusing
 from dino_exp.runs import former_names
 from dino_exp.runs.metrics_lines import parse_lines, read_lines
@@ -239,13 +239,13 @@ class RunDirectory:
 
     def append_metrics(self, metrics: dict[str, Any]) -> None:
         """Append a line to `metrics.jsonl`."""
-        with self.metrics_file.open("a", encoding="utf-8") as file:
+        with naming(self.metrics_file), self.metrics_file.open("a", encoding="utf-8") as file:
             file.write(to_json(metrics))
 
     def flush_metrics(self) -> None:
         """Flush the lines of `metrics.jsonl` to disk, where a checkpoint must not be without them."""
         if self.metrics_file.exists():
-            with self.metrics_file.open("a") as file:
+            with naming(self.metrics_file), self.metrics_file.open("ab") as file:
                 os.fsync(file.fileno())
 
     def rewind_metrics(self, step: int, logged: Iterable[str] = ()) -> list[str]:
