@@ -38,7 +38,7 @@ PREFETCH = 4
 """Batches that each loader process makes ahead."""
 ALIGNMENT = 16
 """Bytes. Where a tensor may begin."""
-FROZEN_SECONDS = 15
+FROZEN_SECONDS = 5
 """How long a batch is waited for before a suspended loader process is an error."""
 REASONS = {
     signal.SIGKILL: ", perhaps because memory ran out: lower trainer.num_workers or trainer.batch_size",
