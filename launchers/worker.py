@@ -62,8 +62,8 @@ def still_wanted(folder: Path, names: list[str]) -> list[str]:
     found = []
     for name in names:
         entry = manifest.runs.get(name) or Entry([], "")
-        lost = not entry.config_hash  # with a damaged manifest
-        if lost or (not entry.cancelled and entry.job in mine):
+        lost = not entry.config_hash and bool(manifest.problems)  # which job has it
+        if not entry.cancelled and (lost or entry.job in mine):
             found.append(name)
     return [name for name in found if recorded_state(folder, name) not in ENDED]
 
