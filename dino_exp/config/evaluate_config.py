@@ -50,7 +50,8 @@ class EvaluateConfig:
     seed: int = number(0, at_least=0, at_most=2**32 - 1)
     """Seed of classifier weights, splits, and the choice of labeled images."""
     output_root: str = "outputs"
-    """Folder for the results of `weights`: <output_root>/evaluations/<name of the file>_<digest>."""
+    """Folder for the results of `weights`, and of a run that cannot be written:
+    <output_root>/evaluations/<name of the file or run>_<digest>."""
     backbone: BackboneConfig = MISSING
     data: DataConfig = MISSING
     tracker: TrackerConfig = field(default_factory=TrackerConfig)
