@@ -88,7 +88,7 @@ def _fill(checked: CheckedEvaluation, options: Loader, texts: Sequence[str]) -> 
     for override in values:
         if override.is_sweep_override():
             key = override.key_or_group
-            fix = f"; for one text write {to_paste(key, override.get_value_string())}"
+            fix = f"; quote it as one text: {to_paste(key, override.get_value_string())}"
             fix = fix if takes_one_text(key) else "."
             reader.drop(key, f"{override.input_line}: several values; {key} takes one{fix}")
     checked.problems += reader.problems

@@ -61,7 +61,7 @@ class OverrideReader:
                 if override.is_interval_sweep():
                     fix = "add -m hydra/sweeper=optuna to search it"
                 elif takes_one_text(key):
-                    fix += f", or for this one text write {to_paste(key, value)}"
+                    fix += f", or quote it as one text: {to_paste(key, value)}"
                 elif "(" not in value and (key in SEVERAL or not self.loader.is_group(key)):
                     fix += f", or write the list as {key}=[{value}]"
                 end = "" if takes_one_text(key) else "."  # it would be pasted with the last word
@@ -100,7 +100,7 @@ class OverrideReader:
         key, _, value = text.partition("=")
         if value.startswith("~"):
             return f"{text}: ~ is not expanded; write $HOME{value[1:]}."
-        return f"{text}: cannot be read; with quotes for the shell and Hydra it is {to_paste(key, value)}"
+        return f"{text}: cannot be read; quote it for the shell and Hydra: {to_paste(key, value)}"
 
     def _problem(self, override: Override, text: str) -> str | None:
         key = override.key_or_group

@@ -79,9 +79,9 @@ def test_the_proposed_quotes_work_when_they_are_pasted(tmp_path: Path, name: str
 
 
 def test_evaluate_proposes_quotes_too() -> None:
-    proposal = "weights takes one; for one text write 'weights=\"/a,b\"'"
+    proposal = "weights takes one; quote it as one text: 'weights=\"/a,b\"'"
     assert check_evaluation(["weights=/a,b"]).problems[0] == f"weights=/a,b: several values; {proposal}"
-    assert check_evaluation(["run=/a'b"]).problems[0].endswith("""it is 'run="/a'"'"'b"'""")
+    assert check_evaluation(["run=/a'b"]).problems[0].endswith("""Hydra: 'run="/a'"'"'b"'""")
 
 
 def test_no_key_takes_a_group_of_keys() -> None:
