@@ -155,8 +155,13 @@ def open_image(file: IO[bytes], formats: tuple[str, ...] = FORMATS) -> Image.Ima
 @contextmanager
 def opened_image(path: Path, formats: tuple[str, ...] = FORMATS) -> Iterator[Image.Image]:
     """Open an image file by Pillow, as `open_image` does. Raises OSError for a pipe or a device."""
-    with open_regular(path) as file, open_image(file, formats) as image:
-        yield image
+    with open_regular(path) as file:
+        try:
+            image = open_image(file, formats)
+        except Image.UnidentifiedImageError as error:  # which names the open file and not the path
+            raise OSError(f"not an image in a known format ({', '.join(formats)})") from error
+        with image:
+            yield image
 
 
 def read_image(
