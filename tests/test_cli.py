@@ -1,5 +1,6 @@
 """The command line: errors before anything is created, exit codes, the sweep's table."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -196,3 +197,18 @@ def test_a_refused_run_leaves_the_folders_that_were_there(here: Path) -> None:
         (here / name).mkdir()
     assert cli.main(["data=image_folder", "data.root=empty", "tracker=none", "output_root=runs"]) == 2
     assert sorted(path.name for path in here.rglob("*")) == ["empty", "runs"]
+
+
+@pytest.mark.spawn
+@pytest.mark.parametrize(
+    "program",
+    [["train.py"], ["evaluate.py"], ["report.py"], ["-m", "launchers"], ["-m", "dino_exp.export"]],
+    ids=" ".join,
+)
+def test_programs_print_where_the_encoding_is_ascii(program: list[str]) -> None:
+    plain = {"LC_ALL": "POSIX", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"}
+    command = [sys.executable, *program, "--help"]
+    done = subprocess.run(command, cwd=ROOT, env=os.environ | plain, capture_output=True)
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert done.stdout.isascii()
+    assert len(done.stdout) > 300

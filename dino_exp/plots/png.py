@@ -8,9 +8,11 @@ from pathlib import Path
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 from PIL import Image
 
 from dino_exp.atomic import write_atomically
+from dino_exp.streams import visible
 
 DPI = 120
 FILE_LIMIT = 400_000
@@ -21,6 +23,8 @@ INK, QUIET, GRID = "#222222", "#666666", "#E4E4E4"
 
 def save(figure: Figure, out: Path) -> None:
     """Write a PNG atomically, if possible below FILE_LIMIT."""
+    for text in figure.findobj(Text):
+        text.set_text(visible(text.get_text()))  # Matplotlib cannot draw a path that is not UTF-8
     canvas = FigureCanvasAgg(figure)
     for dpi, palette in ((DPI, False), (DPI, True), (90, True), (75, True)):
         figure.set_dpi(dpi)

@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from PIL import Image
 
-from dino_exp.plots.png import FILE_LIMIT
+from dino_exp.plots.png import FILE_LIMIT, save
 from dino_exp.plots.run_curves import curves_figure, plot_curves
 from dino_exp.plots.sheets import attention_figure, crops_figure, plot_attention, plot_crops
 
@@ -107,6 +107,14 @@ def test_a_single_point_is_visible() -> None:
     assert loss.get_marker() == "o"
     low, high = panel(figure, "Loss").get_xlim()
     assert low < 0 < high
+
+
+def test_a_title_that_is_not_unicode_is_drawn(tmp_path: Path) -> None:
+    save(Figure(), tmp_path / "untitled.png")
+    figure = Figure()
+    figure.suptitle("\udce9.pth")
+    save(figure, tmp_path / "titled.png")
+    assert (tmp_path / "titled.png").read_bytes() != (tmp_path / "untitled.png").read_bytes()
 
 
 def test_threads_save_identical_curves(tmp_path: Path) -> None:

@@ -102,7 +102,7 @@ def printable(name: str) -> str:
 def about(subject: Subject) -> dict[str, str]:
     """Return the network's name and digest, and how it sees images, as metadata of the file."""
     return {
-        "weights": subject.name,
+        "weights": printable(subject.name),
         "digest": subject.digest,
         "image_size": str(subject.image_size),
         "crop_ratio": str(subject.crop_ratio),
