@@ -1,4 +1,4 @@
-"""The embedded data set: drawn in seconds by `shape_images`, and kept in a memory-mapped file."""
+"""The embedded data set: drawn in seconds by `shape_images`, and kept in a file."""
 
 from __future__ import annotations
 
