@@ -84,9 +84,12 @@ def _differing(text: str, trainer: TrainingState) -> str:
     Interpolations, which earlier versions stored, are not resolved, because a resolver can read the
     environment; such a key is not compared.
     """
+    stored = parse(text.encode())
+    if "${" in str(stored.get("init_sha256")):
+        stored["init_sha256"] = getattr(trainer.cfg, "init_sha256", None)
     pairs = [
         f"{key}: {there!r} there, {here!r} here"
-        for key, (there, here) in differing_keys(parse(text.encode()), trainer.cfg).items()
+        for key, (there, here) in differing_keys(stored, trainer.cfg).items()
         if "${" not in str(there)
     ]
     return "; ".join(pairs[:5]) + ("; ..." if len(pairs) > 5 else "")
