@@ -150,6 +150,6 @@ class TrainingState:
         self.step = state["step"]
         self.evaluations.restore(state)
         self.last_metrics, self.unreadable.known = state["last_metrics"], set(state["corrupt"])
-        self.logged = deque(state.get("logged") or [to_json(self.last_metrics)], MOST_LINES)
+        self.logged = deque(state.get("logged", [to_json(self.last_metrics)]), MOST_LINES)
         self.due = state.get("evaluation_due", False)
         self.seconds, self.training_seconds = state["seconds"], state["training_seconds"]
