@@ -360,7 +360,8 @@ def set_value(cfg: DictConfig, override: Override) -> str | None:
     except (OmegaConfBaseException, ValueError, TypeError, AttributeError):
         problem = messages.wrong_value(key, value, _field(_parent(cfg, key), key))
         if takes_one_text(key) and isinstance(value, (list, dict)):
-            return f"{problem[:-1]}; quote it to give this very text: {to_paste(key, override.get_value_string())}"
+            quoted = to_paste(key, override.get_value_string())
+            return f"{problem[:-1]}; quote it to give this very text: {quoted}"
         return problem
     return None
 
