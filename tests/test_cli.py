@@ -123,6 +123,14 @@ def test_a_sweep_in_which_nothing_ran_fails_and_says_why(
     assert "Nothing was trained" in capsys.readouterr().err
 
 
+def test_a_removed_working_folder_is_a_user_error(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    here.rmdir()
+    assert cli.main(["experiment=debug"]) == 2
+    assert (
+        capsys.readouterr().err == "The working folder has been removed or cannot be read; cd to another.\n"
+    )
+
+
 FINISHED = Outcome("a", "finished", 0, "healthy")
 COLLAPSED = Outcome("b", "collapsed", 0, "uniform-collapse")
 FAILED = Outcome("c", "failed", 2, "data.root: empty")

@@ -137,11 +137,6 @@ class _Preflight:
             checked.multirun = multirun or base.hydra.mode == RunMode.MULTIRUN
             checked.local = is_basic(base.hydra.launcher)
             checked.launcher, checked.sweeper = base.hydra.launcher, base.hydra.sweeper
-            if base.hydra.job.chdir:
-                checked.misread.append(
-                    "hydra.job.chdir = true: not supported, because relative paths would change their "
-                    "meaning; a run writes everything into its directory anyway."
-                )
             self._check_launcher()
             self._check_search(base, overrides)
             of_hydra = [override for override in overrides if override.is_hydra_override()]

@@ -220,8 +220,13 @@ def parse_arguments(
     """Parse a command line as Hydra does; program and example are for the error.
 
     Raises:
-        UserError: an unknown option, or one that would bypass the checked configuration.
+        UserError: an unknown option, or one that would bypass the checked configuration; or the working
+            folder, which Hydra asks for, has been removed.
     """
+    try:
+        Path.cwd()
+    except OSError:
+        raise UserError("The working folder has been removed or cannot be read; cd to another.") from None
     parser = get_args_parser()
 
     def refuse(message: str) -> NoReturn:

@@ -111,6 +111,9 @@ class OverrideReader:
             if self.loader.is_group(group):
                 options = ", ".join(self.loader.options(group))
                 return f"{text}: a group; write {group}=OPTION; options: {options}."
+            if key == "hydra.job.chdir" and override.value():
+                meaning = "relative paths would change their meaning"
+                return f"{text}: not supported, because {meaning}; a run writes into its directory anyway."
             if key == "hydra.searchpath":
                 return f"{text}: use --config-dir DIR, whose options are checked and completed as well."
             return None
