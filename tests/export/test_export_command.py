@@ -9,9 +9,15 @@ import pytest
 import torch
 
 from dino_exp.export import to_onnx
+from dino_exp.export.card import rows
 from dino_exp.export.export_command import main
 from dino_exp.runs.run_directory import RunDirectory
 from tests.programs import run_program
+
+
+def test_values_in_the_card_are_text() -> None:
+    hostile = rows({"data": "x | <script>\n\n# New [a](b) `c`", "seed": "0"})
+    assert hostile == "| data | x \\| \\<script> # New \\[a\\](b) \\`c\\` |\n| seed | 0 |"
 
 
 def test_the_card_describes_data_training_result_and_license(patch_run: Path) -> None:
