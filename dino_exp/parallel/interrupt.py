@@ -84,8 +84,7 @@ class Interrupt:
         """
         try:
             distributed.around = self._around if distributed.several() else None
-            self._agree()
-            self._raises = True
+            self._listen()
             result = work()
             self._raises = False
             self._agree()
@@ -104,10 +103,15 @@ class Interrupt:
         self._raises = False
         self._agree()
         result = operation()
+        self._listen()
+        return result
+
+    def _listen(self) -> None:
+        """Raise `Stopped` where a signal arrives from now on, or here if one has arrived already."""
         self._raises = True
         if self.signal is not None:
+            self._raises = False  # a second signal must not interrupt the agreement
             raise Stopped
-        return result
 
     def _agree(self) -> None:
         """Raise `Stopped` in all processes if one of them has a signal."""
