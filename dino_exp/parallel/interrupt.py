@@ -42,10 +42,13 @@ class Interrupt:
         self._exchange: dist.Work | None = None
         self._raises = False
         """Whether a signal raises `Stopped` where it arrives."""
+        self._grace = 0.0
+        """Seconds after the signal until it raises."""
 
     def __enter__(self) -> Interrupt:
         if threading.current_thread() is threading.main_thread():
             self._previous = {number: signal.signal(number, self._receive) for number in stop_signals()}
+            self._previous[signal.SIGALRM] = signal.signal(signal.SIGALRM, self._expire)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -72,8 +75,11 @@ class Interrupt:
 
     # ---- at once --------------------------------------------------------------------------------
 
-    def at_once(self, work: Callable[[], Result]) -> Result:
+    def at_once(self, work: Callable[[], Result], grace: float = 0.0) -> Result:
         """Return what `work` returns; a stop signal ends it where it is, as Ctrl-C ends any Python program.
+
+        With `grace` it ends that many seconds after the signal, and may be complete by then; of several
+        processes at once.
 
         For work that a resume makes again from its beginning, such as an evaluation. All processes call it.
         They agree on a stop before each collective operation of `work` and at its end: a process that has a
@@ -84,10 +90,12 @@ class Interrupt:
         """
         try:
             distributed.around = self._around if distributed.several() else None
+            self._grace = grace if self._previous and not distributed.several() else 0.0
             self._listen()
             result = work()
             self._raises = False
-            self._agree()
+            if not self._grace:
+                self._agree()
             return result
         except Stopped as stop:
             if not stop.agreed:
@@ -95,6 +103,8 @@ class Interrupt:
             raise
         finally:
             self._raises, distributed.around = False, None
+            if self._grace:
+                signal.setitimer(signal.ITIMER_REAL, 0)
 
     def _around(self, operation: Callable[[], Result]) -> Result:
         """Make a collective operation, which no process may leave alone."""
@@ -110,6 +120,16 @@ class Interrupt:
         """Raise `Stopped` where a signal arrives from now on, or here if one has arrived already."""
         self._raises = True
         if self.signal is not None:
+            self._stop()
+
+    def _stop(self) -> None:
+        if self._grace:
+            signal.setitimer(signal.ITIMER_REAL, self._grace)
+        else:
+            self._expire()
+
+    def _expire(self, *_: object) -> None:
+        if self._raises:
             self._raises = False  # a second signal must not interrupt the agreement
             raise Stopped
 
@@ -125,9 +145,9 @@ class Interrupt:
             raise Stopped(agreed=True)
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
-        if self.signal is not None and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        self.signal = self.signal or number
-        if self._raises:
-            self._raises = False
-            raise Stopped
+        if self.signal is not None:
+            if number == signal.SIGINT:
+                raise KeyboardInterrupt
+            return
+        self.signal = number
+        self._stop()

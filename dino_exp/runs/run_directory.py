@@ -248,7 +248,7 @@ class RunDirectory:
             with naming(self.metrics_file), self.metrics_file.open("ab") as file:
                 os.fsync(file.fileno())
 
-    def rewind_metrics(self, step: int, logged: Iterable[str] = ()) -> list[str]:
+    def rewind_metrics(self, step: int, logged: Iterable[dict[str, Any]] = ()) -> list[dict[str, Any]]:
         """Drop the lines after `step`, because a resume logs these steps again, and return the others.
 
         Args:
@@ -257,14 +257,14 @@ class RunDirectory:
                 stay in `metrics.jsonl.damaged`.
         """
         found = read_lines(self.metrics_file)
-        copy = parse_lines(line.encode(errors="replace") for line in logged)
+        copy = parse_lines(to_json(line).encode(errors="replace") for line in logged)
         there, copied = (
             {line["step"]: line for line in lines.records if line["step"] <= step} for lines in (found, copy)
         )
         restored, said = sorted(copied.keys() - there.keys()), []
         if found.broken and step >= 0:
-            kept = set_aside(self.metrics_file)
-            said.append(f"lines that are damaged: {len(found.broken)}; the file is kept as {kept.name}")
+            aside = set_aside(self.metrics_file)
+            said.append(f"lines that are damaged: {len(found.broken)}; the file is kept as {aside.name}")
         if restored:
             steps = ", ".join(f"{each:,}" for each in restored[:5]) + ", ..." * (len(restored) > 5)
             said.append(f"lines restored from the checkpoint: {len(restored)} (steps {steps})")
@@ -274,9 +274,9 @@ class RunDirectory:
         if said:
             log.warning("%s: %s.", self.metrics_file, "; ".join(said))
         lines = there | {each: copied[each] for each in restored}
-        texts = [to_json(lines[each]) for each in sorted(lines)]
-        write_text_atomically(self.metrics_file, "".join(texts))
-        return texts
+        kept = [lines[each] for each in sorted(lines)]
+        write_text_atomically(self.metrics_file, "".join(map(to_json, kept)))
+        return kept
 
     def write_summary(self, summary: dict[str, Any]) -> None:
         """Write `summary.json`; a damaged one is kept under another name."""

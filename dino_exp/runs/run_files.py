@@ -87,6 +87,7 @@ FLAG = Kind("true or false", lambda value: isinstance(value, bool))
 COUNT = Kind("a whole number", lambda value: isinstance(value, int) and is_count(value))
 NUMBER = Kind("a number", lambda value: isinstance(value, (int, float)) and not isinstance(value, bool))
 TIME = Kind("a time in seconds since 1970", is_time)
+SECONDS = Kind("a number of seconds", is_time)
 TABLE = Kind("a JSON object", lambda value: isinstance(value, dict))
 STATE = Kind(f"one of {', '.join(STATES)}", lambda value: isinstance(value, str) and value in STATES)
 ATTEMPTS = Kind("a list of attempts", lambda value: isinstance(value, list) and all(map(is_attempt, value)))
@@ -97,7 +98,7 @@ STATUS = {
     "step": COUNT,
     "total_steps": COUNT,
     "heartbeat": TIME,
-    "seconds": NUMBER,
+    "seconds": SECONDS,
     "attempt": COUNT,
     "attempts": ATTEMPTS,
     "host": TEXT,

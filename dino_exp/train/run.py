@@ -38,6 +38,9 @@ from dino_exp.train.trainer import Trainer
 
 log = logging.getLogger(__name__)
 
+CLOSING_SECONDS = 5.0
+"""How long the last plots may take after a stop signal, so that a run that has all its steps can finish."""
+
 
 @dataclass(frozen=True)
 class RunResult:
@@ -175,7 +178,7 @@ def _run(
     distributed.from_main(None)  # the directory is complete before any process may fail
     try:
         introduce(trainer, directory, console, resumed)
-        state, summary = _trained(directory, trainer, tracker, console, interrupt)
+        state, summary = _trained(directory, trainer, tracker, console, interrupt, ended)
         if state != "preempted":
             directory.write_summary(summary)
         if state == "failed" and is_main:
@@ -198,7 +201,12 @@ def _run(
 
 
 def _trained(
-    directory: RunDirectory, trainer: Trainer, tracker: Tracker, console: Console, interrupt: Interrupt
+    directory: RunDirectory,
+    trainer: Trainer,
+    tracker: Tracker,
+    console: Console,
+    interrupt: Interrupt,
+    ended: str | None,
 ) -> tuple[str, dict[str, Any]]:
     """Train and draw; return the state of the run and the content of `summary.json`."""
     is_main = distributed.is_main()
@@ -206,12 +214,15 @@ def _trained(
         if trainer.step == 0:
             interrupt.at_once(lambda: draw_crops(trainer, directory, tracker) if is_main else None)
         with RunProgress(console, trainer.plan.stop_step) as progress:
-            state = trainer.fit(directory, tracker, progress, interrupt)
+            # a run that has collapsed without a summary is closed again, and not trained further
+            collapsed = ended == "collapsed"
+            state = "collapsed" if collapsed else trainer.fit(directory, tracker, progress, interrupt)
         directory.write_status(step=trainer.step)
         summary = summarize(trainer, state)
         if state in ("finished", "collapsed"):
             summary |= interrupt.at_once(
-                lambda: baseline(trainer) | (draw(trainer, directory, tracker) if is_main else {})
+                lambda: baseline(trainer) | (draw(trainer, directory, tracker) if is_main else {}),
+                grace=CLOSING_SECONDS,
             )
         return state, summary
     except Stopped:

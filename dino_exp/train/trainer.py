@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import math
 from collections.abc import Iterator, Sequence
@@ -329,7 +330,7 @@ class Trainer(TrainingState):
         return self.judge.verdict.collapsed and self.cfg.trainer.on_collapse == "stop"
 
     def _log(self, directory: RunDirectory, metrics: dict[str, Any]) -> None:
-        self.logged.append(to_json(metrics))
+        self.logged.append(json.loads(to_json(metrics)))  # as the file has it: null for NaN
         directory.append_metrics(metrics)
 
     def _save_last(self, directory: RunDirectory, clock: Clock) -> None:

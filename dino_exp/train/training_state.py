@@ -24,7 +24,6 @@ from dino_exp.dino.loss import DINOLoss
 from dino_exp.dino.optimizer import parameter_groups
 from dino_exp.eval.periodic import PeriodicEvaluations, subject_of
 from dino_exp.parallel import distributed
-from dino_exp.runs.run_directory import to_json
 from dino_exp.train.networks import build_networks, prepare_networks
 from dino_exp.train.plan import Plan, judge_of
 from dino_exp.train.unreadable import UnreadableImages
@@ -80,7 +79,7 @@ class TrainingState:
         self.step = 0
         self.last_metrics: dict[str, Any] = {}
         """The line of metrics.jsonl of the last logged step."""
-        self.logged: deque[str] = deque(maxlen=MOST_LINES)
+        self.logged: deque[dict[str, Any]] = deque(maxlen=MOST_LINES)
         """The last lines of metrics.jsonl, which a checkpoint has too, should the file be damaged."""
         self.due = False
         """Whether the evaluations of this step are still to be made; its line is then written after them."""
@@ -150,6 +149,6 @@ class TrainingState:
         self.step = state["step"]
         self.evaluations.restore(state)
         self.last_metrics, self.unreadable.known = state["last_metrics"], set(state["corrupt"])
-        self.logged = deque(state.get("logged", [to_json(self.last_metrics)]), MOST_LINES)
+        self.logged = deque(state.get("logged", [self.last_metrics]), MOST_LINES)
         self.due = state.get("evaluation_due", False)
         self.seconds, self.training_seconds = state["seconds"], state["training_seconds"]

@@ -156,7 +156,7 @@ LINES = [to_json({"step": step, "loss": step / 2}) for step in range(9)]
 def test_lost_lines_are_taken_from_the_checkpoint(tmp_path: Path, number: int, line: str) -> None:
     directory = RunDirectory(tmp_path)
     directory.metrics_file.write_text("".join([*LINES[:number], line, *LINES[number + 1 : 7], '{"step": 7']))
-    directory.rewind_metrics(6, LINES[:7])
+    directory.rewind_metrics(6, map(json.loads, LINES[:7]))
     assert directory.metrics_file.read_text() == "".join(LINES[:7])
 
 
@@ -166,7 +166,7 @@ def test_lines_that_nothing_else_has_are_named_and_kept(
     directory = RunDirectory(tmp_path)
     damaged = "".join([*LINES[:2], "{\n", "{\n", *LINES[4:6], "{}\n", *LINES[6:8], "[\n"])
     directory.metrics_file.write_text(damaged)
-    directory.rewind_metrics(8, LINES[8:9])
+    directory.rewind_metrics(8, map(json.loads, LINES[8:9]))
     assert directory.metrics_file.read_text() == "".join([*LINES[:2], *LINES[4:]])
     assert (tmp_path / "metrics.jsonl.damaged").read_text() == damaged
     (said,) = caplog.messages
@@ -179,7 +179,7 @@ def test_lines_that_nothing_else_has_are_named_and_kept(
 def test_a_line_that_a_kill_has_cut_is_no_damage(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     directory = RunDirectory(tmp_path)
     directory.metrics_file.write_text("".join(LINES) + LINES[8][:9])
-    directory.rewind_metrics(8, LINES)
+    directory.rewind_metrics(8, map(json.loads, LINES))
     assert directory.metrics_file.read_text() == "".join(LINES)
     assert caplog.messages == []
 

@@ -3,6 +3,7 @@
 import errno
 import os
 import signal
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from dino_exp.eval import neighbors
 from dino_exp.eval.periodic import PeriodicEvaluations
 from dino_exp.parallel.processes import STOPPING
 from dino_exp.runs.run_directory import RunDirectory, read_metrics
-from dino_exp.train import checkpoint, trainer
+from dino_exp.train import checkpoint, run, trainer
 from dino_exp.train.attempt import attempt
 from dino_exp.train.run import train
 from tests.train.test_run import (
@@ -75,7 +76,7 @@ def result_of(directory: RunDirectory) -> list[Any]:
     """Return lines, last checkpoint and k-NN figures, without what is timed."""
     lines, summary = read_metrics(directory.metrics_file), directory.read_summary()
     state = checkpoint.load(directory.checkpoints / "last.pt")
-    for each in (*lines, state["last_metrics"]):
+    for each in (*lines, state["last_metrics"], *state["logged"]):
         for name in MACHINE & each.keys():
             del each[name]
     for name in ("config", "seconds", "training_seconds"):
@@ -94,8 +95,8 @@ def plain(value: Any) -> Any:
 
 @pytest.mark.parametrize(
     ("call", "step", "logged"),
-    [(1, 0, []), (3, 8, range(8)), (5, 16, range(16)), (6, 16, range(17))],
-    ids=["untrained", "student at step 8", "student at the last step", "raw pixels at the end"],
+    [(1, 0, []), (3, 8, range(8)), (5, 16, range(16))],
+    ids=["untrained", "student at step 8", "student at the last step"],
 )
 def test_a_signal_during_k_nn_ends_it_at_once_and_the_resume_makes_it_up(
     tmp_path: Path,
@@ -130,16 +131,23 @@ def test_a_signal_during_k_nn_ends_it_at_once_and_the_resume_makes_it_up(
     assert best[0]["step"] == best[1]["step"]
 
 
-def test_a_collapsed_run_that_is_stopped_at_its_end_trains_no_further(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("grace", "seconds", "state"), [(0.05, 60, "preempted"), (60, 0, "collapsed")])
+def test_a_run_that_is_stopped_at_its_end_closes_if_it_can_soon_and_trains_no_further(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, grace: float, seconds: float, state: str
 ) -> None:
+    def stopping(_: PeriodicEvaluations) -> float:
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(seconds)
+        return 40.0
+
     stop = ("trainer.epochs=40", "trainer.on_collapse=stop", "loss.centering=none", "eval=knn_small")
     cfg = configuration(
         *stop, "trainer.log_every=10", "trainer.checkpoint_every=100", "eval.every_epochs=1000"
     )
     with monkeypatch.context() as patch:
-        patch.setattr(PeriodicEvaluations, "pixels_top1", lambda self: os.kill(os.getpid(), signal.SIGTERM))
-        assert train(cfg, tmp_path / "run").state == "preempted"
+        patch.setattr(PeriodicEvaluations, "pixels_top1", stopping)
+        patch.setattr(run, "CLOSING_SECONDS", grace)
+        assert train(cfg, tmp_path / "run").state == state
     at = RunDirectory(tmp_path / "run").read_status()["step"]
     resumed = train(cfg, tmp_path / "run")
     assert (resumed.state, RunDirectory(tmp_path / "run").read_summary()["steps"]) == ("collapsed", at)
@@ -156,7 +164,8 @@ def test_lines_reach_the_disk_before_the_checkpoint_that_a_resume_starts_from(
 
     def flushing(descriptor: int) -> None:
         fsync(descriptor)
-        events.append(Path(f"/proc/self/fd/{descriptor}").readlink().name.strip(".").rpartition(".")[0])
+        name = Path(f"/proc/self/fd/{descriptor}").readlink().name
+        events.append(name.strip(".").removesuffix(".partial").rpartition(".")[0])
 
     monkeypatch.setattr(RunDirectory, "append_metrics", appending)
     monkeypatch.setattr(os, "fsync", flushing)
