@@ -29,3 +29,12 @@ def home() -> Path:
         return Path.home()
     except RuntimeError:
         return NO_HOME
+
+
+def cache_root() -> Path:
+    """Return the folder for drawn and downloaded sets without data.root, and for all caches.
+
+    It may be missing, not writable, or for a user without a home folder impossible to create.
+    """
+    cache = os.environ.get("XDG_CACHE_HOME")
+    return (Path(cache) if cache else home() / ".cache") / "dino_exp"

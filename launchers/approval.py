@@ -19,6 +19,7 @@ from rich.text import Text
 from dino_exp.config.launcher_settings import COMMANDS
 from dino_exp.console import Console
 from dino_exp.errors import UserError
+from dino_exp.paths import cache_root
 
 
 def approve(
@@ -59,7 +60,7 @@ def remember(settings: Mapping[str, Any]) -> None:
             note = _note_of(found)
             note.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             note.touch(mode=0o600)
-        except (OSError, RuntimeError):
+        except OSError:
             return  # without a home or room for it, `resume` asks
 
 
@@ -70,11 +71,10 @@ def _commands(settings: Mapping[str, Any]) -> dict[str, Any]:
 def _is_known(found: Mapping[str, Any]) -> bool:
     try:
         return _note_of(found).stat().st_uid == os.getuid()
-    except (OSError, RuntimeError):
+    except OSError:
         return False
 
 
 def _note_of(found: Mapping[str, Any]) -> Path:
     digest = hashlib.sha256(json.dumps(found, sort_keys=True).encode()).hexdigest()
-    cache = os.environ.get("XDG_CACHE_HOME")
-    return (Path(cache) if cache else Path.home() / ".cache") / "dino_exp" / "approved" / digest
+    return cache_root() / "approved" / digest

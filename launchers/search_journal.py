@@ -16,8 +16,8 @@ from optuna.storages import JournalStorage
 from optuna.storages.journal import BaseJournalBackend
 
 from dino_exp.atomic import write_atomically
-from dino_exp.data.regular_file import read_regular
 from dino_exp.errors import UserError, in_words, warn
+from dino_exp.regular_file import read_regular
 
 Operation = dict[str, Any]
 

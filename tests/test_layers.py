@@ -12,7 +12,7 @@ LAYERS = (
     ("streams", "installation", "atomic"),
     ("console",),
     ("errors",),
-    ("parallel", "paths"),
+    ("parallel", "paths", "regular_file"),
     ("machine", "seeding", "metrics"),
     ("backbone",),
     ("dino",),

@@ -10,7 +10,7 @@ from dino_exp import paths
 from dino_exp.config.compose import compose
 from dino_exp.config.relations import folder_problems
 from dino_exp.errors import UserError
-from dino_exp.paths import expanded
+from dino_exp.paths import cache_root, expanded
 
 
 @pytest.fixture
@@ -34,10 +34,8 @@ def test_without_a_home_folder_a_tilde_is_refused_in_words() -> None:
 
 @pytest.mark.usefixtures("homeless")
 def test_without_a_home_folder_nothing_is_cached_and_the_reason_is_named() -> None:
-    from dino_exp.data.source import default_root
-
     with pytest.raises(NotADirectoryError, match="HOME is not set"):
-        default_root().mkdir(parents=True)
+        cache_root().mkdir(parents=True)
     assert paths.home() == paths.NO_HOME
 
 

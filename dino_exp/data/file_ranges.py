@@ -7,8 +7,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from dino_exp.data.regular_file import check_regular
 from dino_exp.data.storage import spread
+from dino_exp.regular_file import check_regular
 
 OPEN_FILES = 128
 """Files that one process keeps open; the usual limit for all its files is 1,024."""

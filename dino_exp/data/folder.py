@@ -13,10 +13,10 @@ import torch
 from dino_exp.data.file_sets import existing_path, held_out_sibling
 from dino_exp.data.labeled import LabeledSource, NameTable, short_digest
 from dino_exp.data.packed import stored_splits
-from dino_exp.data.regular_file import open_regular
 from dino_exp.data.source import IMAGE_SUFFIXES, Shrink, Splits, read_image
 from dino_exp.data.storage import spread
 from dino_exp.errors import UserError, in_words
+from dino_exp.regular_file import open_regular
 
 log = logging.getLogger(__name__)
 

@@ -16,9 +16,10 @@ from dino_exp.data import file_sets
 from dino_exp.data.file_ranges import stamps
 from dino_exp.data.labeled import LabeledSource, short_digest
 from dino_exp.data.packed import stored_splits
-from dino_exp.data.regular_file import MOST_BYTES, is_plain_name, path_below, read_regular, too_large
-from dino_exp.data.source import CorruptImageError, Shrink, Splits, decode_image, default_root
+from dino_exp.data.source import CorruptImageError, Shrink, Splits, decode_image
 from dino_exp.errors import MEANINGS, UserError, in_words
+from dino_exp.paths import cache_root
+from dino_exp.regular_file import MOST_BYTES, is_plain_name, path_below, read_regular, too_large
 
 log = logging.getLogger(__name__)
 
@@ -44,7 +45,7 @@ def load(
 ) -> Splits:
     """Find the training images in `root` and the held-out images in `val_root`, without any network.
 
-    Parquet is unpacked into arrow files in `default_root()` once, which random access needs.
+    Parquet is unpacked into arrow files in `cache_root()` once, which random access needs.
 
     Args:
         root: a folder written by `save_to_disk` (a Dataset, or a DatasetDict with a split `train`), or
@@ -241,7 +242,7 @@ def _unpacked(files: Sequence[Path]) -> tuple[Any, str]:
         except Exception as error:
             raise _half_written(file, error) from error
     key = short_digest(stamps(files))
-    cache = default_root() / "huggingface" / key
+    cache = cache_root() / "huggingface" / key
     log.info("Reading %s parquet files in %s as arrow files in %s", f"{len(files):,}", files[0].parent, cache)
     try:
         return datasets.Dataset.from_parquet([str(file) for file in files], cache_dir=str(cache)), key

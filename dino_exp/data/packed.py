@@ -24,10 +24,11 @@ from dino_exp.atomic import write_atomically
 from dino_exp.data.file_ranges import FileRanges, stamps
 from dino_exp.data.labeled import StoredImages, short_digest
 from dino_exp.data.read_ahead import ahead
-from dino_exp.data.source import CorruptImageError, Shrink, Splits, default_root
+from dino_exp.data.source import CorruptImageError, Shrink, Splits
 from dino_exp.data.storage import patiently
 from dino_exp.errors import MachineError, UserError, in_words
 from dino_exp.parallel import distributed
+from dino_exp.paths import cache_root
 
 log = logging.getLogger(__name__)
 
@@ -55,7 +56,7 @@ def stored_splits(
 
 
 class PackedSource:
-    """The images of a source, from their pixels in `default_root()`, which are written there if missing.
+    """The images of a source, from their pixels in `cache_root()`, which are written there if missing.
 
     side: the shorter side of larger images becomes this many pixels, antialiased bicubic; None keeps them.
 
@@ -70,7 +71,7 @@ class PackedSource:
         self._source = source
         name = f"packed-{source.path.name}-{short_digest(LAYOUT, source.fingerprint(), side)}"
         self._name = name
-        pixels, index = (default_root() / f"{name}{ending}" for ending in (".pixels", ".npz"))
+        pixels, index = (cache_root() / f"{name}{ending}" for ending in (".pixels", ".npz"))
         try:
             pixels.parent.mkdir(parents=True, exist_ok=True)
             with FileLock(pixels.with_suffix(".lock")):  # the first process packs, the others wait

@@ -18,9 +18,9 @@ from dino_exp.atomic import write_atomically
 from dino_exp.data import shape_images
 from dino_exp.data.file_ranges import FileRanges, stamps
 from dino_exp.data.shape_images import BLOCK, CLASSES
-from dino_exp.data.source import Shrink, Splits, default_root
+from dino_exp.data.source import Shrink, Splits
 from dino_exp.errors import UserError, in_words
-from dino_exp.paths import expanded
+from dino_exp.paths import cache_root, expanded
 
 log = logging.getLogger(__name__)
 
@@ -38,7 +38,7 @@ def load(
     """
     if channels not in (1, 3):
         raise UserError(f"data.channels = {channels}: shapes have 3 channels (RGB) or 1 (luminance).")
-    folder = expanded(root) if root is not None else default_root()
+    folder = expanded(root) if root is not None else cache_root()
     train, test = (
         ShapesSource(folder, split, seed=seed, size=size, image_size=image_size, channels=channels)
         for split, size in zip(SPLITS, (train_size, test_size), strict=True)

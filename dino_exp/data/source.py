@@ -15,9 +15,8 @@ import numpy as np
 import torch
 from PIL import Image
 
-from dino_exp.data.regular_file import open_regular, read_regular
 from dino_exp.data.storage import patiently
-from dino_exp.paths import home
+from dino_exp.regular_file import open_regular, read_regular
 
 try:  # deprecated in torchvision 0.29 and to be removed; Pillow then reads JPEG too, a third slower
     from torchvision.io import ImageReadMode, decode_jpeg
@@ -136,15 +135,6 @@ class ArraySource:
     def fingerprint(self) -> str:
         pixels = self.images.numpy().tobytes()
         return f"{hashlib.sha256(pixels).hexdigest()[:16]}x{self.channels}"
-
-
-def default_root() -> Path:
-    """Return the folder for drawn and downloaded sets without data.root, and for all caches.
-
-    It may be missing, not writable, or for a user without a home folder impossible to create.
-    """
-    cache = os.environ.get("XDG_CACHE_HOME")
-    return (Path(cache) if cache else home() / ".cache") / "dino_exp"
 
 
 def open_image(file: IO[bytes], formats: tuple[str, ...] = FORMATS) -> Image.Image:

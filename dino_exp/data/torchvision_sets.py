@@ -16,10 +16,10 @@ import torch
 from filelock import FileLock
 from torchvision import datasets
 
-from dino_exp.data.regular_file import MOST_BYTES, open_regular
-from dino_exp.data.source import ArraySource, Splits, default_root
+from dino_exp.data.source import ArraySource, Splits
 from dino_exp.errors import UserError
-from dino_exp.paths import expanded
+from dino_exp.paths import cache_root, expanded
+from dino_exp.regular_file import MOST_BYTES, open_regular
 
 log = logging.getLogger(__name__)
 
@@ -78,7 +78,7 @@ def fashion_mnist(*, root: str | None, channels: int) -> Splits:
 
 
 def _root(root: str | None) -> Path:
-    return default_root() if root is None else expanded(root)
+    return cache_root() if root is None else expanded(root)
 
 
 def _download(download: Callable[[], Splits], folder: Path, remedy: str) -> Splits:

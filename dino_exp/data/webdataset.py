@@ -27,10 +27,11 @@ from dino_exp.data import file_sets
 from dino_exp.data.file_ranges import FileRanges, Stamp, stamps
 from dino_exp.data.labeled import LabeledSource, NameTable, short_digest
 from dino_exp.data.packed import stored_splits
-from dino_exp.data.regular_file import MOST_BYTES, read_regular, too_large
-from dino_exp.data.source import IMAGE_SUFFIXES, CorruptImageError, Shrink, Splits, decode_image, default_root
+from dino_exp.data.source import IMAGE_SUFFIXES, CorruptImageError, Shrink, Splits, decode_image
 from dino_exp.data.storage import patiently
 from dino_exp.errors import UserError, in_words
+from dino_exp.paths import cache_root
+from dino_exp.regular_file import MOST_BYTES, read_regular, too_large
 
 log = logging.getLogger(__name__)
 
@@ -62,7 +63,7 @@ def load(
     A sample is the consecutive members with one base name. Its image is the first member with the ending of
     an image, its label a number in `.cls`, or `label` or `cls` of `.json`. A file `classes.txt` in the folder
     of the shards names class i in line i; without it the numbers are the names.
-    The headers are read once per set of shards; the index made from them is kept in `default_root()`.
+    The headers are read once per set of shards; the index made from them is kept in `cache_root()`.
 
     Args:
         root: a folder of shards, a brace or glob pattern, or a text file with one shard per line. Shards
@@ -178,7 +179,7 @@ class _Index(NamedTuple):
 
 def _cached_index(shards: list[Stamp]) -> _Index:
     """Return the index of the shards, from the cache if it is there; written there if it can be."""
-    cache = default_root() / f"webdataset-{short_digest(LAYOUT, shards)}.npz"
+    cache = cache_root() / f"webdataset-{short_digest(LAYOUT, shards)}.npz"
     try:
         cache.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(cache.with_suffix(".lock")):  # the processes of one run all come here

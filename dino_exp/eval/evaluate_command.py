@@ -88,8 +88,8 @@ def attempt(cfg: DictConfig) -> int:
         if distributed.is_main():
             refuse([str(error)])
         if distributed.several() and not isinstance(error, distributed.AgreedError):
-            distributed.leave(USER_ERROR)
-        return USER_ERROR
+            distributed.leave(error.exit_code)
+        return error.exit_code
     except KeyboardInterrupt as stopped:
         code = 128 + (stopped.args[0] if stopped.args else signal.SIGINT)
         warn(["stopped; nothing of the evaluation that was running is kept, those before it are written."])

@@ -22,11 +22,12 @@ from dino_exp.atomic import complete_folder, remove
 from dino_exp.backbone.tokens import block_tokens, has_block_tokens
 from dino_exp.config.targets import build
 from dino_exp.data.labeled import short_digest
-from dino_exp.data.source import ImageSource, Splits, default_root
+from dino_exp.data.source import ImageSource, Splits
 from dino_exp.errors import UserError, in_words
 from dino_exp.eval.features import evaluating, gathered
 from dino_exp.eval.subject import BlockFeatures, Subject
 from dino_exp.parallel import distributed
+from dino_exp.paths import cache_root
 from dino_exp.runs.run_directory import to_json
 
 log = logging.getLogger(__name__)
@@ -129,7 +130,7 @@ def pixels(
 class Extracted:
     """`LabeledData` whose features are kept in files, for the images of a `data` node.
 
-    The files are in `default_root()`, named by a digest of the weights, the images and the preprocessing, so
+    The files are in `cache_root()`, named by a digest of the weights, the images and the preprocessing, so
     that the next evaluation of the same finds them. They may be deleted at any time.
 
     Args:
@@ -194,7 +195,7 @@ class Extracted:
         subject = self.subject
         between = (subject.image_size, subject.crop_ratio, subject.mean, subject.std, subject.autocast_type)
         name = short_digest(FORMAT, subject.digest, source.fingerprint(), between)
-        return default_root() / "features" / f"{name}-{self.blocks}"
+        return cache_root() / "features" / f"{name}-{self.blocks}"
 
     def _found(self, source: ImageSource) -> BlockFeatures | None:
         """Return features that were kept earlier, perhaps of more blocks; None where there are none."""
@@ -285,7 +286,7 @@ class Extracted:
 @contextmanager
 def lock_of(folder: Path) -> Iterator[None]:
     """Hold the lock of a folder in rank 0, so that no other program writes it at the same time."""
-    lock = FileLock(default_root() / "locks" / f"{short_digest(str(folder.absolute()))}.lock")
+    lock = FileLock(cache_root() / "locks" / f"{short_digest(str(folder.absolute()))}.lock")
     if distributed.is_main():
         try:
             Path(lock.lock_file).parent.mkdir(parents=True, exist_ok=True)

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from PIL import Image
 
-from dino_exp.data.regular_file import read_regular
 from dino_exp.data.source import open_image
+from dino_exp.regular_file import read_regular
 
 FORMATS = ("PNG", "JPEG", "GIF", "WEBP")
 """Formats that browsers show."""

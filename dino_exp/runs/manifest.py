@@ -13,6 +13,7 @@ from filelock import FileLock
 
 from dino_exp.atomic import write_text_atomically
 from dino_exp.errors import UserError
+from dino_exp.regular_file import is_plain_name
 from dino_exp.runs import former_names
 from dino_exp.runs.run_directory import FORMAT, RunDirectory, refuse_newer, to_json
 from dino_exp.runs.run_files import COUNT, FLAG, TABLE, TEXT, TEXTS, checked, read_object, set_aside
@@ -147,12 +148,7 @@ class Manifest:
 
 def is_name(name: str) -> bool:
     """Return whether a text is the name of a folder, and no path or control characters."""
-    return (
-        name not in ("", ".", "..")
-        and "/" not in name
-        and name.isprintable()
-        and len(name.encode()) <= LONGEST_NAME
-    )
+    return is_plain_name(name) and name.isprintable() and len(name.encode()) <= LONGEST_NAME
 
 
 def run_names(folder: Path) -> list[str]:

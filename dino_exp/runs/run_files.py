@@ -7,16 +7,17 @@ named in `problems`. Whoever writes such a file anew keeps the damaged one besid
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import os
-import stat
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import IO, Any, NamedTuple, TypeVar
 
 from dino_exp.errors import UserError, in_words
 from dino_exp.metrics import METRICS
+from dino_exp.regular_file import open_regular
 
 T = TypeVar("T")
 
@@ -167,11 +168,12 @@ def open_file(path: Path) -> IO[bytes]:
     """
     if path.is_symlink() and not is_inside(path, path.parent):
         raise ValueError("a link to another folder, which is not followed")
-    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
-    if stat.S_ISREG(os.fstat(descriptor).st_mode):
-        return os.fdopen(descriptor, "rb")
-    os.close(descriptor)
-    raise ValueError("not a regular file")
+    try:
+        return open_regular(path)
+    except OSError as error:
+        if error.errno == errno.EINVAL:
+            raise ValueError(error.strerror) from error
+        raise
 
 
 def read_bytes(path: Path, most: int = MOST_BYTES) -> bytes:

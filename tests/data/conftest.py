@@ -7,6 +7,6 @@ import pytest
 
 @pytest.fixture
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Make `default_root` return a temporary folder, and return it."""
+    """Make `cache_root` return a temporary folder, and return it."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     return tmp_path / "cache" / "dino_exp"

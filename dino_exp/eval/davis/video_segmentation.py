@@ -20,7 +20,6 @@ from dino_exp.atomic import write_atomically
 from dino_exp.backbone.tokens import spatial_features
 from dino_exp.config.evaluation_schema import VideoSegmentationConfig
 from dino_exp.data.file_sets import existing_path
-from dino_exp.data.regular_file import is_plain_name
 from dino_exp.data.source import CorruptImageError, opened_image, read_image
 from dino_exp.errors import UserError
 from dino_exp.eval.davis.label_propagation import label_map, propagate_through
@@ -35,6 +34,7 @@ from dino_exp.eval.features import evaluating
 from dino_exp.eval.network_input import network_errors, patch_side
 from dino_exp.eval.subject import Findings, LabeledData, Subject
 from dino_exp.parallel import distributed
+from dino_exp.regular_file import is_plain_name
 
 FRAMES, ANNOTATIONS, LISTS = "JPEGImages/480p", "Annotations/480p", "ImageSets/2017"
 LAYOUT = f"DAVIS 2017 has {FRAMES}/<video>/00000.jpg, {ANNOTATIONS}/<video>/00000.png and {LISTS}/val.txt"

@@ -14,7 +14,6 @@ from PIL import Image
 from torch import Tensor
 
 from dino_exp.config.evaluation_schema import RetrievalConfig
-from dino_exp.data.regular_file import is_plain_name
 from dino_exp.errors import UserError
 from dino_exp.eval.network_input import patch_side
 from dino_exp.eval.ranking import safe_pickle
@@ -23,6 +22,7 @@ from dino_exp.eval.ranking.image_files import check_takes, features_of
 from dino_exp.eval.subject import Findings, LabeledData, Subject
 from dino_exp.parallel import distributed
 from dino_exp.paths import expanded
+from dino_exp.regular_file import is_plain_name
 
 DATASETS = ("roxford5k", "rparis6k")
 LAYOUT = "root/<name>/jpg/*.jpg and root/<name>/gnd_<name>.pkl, with <name> roxford5k or rparis6k"
