@@ -40,12 +40,16 @@ class FastLoader(yaml.CSafeLoader if hasattr(yaml, "CSafeLoader") else yaml.Safe
     yaml_implicit_resolvers = get_yaml_loader().yaml_implicit_resolvers
 
 
-def parse(text: bytes) -> dict[str, Any]:
+def parse(text: bytes, resolved: bool = True) -> dict[str, Any]:
     """Return a stored configuration as plain dictionaries in present names, whatever else is wrong with it.
 
+    Args:
+        text: YAML.
+        resolved: refuse interpolations, which stay text; only checkpoints of earlier versions have some.
+
     Raises:
-        ValueError: it cannot be read at all, or would read something else: runs are stored with the values of
-            all interpolations, so ${oc.env:NAME} was written by somebody else.
+        ValueError: it cannot be read at all, or would read something else: `config.yaml` has the values of
+            all interpolations, so ${oc.env:NAME} in it was written by somebody else.
     """
     try:
         refuse_growth(text)
@@ -57,7 +61,7 @@ def parse(text: bytes) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise ValueError("no keys and values")
     for key, value in former_names.leaves(content):
-        if "${" in str(value):
+        if resolved and "${" in str(value):
             raise ValueError(f"{key} = {value}: an interpolation, which no program of ours stores")
     try:
         config = former_names.TABLE.present_config(content)

@@ -84,7 +84,7 @@ def _differing(text: str, trainer: TrainingState) -> str:
     Interpolations, which earlier versions stored, are not resolved, because a resolver can read the
     environment; such a key is not compared.
     """
-    stored = parse(text.encode())
+    stored = parse(text.encode(), resolved=False)
     if "${" in str(stored.get("init_sha256")):
         stored["init_sha256"] = getattr(trainer.cfg, "init_sha256", None)
     pairs = [

@@ -77,7 +77,8 @@ def test_other_files_than_regular_ones_of_a_bounded_size_are_not_read(
     os.mkfifo(directory.status_file)
     directory.summary_file.mkdir()
     assert directory.read_status(problems) | directory.read_summary(problems) == {}
-    assert problems == [f"{name}.json cannot be read: not a regular file." for name in ("status", "summary")]
+    kind = "a pipe, socket, device or folder, not a file"
+    assert problems == [f"{name}.json cannot be read: {kind}." for name in ("status", "summary")]
     (tmp_path / "records").mkdir()
     with (tmp_path / "records" / records.FILE).open("w") as file:
         file.truncate(2**30)
