@@ -13,14 +13,16 @@ from dino_exp import streams
 from dino_exp.console import Console
 
 FAILED = 1
-USER_ERROR = 2
 INTERRUPTED = 130  # 128 + SIGINT, as shells have it
 
 
 class UserError(Exception):
     """A configuration or file that cannot work; the message names it, its value, and the fix."""
 
-    exit_code = USER_ERROR
+    exit_code = 2
+
+
+USER_ERROR = UserError.exit_code
 
 
 class MachineError(UserError):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from collections.abc import Iterator
 
@@ -13,6 +14,7 @@ from tests.browser import browser as browser  # a fixture
 
 # before torch is imported: more threads are slow while other tests run, and change rounding
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # as in a terminal, also where the tests run under nohup
 os.environ["PYTHONPATH"] = str(programs.ROOT)  # for processes with another working directory
 
 FIRST = ("slurm", "tracker")

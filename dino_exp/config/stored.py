@@ -52,9 +52,9 @@ def parse(text: bytes, resolved: bool = True) -> dict[str, Any]:
             all interpolations, so ${oc.env:NAME} in it was written by somebody else.
     """
     try:
-        refuse_growth(text)
         # libyaml refuses the halves of surrogate pairs, which stand for the bytes of paths that are not UTF-8
         loader = get_yaml_loader() if re.search(rb"\\u[dD][89a-fA-F]", text) else FastLoader
+        refuse_growth(text, loader)
         content = yaml.load(text, loader)
     except (yaml.YAMLError, AttributeError, LookupError) as error:  # the latter two for tags that do not fit
         raise ValueError(str(error)) from None
@@ -75,10 +75,10 @@ def parse(text: bytes, resolved: bool = True) -> dict[str, Any]:
     return config
 
 
-def refuse_growth(text: bytes) -> None:
+def refuse_growth(text: bytes, loader: Any) -> None:
     """Raise ValueError for YAML of which reading takes no end: aliases, thousands of levels or of digits."""
     level = 0
-    for event in yaml.parse(text, FastLoader):  # without recursion, where loading would end in a crash
+    for event in yaml.parse(text, loader):  # without recursion, where loading would end in a crash
         level += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
         if level > DEEPEST:
             raise ValueError("nested too deeply")

@@ -14,6 +14,7 @@ from dino_exp.data.loader import CropBatch, CropBatches
 from dino_exp.data.source import CorruptImageError, ImageSource
 from dino_exp.data.storage import GIVE_UP_AT_START, GIVE_UP_SECONDS, SURE_SECONDS
 from dino_exp.errors import MachineError
+from dino_exp.regular_file import read_regular
 from tests.data.sources import load, multi_crop, released_augment
 from tests.data.stored import as_files, as_shards, by_class, encoded
 
@@ -64,14 +65,14 @@ def same(first: CropBatch, second: CropBatch) -> bool:
 
 def failing(patch: pytest.MonkeyPatch, number: int, name: str = "") -> list[int]:
     """Make files whose name contains `name` fail with an error; return a list whose clearing ends that."""
-    errors, read_bytes = [number], Path.read_bytes
+    errors = [number]
 
-    def read(path: Path) -> bytes:
-        if errors and name in path.name:
-            raise OSError(errors[0], "failed", str(path))
-        return read_bytes(path)
+    def read(path: str) -> bytes:
+        if errors and name in Path(path).name:
+            raise OSError(errors[0], "failed", path)
+        return read_regular(path)
 
-    patch.setattr(Path, "read_bytes", read)
+    patch.setattr("dino_exp.data.source.read_regular", read)
     return errors
 
 

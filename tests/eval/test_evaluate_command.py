@@ -326,7 +326,7 @@ def test_a_signal_ends_it_in_words_and_leaves_nothing_half_written(
     original, handler = NearestNeighbors.evaluate, signal.getsignal(number)
 
     def stopping(self: NearestNeighbors, subject: Subject, data: LabeledData, folder: Path) -> Findings:
-        folder.mkdir(parents=True)
+        (folder / "half.txt").write_text("half")
         os.kill(os.getpid(), number)
         return original(self, subject, data, folder)
 

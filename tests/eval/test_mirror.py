@@ -10,6 +10,7 @@ import pytest
 from omegaconf import OmegaConf
 from PIL import Image
 
+from dino_exp.config.compose import compose
 from dino_exp.console import Console
 from dino_exp.eval.mirror import mirror
 from dino_exp.tracker import NoTracker
@@ -35,7 +36,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[tuple]:
 def run_folder(folder: Path, state: str) -> Path:
     (folder / "evaluations" / "attention_1").mkdir(parents=True)
     Image.new("RGB", (4, 4)).save(folder / RECORD["files"][0])
-    (folder / "config.yaml").write_text("name: demo\n")
+    OmegaConf.save(compose(["experiment=debug"]), folder / "config.yaml", resolve=True)
     (folder / "status.json").write_text(json.dumps({"tracker_id": "kept0000", "state": state}))
     return folder
 
@@ -46,7 +47,7 @@ def test_a_runs_figures_join_its_own(tmp_path: Path, calls: list[tuple], state: 
     cfg: Any = OmegaConf.create({"run": str(folder), "tracker": {"_target_": "dino_exp.tracker.NoTracker"}})
     mirror(cfg, folder, [RECORD], Console(quiet=True))
     (_, (info,), _), logged, image, finish = calls
-    assert (info.tracker_id, info.resume_step, info.config) == ("kept0000", 30, {"name": "demo"})
+    assert (info.tracker_id, info.resume_step, info.config["name"]) == ("kept0000", 30, "debug")
     assert logged == ("log", ({"eval/attention/jaccard_mean": 28.5}, 30), {})
     assert image[1] == ("eval/attention/attention", folder / RECORD["files"][0], 30)
     assert finish == ("finish", ({},), {"exit_code": exit_code})  # evaluating a failed run makes it no better

@@ -259,7 +259,8 @@ def test_when_one_process_is_killed_the_other_fails(tmp_path: Path) -> None:
     assert 0 not in wait_for_all(processes)
     directory = only_run(tmp_path)
     assert directory.read_status()["state"] == "failed"
-    assert checkpoint.load(directory.checkpoints / "last.pt")["step"] in range(5, 200, 5)
+    step = checkpoint.load(directory.checkpoints / "last.pt")["step"]
+    assert step in range(5, 200, 5) or step in range(4, 200, 4)  # the latter before an evaluation
 
 
 @pytest.mark.parametrize(

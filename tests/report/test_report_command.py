@@ -70,11 +70,11 @@ def test_a_page_shows_nothing_that_a_link_points_to(tmp_path: Path) -> None:
         assert "password" not in page
         assert "data:image" not in page
     assert "linked_2222cccc is a link to elsewhere, and not shown" in page
-    assert "manifest.json: ../private/secret_0000aaaa is no name of a run" in page
+    assert "manifest.json: &#39;../private/secret_0000aaaa&#39; is not the name of a run" in page
     page = (linked / "report" / "index.html").read_text()
     assert "plots/attention.png is a link to elsewhere, and not shown" in page
-    assert "config.yaml is no file, or a link to one outside of the folder" in page
-    assert "metrics.jsonl is no file" in page
+    assert "config.yaml cannot be read: a link to another folder, which is not followed" in page
+    assert "metrics.jsonl cannot be read: a pipe, socket, device or folder" in page
     assert sorted(path.name for path in private.iterdir()) == [
         "secret.png",
         "secret.txt",

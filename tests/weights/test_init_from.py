@@ -158,6 +158,8 @@ def test_a_resume_does_not_need_the_initial_weights(source: Path, tmp_path: Path
     train(longer, tmp_path / "longer")
     shutil.copytree(finished, stopped)
     OmegaConf.save(longer, stopped / "config.yaml")
+    last = stopped / "checkpoints" / "last.pt"
+    checkpoint.save(last, checkpoint.load(last) | {"config": OmegaConf.to_yaml(longer)})
     RunDirectory(stopped).mark(state="preempted")
     copy.unlink()
     train(longer, stopped)
