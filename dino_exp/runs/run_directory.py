@@ -18,7 +18,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from dino_exp.atomic import is_locked, naming, write_text_atomically
+from dino_exp.atomic import flush, is_locked, naming, write_text_atomically
 from dino_exp.errors import UserError, refusing
 from dino_exp.runs import former_names
 from dino_exp.runs.metrics_lines import parse_lines, read_lines
@@ -176,6 +176,8 @@ class RunDirectory:
                     f"{self.path}: held by another process (process {status.get('pid')} on "
                     f"{status.get('host')}). Wait for it, stop it, or start a new run with resume=never."
                 ) from None
+            for folder in self.path.absolute().parents[:3]:  # Hydra has created them, and flushes nothing
+                flush(folder)
 
     def release(self) -> None:
         """Let other processes hold the run."""

@@ -45,6 +45,10 @@ def test_new_folders_are_flushed_to_disk_from_the_top(
     )
     write_text_atomically(tmp_path / "run" / "checkpoints" / "best.txt", "")
     assert {tmp_path, tmp_path / "run", tmp_path / "run" / "checkpoints"} <= set(flushed)
+    flushed.clear()
+    (tmp_path / "outputs" / "demo" / "run").mkdir(parents=True)  # as Hydra does
+    RunDirectory(tmp_path / "outputs" / "demo" / "run").hold()
+    assert {tmp_path, tmp_path / "outputs", tmp_path / "outputs" / "demo"} <= set(flushed)
 
 
 def test_attempts_last_as_long_as_they_did_whatever_the_clock_says(
