@@ -117,7 +117,8 @@ class Program:
         assert text in self.output, f"{text!r} was never printed:\n{self.output}"
 
     def signal(self, number: signal.Signals) -> None:
-        os.kill(self.pid, number)
+        with suppress(ProcessLookupError):  # it has just ended
+            os.kill(self.pid, number)
 
     def kill(self) -> None:
         """Kill it, and wait for its end."""
