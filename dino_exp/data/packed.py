@@ -70,7 +70,7 @@ class PackedSource:
 
     def __init__(self, source: StoredImages, side: int | None) -> None:
         self._source = source
-        name = f"packed-{source.path.name}-{short_digest(LAYOUT, source.fingerprint(), side)}"
+        name = f"packed-{short_digest(LAYOUT, source.fingerprint(), side)}"
         self._name = name
         pixels, index = (cache_root() / f"{name}{ending}" for ending in (".pixels", ".npz"))
         try:
