@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import zipfile
-from array import array
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, NamedTuple
+from typing import IO, Any, NamedTuple, cast
 
 import numpy as np
 
 from dino_exp.atomic import write_atomically
 from dino_exp.data.digests import HASH, SIZE, UNREADABLE
-from dino_exp.data.labeled import NameTable
+from dino_exp.data.labeled import NameTable, StoredImages
 from dino_exp.data.source import Splits
 from dino_exp.errors import UserError, in_words
 from dino_exp.regular_file import open_regular, too_large
@@ -54,10 +53,15 @@ class Content:
 def contents_of(splits: Splits) -> dict[str, Content]:
     """Return the content of each part of a set that is stored in files: train, and test if there is one.
 
-    A generated set, which its configuration describes completely, has none: {}.
+    It is {} for what a configuration describes completely: generated images, and CIFAR-10, whose check sums
+    torchvision compares. Fashion-MNIST has content, because its files may hold any set in their format.
+    The images are read in part, which can take minutes on a slow disk, and seconds the next time.
+
+    Raises MachineError where the storage is away and stays so.
     """
     parts = {"train": splits.train, "test": splits.test}
-    return {name: part.content() for name, part in parts.items() if hasattr(part, "content")}
+    having = {name: part for name, part in parts.items() if hasattr(part, "content")}
+    return {name: cast(StoredImages, part).content() for name, part in having.items()}
 
 
 def key_of(contents: Mapping[str, Content]) -> str | None:
@@ -70,7 +74,7 @@ def key_of(contents: Mapping[str, Content]) -> str | None:
 
 def write(path: Path, contents: Mapping[str, Content]) -> None:
     """Write the contents to a file, atomically."""
-    arrays: dict[str, np.ndarray] = {"version": np.array(VERSION, dtype="<i8")}
+    arrays: dict[str, Any] = {"version": np.array(VERSION, dtype="<i8")}
     for part, content in contents.items():
         arrays[f"{part}.names"] = content.names.characters.numpy()
         arrays[f"{part}.lengths"] = np.diff(content.names.ends.numpy()).astype("<u4")
@@ -265,4 +269,4 @@ def _hashes(names: NameTable) -> np.ndarray:
     return found
 
 
-NOTHING = Content(NameTable(b"", array("q", [0])), np.empty(0, dtype=np.uint64), None)
+NOTHING = Content(NameTable.of([]), np.empty(0, dtype=np.uint64), None)

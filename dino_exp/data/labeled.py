@@ -12,13 +12,16 @@ import os
 from array import array
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 import torch
 
 from dino_exp.data.source import ImageSource
 from dino_exp.errors import UserError
+
+if TYPE_CHECKING:
+    from dino_exp.data.content import Content
 
 
 class NameTable:
@@ -27,6 +30,11 @@ class NameTable:
     def __init__(self, characters: bytes | bytearray | np.ndarray, ends: array[int] | np.ndarray) -> None:
         self.characters = _tensor(characters, np.uint8)
         self.ends = _tensor(ends, np.int64)
+
+    @classmethod
+    def of(cls, names: Sequence[bytes]) -> NameTable:
+        """Return a table of these names."""
+        return cls(b"".join(names), np.cumsum([0, *map(len, names)], dtype=np.int64))
 
     def __len__(self) -> int:
         return len(self.ends) - 1
@@ -50,6 +58,10 @@ class StoredImages(ImageSource, Protocol):
     """The folder or list that data.root or data.val_root names."""
 
     def use_classes_of(self, train: StoredImages, where: str) -> None: ...
+
+    def content(self) -> Content:
+        """Return the images that are there now. Raises MachineError where their storage is away."""
+        ...
 
 
 class LabeledSource:

@@ -70,8 +70,7 @@ class PackedSource:
 
     def __init__(self, source: StoredImages, side: int | None) -> None:
         self._source = source
-        name = f"packed-{short_digest(LAYOUT, source.fingerprint(), side)}"
-        self._name = name
+        self._name = name = _name(source, side)
         pixels, index = (cache_root() / f"{name}{ending}" for ending in (".pixels", ".npz"))
         try:
             pixels.parent.mkdir(parents=True, exist_ok=True)
@@ -79,6 +78,11 @@ class PackedSource:
                 found = _read_index(index, pixels)
                 if found is None:
                     found = _pack(source, side, pixels)
+                    if _name(source, side) != name:
+                        raise UserError(
+                            f"data.packed = true: images of {source.path} changed while they were packed. Start "
+                            "again when they are complete."
+                        )
                     write_atomically(index, lambda file: np.savez(file, **found._asdict()))
             self._bytes = FileRanges(stamps([pixels]))
         except OSError as error:
@@ -133,6 +137,10 @@ class PackedSource:
                 self.name(index), f"its pixels in {damaged} are damaged; delete that file"
             )
         return torch.frombuffer(bytearray(content), dtype=torch.uint8).view(shape)
+
+
+def _name(source: StoredImages, side: int | None) -> str:
+    return f"packed-{short_digest(LAYOUT, source.fingerprint(), side)}"
 
 
 class _Index(NamedTuple):
