@@ -7,7 +7,7 @@ import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, NamedTuple, cast
+from typing import IO, Any, NamedTuple, Protocol, cast
 
 import numpy as np
 
@@ -50,6 +50,14 @@ class Content:
         return hashed.hexdigest()[:16]
 
 
+class ImagesWithContent(StoredImages, Protocol):
+    """Images in files, of which it is known what they are."""
+
+    def content(self) -> Content:
+        """Return the images that are there now. Raises MachineError where their storage is away."""
+        ...
+
+
 def contents_of(splits: Splits) -> dict[str, Content]:
     """Return the content of each part of a set that is stored in files: train, and test if there is one.
 
@@ -61,7 +69,7 @@ def contents_of(splits: Splits) -> dict[str, Content]:
     """
     parts = {"train": splits.train, "test": splits.test}
     having = {name: part for name, part in parts.items() if hasattr(part, "content")}
-    return {name: cast(StoredImages, part).content() for name, part in having.items()}
+    return {name: cast(ImagesWithContent, part).content() for name, part in having.items()}
 
 
 def key_of(contents: Mapping[str, Content]) -> str | None:

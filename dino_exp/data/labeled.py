@@ -12,16 +12,13 @@ import os
 from array import array
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 import numpy as np
 import torch
 
 from dino_exp.data.source import ImageSource
 from dino_exp.errors import UserError
-
-if TYPE_CHECKING:
-    from dino_exp.data.content import Content
 
 
 class NameTable:
@@ -58,10 +55,6 @@ class StoredImages(ImageSource, Protocol):
     """The folder or list that data.root or data.val_root names."""
 
     def use_classes_of(self, train: StoredImages, where: str) -> None: ...
-
-    def content(self) -> Content:
-        """Return the images that are there now. Raises MachineError where their storage is away."""
-        ...
 
 
 class LabeledSource:
