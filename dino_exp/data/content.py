@@ -167,10 +167,11 @@ def _changes(before: Content, now: Content) -> list[str]:
             some = [names[int(index)] for index in np.sort(found)[:SHOWN]] + ["..."] * (len(found) > SHOWN)
             examples = f" ({', '.join(some)})" if both.certain or what == "replaced" else ""
             said.append(f"{len(found):,}{images} {what}{examples}")
-    back = np.flatnonzero(np.diff(both.now) < 0)
-    if len(back):
+    in_order = np.sort(both.now)
+    moved = in_order[both.now != in_order]
+    if len(moved):
         which = "the others" if said else "the same images"
-        said.append(f"{which} in another order (from {now.names[int(both.now[back[0] + 1])]} on)")
+        said.append(f"{which} in another order (from {now.names[int(moved[0])]} on)")
     if before.labels is not None and now.labels is not None:
         labels, others = before.labels[both.before], now.labels[both.now]
         changed = np.flatnonzero(labels != others)
@@ -218,9 +219,9 @@ def _in_both(before: Content, now: Content) -> _InBoth:
     digests = before.digests, now.digests
     pairs = [take(names, _may_be_equal), take(digests, lambda one, other: one >> HASH != 0)]
     replaced = [take(names, lambda one, other: (one ^ other) & SIZE == 0)]
-    by_size = any(_is_size(each).any() for each in digests) and all(map(len, left))
-    if by_size:
-        take((before.digests & SIZE, now.digests & SIZE))
+    by_size = 0
+    if any(_is_size(each).any() for each in digests):
+        by_size = len(take((before.digests & SIZE, now.digests & SIZE))[0])
     replaced.append(take(names))
     was, into = (np.concatenate(each) for each in zip(*pairs, strict=True))
     order = np.argsort(was)
