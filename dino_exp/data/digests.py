@@ -18,6 +18,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from dino_exp.data.file_ranges import FileRanges
 from dino_exp.data.kept import kept
 from dino_exp.data.labeled import NameTable, short_digest
 from dino_exp.data.storage import PASSING, patiently
@@ -66,6 +67,11 @@ def file_digest(path: str, hashed: bool) -> int:
         descriptor = file.fileno()
         size = os.fstat(descriptor).st_size
         return digest(size, (lambda at, count: os.pread(descriptor, count, at)) if hashed else None)
+
+
+def range_digest(files: FileRanges, number: int, first: int, size: int, hashed: bool) -> int:
+    """Return the digest of an image that is `size` bytes of file `number` from `first` on. Raises OSError."""
+    return digest(size, (lambda at, count: files.read(number, first + at, count)) if hashed else None)
 
 
 def file_sizes(base: str, names: NameTable) -> tuple[np.ndarray, str]:

@@ -22,7 +22,7 @@ import torch
 
 from dino_exp.data import file_sets
 from dino_exp.data.content import Content
-from dino_exp.data.digests import digest, digests
+from dino_exp.data.digests import digests, range_digest
 from dino_exp.data.file_ranges import FileRanges, Stamp, stamps
 from dino_exp.data.kept import kept
 from dino_exp.data.labeled import LabeledSource, NameTable, short_digest
@@ -145,9 +145,8 @@ class ShardSource(LabeledSource):
         return digests(key, self._lengths.numpy(), self._digest, self._bytes.some_paths, every)
 
     def _digest(self, index: int, hashed: bool) -> int:
-        shard, first = self._shard(index), int(self._offsets[index])
-        read = (lambda at, count: self._bytes.read(shard, first + at, count)) if hashed else None
-        return digest(int(self._lengths[index]), read)
+        first, size = int(self._offsets[index]), int(self._lengths[index])
+        return range_digest(self._bytes, self._shard(index), first, size, hashed)
 
     def _shard(self, index: int) -> int:
         return int(torch.searchsorted(self._first, index, right=True)) - 1
