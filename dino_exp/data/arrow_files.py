@@ -62,7 +62,7 @@ def schema_of(file: Path) -> Any:
     """Return the columns of an arrow or parquet file, and their types."""
     with reading(file):
         stamps([file])  # refuses a pipe, for which Arrow would wait
-        if file.suffix == ".parquet":
+        if file.suffix != ".arrow":
             return parquet.read_schema(file)
         _check_end(file)
         return pa.ipc.open_stream(_mapped(file)).schema
@@ -71,7 +71,7 @@ def schema_of(file: Path) -> Any:
 def values_of(file: Path, column: str) -> Any:
     """Return one column of an arrow or parquet file."""
     with reading(file):
-        if file.suffix == ".parquet":
+        if file.suffix != ".arrow":
             return parquet.ParquetFile(file).read(columns=[column]).column(column)
         stream = pa.ipc.open_stream(_mapped(file))
         return pa.chunked_array([batch.column(column) for batch in stream], stream.schema.field(column).type)

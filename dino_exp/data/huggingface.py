@@ -99,15 +99,17 @@ class HuggingfaceSource(LabeledSource):
     ) -> None:
         super().__init__(files[0] if len(files) == 1 else files[0].parent)
         self._channels, self._backend = channels, backend
-        saved = files[0].is_dir()
-        self._folder = str(files[0] if saved else files[0].parent)
-        if saved:
+        if files[0].is_dir():
             files = _saved(files[0])
+        self._folder = str(files[0].parent)
         columns = _columns(f"{key} = {self.path}", files)
         column = columns[0].image(image_column)
         _check_all_have(column, columns, files)
-        arrow = files if saved else [unpacked(file, column) for file in files]
-        parts = [ranges_of(file, column if saved else IMAGE) for file in arrow]
+        arrow, parts = [], []
+        for file in files:
+            is_arrow = file.suffix == ".arrow"
+            arrow.append(file if is_arrow else unpacked(file, column))
+            parts.append(ranges_of(arrow[-1], column if is_arrow else IMAGE))
         self._bytes = FileRanges(stamps(arrow))
         self._key = short_digest(stamps(files), column, channels, backend)
         # Tensors, because DataLoader passes them to workers through shared memory.
@@ -178,7 +180,7 @@ def _columns(where: str, files: Sequence[Path]) -> list[Columns]:
     features = None
     if files[0].suffix == ".arrow" and info.exists():
         with reading(info):
-            features = json.loads(info.read_text("utf-8"))["features"]
+            features = dict(json.loads(info.read_text("utf-8"))["features"] or {})
     schemas = [schema_of(file) for file in files]
     return [Columns(where, schema, features or features_of(schema)) for schema in schemas]
 

@@ -145,10 +145,9 @@ class Columns:
 
     def names(self, column: str) -> list[str] | None:
         """Return the names of a ClassLabel, each once; None for other types."""
-        if self._type(column) != "ClassLabel":
+        names = self.features.get(column, {}).get("names")
+        if self._type(column) != "ClassLabel" or not isinstance(names, list):
             return None
-        spec = self.features[column]
-        names = spec.get("names") or range(int(spec.get("num_classes") or 0))
         names = list(map(str, names))
         count = Counter(names)
         return [f"{name} ({number})" if count[name] > 1 else name for number, name in enumerate(names)]
@@ -157,7 +156,8 @@ class Columns:
         return [name for name in self.schema.names if self._type(name) == kind]
 
     def _type(self, name: str) -> str | None:
-        return self.features.get(name, {}).get("_type")
+        kind = self.features.get(name, {}).get("_type")
+        return kind if isinstance(kind, str) else None
 
     def _holds_images(self, name: str) -> bool:
         kind = self.schema.field(name).type
