@@ -62,19 +62,27 @@ def schema_of(file: Path) -> Any:
     """Return the columns of an arrow or parquet file, and their types."""
     with reading(file):
         stamps([file])  # refuses a pipe, for which Arrow would wait
-        if file.suffix != ".arrow":
-            return parquet.read_schema(file)
-        _check_end(file)
-        return pa.ipc.open_stream(_mapped(file)).schema
+        if file.suffix == ".arrow":
+            _check_end(file)
+            schema = pa.ipc.open_stream(_mapped(file)).schema
+        else:
+            schema = parquet.read_schema(file)
+        if any("\0" in name for name in schema.names):
+            raise ValueError("a NUL in the name of a column")
+        return schema
 
 
 def values_of(file: Path, column: str) -> Any:
     """Return one column of an arrow or parquet file."""
     with reading(file):
-        if file.suffix != ".arrow":
-            return parquet.ParquetFile(file).read(columns=[column]).column(column)
-        stream = pa.ipc.open_stream(_mapped(file))
-        return pa.chunked_array([batch.column(column) for batch in stream], stream.schema.field(column).type)
+        if file.suffix == ".arrow":
+            stream = pa.ipc.open_stream(_mapped(file))
+            kind = stream.schema.field(column).type
+            values = pa.chunked_array([batch.column(column) for batch in stream], kind)
+        else:
+            values = parquet.ParquetFile(file).read(columns=[column]).column(column)
+        values.validate(full=True)  # a damaged text may lead out of the file
+        return values
 
 
 def ranges_of(file: Path, column: str) -> Ranges:

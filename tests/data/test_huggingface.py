@@ -323,6 +323,18 @@ def test_rows_cannot_lead_out_of_their_file(tmp_path: Path) -> None:
         hugging_face(tmp_path, image_column="image", label_column=None)
 
 
+def test_damaged_names_of_columns_and_texts_are_refused(tmp_path: Path) -> None:
+    rows = as_rows(IMAGES, CLASSES).add_column("text", ["long word"] * len(IMAGES))
+    rows.save_to_disk(tmp_path)
+    file = tmp_path / "data-00000-of-00001.arrow"
+    content = file.read_bytes()
+    offsets = np.arange(len(IMAGES) + 1, dtype="<i4") * 9
+    for right, wrong in ((b"text", b"te\0t"), (b"text", b"te\xd1t"), (offsets[:9], offsets[8::-1])):
+        file.write_bytes(content.replace(bytes(right), bytes(wrong)))
+        with pytest.raises(UserError, match=rf"{file}: half-written, damaged"):
+            hugging_face(tmp_path, label_column="text")
+
+
 def test_a_file_that_changes_under_a_run_is_noticed(tmp_path: Path) -> None:
     as_rows(IMAGES, CLASSES).save_to_disk(tmp_path)
     source = hugging_face(tmp_path).train

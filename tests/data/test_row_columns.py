@@ -96,7 +96,7 @@ def test_images_that_all_lack_labels_have_none(tmp_path: Path, values: Any) -> N
         ([[0, 1], [1], [], [0]], "a list per row"),
         ([{"a": 1}] * 4, "struct<a: int64>"),
         ([datetime.date(2020, 1, 1)] * 4, "date32"),
-        ([datetime.datetime(2020, 1, 1, tzinfo=datetime.UTC)] * 4, "timestamp"),
+        ([datetime.datetime(2020, 1, 1, tzinfo=datetime.timezone.utc)] * 4, "timestamp"),
         ([decimal.Decimal("1.5")] * 4, "decimal"),
         ([b"ant"] * 4, "binary"),
         (pa.array([2**63] * 4, pa.uint64()), "the number 9223372036854775808, which is too large"),
