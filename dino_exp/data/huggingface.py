@@ -105,12 +105,11 @@ class HuggingfaceSource(LabeledSource):
         columns = _columns(f"{key} = {self.path}", files)
         column = columns[0].image(image_column)
         _check_all_have(column, columns, files)
-        arrow, parts = [], []
-        for file in files:
-            is_arrow = file.suffix == ".arrow"
-            arrow.append(file if is_arrow else unpacked(file, column))
-            parts.append(ranges_of(arrow[-1], column if is_arrow else IMAGE))
-        self._bytes = FileRanges(stamps(arrow))
+        arrow = [
+            (file, column) if file.suffix == ".arrow" else (unpacked(file, column), IMAGE) for file in files
+        ]
+        parts = [ranges_of(*each) for each in arrow]
+        self._bytes = FileRanges(stamps(file for file, _ in arrow))
         self._key = short_digest(stamps(files), column, channels, backend)
         # Tensors, because DataLoader passes them to workers through shared memory.
         starts, lengths, named = (torch.from_numpy(np.concatenate(part)) for part in zip(*parts, strict=True))

@@ -52,9 +52,8 @@ class Columns:
         if len(found) == 1 and self._holds_images(found[0]):
             return found[0]
         what = f"{len(found)} columns that can be the images" if found else "no column of images"
-        raise UserError(
-            f"{self.where}: {what}; choose with data.image_column from {self._listed(found or self.schema.names)}."
-        )
+        listed = ", ".join(f"{name} ({self._described(name)})" for name in found or self.schema.names)
+        raise UserError(f"{self.where}: {what}; choose with data.image_column from {listed}.")
 
     def label(self, chosen: str | None) -> str | None:
         """Return the column of the labels, if there is one: the chosen one, a ClassLabel, or by name."""
@@ -171,9 +170,6 @@ class Columns:
         if pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind):
             return f"a list per row ({str(kind)[:60]})"
         return spec if spec and spec != "Value" else str(kind)[:60]
-
-    def _listed(self, names: Sequence[str]) -> str:
-        return ", ".join(f"{name} ({self._described(name)})" for name in names)
 
 
 def features_of(schema: Any) -> dict[str, Any]:
