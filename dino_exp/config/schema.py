@@ -269,15 +269,15 @@ class WebdatasetConfig(StoredConfig):
 
 @dataclass(kw_only=True)
 class HuggingfaceConfig(StoredConfig):
-    """A Hugging Face data set on the disk: a folder of `save_to_disk`, or parquet files
-    (`pip install 'dino-exp[huggingface]'`)."""
+    """A Hugging Face data set on the disk: a folder of `save_to_disk`, or parquet files."""
 
     _target_: str = "dino_exp.data.huggingface.load"
     name: str = "huggingface"
     image_column: str | None = None
-    """Column of the images; null is the one of the type Image."""
+    """Column of the images; null is the one of the type Image, or else the only one that holds bytes."""
     label_column: str | None = None
-    """Column of the classes; null is the one of the type ClassLabel, if there is one."""
+    """Column of the classes, which are numbers or texts; null is the one of the type ClassLabel, or else
+    one named `label`, `labels`, `class`, `cls` or `target`."""
 
 
 @dataclass(kw_only=True)

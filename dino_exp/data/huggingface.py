@@ -5,9 +5,8 @@ from __future__ import annotations
 import json
 import logging
 import os
-import sys
-from array import array
-from collections.abc import Iterator, Sequence
+import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +14,16 @@ import numpy as np
 import torch
 
 from dino_exp.data import file_sets
+from dino_exp.data.arrow_files import IMAGE, ranges_of, reading, schema_of, unpacked, values_of
 from dino_exp.data.content import Content
-from dino_exp.data.digests import digest, digests, file_digest, missing
-from dino_exp.data.file_ranges import stamps
+from dino_exp.data.digests import digests, file_digest, missing, range_digest
+from dino_exp.data.file_ranges import FileRanges, stamps
 from dino_exp.data.labeled import LabeledSource, NameTable, short_digest
 from dino_exp.data.packed import stored_splits
-from dino_exp.data.source import CorruptImageError, Shrink, Splits, decode_image
-from dino_exp.errors import MEANINGS, UserError, in_words
-from dino_exp.paths import cache_root
+from dino_exp.data.row_columns import Columns, features_of
+from dino_exp.data.source import IMAGE_SUFFIXES, CorruptImageError, Shrink, Splits, decode_image
+from dino_exp.data.storage import patiently
+from dino_exp.errors import UserError, in_words
 from dino_exp.regular_file import MOST_BYTES, is_plain_name, path_below, read_regular, too_large
 
 log = logging.getLogger(__name__)
@@ -32,10 +33,6 @@ KINDS = (
     "a folder written by save_to_disk, or .parquet files: their folder, one file, or a pattern such as "
     "'/data/train-*.parquet'"
 )
-BATCH = 10_000
-"""Rows that are looked at together."""
-END_OF_STREAM = b"\xff\xff\xff\xff\x00\x00\x00\x00"
-"""The last bytes of a complete arrow file. Readers do not notice a file that was cut between two batches."""
 
 
 def load(
@@ -49,22 +46,24 @@ def load(
     image_column: str | None,
     label_column: str | None,
 ) -> Splits:
-    """Find the training images in `root` and the held-out images in `val_root`, without any network.
+    """Find the training images in `root` and the held-out images in `val_root`.
 
-    Parquet is unpacked into arrow files in `cache_root()` once, which random access needs.
+    The images of parquet files are unpacked into arrow files in `cache_root()` once, which random access
+    needs. The package `datasets` is not used.
 
     Args:
         root: a folder written by `save_to_disk` (a Dataset, or a DatasetDict with a split `train`), or
-            parquet files: their folder, the folder that has them in `data`, one file, a pattern, or a list.
-            Files named as held out (validation, test) are not trained on, unless all are.
+            parquet files: their folder, a folder with one folder per split, the folder of one configuration
+            in the hub's layouts, one file, a pattern, or a list. Files and folders named as held out
+            (validation, test) are not trained on, unless all are.
         val_root: one of the same; "auto" is the split or the files of `root` that are named as held out, or
             the folder `val`, `validation` or `test` next to one named `train`; None is no held-out images.
         channels, backend: see `decode_image`.
         packed, packed_side: see `stored_splits`.
-        image_column: None is the one column of the type Image.
-        label_column: None is the one column of the type ClassLabel, if there is one.
+        image_column: None is the one column of the type Image, or the one that holds bytes.
+        label_column: None is the one column of the type ClassLabel, or one with a name of `USUAL_LABELS`.
 
-    Raises UserError where the package is missing, or a file is missing or half-written.
+    Raises UserError where a file is missing or half-written, or columns cannot be images and labels.
     """
     if root is None:
         raise UserError(f"data.root is null: give {KINDS}.")
@@ -86,7 +85,7 @@ def _held_out(val_root: str) -> list[Path]:
 
 
 class HuggingfaceSource(LabeledSource):
-    """The rows of one data set; the images stay encoded in memory-mapped arrow files.
+    """The rows of one data set, with the position of each image in its arrow file.
 
     files: one folder of `save_to_disk`, or parquet files.
     """
@@ -102,36 +101,43 @@ class HuggingfaceSource(LabeledSource):
     ) -> None:
         super().__init__(files[0] if len(files) == 1 else files[0].parent)
         self._channels, self._backend = channels, backend
-        rows, self._key = _saved(files[0]) if files[0].is_dir() else _unpacked(files)
-        if not len(rows):
+        if files[0].is_dir():
+            files = _saved(files[0])
+        self._folder = str(files[0].parent)
+        columns = _columns(f"{key} = {self.path}", files)
+        column = columns[0].image(image_column)
+        _check_all_have(column, columns, files)
+        arrow = [
+            (file, column) if file.suffix == ".arrow" else (unpacked(file, column), IMAGE) for file in files
+        ]
+        parts = [ranges_of(*each) for each in arrow]
+        self._bytes = FileRanges(stamps(file for file, _ in arrow))
+        self._key = short_digest(stamps(files), column, channels, backend)
+        # Tensors, because DataLoader passes them to workers through shared memory.
+        starts, lengths, named = (torch.from_numpy(np.concatenate(part)) for part in zip(*parts, strict=True))
+        self._starts, self._lengths, self._named = starts, lengths, named
+        self._ends = torch.tensor([len(part.starts) for part in parts]).cumsum(0)
+        if not len(self):
             raise UserError(f"{key} = {self.path}: no rows.")
-        datasets = _package()
-        column = _column(key, rows, "image_column", image_column, datasets.Image)
-        self._column = column
-        self._folder = str(files[0] if files[0].is_dir() else files[0].parent)
-        # Not decoded, so that every source decodes alike, and as Arrow has it, so that its size is known.
-        self._rows = _images(key, rows, column).with_format("arrow")
-        label = _column(key, rows, "label_column", label_column, datasets.ClassLabel)
-        if label is not None:
-            self._take_labels(rows, label)
+        self._take_labels(columns, files, label_column)
 
     def __len__(self) -> int:
-        return len(self._rows)
+        return len(self._starts)
 
     def read(self, index: int, shrink: Shrink | None = None) -> torch.Tensor:
         name = self.name(index)
-        image = self._rows[index].column(0)[0]
-        stored, path = (image[part] for part in ("bytes", "path")) if image.is_valid else (None, None)
-        content = b""
-        if stored is not None and stored.is_valid:
-            size = stored.as_buffer().size
-            if size > MOST_BYTES:
-                raise CorruptImageError(name, too_large(size))
-            content = stored.as_py()
-        if not content and path is not None and path.as_py():
-            content = self._file(name, path.as_py())
-        if not content:
+        where = self._where(index)
+        length = where[2]
+        if not length:
             raise CorruptImageError(name, "the row has no image")
+        if length > MOST_BYTES:
+            raise CorruptImageError(name, too_large(length))
+        try:
+            content = patiently(lambda: self._bytes.read(*where), self._bytes.some_paths)
+        except OSError as error:
+            raise CorruptImageError(name, in_words(error)) from error
+        if self._named[index]:
+            content = self._file(name, os.fsdecode(content))
         return decode_image(content, name, self._channels, backend=self._backend, shrink=shrink)
 
     def _file(self, name: str, path: str) -> bytes:
@@ -141,7 +147,7 @@ class HuggingfaceSource(LabeledSource):
             reason = f"names a file outside of {self._folder}, which is not read: {path[:200]}"
             raise CorruptImageError(name, reason)
         try:
-            return read_regular(file)
+            return patiently(lambda: read_regular(file), self._bytes.some_paths)
         except OSError as error:
             raise CorruptImageError(name, in_words(error)) from error
 
@@ -152,74 +158,69 @@ class HuggingfaceSource(LabeledSource):
 
     def content(self) -> Content:
         """Return the images that are there now."""
-        return Content(self._names(), self._digests(every=False), self.labels)
+        names = NameTable.of([b"row %d" % row for row in range(len(self))])
+        return Content(names, self._digests(every=False), self.labels)
 
     def fingerprint(self) -> str:
         """Return a digest of every image and of how it is decoded."""
         return short_digest(self._digests(every=True), self._channels, self._backend)
 
-    def _names(self) -> NameTable:
-        """Return the paths that the rows have for their images, or the numbers of the rows."""
-        names, ends = bytearray(), array("q", [0])
-        for rows, paths in self._parts("path"):
-            for row, path in zip(rows, paths.cast("binary").to_pylist(), strict=True):
-                names += path or b"row %d" % row
-                ends.append(len(names))
-        return NameTable(names, ends)
-
     def _digests(self, every: bool) -> np.ndarray:
-        from pyarrow import compute
-
-        sizes = np.full(len(self), -1, dtype=np.int64)  # of a file that a row names, or of no image
-        for rows, contents in self._parts("bytes"):
-            lengths = compute.fill_null(compute.binary_length(contents), 0).to_numpy()
-            sizes[rows.start : rows.stop] = np.where(lengths > 0, lengths, -1)
-        return digests((self._key, self._column), sizes, self._digest, tuple, every)
-
-    def _parts(self, field: str) -> Iterator[tuple[range, Any]]:
-        """Yield a field of the images, rows by rows."""
-        from pyarrow import compute
-
-        for start in range(0, len(self), BATCH):
-            images = self._rows[start : start + BATCH].column(0)
-            yield range(start, start + len(images)), compute.struct_field(images, field)
+        stored = ~self._named & (self._lengths > 0)  # in a file that a row names, or nowhere
+        sizes = torch.where(stored, self._lengths, -1).numpy()
+        return digests(self._key, sizes, self._digest, self._bytes.some_paths, every)
 
     def _digest(self, index: int, hashed: bool) -> int:
-        image = self._rows[index].column(0)[0]
-        stored, path = (image[part] for part in ("bytes", "path")) if image.is_valid else (None, None)
-        if stored is not None and stored.is_valid and stored.as_buffer().size:
-            content = memoryview(stored.as_buffer())
-            return digest(len(content), (lambda at, count: content[at : at + count]) if hashed else None)
-        name = os.fsdecode(path.cast("binary").as_py() or b"") if path is not None else ""
-        file = path_below(self._folder, name)
+        number, first, length = self._where(index)
+        if not length:
+            raise missing(self.name(index))
+        if not self._named[index]:
+            return range_digest(self._bytes, number, first, length, hashed)
+        file = path_below(self._folder, os.fsdecode(self._bytes.read(number, first, length)))
         if file is None:
             raise missing(self.name(index))
-        return file_digest(file, hashed)
+        return file_digest(str(file), hashed)
 
-    def _take_labels(self, rows: Any, column: str) -> None:
-        values = rows.select_columns([column]).with_format("arrow")[:].column(0).to_pandas().to_numpy()
-        names = getattr(rows.features[column], "names", None)
-        if names is None:
-            numbers, labels = np.unique(values, return_inverse=True)
-            self.label(labels.astype(np.int64), [str(number) for number in numbers])
-        elif np.nanmin(values, initial=0) < 0 or np.isnan(values.astype(np.float64)).any():
-            log.info("%s: some rows have no label (null or -1), so all labels are ignored.", self.path)
+    def _where(self, index: int) -> tuple[int, int, int]:
+        """Return the number of the image's file, its first byte there, and its bytes."""
+        number = int(torch.searchsorted(self._ends, index, right=True))
+        return number, int(self._starts[index]), int(self._lengths[index])
+
+    def _take_labels(self, columns: list[Columns], files: Sequence[Path], chosen: str | None) -> None:
+        column = columns[0].label(chosen)
+        if column is None:
+            return
+        try:
+            _check_all_have(column, columns, files)
+            labels, classes = columns[0].labels(column, [values_of(file, column) for file in files])
+        except UserError as error:
+            if chosen or columns[0].names(column):
+                raise
+            log.warning("%s The images have no labels.", error)
         else:
-            self.label(values.astype(np.int64), list(names))
+            self.label(labels, classes)
 
 
-def _package() -> Any:
-    try:
-        import datasets
-    except ImportError as error:
-        raise UserError(
-            "data=huggingface needs the package datasets, which is not installed: "
-            "pip install 'dino-exp[huggingface]'."
-        ) from error
-    datasets.config.HF_HUB_OFFLINE = True
-    if not sys.stderr.isatty():
-        datasets.disable_progress_bars()
-    return datasets
+def _columns(where: str, files: Sequence[Path]) -> list[Columns]:
+    """Return the columns of each file of a data set."""
+    info = files[0].parent / "dataset_info.json"
+    features = None
+    if files[0].suffix == ".arrow" and info.exists():
+        with reading(info):
+            features = dict(json.loads(info.read_text("utf-8"))["features"] or {})
+    schemas = [schema_of(file) for file in files]
+    return [Columns(where, schema, features or features_of(schema)) for schema in schemas]
+
+
+def _check_all_have(column: str, columns: Sequence[Columns], files: Sequence[Path]) -> None:
+    for other, file in zip(columns, files, strict=True):
+        if column not in other.schema.names:
+            raise UserError(f"{file}: no column {column}, which {files[0].name} has. Give files of one set.")
+        if other.names(column) != columns[0].names(column):
+            raise UserError(
+                f"{file}: the classes of the column {column} are not those of {files[0].name}. Give files of "
+                "one set."
+            )
 
 
 def _files(key: str, value: str) -> tuple[list[Path], list[Path]]:
@@ -229,110 +230,94 @@ def _files(key: str, value: str) -> tuple[list[Path], list[Path]]:
         return [root], []
     if (root / "dataset_dict.json").exists():
         return _saved_splits(key, root)
-    if root.is_dir() and not any(root.glob("*.parquet")) and any(root.glob("data/*.parquet")):
-        value = str(root / "data")  # the hub's layout
+    if root.is_dir() and not any(root.glob("*.parquet")):
+        root, splits = _folders(key, root)
+        value = str(root)
+        if splits:
+            train, held_out = _train_and_held_out(key, root, splits)
+            files = file_sets.find_files(key, str(train), ENDINGS, KINDS)
+            return files, [] if held_out is None else file_sets.find_files(key, str(held_out), ENDINGS, KINDS)
     files = file_sets.find_files(key, value, ENDINGS, KINDS)
-    train = file_sets.training_files(files)
-    held_out = [file for file in file_sets.held_out_files(files) if file not in train]
-    return train, held_out
+    train_files = file_sets.training_files(files)
+    held_out_files = [file for file in file_sets.held_out_files(files) if file not in train_files]
+    return train_files, held_out_files
+
+
+def _folders(key: str, root: Path) -> tuple[Path, list[str]]:
+    """Return the folder of one set in the hub's layouts, and its splits if each has a folder of its own.
+
+    These are `data/train-*.parquet`, `<configuration>/train-*.parquet`, `<configuration>/train/*.parquet`.
+    """
+    inner = sorted(
+        path
+        for path in root.iterdir()
+        if not path.name.startswith(".") and path.is_dir() and any(path.rglob("*.parquet"))
+    )
+    splits = [path.name for path in inner if _is_split(path.name)]
+    if splits:
+        return root, splits
+    if root / "data" in inner:
+        inner = [root / "data"]
+    if not inner:
+        raise UserError(f"{key} = {root}: no .parquet files in that folder. {_other_kind(root)}")
+    if len(inner) > 1:
+        names = ", ".join(path.name for path in inner[:10])
+        raise UserError(
+            f"{key} = {root}: several data sets ({names}); give the folder of one, {key}={inner[0]}."
+        )
+    if any(inner[0].glob("*.parquet")):
+        return inner[0], []
+    return _folders(key, inner[0])
+
+
+def _is_split(name: str) -> bool:
+    return not {"train", *file_sets.HELD_OUT}.isdisjoint(re.split("[^a-z]+", name.lower()))
+
+
+def _other_kind(root: Path) -> str:
+    """Return what to give instead of a folder without parquet files."""
+    names = [name for _, (_, _, found) in zip(range(100), os.walk(root), strict=False) for name in found]
+    endings = {Path(name).suffix.lower() for name in names}
+    if endings & IMAGE_SUFFIXES:
+        return "It holds image files: add data=image_folder."
+    if endings & {".tar"}:
+        return "It holds tar shards: add data=webdataset."
+    return f"Give {KINDS}."
 
 
 def _saved_splits(key: str, root: Path) -> tuple[list[Path], list[Path]]:
     file = root / "dataset_dict.json"
-    try:
+    with reading(file):
         splits = list(map(str, json.loads(file.read_text("utf-8"))["splits"]))
-    except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
-        raise _half_written(file, error) from error
-    if not splits or not all(map(is_plain_name, splits)):
-        raise _half_written(file, f"its splits are {splits}, which are not names of folders")
-    held_out = [root / name for name in file_sets.HELD_OUT if name in splits][:1]
+        if not splits or not all(map(is_plain_name, splits)):
+            raise ValueError(f"its splits are {splits}, which are not names of folders")
+    train, held_out = _train_and_held_out(key, root, splits)
+    return [train], [] if held_out is None else [held_out]
+
+
+def _train_and_held_out(key: str, root: Path, splits: Sequence[str]) -> tuple[Path, Path | None]:
+    held_out = next((root / name for name in file_sets.HELD_OUT if name in splits), None)
     if "train" in splits:
-        return [root / "train"], held_out
+        return root / "train", held_out
     if len(splits) == 1:
-        return [root / splits[0]], []
+        return root / splits[0], None
     raise UserError(
         f"{key} = {root}: none of its splits ({', '.join(splits)}) is named train; give the folder of one, "
         f"{key}={root / splits[0]}."
     )
 
 
-def _saved(folder: Path) -> tuple[Any, str]:
-    """Return the rows that `save_to_disk` wrote into a folder, and a digest of the files."""
-    datasets = _package()
-    try:
-        named = json.loads((folder / "state.json").read_text("utf-8"))["_data_files"]
-        files = [folder / file["filename"] for file in named if is_plain_name(file["filename"])]
-        if len(files) != len(named):
-            raise ValueError("state.json names files of other folders")
-        for file in files:
-            _check_end(file)
-        return datasets.load_from_disk(str(folder)), short_digest(stamps(files))
-    except Exception as error:  # pyarrow and datasets raise every kind of error on damaged files
-        raise _half_written(folder, error) from error
-
-
-def _check_end(file: Path) -> None:
-    with file.open("rb") as content:
-        content.seek(-min(len(END_OF_STREAM), file.stat().st_size), 2)
-        if content.read() != END_OF_STREAM:
-            raise _half_written(file, "it has no end marker")
-
-
-def _unpacked(files: Sequence[Path]) -> tuple[Any, str]:
-    """Return the rows of parquet files, and a digest of the files."""
-    datasets = _package()
-    from pyarrow import parquet
-
-    for file in files:
-        try:
-            stamps([file])  # refuses a pipe, for which Arrow would wait
-            parquet.read_metadata(file)
-        except Exception as error:
-            raise _half_written(file, error) from error
-    key = short_digest(stamps(files))
-    cache = cache_root() / "huggingface" / key
-    log.info("Reading %s parquet files in %s as arrow files in %s", f"{len(files):,}", files[0].parent, cache)
-    try:
-        return datasets.Dataset.from_parquet([str(file) for file in files], cache_dir=str(cache)), key
-    except Exception as error:
-        cause = error.__cause__ or error
-        if isinstance(cause, OSError) and cause.errno in MEANINGS:  # of the cache: the files could be read
-            raise UserError(
-                f"{in_words(cause)}. Parquet is unpacked into {cache}; set XDG_CACHE_HOME to another folder, "
-                "which can be written and has room for the images."
-            ) from error
-        raise _half_written(files[0].parent, error.__cause__ or error) from error
-
-
-def _images(key: str, rows: Any, column: str) -> Any:
-    """Return the column of images alone, each as its bytes and its path."""
-    try:
-        return rows.select_columns([column]).cast_column(column, _package().Image(decode=False))
-    except Exception as error:  # Arrow raises several kinds
+def _saved(folder: Path) -> list[Path]:
+    """Return the files that `save_to_disk` wrote into a folder."""
+    state = folder / "state.json"
+    with reading(state):
+        content: Any = json.loads(state.read_text("utf-8"))
+        names = [file["filename"] for file in content["_data_files"]]
+        if not names or not all(map(is_plain_name, names)):
+            raise ValueError("state.json names files of other folders, or none")
+        indices = content.get("_indices_data_files") or content.get("_indices_files")
+    if indices:
         raise UserError(
-            f"{key}: the column {column} has {rows.features[column]}, not images; choose another with "
-            "data.image_column."
-        ) from error
-
-
-def _column(key: str, rows: Any, option: str, name: str | None, kind: type) -> Any:
-    """Return the column that an option names, or the only one of its kind; None for no label column."""
-    if name is not None:
-        if name not in rows.column_names:
-            raise UserError(f"data.{option} = {name}: the columns are {', '.join(rows.column_names)}.")
-        return name
-    found = [column for column, feature in rows.features.items() if isinstance(feature, kind)]
-    if len(found) == 1 or (not found and option == "label_column"):
-        return found[0] if found else None
-    what = f"{len(found)} columns" if found else "no column"
-    raise UserError(
-        f"{key}: {what} of the type {kind.__name__}; choose with data.{option} from "
-        f"{', '.join(found or rows.column_names)}."
-    )
-
-
-def _half_written(path: Path, reason: object) -> UserError:
-    if isinstance(reason, UserError):
-        return reason
-    text = " ".join(str(reason).split()) or type(reason).__name__
-    return UserError(f"{path}: half-written, damaged or not what its name says ({text}). Write it again.")
+            f"{folder}: its rows are a selection, which is not read; save dataset.flatten_indices() instead."
+        )
+    return [folder / name for name in names]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import logging
 import os
 from array import array
 from collections.abc import Sequence
@@ -19,6 +20,8 @@ import torch
 
 from dino_exp.data.source import ImageSource
 from dino_exp.errors import UserError
+
+log = logging.getLogger(__name__)
 
 
 class NameTable:
@@ -66,10 +69,15 @@ class LabeledSource:
         self.path = path
         self.classes: list[str] | None = None
         self._labels: torch.Tensor | None = None
+        self._partly = ""  # in words, which images of a labeled set have no label
 
     @property
     def labels(self) -> np.ndarray | None:
         return None if self._labels is None else self._labels.numpy()
+
+    def name(self, index: int) -> str:
+        """Return the name of an image, for messages."""
+        raise NotImplementedError
 
     def mask(self, index: int) -> torch.Tensor:
         raise ValueError("stored images have no masks")
@@ -77,18 +85,33 @@ class LabeledSource:
     def label(self, labels: array[int] | np.ndarray, classes: list[str]) -> None:
         """Set int64 labels (N,) and their classes.
 
+        A negative label is none. As images have labels all or none, one image without drops the others'.
         A single class counts as no labels, because k-NN on one class would always be right.
+
+        Raises UserError if there is no class for a label.
         """
+        tensor = _tensor(labels, np.int64)
+        without = torch.nonzero(tensor < 0).flatten()
+        if len(without):
+            if len(without) < len(tensor):
+                self._partly = (
+                    f"{len(without):,} of {len(tensor):,} images have no label ({self.name(int(without[0]))})"
+                )
+                log.warning("%s, so the labels of the others are not used.", self._partly)
+            return
+        if len(tensor) and tensor.max() >= len(classes):
+            first = int((tensor >= len(classes)).nonzero()[0])
+            raise UserError(
+                f"{self.name(first)}: label {tensor[first]}, but there are only {len(classes):,} classes."
+            )
         if len(classes) > 1:
-            self.classes, self._labels = classes, _tensor(labels, np.int64)
+            self.classes, self._labels = classes, tensor
 
     def relabel(self, classes: list[str] | None, number: Sequence[int]) -> None:
         """Change label i to number[i], a label of `classes`, or drop all labels (classes = None)."""
-        self.classes = classes
-        if classes is None or self._labels is None:
-            self._labels = None
-        else:
-            self._labels = torch.tensor(number, dtype=torch.int64)[self._labels]
+        labels, self.classes, self._labels = self._labels, None, None
+        if classes is not None and labels is not None:
+            self.label(torch.tensor(number, dtype=torch.int64)[labels].numpy(), classes)
 
     def use_classes_of(self, train: StoredImages, where: str) -> None:
         """Number the labels of these held-out images as those of the training images.
@@ -99,8 +122,9 @@ class LabeledSource:
             self.relabel(None, [])
             return
         if self.classes is None or self.labels is None:
+            what = self._partly or "these images have fewer than two classes"
             raise UserError(
-                f"{where} ({self.path}): these images have fewer than two classes, and those of data.root "
+                f"{where} ({self.path}): {what}, and those of data.root "
                 f"({train.path}) have {len(train.classes):,}. Label them with the same classes, or set "
                 "data.val_root=null."
             )
