@@ -147,25 +147,26 @@ def expand_braces(pattern: str) -> list[str]:
 
 def _files_of(key: str, folder: Path, endings: Sequence[str], kinds: str) -> list[Path]:
     found = _files_in(folder, endings)
-    inner = [entry for entry in sorted(folder.iterdir()) if entry.is_dir() and _files_in(entry, endings)]
-    if not found and not inner:
-        raise UserError(f"{key} = {folder}: no {endings[0]} files in that folder. Give {kinds}.")
-    if not found:
+    inner = [entry for entry in sorted(folder.iterdir()) if _is_folder_of(entry, endings)]
+    names = ", ".join(entry.name for entry in inner[:4])
+    if found and inner:
+        log.warning("%s = %s: the %s files in its folders (%s) are not read.", key, folder, endings[0], names)
+    elif inner:
         proposed = next((entry for entry in inner if entry.name == "train"), inner[0])
-        names = ", ".join(entry.name for entry in inner[:4])
         raise UserError(
-            f"{key} = {folder}: no {endings[0]} files in that folder, but in folders of it ({names}). Give one "
-            f"of them, {key}={proposed}, or a pattern, {folder}/*/*{endings[0]}."
+            f"{key} = {folder}: no {endings[0]} files in that folder, but in its folders ({names}). Give "
+            f"one, {key}={proposed}, or a pattern for several."
         )
-    if inner:
-        log.warning(
-            "%s = %s: the %s files in folders of it (%s) are not read.",
-            key,
-            folder,
-            endings[0],
-            inner[0].name,
-        )
+    elif not found:
+        raise UserError(f"{key} = {folder}: no {endings[0]} files in that folder. Give {kinds}.")
     return found
+
+
+def _is_folder_of(entry: Path, endings: Sequence[str]) -> bool:
+    try:
+        return not entry.name.startswith(".") and entry.is_dir() and bool(_files_in(entry, endings))
+    except OSError:
+        return False
 
 
 def _distinct(key: str, value: str, files: list[Path]) -> list[Path]:
