@@ -7,47 +7,40 @@ import posixpath
 import re
 import tarfile
 from array import array
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import IO, NamedTuple, cast
+from typing import IO, NamedTuple
 
 from dino_exp.data import shard_labels
 from dino_exp.data.shard_labels import Label, NoClassError, ShardLabels
 from dino_exp.data.source import IMAGE_SUFFIXES
+from dino_exp.data.tar_members import members
 from dino_exp.errors import UserError
 from dino_exp.regular_file import too_large
 
 MOST_LABEL_BYTES = 2**24
-"""Largest label, and largest name or attributes of a member, that is read."""
+"""Largest label that is read."""
 MAPS = frozenset(["seg", "semseg", "segmentation", "mask", "masks", "depth", "normals", "thumb", "thumbnail"])
 """Words between the dots of a name, by which an image beside another one is no photograph."""
-LONGEST_NAME = 4096
-"""Characters of the longest name of a member, as Linux has it for a path."""
+MOST_NOTES = 24
+"""Most kinds of notes; endings, above all, may be many."""
 LINKS = 40
 """Links that are followed one after the other, as many as Linux does."""
 WITHOUT_LABEL = f"JSON files without a label ({', '.join(shard_labels.KEYS)})"
 """A note that is worth a line only where no other file has labels."""
-COMPRESSED = {
-    b"\x1f\x8b": ("gzip", "gunzip"),
-    b"BZh": ("bzip2", "bunzip2"),
-    b"\xfd7zXZ": ("xz", "unxz"),
-    b"\x28\xb5\x2f\xfd": ("zstd", "unzstd"),
-    b"\x04\x22\x4d\x18": ("lz4", "unlz4"),
-    b"PK\x03\x04": ("zip", "unzip"),
-}
-"""First bytes of compressed files, with the format and what unpacks it."""
+_NAMED_ENDING = re.compile(r"\.(?=.*[a-z])[a-z0-9]{1,12}")  # not of photo.jpg?width=800, nor of a date
 _OF_SYSTEMS = re.compile(r"(?:^|/)(?:\.(?!\./)|__MACOSX/|@eaDir/)")
-_OCTAL = re.compile(rb"[0-7]+")
-_ZEROS = bytes(2**20)
 
 
 class Notes:
     """What is not as it seems in some shards: how often, and the first example, by what it is."""
 
-    def __init__(self, found: dict[str, tuple[int, str]] | None = None) -> None:
-        self.found = found or {}
+    def __init__(self) -> None:
+        self.found: dict[str, tuple[int, str]] = {}
 
     def add(self, what: str, example: str, count: int = 1) -> None:
+        if what not in self.found and len(self.found) >= MOST_NOTES:
+            what = "files of further kinds, skipped"
         before, first = self.found.get(what, (0, example))
         self.found[what] = before + count, first
 
@@ -69,109 +62,116 @@ def scan(path: str) -> Shard:
     """
     try:
         with Path(path).open("rb") as file:
-            return _scan(file, path)
+            return _Scan(file, path).shard()
     except OSError as error:
         raise UserError(f"shard {path}: cannot be read: {error.strerror or error}.") from error
 
 
-def _scan(file: IO[bytes], path: str) -> Shard:
-    names: list[str] = []
-    offsets, lengths = array("q"), array("q")
-    labels, notes = ShardLabels(), Notes()
-    links: dict[str, str] = {}
-    linked_images: list[tuple[int, str]] = []
-    linked_labels: list[str] = []
-    for member in _members(file, path):
+class _Scan:
+    """What is found in one shard, in the order of its members."""
+
+    def __init__(self, file: IO[bytes], path: str) -> None:
+        self._file, self._path = file, path
+        self._names: list[str] = []
+        self._offsets, self._lengths = array("q"), array("q")
+        self._labels, self._notes = ShardLabels(), Notes()
+        self._links: dict[str, str] = {}
+        self._linked: list[tuple[tarfile.TarInfo, int | None]] = []  # of an image its index, of a label None
+
+    def shard(self) -> Shard:
+        for member in members(self._file, self._path):
+            if member.type != tarfile.DIRTYPE:
+                self._take(member)
+        missing = self._take_linked() if self._linked else set()
+        skipped = missing | _beside_others(self._path, self._names, missing, self._notes)
+        names, offsets, lengths = self._names, self._offsets, self._lengths
+        if skipped:
+            kept = [index for index in range(len(names)) if index not in skipped]
+            names = [names[index] for index in kept]
+            offsets, lengths = (array("q", [values[i] for i in kept]) for values in (offsets, lengths))
+        labels, unused = self._labels.of(self._path, names)
+        if unused:
+            self._note("labels of no image in their shard, ignored", unused[0], len(unused))
+        return Shard(names, offsets, lengths, labels, self._notes)
+
+    def _take(self, member: tarfile.TarInfo) -> None:
         name = _normal(member.name)
-        if member.type == tarfile.DIRTYPE:
-            continue
-        is_link = member.type in (tarfile.LNKTYPE, tarfile.SYMTYPE)
-        if is_link:
-            links[name] = _target(name, member)
         ending = _ending(name)
+        is_link = member.type in (tarfile.LNKTYPE, tarfile.SYMTYPE)
         is_image = ending in IMAGE_SUFFIXES
+        if is_link:
+            self._links[name] = _target(member)
         if _is_passed_over(name):
             if is_image:
-                notes.add("hidden images and those of system folders, skipped", f"{path}: {name}")
+                self._note("hidden images and those of system folders, skipped", name)
         elif not is_image and ending not in shard_labels.ENDINGS:
             if member.isreg():
-                what = f"files with the ending {ending}" if ending else "files without an ending"
-                notes.add(f"{what}, not read", f"{path}: {name}")
-        elif is_link and is_image:
-            linked_images.append((len(names), name))
-            names.append(name)
-            offsets.append(0)
-            lengths.append(0)
+                known = _NAMED_ENDING.fullmatch(ending)
+                self._note(
+                    f"files {f'with the ending {ending}' if known else 'without an ending'}, skipped", name
+                )
         elif is_link:
-            linked_labels.append(name)
+            self._linked.append((member, len(self._names) if is_image else None))
+            if is_image:
+                self._take_image(name, 0, 0)
         elif not member.isreg() or member.issparse():
-            notes.add("sparse files, devices and the like, skipped", f"{path}: {name}")
+            self._note("sparse files, devices and the like, skipped", name)
         elif is_image:
-            names.append(name)
-            offsets.append(member.offset_data)
-            lengths.append(member.size)
+            self._take_image(name, member.offset_data, member.size)
         else:
-            _take_label(file, path, name, ending, member.offset_data, member.size, labels, notes)
-    missing = set()
-    if links:
-        targets = _followed(file, path, links)
-        for index, name in linked_images:
-            if name in targets:
-                offsets[index], lengths[index] = targets[name]
+            self._take_label(name, member.offset_data, member.size)
+
+    def _take_linked(self) -> set[int]:
+        """Take what links lead to; return the images of which nothing is there."""
+        missing = set()
+        targets = [_followed(_target(link), self._links) for link, _ in self._linked]
+        files = _occurrences(self._file, self._path, set(targets))
+        for (link, index), target in zip(self._linked, targets, strict=True):
+            name = _normal(link.name)
+            if target not in files:
+                self._note("links to what is not in their shard, skipped", f"{name} -> {link.linkname}")
+                if index is not None:
+                    missing.add(index)
+                continue
+            before = [place for place in files[target] if place[0] < link.offset]
+            offset, length = before[-1] if before else files[target][0]
+            if index is None:
+                self._take_label(name, offset, length)
             else:
-                missing.add(index)
-        for name in linked_labels:
-            if name in targets:
-                _take_label(file, path, name, _ending(name), *targets[name], labels, notes)
-        for name in (*(name for _, name in linked_images), *linked_labels):
-            if name not in targets:
-                where = f"{path}: {name} -> {links[name]}"
-                notes.add("links to what is not in their shard, skipped", where)
-    skipped = missing | _beside_others(path, names, missing, notes)
-    if skipped:
-        kept = [index for index in range(len(names)) if index not in skipped]
-        names = [names[index] for index in kept]
-        offsets, lengths = (array("q", [values[i] for i in kept]) for values in (offsets, lengths))
-    of_images, unused = labels.of(path, names)
-    if unused:
-        notes.add("labels of no image in their shard, ignored", f"{path}: {unused[0]}", len(unused))
-    return Shard(names, offsets, lengths, of_images, notes)
+                self._offsets[index], self._lengths[index] = offset, length
+        return missing
 
+    def _take_image(self, name: str, offset: int, length: int) -> None:
+        self._names.append(name)
+        self._offsets.append(offset)
+        self._lengths.append(length)
 
-def _take_label(
-    file: IO[bytes],
-    path: str,
-    name: str,
-    ending: str,
-    offset: int,
-    size: int,
-    labels: ShardLabels,
-    notes: Notes,
-) -> None:
-    where = f"{path}: {name}"
-    if size > MOST_LABEL_BYTES:
-        raise UserError(f"{where} is no label: it has {too_large(size, MOST_LABEL_BYTES)}.")
-    file.seek(offset)
-    content = file.read(size)
-    key: str | None = ending
-    try:
-        if ending == ".json":
-            key, label = shard_labels.in_json(content)
+    def _take_label(self, name: str, offset: int, size: int) -> None:
+        where, ending = f"{self._path}: {name}", _ending(name)
+        if size > MOST_LABEL_BYTES:
+            raise UserError(f"{where} is no label: it has {too_large(size, MOST_LABEL_BYTES)}.")
+        self._file.seek(offset)
+        content = self._file.read(size)
+        key: str | None = ending
+        try:
+            if ending == ".json":
+                key, label = shard_labels.in_json(content)
+            else:
+                label = shard_labels.in_file(content)
+        except NoClassError as error:
+            if ending == ".cls":
+                raise UserError(f"{where}: {error}.") from error
+            self._note("labels that are no class, ignored", f"{name}: {error}")
+            return
+        except (ValueError, RecursionError) as error:
+            raise UserError(f"{where}: not JSON ({error}). Write the shard again.") from error
+        if label is not None:
+            self._labels.add(name[: -len(ending)] + ending, label)
         else:
-            label = shard_labels.in_file(content)
-    except NoClassError as error:
-        if ending == ".cls":
-            raise UserError(f"{where}: {error}.") from error
-        notes.add("labels that are no class, ignored", f"{where}: {error}")
-        return
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{where}: not JSON ({error}). Write the shard again.") from error
-    if label is not None:
-        labels.add(name[: -len(ending)] + ending, label)
-    elif key is None:
-        notes.add(WITHOUT_LABEL, where)
-    else:
-        notes.add("labels that are NaN or -1, for none", where)
+            self._note(WITHOUT_LABEL if key is None else "labels that are NaN or -1, ignored", name)
+
+    def _note(self, what: str, example: str, count: int = 1) -> None:
+        self._notes.add(what, f"{self._path}: {example}", count)
 
 
 def _beside_others(path: str, names: Sequence[str], missing: set[int], notes: Notes) -> set[int]:
@@ -211,7 +211,7 @@ def _beside_others(path: str, names: Sequence[str], missing: set[int], notes: No
         where = f"{path}: {names[read[-1]]}"
         if different < len(read):
             notes.add(
-                "images with the name of an earlier one in their shard, all read",
+                "images of the same name as an earlier one in their shard, all read",
                 where,
                 len(read) - different,
             )
@@ -252,122 +252,25 @@ def _is_passed_over(name: str) -> bool:
     return _OF_SYSTEMS.search(name) is not None
 
 
-def _target(name: str, link: tarfile.TarInfo) -> str:
+def _target(link: tarfile.TarInfo) -> str:
     """Return the name of the member that a hard or symbolic link means."""
     if link.issym():
-        return _normal(posixpath.join(posixpath.dirname(name), link.linkname))
+        return _normal(posixpath.join(posixpath.dirname(_normal(link.name)), link.linkname))
     return _normal(link.linkname)
 
 
-def _followed(file: IO[bytes], path: str, links: dict[str, str]) -> dict[str, tuple[int, int]]:
-    """Return the offset and length of the file that each link leads to, for those that lead to one."""
-    ends = {}
-    for name in links:
-        end = name
-        for _ in range(LINKS):
-            if end not in links:
-                break
-            end = links[end]
-        ends[name] = end
-    wanted = set(ends.values())
-    files = {}
-    for member in _members(file, path):
-        if member.isreg() and not member.issparse() and _normal(member.name) in wanted:
-            files[_normal(member.name)] = member.offset_data, member.size
-    return {name: files[end] for name, end in ends.items() if end in files}
-
-
-def _members(file: IO[bytes], path: str) -> Iterator[tarfile.TarInfo]:
-    """Yield the members of an archive and of others that were appended to it behind its end marker."""
-    file.seek(0)
-    start = file.read(512)
-    for magic, (name, unpack) in COMPRESSED.items():
-        if start.startswith(magic):
-            raise UserError(
-                f"shard {path}: compressed with {name}, so it cannot be read in any order. Unpack it with "
-                f"{unpack}, into a .tar file."
-            )
-    found, begin, last, position = False, 0, 0, 0  # last: where the part of the last member begins
-    while True:
-        file.seek(begin)
-        try:
-            archive = _open(file)
-            while (member := archive.next()) is not None:
-                archive.members.clear()  # type: ignore[attr-defined] # or it keeps an object for each
-                if member.size < 0:  # tarfile would come back to earlier headers again and again
-                    raise tarfile.ReadError(f"{member.name} has a negative size")
-                if len(member.name) > LONGEST_NAME:
-                    raise tarfile.ReadError(f"a name of {len(member.name):,} characters")
-                found, last = True, begin
-                yield member
-            position = archive.offset
-        except OSError:
-            raise
-        except Exception as error:  # damaged headers raise every kind of error
-            reason = f"{error}; it begins with {start[:20]!r}" if not found else str(error)
-            raise half_written(path, reason) from error
-        # tarfile stops at anything that is not a header; a complete file has zeros there.
-        file.seek(position)
-        closing = file.read(tarfile.BLOCKSIZE)
-        if closing != bytes(tarfile.BLOCKSIZE):
-            at = f"at byte {position:,}"
-            damaged = f"a damaged header {at}" if last == begin else f"no tar archive behind its end {at}"
-            raise half_written(path, damaged if closing else "it has no end marker")
-        following = _next_part(file, position)
-        if following is None:
+def _followed(name: str, links: dict[str, str]) -> str:
+    for _ in range(LINKS):
+        if name not in links:
             break
-        begin = following
-    if not found and file.seek(0, 2) > tarfile.RECORDSIZE:
-        raise half_written(path, "it has only zeros")
+        name = links[name]
+    return name
 
 
-def _open(file: IO[bytes]) -> tarfile.TarFile:
-    headers = cast(IO[bytes], _Headers(file))
-    return tarfile.open(
-        fileobj=headers, mode="r:", encoding="utf-8", errors="surrogateescape", tarinfo=_Member
-    )
-
-
-class _Member(tarfile.TarInfo):
-    """A member of which only what is needed here is read, in a third of the time where it is a plain file."""
-
-    @classmethod
-    def frombuf(cls, buf: bytes, encoding: str, errors: str) -> _Member:
-        if buf[257:263] == b"ustar\0" or (buf[257:263] == b"ustar " and not buf[345]):
-            total, size = buf[148:156].strip(b" \0"), buf[124:136].strip(b" \0")
-            if buf[156:157] in (b"0", b"\0") and _OCTAL.fullmatch(total) and _OCTAL.fullmatch(size):
-                name, prefix = (buf[a:b].partition(b"\0")[0] for a, b in ((0, 100), (345, 500)))
-                if name[-1:] != b"/" and int(total, 8) == sum(buf) - sum(buf[148:156]) + 8 * ord(" "):
-                    member = cls((prefix + b"/" + name if prefix else name).decode(encoding, errors))
-                    member.size = int(size, 8)
-                    return member
-        return super().frombuf(buf, encoding, errors)
-
-
-def _next_part(file: IO[bytes], position: int) -> int | None:
-    """Return where the first block from `position` on that is not zero begins; None for the end."""
-    file.seek(position)
-    while block := file.read(len(_ZEROS)):
-        if block != (_ZEROS if len(block) == len(_ZEROS) else bytes(len(block))):
-            zeros = len(block) - len(block.lstrip(b"\0"))
-            return position + zeros - zeros % tarfile.BLOCKSIZE
-        position += len(block)
-    return None
-
-
-class _Headers:
-    """What tarfile may read of a shard: blocks, and long names and attributes up to a limit."""
-
-    def __init__(self, file: IO[bytes]) -> None:
-        self._file = file
-        self.seek, self.tell = file.seek, file.tell
-
-    def read(self, size: int) -> bytes:
-        if not 0 <= size <= MOST_LABEL_BYTES:
-            raise tarfile.ReadError(f"a header of {size:,} bytes")
-        return self._file.read(size)
-
-
-def half_written(path: str, reason: str) -> UserError:
-    """Return the error for a shard that is not complete."""
-    return UserError(f"shard {path}: half-written or damaged ({reason}). Copy or write it again.")
+def _occurrences(file: IO[bytes], path: str, wanted: set[str]) -> dict[str, list[tuple[int, int]]]:
+    """Return the offsets and lengths of the files with the wanted names: of appended archives several."""
+    found: dict[str, list[tuple[int, int]]] = {}
+    for member in members(file, path):
+        if member.isreg() and not member.issparse() and _normal(member.name) in wanted:
+            found.setdefault(_normal(member.name), []).append((member.offset_data, member.size))
+    return found

@@ -142,7 +142,7 @@ class ShardLabels:
 
 def _agreed(path: str, image: str, found: dict[Label, str]) -> Label:
     """Return the one label of an image: a number, which may have a name beside it, or else a name."""
-    numbers = [label for label in found if isinstance(label, int)]
+    numbers: list[Label] = [label for label in found if isinstance(label, int)]
     alike = numbers or list(found)
     if len(alike) > 1:
         raise UserError(

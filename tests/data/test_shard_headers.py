@@ -21,6 +21,10 @@ def read(folder: Path) -> ImageSource:
     return load("webdataset", root=folder, val_root=None).train
 
 
+def tar(*arguments: str | Path) -> None:
+    subprocess.run(["tar", *arguments], check=True)
+
+
 def names_in(source: ImageSource) -> list[str]:
     return [source.name(index).split(".tar: ")[1] for index in range(len(source))]
 
@@ -75,9 +79,9 @@ def test_what_is_not_read_is_counted(tmp_path: Path, caplog: pytest.LogCaptureFi
         assert_images(read(tmp_path), [("a.jpg", one), ("e.mask.png", other)])
         assert [record.getMessage().replace(f"{tmp_path}/", "") for record in caplog.records] == [
             "data.root: hidden images and those of system folders, skipped: 3, the first is 0.tar: ._a.jpg",
-            "data.root: files with the ending .heic, not read: 1, the first is 0.tar: b.heic",
-            "data.root: files with the ending .txt, not read: 1, the first is 0.tar: c.txt",
-            "data.root: files without an ending, not read: 1, the first is 0.tar: no_ending",
+            "data.root: files with the ending .heic, skipped: 1, the first is 0.tar: b.heic",
+            "data.root: files with the ending .txt, skipped: 1, the first is 0.tar: c.txt",
+            "data.root: files without an ending, skipped: 1, the first is 0.tar: no_ending",
             "data.root: JSON files without a label (label, cls, class, class_id, class_name, label_name): 1, "
             "the first is 0.tar: d.json",
             "data.root: masks, depth maps and thumbnails beside an image, skipped: 1, the first is 0.tar: "
@@ -86,7 +90,7 @@ def test_what_is_not_read_is_counted(tmp_path: Path, caplog: pytest.LogCaptureFi
             "data.root: images of the same name in another format, skipped: 1, the first is 0.tar: a.webp "
             "beside a.jpg",
             "data.root: labels of no image in their shard, ignored: 1, the first is 0.tar: b.cls",
-            "data.root: files with the ending .pth, not read: 1, the first is 1.tar: a.pth",
+            "data.root: files with the ending .pth, skipped: 1, the first is 1.tar: a.pth",
             "data.root: shards without images: 1, the first is 1.tar",
         ]
 
@@ -110,13 +114,35 @@ def test_links_have_the_bytes_of_their_targets(
     (files / "b" / "loop.jpg").symlink_to("loop.jpg")
     (files / "b" / "out.jpg").symlink_to(tmp_path / "out.jpg")
     (tmp_path / "out.jpg").write_bytes(IMAGES[2])
-    command = ["tar", "--sort=name", f"--format={style}", "-C", files, "-cf", shards / "0.tar", "."]
-    subprocess.run(command, check=True)
+    tar("--sort=name", f"--format={style}", "-C", files, "-cf", shards / "0.tar", ".")
     source = read(shards)
     expected = [("a/1.jpg", 0), ("b/2.jpg", 0), ("b/3.jpg", 1), ("b/link.jpg", 1)]
     assert_images(source, [(name, IMAGES[number]) for name, number in expected])
     assert (classes_of(source), labels_of(source).tolist()) == (["0", "1"], [0, 0, 1, 1])
     assert "links to what is not in their shard, skipped: 2, the first is" in caplog.text
+
+
+def test_hard_links_of_appended_archives_mean_the_file_before_them(tmp_path: Path) -> None:
+    both = tmp_path / "both.tar"
+    for image in IMAGES[:2]:
+        (tmp_path / "1.jpg").write_bytes(image)
+        (tmp_path / "2.jpg").unlink(missing_ok=True)
+        (tmp_path / "2.jpg").hardlink_to(tmp_path / "1.jpg")
+        tar("-C", tmp_path, "-cf", tmp_path / "part", "1.jpg", "2.jpg")
+        with both.open("ab") as file:
+            file.write((tmp_path / "part").read_bytes())
+    names = [("1.jpg", IMAGES[0]), ("2.jpg", IMAGES[0]), ("1.jpg", IMAGES[1]), ("2.jpg", IMAGES[1])]
+    assert_images(read(tmp_path), names)
+
+
+def test_the_kinds_of_what_is_skipped_are_few(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    members = [(f"a.{number}x", b"") for number in range(100)] + [
+        (f"2021.01.{day}", b"") for day in range(50)
+    ]
+    write_shard(tmp_path / "BZh9.tar", [("BZhang.jpg", IMAGES[0]), *members])
+    assert names_in(read(tmp_path)) == ["BZhang.jpg"]
+    assert len(caplog.records) == 25
+    assert "files of further kinds, skipped: 126, the first is" in caplog.text
 
 
 def test_archives_may_be_appended_to_one_another(tmp_path: Path) -> None:
@@ -160,7 +186,15 @@ def test_sparse_files_are_skipped_and_counted(tmp_path: Path, caplog: pytest.Log
         file.write(IMAGES[0])
     (tmp_path / "plain.jpg").write_bytes(IMAGES[1])
     for style in ("gnu", "posix"):
-        command = ["tar", f"--format={style}", "-S", "-C", tmp_path, "-cf", tmp_path / f"{style}.tar"]
-        subprocess.run([*command, "hole.jpg", "plain.jpg"], check=True)
+        tar(
+            f"--format={style}",
+            "-S",
+            "-C",
+            tmp_path,
+            "-cf",
+            tmp_path / f"{style}.tar",
+            "hole.jpg",
+            "plain.jpg",
+        )
     assert_images(read(tmp_path), [("plain.jpg", IMAGES[1])] * 2)
     assert "sparse files, devices and the like, skipped: 2, the first is" in caplog.text

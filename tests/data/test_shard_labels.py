@@ -130,7 +130,7 @@ def test_of_images_of_one_name_each_has_its_own_label(
         sample = [("a.jpg", IMAGE), ("a.cls", b"5"), ("a.jpg", IMAGE), ("a.cls", b"6")]
         source = source_of(tmp_path / str(number), [sample[index] for index in order])
         assert (classes_of(source), labels_of(source).tolist()) == (["5", "6"], [0, 1])
-    assert "images with the name of an earlier one in their shard, all read: 1" in caplog.text
+    assert "images of the same name as an earlier one in their shard, all read: 1" in caplog.text
     with pytest.raises(UserError, match=r"a\.jpg has two labels that disagree: 5 in a\.cls and 6 in a\.cls"):
         source_of(tmp_path / "one", [sample[0], sample[1], sample[3]])
 
