@@ -56,10 +56,7 @@ def find_files(key: str, value: str, endings: Sequence[str], kinds: str) -> list
     """
     path = absolute_path(value)
     if path.is_dir():
-        found = _files_in(path, endings)
-        if not found:
-            raise UserError(f"{key} = {value}: no {endings[0]} files in that folder. Give {kinds}.")
-        return found
+        return _distinct(key, value, _files_of(key, path, endings, kinds))
     if path.exists():
         files = _listed(key, path) if path.suffix == ".txt" else [path]
     elif "{" in value:
@@ -76,7 +73,7 @@ def find_files(key: str, value: str, endings: Sequence[str], kinds: str) -> list
             f"{key} = {value}: {len(missing):,} of the {len(files):,} files are missing, the first is "
             f"{missing[0]}. Copy them, or do not list them."
         )
-    return files
+    return _distinct(key, value, files)
 
 
 def training_files(files: Sequence[Path]) -> list[Path]:
@@ -118,9 +115,11 @@ def find_held_out(
 
 def refuse_training_files(val_root: str | None, held_out: Sequence[Path], train: Sequence[Path]) -> None:
     """Raise UserError if a held-out file is among the training files."""
-    if set(held_out) & set(train):
+    real = set(map(os.path.realpath, train))
+    shared = [file for file in held_out if os.path.realpath(file) in real]
+    if shared:
         raise UserError(
-            f"data.val_root = {val_root}: {held_out[0]} is among the training files; give held-out files, or "
+            f"data.val_root = {val_root}: {shared[0]} is among the training files; give held-out files, or "
             "null for none."
         )
 
@@ -144,6 +143,41 @@ def expand_braces(pattern: str) -> list[str]:
         parts = group[1].split(",")
     before, after = pattern[: group.start()], expand_braces(pattern[group.end() :])
     return [before + part + rest for part in parts for rest in after]
+
+
+def _files_of(key: str, folder: Path, endings: Sequence[str], kinds: str) -> list[Path]:
+    found = _files_in(folder, endings)
+    inner = [entry for entry in sorted(folder.iterdir()) if _is_folder_of(entry, endings)]
+    names = ", ".join(entry.name for entry in inner[:4])
+    if found and inner:
+        log.warning("%s = %s: the %s files in its folders (%s) are not read.", key, folder, endings[0], names)
+    elif inner:
+        proposed = next((entry for entry in inner if entry.name == "train"), inner[0])
+        raise UserError(
+            f"{key} = {folder}: no {endings[0]} files in that folder, but in its folders ({names}). Give "
+            f"one, {key}={proposed}, or a pattern for several."
+        )
+    elif not found:
+        raise UserError(f"{key} = {folder}: no {endings[0]} files in that folder. Give {kinds}.")
+    return found
+
+
+def _is_folder_of(entry: Path, endings: Sequence[str]) -> bool:
+    try:
+        return not entry.name.startswith(".") and entry.is_dir() and bool(_files_in(entry, endings))
+    except OSError:
+        return False
+
+
+def _distinct(key: str, value: str, files: list[Path]) -> list[Path]:
+    """Return the files; raises UserError where two of them are one, which would be read twice."""
+    seen: dict[str, Path] = {}
+    for file in files:
+        first = seen.setdefault(os.path.realpath(file), file)
+        if first is not file:
+            where = "is listed twice" if first == file else f"is the same file as {first}"
+            raise UserError(f"{key} = {value}: {file} {where}. Name each file once.")
+    return files
 
 
 def _files_in(folder: Path, endings: Sequence[str]) -> list[Path]:

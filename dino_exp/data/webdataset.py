@@ -9,13 +9,10 @@ from __future__ import annotations
 import json
 import logging
 import os
-import re
-import tarfile
 from array import array
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import IO, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -27,6 +24,7 @@ from dino_exp.data.file_ranges import FileRanges, Stamp, stamps
 from dino_exp.data.kept import kept
 from dino_exp.data.labeled import LabeledSource, NameTable, short_digest
 from dino_exp.data.packed import stored_splits
+from dino_exp.data.shard_headers import WITHOUT_LABEL, Notes, scan
 from dino_exp.data.source import IMAGE_SUFFIXES, CorruptImageError, Shrink, Splits, decode_image
 from dino_exp.data.storage import patiently
 from dino_exp.errors import UserError, in_words
@@ -34,17 +32,15 @@ from dino_exp.regular_file import MOST_BYTES, read_regular, too_large
 
 log = logging.getLogger(__name__)
 
-ENDINGS = (".tar", ".tar.gz", ".tgz")  # compressed ones are found to be refused
+ENDINGS = (".tar", *(f".tar.{kind}" for kind in ("gz", "bz2", "xz", "zst", "lz4")), ".tgz", ".tbz2", ".txz")
+"""Endings of shards; compressed ones are found to be refused."""
 KINDS = (
     "a folder of .tar shards, a pattern such as '/data/train-{000000..000146}.tar', or a text file (.txt) "
     "with one shard per line"
 )
 SCANNERS = 16
 """Threads that read headers: on a network disk most of the time is waiting."""
-MOST_LABEL_BYTES = 2**24
-"""Largest label, and largest name or attributes of a member, that is read."""
-GREATEST_LABEL = 2**31 - 1
-LAYOUT = 1
+LAYOUT = 2
 """Version of the cached index, in its name."""
 
 
@@ -59,9 +55,10 @@ def load(
 ) -> Splits:
     """Find the training images in the shards of `root` and the held-out images in those of `val_root`.
 
-    A sample is the consecutive members with one base name. Its image is the first member with the ending of
-    an image, its label a number in `.cls`, or `label` or `cls` of `.json`. A file `classes.txt` in the folder
-    of the shards names class i in line i; without it the numbers are the names.
+    Every image with a known ending is read, except masks and the like beside another image. Its label is a
+    class number or name in `.cls`, `.class`, `.label`, or at a key of `.json` (`shard_labels.KEYS`), in a
+    member of the same name anywhere in its shard. A file `classes.txt` in the folder of the shards names
+    class i in line i; without it the numbers are the names, or the names are numbered in their order.
     The headers are read once per set of shards; the index made from them is kept in `cache_root()`.
 
     Args:
@@ -72,7 +69,8 @@ def load(
         channels, backend: see `decode_image`.
         packed, packed_side: see `stored_splits`.
 
-    Raises UserError where a shard is missing, compressed, half-written or damaged.
+    Raises UserError where a shard is missing, compressed, half-written or damaged, and where labels are
+    missing, no classes, or disagree.
     """
     if root is None:
         raise UserError(f"data.root is null: give {KINDS}.")
@@ -103,6 +101,10 @@ class ShardSource(LabeledSource):
         except OSError as error:
             raise UserError(f"{key} = {value}: shard {error.filename}: {error.strerror}.") from error
         index = _cached_index(shards)
+        unlabeled = bool((index.labels == NO_LABEL).all())
+        for what, count, example in json.loads(index.notes.tobytes()):
+            if what != WITHOUT_LABEL or unlabeled:
+                log.warning("%s: %s: %s, the first is %s", key, what, f"{count:,}", example)
         if not len(index.offsets):
             endings = " ".join(sorted(IMAGE_SUFFIXES))
             raise UserError(f"{key} = {value}: no images in {len(files):,} shards; they end in {endings}.")
@@ -112,7 +114,8 @@ class ShardSource(LabeledSource):
         self._first, self._offsets, self._lengths = map(
             torch.from_numpy, (index.first, index.offsets, index.lengths)
         )
-        self._take_labels(index.labels)
+        if not unlabeled:
+            self._take_labels(index.labels, json.loads(index.texts.tobytes()))
 
     def __len__(self) -> int:
         return len(self._offsets)
@@ -151,30 +154,48 @@ class ShardSource(LabeledSource):
     def _shard(self, index: int) -> int:
         return int(torch.searchsorted(self._first, index, right=True)) - 1
 
-    def _take_labels(self, labels: np.ndarray) -> None:
-        without = np.flatnonzero(labels < 0)
-        if len(without) == len(labels):
-            return
+    def _take_labels(self, labels: np.ndarray, texts: list[str]) -> None:
+        without, named = np.flatnonzero(labels == NO_LABEL), np.flatnonzero(labels < NO_LABEL)
         if len(without):
             raise UserError(
-                f"{self.name(int(without[0]))}: no label in .cls or .json, as in {len(without):,} of "
-                f"{len(labels):,} samples; the others have one. Label all samples or none."
+                f"{self.name(int(without[0]))}: no label, as in {len(without):,} of {len(labels):,} samples; "
+                "the others have one. Label all samples or none."
             )
-        numbers, labels = np.unique(labels, return_inverse=True)
-        listing = self.path / "classes.txt"
-        if not listing.exists():
-            self.label(labels, [str(number) for number in numbers])
-            return
-        try:
-            classes = read_regular(listing).decode("utf-8-sig", "surrogateescape").splitlines()
-        except OSError as error:
-            raise UserError(f"{in_words(error)}. Write one name per line, the first for label 0.") from error
-        if numbers[-1] >= len(classes):
+        if 0 < len(named) < len(labels):
+            number, name = int(np.argmax(labels >= 0)), int(named[0])
             raise UserError(
-                f"{listing}: {len(classes):,} names, but a sample has label {numbers[-1]}. Write one name "
+                f"{self.name(name)}: its label is the name {texts[_text_of(int(labels[name]))]!r}, but that "
+                f"of {self.name(number)} is the number {labels[number]}. Label all samples with names, or "
+                "all with numbers."
+            )
+        listing = self.path / "classes.txt"
+        classes = _class_names(listing) if listing.exists() else None
+        if len(named):
+            classes, labels = classes or sorted(texts), _text_of(labels)
+            position = {text: number for number, text in enumerate(classes)}
+            unknown = [text for text in texts if text not in position]
+            if unknown:
+                raise UserError(
+                    f"{listing}: {len(classes):,} names, but not {unknown[0]!r} ({len(unknown):,} such), the "
+                    "label of a sample. Write one name per line."
+                )
+            labels = np.array([position[text] for text in texts])[labels]
+        elif classes is None:
+            numbers, labels = np.unique(labels, return_inverse=True)
+            classes = [str(number) for number in numbers]
+        elif labels.max() >= len(classes):
+            raise UserError(
+                f"{listing}: {len(classes):,} names, but a sample has label {labels.max()}. Write one name "
                 "per line, the first for label 0."
             )
-        self.label(numbers[labels], classes)
+        self.label(labels, classes)
+
+
+def _class_names(listing: Path) -> list[str]:
+    try:
+        return read_regular(listing).decode("utf-8-sig", "surrogateescape").splitlines()
+    except OSError as error:
+        raise UserError(f"{in_words(error)}. Write one name per line, the first for label 0.") from error
 
 
 class _Index(NamedTuple):
@@ -184,8 +205,18 @@ class _Index(NamedTuple):
     ends: np.ndarray  # int64 (N + 1,)
     offsets: np.ndarray  # int64 (N,): first byte of the image in its shard
     lengths: np.ndarray  # int64 (N,): bytes of the image
-    labels: np.ndarray  # int64 (N,): -1 where there is none
+    labels: np.ndarray  # int64 (N,): a number, NO_LABEL, or NO_LABEL - 1 - i for text i
     first: np.ndarray  # int64 (S,): the first image of each shard
+    texts: np.ndarray  # uint8: JSON, a list of all names of classes
+    notes: np.ndarray  # uint8: JSON, a list of (what, count, first example)
+
+
+NO_LABEL = -1
+
+
+def _text_of(label: Any) -> Any:
+    """Return the position in `texts` of a label, or of labels, below NO_LABEL."""
+    return NO_LABEL - 1 - label
 
 
 def _cached_index(shards: list[Stamp]) -> _Index:
@@ -196,112 +227,32 @@ def _cached_index(shards: list[Stamp]) -> _Index:
 
 def _scan_all(shards: list[Stamp]) -> _Index:
     log.info("Reading the headers of %d shards in %s", len(shards), Path(shards[0].path).parent)
-    with ThreadPoolExecutor(SCANNERS) as pool:
-        parts = list(pool.map(_scan, shards))
-    names, ends, offsets, lengths, labels, _ = map(list, zip(*parts, strict=True))
-    sizes = np.cumsum([0] + [len(part) for part in names])
-    return _Index(
-        np.concatenate(names),
-        np.concatenate([[0], *(part[1:] + size for part, size in zip(ends, sizes, strict=False))]),
-        np.concatenate(offsets),
-        np.concatenate(lengths),
-        np.concatenate(labels),
-        np.cumsum([0] + [len(part) for part in offsets])[:-1],
-    )
-
-
-def _scan(shard: Stamp) -> _Index:
     names, ends = bytearray(), array("q", [0])
-    offsets, lengths, labels = array("q"), array("q"), array("q")
-    try:
-        with Path(shard.path).open("rb") as file:
-            for image, label in _samples(file, shard.path):
-                names += os.fsencode(image.name)
+    offsets, lengths, labels, first = array("q"), array("q"), array("q"), array("q")
+    texts: dict[str, int] = {}
+    notes = Notes()
+    empty = []
+    with ThreadPoolExecutor(SCANNERS) as pool:
+        for stamp, shard in zip(shards, pool.map(scan, (stamp.path for stamp in shards)), strict=True):
+            first.append(len(offsets))
+            for name in shard.names:
+                names += os.fsencode(name)
                 ends.append(len(names))
-                offsets.append(image.offset_data)
-                lengths.append(image.size)
-                labels.append(label)
-    except OSError as error:
-        raise UserError(f"shard {shard.path}: cannot be read: {error.strerror or error}.") from error
-    except UserError:
-        raise
-    except Exception as error:  # damaged headers raise every kind of error
-        raise _half_written(shard.path, str(error)) from error
-    return _Index(
-        np.frombuffer(names, dtype=np.uint8),
-        *(np.array(values, dtype=np.int64) for values in (ends, offsets, lengths, labels, [0])),
+            offsets += shard.offsets
+            lengths += shard.lengths
+            for label in shard.labels:
+                if isinstance(label, str):
+                    label = _text_of(texts.setdefault(label, len(texts)))
+                labels.append(NO_LABEL if label is None else label)
+            for what, (count, example) in shard.notes.found.items():
+                notes.add(what, example, count)
+            if not shard.names:
+                empty.append(stamp.path)
+    if empty:
+        notes.add("shards without images", empty[0], len(empty))
+    numbers = (np.array(values, dtype=np.int64) for values in (ends, offsets, lengths, labels, first))
+    described = (
+        np.frombuffer(json.dumps(values).encode(), dtype=np.uint8)
+        for values in (list(texts), [(what, *found) for what, found in notes.found.items()])
     )
-
-
-def _samples(file: IO[bytes], path: str) -> Iterator[tuple[tarfile.TarInfo, int]]:
-    """Yield the image and the label (-1: none) of each sample that has an image."""
-    if file.read(2) == b"\x1f\x8b":
-        raise UserError(
-            f"shard {path}: compressed with gzip, so it cannot be read in any order. Unpack it with gunzip, "
-            "or with zcat into a .tar file."
-        )
-    file.seek(0)
-    sample, image, label = "", None, -1
-    with tarfile.open(fileobj=cast(IO[bytes], _Headers(file)), mode="r:") as shard:
-        for member in shard:
-            shard.members.clear()  # type: ignore[attr-defined] # or it keeps an object for each
-            if member.size < 0:  # tarfile would come back to earlier headers again and again
-                raise tarfile.ReadError(f"{member.name} has a negative size")
-            base = re.match(r"((?:.*/)?[^/.]+)\.([^/]+)$", member.name)
-            if base is None or not member.isreg():
-                continue
-            if base[1] != sample:
-                if image:
-                    yield image, label
-                sample, image, label = base[1], None, -1
-            ending = "." + base[2].lower().rpartition(".")[2]
-            if ending in IMAGE_SUFFIXES:
-                image = image or member
-            elif ending in (".cls", ".json") and label < 0:
-                if member.size > MOST_LABEL_BYTES:
-                    label_size = too_large(member.size, MOST_LABEL_BYTES)
-                    raise UserError(f"{path}: {member.name} is no label: it has {label_size}.")
-                file.seek(member.offset_data)
-                label = _label(file.read(member.size), ending, f"{path}: {member.name}")
-        end = shard.offset
-    if image:
-        yield image, label
-    # tarfile stops at anything that is not a header; a complete file has zeros there.
-    file.seek(end)
-    closing = file.read(tarfile.BLOCKSIZE)
-    if closing != bytes(tarfile.BLOCKSIZE):
-        raise _half_written(path, f"a damaged header at byte {end:,}" if closing else "it has no end marker")
-
-
-class _Headers:
-    """What tarfile may read of a shard: blocks, and long names and attributes up to a limit."""
-
-    def __init__(self, file: IO[bytes]) -> None:
-        self._file = file
-        self.seek, self.tell = file.seek, file.tell
-
-    def read(self, size: int) -> bytes:
-        if not 0 <= size <= MOST_LABEL_BYTES:
-            raise tarfile.ReadError(f"a header of {size:,} bytes")
-        return self._file.read(size)
-
-
-def _label(content: bytes, ending: str, name: str) -> int:
-    if ending == ".cls":
-        digits = content.strip()
-        if not digits.isdigit() or len(digits) > 10 or int(digits) > GREATEST_LABEL:
-            raise UserError(
-                f"{name}: {content[:20]!r} is not a label; a class number from 0 to {GREATEST_LABEL:,} is "
-                "required."
-            )
-        return int(digits)
-    try:
-        values = json.loads(content)
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{name}: not JSON ({error}). Write the shard again.") from error
-    numbers = [values.get(key) for key in ("label", "cls")] if isinstance(values, dict) else []
-    return next((number for number in numbers if type(number) is int and 0 <= number <= GREATEST_LABEL), -1)
-
-
-def _half_written(path: str, reason: str) -> UserError:
-    return UserError(f"shard {path}: half-written or damaged ({reason}). Copy or write it again.")
+    return _Index(np.frombuffer(names, dtype=np.uint8), *numbers, *described)

@@ -1,8 +1,9 @@
 """Tar shards: their samples in any order, and incomplete shards."""
 
+import bz2
 import gzip
-import io
 import logging
+import lzma
 import os
 import pickle
 import tarfile
@@ -44,7 +45,7 @@ def test_folder_pattern_and_list_hold_the_same_samples_in_any_order(tmp_path: Pa
             source.name(20)
 
 
-def test_a_sample_is_the_consecutive_members_of_one_base_name(tmp_path: Path) -> None:
+def test_images_have_the_labels_of_their_names(tmp_path: Path) -> None:
     (one, _), (two, _) = IMAGES[:2]
     long = "n01440764/" + "x" * 120
     write_shard(
@@ -52,16 +53,15 @@ def test_a_sample_is_the_consecutive_members_of_one_base_name(tmp_path: Path) ->
         [
             (f"{long}.json", b'{"label": 7, "caption": "a tench"}'),
             (f"{long}.JPEG", one),
-            ("b/2.seg.png", two),  # the first image of its sample
             ("b/2.cls", b"12\n"),
-            ("b/2.jpg", one),
+            ("b/2.jpg", two),
             ("b/3.txt", b"no image in this sample"),
             ("b/.hidden.jpg", two),
         ],
     )
     source = shards(tmp_path).train
     assert (len(source), source.classes, labels_of(source).tolist()) == (2, ["7", "12"], [0, 1])
-    assert [source.name(i).split(": ")[1] for i in range(2)] == [f"{long}.JPEG", "b/2.seg.png"]
+    assert [source.name(i).split(": ")[1] for i in range(2)] == [f"{long}.JPEG", "b/2.jpg"]
     assert torch.equal(source.read(1), decoded(two))
     (tmp_path / "classes.txt").write_text("\n".join(f"kind {i}" for i in range(13)))
     named = shards(tmp_path).train
@@ -134,9 +134,15 @@ def test_an_unreadable_shard_is_reported_before_training(tmp_path: Path) -> None
         (complete[: members[5].offset], "no end marker"),
         (complete[: members[5].offset + 100], "half-written"),
         (complete[: header + 100] + b"?" + complete[header + 101 :], rf"a damaged header at byte {header:,}"),
-        (b"", "half-written"),
-        (b"<html>" * 200, "half-written"),
+        (b"", "half-written .*empty file"),
+        (b"<html>" * 200, "half-written .*begins with b'<html>"),
+        (bytes(20480), "half-written .*only zeros"),
+        (complete + b"?" * 600, "half-written .*no tar archive behind its end"),
+        (complete + complete[:800], "half-written .*unexpected end"),
         (gzip.compress(complete), "compressed with gzip.*gunzip"),
+        (bz2.compress(complete), "compressed with bzip2.*bunzip2"),
+        (lzma.compress(complete), "compressed with xz.*unxz"),
+        (b"\x28\xb5\x2f\xfd" + bytes(600), "compressed with zstd.*unzstd"),
     ]
     for content, reason in broken:
         shard.write_bytes(content)
@@ -151,7 +157,7 @@ def test_an_unreadable_shard_is_reported_before_training(tmp_path: Path) -> None
 
 def header(name: str, size: int, kind: bytes = tarfile.REGTYPE) -> bytes:
     member = tarfile.TarInfo(name)
-    member.size, member.type = size, kind
+    member.size, member.type, member.linkname = size, kind, "elsewhere"
     return member.tobuf(tarfile.GNU_FORMAT)
 
 
@@ -168,6 +174,7 @@ def header(name: str, size: int, kind: bytes = tarfile.REGTYPE) -> bytes:
         (header("a.txt", -512), r"damaged .*a\.txt has a negative size"),
         (header("a.txt", -512, tarfile.XHDTYPE), "damaged .*a header of -512 bytes"),
         (header("a.txt", 2**80), "damaged"),
+        (header("a.txt", 0, tarfile.SYMTYPE) + header("a." * 2100 + "jpg", 0), r"a name of 4,203 characters"),
         (b"".join([header("a", 0, tarfile.GNUTYPE_LONGNAME)] * 5000), "damaged"),
     ],
 )
@@ -194,7 +201,6 @@ def test_mistakes_are_reported(tmp_path: Path) -> None:
     (one, _), (two, _) = IMAGES[:2]
     (tmp_path / "empty").mkdir()
     write_shard(tmp_path / "text" / "0.tar", [("a.txt", b"hello")])
-    write_shard(tmp_path / "word" / "0.tar", [("a.cls", b"dog"), ("a.jpg", one)])
     write_shard(tmp_path / "digits" / "0.tar", [("a.cls", b"9" * 5000), ("a.jpg", one)])
     write_shard(tmp_path / "json" / "0.tar", [("a.jpg", one), ("a.json", b"{")])
     write_shard(tmp_path / "deep" / "0.tar", [("a.jpg", one), ("a.json", b"[" * 100_000)])
@@ -205,11 +211,14 @@ def test_mistakes_are_reported(tmp_path: Path) -> None:
         (tmp_path / "empty", r"data\.root = .*empty: no \.tar files in that folder"),
         (tmp_path / "empty" / "*.tar", r"no file matches the pattern"),
         (tmp_path / "text", r"no images in 1 shards; they end in"),
-        (tmp_path / "word", r"word/0\.tar: a\.cls: b'dog' is not a label"),
-        (tmp_path / "digits", r"digits/0\.tar: a\.cls: b'9{20}' is not a label; .* 0 to 2,147,483,647"),
+        (tmp_path, r"no \.tar files in that folder, but in its folders \(deep, .*data\.root=.*/deep, or"),
+        (
+            tmp_path / "digits",
+            r"digits/0\.tar: a\.cls: '9{20}.* is not a label; .* 0 to 2,147,483,647 or one",
+        ),
         (tmp_path / "deep", r"deep/0\.tar: a\.json: not JSON"),
         (tmp_path / "json", r"json/0\.tar: a\.json: not JSON"),
-        (tmp_path / "half", r"half/0\.tar: b\.jpg: no label .* 1 of 2 samples"),
+        (tmp_path / "half", r"half/0\.tar: b\.jpg: no label, .* 1 of 2 samples"),
     ]
     for root, message in mistakes:
         with pytest.raises(UserError, match=message):
@@ -251,14 +260,17 @@ def test_unreadable_members_are_reported(tmp_path: Path) -> None:
             source.read(index)
 
 
-def test_pax_headers_are_read(tmp_path: Path) -> None:
-    with tarfile.open(tmp_path / "0.tar", "w", format=tarfile.PAX_FORMAT) as shard:
-        member = tarfile.TarInfo("ordner/" + "ü" * 90 + ".jpg")
-        member.size = len(IMAGES[0][0])
-        shard.addfile(member, io.BytesIO(IMAGES[0][0]))
-    source = shards(tmp_path).train
-    assert source.name(0).endswith("ordner/" + "ü" * 90 + ".jpg")
-    assert torch.equal(source.read(0), decoded(IMAGES[0][0]))
+def test_no_shard_is_read_twice(tmp_path: Path) -> None:
+    folder = as_shards(tmp_path / "set", IMAGES)
+    (folder / "list.txt").write_text("train-000000.tar\ntrain-000001.tar\n../set/train-000000.tar\n")
+    with pytest.raises(UserError, match=r"set/\.\./set/train-000000\.tar is the same file as .*Name each"):
+        shards(folder / "list.txt")
+    with pytest.raises(UserError, match=r"train-000002\.tar is listed twice"):
+        shards(folder / "train-00000{2,2}.tar")
+    (tmp_path / "val").mkdir()
+    (tmp_path / "val" / "0.tar").symlink_to(folder / "train-000000.tar")
+    with pytest.raises(UserError, match=r"val/0\.tar is among the training files"):
+        shards(folder, tmp_path / "val")
 
 
 def test_braces_expand_as_in_a_shell() -> None:
