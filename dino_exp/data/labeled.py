@@ -116,7 +116,8 @@ class LabeledSource:
             what = self._partly or "these images have fewer than two classes"
             raise UserError(
                 f"{where} ({self.path}): {what}, and those of data.root ({train.path}) have "
-                f"{len(train.classes):,} classes. Label them with the same classes, or set data.val_root=null."
+                f"{len(train.classes):,} classes. Label them with the same classes, or set "
+                "data.val_root=null."
             )
         position = {name: number for number, name in enumerate(train.classes)}
         present = {self.classes[label] for label in np.unique(self.labels)}
