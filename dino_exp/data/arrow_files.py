@@ -52,7 +52,7 @@ def reading(file: Path) -> Iterator[None]:
         if known_words(error) and isinstance(error, OSError):
             named = OSError(error.errno, error.strerror, error.filename or str(file))  # Arrow does not say it
             raise UserError(f"{in_words(named)}.") from error
-        text = " ".join(str(error).split()) or type(error).__name__
+        text = " ".join(str(getattr(error, "strerror", None) or error).split()) or type(error).__name__
         raise UserError(
             f"{file}: half-written, damaged or not what its name says ({text[:300]}). Write it again."
         ) from error

@@ -76,6 +76,9 @@ def load(
     how = channels, backend, image_column, label_column
     train = HuggingfaceSource("data.root", train_files, *how)
     test = HuggingfaceSource("data.val_root", held_out, *how) if held_out else None
+    if val_root == "auto" and test is not None and train.classes is not None and test.classes is None:
+        log.warning("data.val_root = auto: %s has no labels and is not used.", test.path)
+        test = None
     return stored_splits(train, test, val_root, packed, packed_side)
 
 
@@ -197,8 +200,10 @@ class HuggingfaceSource(LabeledSource):
             if chosen or columns[0].names(column):
                 raise
             log.warning("%s The images have no labels.", error)
-        else:
-            self.label(labels, classes)
+            return
+        if not chosen and columns[0].names(column) is None:
+            log.info("%s: the labels are the column %s, by its name.", self.path, column)
+        self.label(labels, classes)
 
 
 def _columns(where: str, files: Sequence[Path]) -> list[Columns]:

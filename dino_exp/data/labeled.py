@@ -91,6 +91,9 @@ class LabeledSource:
         Raises UserError if there is no class for a label.
         """
         tensor = _tensor(labels, np.int64)
+        if tensor.is_floating_point():  # which may hold NaN
+            raise TypeError("labels are integers")
+        tensor = tensor.to(torch.int64)
         without = torch.nonzero(tensor < 0).flatten()
         if len(without):
             if len(without) < len(tensor):
@@ -124,8 +127,8 @@ class LabeledSource:
         if self.classes is None or self.labels is None:
             what = self._partly or "these images have fewer than two classes"
             raise UserError(
-                f"{where} ({self.path}): {what}, and those of data.root "
-                f"({train.path}) have {len(train.classes):,}. Label them with the same classes, or set "
+                f"{where} ({self.path}): {what}, and those of data.root ({train.path}) have "
+                f"{len(train.classes):,} classes. Label them with the same classes, or set "
                 "data.val_root=null."
             )
         position = {name: number for number, name in enumerate(train.classes)}

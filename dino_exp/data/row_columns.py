@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any
@@ -14,8 +13,6 @@ import pyarrow.compute as pc
 
 from dino_exp.data.arrow_files import holds_bytes, holds_paths, is_text
 from dino_exp.errors import UserError
-
-log = logging.getLogger(__name__)
 
 USUAL_LABELS = ("label", "labels", "class", "cls", "target")
 """Names of columns that are taken as labels, the first that exists, where none has the type ClassLabel."""
@@ -59,7 +56,6 @@ class Columns:
         """Return the column of the labels, if there is one: the chosen one, a ClassLabel, or by name."""
         if chosen is not None:
             self._check("label_column", chosen)
-            self._check_labels(chosen)
             return chosen
         found = self._of_type("ClassLabel")
         if len(found) > 1:
@@ -68,13 +64,8 @@ class Columns:
                 f"from {', '.join(found)}."
             )
         if found:
-            self._check_labels(found[0])
             return found[0]
-        usual = next((name for name in USUAL_LABELS if name in self.schema.names), None)
-        if usual is None:
-            return None
-        log.info("%s: the column %s is taken as the labels, by its name.", self.where, usual)
-        return usual
+        return next((name for name in USUAL_LABELS if name in self.schema.names), None)
 
     def labels(self, column: str, parts: Sequence[Any]) -> tuple[np.ndarray, list[str]]:
         """Return the label int64 (N,) of each row, negative for none, and the classes.

@@ -239,6 +239,19 @@ def test_layouts_of_the_hub(tmp_path: Path, names: tuple[str, ...]) -> None:
     assert_holds(held_out(hugging_face(tmp_path / names[0], tmp_path)), IMAGES[::4])
 
 
+def test_held_out_files_that_nobody_named_need_labels(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    part(tmp_path / "train.parquet", IMAGES)
+    part(tmp_path / "test.parquet", [(IMAGES[0][0], -1)] * 3)
+    splits = hugging_face(tmp_path)
+    assert_holds(splits.train, IMAGES)
+    assert splits.test is None
+    assert f"data.val_root = auto: {tmp_path}/test.parquet has no labels and is not used" in caplog.text
+    with pytest.raises(UserError, match=r"fewer than two classes, and those of data\.root .* have 3 classes"):
+        hugging_face(tmp_path, tmp_path / "test.parquet")
+
+
 def test_a_folder_that_is_not_one_set_is_refused(tmp_path: Path) -> None:
     for name in (
         "fine/train/0.parquet",

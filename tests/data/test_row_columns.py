@@ -120,7 +120,7 @@ def test_labels_are_found_by_their_type_or_their_usual_name(
     write(tmp_path / "a.parquet", target=[5, 5, 5, 6], label=[0, 1, 0, 1], text=["a", "b", "c", "d"])
     with caplog.at_level(logging.INFO, "dino_exp"):
         assert labels_of(train_images(tmp_path)).tolist() == [0, 1, 0, 1]
-    assert "the column label is taken as the labels" in caplog.text
+    assert "the labels are the column label, by its name" in caplog.text
     write(tmp_path / "other" / "a.parquet", text=["a", "b", "c", "d"])
     assert train_images(tmp_path / "other").labels is None
     rows = as_rows(list(zip(IMAGES, [1, 0, 1, 0], strict=True)), ["ant", "bee"])
