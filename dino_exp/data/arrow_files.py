@@ -94,6 +94,16 @@ def ranges_of(file: Path, column: str) -> Ranges:
         return Ranges(*map(np.concatenate, zip(empty, *parts, strict=True)))
 
 
+def paths_of(file: Path, column: str) -> list[bytes | None]:
+    """Return the path that each row of an arrow file has for its image, None without one."""
+    with reading(file):
+        found: list[bytes | None] = []
+        for batch in pa.ipc.open_stream(_mapped(file)):
+            paths = _parts(batch.column(column))[1]
+            found += [None] * len(batch) if paths is None else paths.cast(pa.large_binary()).to_pylist()
+        return found
+
+
 def unpacked(file: Path, column: str) -> Path:
     """Return an arrow file with the column IMAGE of a parquet file's images, written to the cache once."""
     folder = cache_root() / "huggingface"

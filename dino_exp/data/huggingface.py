@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from dino_exp.data import file_sets
-from dino_exp.data.arrow_files import IMAGE, ranges_of, reading, schema_of, unpacked, values_of
+from dino_exp.data.arrow_files import IMAGE, paths_of, ranges_of, reading, schema_of, unpacked, values_of
 from dino_exp.data.content import Content
 from dino_exp.data.digests import digests, file_digest, missing, range_digest
 from dino_exp.data.file_ranges import FileRanges, stamps
@@ -110,12 +110,12 @@ class HuggingfaceSource(LabeledSource):
         columns = _columns(f"{key} = {self.path}", files)
         column = columns[0].image(image_column)
         _check_all_have(column, columns, files)
-        arrow = [
+        self._columns = [
             (file, column) if file.suffix == ".arrow" else (unpacked(file, column), IMAGE) for file in files
         ]
-        parts = [ranges_of(*each) for each in arrow]
-        self._bytes = FileRanges(stamps(file for file, _ in arrow))
-        self._key = short_digest(stamps(files), column, channels, backend)
+        parts = [ranges_of(*each) for each in self._columns]
+        self._bytes = FileRanges(stamps(file for file, _ in self._columns))
+        self._key = short_digest(stamps(files), column)
         # Tensors, because DataLoader passes them to workers through shared memory.
         starts, lengths, named = (torch.from_numpy(np.concatenate(part)) for part in zip(*parts, strict=True))
         self._starts, self._lengths, self._named = starts, lengths, named
@@ -129,12 +129,11 @@ class HuggingfaceSource(LabeledSource):
 
     def read(self, index: int, shrink: Shrink | None = None) -> torch.Tensor:
         name = self.name(index)
-        where = self._where(index)
-        length = where[2]
-        if not length:
+        where = self._range(index)
+        if not where[2]:
             raise CorruptImageError(name, "the row has no image")
-        if length > MOST_BYTES:
-            raise CorruptImageError(name, too_large(length))
+        if where[2] > MOST_BYTES:
+            raise CorruptImageError(name, too_large(where[2]))
         try:
             content = patiently(lambda: self._bytes.read(*where), self._bytes.some_paths)
         except OSError as error:
@@ -161,31 +160,34 @@ class HuggingfaceSource(LabeledSource):
 
     def content(self) -> Content:
         """Return the images that are there now."""
-        names = NameTable.of([b"row %d" % row for row in range(len(self))])
-        return Content(names, self._digests(every=False), self.labels)
+        return Content(self._names(), self._digests(every=False), self.labels)
 
     def fingerprint(self) -> str:
         """Return a digest of every image and of how it is decoded."""
         return short_digest(self._digests(every=True), self._channels, self._backend)
 
+    def _names(self) -> NameTable:
+        """Return the paths that the rows have for their images, or the numbers of the rows."""
+        paths = (path for each in self._columns for path in paths_of(*each))
+        return NameTable.of([path or b"row %d" % row for row, path in enumerate(paths)])
+
     def _digests(self, every: bool) -> np.ndarray:
-        stored = ~self._named & (self._lengths > 0)  # in a file that a row names, or nowhere
-        sizes = torch.where(stored, self._lengths, -1).numpy()
+        # unknown are the sizes of no image, and of a file that a row names
+        sizes = torch.where(self._named | (self._lengths == 0), -1, self._lengths).numpy()
         return digests(self._key, sizes, self._digest, self._bytes.some_paths, every)
 
     def _digest(self, index: int, hashed: bool) -> int:
-        number, first, length = self._where(index)
-        if not length:
-            raise missing(self.name(index))
-        if not self._named[index]:
-            return range_digest(self._bytes, number, first, length, hashed)
-        file = path_below(self._folder, os.fsdecode(self._bytes.read(number, first, length)))
-        if file is None:
-            raise missing(self.name(index))
-        return file_digest(str(file), hashed)
+        number, start, length = self._range(index)
+        if self._named[index]:
+            file = path_below(self._folder, os.fsdecode(self._bytes.read(number, start, length)))
+            if file is not None:
+                return file_digest(file, hashed)
+        elif length:
+            return range_digest(self._bytes, number, start, length, hashed)
+        raise missing(self.name(index))
 
-    def _where(self, index: int) -> tuple[int, int, int]:
-        """Return the number of the image's file, its first byte there, and its bytes."""
+    def _range(self, index: int) -> tuple[int, int, int]:
+        """Return the number of the file, the first byte and the length of an image, or of its path."""
         number = int(torch.searchsorted(self._ends, index, right=True))
         return number, int(self._starts[index]), int(self._lengths[index])
 
