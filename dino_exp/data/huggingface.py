@@ -184,17 +184,17 @@ class HuggingfaceSource(LabeledSource):
             images = self._rows[start : start + BATCH].column(0)
             yield range(start, start + len(images)), compute.struct_field(images, field)
 
-    def _digest(self, index: int, hashed: bool) -> int:
+    def _digest(self, index: int, whole: int) -> int:
         image = self._rows[index].column(0)[0]
         stored, path = (image[part] for part in ("bytes", "path")) if image.is_valid else (None, None)
         if stored is not None and stored.is_valid and stored.as_buffer().size:
             content = memoryview(stored.as_buffer())
-            return digest(len(content), (lambda at, count: content[at : at + count]) if hashed else None)
+            return digest(len(content), lambda at, count: content[at : at + count], whole)
         name = os.fsdecode(path.cast("binary").as_py() or b"") if path is not None else ""
         file = path_below(self._folder, name)
         if file is None:
             raise missing(self.name(index))
-        return file_digest(file, hashed)
+        return file_digest(file, whole)
 
     def _take_labels(self, rows: Any, column: str) -> None:
         values = rows.select_columns([column]).with_format("arrow")[:].column(0).to_pandas().to_numpy()
