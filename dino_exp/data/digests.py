@@ -1,8 +1,8 @@
 """Digests of stored images, by which the same images are known wherever they lie and in whatever files.
 
-A digest has an image's size in its lower 32 bits and in the upper ones a hash of enough of its bytes: of all
-of a small image, and of the beginning, the middle and the end of a large one. Zero stands for no hash: of a
-large set only some images are read, unless all are needed.
+A digest has an image's size in its lower 32 bits and a hash of its bytes in the upper ones, where 0 stands
+for no hash. To know what a run is trained on, enough bytes of enough images are read; for what is used in place
+of the images, all bytes of all of them.
 """
 
 from __future__ import annotations
@@ -29,6 +29,9 @@ HASHED = 65_536
 """Images of a set that are read; of more, as many that are evenly spread."""
 WHOLE, PIECE = 64 * 1024, 16 * 1024
 """Bytes of the largest image that is read entirely, and of each of the three pieces of a larger one."""
+SIZE_ALONE, ALL = 0, 2**63
+"""Values in place of WHOLE: images are not read, or entirely whatever their size."""
+CHUNK = 2**20
 READERS = 16
 """Threads that read: on a network disk most of the time is waiting."""
 TOGETHER = 512
@@ -43,35 +46,38 @@ HASH = np.uint64(32)
 UNREADABLE = 2**32 - 1
 """The digest of an image that is missing or cannot be read; as a size it is above all others."""
 
-Digest = Callable[[int, bool], int]
-"""A function that returns the digest of an image by its index, with or without a hash. Raises OSError."""
+Digest = Callable[[int, int], int]
+"""A function of an image's index and a value in place of WHOLE that returns its digest. Raises OSError."""
 Piece = Callable[[int, int], bytes | memoryview]
 """A function that returns so many bytes of an image from a position on. Raises OSError."""
 
 
-def digest(size: int, read: Piece | None) -> int:
-    """Return the digest of an image of `size` bytes, without a hash if `read` is None."""
+def digest(size: int, read: Piece, whole: int = WHOLE) -> int:
+    """Return the digest of an image of `size` bytes. Raises OSError."""
     found = min(size, UNREADABLE - 1)
-    if read is None:
+    if whole == SIZE_ALONE:
         return found
-    places = [(0, size)] if size <= WHOLE else [(at, PIECE) for at in (0, (size - PIECE) // 2, size - PIECE)]
+    if size <= whole:
+        pieces = [(at, min(CHUNK, size - at)) for at in range(0, size, CHUNK)]
+    else:
+        pieces = [(at, PIECE) for at in (0, (size - PIECE) // 2, size - PIECE)]
     hashed = 0
-    for place in places:
-        hashed = zlib.crc32(read(*place), hashed)
+    for piece in pieces:
+        hashed = zlib.crc32(read(*piece), hashed)
     return found | (hashed or 1) << int(HASH)
 
 
-def file_digest(path: str, hashed: bool) -> int:
+def file_digest(path: str, whole: int) -> int:
     """Return the digest of an image that is a file. Raises OSError."""
     with open_regular(path) as file:
         descriptor = file.fileno()
         size = os.fstat(descriptor).st_size
-        return digest(size, (lambda at, count: os.pread(descriptor, count, at)) if hashed else None)
+        return digest(size, lambda at, count: os.pread(descriptor, count, at), whole)
 
 
-def range_digest(files: FileRanges, number: int, first: int, size: int, hashed: bool) -> int:
+def range_digest(files: FileRanges, number: int, first: int, size: int, whole: int) -> int:
     """Return the digest of an image that is `size` bytes of file `number` from `first` on. Raises OSError."""
-    return digest(size, (lambda at, count: files.read(number, first + at, count)) if hashed else None)
+    return digest(size, lambda at, count: files.read(number, first + at, count), whole)
 
 
 def file_sizes(base: str, names: NameTable) -> tuple[np.ndarray, str]:
@@ -114,20 +120,20 @@ def digests(
         sizes: int64 (N,), -1 where unknown.
         of: returns the digest of one image.
         others: paths of a few of the files, as in `patiently`.
-        every: whether to read all images of a large set, too.
+        every: whether to read all bytes of all images.
 
     Raises MachineError where the storage stays away.
     """
-    hashed = np.ones(len(sizes), dtype=bool)
-    if len(sizes) > HASHED and not every:
-        hashed[:] = False
+    hashed = np.full(len(sizes), every or len(sizes) <= HASHED)
+    if not hashed.all():
         hashed[evenly_spread(len(sizes), HASHED)] = True
+    whole = ALL if every else WHOLE
 
     def read(found: np.ndarray, indices: Sequence[int]) -> list[tuple[int, OSError]]:
         failed = []
         for index in indices:
             try:
-                found[index] = of(index, bool(hashed[index]))
+                found[index] = of(index, whole if hashed[index] else SIZE_ALONE)
             except OSError as error:
                 failed.append((index, error))
         return failed
@@ -155,7 +161,8 @@ def digests(
             left = [index for part in failed for index, _ in part]
         return _Digests(read_patiently(found, left))
 
-    name = short_digest(LAYOUT, key, sizes, every and len(sizes) > HASHED)
+    more = every and (len(sizes) > HASHED or sizes.max(initial=0) > WHOLE)  # than is read otherwise
+    name = short_digest(LAYOUT, key, sizes, more)
     found = kept(f"digests-{name}.npz", _Digests, made, "what is known of the images").digests
     left = np.flatnonzero((found == UNREADABLE) | (sizes < 0)).tolist()
     return read_patiently(found, left) if left else found

@@ -105,8 +105,8 @@ class FolderSource(LabeledSource):
         sizes, key = file_sizes(self._base, self._paths)
         return digests(key, sizes, self._digest, self._some_paths, every)
 
-    def _digest(self, index: int, hashed: bool) -> int:
-        return file_digest(self.name(index), hashed)
+    def _digest(self, index: int, whole: int) -> int:
+        return file_digest(self.name(index), whole)
 
     def fill(self, paths: bytearray, ends: array[int], labels: array[int], classes: list[str] | None) -> None:
         """Set the paths (relative to the base folder, or absolute) and labels that were found."""

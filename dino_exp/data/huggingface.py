@@ -176,14 +176,14 @@ class HuggingfaceSource(LabeledSource):
         sizes = torch.where(self._named | (self._lengths == 0), -1, self._lengths).numpy()
         return digests(self._key, sizes, self._digest, self._bytes.some_paths, every)
 
-    def _digest(self, index: int, hashed: bool) -> int:
+    def _digest(self, index: int, whole: int) -> int:
         number, start, length = self._range(index)
         if self._named[index]:
             file = path_below(self._folder, os.fsdecode(self._bytes.read(number, start, length)))
             if file is not None:
-                return file_digest(file, hashed)
+                return file_digest(file, whole)
         elif length:
-            return range_digest(self._bytes, number, start, length, hashed)
+            return range_digest(self._bytes, number, start, length, whole)
         raise missing(self.name(index))
 
     def _range(self, index: int) -> tuple[int, int, int]:

@@ -147,9 +147,9 @@ class ShardSource(LabeledSource):
         key = short_digest(self._bytes.files, self._offsets.numpy())
         return digests(key, self._lengths.numpy(), self._digest, self._bytes.some_paths, every)
 
-    def _digest(self, index: int, hashed: bool) -> int:
+    def _digest(self, index: int, whole: int) -> int:
         first, size = int(self._offsets[index]), int(self._lengths[index])
-        return range_digest(self._bytes, self._shard(index), first, size, hashed)
+        return range_digest(self._bytes, self._shard(index), first, size, whole)
 
     def _shard(self, index: int) -> int:
         return int(torch.searchsorted(self._first, index, right=True)) - 1

@@ -41,11 +41,13 @@ def folder(tmp_path: Path) -> Path:
     return as_files(tmp_path / "set", IMAGES, CLASSES)
 
 
+def _digest(image: bytes) -> int:
+    return digests.digest(len(image), lambda at, count: image[at : at + count])
+
+
 def of(*images: tuple[str, bytes, int]) -> dict[str, Content]:
     """Return the content of images that are given by name, bytes and label."""
-    found = [
-        digests.digest(len(image), lambda at, count, of=image: of[at : at + count]) for _, image, _ in images
-    ]
+    found = [_digest(image) for _, image, _ in images]
     names = NameTable.of([os.fsencode(name) for name, _, _ in images])
     return {"train": Content(names, np.array(found, np.uint64), np.array([label for *_, label in images]))}
 
@@ -203,6 +205,17 @@ def test_a_change_inside_a_large_image_is_noticed() -> None:
         assert key_of(of(("a", bytes(small), 0))) != key_of(of(("a", bytes(changed), 0)))
 
 
+def test_caches_know_all_bytes_of_large_images(tmp_path: Path) -> None:
+    content = bytearray(np.random.default_rng(0).bytes(digests.WHOLE + 1))
+    (tmp_path / "a.jpg").write_bytes(content)
+    before, fingerprint = contents(tmp_path), files(tmp_path).train.fingerprint()
+    assert files(tmp_path).train.fingerprint() == fingerprint
+    content[digests.PIECE] ^= 1  # in no piece
+    (tmp_path / "a.jpg").write_bytes(content)
+    assert key_of(contents(tmp_path)) == key_of(before)
+    assert files(tmp_path).train.fingerprint() != fingerprint
+
+
 def test_of_a_large_set_a_part_is_read_and_all_sizes_count(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -235,9 +248,9 @@ def test_digests_are_read_once_and_damaged_ones_again(
     reads: list[str] = []
     original = digests.file_digest
 
-    def counted(path: str, hashed: bool) -> int:
+    def counted(path: str, whole: int) -> int:
         reads.append(path)
-        return original(path, hashed)
+        return original(path, whole)
 
     monkeypatch.setattr("dino_exp.data.folder.file_digest", counted)
     assert (key_of(contents(folder)), reads) == (key, [])
