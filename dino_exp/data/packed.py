@@ -71,8 +71,8 @@ def _say_depth(train: StoredImages) -> None:
     if deep:
         largest = max(deep.values())
         log.warning(
-            "data.root: %d of %d images looked at (%s) have 16 bits per value, of which the upper 8 are used; "
-            "the largest value is then %d of 255%s.",
+            "data.root: %d of %d images looked at (%s) have 16 bits per value, of which the upper 8 are "
+            "used; the largest value is then %d of 255%s.",
             len(deep),
             len(looked_at),
             next(iter(deep)),

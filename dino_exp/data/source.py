@@ -273,7 +273,11 @@ def _npy(content: bytes) -> np.ndarray:
         array = np.load(io.BytesIO(content), allow_pickle=False)
     except Exception as error:  # damaged headers raise many kinds
         raise _DecodeError(f"damaged or truncated .npy file ({_first_line(error)})") from error
-    if array.dtype not in (np.uint8, np.uint16) or array.ndim not in (2, 3) or array.size == 0:
+    if (
+        array.dtype.newbyteorder("=") not in (np.uint8, np.uint16)
+        or array.ndim not in (2, 3)
+        or array.size == 0
+    ):
         raise _DecodeError(
             f"a .npy file with {array.dtype} {array.shape}; uint8 or uint16 of shape (H, W) or "
             "(H, W, channels) is required"
@@ -286,7 +290,8 @@ def _npy(content: bytes) -> np.ndarray:
 
 def _pixels(image: Image.Image, channels: int) -> np.ndarray:
     """Decode to uint8 (H, W, channels of the file), palettes resolved; CMYK stays for 4 channels."""
-    mode, stored = image.mode, str(image.tile[:1])  # with Pillow's word for the values in the file: RGB;16B
+    # with Pillow's word for the values in the file, such as RGB;16B
+    mode, stored = image.mode, str(getattr(image, "tile", [])[:1])
     if mode.startswith("I"):  # 16 bits, which some formats deliver as 32
         values = np.asarray(image)
         if ";32" in stored or values.min() < 0 or values.max() > 65535:
