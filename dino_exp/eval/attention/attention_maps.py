@@ -91,8 +91,8 @@ class AttentionMaps:
         self._draw(subject, images, folder, findings)
         if isinstance(images, FileImages) and images.strips:
             findings.notes.append(
-                f"Only the beginning of {len(images.strips)} images was used ({min(images.strips)}), which "
-                f"are longer than {LONGEST} times their shorter side."
+                f"Cut off at {LONGEST} times the shorter side: {len(images.strips)} of {len(images)} images "
+                f"({min(images.strips)})."
             )
 
     def _overlap(self, subject: Subject, images: MaskedImages, findings: Findings) -> None:
