@@ -292,6 +292,7 @@ def _pixels(image: Image.Image, channels: int) -> np.ndarray:
     """Decode to uint8 (H, W, channels of the file), palettes resolved; CMYK stays for 4 channels."""
     # with Pillow's word for the values in the file, such as RGB;16B
     mode, stored = image.mode, str(getattr(image, "tile", [])[:1])
+    is_deep = ";16" in stored and image.format in ("PNG", "TIFF")  # Pillow drops the lower bits of colors
     if mode.startswith("I"):  # 16 bits, which some formats deliver as 32
         values = np.asarray(image)
         if ";32" in stored or values.min() < 0 or values.max() > 65535:
@@ -308,7 +309,7 @@ def _pixels(image: Image.Image, channels: int) -> np.ndarray:
     elif mode in ("LAB", "HSV", "YCbCr", "RGBX") or (mode == "CMYK" and channels in (1, 3)):
         image = image.convert("RGB")
     values = np.asarray(image)
-    if ";16" in stored and image.format in ("PNG", "TIFF"):  # of which Pillow has dropped the lower bits
+    if is_deep:
         values = depth.note(values)
     return values if values.ndim == 3 else values[:, :, None]
 
