@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import io
+import logging
 import os
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,8 +17,13 @@ import numpy as np
 import torch
 from PIL import Image
 
+from dino_exp.data import depth, png_chunks
 from dino_exp.data.storage import patiently
-from dino_exp.regular_file import open_regular, read_regular
+from dino_exp.regular_file import MOST_BYTES, open_regular, read_regular
+
+# Each process would print what Pillow thinks of a file's metadata; what it cannot read is an error anyway.
+warnings.filterwarnings("ignore", module=r"PIL\.")
+logging.getLogger("PIL").setLevel(logging.CRITICAL)
 
 try:  # deprecated in torchvision 0.29 and to be removed; Pillow then reads JPEG too, a third slower
     from torchvision.io import ImageReadMode, decode_jpeg
@@ -137,21 +144,33 @@ class ArraySource:
         return f"{hashlib.sha256(pixels).hexdigest()[:16]}x{self.channels}"
 
 
+class UnidentifiedError(OSError):
+    """A file whose header Pillow cannot read, in words."""
+
+
 def open_image(file: IO[bytes], formats: tuple[str, ...] = FORMATS) -> Image.Image:
     """Open an image by Pillow, which reads the header alone; no other reader of Pillow may see a file."""
-    return Image.open(file, formats=formats)
+    start = file.read(16)
+    file.seek(0)
+    if start.startswith(png_chunks.SIGNATURE):
+        file = io.BytesIO(png_chunks.only_pixels(file.read(MOST_BYTES)))
+    try:
+        return Image.open(file, formats=formats)
+    except Image.UnidentifiedImageError as error:  # which names the open file and not the path
+        accepts = {kind: Image.OPEN[kind][1] for kind in formats if kind in Image.OPEN}
+        kind = next((kind for kind, accept in accepts.items() if accept and accept(start)), None)
+        raise UnidentifiedError(
+            f"a {kind} file whose header is damaged, or of a kind that is not known"
+            if kind
+            else f"not an image in a known format ({', '.join(formats)})"
+        ) from error
 
 
 @contextmanager
 def opened_image(path: Path, formats: tuple[str, ...] = FORMATS) -> Iterator[Image.Image]:
     """Open an image file by Pillow, as `open_image` does. Raises OSError for a pipe or a device."""
-    with open_regular(path) as file:
-        try:
-            image = open_image(file, formats)
-        except Image.UnidentifiedImageError as error:  # which names the open file and not the path
-            raise OSError(f"not an image in a known format ({', '.join(formats)})") from error
-        with image:
-            yield image
+    with open_regular(path) as file, open_image(file, formats) as image:
+        yield image
 
 
 def read_image(
@@ -223,8 +242,8 @@ def _decode(content: bytes, channels: int, backend: str, shrink: Shrink | None) 
         raise
     except Image.DecompressionBombError as error:
         raise _DecodeError(TOO_LARGE) from error
-    except Image.UnidentifiedImageError as error:
-        raise _DecodeError(f"not an image in a known format ({', '.join(FORMATS)}, NPY)") from error
+    except UnidentifiedError as error:
+        raise _DecodeError(str(error)) from error
     except Exception as error:  # decoders raise every kind of error on damaged bytes
         raise _DecodeError(f"damaged or truncated ({_first_line(error)})") from error
 
@@ -254,7 +273,11 @@ def _npy(content: bytes) -> np.ndarray:
         array = np.load(io.BytesIO(content), allow_pickle=False)
     except Exception as error:  # damaged headers raise many kinds
         raise _DecodeError(f"damaged or truncated .npy file ({_first_line(error)})") from error
-    if array.dtype not in (np.uint8, np.uint16) or array.ndim not in (2, 3) or array.size == 0:
+    if (
+        array.dtype.newbyteorder("=") not in (np.uint8, np.uint16)
+        or array.ndim not in (2, 3)
+        or array.size == 0
+    ):
         raise _DecodeError(
             f"a .npy file with {array.dtype} {array.shape}; uint8 or uint16 of shape (H, W) or "
             "(H, W, channels) is required"
@@ -262,16 +285,18 @@ def _npy(content: bytes) -> np.ndarray:
     _check_size(array.shape[1], array.shape[0])
     if array.ndim == 2:
         array = array[:, :, None]
-    return _upper_byte(array)
+    return array if array.dtype == np.uint8 else _upper_byte(array)
 
 
 def _pixels(image: Image.Image, channels: int) -> np.ndarray:
     """Decode to uint8 (H, W, channels of the file), palettes resolved; CMYK stays for 4 channels."""
-    mode = image.mode
+    # with Pillow's word for the values in the file, such as RGB;16B
+    mode, stored = image.mode, str(getattr(image, "tile", [])[:1])
+    is_deep = ";16" in stored and image.format in ("PNG", "TIFF")  # Pillow drops the lower bits of colors
     if mode.startswith("I"):  # 16 bits, which some formats deliver as 32
         values = np.asarray(image)
-        if values.size and (values.min() < 0 or values.max() > 65535):
-            raise _DecodeError("a 32-bit image; 8 or 16 bits are required")
+        if ";32" in stored or values.min() < 0 or values.max() > 65535:
+            raise _DecodeError("values of 32 bits or below 0; 8 or 16 bits without a sign are required")
         return _upper_byte(values.astype(np.uint16))[:, :, None]
     if mode == "F":
         raise _DecodeError("a floating-point image, whose range is unknown; 8 or 16 bits are required")
@@ -284,11 +309,13 @@ def _pixels(image: Image.Image, channels: int) -> np.ndarray:
     elif mode in ("LAB", "HSV", "YCbCr", "RGBX") or (mode == "CMYK" and channels in (1, 3)):
         image = image.convert("RGB")
     values = np.asarray(image)
+    if is_deep:
+        values = depth.note(values)
     return values if values.ndim == 3 else values[:, :, None]
 
 
 def _upper_byte(values: np.ndarray) -> np.ndarray:
-    return values if values.dtype == np.uint8 else (values >> 8).astype(np.uint8)
+    return depth.note((values >> 8).astype(np.uint8))
 
 
 def _select_channels(values: np.ndarray, channels: int) -> torch.Tensor:

@@ -80,7 +80,7 @@ def patiently(read: Callable[[], Result], others: Callable[[], Iterable[str]]) -
         waited, wait = waited + wait, min(2 * wait, LONGEST_WAIT)
 
 
-def spread(count: int) -> Iterable[int]:
+def spread(count: int) -> range:
     """Return at most `PROBES` of `count` indices."""
     return range(0, count, -(-count // PROBES) or 1)
 

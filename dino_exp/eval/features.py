@@ -19,6 +19,9 @@ from dino_exp.parallel import distributed
 # Images of one shape are resized together up to this many bytes, so that small ones need no Python each
 # and a batch of large photographs never lies in memory at full size.
 RESIZE_TOGETHER = 2**24
+LONGEST = 8
+"""Most that an image is resized of: this many times its shorter side. A strip of one pixel would otherwise
+become as high as all others, and as long as its length times that."""
 
 
 class Readable(Protocol):
@@ -60,6 +63,9 @@ def resize_and_crop(
     The shorter side becomes image_size / crop_ratio, antialiased; 224 / 0.875 = 256 is the released code's
     evaluation. Images that already have the size are not changed.
     """
+    most = LONGEST * min(images.shape[-2:])
+    if max(images.shape[-2:]) > most:
+        images = transforms.center_crop(images, [min(side, most) for side in images.shape[-2:]])
     resized = transforms.resize(images, [round(image_size / crop_ratio)], interpolation, antialias=True)
     return transforms.center_crop(resized, [image_size, image_size])
 

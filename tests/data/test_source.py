@@ -13,7 +13,7 @@ from PIL import Image
 
 from dino_exp.data import source
 from dino_exp.data.source import CorruptImageError, decode_image, read_image
-from tests.data.sources import as_file, noise, png_of_size, turned
+from tests.data.sources import as_file, noise, png_of_size
 
 RED, GREEN = (200, 40, 10), (20, 180, 60)
 
@@ -55,18 +55,6 @@ def test_every_kind_of_file_becomes_rgb_and_luminance(name: str, tmp_path: Path)
     assert (rgb[:, 4, 2].int() - torch.tensor(left)).abs().max() <= 3
     assert (rgb[:, 4, 13].int() - torch.tensor(right)).abs().max() <= 3
     assert abs(int(gray[0, 4, 2]) - (0.299 * red + 0.587 * green + 0.114 * blue)) <= 3
-
-
-@pytest.mark.parametrize("file_format", ["PNG", "JPEG", "GIF"])
-def test_an_image_of_one_pixel_is_read(file_format: str, tmp_path: Path) -> None:
-    path = tmp_path / "pixel"
-    path.write_bytes(as_file(Image.new("L", (1, 1), 77), file_format))
-    assert read_image(path, 3).flatten().tolist() == [77, 77, 77]
-
-
-def test_exif_orientation_is_not_applied(tmp_path: Path) -> None:
-    two_colors().save(tmp_path / "turned.jpg", exif=turned())
-    assert read_image(tmp_path / "turned.jpg", 3).shape == (3, 8, 16)
 
 
 def test_other_channel_counts_are_read_as_stored(tmp_path: Path) -> None:

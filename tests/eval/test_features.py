@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 
 from dino_exp.errors import UserError
-from dino_exp.eval.features import normalize, resize_and_crop
+from dino_exp.eval.features import LONGEST, normalize, resize_and_crop
 from tests.eval.subjects import random_images
 
 
@@ -29,6 +29,16 @@ def test_images_that_have_the_size_are_not_touched() -> None:
     assert torch.equal(resize_and_crop(images, 8, 1.0), images)
     assert resize_and_crop(images, 8, 0.875).shape == images.shape
     assert not torch.equal(resize_and_crop(images, 8, 0.875), images)
+
+
+@pytest.mark.parametrize("shape", [(1, 1, -1), (1, -1, 1)])
+def test_of_a_strip_only_the_center_is_resized(shape: tuple[int, ...]) -> None:
+    strip = torch.zeros(60_000, dtype=torch.uint8)  # 7.7 million pixels long if all of it were enlarged
+    strip[29_990:30_010] = torch.arange(0, 200, 10)
+    center = strip[30_000 - LONGEST // 2 : 30_000 + LONGEST // 2]
+    found, expected = (resize_and_crop(each.view(shape), 128, 1.0) for each in (strip, center))
+    assert torch.equal(found, expected)
+    assert (int(found.min()), int(found.max())) == (90, 100)
 
 
 def test_normalize_asks_for_one_value_per_channel() -> None:

@@ -21,7 +21,7 @@ from dino_exp.data.source import (
 from dino_exp.data.subset import evenly_spread
 from dino_exp.errors import UserError
 from dino_exp.eval.attention.jaccard import OBJECT, mask_size, read_mask
-from dino_exp.eval.features import resize_and_crop
+from dino_exp.eval.features import LONGEST, resize_and_crop
 from dino_exp.eval.ranking.image_files import images_below
 from dino_exp.eval.subject import Subject
 
@@ -69,13 +69,17 @@ class DataSetImages:
 
 
 class FileImages:
-    """Images in files, which keep their aspect ratio; see `fit`."""
+    """Images in files, which keep their aspect ratio; see `fit`.
+
+    strips: paths of those that were read, and of which only a part is seen.
+    """
 
     def __init__(
         self, paths: list[Path], base: Path, masks: Path | None, channels: int, side: int, stride: int
     ) -> None:
         self._paths, self._base, self._masks = paths, base, masks
         self._channels, self._side, self._stride = channels, side, stride
+        self.strips: set[Path] = set()
 
     def __len__(self) -> int:
         return len(self._paths)
@@ -117,6 +121,8 @@ class FileImages:
                 if len(self) == 1:
                     raise UserError(f"attention.source = {error}.") from error
                 continue
+            if max(image.shape[1:]) > LONGEST * min(image.shape[1:]):
+                self.strips.add(self._paths[index])
             seen, shares = fit(image, self._side, self._stride)
             yield MaskedBatch(seen[None], [self._mask(index, image, shares)], [index])
 
@@ -145,13 +151,20 @@ def _check_same_size(mask: Path, size: tuple[int, int], image: Path, wanted: tup
 def fit(images: Tensor, side: int, stride: int) -> tuple[Tensor, tuple[float, float]]:
     """Resize images (..., C, H, W) to a shorter side of `side`, and crop them at the right and below.
 
-    Both sides become multiples of `stride`. Also returns the shares of height and width that are kept.
-    Bilinear and antialiased, as in the released `visualize_attention.py`.
+    Both sides become multiples of `stride`, and the longer one at most `LONGEST` times the shorter. Also
+    returns the shares of height and width that are kept. Bilinear and antialiased, as in the released
+    `visualize_attention.py`.
     """
-    resized = transforms.resize(images, [side], InterpolationMode.BILINEAR, antialias=True)
+    most = LONGEST * min(images.shape[-2:])
+    part = images[..., :most, :most]
+    resized = transforms.resize(part, [side], InterpolationMode.BILINEAR, antialias=True)
     height, width = resized.shape[-2:]
     seen = resized[..., : height - height % stride, : width - width % stride]
-    return seen, (seen.shape[-2] / height, seen.shape[-1] / width)
+    shares = (
+        seen.shape[-2] / height * (part.shape[-2] / images.shape[-2]),
+        seen.shape[-1] / width * (part.shape[-1] / images.shape[-1]),
+    )
+    return seen, shares
 
 
 def images_at_once(subject: Subject, height: int, width: int) -> int:

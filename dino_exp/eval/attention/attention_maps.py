@@ -28,6 +28,7 @@ from dino_exp.eval.attention.attention_images import (
 )
 from dino_exp.eval.attention.attention_overlay import ImageMaps, plot_image, plot_sheet, side_by_side
 from dino_exp.eval.attention.jaccard import OBJECT, Overlap, keep_mass
+from dino_exp.eval.features import LONGEST
 from dino_exp.eval.subject import Findings, LabeledData, Subject
 from dino_exp.parallel import distributed
 
@@ -88,6 +89,11 @@ class AttentionMaps:
             images = self._files(path, subject, stride)
         self._overlap(subject, images, findings)
         self._draw(subject, images, folder, findings)
+        if isinstance(images, FileImages) and images.strips:
+            findings.notes.append(
+                f"Cut off at {LONGEST} times the shorter side: {len(images.strips)} of {len(images)} images "
+                f"({min(images.strips)})."
+            )
 
     def _overlap(self, subject: Subject, images: MaskedImages, findings: Findings) -> None:
         overlap, asked = Overlap(self.cfg.mass), images.with_masks()

@@ -30,7 +30,7 @@ from dino_exp.eval.davis.region_and_contour import (
     region_similarity,
     statistics,
 )
-from dino_exp.eval.features import evaluating
+from dino_exp.eval.features import LONGEST, evaluating
 from dino_exp.eval.network_input import network_errors, patch_side
 from dino_exp.eval.subject import Findings, LabeledData, Subject
 from dino_exp.parallel import distributed
@@ -236,6 +236,11 @@ def _check_files(video: Video) -> None:
             "the first and the last are not scored."
         )
     height, width = _size(video.frames[0])
+    if max(height, width) > LONGEST * min(height, width):
+        raise UserError(
+            f"{video.frames[0]}: {width}x{height} pixels; the longer side of a frame may be {LONGEST} times "
+            "the shorter."
+        )
     for path in (*video.frames, *video.annotations):
         if not path.exists():
             raise UserError(f"{path}: missing, although its frame exists. {LAYOUT}.")

@@ -189,6 +189,22 @@ def test_images_in_files_keep_their_shape(tmp_path: Path) -> None:
         run(given, tmp_path / "out")
 
 
+def test_only_the_beginning_of_a_strip_is_seen(tmp_path: Path) -> None:
+    mask = np.zeros((60_000, 2))
+    mask[:4] = 7
+    strip = save(tmp_path / "in/strip.png", mask * 20)
+    save(tmp_path / "in/square.png", np.zeros((16, 16, 3)))
+    save(tmp_path / "masks/strip.png", mask)
+    [batch] = FileImages([strip], tmp_path / "in", tmp_path / "masks", 3, 8, 4).batches([0])
+    assert batch.images.shape == (1, 3, 64, 8)
+    assert batch.masks[0] is not None
+    assert batch.masks[0].shape == (16, 2)
+    given = attention(source=str(tmp_path / "in"), masks=str(tmp_path / "masks"))
+    findings = run(given, tmp_path / "out")
+    assert findings.figures["jaccard_even"] == pytest.approx(100 * 4 / 16)
+    assert findings.notes[-1] == f"Cut off at 8 times the shorter side: 1 of 2 images ({strip})."
+
+
 def test_a_single_image(tmp_path: Path) -> None:
     source = save(tmp_path / "my cat.jpg", np.random.default_rng(0).integers(0, 256, (40, 60, 3)))
     findings = run(attention(source=str(source), image_size=32), tmp_path / "out", subject())

@@ -184,6 +184,7 @@ def test_frames_have_the_size_of_the_released_code() -> None:
         ("JPEGImages/480p/pair/0000[012].jpg", None, "pair: 2 frames, but a video needs at least 3"),
         (PAIR.format(2), None, "pair/00002.png: missing, although its frame exists"),
         (PAIR.format(2), np.zeros((32, 64)), "00002.png: 64x32 pixels, but .*00000.jpg has 128x64"),
+        ("JPEGImages/480p/pair/00000.jpg", np.zeros((8, 65)), "00000.jpg: 65x8 pixels; the longer side"),
         (PAIR.format(0), np.full((HEIGHT, WIDTH), 255), "pair/00000.png: no object to track"),
         (PAIR.format(0), np.zeros((HEIGHT, WIDTH, 3)), r"00000.png: colors \(RGB\) instead of labels"),
         (PAIR.format(3), b"no", "pair/00003.png: cannot be read as an image"),
