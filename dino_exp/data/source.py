@@ -15,7 +15,7 @@ from typing import IO, Protocol
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageFile
 
 from dino_exp.data import depth, png_chunks
 from dino_exp.data.storage import patiently
@@ -25,10 +25,13 @@ from dino_exp.regular_file import MOST_BYTES, open_regular, read_regular
 warnings.filterwarnings("ignore", module=r"PIL\.")
 logging.getLogger("PIL").setLevel(logging.CRITICAL)
 
-try:  # deprecated in torchvision 0.29 and to be removed; Pillow then reads JPEG too, a third slower
-    from torchvision.io import ImageReadMode, decode_jpeg
-except ImportError:
-    decode_jpeg = None
+try:
+    import simplejpeg
+except ImportError:  # no wheel for this Python: Pillow reads JPEG to the same values, more slowly
+    simplejpeg = None
+
+# Bytes that Pillow reads and returns at once; its own 64 KiB cost time for joining the pieces.
+ImageFile.MAXBLOCK = 2**20
 
 MAX_PIXELS = 178_956_970
 """Pixels of the largest image that is decoded: Pillow refuses larger ones as decompression bombs.
@@ -253,12 +256,12 @@ def _first_line(error: Exception) -> str:
 
 
 def _decode_jpeg(content: bytes) -> torch.Tensor | None:
-    """Decode with torchvision, to the same values as Pillow; None where it fails and Pillow is to try."""
-    if decode_jpeg is None:
+    """Decode with libjpeg-turbo, to the same values as Pillow; None where that fails and Pillow is to try."""
+    if simplejpeg is None:
         return None
     try:
-        return decode_jpeg(torch.frombuffer(bytearray(content), dtype=torch.uint8), mode=ImageReadMode.RGB)
-    except Exception:  # damaged bytes, a torchvision without libjpeg, its deprecation as an error
+        return torch.from_numpy(simplejpeg.decode_jpeg(content, "RGB")).permute(2, 0, 1)
+    except ValueError:  # damaged, or a kind that only Pillow knows
         return None
 
 
@@ -333,4 +336,4 @@ def _select_channels(values: np.ndarray, channels: int) -> torch.Tensor:
         values = np.asarray(Image.fromarray(np.ascontiguousarray(values[:, :, :3])).convert("L"))[:, :, None]
     else:
         raise _DecodeError(f"has {found} channels, but data.channels is {channels}")
-    return torch.from_numpy(np.array(values, order="C")).permute(2, 0, 1)
+    return torch.from_numpy(np.require(values, requirements="CW")).permute(2, 0, 1)

@@ -2,7 +2,7 @@
 
 import io
 import pickle
-from collections.abc import Callable
+import warnings
 from pathlib import Path
 from typing import NoReturn
 
@@ -156,15 +156,52 @@ def test_both_backends_decode_to_the_same_values() -> None:
         assert np.array_equal(pil.permute(1, 2, 0), released)
 
 
-def refusing(*_: object, **__: object) -> NoReturn:
-    raise RuntimeError("compiled without libjpeg")
+JPEG_KINDS: dict[str, tuple[str, dict[str, object]]] = {
+    "4:2:0": ("RGB", {"subsampling": "4:2:0"}),
+    "4:2:2": ("RGB", {"subsampling": "4:2:2"}),
+    "4:4:4": ("RGB", {"subsampling": "4:4:4"}),
+    "not transformed": ("RGB", {"keep_rgb": True}),
+    "progressive": ("RGB", {"progressive": True}),
+    "with restarts": ("RGB", {"restart_marker_blocks": 2}),
+    "turned": ("RGB", {"exif": turned()}),
+    "gray": ("L", {}),
+    "CMYK": ("CMYK", {}),
+}
 
 
-@pytest.mark.parametrize("torchvision_has", [None, refusing])
-def test_jpeg_is_read_without_torchvisions_decoder(
-    torchvision_has: Callable[..., torch.Tensor] | None, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("kind", JPEG_KINDS)
+def test_each_kind_of_jpeg_has_the_values_that_pillow_returns(
+    kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    content = as_file(SMOOTH, "JPEG")
-    expected = decode_image(content, "image", 3, backend="fast")
-    monkeypatch.setattr(source, "decode_jpeg", torchvision_has)
-    assert torch.equal(decode_image(content, "image", 3, backend="fast"), expected)
+    mode, options = JPEG_KINDS[kind]
+    content = as_file(SMOOTH.convert(mode), "JPEG", **options)
+    expected = np.asarray(Image.open(io.BytesIO(content)).convert("RGB"))
+    with warnings.catch_warnings(record=True) as given:
+        warnings.simplefilter("always")
+        assert np.array_equal(decode_image(content, "image", 3, backend="fast").permute(1, 2, 0), expected)
+        monkeypatch.setattr(source, "simplejpeg", None)
+        assert np.array_equal(decode_image(content, "image", 3, backend="fast").permute(1, 2, 0), expected)
+    assert not given
+
+
+def test_both_decoders_agree_on_damaged_jpegs(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    random = np.random.default_rng(0)
+    whole = np.frombuffer(as_file(SMOOTH, "JPEG", restart_marker_blocks=2), np.uint8)
+    fast = source.simplejpeg
+    read = []
+    for _ in range(100):
+        damaged = whole.copy()
+        damaged[random.integers(len(whole), size=2)] ^= np.uint8(1 << random.integers(8))
+        results = []
+        for decoder in (fast, None):
+            monkeypatch.setattr(source, "simplejpeg", decoder)
+            try:
+                results.append(decode_image(damaged.tobytes(), "image", 3, backend="fast"))
+            except CorruptImageError:
+                results.append(torch.empty(0))
+        assert torch.equal(*results)
+        read.append(results[0].numel() > 0)
+    assert {True, False} == set(read)
+    assert capfd.readouterr() == ("", "")
