@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -18,11 +19,18 @@ class _Recorder(TorchDispatchMode):
         self.found: list[str] = []
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        given = {argument.name: value for argument, value in zip(func._schema.arguments, args, strict=False)}
-        given |= kwargs or {}
-        if torch.Tag.nondeterministic_seeded in func.tags and given.get("dropout_p") != 0:
+        if torch.Tag.nondeterministic_seeded in func.tags and _rate(func, args, kwargs or {}) != 0:
             self.found.append(func.overloadpacket.__name__)
         return func(*args, **(kwargs or {}))
+
+
+def _rate(operation: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> float | None:
+    """Return the rate of dropout of a fused attention, which draws nothing at 0; None for others."""
+    for place, argument in enumerate(operation._schema.arguments):
+        if argument.name == "dropout_p":
+            given = args[place] if place < len(args) else argument.default_value
+            return kwargs.get("dropout_p", given)
+    return None
 
 
 @torch.no_grad()

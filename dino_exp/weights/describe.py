@@ -14,7 +14,7 @@ from torch import Tensor
 
 from dino_exp.backbone.library import timm_backbone, torchvision_backbone
 from dino_exp.backbone.vit import VisionTransformer
-from dino_exp.weights.networks_in_file import foreign_names, matching_prefixes
+from dino_exp.weights.networks_in_file import is_the_network
 
 SIZES = {192: "tiny", 384: "small", 768: "base", 1024: "large", 1280: "huge", 1536: "giant"}
 """Names of vision transformers by width."""
@@ -57,7 +57,7 @@ def _options(own: Mapping[str, Tensor]) -> str:
                 wanted = build().state_dict()
         except Exception:  # what cannot be built is not advised
             continue
-        if "" in matching_prefixes(own, wanted) and not foreign_names(own, wanted):
+        if is_the_network(own, wanted):
             return options
     return ""
 

@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from dino_exp.weights.released_layout import State
@@ -57,7 +58,7 @@ def matching_prefixes(tensors: Mapping[str, Tensor], backbone: Mapping[str, Tens
         tensors: all tensors of a file by their path.
         backbone: the tensors of the backbone that is to be loaded, by its own names.
     """
-    needed = {name: tensor.shape for name, tensor in backbone.items() if not name.endswith(COUNTER)}
+    needed = _needed(backbone)
     longest = max(map(len, needed), default=0)
     named: Counter[str] = Counter()
     fitting: Counter[str] = Counter()
@@ -77,6 +78,19 @@ def matching_prefixes(tensors: Mapping[str, Tensor], backbone: Mapping[str, Tens
         return complete
     best = max(sorted(named), key=lambda each: (fitting[each], named[each], has_word(each, TEACHERS)))
     return [best] if named[best] >= LEAST_SHARE * len(needed) else []
+
+
+def is_the_network(found: Mapping[str, Tensor], backbone: Mapping[str, Tensor]) -> bool:
+    """Return whether tensors are exactly those of a backbone, but for the number of positions."""
+    complete = all(
+        name in found and (found[name].shape == shape or name == POSITIONS)
+        for name, shape in _needed(backbone).items()
+    )
+    return complete and not foreign_names(found, backbone)
+
+
+def _needed(backbone: Mapping[str, Tensor]) -> dict[str, torch.Size]:
+    return {name: tensor.shape for name, tensor in backbone.items() if not name.endswith(COUNTER)}
 
 
 def foreign_names(found: Mapping[str, Tensor], backbone: Mapping[str, Tensor]) -> list[str]:
