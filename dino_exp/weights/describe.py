@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from functools import partial
 from typing import Any
 
@@ -20,6 +20,11 @@ SIZES = {192: "tiny", 384: "small", 768: "base", 1024: "large", 1280: "huge", 15
 """Names of vision transformers by width."""
 OURS = {"tiny": 3, "small": 6, "base": 12}
 """Number of heads of our `backbone=vit_*` options, which have twelve blocks."""
+LAYOUTS = {
+    r"\.attention\.(attention\.)?(query|q_proj)\.": "Hugging Face's transformers",
+    r"^backbone\.\d+\.": "an nn.Sequential, which are numbers",
+}
+"""Patterns of names in other layouts, and whose they are."""
 
 
 def describe_backbone(state: Mapping[str, Tensor]) -> tuple[str, str]:
@@ -47,6 +52,14 @@ def describe_backbone(state: Mapping[str, Tensor]) -> tuple[str, str]:
         return "no backbone", ""
     first = next(iter(own))
     return f"{len(own)} tensors, the first {first} {tuple(own[first].shape)}", _options(own)
+
+
+def other_layout(names: Iterable[str]) -> str:
+    """Return what to do with layers that have other names than the libraries'; empty if unknown."""
+    for pattern, whose in LAYOUTS.items():
+        if any(re.search(pattern, name) for name in names):
+            return f"its layers have the names of {whose}; convert them to those of timm or torchvision first"
+    return ""
 
 
 def _options(own: Mapping[str, Tensor]) -> str:

@@ -13,7 +13,7 @@ from torch import Tensor
 from dino_exp.backbone.vit import resize_positions
 from dino_exp.dino.model import DINONetwork
 from dino_exp.errors import UserError
-from dino_exp.weights.describe import describe_backbone, head_options
+from dino_exp.weights.describe import describe_backbone, head_options, other_layout
 from dino_exp.weights.networks_in_file import COUNTER, foreign_names
 from dino_exp.weights.released_layout import State
 
@@ -127,7 +127,7 @@ def _misfit(part: str, given: Mapping[str, Tensor], wanted: Mapping[str, Tensor]
         fix = f"{f'set {options}, or ' if options else ''}load only the backbone with init_parts=backbone"
     else:
         found, options = describe_backbone(given)
-        right = f"set {options}" if options else "choose that backbone"
+        right = f"set {options}" if options else (other_layout(given) or "choose that backbone")
         if not options and not differing and not missing:
             right = "choose a backbone that has it, or save the file without it"
         elif not options and not differing and len(missing) < len(wanted) / 2:

@@ -198,3 +198,27 @@ def test_another_network_is_described_with_options_that_fit(
         f"backbone.name={name}, with crops.global_size and crops.local_size multiples of 14.",
     }
     assert described[name] in str(refusal.value)
+
+
+@pytest.mark.parametrize(
+    ("names", "whose"),
+    [
+        (
+            ("vit.embeddings.cls_token", "vit.encoder.layer.0.attention.attention.query.weight"),
+            "Hugging Face's transformers",
+        ),
+        (("backbone.0.weight", "backbone.4.0.conv1.weight"), "an nn.Sequential, which are numbers"),
+    ],
+)
+def test_layers_with_other_names_are_refused_with_whose_they_are(
+    tmp_path: Path, names: tuple[str, ...], whose: str
+) -> None:
+    weights = reading(tmp_path / "w.pth", {name: torch.ones(2) for name in names}, tiny_vit())
+    with pytest.raises(UserError, match=f"names of {whose}; convert them to those of timm or torchvision"):
+        load_into(network(tiny_vit()), weights.teacher, weights.file, head=False)
+
+
+def test_what_a_network_lacks_is_the_reason_for_a_file_that_has_more(tmp_path: Path) -> None:
+    weights = reading(tmp_path / "w.pth", named("") | {"decoder.weight": torch.ones(2)}, tiny_vit())
+    with pytest.raises(UserError, match=r"the network has no backbone.decoder.weight; .* or save the file"):
+        load_into(network(tiny_vit()), weights.teacher, weights.file, head=False)
