@@ -59,7 +59,7 @@ def _try(backbone: Any, channels: int, built_for: int, sizes: tuple[int, ...]) -
     from dino_exp.backbone.image_size import check_image_sizes
     from dino_exp.backbone.randomness import random_operations
 
-    options = {"in_channels": channels, "image_size": built_for}
+    options: dict[str, Any] = {"in_channels": channels, "image_size": built_for}
     if backbone.get("drop_path_rate"):
         build(backbone, **options)
         options["drop_path_rate"] = 0.0

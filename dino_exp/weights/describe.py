@@ -12,9 +12,9 @@ import torch
 import torchvision
 from torch import Tensor
 
-from dino_exp.backbone.library import timm_backbone, torchvision_backbone
+from dino_exp.backbone.library import timm_backbone
 from dino_exp.backbone.vit import VisionTransformer
-from dino_exp.weights.networks_in_file import is_the_network
+from dino_exp.weights.networks_in_file import UNUSED, is_the_network
 
 SIZES = {192: "tiny", 384: "small", 768: "base", 1024: "large", 1280: "huge", 1536: "giant"}
 """Names of vision transformers by width."""
@@ -67,10 +67,10 @@ def _options(own: Mapping[str, Tensor]) -> str:
     for options, build in _usual_networks(own):
         try:
             with torch.device("meta"):
-                wanted = build().state_dict()
+                state = build().state_dict()
         except Exception:  # what cannot be built is not advised
             continue
-        if is_the_network(own, wanted):
+        if is_the_network(own, {name: state[name] for name in state if not name.startswith(UNUSED)}):
             return options
     return ""
 
@@ -80,7 +80,8 @@ def _usual_networks(own: Mapping[str, Tensor]) -> Iterator[tuple[str, Any]]:
     patches, token = own.get("patch_embed.proj.weight"), own.get("cls_token")
     if patches is not None and token is not None:
         width, channels, patch = token.shape[2], patches.shape[1], patches.shape[-1]
-        size, sides = SIZES.get(width), {"in_channels": channels, "image_size": 4 * patch}
+        size = SIZES.get(width)
+        sides: dict[str, Any] = {"in_channels": channels, "image_size": 4 * patch}
         if size in OURS:
             vit = partial(VisionTransformer, embed_dim=width, num_heads=OURS[size], patch_size=patch, **sides)
             yield f"backbone=vit_{size} backbone.patch_size={patch}", vit
@@ -94,13 +95,7 @@ def _usual_networks(own: Mapping[str, Tensor]) -> Iterator[tuple[str, Any]]:
             yield f"backbone=timm backbone.name={name}{crops}", build
     elif "conv1.weight" in own:
         for name in torchvision.models.list_models(module=torchvision.models, include="*res*ne*t*"):
-            build = partial(
-                torchvision_backbone,
-                name=name,
-                stem="imagenet",
-                in_channels=own["conv1.weight"].shape[1],
-                image_size=64,
-            )
+            build = partial(torchvision.models.get_model, name)
             yield f"backbone=torchvision backbone.name={name}", build
 
 
