@@ -12,8 +12,8 @@ from typing import Any
 
 import timm
 import torchvision
+from timm.layers import DropPath
 from torch import nn
-from torchvision.ops import StochasticDepth
 
 from dino_exp.backbone.image_size import output_dim
 from dino_exp.errors import UserError
@@ -23,7 +23,9 @@ def timm_backbone(*, name: str, drop_path_rate: float, in_channels: int, image_s
     """Build a timm model without classifier, (B, C, H, W) -> (B, feature_dim).
 
     Models with a stored position embedding are built for any image size where they support it. timm then
-    interpolates the embedding to the target size with antialiasing, unlike the released DINO code.
+    interpolates the embedding to the target size with antialiasing, unlike the released DINO code. Dropout
+    that timm builds into a model is switched off, and stochastic depth has the given rate, whatever timm's
+    own is: a teacher stays in train mode and has neither.
     Raises `UserError` for an unknown name, for stochastic depth that the model does not have, and for a model
     that does not accept images of `image_size`.
     """
@@ -39,8 +41,9 @@ def timm_backbone(*, name: str, drop_path_rate: float, in_channels: int, image_s
         "img_size": image_size,
         "drop_path_rate": drop_path_rate,
     }
-    model, refused = build_with_accepted(build, options)
-    if "drop_path_rate" in refused and drop_path_rate > 0:
+    model = build_with_accepted(build, options)
+    switch_off_dropout(model, keep_depth=drop_path_rate > 0)
+    if drop_path_rate > 0 and not any(is_stochastic_depth(module) for module in model.modules()):
         raise UserError(
             f"backbone.drop_path_rate = {drop_path_rate}: {name} has no stochastic depth; set it to 0."
         )
@@ -72,11 +75,9 @@ def torchvision_backbone(*, name: str, stem: str, in_channels: int, image_size: 
         return torchvision.models.get_model(name, weights=None, **options)
 
     # for GoogLeNet and Inception: no auxiliary classifiers, and their default initialization
-    model, _ = build_with_accepted(build, {"aux_logits": False, "init_weights": True})
+    model = build_with_accepted(build, {"aux_logits": False, "init_weights": True})
     remove_classifier(model)
-    for module in model.modules():
-        if isinstance(module, (nn.Dropout, StochasticDepth)):
-            module.p = 0.0
+    switch_off_dropout(model, keep_depth=False)
     if stem == "small":
         if not isinstance(model, torchvision.models.ResNet):
             raise UserError(
@@ -96,18 +97,39 @@ def unknown_name(name: str, names: Iterable[str], library: str) -> str:
     return f"backbone.name = {name}: no such {library} model; {meant}"
 
 
-def build_with_accepted(build: Callable[..., Any], options: dict[str, Any]) -> tuple[Any, set[str]]:
-    """Build with the options that the model's constructor accepts; return the model and the refused keys."""
-    refused: set[str] = set()
+def build_with_accepted(build: Callable[..., Any], options: dict[str, Any]) -> Any:
+    """Build with those of the options that the model's constructor accepts."""
+    accepted = dict(options)
     while True:
         try:
-            return build(**{key: value for key, value in options.items() if key not in refused}), refused
+            return build(**accepted)
         except TypeError as error:
             # the constructors' signatures end in **kwargs, so only their error says which keys they refuse
-            complaint = {key for key in options if re.search(rf"\b{key}\b", str(error))} - refused
-            if "unexpected keyword" not in str(error) or not complaint:
+            refused = [key for key in accepted if re.search(rf"\b{key}\b", str(error))]
+            if "unexpected keyword" not in str(error) or not refused:
                 raise
-            refused |= complaint
+            for key in refused:
+                del accepted[key]
+
+
+def switch_off_dropout(model: nn.Module, *, keep_depth: bool) -> None:
+    """Set every rate of dropout in a library's model to 0, and unless `keep_depth` of stochastic depth too.
+
+    The libraries keep rates as numbers: in modules for dropout of activations, paths, blocks or tokens, and
+    in attributes such as `drop_rate` that a forward pass gives to a function.
+    """
+    for module in model.modules():
+        is_dropout = re.search("drop|stochastic", type(module).__name__, re.IGNORECASE) is not None
+        for name, value in list(vars(module).items()):
+            is_rate = "drop" in name or (is_dropout and name in ("p", "prob"))
+            is_depth = isinstance(module, DropPath) or "drop_path" in name
+            if is_rate and isinstance(value, float) and not (keep_depth and is_depth):
+                setattr(module, name, 0.0)
+
+
+def is_stochastic_depth(module: nn.Module) -> bool:
+    """Return whether a module of a timm model drops paths."""
+    return isinstance(module, DropPath) and module.drop_prob > 0
 
 
 def remove_classifier(model: nn.Module) -> None:

@@ -33,6 +33,7 @@ from dino_exp.config.hydra_loader import (
 )
 from dino_exp.config.identity import run_id
 from dino_exp.config.launcher_settings import SETTINGS, OptunaSettings, search_problems, settings_problems
+from dino_exp.config.library_networks import network_problems
 from dino_exp.config.overrides import OverrideReader
 from dino_exp.config.schema import SCHEMAS, Config, fields_of, schema_of
 from dino_exp.config.search_space import Numbers, Space, divide, latest, probes, space_of
@@ -258,7 +259,7 @@ class _Preflight:
             misread.add(wrong, shown)
             if wrong or self.reader.dropped:
                 continue
-            problems = validate(cfg)
+            problems = validate(cfg) or network_problems(cfg)
             if not problems and checked.local:
                 problems = list(relations.folder_problems(cfg))
             if not problems and checked.search:

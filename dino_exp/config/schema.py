@@ -57,7 +57,8 @@ class TimmConfig(BackboneConfig):
 
     _target_: str = "dino_exp.backbone.library.timm_backbone"
     drop_path_rate: float = number(0.0, at_least=0, below=1)
-    """Stochastic depth of the student, if the model supports it; the teacher has none."""
+    """Stochastic depth of the student, if the model supports it; the teacher has none. Dropout that timm
+    builds into a model is off in both."""
 
 
 @dataclass(kw_only=True)

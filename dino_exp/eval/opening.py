@@ -64,10 +64,11 @@ def open_subject(cfg: EvaluateConfig) -> tuple[Subject, Origin]:
     else:
         assert cfg.weights is not None
         file = weights_file(cfg.weights)
-    weights = read_weights(file)
-    state, network = _network(weights, cfg.network)
-    backbone, report = load_backbone(cfg, state, file)
     size = cfg.image_size or IMAGE_SIZE
+    backbone = build_backbone(cfg, size)
+    weights = read_weights(file, backbone.state_dict())
+    state, network = _network(weights, cfg.network)
+    backbone, report = load_backbone(cfg, backbone, state, file)
     check_image_sizes(
         backbone, name=cfg.backbone.name, in_channels=cfg.data.channels, sizes=[size], keys="image_size"
     )
@@ -97,25 +98,20 @@ def open_subject(cfg: EvaluateConfig) -> tuple[Subject, Origin]:
     return subject, origin
 
 
-def load_backbone(cfg: EvaluateConfig, state: Mapping[str, Tensor], file: Path) -> tuple[nn.Module, str]:
+def load_backbone(
+    cfg: EvaluateConfig, backbone: nn.Module, state: Mapping[str, Tensor], file: Path
+) -> tuple[nn.Module, str]:
     """Return the configured backbone with the tensors of a file, and a report of what was loaded.
 
-    It is built for the file's grid of position embeddings, so that for each image size the trained embedding
-    is resized once.
+    It is built anew if the file has another grid of position embeddings, so that for each image size the
+    trained embedding is resized once.
     """
     size = cfg.image_size or IMAGE_SIZE
-    no_depth = {"drop_path_rate": 0.0} if hasattr(cfg.backbone, "drop_path_rate") else {}
-
-    def built(size: int) -> nn.Module:
-        with torch.random.fork_rng(devices=[]):
-            return build(cfg.backbone, in_channels=cfg.data.channels, image_size=size, **no_depth)
-
-    backbone = built(size)
     grids = [
         grid_of(each) for each in (state.get("backbone.pos_embed"), getattr(backbone, "pos_embed", None))
     ]
     if grids[0] and grids[1] and grids[0] != grids[1]:
-        backbone = built(grids[0] * (size // grids[1]))
+        backbone = build_backbone(cfg, grids[0] * (size // grids[1]))
     report = load_into(DINONetwork(backbone, nn.Identity()), state, file, head=False)
     if not all(bool(parameter.isfinite().all()) for parameter in backbone.parameters()):
         raise UserError(f"{file}: its weights are not all finite numbers; the network has diverged.")
@@ -123,6 +119,13 @@ def load_backbone(cfg: EvaluateConfig, state: Mapping[str, Tensor], file: Path) 
     words = f"{len(report.matched)} tensors matched, {len(report.missing)} missing, {len(unused)} unused"
     words += f" ({', '.join(unused[:3])}{', ...' if len(unused) > 3 else ''})" if unused else ""
     return backbone, f"{words}; {report.resized}" if report.resized else words
+
+
+def build_backbone(cfg: EvaluateConfig, size: int) -> nn.Module:
+    """Return the configured backbone with random weights, for images of `size` x `size` pixels."""
+    no_depth = {"drop_path_rate": 0.0} if hasattr(cfg.backbone, "drop_path_rate") else {}
+    with torch.random.fork_rng(devices=[]):
+        return build(cfg.backbone, in_channels=cfg.data.channels, image_size=size, **no_depth)
 
 
 def grid_of(positions: Any) -> int:

@@ -28,7 +28,7 @@ def write(trained: Trained, network: str, folder: Path) -> str:
     args = released_args(trained.cfg, arch)
     content = released_layout(student, teacher, trained.center, epoch=trained.epochs, args=args)
     torch.save(content, folder / FILE)
-    back = read_weights(folder / FILE)
+    back = read_weights(folder / FILE, trained.teacher.backbone.state_dict())
     for ours, theirs in ((student, back.student), (teacher, back.teacher)):
         assert theirs is not None
         assert ours.keys() == theirs.keys()

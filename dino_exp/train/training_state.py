@@ -13,7 +13,6 @@ from torch.nn.parallel import DistributedDataParallel
 
 from dino_exp import machine
 from dino_exp.backbone.execution import has_unused_parameters
-from dino_exp.backbone.image_size import check_image_sizes
 from dino_exp.config.schema import Config
 from dino_exp.config.targets import build, build_from
 from dino_exp.data.augment import Augment
@@ -51,13 +50,6 @@ class TrainingState:
         self.workers = machine.choose_workers(cfg.trainer.num_workers, device)
         self.plan = Plan.of(cfg, len(splits.train), distributed.count())
         self.student, self.teacher = build_networks(cfg)
-        sizes = {cfg.crops.global_size} | ({cfg.crops.local_size} if cfg.crops.local_number else set())
-        check_image_sizes(
-            self.teacher.backbone,
-            name=cfg.backbone.name,
-            in_channels=cfg.data.channels,
-            sizes=sorted(sizes),
-        )
         prepare_networks(cfg, self.student, self.teacher, device)
         self.student_of_all: torch.nn.Module = self.student
         """The student; after `join` its gradients are averaged over the processes."""

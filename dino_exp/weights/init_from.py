@@ -34,7 +34,7 @@ def begin_with_weights(
             f"{str(cfg.init_sha256)[:12]}...). Restore that file, or repeat the {as_typed('train.py')} "
             "command to start another run with this one."
         )
-    weights = read_weights(file)
+    weights = read_weights(file, teacher.backbone.state_dict())
     rows = {"from": f"{file}: {weights.kind}"}
     for role, network in (("teacher", teacher), ("student", student)):
         own = weights.student if role == "student" and weights.student else weights.teacher

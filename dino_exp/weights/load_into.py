@@ -13,14 +13,11 @@ from torch import Tensor
 from dino_exp.backbone.vit import resize_positions
 from dino_exp.dino.model import DINONetwork
 from dino_exp.errors import UserError
-from dino_exp.weights.describe import describe_backbone, head_options
+from dino_exp.weights.describe import describe_backbone, head_options, other_layout
+from dino_exp.weights.networks_in_file import COUNTER, foreign_names
 from dino_exp.weights.released_layout import State
 
-CLASSIFIERS = ("fc.", "head.", "heads.", "head_dist.", "classifier.", "aux1.", "aux2.", "AuxLogits.")
-"""Names of classifiers in the libraries' models, which a backbone does not need."""
-POSITIONS = "backbone.pos_embed"
-COUNTER = "num_batches_tracked"
-"""A counter of batch norm that old files do not have, and that nothing here uses."""
+POSITIONS, CLASS_TOKEN, REGISTERS = "backbone.pos_embed", "backbone.cls_token", "backbone.reg_token"
 
 
 @dataclass(frozen=True)
@@ -61,7 +58,7 @@ def load_into(network: DINONetwork, state: Mapping[str, Tensor], file: Path, *, 
         UserError: nothing matches, something is missing, or a shape differs. The network is unchanged.
     """
     own = network.state_dict()
-    given, resized = _with_our_positions(state, own.get(POSITIONS))
+    given, resized = _with_our_positions(_with_our_class_token(state, own), own.get(POSITIONS))
     matched, missing = [], []
     for part in ("backbone.", "head.") if head else ("backbone.",):
         wanted = {key: value for key, value in own.items() if key.startswith(part)}
@@ -80,6 +77,23 @@ def has_head(state: Mapping[str, Tensor]) -> bool:
     return "head.last_layer.weight_v" in state
 
 
+def _with_our_class_token(state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    """Add the class token's position to the token, as timm's DINOv2 with registers has it."""
+    ours, stored = own.get(POSITIONS), state.get(POSITIONS)
+    if not (REGISTERS in own and REGISTERS in state and CLASS_TOKEN in state):
+        return state
+    if ours is None or stored is None or ours.ndim != 3 or stored.ndim != 3:
+        return state
+    if _extra_tokens(ours) != 0 or _extra_tokens(stored) != 1:
+        return state
+    class_token = state[CLASS_TOKEN] + stored[:, :1]
+    return {**state, CLASS_TOKEN: class_token, POSITIONS: stored[:, 1:]}
+
+
+def _extra_tokens(positions: Tensor) -> int:
+    return positions.shape[1] - math.isqrt(positions.shape[1]) ** 2
+
+
 def _with_our_positions(state: Mapping[str, Tensor], wanted: Tensor | None) -> tuple[State, str]:
     """Resize the position embedding to the size of `wanted`; return all tensors, and the change in words."""
     result, stored = dict(state), state.get(POSITIONS)
@@ -88,8 +102,8 @@ def _with_our_positions(state: Mapping[str, Tensor], wanted: Tensor | None) -> t
     if stored.ndim != 3 or wanted.ndim != 3 or stored.shape[2] != wanted.shape[2]:
         return result, ""
     before, after = math.isqrt(stored.shape[1]), math.isqrt(wanted.shape[1])
-    tokens = stored.shape[1] - before**2  # the class token, and in some models others
-    if tokens != wanted.shape[1] - after**2:
+    tokens = _extra_tokens(stored)  # the class token, and in some models others
+    if tokens != _extra_tokens(wanted):
         return result, ""
     stored = stored.to(torch.promote_types(stored.dtype, torch.float32))
     patches = resize_positions(stored[:, tokens:], after, after)
@@ -101,7 +115,10 @@ def _misfit(part: str, given: Mapping[str, Tensor], wanted: Mapping[str, Tensor]
     """Return why tensors do not fit a part of the network and what would fit; empty if they do."""
     differing = [key for key in wanted if key in given and given[key].shape != wanted[key].shape]
     missing = [key for key in wanted if key not in given and not key.endswith(COUNTER)]
-    foreign = [key for key in given if key not in wanted and not _is_classifier(key)]
+    foreign = [key for key in given if key not in wanted]
+    if part == "backbone.":
+        bare = [{key.removeprefix(part): value for key, value in each.items()} for each in (given, wanted)]
+        foreign = [f"{part}{name}" for name in foreign_names(*bare)]
     wrong = [*differing, *missing, *foreign]
     if not wrong:
         return ""
@@ -110,7 +127,11 @@ def _misfit(part: str, given: Mapping[str, Tensor], wanted: Mapping[str, Tensor]
         fix = f"{f'set {options}, or ' if options else ''}load only the backbone with init_parts=backbone"
     else:
         found, options = describe_backbone(given)
-        right = f"set {options}" if options else "choose that backbone"
+        right = f"set {options}" if options else (other_layout(given) or "choose that backbone")
+        if not options and not differing and not missing:
+            right = "choose a backbone that has it, or save the file without it"
+        elif not options and not differing and len(missing) < len(wanted) / 2:
+            right = "save it completely, or choose the backbone that it belongs to"
         fix = f"the file contains {found}: {right}"
     key = wrong[0]
     if not any(key in given for key in wanted):
@@ -122,7 +143,3 @@ def _misfit(part: str, given: Mapping[str, Tensor], wanted: Mapping[str, Tensor]
         what = f"{key} is missing" if missing else f"the network has no {key}"
     more = f", and {len(wrong) - 1} more do not fit" if len(wrong) > 1 and wrong[0] in what else ""
     return f"{what}{more}; {fix}"
-
-
-def _is_classifier(key: str) -> bool:
-    return key.startswith("backbone.") and key.removeprefix("backbone.").startswith(CLASSIFIERS)

@@ -10,7 +10,7 @@ import re
 import textwrap
 import warnings
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -22,11 +22,16 @@ from torch import Tensor
 from dino_exp.errors import UserError, in_words
 from dino_exp.paths import expanded
 from dino_exp.runs.weights_file import verify
+from dino_exp.weights.networks_in_file import (
+    STUDENTS,
+    TEACHERS,
+    has_word,
+    likely_prefix,
+    mappings_in,
+    matching_prefixes,
+    network_at,
+)
 from dino_exp.weights.released_layout import State, our_names
-
-WRAPPERS = ("state_dict", "model")
-"""Keys under which training scripts such as timm's and torchvision's save a network."""
-
 
 CHECKPOINTS = ("last.pt", "previous.pt", "best.pt")
 """Files in a run's folder `checkpoints`."""
@@ -68,48 +73,84 @@ class Weights:
     """Optimizer step, if the file is a checkpoint of this project."""
 
 
-def read_weights(file: Path) -> Weights:
-    """Read a checkpoint of this project or of the released code, or one network's tensors.
+def read_weights(file: Path, backbone: Mapping[str, Tensor]) -> Weights:
+    """Read the networks that a file has for a backbone, whatever their names begin with.
+
+    Args:
+        file: a checkpoint of this project or of the released code, or any file with a network's tensors.
+        backbone: the tensors of the backbone that is to be loaded, by its own names.
 
     Raises:
-        UserError: the file is damaged, has content that loading would execute, or is none of these.
+        UserError: the file is damaged, has content that loading would execute, or has no tensors, or it is
+            unclear which of its networks is meant.
     """
     content = load_safely(file)
     try:
-        return _recognized(file, content)
+        return _recognized(file, content, backbone)
     except UserError:
         raise
     except Exception as error:  # tensors of an unknown network may have any shape
         raise DamagedError(file, str(error) or type(error).__name__) from error
 
 
-def _recognized(file: Path, content: Any) -> Weights:
+def _recognized(file: Path, content: Any, backbone: Mapping[str, Tensor]) -> Weights:
     if not isinstance(content, Mapping):
         raise UserError(
             f"{file}: contains a {type(content).__name__}, not weights by name; save a state_dict."
         )
-    networks = {role: _tensors(content.get(role)) for role in ("teacher", "student")}
-    if any(networks.values()):
-        step = _count(content.get("step"))
-        ours = "config" in content and step is not None
-        loss = content.get("loss" if ours else "dino_loss")
-        center = loss.get("center") if isinstance(loss, Mapping) else None
-        return Weights(
-            file=file,
-            kind=f"a checkpoint of this project, step {step:,}" if ours else _released_kind(content),
-            teacher=networks["teacher"] or networks["student"],
-            student=networks["student"] if all(networks.values()) else None,
-            center=center if isinstance(center, Tensor) else None,
-            step=step if ours else None,
-        )
-    wrapped = next((content[key] for key in WRAPPERS if _tensors(content.get(key))), content)
-    state = _tensors(wrapped)
-    if not state:
+    chunks = not any(re.match(r"blocks\.\d+\.\d+\.", name) for name in backbone)
+    mappings = {path: our_names(state, chunks=chunks) for path, state in mappings_in(content).items()}
+    tensors = our_names(
+        {f"{path}{key}": tensor for path, state in mappings.items() for key, tensor in state.items()}
+    )
+    if not tensors:
         raise UserError(
-            f"{file}: neither a network's tensors nor a DINO checkpoint; it contains {_listed(wrapped)}. Use "
+            f"{file}: neither a network's tensors nor a DINO checkpoint; it contains {_listed(content)}. Use "
             "a state_dict, or a file with student and teacher."
         )
-    return Weights(file, "one network's weights", state)
+    teacher, student = _roles(file, matching_prefixes(tensors, backbone)) or (
+        likely_prefix(mappings),
+        None,
+    )
+    step = _count(content.get("step"))
+    ours = "config" in content and step is not None
+    loss = content.get("loss" if ours else "dino_loss")
+    center = loss.get("center") if isinstance(loss, Mapping) else None
+    kind = _released_kind(content)
+    if ours:
+        kind = f"a checkpoint of this project, step {step:,}"
+    elif not re.fullmatch(r"(teacher|student)\.(module\.)?backbone\.", teacher):
+        kind = "one network's weights" if student is None else "the weights of two networks"
+        where = " and ".join(prefix for prefix in (teacher, student) if prefix)
+        kind += f", under {where}" if where else ""
+    return Weights(
+        file=file,
+        kind=kind,
+        teacher=network_at(tensors, teacher),
+        student=None if student is None else network_at(tensors, student),
+        center=center if isinstance(center, Tensor) else None,
+        step=step if ours else None,
+    )
+
+
+def _roles(file: Path, prefixes: Sequence[str]) -> tuple[str, str | None] | None:
+    """Return which prefix is the teacher's, or the only one, and which the student's; None if there is none.
+
+    Raises:
+        UserError: there are several, and their names do not say which is the teacher.
+    """
+    if len(prefixes) < 2:
+        return (prefixes[0], None) if prefixes else None
+    teachers = [prefix for prefix in prefixes if has_word(prefix, TEACHERS)]
+    others = [prefix for prefix in prefixes if prefix not in teachers]
+    if len(others) > 1:
+        others = [prefix for prefix in others if has_word(prefix, STUDENTS)]
+    if len(teachers) == 1:
+        return teachers[0], others[0] if len(others) == 1 else None
+    raise UserError(
+        f"{file}: contains {len(prefixes)} networks that fit, under {' and '.join(map(repr, prefixes))}; "
+        "save the one that is meant as a state_dict of its own."
+    )
 
 
 def load_safely(file: Path) -> Any:
@@ -204,15 +245,6 @@ def _released_kind(content: Mapping[str, Any]) -> str:
 def _count(value: Any) -> int | None:
     """Return a number of steps or epochs; None for anything else, such as a number of thousands of digits."""
     return value if isinstance(value, int) and 0 <= value < 2**63 else None
-
-
-def _tensors(value: Any) -> State:
-    """Return a network's tensors under our names; empty if `value` is not a network's state dict."""
-    if not isinstance(value, Mapping) or not value:
-        return {}
-    if not all(isinstance(key, str) and isinstance(item, Tensor) for key, item in value.items()):
-        return {}
-    return our_names(value)
 
 
 def checkpoint_file(run: str | Path, checkpoint: str) -> Path:

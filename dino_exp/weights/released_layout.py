@@ -8,6 +8,7 @@ teacher if there is batch norm.
 
 from __future__ import annotations
 
+import re
 from argparse import Namespace
 from collections.abc import Mapping
 from typing import Any
@@ -22,21 +23,35 @@ DIRECTION = ("last_layer.parametrizations.weight.original1", "last_layer.weight_
 """Names of gain and direction: in torch's newer weight norm, and in the released code."""
 
 
-def our_names(state: Mapping[str, Tensor]) -> State:
-    """Return a network's tensors under our names; those of a bare backbone become `backbone.*`."""
-    stripped = {key.removeprefix("module."): value for key, value in state.items()}
-    if not any(key.startswith("backbone.") for key in stripped):
-        stripped = {f"backbone.{key}": value for key, value in stripped.items()}
+WRAPPERS = re.compile(r"(?<![^.])(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
+"""Attributes of torch's wrappers, which may be anywhere in a name."""
+RENAMED = {
+    "pos_embeder.": "pos_embed.",  # XCiT
+    "register_tokens": "reg_token",  # DINOv2, as are the others
+    ".mlp.w12.": ".mlp.fc1.",
+    ".mlp.w3.": ".mlp.fc2.",
+}
+"""timm's names of what the released networks call otherwise, and that no network of a library calls so."""
+
+
+def our_names(state: Mapping[str, Tensor], *, chunks: bool = False) -> State:
+    """Return tensors under timm's names and ours; prefixes stay.
+
+    With `chunks`, blocks in chunks (`blocks.0.3.norm1`, as DINOv2 trains them) become one list of blocks.
+    """
     result: State = {}
-    for key, value in stripped.items():
-        if key.startswith("head."):
-            result[key.replace(*GAIN).replace(*DIRECTION)] = value
-        elif "cls_attn_blocks." in key and ".attn.qkv." in key:
+    for key, value in state.items():
+        key = WRAPPERS.sub("", key)
+        for theirs, ours in {**RENAMED, GAIN[0]: GAIN[1], DIRECTION[0]: DIRECTION[1]}.items():
+            key = key.replace(theirs, ours)
+        if chunks:
+            key = re.sub(r"\bblocks\.\d+\.(\d+)\.", r"blocks.\1.", key)
+        if "cls_attn_blocks." in key and ".attn.qkv." in key:
             # timm's XCiT computes only the class token's query, and so has separate q, k and v layers
             for letter, part in zip("qkv", value.chunk(3), strict=True):
                 result[key.replace(".qkv.", f".{letter}.")] = part
         else:
-            result[key.replace("backbone.pos_embeder.", "backbone.pos_embed.")] = value
+            result[key] = value
     return result
 
 

@@ -10,9 +10,10 @@ import torchvision
 from torch import nn
 
 from dino_exp.backbone.library import torchvision_backbone
+from dino_exp.backbone.vit import VisionTransformer
 from dino_exp.errors import UserError
 from dino_exp.weights.load_into import load_into
-from dino_exp.weights.released_layout import our_names
+from dino_exp.weights.networks_in_file import network_at
 from tests.weights.tiny_networks import network, tiny_vit
 
 FILE = Path("weights.pth")
@@ -23,7 +24,7 @@ def test_positions_are_resized_by_the_rule_that_trained_weights_expect() -> None
     """The loaded network is bit-identical to the file's network run at the smaller image size."""
     source = tiny_vit(image_size=56, seed=1)
     loaded = network(tiny_vit(image_size=32))
-    report = load_into(loaded, our_names(source.state_dict()), FILE, head=False)
+    report = load_into(loaded, network_at(source.state_dict(), ""), FILE, head=False)
     with torch.no_grad():
         assert torch.equal(loaded.backbone(IMAGES), source(IMAGES))
     assert report.resized == "position embedding resized from 14x14 to 8x8 patches"
@@ -36,7 +37,7 @@ def test_a_classifier_is_ignored_and_reported() -> None:
     torch.manual_seed(1)
     source = torchvision.models.resnet18()
     backbone = torchvision_backbone(name="resnet18", stem="imagenet", in_channels=3, image_size=32)
-    state = our_names(source.state_dict())
+    state = network_at(source.state_dict(), "")
     del state["backbone.bn1.num_batches_tracked"]  # as in files of old versions
     report = load_into(network(backbone, width=512), state, FILE, head=False)
     assert report.unexpected == ["backbone.fc.weight", "backbone.fc.bias"]
@@ -52,11 +53,9 @@ def without(state: dict[str, torch.Tensor], name: str) -> dict[str, torch.Tensor
 
 
 VIT = {f"backbone.{key}": value for key, value in tiny_vit().state_dict().items()}
-WIDE = {f"backbone.{key}": value for key, value in tiny_vit().state_dict().items()} | {
-    "backbone.pos_embed": torch.zeros(1, 197, 384),
-    "backbone.patch_embed.proj.weight": torch.zeros(384, 3, 8, 8),
-    **{f"backbone.blocks.{number}.norm1.weight": torch.zeros(384) for number in range(12)},
-}
+with torch.device("meta"):
+    SMALL = VisionTransformer(patch_size=8)
+WIDE = {f"backbone.{key}": value for key, value in SMALL.state_dict().items()}
 HEAD = {key: value for key, value in network(tiny_vit(), out_dim=9).state_dict().items() if "head" in key}
 
 
@@ -65,7 +64,7 @@ HEAD = {key: value for key, value in network(tiny_vit(), out_dim=9).state_dict()
     [
         (
             WIDE,
-            r"backbone.pos_embed has shape \(1, 197, 384\), the network's \(1, 65, 16\), and 13 more do not "
+            r"backbone.cls_token has shape \(1, 1, 384\), the network's \(1, 1, 16\), and 149 more do not "
             "fit; the file contains a vision transformer of width 384 with 12 blocks and patches of 8: set "
             "backbone=vit_small backbone.patch_size=8.",
         ),
@@ -78,9 +77,10 @@ HEAD = {key: value for key, value in network(tiny_vit(), out_dim=9).state_dict()
             "the network has no backbone.blocks.2.norm1.weight",
         ),
         (
-            our_names(torchvision.models.resnet18().state_dict()),
+            network_at(torchvision.models.resnet18().state_dict(), ""),
             r"no tensor has a name of the backbone's \(cls_token, pos_embed, ...\); the file contains "
-            r"122 tensors, the first conv1.weight \(64, 3, 7, 7\)",
+            r"122 tensors, the first conv1.weight \(64, 3, 7, 7\): "
+            "set backbone=torchvision backbone.name=resnet18.",
         ),
         (
             VIT | HEAD,

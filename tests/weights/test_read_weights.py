@@ -16,9 +16,15 @@ from safetensors.torch import save_file
 
 from dino_exp.errors import UserError
 from dino_exp.runs.weights_file import digest, weights_file
-from dino_exp.weights.read_weights import read_weights
+from dino_exp.weights import read_weights as module
+from dino_exp.weights.read_weights import Weights
 
 STATE = {"cls_token": torch.ones(1, 1, 3000)}
+
+
+def read_weights(file: Path) -> Weights:
+    """Read a file for a network that consists of `STATE`."""
+    return module.read_weights(file, STATE)
 
 
 class RunsWhenUnpickled:

@@ -63,7 +63,8 @@ def test_fine_tuning_learns_and_writes_the_network(tmp_path: Path) -> None:
     assert content["settings"]["lr"] == 0.03
     assert content["settings"]["mean"] == [0.5] * 3
     network = tiny_vit(seed=5, image_size=SIZE)
-    weights = read_weights(file).teacher  # how evaluate.py and train.py read files
+    # as evaluate.py and train.py read files
+    weights = content["state_dict"] | read_weights(file, network.state_dict()).teacher
     classifier = nn.Linear(16, 2)
     for name, part in (("backbone.", network), ("classifier.", classifier)):
         of_part = {key.removeprefix(name): value for key, value in weights.items() if name in key}
