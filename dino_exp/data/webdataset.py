@@ -25,9 +25,10 @@ from filelock import FileLock
 from dino_exp.atomic import write_atomically
 from dino_exp.data import file_sets
 from dino_exp.data.file_ranges import FileRanges, Stamp, stamps
+from dino_exp.data.image_formats import IMAGE_SUFFIXES, known_endings
 from dino_exp.data.labeled import LabeledSource, NameTable, short_digest
 from dino_exp.data.packed import stored_splits
-from dino_exp.data.source import IMAGE_SUFFIXES, CorruptImageError, Shrink, Splits, decode_image
+from dino_exp.data.source import CorruptImageError, Shrink, Splits, decode_image
 from dino_exp.data.storage import patiently
 from dino_exp.errors import UserError, in_words
 from dino_exp.paths import cache_root
@@ -105,8 +106,9 @@ class ShardSource(LabeledSource):
             raise UserError(f"{key} = {value}: shard {error.filename}: {error.strerror}.") from error
         index = _cached_index(shards)
         if not len(index.offsets):
-            endings = " ".join(sorted(IMAGE_SUFFIXES))
-            raise UserError(f"{key} = {value}: no images in {len(files):,} shards; they end in {endings}.")
+            raise UserError(
+                f"{key} = {value}: no images in {len(files):,} shards; they end in {known_endings()}."
+            )
         self._bytes = FileRanges(shards)
         self._names = NameTable(index.names, index.ends)
         # Tensors, because DataLoader passes them to workers through shared memory.

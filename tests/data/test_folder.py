@@ -9,6 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
+from dino_exp.data import image_lists
 from dino_exp.data.labeled import LabeledSource
 from dino_exp.data.source import CorruptImageError, ImageSource, Splits
 from dino_exp.errors import UserError
@@ -139,7 +140,8 @@ def test_mistakes_are_reported(tmp_path: Path) -> None:
             folder(*arguments)
 
 
-def test_paths_take_little_memory(tmp_path: Path) -> None:
+def test_paths_take_little_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(image_lists, "LOOKED_AT", 1)
     listing = tmp_path / "many.txt"
     images(tmp_path, "0.png")
     listing.write_text("0.png\n" + "".join(f"n{i:08d}.png\n" for i in range(100_000)))

@@ -179,7 +179,7 @@ def test_frames_have_the_size_of_the_released_code() -> None:
         (
             "JPEGImages/480p/pair",
             None,
-            "JPEGImages/480p/pair: no .jpg files.*DAVIS 2017 has JPEGImages/480p/<video>/00000.jpg",
+            "JPEGImages/480p/pair: no images there.*DAVIS 2017 has JPEGImages/480p/<video>/00000.jpg",
         ),
         ("JPEGImages/480p/pair/0000[012].jpg", None, "pair: 2 frames, but a video needs at least 3"),
         (PAIR.format(2), None, "pair/00002.png: missing, although its frame exists"),
