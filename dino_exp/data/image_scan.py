@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from dino_exp.data.image_formats import IMAGE_SUFFIXES, READERS, START_BYTES, starts_as_image
-from dino_exp.regular_file import open_regular
+from dino_exp.regular_file import check_regular
 
 log = logging.getLogger(__name__)
 
@@ -51,9 +51,10 @@ class Skipped:
     def __init__(self) -> None:
         self._kinds: dict[str, tuple[int, bytes]] = {}
 
-    def add(self, kind: str, path: bytes) -> None:
-        count, first = self._kinds.get(kind, (0, path))
-        self._kinds[kind] = count + 1, min(first, path)
+    def add(self, kind: str, paths: list[bytes]) -> None:
+        if paths:
+            count, first = self._kinds.get(kind, (0, paths[0]))
+            self._kinds[kind] = count + len(paths), min(first, *paths)
 
     def words(self, also: frozenset[str] = frozenset()) -> str:
         """Return what was skipped and what would read it: "3 .heic (cat/IMG_1.heic); pip install ...".
@@ -101,8 +102,10 @@ def is_passed_over(path: str) -> bool:
 
 def is_image(path: Path) -> bool:
     """Return whether a file counts as an image by its ending, or without one by its first bytes."""
-    tail = _tail(os.fsencode(path.name))
-    return tail in _IMAGE or (not tail and starts_as_image(_start(os.fsencode(path))))
+    head, _, tail = os.fsencode(path.name.lower()).rpartition(b".")
+    if head and _ENDING.fullmatch(tail):
+        return tail in _IMAGE
+    return starts_as_image(_start(os.fsencode(path)))
 
 
 def images_in(folder: Path) -> list[Path]:
@@ -136,7 +139,7 @@ def _entries(folder: bytes, prefix: bytes, skipped: Skipped) -> tuple[list[bytes
     """Return the sorted names of the images in a folder, and by name of a folder whether it is a link."""
     images: list[bytes] = []
     folders: dict[bytes, bool] = {}
-    unsure: list[bytes] = []
+    others: dict[bytes, list[bytes]] = {}  # by ending
     with os.scandir(folder) as entries:
         for entry in entries:
             name = entry.name
@@ -149,39 +152,48 @@ def _entries(folder: bytes, prefix: bytes, skipped: Skipped) -> tuple[list[bytes
             if is_folder:
                 if name.lower() not in LITTER:
                     folders[name] = entry.is_symlink()
-            elif name.rpartition(b".")[2].lower() in _IMAGE and b"." in name:
+                continue
+            head, _, tail = name.lower().rpartition(b".")
+            if head and tail in _IMAGE:
                 images.append(name)
-            elif name.lower() not in LITTER:
-                tail = _tail(name)
-                if entry.is_symlink() and not os.path.exists(entry.path):  # noqa: PTH110 (bytes)
-                    skipped.add(NOWHERE, prefix + name)
-                elif tail:
-                    skipped.add(f".{tail.decode()}", prefix + name)
-                else:
-                    unsure.append(name)
+            elif entry.is_symlink() and not os.path.exists(entry.path):  # noqa: PTH110 (bytes)
+                skipped.add(NOWHERE, [prefix + name])
+            else:
+                others.setdefault(tail if head else b"", []).append(name)
+    unsure: list[bytes] = []
+    for tail, names in others.items():
+        kept = [name for name in names if name.lower() not in LITTER]
+        if _ENDING.fullmatch(tail):
+            skipped.add(f".{tail.decode()}", [prefix + name for name in kept])
+        else:
+            unsure += kept
     if unsure:
-        unsure.sort()
-        with ThreadPoolExecutor(LOOKERS) as pool:
-            starts = pool.map(_start, (os.path.join(folder, name) for name in unsure))  # noqa: PTH118
-            for name, start in zip(unsure, starts, strict=True):
-                if starts_as_image(start):
-                    images.append(name)
-                elif b"\0" in start or not start.isascii():  # not a text such as README
-                    skipped.add(NO_ENDING, prefix + name)
+        images += _images_by_content(folder, unsure, prefix, skipped)
     images.sort()
     return images, folders
 
 
-def _tail(name: bytes) -> bytes:
-    """Return the ending of a name in lower case and without its dot; empty where it has none."""
-    head, _, tail = name.lower().rpartition(b".")
-    return tail if head and _ENDING.fullmatch(tail) else b""
+def _images_by_content(folder: bytes, names: list[bytes], prefix: bytes, skipped: Skipped) -> Iterator[bytes]:
+    """Yield those of the files that have the first bytes of an image."""
+    parts = [names[number::LOOKERS] for number in range(min(LOOKERS, len(names)))]
+    with ThreadPoolExecutor(LOOKERS) as pool:
+        starts = pool.map(lambda part: [_start(folder + b"/" + name) for name in part], parts)
+        for part, starts_of_part in zip(parts, starts, strict=True):
+            for name, start in zip(part, starts_of_part, strict=True):
+                if starts_as_image(start):
+                    yield name
+                elif b"\0" in start or not start.isascii():  # not a text such as README
+                    skipped.add(NO_ENDING, [prefix + name])
 
 
 def _start(path: bytes) -> bytes:
     """Return the first bytes of a file; zeros if it cannot be read."""
     try:
-        with open_regular(os.fsdecode(path)) as file:
-            return file.read(START_BYTES)
+        file = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        try:
+            check_regular(os.fstat(file), path)
+            return os.read(file, START_BYTES)
+        finally:
+            os.close(file)
     except OSError:
         return bytes(START_BYTES)
