@@ -39,14 +39,15 @@ def load(
 ) -> Splits:
     """Find the training images below `root` and the held-out images below `val_root`.
 
-    Only a list is opened here; an unreadable image is noticed when it is read.
+    An unreadable image is noticed when it is read.
 
     Args:
         root: class folders (images at any depth below each), or a flat folder of images without labels, or
-            a text file with one path per line, relative to the file's folder, and optionally a tab and the
-            label. A single class folder counts as no labels: k-NN on one class would always be right.
-        val_root: one of the same, with the classes of `root`; "auto" is `val` or `test` next to a root named
-            `train` (`val.txt` or `test.txt` next to `train.txt`); None is no held-out images.
+            a list (see `read_list`). A single class folder counts as no labels: k-NN on one class would
+            always be right.
+        val_root: one of the same, with the classes of `root` and none of its images; "auto" is the first of
+            `val`, ..., `test` next to a root named `train` (`val.txt` next to `train.txt`) that has labels
+            where `root` has them; None is no held-out images.
         channels, backend: see `decode_image`.
         packed, packed_side: see `stored_splits`.
     """

@@ -19,6 +19,7 @@ from dino_exp.errors import UserError
 from dino_exp.eval.davis.video_segmentation import VideoSegmentation, _network_size
 from dino_exp.eval.subject import Findings
 from dino_exp.parallel import distributed
+from tests.eval import published_layouts as layouts
 from tests.eval.subjects import NO_DATA, subject, tiny_vit
 
 HEIGHT, WIDTH, SIDE, PATCH = 64, 128, 24, 8
@@ -113,6 +114,15 @@ def test_moving_squares_are_tracked(davis: Path, tmp_path: Path) -> None:
         Image.open(predictions / "alone/00000.png") as written,
     ):
         np.testing.assert_array_equal(np.array(written), np.array(given))
+
+
+def test_what_systems_leave_is_no_frame(davis: Path, tmp_path: Path) -> None:
+    root = shutil.copytree(davis, tmp_path / "davis")
+    before = [[path.stem for path in video.frames] for video in segmentation(root)._videos()]
+    for name in ("alone", "pair"):
+        layouts.leave_litter(root / "JPEGImages/480p" / name)
+    segmentation(root).check(subject(Colors()), NO_DATA)
+    assert [[path.stem for path in video.frames] for video in segmentation(root)._videos()] == before
 
 
 def test_a_network_that_does_not_see_the_objects_loses_them(davis: Path, tmp_path: Path) -> None:
