@@ -191,7 +191,7 @@ def _start(path: bytes) -> bytes:
     try:
         file = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
         try:
-            check_regular(os.fstat(file), path)
+            check_regular(os.fstat(file), os.fsdecode(path))
             return os.read(file, START_BYTES)
         finally:
             os.close(file)
