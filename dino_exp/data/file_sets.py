@@ -35,16 +35,20 @@ def absolute_path(value: str) -> Path:
     return Path(os.path.abspath(expanded(value)))  # noqa: PTH100 (resolve follows links)
 
 
-def held_out_sibling(train: Path) -> Path | None:
-    """Return the held-out folder or list next to one named `train`, if there is one."""
+def held_out_siblings(train: Path) -> list[Path]:
+    """Return the held-out folders or lists next to one named `train`, in the order of `HELD_OUT`."""
     if train.stem != "train":
-        return None
-    for name in HELD_OUT:
-        candidate = train.with_name(name + train.suffix)
-        if candidate.exists():
-            log.info("Held-out images: %s", candidate)
-            return candidate
-    return None
+        return []
+    beside = (train.with_name(name + train.suffix) for name in HELD_OUT)
+    return [path for path in beside if path.exists()]
+
+
+def held_out_sibling(train: Path) -> Path | None:
+    """Return the first held-out folder or list next to one named `train`, if there is one."""
+    found = next(iter(held_out_siblings(train)), None)
+    if found:
+        log.info("Held-out images: %s", found)
+    return found
 
 
 def find_files(key: str, value: str, endings: Sequence[str], kinds: str) -> list[Path]:

@@ -5,21 +5,25 @@ from __future__ import annotations
 import logging
 import os
 from array import array
-from collections.abc import Iterator
+from itertools import accumulate, chain, islice, repeat
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
 
 from dino_exp.data.content import Content
 from dino_exp.data.digests import digests, file_digest, file_sizes
-from dino_exp.data.file_sets import existing_path, held_out_sibling
+from dino_exp.data.file_sets import existing_path, held_out_siblings
+from dino_exp.data.image_formats import known_endings
+from dino_exp.data.image_lists import read_list
+from dino_exp.data.image_scan import QUIET, Skipped, walk
 from dino_exp.data.labeled import LabeledSource, NameTable, short_digest
 from dino_exp.data.packed import stored_splits
-from dino_exp.data.source import IMAGE_SUFFIXES, Shrink, Splits, read_image
+from dino_exp.data.source import Shrink, Splits, read_image
+from dino_exp.data.split_folders import check_level
 from dino_exp.data.storage import spread
 from dino_exp.errors import UserError, in_words
-from dino_exp.regular_file import open_regular
 
 log = logging.getLogger(__name__)
 
@@ -37,34 +41,28 @@ def load(
 ) -> Splits:
     """Find the training images below `root` and the held-out images below `val_root`.
 
-    Only a list is opened here; an unreadable image is noticed when it is read.
+    An unreadable image is noticed when it is read.
 
     Args:
         root: class folders (images at any depth below each), or a flat folder of images without labels, or
-            a text file with one path per line, relative to the file's folder, and optionally a tab and the
-            label. A single class folder counts as no labels: k-NN on one class would always be right.
-        val_root: one of the same, with the classes of `root`; "auto" is `val` or `test` next to a root named
-            `train` (`val.txt` or `test.txt` next to `train.txt`); None is no held-out images.
+            a list (see `read_list`). A single class folder counts as no labels: k-NN on one class would
+            always be right.
+        val_root: one of the same, with the classes of `root` and none of its images; "auto" is the first of
+            `val`, ..., `test` next to a root named `train` (`val.txt` next to `train.txt`) that has labels
+            where `root` has them; None is no held-out images.
         channels, backend: see `decode_image`.
         packed, packed_side: see `stored_splits`.
     """
     if root is None:
         raise UserError(f"data.root is null: give the path of the images: {LAYOUTS}.")
-    train_path = existing_path("data.root", root, LAYOUTS)
-    train = _source("data.root", train_path, channels, backend)
-    if val_root == "auto":
-        val_path = held_out_sibling(train_path)
-    else:
-        val_path = existing_path("data.val_root", val_root, LAYOUTS) if val_root else None
+    train = _found("data.root", existing_path("data.root", root, LAYOUTS), channels, backend)
     test = None
-    if val_path:
-        if val_path.samefile(train_path):
-            raise UserError(
-                f"data.val_root = {val_root}: these are the training images; give held-out images, or null "
-                "for none."
-            )
-        test = _source("data.val_root", val_path, channels, backend)
-    return stored_splits(train, test, val_root, packed, packed_side)
+    if val_root == "auto":
+        test = _beside(train, channels, backend)
+    elif val_root:
+        test = _found("data.val_root", existing_path("data.val_root", val_root, LAYOUTS), channels, backend)
+        _check_apart(val_root, test, train)
+    return stored_splits(train.source, None if test is None else test.source, val_root, packed, packed_side)
 
 
 class FolderSource(LabeledSource):
@@ -115,121 +113,112 @@ class FolderSource(LabeledSource):
             self.label(labels, classes)
 
 
-def _source(key: str, path: Path, channels: int, backend: str) -> FolderSource:
+class _Found(NamedTuple):
+    """Images, and a hash of each one's path without links in its folders."""
+
+    source: FolderSource
+    places: array[int]
+
+
+def _found(key: str, path: Path, channels: int, backend: str) -> _Found:
     try:
-        source = (
-            _list_file(key, path, channels, backend)
-            if path.is_file()
-            else _folder(key, path, channels, backend)
-        )
+        if path.is_dir():
+            return _folder(key, path, channels, backend)
+        listed = read_list(key, path, LAYOUTS)
     except OSError as error:
-        raise UserError(f"{key} = {path}: cannot be read: {error}.") from error
-    if not len(source):
-        endings = " ".join(sorted(IMAGE_SUFFIXES))
-        raise UserError(f"{key} = {path}: no images there. Give {LAYOUTS}; file names end in {endings}.")
-    return source
-
-
-def _folder(key: str, root: Path, channels: int, backend: str) -> FolderSource:
-    images, folders = _entries(str(root))
-    paths, ends, labels, classes = bytearray(), array("q", [0]), array("q"), [Path(f).name for f in folders]
-    skip = len(os.fsencode(root)) + (0 if root.name == "" else 1)
-    for label, folder in enumerate(folders):
-        before = len(labels)
-        for image in _below(folder, (os.path.realpath(root),)):
-            paths += os.fsencode(image)[skip:]
-            ends.append(len(paths))
-            labels.append(label)
-        if len(labels) == before:
-            log.warning("%s: class folder %s has no images.", key, folder)
-    source = FolderSource(root, root, channels, backend)
-    if not labels:
-        for image in images:
-            paths += os.fsencode(image)[skip:]
-            ends.append(len(paths))
-        source.fill(paths, ends, labels, None)
-    elif images:
-        raise UserError(
-            f"{key} = {root}: has images ({Path(images[0]).name}, {len(images):,} in all) as well as "
-            f"folders of images ({classes[0]}, ...). Move one of the two away, or list the images in a text "
-            "file and give that."
-        )
-    else:
-        if len(classes) == 1:
-            log.info("%s: only one class folder, so the images have no labels.", key)
-        source.fill(paths, ends, labels, classes)
-    return source
-
-
-def _below(folder: str, above: tuple[str, ...]) -> Iterator[str]:
-    """Yield the paths of all images below a folder, in an order that depends on the names alone.
-
-    above: real paths of the folders that it is in.
-    """
-    real = os.path.realpath(folder)
-    if real in above:  # a link to a folder above
-        return
-    images, folders = _entries(folder)
-    yield from images
-    for inner in folders:
-        yield from _below(inner, (*above, real))
-
-
-def _entries(folder: str) -> tuple[list[str], list[str]]:
-    """Return the sorted paths of the images and of the folders in a folder, without hidden ones."""
-    images, folders = [], []
-    with os.scandir(folder) as entries:
-        for entry in entries:
-            if entry.name.startswith("."):
-                continue
-            if os.path.splitext(entry.name)[1].lower() in IMAGE_SUFFIXES:  # noqa: PTH122 (10^7 times)
-                images.append(entry.path)
-            elif entry.is_dir():
-                folders.append(entry.path)
-    return sorted(images), sorted(folders)
-
-
-def _list_file(key: str, path: Path, channels: int, backend: str) -> FolderSource:
-    paths, ends, labels = bytearray(), array("q", [0]), array("q")
-    numbers: dict[bytes, int] = {}
-    try:
-        file = open_regular(path)
-    except OSError as error:
-        raise UserError(f"{key} = {in_words(error)}. Give {LAYOUTS}.") from error
-    with file as lines:
-        if b"\0" in lines.read(4096):
-            raise UserError(f"{key} = {path}: not a text file. Give {LAYOUTS}.")
-        lines.seek(0)
-        for number, line in enumerate(lines, start=1):
-            image, tab, label = line.removeprefix(b"\xef\xbb\xbf").rstrip(b"\r\n").partition(b"\t")
-            if not image.strip():
-                continue
-            if len(ends) == 1:
-                _check_first(key, path, number, image)
-            if bool(tab) != bool(labels) and len(ends) > 1:
-                raise UserError(
-                    f"{key} = {path}, line {number}: {'a' if tab else 'no'} label (after a tab), but the "
-                    f"lines before have {'none' if tab else 'one'}. Label all images or none."
-                )
-            if tab:
-                labels.append(numbers.setdefault(label.strip(), len(numbers)))
-            paths += image
-            ends.append(len(paths))
+        raise UserError(f"{key} = {path}: cannot be read: {in_words(error)}.") from error
     source = FolderSource(path, path.parent, channels, backend)
-    found = [os.fsdecode(label) for label in numbers]  # in the order of their first lines
-    source.fill(paths, ends, labels, found or None)
-    if source.classes is not None:
-        numeric = all(label.isdecimal() for label in found)
-        classes = sorted(found, key=int) if numeric else sorted(found)
-        position = {label: i for i, label in enumerate(classes)}
-        source.relabel(classes, [position[label] for label in found])
-    return source
+    if not listed.places:
+        raise _no_images(key, path, "")
+    source.fill(listed.paths, listed.ends, listed.labels, listed.classes or None)
+    return _Found(source, listed.places)
 
 
-def _check_first(key: str, path: Path, number: int, image: bytes) -> None:
-    first = path.parent / os.fsdecode(image)
-    if not first.exists():
-        raise UserError(
-            f"{key} = {path}, line {number}: no such file: {first}. Each line is a path, relative to "
-            f"{path.parent} or absolute, optionally followed by a tab and a label."
+def _beside(train: _Found, channels: int, backend: str) -> _Found | None:
+    """Return the held-out images next to the training images that can be used, and log which."""
+    for path in held_out_siblings(train.source.path):
+        try:
+            test = _found("data.val_root", path, channels, backend)
+            _check_apart(str(path), test, train)
+        except UserError as error:
+            log.warning("data.val_root = auto: not used: %s", error)
+            continue
+        if train.source.classes is not None and test.source.classes is None:
+            log.warning("data.val_root = auto: %s has no labels and is not used.", path)
+            continue
+        log.info("Held-out images: %s", path)
+        return test
+    return None
+
+
+def _check_apart(val_root: str, test: _Found, train: _Found) -> None:
+    """Raise UserError if held-out images are among the training images."""
+    shared = np.flatnonzero(np.isin(np.asarray(test.places), np.asarray(train.places)))
+    if not len(shared):
+        return
+    path, count = train.source.path, len(test.places)
+    if len(shared) == count == len(train.places):
+        what = "these are the training images; give held-out images"
+    else:
+        what = (
+            f"{len(shared):,} of these {count:,} images are also training images, in data.root = {path} "
+            f"({test.source.name(int(shared[0]))}, ...); give images that are not"
         )
+    raise UserError(f"data.val_root = {val_root}: {what}, or null for none.")
+
+
+def _folder(key: str, root: Path, channels: int, backend: str) -> _Found:
+    paths, ends, labels, places = bytearray(), array("q", [0]), array("q"), array("q")
+    skipped = Skipped()
+    folders = walk(root, skipped)
+    top = next(folders)
+    numbers = {name: number for number, name in enumerate(top.folders)}
+    classes = [os.fsdecode(name) for name in top.folders]
+    for folder in chain((top,), folders):
+        check_level(key, root, folder)
+        if not folder.images:
+            continue
+        if top.images and folder.prefix:
+            raise UserError(
+                f"{key} = {root}: has images ({os.fsdecode(top.images[0])}, {len(top.images):,} in all) as "
+                f"well as folders of images ({os.fsdecode(folder.prefix)}, ...). Move one of the two away, "
+                "or list the images in a text file and give that."
+            )
+        names = [folder.prefix + name for name in folder.images]
+        paths += b"".join(names)
+        ends.extend(islice(accumulate(map(len, names), initial=ends[-1]), 1, None))
+        places.extend(hash(folder.real + b"/" + name) for name in folder.images)
+        if folder.prefix:
+            labels.extend(repeat(numbers[folder.prefix.partition(b"/")[0]], len(names)))
+    if not places:
+        raise _no_images(key, root, skipped.words(QUIET))
+    skipped.say(key, root)
+    source = FolderSource(root, root, channels, backend)
+    source.fill(paths, ends, labels, _labeled(key, root, labels, classes))
+    return _Found(source, places)
+
+
+def _labeled(key: str, root: Path, labels: array[int], classes: list[str]) -> list[str] | None:
+    """Return the classes; None for a flat folder and where only one class has images."""
+    if not labels:
+        return None
+    filled = np.bincount(np.asarray(labels), minlength=len(classes)) > 0
+    if filled.sum() > 1:
+        for number in np.flatnonzero(~filled):
+            log.warning("%s: class folder %s has no images.", key, root / classes[number])
+        return classes
+    only = root / classes[labels[0]]
+    inside = next(walk(only, Skipped()))
+    hint = ""
+    if not inside.images and len(inside.folders) > 1:
+        some = ", ".join(map(os.fsdecode, inside.folders[:2]))
+        hint = f" {key}={only} has the class folders {some}, ..."
+    log.warning("%s: only one class folder (%s), so the images have no labels.%s", key, only.name, hint)
+    return None
+
+
+def _no_images(key: str, path: Path, skipped: str) -> UserError:
+    found = f", but {skipped}" if skipped else ""
+    return UserError(
+        f"{key} = {path}: no images there{found}. Give {LAYOUTS}; file names end in {known_endings()}."
+    )

@@ -18,10 +18,11 @@ from dino_exp.data.arrow_files import IMAGE, paths_of, ranges_of, reading, schem
 from dino_exp.data.content import Content
 from dino_exp.data.digests import digests, file_digest, missing, range_digest
 from dino_exp.data.file_ranges import FileRanges, stamps
+from dino_exp.data.image_formats import IMAGE_SUFFIXES
 from dino_exp.data.labeled import LabeledSource, NameTable, short_digest
 from dino_exp.data.packed import stored_splits
 from dino_exp.data.row_columns import Columns, features_of
-from dino_exp.data.source import IMAGE_SUFFIXES, CorruptImageError, Shrink, Splits, decode_image
+from dino_exp.data.source import CorruptImageError, Shrink, Splits, decode_image
 from dino_exp.data.storage import patiently
 from dino_exp.errors import UserError, in_words
 from dino_exp.regular_file import MOST_BYTES, is_plain_name, path_below, read_regular, too_large

@@ -60,7 +60,7 @@ def stored_splits(
     return Splits(PackedSource(train, packed_side), None if test is None else PackedSource(test, packed_side))
 
 
-def _say_depth(train: StoredImages) -> None:
+def _say_depth(train: ImagesWithContent) -> None:
     """Say if some of the images have 16 bits per value, and how much of their range is used."""
     deep: dict[str, int] = {}
     looked_at = spread(len(train))

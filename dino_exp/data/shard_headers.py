@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import IO, NamedTuple
 
 from dino_exp.data import shard_labels
+from dino_exp.data.image_formats import IMAGE_SUFFIXES
+from dino_exp.data.image_scan import is_passed_over
 from dino_exp.data.shard_labels import Label, NoClassError, ShardLabels
-from dino_exp.data.source import IMAGE_SUFFIXES
 from dino_exp.data.tar_members import members
 from dino_exp.errors import UserError
 from dino_exp.regular_file import too_large
@@ -29,7 +30,6 @@ LINKS = 40
 WITHOUT_LABEL = f"JSON files without a label ({', '.join(shard_labels.KEYS)})"
 """A note that is worth a line only where no other file has labels."""
 _NAMED_ENDING = re.compile(r"\.(?=.*[a-z])[a-z0-9]{1,12}")  # not of photo.jpg?width=800, nor of a date
-_OF_SYSTEMS = re.compile(r"(?:^|/)(?:\.(?!\./)|__MACOSX/|@eaDir/)")
 
 
 class Notes:
@@ -101,7 +101,7 @@ class _Scan:
         is_image = ending in IMAGE_SUFFIXES
         if is_link:
             self._links[name] = _target(member)
-        if _is_passed_over(name):
+        if is_passed_over(name):
             if is_image:
                 self._note("hidden images and those of system folders, skipped", name)
         elif not is_image and ending not in shard_labels.ENDINGS:
@@ -246,10 +246,6 @@ def _ending(name: str) -> str:
     base = name[name.rfind("/") + 1 :]
     dot = base.rfind(".")
     return base[dot:].lower() if dot > 0 else ""
-
-
-def _is_passed_over(name: str) -> bool:
-    return _OF_SYSTEMS.search(name) is not None
 
 
 def _target(link: tarfile.TarInfo) -> str:

@@ -18,6 +18,7 @@ import torch
 from PIL import Image, ImageFile
 
 from dino_exp.data import depth, png_chunks
+from dino_exp.data.image_formats import FORMATS
 from dino_exp.data.storage import patiently
 from dino_exp.regular_file import MOST_BYTES, open_regular, read_regular
 
@@ -39,12 +40,6 @@ MAX_PIXELS = 178_956_970
 A 20,000 x 20,000 image would take 1.2 GB in each worker, for crops of a few hundred pixels. It counts as
 unreadable, so that one such file neither ends a run nor exhausts the memory."""
 
-IMAGE_SUFFIXES = frozenset(
-    {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
-    | {".ppm", ".pgm", ".pbm", ".pnm", ".npy"}
-)
-FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
-"""Formats that Pillow may open; some of its other readers start programs (EPS: Ghostscript)."""
 TOO_LARGE = f"more than {MAX_PIXELS:,} pixels; scale it down first"
 
 

@@ -21,11 +21,12 @@ from dino_exp.data import file_sets
 from dino_exp.data.content import Content
 from dino_exp.data.digests import digests, range_digest
 from dino_exp.data.file_ranges import FileRanges, Stamp, stamps
+from dino_exp.data.image_formats import known_endings
 from dino_exp.data.kept import kept
 from dino_exp.data.labeled import LabeledSource, NameTable, short_digest
 from dino_exp.data.packed import stored_splits
 from dino_exp.data.shard_headers import WITHOUT_LABEL, Notes, scan
-from dino_exp.data.source import IMAGE_SUFFIXES, CorruptImageError, Shrink, Splits, decode_image
+from dino_exp.data.source import CorruptImageError, Shrink, Splits, decode_image
 from dino_exp.data.storage import patiently
 from dino_exp.errors import UserError, in_words
 from dino_exp.regular_file import MOST_BYTES, read_regular, too_large
@@ -106,8 +107,9 @@ class ShardSource(LabeledSource):
             if what != WITHOUT_LABEL or unlabeled:
                 log.warning("%s: %s: %s, the first is %s", key, what, f"{count:,}", example)
         if not len(index.offsets):
-            endings = " ".join(sorted(IMAGE_SUFFIXES))
-            raise UserError(f"{key} = {value}: no images in {len(files):,} shards; they end in {endings}.")
+            raise UserError(
+                f"{key} = {value}: no images in {len(files):,} shards; they end in {known_endings()}."
+            )
         self._bytes = FileRanges(shards)
         self._names = NameTable(index.names, index.ends)
         # Tensors, because DataLoader passes them to workers through shared memory.

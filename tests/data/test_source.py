@@ -13,7 +13,7 @@ from PIL import Image
 
 from dino_exp.data import source
 from dino_exp.data.source import CorruptImageError, decode_image, read_image
-from tests.data.sources import as_file, noise, png_of_size
+from tests.data.sources import as_file, noise, png_of_size, turned
 
 RED, GREEN = (200, 40, 10), (20, 180, 60)
 

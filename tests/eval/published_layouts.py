@@ -45,6 +45,15 @@ def save(image: Image.Image, path: Path) -> None:
     image.save(path, quality=95, subsampling=0)
 
 
+def leave_litter(folder: Path) -> None:
+    """Write what macOS, a NAS and Windows leave beside the images of a folder, and rename one to .JPG."""
+    first = min(folder.glob("*.jpg"))
+    (folder / f"._{first.name}").write_bytes(b"\0\5\x16\7")
+    (folder / "Thumbs.db").write_bytes(bytes(100))
+    save(flat(0), folder / "@eaDir" / first.name / "SYNOPHOTO_THUMB_M.jpg")
+    first.rename(first.with_suffix(".JPG"))
+
+
 def revisited(
     root: Path, name: str, database: Sequence[Image.Image], queries: Sequence[Image.Image], gnd: list[Any]
 ) -> Path:

@@ -11,8 +11,9 @@ from torch import Tensor
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as transforms
 
+from dino_exp.data.image_formats import known_endings
+from dino_exp.data.image_scan import is_image
 from dino_exp.data.source import (
-    IMAGE_SUFFIXES,
     CorruptImageError,
     ImageSource,
     opened_image,
@@ -176,9 +177,8 @@ def image_files(source: Path) -> list[Path]:
     """Return the image itself, or the images of a folder at any depth, sorted. Raises UserError if none."""
     if not source.is_file():
         return images_below("attention.source", source)
-    if source.suffix.lower() not in IMAGE_SUFFIXES:
-        endings = " ".join(sorted(IMAGE_SUFFIXES))
+    if not is_image(source):
         raise UserError(
-            f"attention.source = {source}: neither image nor video; names of images end in {endings}."
+            f"attention.source = {source}: neither image nor video; names of images end in {known_endings()}."
         )
     return [source]

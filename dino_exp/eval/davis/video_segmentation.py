@@ -20,6 +20,7 @@ from dino_exp.atomic import write_atomically
 from dino_exp.backbone.tokens import spatial_features
 from dino_exp.config.evaluation_schema import VideoSegmentationConfig
 from dino_exp.data.file_sets import existing_path
+from dino_exp.data.image_scan import images_in
 from dino_exp.data.source import CorruptImageError, opened_image, read_image
 from dino_exp.errors import UserError
 from dino_exp.eval.davis.label_propagation import label_map, propagate_through
@@ -148,10 +149,10 @@ class VideoSegmentation:
                 raise UserError(
                     f"{names}: {name!r} is a path; each line must be the name of a folder in {root / FRAMES}."
                 )
-            frames = sorted((root / FRAMES / name).glob("*.jpg"))
+            frames = images_in(root / FRAMES / name)
             if not frames:
                 raise UserError(
-                    f"{root / FRAMES / name}: no .jpg files there, but the video is in {names}. {LAYOUT}."
+                    f"{root / FRAMES / name}: no images there, but the video is in {names}. {LAYOUT}."
                 )
             folder = root / ANNOTATIONS / name
             videos.append(Video(name, frames, [folder / f"{frame.stem}.png" for frame in frames]))

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from dino_exp.backbone.tokens import block_tokens, has_block_tokens, spatial_features
 from dino_exp.config.evaluation_schema import CopyDetectionConfig
+from dino_exp.data.image_scan import images_in
 from dino_exp.errors import UserError
 from dino_exp.eval.network_input import patch_side
 from dino_exp.eval.ranking.average_precision import average_precision, best_first
@@ -89,10 +90,10 @@ class CopyDetection:
                 f"copy_detection.root = null: give the folder of Copydays. The layout is {LAYOUT}."
             )
         root = expanded(self.cfg.root)
-        originals, copies = (sorted((root / part).glob("*.jpg")) for part in ("original", "strong"))
+        originals, copies = (images_in(root / part) for part in ("original", "strong"))
         for part, files in (("original", originals), ("strong", copies)):
             if not files:
-                raise UserError(f"{root / part}: no images *.jpg there. The layout is {LAYOUT}.")
+                raise UserError(f"{root / part}: no images there. The layout is {LAYOUT}.")
         return originals, copies
 
     def _features(self, files: list[Path], subject: Subject) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -10,9 +11,11 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from dino_exp.data.image_formats import known_endings
+from dino_exp.data.image_scan import QUIET, Skipped, walk
 from dino_exp.data.read_ahead import ahead
-from dino_exp.data.source import IMAGE_SUFFIXES, CorruptImageError, read_image
-from dino_exp.errors import UserError
+from dino_exp.data.source import CorruptImageError, read_image
+from dino_exp.errors import UserError, in_words
 from dino_exp.eval.features import evaluating, gathered
 from dino_exp.eval.network_input import network_errors
 from dino_exp.eval.subject import Subject
@@ -62,18 +65,26 @@ def features_of(
 
 
 def images_below(key: str, folder: Path) -> list[Path]:
-    """Return all image files below a folder, sorted; hidden files and folders are ignored.
+    """Return all images below a folder, sorted, by the rule of `data/image_scan.py`.
 
-    Raises UserError, naming the key, where there are none.
+    Raises UserError, naming the key, where there are none, or where a folder cannot be read.
     """
     if not folder.is_dir():
         raise UserError(f"{key} = {folder}: no such folder; give a folder of images.")
-    below = (path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
-    found = sorted(p for p in below if not any(part[0] == "." for part in p.relative_to(folder).parts))
+    skipped, found = Skipped(), []
+    try:
+        for inner in walk(folder, skipped):
+            found += [folder / os.fsdecode(inner.prefix + name) for name in inner.images]
+    except OSError as error:
+        raise UserError(f"{key} = {folder}: cannot be read: {in_words(error)}.") from error
     if not found:
-        endings = " ".join(sorted(IMAGE_SUFFIXES))
-        raise UserError(f"{key} = {folder}: no images there; names of images end in {endings}.")
-    return found
+        words = skipped.words(QUIET)
+        raise UserError(
+            f"{key} = {folder}: no images there{f', but {words}' if words else ''}; names of images end in "
+            f"{known_endings()}."
+        )
+    skipped.say(key, folder)
+    return sorted(found)
 
 
 def check_takes(

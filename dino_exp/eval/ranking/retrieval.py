@@ -14,6 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from dino_exp.config.evaluation_schema import RetrievalConfig
+from dino_exp.data.image_scan import images_in
 from dino_exp.errors import UserError
 from dino_exp.eval.network_input import patch_side
 from dino_exp.eval.ranking import safe_pickle
@@ -63,10 +64,9 @@ class Retrieval:
         """Raise UserError if files are missing or the network does not take images of this size."""
         for name in self._names():
             truth = ground_truth(self._root(), name)
-            folder = self._root() / name / "jpg"
-            found = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+            found = set(images_in(self._root() / name / "jpg"))
             files = truth.database + truth.queries
-            missing = [path for path in files if path.name not in found]
+            missing = [path for path in files if path not in found]
             if missing:
                 raise UserError(
                     f"{missing[0]}: missing ({len(missing):,} of {len(files):,} images are). The layout is "
@@ -172,8 +172,11 @@ def ground_truth(root: Path, name: str) -> GroundTruth:
             f"{file}: not the published list ({type(error).__name__}: {error}). That has imlist, qimlist and "
             "gnd, and gnd has bbx, easy, hard and junk for each query."
         ) from error
-    jpg = root / name / "jpg"
-    of_database, of_queries = ([jpg / f"{each}.jpg" for each in names] for names in (database, queries))
+    folder = root / name / "jpg"
+    stored = {path.stem: path for path in images_in(folder)}  # as .jpg, .JPG, or converted
+    of_database, of_queries = (
+        [stored.get(each, folder / f"{each}.jpg") for each in names] for names in (database, queries)
+    )
     return GroundTruth(of_database, of_queries, boxes, labels)
 
 

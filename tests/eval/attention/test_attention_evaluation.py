@@ -212,6 +212,9 @@ def test_a_single_image(tmp_path: Path) -> None:
     assert findings.figures == {}
     with Image.open(findings.files[0]) as image:
         assert image.width == 1200
+    source.rename(tmp_path / "3e5f")  # an image by its content
+    findings = run(attention(source=str(tmp_path / "3e5f"), image_size=32), tmp_path / "out", subject())
+    assert findings.files == [tmp_path / "out/3e5f_attention.png"]
 
 
 def test_the_video_of_a_video_has_as_many_frames(tmp_path: Path) -> None:

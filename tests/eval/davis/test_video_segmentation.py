@@ -19,6 +19,7 @@ from dino_exp.errors import UserError
 from dino_exp.eval.davis.video_segmentation import VideoSegmentation, _network_size
 from dino_exp.eval.subject import Findings
 from dino_exp.parallel import distributed
+from tests.eval import published_layouts as layouts
 from tests.eval.subjects import NO_DATA, subject, tiny_vit
 
 HEIGHT, WIDTH, SIDE, PATCH = 64, 128, 24, 8
@@ -115,6 +116,15 @@ def test_moving_squares_are_tracked(davis: Path, tmp_path: Path) -> None:
         np.testing.assert_array_equal(np.array(written), np.array(given))
 
 
+def test_what_systems_leave_is_no_frame(davis: Path, tmp_path: Path) -> None:
+    root = shutil.copytree(davis, tmp_path / "davis")
+    before = [[path.stem for path in video.frames] for video in segmentation(root)._videos()]
+    for name in ("alone", "pair"):
+        layouts.leave_litter(root / "JPEGImages/480p" / name)
+    segmentation(root).check(subject(Colors()), NO_DATA)
+    assert [[path.stem for path in video.frames] for video in segmentation(root)._videos()] == before
+
+
 def test_a_network_that_does_not_see_the_objects_loses_them(davis: Path, tmp_path: Path) -> None:
     class Blind(Colors):
         def forward(self, images: Tensor) -> Tensor:
@@ -179,7 +189,7 @@ def test_frames_have_the_size_of_the_released_code() -> None:
         (
             "JPEGImages/480p/pair",
             None,
-            "JPEGImages/480p/pair: no .jpg files.*DAVIS 2017 has JPEGImages/480p/<video>/00000.jpg",
+            "JPEGImages/480p/pair: no images there.*DAVIS 2017 has JPEGImages/480p/<video>/00000.jpg",
         ),
         ("JPEGImages/480p/pair/0000[012].jpg", None, "pair: 2 frames, but a video needs at least 3"),
         (PAIR.format(2), None, "pair/00002.png: missing, although its frame exists"),

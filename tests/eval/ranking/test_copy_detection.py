@@ -48,6 +48,20 @@ def test_the_figure_is_that_of_the_known_order(root: Path, tmp_path: Path) -> No
     assert found.figures == pytest.approx({"map_strong": 100 * (1 + (0 + 1 / 3) / 2 + 0) / 3})
 
 
+def test_what_systems_leave_is_no_image(root: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for number in range(2):
+        layouts.save(layouts.flat(90), root / "others" / f"{number}.jpg")
+    (root / "others" / "2.svg").write_text("<svg/>")
+    evaluation, chosen = copy_detection(root, distractors=str(root / "others")), subject(layouts.MeanColor())
+    before = evaluation.evaluate(chosen, NO_DATA, tmp_path / "out")
+    for part in ("original", "strong", "others"):
+        layouts.leave_litter(root / part)
+    evaluation.check(chosen, NO_DATA)
+    found = evaluation.evaluate(chosen, NO_DATA, tmp_path / "out")
+    assert (found.figures, found.details) == (before.figures, before.details)
+    assert caplog.messages == [f"copy_detection.distractors = {root}/others: skipped 1 .svg (2.svg)."]
+
+
 def test_whitening_subtracts_the_mean_and_makes_second_moments_equal() -> None:
     torch.manual_seed(0)
     learned_on = torch.randn(500, 3) @ torch.tensor([[3.0, 1.0, 0.0], [0.0, 0.5, 0.0], [0.0, 0.0, 0.1]]) + 1
@@ -110,7 +124,7 @@ def test_bad_input_is_named(root: Path) -> None:
     refused(
         copy_detection(root, image_size=18), r"copy_detection.image_size = 18: .*patch_size = 4.*16 and 20"
     )
-    refused(copy_detection(root / "strong"), r"strong/original: no images \*.jpg")
+    refused(copy_detection(root / "strong"), r"strong/original: no images there")
     refused(
         copy_detection(root, whitening=str(root / "none")), r"copy_detection.whitening = .*no such folder"
     )

@@ -35,6 +35,14 @@ def root(tmp_path: Path) -> Path:
     return tmp_path
 
 
+def test_what_systems_leave_is_no_image(root: Path, tmp_path: Path) -> None:
+    evaluation, chosen = retrieval(root), subject(layouts.MeanColor())
+    before = evaluation.evaluate(chosen, NO_DATA, tmp_path / "out").figures
+    layouts.leave_litter(root / "roxford5k" / "jpg")
+    evaluation.check(chosen, NO_DATA)
+    assert evaluation.evaluate(chosen, NO_DATA, tmp_path / "out").figures == before
+
+
 @pytest.mark.parametrize("workers", [0, 2])
 def test_figures_are_those_of_the_known_order(root: Path, tmp_path: Path, workers: int) -> None:
     chosen = dataclasses.replace(subject(layouts.MeanColor()), batch_size=3, workers=workers)
