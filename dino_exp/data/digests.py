@@ -1,8 +1,8 @@
 """Digests of stored images, by which the same images are known wherever they lie and in whatever files.
 
 A digest has an image's size in its lower 32 bits and a hash of its bytes in the upper ones, where 0 stands
-for no hash. To know what a run is trained on, enough bytes of enough images are read; for what is used in place
-of the images, all bytes of all of them.
+for no hash. To know what a run is trained on, enough bytes of enough images are read; for what is used in
+place of the images, all bytes of all of them.
 """
 
 from __future__ import annotations
