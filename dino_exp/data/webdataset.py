@@ -223,7 +223,7 @@ def _text_of(label: Any) -> Any:
 
 def _cached_index(shards: list[Stamp]) -> _Index:
     """Return the index of the shards, from the cache if it is there; written there if it can be."""
-    name = f"webdataset-{short_digest(LAYOUT, shards)}.npz"
+    name = f"webdataset-{short_digest(LAYOUT, known_endings(), shards)}.npz"
     return kept(name, _Index, lambda: _scan_all(shards), "the index of the shards")
 
 

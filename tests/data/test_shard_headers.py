@@ -65,7 +65,7 @@ def test_what_is_not_read_is_counted(tmp_path: Path, caplog: pytest.LogCaptureFi
         ("._a.jpg", b"AppleDouble"),
         ("__MACOSX/a.jpg", b"AppleDouble"),
         ("cat/@eaDir/a.jpg", other),
-        ("b.heic", other),
+        ("b.svg", other),
         ("b.cls", b"1"),
         ("c.txt", b"a caption"),
         ("no_ending", other),
@@ -79,7 +79,7 @@ def test_what_is_not_read_is_counted(tmp_path: Path, caplog: pytest.LogCaptureFi
         assert_images(read(tmp_path), [("a.jpg", one), ("e.mask.png", other)])
         assert [record.getMessage().replace(f"{tmp_path}/", "") for record in caplog.records] == [
             "data.root: hidden images and those of system folders, skipped: 3, the first is 0.tar: ._a.jpg",
-            "data.root: files with the ending .heic, skipped: 1, the first is 0.tar: b.heic",
+            "data.root: files with the ending .svg, skipped: 1, the first is 0.tar: b.svg",
             "data.root: files with the ending .txt, skipped: 1, the first is 0.tar: c.txt",
             "data.root: files without an ending, skipped: 1, the first is 0.tar: no_ending",
             "data.root: JSON files without a label (label, cls, class, class_id, class_name, label_name): 1, "
