@@ -279,6 +279,15 @@ def test_an_image_that_cannot_be_read_is_one_of_its_own(folder: Path, tmp_path: 
     assert differences(now, before) == f"1 image replaced ({tmp_path / 'absent.jpg'})"
 
 
+def test_images_that_cannot_be_read_are_not_taken_for_one_another() -> None:
+    def unreadable(*names: bytes) -> dict[str, Content]:
+        found = np.full(len(names), digests.UNREADABLE, dtype=np.uint64)
+        return {"train": Content(NameTable.of(names), found, None)}
+
+    said = differences(unreadable(b"a", b"b"), unreadable(b"a", b"c", b"d"))
+    assert said == "2 images added (c, d), 1 removed (b)"
+
+
 def away(patch: pytest.MonkeyPatch, seconds: float) -> None:
     """Make the files of images fail to open until somebody has waited so long."""
     waited = [0.0]
@@ -354,6 +363,7 @@ DAMAGES: dict[str, Callable[[dict[str, np.ndarray]], object]] = {
     "no version": lambda arrays: arrays.pop("version"),
     "objects": lambda arrays: arrays.update({"train.names": np.array([{}], dtype=object)}),
     "fewer sizes": lambda arrays: arrays.update({"train.sizes": arrays["train.sizes"][1:]}),
+    "fewer labels": lambda arrays: arrays.update({"train.labels": arrays["train.labels"][1:]}),
     "a missing array": lambda arrays: arrays.pop("train.hashes"),
     "names of other lengths": lambda arrays: arrays.update({"train.lengths": arrays["train.lengths"] + 1}),
     "lengths that are negative": lambda arrays: arrays.update({"train.lengths": np.array([20, 20, -36])}),
