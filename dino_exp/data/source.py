@@ -331,4 +331,4 @@ def _select_channels(values: np.ndarray, channels: int) -> torch.Tensor:
         values = np.asarray(Image.fromarray(np.ascontiguousarray(values[:, :, :3])).convert("L"))[:, :, None]
     else:
         raise _DecodeError(f"has {found} channels, but data.channels is {channels}")
-    return torch.from_numpy(np.require(values, requirements="CW")).permute(2, 0, 1)
+    return torch.from_numpy(np.require(values, requirements=["C", "W"])).permute(2, 0, 1)
