@@ -10,6 +10,8 @@ from pathlib import Path
 
 import torch
 
+from dino_exp.data.content import Content
+from dino_exp.data.digests import digest_of_file, digests
 from dino_exp.data.file_sets import existing_path, held_out_sibling
 from dino_exp.data.labeled import LabeledSource, NameTable, short_digest
 from dino_exp.data.packed import stored_splits
@@ -89,6 +91,13 @@ class FolderSource(LabeledSource):
 
     def _some_paths(self) -> list[str]:
         return [self.name(index) for index in spread(len(self))]
+
+    def content(self) -> Content:
+        """Return the images as they are now, read in part."""
+        found = digests(
+            len(self), lambda index, hashed: digest_of_file(self.name(index), hashed), self._some_paths
+        )
+        return Content(self._paths, found, self.labels)
 
     def fingerprint(self) -> str:
         """Return a digest of every file's path, size and time, and of how images are decoded."""

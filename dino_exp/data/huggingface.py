@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import sys
+from array import array
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,8 +14,10 @@ import numpy as np
 import torch
 
 from dino_exp.data import file_sets
+from dino_exp.data.content import Content
+from dino_exp.data.digests import UNREADABLE, digest, digest_of_file, digests
 from dino_exp.data.file_ranges import stamps
-from dino_exp.data.labeled import LabeledSource, short_digest
+from dino_exp.data.labeled import LabeledSource, NameTable, short_digest
 from dino_exp.data.packed import stored_splits
 from dino_exp.data.source import CorruptImageError, Shrink, Splits, decode_image
 from dino_exp.errors import MEANINGS, UserError, in_words
@@ -143,6 +146,23 @@ class HuggingfaceSource(LabeledSource):
         if not 0 <= index < len(self):
             raise IndexError(f"image {index} of {len(self)}")
         return f"{self.path}: row {index}"
+
+    def content(self) -> Content:
+        """Return the images as they are now, read in part."""
+        names, ends = bytearray(), array("q", [0])
+        for index in range(len(self)):
+            names += f"row {index}".encode()
+            ends.append(len(names))
+        return Content(NameTable(names, ends), digests(len(self), self._digest, tuple), self.labels)
+
+    def _digest(self, index: int, hashed: bool) -> int:
+        image = self._rows[index].column(0)[0]
+        stored, path = (image[part] for part in ("bytes", "path")) if image.is_valid else (None, None)
+        if stored is not None and stored.is_valid and stored.as_buffer().size:
+            content = memoryview(stored.as_buffer())
+            return digest(len(content), (lambda at, count: content[at : at + count]) if hashed else None)
+        file = path_below(self._folder, path.as_py()) if path is not None and path.as_py() else None
+        return UNREADABLE if file is None else digest_of_file(file, hashed)
 
     def fingerprint(self) -> str:
         """Return a digest of the files, the column, and how images are decoded."""

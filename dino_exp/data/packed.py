@@ -21,6 +21,7 @@ from torchvision.transforms.v2 import functional as transforms
 
 from dino_exp import machine
 from dino_exp.atomic import write_atomically
+from dino_exp.data.content import Content
 from dino_exp.data.file_ranges import FileRanges, stamps
 from dino_exp.data.labeled import StoredImages, short_digest
 from dino_exp.data.read_ahead import ahead
@@ -103,6 +104,10 @@ class PackedSource:
 
     def name(self, index: int) -> str:
         return self._source.name(index)
+
+    def content(self) -> Content:
+        """Return the content of the images that were packed."""
+        return self._source.content()
 
     def fingerprint(self) -> str:
         return self._name

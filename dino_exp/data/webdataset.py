@@ -24,6 +24,8 @@ from filelock import FileLock
 
 from dino_exp.atomic import write_atomically
 from dino_exp.data import file_sets
+from dino_exp.data.content import Content
+from dino_exp.data.digests import digest, digests
 from dino_exp.data.file_ranges import FileRanges, Stamp, stamps
 from dino_exp.data.labeled import LabeledSource, NameTable, short_digest
 from dino_exp.data.packed import stored_splits
@@ -132,6 +134,18 @@ class ShardSource(LabeledSource):
     def name(self, index: int) -> str:
         member = self._names[index]
         return f"{self._bytes.files[self._shard(index)].path}: {member}"
+
+    def content(self) -> Content:
+        """Return the images as they are now, read in part."""
+        found = digests(len(self), self._digest, self._bytes.some_paths)
+        return Content(self._names, found, self.labels)
+
+    def _digest(self, index: int, hashed: bool) -> int:
+        shard, offset = self._shard(index), int(self._offsets[index])
+        size = int(self._lengths[index])
+        return digest(
+            size, (lambda at, count: self._bytes.read(shard, offset + at, count)) if hashed else None
+        )
 
     def fingerprint(self) -> str:
         """Return a digest of every shard's path, size and time, and of how images are decoded."""
