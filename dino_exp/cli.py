@@ -17,7 +17,7 @@ from rich.table import Table
 from rich.text import Text
 
 from dino_exp.config.compose import Checked, check, compose_run
-from dino_exp.config.data_content import identify
+from dino_exp.config.data_content import forget, identify
 from dino_exp.config.help import print_help
 from dino_exp.config.hydra_loader import loader, parse_arguments
 from dino_exp.config.identity import run_id
@@ -90,6 +90,7 @@ def command_line(argv: list[str]) -> int:
     if checked.errors:
         return refuse(checked.errors)
     warn(checked.warnings)
+    forget()
     checked.runs, problems, notes = identify(checked.runs, checked.local)
     if checked.multirun and checked.named_by_id and not problems:
         problems = same_runs(checked.runs)

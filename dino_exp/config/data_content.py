@@ -57,6 +57,12 @@ def identify(runs: Sequence[Run], here: bool) -> tuple[list[Run], list[str], lis
     return named, problems.lines(), [f"{note} {why}" for note in notes.lines()]
 
 
+def forget() -> None:
+    """Forget what was read, which may have changed since: for the next command line of a process."""
+    _known.clear()
+    _last.clear()
+
+
 def known(cfg: Any) -> str | None:
     """Return the key of a run's images if this process has read them: the value of `data_content`."""
     try:

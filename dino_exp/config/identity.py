@@ -40,7 +40,7 @@ def settings(cfg: Any, by_place: bool = False) -> dict[str, Any]:
         cfg: a composed configuration, one read back from a run's `config.yaml`, or plain dictionaries.
         by_place: name stored images by where they are, even if their content is known.
     """
-    return _settings(cfg, trained_on(cfg, by_place))
+    return _settings(_others(cfg) | trained_on(cfg, by_place))
 
 
 def trained_on(cfg: Any, by_place: bool = False) -> dict[str, Any]:
@@ -48,7 +48,7 @@ def trained_on(cfg: Any, by_place: bool = False) -> dict[str, Any]:
     values = _values(cfg, "data")
     if not is_stored(values):  # its root is a cache of what the configuration says
         return values | ({"data.root": _cache(values)} if "data.root" in values else {})
-    if cfg.get("data_content") and not by_place:
+    if not by_place and cfg.get("data_content"):  # in this order: the key is looked up by the place
         chosen = {key: value for key, value in values.items() if key in IMAGES}
         return {"data_content": cfg.get("data_content")} | chosen
     return values | {key: absolute(values[key]) for key in PLACES if key in values}
@@ -84,7 +84,8 @@ def identities(cfg: Any) -> list[dict[str, Any]]:
     variants = [trained_on(cfg), trained_on(cfg, by_place=True) | tolerance, typed | tolerance, typed]
     if not is_stored(typed) or not cfg.get("data_content"):
         variants[0] |= tolerance
-    found = [_in_first_names(_settings(cfg, data, tolerance.keys())) for data in variants]
+    others = _others(cfg)
+    found = [_in_first_names(_settings(others | data, tolerance.keys())) for data in variants]
     return [each for number, each in enumerate(found) if each not in found[:number]]
 
 
@@ -114,7 +115,7 @@ def run_ids(cfg: Any) -> list[str]:
 
     The others are those of runs that were submitted where the images are not, and of earlier versions.
     """
-    values = settings(cfg)
+    values = _others(cfg)
     parts = {
         "K": values["head.out_dim"],
         "tt": values["loss.teacher_temp"],
@@ -136,14 +137,18 @@ def digest(identity: dict[str, Any]) -> str:
     return hashlib.sha256(text.encode(errors="surrogatepass")).hexdigest()
 
 
-def _settings(cfg: Any, data: dict[str, Any], also: Iterable[str] = ()) -> dict[str, Any]:
-    """Return the settings with these values of the data group, and `also` keys without effect."""
-    values = dict(data)
+def _others(cfg: Any) -> dict[str, Any]:
+    """Return the values of everything but the data, by dotted key."""
+    values: dict[str, Any] = {}
     for group in GROUPS:
-        if group != "data":
-            values |= _values(cfg, group)
+        values |= {} if group == "data" else _values(cfg, group)
     if cfg.get("init_sha256"):  # the weights themselves, wherever they lie
         values |= {key: cfg.get(key) for key in ("init_sha256", "init_parts")}
+    return values
+
+
+def _settings(values: dict[str, Any], also: Iterable[str] = ()) -> dict[str, Any]:
+    """Return the values in alphabetical order, and of those without effect only `also`."""
     return {key: values[key] for key in sorted(values) if key not in WITHOUT_EFFECT or key in also}
 
 

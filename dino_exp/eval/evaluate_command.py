@@ -165,7 +165,7 @@ def evaluate(cfg: EvaluateConfig) -> int:
 
 
 def content_of(cfg: EvaluateConfig, data: Extracted) -> str | None:
-    """Return the key of the images to evaluate on; a line says if they are not those that the run has seen."""
+    """Return the key of the images to evaluate on; a line says if the run was trained on others."""
     from dino_exp.config.compose_evaluation import needs_data
     from dino_exp.config.identity import trained_on
     from dino_exp.config.stored import read_plain
