@@ -72,7 +72,7 @@ def _over_the_same_place(folder: Path, cfg: Any) -> Iterator[RunDirectory]:
     except OSError:
         return
     for name in names:  # of a sweep of a thousand runs few have the same readable part
-        if name.startswith(readable) and len(name) == len(ids[0]) and name not in ids:
+        if name.startswith(readable) and len(name) == len(ids[0]) and name != ids[0]:
             directory = RunDirectory(folder / name)
             if _place_and_content(directory.config_file)[0] == by_place:
                 yield directory

@@ -202,10 +202,10 @@ def test_a_stopped_run_is_not_resumed_over_other_images(
     for command in (words("train"), words("train", f"hydra.run.dir={stopped.path}")):
         assert cli.main(command) == 2
         said = capsys.readouterr().err
-        assert said.startswith(f"{stopped.path}: the images have changed since this run began: ")
+        assert f"{stopped.path}: the images have changed since this run began: " in said
         assert CHANGES[change] in said
         assert "resume=never" in said
-        assert f"init_from={stopped.path}/checkpoints/last.pt" in said
+        assert f"{stopped.path}/checkpoints/last.pt" in said
         assert said.count("\n") == 1
     assert (names(here / "outputs"), stopped.status_file.read_bytes()) == (before, status)
     shutil.rmtree("train")
