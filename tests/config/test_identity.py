@@ -68,7 +68,7 @@ def test_the_id_depends_on_every_other_key() -> None:
 def stored(**data: Any) -> dict[str, Any]:
     """Return a run over images in files, whose content is known if it is given as `content`."""
     content = data.pop("content", None)
-    node = {"_target_": "dino_exp.data.folder.load", "name": "image_folder", "root": "train"}
+    node: dict[str, Any] = {"_target_": "dino_exp.data.folder.load", "name": "image_folder", "root": "train"}
     node |= {"val_root": "auto", "packed": False, "mean": [0.5], "max_corrupt": 0.01}
     return SMALL | {"data": node | data, "data_content": content}
 

@@ -179,7 +179,7 @@ def relabel(root: Path) -> None:
     (root / "dog").rename(root / "a")
 
 
-CHANGES = {
+CHANGES: dict[Callable[[Path], None], str] = {
     add: "1 image added (cat/new.jpg)",
     remove: "1 image removed (dog/000001.jpg)",
     replace: "1 image replaced (dog/000001.jpg)",
@@ -187,7 +187,7 @@ CHANGES = {
 }
 
 
-@pytest.mark.parametrize("change", CHANGES, ids=lambda change: change.__name__)
+@pytest.mark.parametrize("change", CHANGES, ids=["added", "removed", "replaced", "relabeled"])
 def test_a_stopped_run_is_not_resumed_over_other_images(
     here: Path,
     monkeypatch: pytest.MonkeyPatch,
