@@ -135,9 +135,10 @@ def refuse_changed_images(checked: Checked) -> None:
         return
     from dino_exp.train import same_run
 
+    ids = {run.run_id for run in runs}
     for run in runs:
         folder = Path(checked.sweep_dir or Path(run.cfg.output_root, run.cfg.name))
-        if note := same_run.refuse_changed_images(folder, run.cfg):
+        if note := same_run.refuse_changed_images(folder, run.cfg, ids):
             Console(soft_wrap=True).print(note)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -40,10 +40,13 @@ def directory_name(folder: Path, cfg: Any) -> str:
     return others[0].path.name if len(others) == 1 else ids[0]
 
 
-def refuse_changed_images(folder: Path, cfg: Any) -> str | None:
+def refuse_changed_images(folder: Path, cfg: Any, wanted: Collection[str] = ()) -> str | None:
     """Raise UserError if a run that would begin is an unfinished one of the folder, over changed images.
 
     Its name differs, so it would silently begin at the first step.
+
+    Args:
+        wanted: ids of the command's runs, over the present images; a large sweep's need not be read.
 
     Returns:
         A note about a finished run over other images of the same place, if there is one.
@@ -55,7 +58,7 @@ def refuse_changed_images(folder: Path, cfg: Any) -> str | None:
     from dino_exp.train.checkpoint import newest
 
     note = None
-    for directory in _over_the_same_place(folder, cfg):
+    for directory in _over_the_same_place(folder, cfg, wanted):
         if directory.read_status().get("state") in ENDED_WELL:
             note = f"{directory.path}: finished with other images of the same path; this is a new run."
         elif newest(directory.checkpoints):
@@ -63,7 +66,7 @@ def refuse_changed_images(folder: Path, cfg: Any) -> str | None:
     return note
 
 
-def _over_the_same_place(folder: Path, cfg: Any) -> Iterator[RunDirectory]:
+def _over_the_same_place(folder: Path, cfg: Any, known: Collection[str] = ()) -> Iterator[RunDirectory]:
     """Yield the runs in a folder that differ in nothing but the content of their images."""
     ids = run_ids(cfg)
     readable, by_place = ids[0][:-8], ids[1 if cfg.get("data_content") else 0]
@@ -71,8 +74,9 @@ def _over_the_same_place(folder: Path, cfg: Any) -> Iterator[RunDirectory]:
         names = sorted(path.name for path in folder.iterdir())
     except OSError:
         return
+    own = {ids[0], *known}
     for name in names:  # of a sweep of a thousand runs few have the same readable part
-        if name.startswith(readable) and len(name) == len(ids[0]) and name != ids[0]:
+        if name.startswith(readable) and len(name) == len(ids[0]) and name not in own:
             directory = RunDirectory(folder / name)
             if _place_and_content(directory.config_file)[0] == by_place:
                 yield directory
