@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import hashlib
-import itertools
 import zipfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
+from typing import IO, Any, NamedTuple, Protocol, cast
 
 import numpy as np
 
 from dino_exp.atomic import write_atomically
-from dino_exp.data.digests import SIZE
-from dino_exp.data.labeled import NameTable
+from dino_exp.data.digests import HASH, SIZE, UNREADABLE
+from dino_exp.data.labeled import NameTable, StoredImages
 from dino_exp.data.source import Splits
 from dino_exp.errors import UserError, in_words
 from dino_exp.regular_file import open_regular, too_large
@@ -28,8 +27,6 @@ SHOWN = 3
 """Names of images in a sentence."""
 BLOCK = 100_000
 """Names that are hashed at once, so that memory stays small."""
-HASH = np.uint64(32)
-"""The bits of a digest below its hash."""
 
 
 @dataclass(frozen=True)
@@ -53,13 +50,26 @@ class Content:
         return hashed.hexdigest()[:16]
 
 
+class ImagesWithContent(StoredImages, Protocol):
+    """Images in files, of which it is known what they are."""
+
+    def content(self) -> Content:
+        """Return the images that are there now. Raises MachineError where their storage is away."""
+        ...
+
+
 def contents_of(splits: Splits) -> dict[str, Content]:
     """Return the content of each part of a set that is stored in files: train, and test if there is one.
 
-    A generated set, which its configuration describes completely, has none: {}.
+    It is {} for what a configuration describes completely: generated images, and CIFAR-10, whose check sums
+    torchvision compares. Fashion-MNIST has content, because its files may hold any set in their format.
+    The images are read in part, which can take minutes on a slow disk, and seconds the next time.
+
+    Raises MachineError where the storage is away and stays so.
     """
     parts = {"train": splits.train, "test": splits.test}
-    return {name: part.content() for name, part in parts.items() if hasattr(part, "content")}
+    having = {name: part for name, part in parts.items() if hasattr(part, "content")}
+    return {name: cast(ImagesWithContent, part).content() for name, part in having.items()}
 
 
 def key_of(contents: Mapping[str, Content]) -> str | None:
@@ -72,7 +82,7 @@ def key_of(contents: Mapping[str, Content]) -> str | None:
 
 def write(path: Path, contents: Mapping[str, Content]) -> None:
     """Write the contents to a file, atomically."""
-    arrays: dict[str, np.ndarray] = {"version": np.array(VERSION, dtype="<i8")}
+    arrays: dict[str, Any] = {"version": np.array(VERSION, dtype="<i8")}
     for part, content in contents.items():
         arrays[f"{part}.names"] = content.names.characters.numpy()
         arrays[f"{part}.lengths"] = np.diff(content.names.ends.numpy()).astype("<u4")
@@ -135,133 +145,137 @@ def _content(arrays: dict[str, np.ndarray], part: str) -> Content:
 
 
 def differences(before: Mapping[str, Content], now: Mapping[str, Content]) -> str:
-    """Return in words which images differ: '2 added (cat/p041.jpg, ...), 1 changed (dog/p3.jpg)'; '' for none."""
+    """Return in words what has changed, "" if nothing: "2 images added (a.jpg, b.jpg), 1 removed (c.jpg)"."""
     said = []
     for part, of in PARTS.items():
-        if part in before and part in now:
-            changed = _changes(before[part], now[part])
-        elif part in before or part in now:
-            there = before.get(part) or now[part]
-            changed = [
-                _examples(
-                    len(there.digests), "added" if part in now else "removed", there.names, range(SHOWN)
-                )
-            ]
-        else:
-            continue
-        if changed:
-            said.append(of + ", ".join(changed))
+        one, other = before.get(part, NOTHING), now.get(part, NOTHING)
+        if one.key != other.key:
+            said.append(of + ", ".join(_changes(one, other)))
     return "; ".join(said)
 
 
 def _changes(before: Content, now: Content) -> list[str]:
-    if before.key == now.key:
-        return []
-    was, into, replaced = _pairs(before, now)
-    gone = np.setdiff1d(np.arange(len(before.digests)), was)
-    new = np.setdiff1d(np.arange(len(now.digests)), into)
-    counts = (
-        (new, "added", now.names),
-        (gone, "removed", before.names),
-        (np.sort(replaced), "replaced", now.names),
-    )
-    said = [_examples(len(found), how, names, found) for found, how, names in counts if len(found)]
-    order = np.argsort(was)
-    was, into = was[order], into[order]
-    moved = np.flatnonzero(np.diff(into) < 0)
+    both = _in_both(before, now)
+    said: list[str] = []
+    for found, what, names in (
+        (both.added, "added", now.names),
+        (both.removed, "removed", before.names),
+        (both.replaced, "replaced", now.names),
+    ):
+        if len(found):
+            images = "" if said else " image" if len(found) == 1 else " images"
+            some = [names[int(index)] for index in np.sort(found)[:SHOWN]] + ["..."] * (len(found) > SHOWN)
+            examples = f" ({', '.join(some)})" if both.certain or what == "replaced" else ""
+            said.append(f"{len(found):,}{images} {what}{examples}")
+    in_order = np.sort(both.now)
+    moved = in_order[both.now != in_order]
     if len(moved):
         which = "the others" if said else "the same images"
-        said.append(f"{which} in another order (from {now.names[int(into[moved[0] + 1])]} on)")
-    return said + _relabeled(before, now, was, into)
+        said.append(f"{which} in another order (from {now.names[int(moved[0])]} on)")
+    if before.labels is not None and now.labels is not None:
+        labels, others = before.labels[both.before], now.labels[both.now]
+        changed = np.flatnonzero(labels != others)
+        if len(changed):
+            first = changed[0]
+            example = f"{now.names[int(both.now[first])]}: {labels[first]}, now {others[first]}"
+            images = "image" if len(changed) == 1 else "images"
+            said.append(f"labels of {len(changed):,} {images} changed ({example})")
+    elif before.labels is not now.labels and len(both.now):
+        said.append(f"the images have {'no labels any more' if now.labels is None else 'labels now'}")
+    return said or ["some images replaced by others of the same size, or in another order"]
 
 
-def _relabeled(before: Content, now: Content, was: np.ndarray, into: np.ndarray) -> list[str]:
-    if before.labels is None or now.labels is None:
-        if before.labels is now.labels:
-            return []
-        return ["the images have no labels any more" if now.labels is None else "the images have labels now"]
-    changed = np.flatnonzero(before.labels[was] != now.labels[into])
-    if not len(changed):
-        return []
-    first = changed[np.argmin(into[changed])]
-    name, old, new = now.names[int(into[first])], before.labels[was[first]], now.labels[into[first]]
-    return [f"labels of {len(changed):,} images changed ({name}: {old}, now {new})"]
+class _InBoth(NamedTuple):
+    """Indices of images."""
+
+    before: np.ndarray  # of an image that is in both sets, in its order there
+    now: np.ndarray  # of the same image
+    replaced: np.ndarray  # in `now`, of images with the name and not the digest of an earlier one
+    removed: np.ndarray  # in `before`
+    added: np.ndarray  # in `now`
+    certain: bool  # False if removed and added images are only known by their number
 
 
-def _examples(count: int, how: str, names: NameTable, indices: Iterable[int]) -> str:
-    shown = [names[int(index)] for index in itertools.islice(indices, min(SHOWN, count))]
-    return f"{count:,} {'image' if count == 1 else 'images'} {how} ({', '.join(shown)}{', ...' if count > SHOWN else ''})"
+def _in_both(before: Content, now: Content) -> _InBoth:
+    """Find the images of one set in another: by name, or else by digest.
 
-
-def _pairs(before: Content, now: Content) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return the indices of the images that are in both, and of those that another image of the name replaced.
-
-    An image is first found by its name, if its digest agrees as far as it is known in both; then by its
-    digest, whatever its name; then by its size, where a digest is that alone. What is left and has the same
-    name was replaced.
+    Of a large set most digests are the size alone. Images of such sets that have other names, as in another
+    format, are only counted.
     """
-    ids = _hashes(before.names), _hashes(now.names)
-    was, into = _matched(*ids)
-    a, b = before.digests[was], now.digests[into]
-    same = (a == b) | (((a ^ b) & SIZE == 0) & ((a >> HASH == 0) | (b >> HASH == 0)))
-    pairs = [(was[same], into[same])]
-    left = _rest(len(before.digests), was[same]), _rest(len(now.digests), into[same])
+    left = np.arange(len(before.digests)), np.arange(len(now.digests))
 
-    def match(
-        keys: tuple[np.ndarray, np.ndarray], of: tuple[np.ndarray, np.ndarray]
-    ) -> tuple[np.ndarray, np.ndarray]:
+    def take(keys: _Pair, fits: Callable[[np.ndarray, np.ndarray], np.ndarray] | None = None) -> _Pair:
+        """Match what is left by equal keys, and return the indices of the pairs that fit."""
         nonlocal left
-        i, j = _matched(keys[0][of[0]], keys[1][of[1]])
-        found = of[0][i], of[1][j]
-        pairs.append(found)
-        left = np.setdiff1d(left[0], found[0]), np.setdiff1d(left[1], found[1])
-        return found
+        i, j = _equal(keys[0][left[0]], keys[1][left[1]])
+        one, other = left[0][i], left[1][j]
+        if fits is not None:
+            good = fits(before.digests[one], now.digests[other])
+            one, other = one[good], other[good]
+        left = _without(left[0], one, len(before.digests)), _without(left[1], other, len(now.digests))
+        return one, other
 
+    names = _hashes(before.names), _hashes(now.names)
     digests = before.digests, now.digests
-    match(digests, left)
-    sizes = before.digests & SIZE, now.digests & SIZE
-    match(sizes, (left[0][digests[0][left[0]] >> HASH == 0], left[1]))
-    match(sizes, (left[0], left[1][digests[1][left[1]] >> HASH == 0]))
-    _, replaced = match(ids, left)
+    pairs = [take(names, _may_be_equal), take(digests, lambda one, other: one >> HASH != 0)]
+    replaced = [take(names, lambda one, other: (one ^ other) & SIZE == 0)]
+    by_size = 0
+    if any(_is_size(each).any() for each in digests):
+        by_size = len(take((before.digests & SIZE, now.digests & SIZE))[0])
+    replaced.append(take(names))
     was, into = (np.concatenate(each) for each in zip(*pairs, strict=True))
-    return was, into, replaced
+    order = np.argsort(was)
+    changed = np.concatenate([each for _, each in replaced])
+    return _InBoth(was[order], into[order], changed, *left, certain=not by_size)
 
 
-def _rest(count: int, taken: np.ndarray) -> np.ndarray:
+_Pair = tuple[np.ndarray, np.ndarray]
+
+
+def _may_be_equal(one: np.ndarray, other: np.ndarray) -> np.ndarray:
+    """Return which digests are equal as far as both are known."""
+    return (one == other) | ((_is_size(one) | _is_size(other)) & ((one ^ other) & SIZE == 0))
+
+
+def _is_size(digests: np.ndarray) -> np.ndarray:
+    """Return which digests are the size alone."""
+    return (digests >> HASH == 0) & (digests != UNREADABLE)
+
+
+def _without(indices: np.ndarray, taken: np.ndarray, count: int) -> np.ndarray:
     free = np.ones(count, dtype=bool)
     free[taken] = False
-    return np.flatnonzero(free)
+    return indices[free[indices]]
 
 
-def _matched(one: np.ndarray, other: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return the indices of equal keys, the k-th of a key in `one` with the k-th in `other`."""
-    _, ids = np.unique(np.concatenate([one, other]), return_inverse=True)
-    keys = [_numbered(each, len(ids)) for each in (ids[: len(one)], ids[len(one) :])]
-    _, was, into = np.intersect1d(*keys, assume_unique=True, return_indices=True)
-    return was, into
-
-
-def _numbered(ids: np.ndarray, factor: int) -> np.ndarray:
-    """Return ids that are all different: id * factor + how many of the same are before."""
-    order = np.argsort(ids, kind="stable")
-    ordered = ids[order]
-    starts = np.searchsorted(ordered, ordered, side="left")
-    numbered = np.empty(len(ids), dtype=np.int64)
-    numbered[order] = ordered * factor + np.arange(len(ids)) - starts
-    return numbered
+def _equal(one: np.ndarray, other: np.ndarray) -> _Pair:
+    """Return the positions of equal keys, the k-th of a key in `one` beside the k-th in `other`."""
+    order = np.argsort(np.concatenate([one, other]), kind="stable")  # equal keys: those of `one` come first
+    keys, first = np.concatenate([one, other])[order], order < len(one)
+    starts = np.flatnonzero(np.concatenate([[True], keys[1:] != keys[:-1]]))[: len(keys)]
+    run = np.repeat(np.arange(len(starts)), np.diff(np.append(starts, len(keys))))
+    ones = np.bincount(run[first], minlength=len(starts))
+    others = np.bincount(run[~first], minlength=len(starts))
+    rank = np.arange(len(keys)) - starts[run]
+    rank[~first] -= ones[run[~first]]
+    paired = rank < np.minimum(ones, others)[run]
+    return order[paired & first], order[paired & ~first] - len(one)
 
 
 def _hashes(names: NameTable) -> np.ndarray:
-    """Return a 64-bit hash of each name."""
+    """Return a hash of each name, uint64: the sum of its characters, each times a number of its place."""
     characters, ends = names.characters.numpy(), names.ends.numpy()
-    lengths = np.diff(ends)
-    weights = np.random.default_rng(0).integers(2**63, size=int(lengths.max(initial=0)) + 1, dtype=np.uint64)
-    found = np.zeros(len(lengths), dtype=np.uint64)
-    for start in range(0, len(lengths), BLOCK):
-        some = lengths[start : start + BLOCK]
-        first, last = ends[start], ends[start + len(some)]
-        at = np.arange(last - first) - np.repeat(ends[start : start + len(some)] - first, some)
-        terms = (characters[first:last].astype(np.uint64) + np.uint64(1)) * weights[at]
+    longest = int(np.diff(ends).max(initial=0))
+    factors = np.random.default_rng(0).integers(2**64, size=longest, dtype=np.uint64)
+    found = np.zeros(len(names), dtype=np.uint64)
+    for start in range(0, len(names), BLOCK):
+        some = ends[start : start + BLOCK + 1]
+        lengths, first = np.diff(some), some[0]
+        places = np.arange(some[-1] - first) - np.repeat(some[:-1] - first, lengths)
+        terms = (characters[first : some[-1]].astype(np.uint64) + np.uint64(1)) * factors[places]
         sums = np.concatenate([np.zeros(1, dtype=np.uint64), np.cumsum(terms)])
-        found[start : start + len(some)] = np.diff(sums[ends[start : start + len(some) + 1] - first])
+        found[start : start + BLOCK] = np.diff(sums[some - first])
     return found
+
+
+NOTHING = Content(NameTable.of([]), np.empty(0, dtype=np.uint64), None)

@@ -15,11 +15,13 @@ OPEN_FILES = 128
 
 
 class Stamp(NamedTuple):
-    """A file's path, size and time of change, by which a changed file is noticed."""
+    """A file's path, size and times, by which a changed file is noticed."""
 
     path: str
     size: int
     mtime_ns: int
+    ctime_ns: int
+    """The last change of anything, its name and permissions included; unlike the other it cannot be set."""
 
 
 def stamps(paths: Iterable[Path]) -> list[Stamp]:
@@ -28,7 +30,7 @@ def stamps(paths: Iterable[Path]) -> list[Stamp]:
     for path in paths:
         status = path.stat()
         check_regular(status, path)
-        found.append(Stamp(str(path), status.st_size, status.st_mtime_ns))
+        found.append(Stamp(str(path), status.st_size, status.st_mtime_ns, status.st_ctime_ns))
     return found
 
 
@@ -43,8 +45,8 @@ class FileRanges:
         """Return `length` bytes of file `number`; raises OSError, also if the file has changed."""
         file = self._descriptor(number)
         try:
-            status = os.fstat(file.number)
-            if (status.st_size, status.st_mtime_ns) != self.files[number][1:]:
+            status, known = os.fstat(file.number), self.files[number]
+            if (status.st_size, status.st_mtime_ns) != (known.size, known.mtime_ns):
                 raise OSError("the file was changed after the run began")
             content = os.pread(file.number, length, offset)
         except OSError:

@@ -8,10 +8,11 @@ from array import array
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from dino_exp.data.content import Content
-from dino_exp.data.digests import digest_of_file, digests
+from dino_exp.data.digests import digests, file_digest, file_sizes
 from dino_exp.data.file_sets import existing_path, held_out_sibling
 from dino_exp.data.labeled import LabeledSource, NameTable, short_digest
 from dino_exp.data.packed import stored_splits
@@ -93,25 +94,19 @@ class FolderSource(LabeledSource):
         return [self.name(index) for index in spread(len(self))]
 
     def content(self) -> Content:
-        """Return the images as they are now, read in part."""
-        found = digests(
-            len(self), lambda index, hashed: digest_of_file(self.name(index), hashed), self._some_paths
-        )
-        return Content(self._paths, found, self.labels)
+        """Return the images that are there now."""
+        return Content(self._paths, self._digests(every=False), self.labels)
 
     def fingerprint(self) -> str:
-        """Return a digest of every file's path, size and time, and of how images are decoded."""
-        sizes, times = array("q"), array("q")
-        for index in range(len(self)):
-            try:
-                status = os.stat(self.name(index))  # noqa: PTH116 (10^7 times)
-            except OSError:
-                status = None  # unreadable
-            sizes.append(status.st_size if status else -1)
-            times.append(status.st_mtime_ns if status else -1)
-        names = self._paths.characters.numpy(), self._paths.ends.numpy()
-        settings = self._base, self._channels, self._backend
-        return short_digest(*names, sizes.tobytes(), times.tobytes(), settings)
+        """Return a digest of every image and of how it is decoded."""
+        return short_digest(self._digests(every=True), self._channels, self._backend)
+
+    def _digests(self, every: bool) -> np.ndarray:
+        sizes, key = file_sizes(self._base, self._paths)
+        return digests(key, sizes, self._digest, self._some_paths, every)
+
+    def _digest(self, index: int, whole: int) -> int:
+        return file_digest(self.name(index), whole)
 
     def fill(self, paths: bytearray, ends: array[int], labels: array[int], classes: list[str] | None) -> None:
         """Set the paths (relative to the base folder, or absolute) and labels that were found."""

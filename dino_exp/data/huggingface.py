@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import sys
 from array import array
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ import torch
 
 from dino_exp.data import file_sets
 from dino_exp.data.content import Content
-from dino_exp.data.digests import UNREADABLE, digest, digest_of_file, digests
+from dino_exp.data.digests import digest, digests, file_digest, missing
 from dino_exp.data.file_ranges import stamps
 from dino_exp.data.labeled import LabeledSource, NameTable, short_digest
 from dino_exp.data.packed import stored_splits
@@ -31,6 +32,8 @@ KINDS = (
     "a folder written by save_to_disk, or .parquet files: their folder, one file, or a pattern such as "
     "'/data/train-*.parquet'"
 )
+BATCH = 10_000
+"""Rows that are looked at together."""
 END_OF_STREAM = b"\xff\xff\xff\xff\x00\x00\x00\x00"
 """The last bytes of a complete arrow file. Readers do not notice a file that was cut between two batches."""
 
@@ -148,25 +151,50 @@ class HuggingfaceSource(LabeledSource):
         return f"{self.path}: row {index}"
 
     def content(self) -> Content:
-        """Return the images as they are now, read in part."""
-        names, ends = bytearray(), array("q", [0])
-        for index in range(len(self)):
-            names += f"row {index}".encode()
-            ends.append(len(names))
-        return Content(NameTable(names, ends), digests(len(self), self._digest, tuple), self.labels)
+        """Return the images that are there now."""
+        return Content(self._names(), self._digests(every=False), self.labels)
 
-    def _digest(self, index: int, hashed: bool) -> int:
+    def fingerprint(self) -> str:
+        """Return a digest of every image and of how it is decoded."""
+        return short_digest(self._digests(every=True), self._channels, self._backend)
+
+    def _names(self) -> NameTable:
+        """Return the paths that the rows have for their images, or the numbers of the rows."""
+        names, ends = bytearray(), array("q", [0])
+        for rows, paths in self._parts("path"):
+            for row, path in zip(rows, paths.cast("binary").to_pylist(), strict=True):
+                names += path or b"row %d" % row
+                ends.append(len(names))
+        return NameTable(names, ends)
+
+    def _digests(self, every: bool) -> np.ndarray:
+        from pyarrow import compute
+
+        sizes = np.full(len(self), -1, dtype=np.int64)  # of a file that a row names, or of no image
+        for rows, contents in self._parts("bytes"):
+            lengths = compute.fill_null(compute.binary_length(contents), 0).to_numpy()
+            sizes[rows.start : rows.stop] = np.where(lengths > 0, lengths, -1)
+        return digests((self._key, self._column), sizes, self._digest, tuple, every)
+
+    def _parts(self, field: str) -> Iterator[tuple[range, Any]]:
+        """Yield a field of the images, rows by rows."""
+        from pyarrow import compute
+
+        for start in range(0, len(self), BATCH):
+            images = self._rows[start : start + BATCH].column(0)
+            yield range(start, start + len(images)), compute.struct_field(images, field)
+
+    def _digest(self, index: int, whole: int) -> int:
         image = self._rows[index].column(0)[0]
         stored, path = (image[part] for part in ("bytes", "path")) if image.is_valid else (None, None)
         if stored is not None and stored.is_valid and stored.as_buffer().size:
             content = memoryview(stored.as_buffer())
-            return digest(len(content), (lambda at, count: content[at : at + count]) if hashed else None)
-        file = path_below(self._folder, path.as_py()) if path is not None and path.as_py() else None
-        return UNREADABLE if file is None else digest_of_file(file, hashed)
-
-    def fingerprint(self) -> str:
-        """Return a digest of the files, the column, and how images are decoded."""
-        return short_digest(self._key, self._column, self._channels, self._backend)
+            return digest(len(content), lambda at, count: content[at : at + count], whole)
+        name = os.fsdecode(path.cast("binary").as_py() or b"") if path is not None else ""
+        file = path_below(self._folder, name)
+        if file is None:
+            raise missing(self.name(index))
+        return file_digest(file, whole)
 
     def _take_labels(self, rows: Any, column: str) -> None:
         values = rows.select_columns([column]).with_format("arrow")[:].column(0).to_pandas().to_numpy()

@@ -7,6 +7,7 @@ through shared memory.
 from __future__ import annotations
 
 import hashlib
+import itertools
 import os
 from array import array
 from collections.abc import Sequence
@@ -27,6 +28,11 @@ class NameTable:
         self.characters = _tensor(characters, np.uint8)
         self.ends = _tensor(ends, np.int64)
 
+    @classmethod
+    def of(cls, names: Sequence[bytes]) -> NameTable:
+        """Return a table of these names."""
+        return cls(b"".join(names), np.cumsum([0, *map(len, names)], dtype=np.int64))
+
     def __len__(self) -> int:
         return len(self.ends) - 1
 
@@ -34,6 +40,12 @@ class NameTable:
         if not 0 <= index < len(self):
             raise IndexError(f"image {index} of {len(self)}")
         return os.fsdecode(self.characters[self.ends[index] : self.ends[index + 1]].numpy().tobytes())
+
+    def encoded(self, part: range) -> list[bytes]:
+        """Return the names of consecutive images as bytes, which is quick."""
+        ends = self.ends[part.start : part.stop + 1].tolist()
+        characters = self.characters[ends[0] : ends[-1]].numpy().tobytes()
+        return [characters[start - ends[0] : end - ends[0]] for start, end in itertools.pairwise(ends)]
 
 
 class StoredImages(ImageSource, Protocol):

@@ -21,9 +21,9 @@ from torchvision.transforms.v2 import functional as transforms
 
 from dino_exp import machine
 from dino_exp.atomic import write_atomically
-from dino_exp.data.content import Content
+from dino_exp.data.content import Content, ImagesWithContent
 from dino_exp.data.file_ranges import FileRanges, stamps
-from dino_exp.data.labeled import StoredImages, short_digest
+from dino_exp.data.labeled import short_digest
 from dino_exp.data.read_ahead import ahead
 from dino_exp.data.source import CorruptImageError, Shrink, Splits
 from dino_exp.data.storage import patiently
@@ -42,8 +42,8 @@ SAMPLE = 256
 
 
 def stored_splits(
-    train: StoredImages,
-    test: StoredImages | None,
+    train: ImagesWithContent,
+    test: ImagesWithContent | None,
     val_root: str | None,
     packed: bool,
     packed_side: int | None,
@@ -68,10 +68,9 @@ class PackedSource:
 
     has_masks = False
 
-    def __init__(self, source: StoredImages, side: int | None) -> None:
+    def __init__(self, source: ImagesWithContent, side: int | None) -> None:
         self._source = source
-        name = f"packed-{source.path.name}-{short_digest(LAYOUT, source.fingerprint(), side)}"
-        self._name = name
+        self._name = name = _name(source, side)
         pixels, index = (cache_root() / f"{name}{ending}" for ending in (".pixels", ".npz"))
         try:
             pixels.parent.mkdir(parents=True, exist_ok=True)
@@ -79,6 +78,11 @@ class PackedSource:
                 found = _read_index(index, pixels)
                 if found is None:
                     found = _pack(source, side, pixels)
+                    if _name(source, side) != name:
+                        raise UserError(
+                            f"data.packed = true: images of {source.path} changed while they were packed. "
+                            "Start again when they are complete."
+                        )
                     write_atomically(index, lambda file: np.savez(file, **found._asdict()))
             self._bytes = FileRanges(stamps([pixels]))
         except OSError as error:
@@ -135,6 +139,10 @@ class PackedSource:
         return torch.frombuffer(bytearray(content), dtype=torch.uint8).view(shape)
 
 
+def _name(source: ImagesWithContent, side: int | None) -> str:
+    return f"packed-{short_digest(LAYOUT, source.fingerprint(), side)}"
+
+
 class _Index(NamedTuple):
     shapes: np.ndarray  # int32 (N, 3): C, H, W; zeros where unreadable
     starts: np.ndarray  # int64 (N,): first byte of the image in the file, which holds C x H x W bytes of each
@@ -155,7 +163,7 @@ def _read_index(index: Path, pixels: Path) -> _Index | None:
         return None
 
 
-def _pack(source: StoredImages, side: int | None, path: Path) -> _Index:
+def _pack(source: ImagesWithContent, side: int | None, path: Path) -> _Index:
     count = len(source)
     shapes, checks = np.zeros((count, 3), dtype=np.int32), np.zeros(count, dtype=np.int64)
     reasons: dict[int, str] = {}

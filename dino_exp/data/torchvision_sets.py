@@ -9,6 +9,7 @@ import math
 import tarfile
 import zlib
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,9 @@ import torch
 from filelock import FileLock
 from torchvision import datasets
 
+from dino_exp.data.content import Content
+from dino_exp.data.digests import digest
+from dino_exp.data.labeled import NameTable
 from dino_exp.data.source import ArraySource, Splits
 from dino_exp.errors import UserError
 from dino_exp.paths import cache_root, expanded
@@ -99,6 +103,21 @@ def _cifar10_source(data: datasets.CIFAR10, part: str) -> ArraySource:
     return ArraySource(f"cifar10 {part}", images, labels, data.classes, channels=3)
 
 
+class IdxSource(ArraySource):
+    """Images from files of the MNIST format, in which other sets are stored too."""
+
+    def content(self) -> Content:
+        """Return the images that were read."""
+        pixels = self.images.flatten(1).numpy()
+        found = [digest(len(image), partial(_part, image.data)) for image in pixels]
+        names = [b"%d" % index for index in range(len(pixels))]
+        return Content(NameTable.of(names), np.array(found, dtype=np.uint64), self.labels)
+
+
+def _part(content: memoryview, start: int, count: int) -> memoryview:
+    return content[start : start + count]
+
+
 def _fashion_mnist_splits(folder: Path, channels: int) -> Splits:
     sources = []
     for part, title in (("train", "train"), ("t10k", "test")):
@@ -107,7 +126,7 @@ def _fashion_mnist_splits(folder: Path, channels: int) -> Splits:
         if len(images) != len(labels):
             raise UserError(f"{folder}: {len(images):,} images and {len(labels):,} labels in {part}-*.")
         sources.append(
-            ArraySource(
+            IdxSource(
                 f"fashion_mnist {title}",
                 torch.from_numpy(images)[:, None],
                 labels.astype(np.int64),

@@ -11,7 +11,6 @@ import logging
 import os
 import re
 import tarfile
-import zipfile
 from array import array
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -20,19 +19,17 @@ from typing import IO, NamedTuple, cast
 
 import numpy as np
 import torch
-from filelock import FileLock
 
-from dino_exp.atomic import write_atomically
 from dino_exp.data import file_sets
 from dino_exp.data.content import Content
-from dino_exp.data.digests import digest, digests
+from dino_exp.data.digests import digests, range_digest
 from dino_exp.data.file_ranges import FileRanges, Stamp, stamps
+from dino_exp.data.kept import kept
 from dino_exp.data.labeled import LabeledSource, NameTable, short_digest
 from dino_exp.data.packed import stored_splits
 from dino_exp.data.source import IMAGE_SUFFIXES, CorruptImageError, Shrink, Splits, decode_image
 from dino_exp.data.storage import patiently
 from dino_exp.errors import UserError, in_words
-from dino_exp.paths import cache_root
 from dino_exp.regular_file import MOST_BYTES, read_regular, too_large
 
 log = logging.getLogger(__name__)
@@ -136,20 +133,20 @@ class ShardSource(LabeledSource):
         return f"{self._bytes.files[self._shard(index)].path}: {member}"
 
     def content(self) -> Content:
-        """Return the images as they are now, read in part."""
-        found = digests(len(self), self._digest, self._bytes.some_paths)
-        return Content(self._names, found, self.labels)
-
-    def _digest(self, index: int, hashed: bool) -> int:
-        shard, offset = self._shard(index), int(self._offsets[index])
-        size = int(self._lengths[index])
-        return digest(
-            size, (lambda at, count: self._bytes.read(shard, offset + at, count)) if hashed else None
-        )
+        """Return the images that are there now."""
+        return Content(self._names, self._digests(every=False), self.labels)
 
     def fingerprint(self) -> str:
-        """Return a digest of every shard's path, size and time, and of how images are decoded."""
-        return short_digest(self._bytes.files, self._channels, self._backend)
+        """Return a digest of every image and of how it is decoded."""
+        return short_digest(self._digests(every=True), self._channels, self._backend)
+
+    def _digests(self, every: bool) -> np.ndarray:
+        key = short_digest(self._bytes.files, self._offsets.numpy())
+        return digests(key, self._lengths.numpy(), self._digest, self._bytes.some_paths, every)
+
+    def _digest(self, index: int, whole: int) -> int:
+        first, size = int(self._offsets[index]), int(self._lengths[index])
+        return range_digest(self._bytes, self._shard(index), first, size, whole)
 
     def _shard(self, index: int) -> int:
         return int(torch.searchsorted(self._first, index, right=True)) - 1
@@ -193,30 +190,8 @@ class _Index(NamedTuple):
 
 def _cached_index(shards: list[Stamp]) -> _Index:
     """Return the index of the shards, from the cache if it is there; written there if it can be."""
-    cache = cache_root() / f"webdataset-{short_digest(LAYOUT, shards)}.npz"
-    try:
-        cache.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(cache.with_suffix(".lock")):  # the processes of one run all come here
-            index = _read_index(cache)
-            if index is None:
-                index = _scan_all(shards)
-                write_atomically(cache, lambda file: np.savez(file, **index._asdict()))
-            return index
-    except OSError as error:
-        log.warning("The index of the shards is not kept: %s.", in_words(error))
-        return _scan_all(shards)
-
-
-def _read_index(cache: Path) -> _Index | None:
-    try:
-        # opened here, because NumPy leaves the file of a damaged archive open
-        with cache.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
-            return _Index(**arrays)
-    except FileNotFoundError:
-        return None
-    except (ValueError, TypeError, EOFError, OSError, zipfile.BadZipFile) as error:  # cut short, or damaged
-        log.warning("%s: damaged (%s). Reading the headers again.", cache, error)
-        return None
+    name = f"webdataset-{short_digest(LAYOUT, shards)}.npz"
+    return kept(name, _Index, lambda: _scan_all(shards), "the index of the shards")
 
 
 def _scan_all(shards: list[Stamp]) -> _Index:

@@ -161,8 +161,9 @@ class Extracted:
             source = self.splits.train if split == "train" else self.splits.test
             if source is None:
                 raise UserError("There are no held-out images; set data.val_root.")
-            with lock_of(self._folder(source)):  # a process that waited finds the features
-                features = self._found(source) or self._extracted(source, split)
+            folder = Path(distributed.from_main(self._folder(source) if distributed.is_main() else ""))
+            with lock_of(folder):  # a process that waited finds the features
+                features = self._found(folder) or self._extracted(folder, source, split)
             self._count_unreadable(split, source, features)
             self._known[split] = features  # not before the check, or a second evaluation would skip it
         return self._known[split]
@@ -190,18 +191,17 @@ class Extracted:
 
     # ---- files ----------------------------------------------------------------------------------
 
-    def _folder(self, source: ImageSource) -> Path:
+    def _folder(self, source: ImageSource) -> str:
         """Return the path of a source's features, which ends in the number of blocks."""
         subject = self.subject
         between = (subject.image_size, subject.crop_ratio, subject.mean, subject.std, subject.autocast_type)
         name = short_digest(FORMAT, subject.digest, source.fingerprint(), between)
-        return cache_root() / "features" / f"{name}-{self.blocks}"
+        return str(cache_root() / "features" / f"{name}-{self.blocks}")
 
-    def _found(self, source: ImageSource) -> BlockFeatures | None:
+    def _found(self, wanted: Path) -> BlockFeatures | None:
         """Return features that were kept earlier, perhaps of more blocks; None where there are none."""
         found = None
         if distributed.is_main():
-            wanted = self._folder(source)
             others = wanted.parent.glob(f"{wanted.name.partition('-')[0]}-*")
             numbered = [(other.name.partition("-")[2], other) for other in others]
             known = {int(number): other for number, other in numbered if number.isdecimal()}
@@ -214,12 +214,11 @@ class Extracted:
         everyone = all(distributed.from_all(features is not None))
         return features if everyone else None
 
-    def _extracted(self, source: ImageSource, split: str) -> BlockFeatures:
+    def _extracted(self, folder: Path, source: ImageSource, split: str) -> BlockFeatures:
         """Extract the features: each process writes its share to a file, and rank 0 joins the files.
 
         Where the processes have no common folder to write to, the features stay in memory.
         """
-        folder = self._folder(source)
         temporary: Path | None = None
         with ExitStack() as stack:
             if distributed.is_main():

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from dino_exp.data import torchvision_sets
+from dino_exp.data.content import contents_of, differences, key_of
 from dino_exp.data.torchvision_sets import DEBIAN_FASHION_MNIST, cifar10, fashion_mnist
 from dino_exp.errors import UserError
 from tests.data.sources import classes_of, held_out, labels_of
@@ -55,6 +56,17 @@ def test_fashion_mnist_is_found_in_each_folder(
     assert torch.equal(rgb[0], rgb[2])
     rgb[0, 0, 0] += 1  # a copy: the planes are apart
     assert rgb[0, 0, 0] != rgb[1, 0, 0]
+
+
+def test_files_in_the_format_of_fashion_mnist_may_hold_other_images(tmp_path: Path, offline: None) -> None:
+    idx_files(tmp_path / "a", packed=True)
+    idx_files(tmp_path / "b", packed=False)
+    one, other = (contents_of(fashion_mnist(root=str(tmp_path / name), channels=1)) for name in "ab")
+    assert key_of(one) == key_of(other)
+    file = tmp_path / "b" / "train-images-idx3-ubyte"
+    file.write_bytes(file.read_bytes()[:-1] + b"?")
+    now = contents_of(fashion_mnist(root=str(tmp_path / "b"), channels=3))
+    assert differences(one, now) == "1 image replaced (6)"
 
 
 def test_fashion_mnist_is_found_in_debians_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,7 +16,8 @@ from dino_exp.data.source import ArraySource, CorruptImageError, ImageSource, Sh
 from dino_exp.errors import UserError
 from dino_exp.eval.extraction import Extracted, extract, pixels
 from dino_exp.eval.subject import Subject
-from tests.data.sources import Album
+from tests.data.sources import Album, load
+from tests.data.stored import as_files, encoded
 from tests.eval.subjects import ConvNet, images, random_images, subject, tiny_vit
 
 pytestmark = pytest.mark.usefixtures("cache")
@@ -64,6 +65,19 @@ def test_files_are_found_again_by_weights_images_and_size_alone(cache: Path) -> 
     changed.images[0, 0, 0, 0] ^= 255
     assert not torch.equal(extracted(changed, tiny_vit(seed=0)).features("train").values, first.values)
     assert len(list((cache / "dino_exp" / "features").iterdir())) == 3
+
+
+def test_features_of_files_follow_the_images(tmp_path: Path) -> None:
+    encoded_images, other = encoded(6), tiny_vit(seed=1)
+
+    def features(root: Path, backbone: nn.Module) -> torch.Tensor:
+        source = load("image_folder", root=root, val_root=None).train
+        return extracted(source, backbone).features("train").values
+
+    first = features(as_files(tmp_path / "here", encoded_images, ["a", "b"]), tiny_vit(seed=0))
+    assert torch.equal(features(as_files(tmp_path / "there", encoded_images, ["c", "d"]), other), first)
+    (tmp_path / "here" / "a" / "000000.jpg").write_bytes(encoded_images[1])
+    assert not torch.equal(features(tmp_path / "here", other), first)
 
 
 @pytest.mark.parametrize("name", ["values.0", "indices.pt"])
