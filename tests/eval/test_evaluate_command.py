@@ -219,9 +219,8 @@ def test_images_that_have_changed_since_the_training_are_said(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    root = class_folders(tmp_path / "train", images=10)
-    class_folders(tmp_path / "val", images=4)
-    words = ["data=image_folder", "data.root=train", "trainer.max_steps=1", "trainer.batch_size=8"]
+    root = class_folders(tmp_path / "images", images=10)
+    words = ["data=image_folder", f"data.root={root}", "trainer.max_steps=1", "trainer.batch_size=8"]
     run = tmp_path / "run"
     train(compose(["experiment=debug", "tracker=none", *words]), run)
     key = OmegaConf.load(run / "config.yaml").data_content

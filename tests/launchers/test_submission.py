@@ -103,9 +103,9 @@ def test_a_smaller_sweep_keeps_the_other_runs_in_the_folder(cluster: Cluster) ->
 
 
 def test_a_failed_run_is_tried_again_max_retries_times(cluster: Cluster) -> None:
-    for attempt in range(3):
+    for number in range(3):
         again = submit([0], "max_retries=1")
-        assert len(jobs()[0]) == min(2, attempt + 1)
+        assert len(jobs()[0]) == min(2, number + 1)
         mark(0, state="failed")
         cluster.move({jobs()[0][-1]: "FAILED"})
     assert list(again.skipped.values()) == ["failed 2 times (hydra.launcher.max_retries = 1)"]
