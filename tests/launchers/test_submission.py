@@ -383,8 +383,8 @@ def test_runs_whose_images_are_only_where_the_job_is_are_named_by_the_path(
 ) -> None:
     assert dino(*STORED, "trainer.seed=0,1") == 0
     assert capsys.readouterr().err == (
-        "warning: data.root = train: no such folder or file. The runs are named by this path; each job records "
-        "the images that it finds there.\n"
+        "warning: data.root = train: no such folder or file. The runs are named by this path; each job "
+        "records the images that it finds there.\n"
     )
     first = stored(0)
     assert read_config(first).data_content is None
