@@ -17,15 +17,17 @@ from rich.table import Table
 from rich.text import Text
 
 from dino_exp.config.compose import Checked, check, compose_run
+from dino_exp.config.data_content import forget, identify
 from dino_exp.config.help import print_help
 from dino_exp.config.hydra_loader import loader, parse_arguments
-from dino_exp.config.sweep_runs import Run
+from dino_exp.config.identity import run_id
+from dino_exp.config.sweep_runs import Run, same_runs
 from dino_exp.config.text_keys import typed_words
 from dino_exp.console import STATE_STYLES, Console
 from dino_exp.errors import FAILED, INTERRUPTED, UserError, refuse, warn
 from dino_exp.parallel.rank_zero import in_all_processes
 from dino_exp.streams import protect
-from dino_exp.train.attempt import Outcome, attempt
+from dino_exp.train.attempt import Outcome, attempt, remove_if_empty
 
 
 class Job(NamedTuple):
@@ -88,6 +90,17 @@ def command_line(argv: list[str]) -> int:
     if checked.errors:
         return refuse(checked.errors)
     warn(checked.warnings)
+    forget()
+    checked.runs, problems, notes = identify(checked.runs, checked.local)
+    if checked.multirun and checked.named_by_id and not problems:
+        problems = same_runs(checked.runs)
+    if problems:
+        return refuse(problems)
+    warn(notes)
+    try:
+        refuse_changed_images(checked)
+    except UserError as error:
+        return refuse([str(error)])
     return run(words, arguments.config_dir, checked)
 
 
@@ -110,6 +123,23 @@ def show(argv: Sequence[str]) -> int:
     except UserError as error:
         return refuse([str(error)])
     return 0
+
+
+def refuse_changed_images(checked: Checked) -> None:
+    """Raise UserError if a run would begin anew only because its images have changed; note others' ends.
+
+    Only folders that the program names are looked at: whoever names one wants it.
+    """
+    runs = [run for run in checked.runs if run.cfg.data_content]
+    if not runs or not checked.named_by_id or (checked.multirun and checked.sweep_dir is None):
+        return
+    from dino_exp.train import same_run
+
+    ids = {run.run_id for run in runs}
+    for run in runs:
+        folder = Path(checked.sweep_dir or Path(run.cfg.output_root, run.cfg.name))
+        if note := same_run.refuse_changed_images(folder, run.cfg, ids):
+            Console(soft_wrap=True).print(note)
 
 
 def run(words: Sequence[str], config_dir: str | None, checked: Checked) -> int:
@@ -164,7 +194,10 @@ class Runs:
         words = tuple(job)
         if words not in self._known:
             own = tuple(word for word in words if word not in self.typed)
-            self._known[words] = replace(compose_run(words, self.config_dir), overrides=own)
+            (run,), problems, _ = identify([compose_run(words, self.config_dir)], self.checked.local)
+            if problems:
+                raise UserError("\n".join(problems))
+            self._known[words] = replace(run, overrides=own)
         return self._known[words]
 
     def __call__(self, cfg: DictConfig) -> Outcome:
@@ -185,7 +218,11 @@ class Runs:
         group = Path(settings.sweep.dir).name if multirun else None
         # torch comes last: refusing and helping need not wait for it
         from dino_exp.parallel import distributed
+        from dino_exp.train.same_run import directory_name
 
+        if directory.name == run_id(cfg) != (name := directory_name(directory.parent, cfg)):
+            remove_if_empty(directory, self._there)
+            directory = directory.with_name(name)
         distributed.from_main(Job(OmegaConf.to_yaml(cfg, resolve=True), str(directory), group))
         outcome = attempt(cfg, directory, group, self._there)
         self.outcomes.append(outcome)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -33,6 +34,7 @@ def launch(
     """
     console = a_console()
     runs = wanted(checked_runs, folder)
+    ids = {run.name: checked.run_id for run, checked in zip(runs, checked_runs, strict=True)}
     if settings["dry_run"]:
         preview(console, folder, launcher, settings, runs)
         return []
@@ -47,7 +49,8 @@ def launch(
     except KeyboardInterrupt:
         console.print(f"Stopped waiting. {how_to_come_back(folder)}")
         raise
-    return [outcome(submission.manifest, state) for state in states]
+    outcomes = [outcome(submission.manifest, state) for state in states]
+    return [replace(each, run_id=ids.get(each.run_id, each.run_id)) for each in outcomes]
 
 
 def announce(console: Console, submission: Submission) -> None:

@@ -26,11 +26,12 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 from rich.table import Table
 
 from dino_exp import errors
-from dino_exp.config.identity import identity
+from dino_exp.config.identity import identities
 from dino_exp.config.search_space import Choices, Space, probes, typed
 from dino_exp.config.sweep_runs import Run
 from dino_exp.console import Console, a_console, table
 from dino_exp.errors import UserError, refusing
+from dino_exp.regular_file import read_regular
 from dino_exp.runs import former_names
 from dino_exp.runs.manifest import Manifest
 from dino_exp.train.attempt import Outcome
@@ -70,7 +71,7 @@ def search(
     with alone(folder):
         first = compose(probes(fixed, spaces)[0]).cfg
         spaces = [in_first_names(space) for space in spaces]
-        study = open_study(folder / JOURNAL, study_name(first, spaces), settings)
+        study = open_study(folder / JOURNAL, known_study(folder / JOURNAL, first, spaces), settings)
         try:
             Search(study, settings, fixed, spaces, compose, launch, console).run()
         except KeyboardInterrupt:
@@ -109,16 +110,26 @@ def in_first_names(space: Space) -> Space:
     return replace(space, key=names.first_key(space.key))
 
 
-def study_name(first: DictConfig, spaces: Sequence[Space]) -> str:
-    """Return the keys, and a hash of the spaces and of all that the trials share.
+def known_study(journal: Path, first: DictConfig, spaces: Sequence[Space]) -> str:
+    """Return the name of the study in the journal: of those that it may have the first that is there."""
+    names = study_names(first, spaces)
+    try:
+        content = read_regular(journal)
+    except OSError:  # missing, or what `open_study` says
+        return names[0]
+    return next((name for name in names if name.encode() in content), names[0])
+
+
+def study_names(first: DictConfig, spaces: Sequence[Space]) -> list[str]:
+    """Return the keys, and a hash of the spaces and of all that the trials share, under each of its ids.
 
     Args:
         first: the configuration with the first value of each space.
         spaces: in first names.
     """
-    content = [identity(first), sorted(map(repr, spaces))]
-    digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-    return "-".join([*(space.key.rpartition(".")[2] for space in spaces), digest[:8]])
+    keys = [space.key.rpartition(".")[2] for space in spaces]
+    contents = (json.dumps([each, sorted(map(repr, spaces))], sort_keys=True) for each in identities(first))
+    return ["-".join([*keys, hashlib.sha256(text.encode()).hexdigest()[:8]]) for text in contents]
 
 
 def open_study(journal: Path, name: str, settings: Mapping[str, Any]) -> optuna.Study:

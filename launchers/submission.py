@@ -13,7 +13,8 @@ from typing import Any, TypeVar
 
 from omegaconf import DictConfig
 
-from dino_exp.config.identity import identity
+from dino_exp.config.data_content import settled
+from dino_exp.config.identity import identities
 from dino_exp.config.schema import Config
 from dino_exp.config.stored import write_config
 from dino_exp.config.sweep_runs import Run
@@ -22,6 +23,7 @@ from dino_exp.runs.manifest import Entry, Manifest, changing
 from dino_exp.runs.revision import git_revision
 from dino_exp.runs.run_directory import RunDirectory, refuse_links
 from dino_exp.tracker import tracker_id_of
+from dino_exp.train.same_run import directory_name
 from launchers import local, slurm
 from launchers.states import Observer, RunState
 
@@ -46,10 +48,16 @@ class Wanted:
             return self
         return replace(self, name=RunDirectory.beside(folder / self.repeats).path.name)
 
-    @cached_property
+    @property
     def config_hash(self) -> str:
-        """SHA-256 of all values that can change the result."""
-        return hashlib.sha256(json.dumps(identity(self.cfg), sort_keys=True).encode()).hexdigest()
+        """The first of `config_hashes`."""
+        return self.config_hashes[0]
+
+    @cached_property
+    def config_hashes(self) -> list[str]:
+        """SHA-256 of all values that can change the result, and of what stood for them in its other ids."""
+        texts = (json.dumps(each, sort_keys=True) for each in identities(self.cfg))
+        return [hashlib.sha256(text.encode()).hexdigest() for text in texts]
 
 
 @dataclass
@@ -70,7 +78,8 @@ def wanted(checked: Sequence[Run], folder: Path) -> list[Wanted]:
         repeats = run.run_id if run.cfg.resume == "never" else None
         if repeats:
             run.cfg.resume = "auto"  # later attempts must stay in this directory
-        runs.append(Wanted(run.run_id, run.overrides, run.cfg, repeats).anew(folder))
+        name, cfg = repeats or directory_name(folder, run.cfg), settled(run.cfg)
+        runs.append(Wanted(name, run.overrides, cfg, repeats).anew(folder))
     return runs
 
 
@@ -152,7 +161,7 @@ def refuse_unusable_runs(folder: Path, runs: Sequence[Wanted]) -> None:
 def refuse_other_configuration(manifest: Manifest, run: Wanted) -> None:
     """Raise `UserError` if a run's directory belongs to another configuration with the same short hash."""
     entry = manifest.runs.get(run.name)
-    if entry and entry.config_hash not in ("", run.config_hash):
+    if entry and entry.config_hash not in ("", *run.config_hashes):
         raise UserError(
             f"{manifest.folder / run.name}: belongs to another configuration with the same short hash; set "
             "name=... to use another folder for this sweep."

@@ -85,15 +85,30 @@ def test_a_sweep_continues_after_a_failure_and_reports_it_at_the_end(
 ) -> None:
     for name in ("a", "b"):
         (here / name).mkdir()
-    assert cli.main(["-m", "data=image_folder", "data.root=a,b", "tracker=none"]) == 1
+        (here / name / "1.jpg").write_text(name)
+    words = ["data=image_folder", "data.root=a,b", "data.val_root=null", "tracker=none"]
+    assert cli.main(["-m", *words]) == 1
+    out, err = capsys.readouterr()
+    assert [line.partition(":")[0] for line in err.splitlines()] == ["trainer.batch_size = 32"] * 2
+    table = out[out.index("Sweep outputs/demo_sweep_root") :]
+    assert table.count("failed") == 2
+    assert list((here / "outputs").rglob("*")) == []
+
+
+def test_images_that_no_run_of_a_sweep_can_use_are_refused_before_any(
+    here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("a", "b", "c"):
+        (here / name).mkdir()
+    (here / "c" / "1.jpg").write_text("any")
+    assert cli.main(["-m", "data=image_folder", "data.root=a,b,c", "tracker=none"]) == 2
     out, err = capsys.readouterr()
     assert [line.partition(":")[0] for line in err.splitlines()] == [
         f"data.root = {here / 'a'}",
         f"data.root = {here / 'b'}",
     ]
-    table = out[out.index("Sweep outputs/demo_sweep_root") :]
-    assert table.count("failed") == 2
-    assert list((here / "outputs").rglob("*")) == []
+    assert out == ""
+    assert not (here / "outputs").exists()
 
 
 def test_a_single_run_with_unusable_files_is_a_user_error(

@@ -9,16 +9,15 @@ from __future__ import annotations
 import copy
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import Field, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
 from hydra.core.override_parser.types import Override
 from hydra.types import RunMode
-from omegaconf import DictConfig, ListConfig, OmegaConf
-from omegaconf.errors import GrammarParseError, OmegaConfBaseException
+from omegaconf import DictConfig, OmegaConf
 
-from dino_exp.config import messages, relations
+from dino_exp.config import data_content, messages, relations
 from dino_exp.config.hydra_loader import (
     CompositionError,
     Loader,
@@ -28,17 +27,17 @@ from dino_exp.config.hydra_loader import (
     override_text,
     parse_arguments,
     sweeper_parameters,
-    to_paste,
     without_hydra,
 )
 from dino_exp.config.identity import run_id
 from dino_exp.config.launcher_settings import SETTINGS, OptunaSettings, search_problems, settings_problems
 from dino_exp.config.library_networks import network_problems
+from dino_exp.config.nodes import field_of, parent_of, set_value, similar_siblings
 from dino_exp.config.overrides import OverrideReader
 from dino_exp.config.schema import SCHEMAS, Config, fields_of, schema_of
 from dino_exp.config.search_space import Numbers, Space, divide, latest, probes, space_of
 from dino_exp.config.sweep_runs import Findings, Run, same_runs, sweep_name
-from dino_exp.config.text_keys import takes_one_text, typed_words
+from dino_exp.config.text_keys import typed_words
 from dino_exp.config.validate import field_problems, keys_of, node_problems, validate
 from dino_exp.errors import UserError, in_words
 from dino_exp.runs import former_names
@@ -73,6 +72,8 @@ class Checked:
     """Chosen option by group, before any sweep."""
     sweep_dir: str | None = None
     """The sweep's folder, derived from its keys; None if the user or a file names one."""
+    named_by_id: bool = False
+    """The folders of the runs have the names of their ids, and not names that the user or a file gives."""
 
     @property
     def errors(self) -> list[str]:
@@ -138,6 +139,7 @@ class _Preflight:
             checked.multirun = multirun or base.hydra.mode == RunMode.MULTIRUN
             checked.local = is_basic(base.hydra.launcher)
             checked.launcher, checked.sweeper = base.hydra.launcher, base.hydra.sweeper
+            checked.named_by_id = _is_named_by_id(base, checked.multirun)
             self._check_launcher()
             self._check_search(base, overrides)
             of_hydra = [override for override in overrides if override.is_hydra_override()]
@@ -176,7 +178,7 @@ class _Preflight:
                 if reason and override.key_or_group.startswith("hydra.launcher.sbatch"):
                     reason = "give each sbatch parameter separately: +hydra.launcher.sbatch.NAME=VALUE"
                 if reason:
-                    near = messages.did_you_mean(_similar_siblings(base, override.key_or_group))
+                    near = messages.did_you_mean(similar_siblings(base, override.key_or_group))
                     self.reader.drop(override.key_or_group, f"{override.input_line}: {reason}{near or '.'}")
         return base
 
@@ -230,7 +232,7 @@ class _Preflight:
             key = override.key_or_group
             space = space_of(override) if override.is_interval_sweep() else None
             fractions = isinstance(space, Numbers) and not space.whole
-            own = _field(_parent(base, key), key)
+            own = field_of(parent_of(base, key), key)
             if fractions and own and str(own.type).startswith("int"):
                 interval = override.get_value_string()
                 fix = f"{key} takes whole numbers; write {key}=int({interval})"
@@ -259,7 +261,7 @@ class _Preflight:
             misread.add(wrong, shown)
             if wrong or self.reader.dropped:
                 continue
-            problems = validate(cfg) or network_problems(cfg)
+            problems = validate(cfg) or data_content.problems(cfg) or network_problems(cfg)
             if not problems and checked.local:
                 problems = list(relations.folder_problems(cfg))
             if not problems and checked.search:
@@ -302,7 +304,7 @@ class _Preflight:
         return known and any(self.loader.is_group(dropped) for dropped in self.reader.dropped)
 
     def _set(self, cfg: DictConfig, override: Override, choices: Mapping[str, str]) -> str | None:
-        if _parent(cfg, override.key_or_group) is None:
+        if parent_of(cfg, override.key_or_group) is None:
             return self._unknown_key(override.key_or_group, cfg, choices)
         return set_value(cfg, override)
 
@@ -312,9 +314,9 @@ class _Preflight:
         checked = self.checked
         if not checked.runs:
             checked.invalid.append("-m: the sweep has no runs; one of its lists of values is empty.")
-        raw: Any = OmegaConf.to_container(base.hydra.sweep, resolve=False)
-        if raw["subdir"] == "${run_id:}":
+        if checked.named_by_id:
             checked.invalid += same_runs(checked.runs)
+        raw: Any = OmegaConf.to_container(base.hydra.sweep, resolve=False)
         if raw["dir"] == "${output_root}/${name}_sweep":
             cfg = without_hydra(base)
             fixed = {each.key_or_group: each for each in overrides if not each.is_sweep_override()}
@@ -334,6 +336,12 @@ class _Preflight:
             checked.sweep_dir = str(Path(cfg.output_root) / name)
 
 
+def _is_named_by_id(base: DictConfig, multirun: bool) -> bool:
+    """Return whether a run's folder, or its folder in that of the sweep, has the name of its id."""
+    raw: Any = OmegaConf.to_container(base.hydra.sweep if multirun else base.hydra.run, resolve=False)
+    return raw["subdir"] == "${run_id:}" if multirun else raw["dir"] == "${output_root}/${name}/${run_id:}"
+
+
 def _knn_problems(cfg: DictConfig) -> list[str]:
     """Return why a search could not compare its runs."""
     if cfg.eval.k is None:
@@ -349,54 +357,3 @@ def _knn_problems(cfg: DictConfig) -> list[str]:
 def typed(overrides: Iterable[Override]) -> tuple[str, ...]:
     """Return overrides as they were typed."""
     return tuple(str(override.input_line) for override in overrides)
-
-
-def set_value(cfg: DictConfig, override: Override) -> str | None:
-    """Set an existing key to the typed value; return what is wrong with it."""
-    key, value = override.key_or_group, override.value()
-    if override.is_add() or override.is_force_add():
-        return f"{override.input_line}: the key exists already; write it without '+'."
-    try:
-        OmegaConf.update(cfg, key, value, merge=True)
-    except GrammarParseError:
-        return f"{key} = {messages.show(value)}: not an interpolation, such as ${{loss.student_temp}}."
-    except (OmegaConfBaseException, ValueError, TypeError, AttributeError):
-        problem = messages.wrong_value(key, value, _field(_parent(cfg, key), key))
-        if takes_one_text(key) and isinstance(value, (list, dict)):
-            proposal = to_paste(key, override.get_value_string())
-            return f"{problem[:-1]}; quote it to give this very text: {proposal}"
-        return problem
-    return None
-
-
-def has_key(cfg: DictConfig, key: str) -> bool:
-    """Return whether a dotted key exists, set or not."""
-    return _parent(cfg, key) is not None
-
-
-def _parent(cfg: DictConfig, key: str) -> DictConfig | ListConfig | None:
-    """Return the node that holds `key`; None if the key does not exist."""
-    node: Any = cfg
-    *path, last = key.split(".")
-    for name in path:
-        node = node[name] if name in _names(node) else None
-    return node if last in _names(node) else None
-
-
-def _field(node: DictConfig | ListConfig | None, key: str) -> Field[Any] | None:
-    """Return the schema's field for `key`, from the node that holds it; None for an item of a list."""
-    return fields_of(schema_of(node)).get(key.rpartition(".")[2])
-
-
-def _names(node: Any) -> list[str]:
-    """Return the keys or indices of a node, set or not."""
-    if isinstance(node, ListConfig):
-        return [str(index) for index in range(len(node))]
-    return [str(key) for key in node] if isinstance(node, DictConfig) else []
-
-
-def _similar_siblings(cfg: DictConfig, key: str) -> list[str]:
-    """Return keys that an unknown key of Hydra's configuration may have meant."""
-    path, _, last = key.rpartition(".")
-    names = _names(OmegaConf.select(cfg, path))
-    return [] if last in names else [f"{path}.{name}" for name in messages.closest(last, names)[:1]]

@@ -11,9 +11,10 @@ from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from dino_exp.config import messages, relations
-from dino_exp.config.compose import has_key, set_value, typed
+from dino_exp.config.compose import typed
 from dino_exp.config.evaluation_schema import EVALUATIONS
 from dino_exp.config.hydra_loader import EVALUATE, CompositionError, Loader, loader, parse_arguments, to_paste
+from dino_exp.config.nodes import has_key, set_value
 from dino_exp.config.overrides import OverrideReader
 from dino_exp.config.schema import VitConfig, schema_of
 from dino_exp.config.stored import read_config

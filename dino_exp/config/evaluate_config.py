@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from omegaconf import MISSING
 
+from dino_exp.config.data_schema import DataConfig
 from dino_exp.config.evaluation_schema import (
     AttentionConfig,
     CopyDetectionConfig,
@@ -18,7 +19,7 @@ from dino_exp.config.evaluation_schema import (
     VideoSegmentationConfig,
 )
 from dino_exp.config.fields import choice, number
-from dino_exp.config.schema import BackboneConfig, DataConfig, TrackerConfig
+from dino_exp.config.schema import BackboneConfig, TrackerConfig
 
 
 @dataclass(kw_only=True)

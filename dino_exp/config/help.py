@@ -15,7 +15,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from dino_exp.config import evaluate_config, evaluation_schema, launcher_settings, schema
+from dino_exp.config import data_schema, evaluate_config, evaluation_schema, launcher_settings, schema
 from dino_exp.config.compose import Checked
 from dino_exp.config.hydra_loader import Loader
 from dino_exp.config.launcher_settings import SETTINGS, OptunaSettings
@@ -76,7 +76,7 @@ WIDEST = 120
 @cache
 def docstrings() -> dict[str, dict[str, str]]:
     """Return the string below each field of the configuration's classes, by class and field."""
-    modules = (schema, evaluation_schema, evaluate_config, launcher_settings)
+    modules = (schema, data_schema, evaluation_schema, evaluate_config, launcher_settings)
     trees = [ast.parse(Path(str(module.__file__)).read_text("utf-8")) for module in modules]
     found: dict[str, dict[str, str]] = {}
     for node in (node for tree in trees for node in tree.body):

@@ -8,6 +8,7 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import OmegaConf
 from omegaconf.resolvers import oc
 
+from dino_exp.config.data_content import known
 from dino_exp.config.evaluate_config import EvaluateConfig
 from dino_exp.config.evaluation_schema import EVALUATIONS
 from dino_exp.config.identity import run_id
@@ -32,6 +33,7 @@ def register() -> None:
     store.store(group="schema/sweeper", name="optuna", node=OptunaSettings)
     OmegaConf.register_new_resolver("run_id", lambda *, _root_: run_id(_root_), replace=True)
     OmegaConf.register_new_resolver("weights_digest", digest, replace=True)
+    OmegaConf.register_new_resolver("data_content", lambda *, _root_: known(_root_), replace=True)
     OmegaConf.register_new_resolver("epochs", share_of_epochs, replace=True)
     OmegaConf.register_new_resolver("oc.env", environment_variable, replace=True)
 

@@ -6,18 +6,10 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
+from dino_exp.config.data_schema import Cifar10Config, FashionMnistConfig, ShapesConfig, StoredConfig
 from dino_exp.config.library_names import model_names
 from dino_exp.config.messages import closest, did_you_mean, show
-from dino_exp.config.schema import (
-    Cifar10Config,
-    FashionMnistConfig,
-    ShapesConfig,
-    StoredConfig,
-    TimmConfig,
-    TorchvisionConfig,
-    VitConfig,
-    schema_of,
-)
+from dino_exp.config.schema import TimmConfig, TorchvisionConfig, VitConfig, schema_of
 from dino_exp.errors import UserError, refusing
 from dino_exp.paths import expanded
 from dino_exp.runs.weights_file import weights_file

@@ -13,6 +13,15 @@ from typing import Any
 
 from omegaconf import MISSING, OmegaConf
 
+from dino_exp.config.data_schema import (
+    Cifar10Config,
+    DataConfig,
+    FashionMnistConfig,
+    HuggingfaceConfig,
+    ImageFolderConfig,
+    ShapesConfig,
+    WebdatasetConfig,
+)
 from dino_exp.config.evaluation_schema import EvalConfig
 from dino_exp.config.fields import choice, number
 
@@ -201,105 +210,6 @@ class OptimizerConfig:
 
 
 @dataclass(kw_only=True)
-class DataConfig:
-    """The source of the images."""
-
-    _target_: str = MISSING
-    name: str = MISSING
-    root: str | None = MISSING
-    """Folder of the images; for generated and downloaded sets the folder that stores them (null: a cache)."""
-    channels: int = number(3, at_least=1)
-    """Channels of an image."""
-    mean: list[float] = number([0.485, 0.456, 0.406])
-    """Mean per channel, of values in 0–1, subtracted after augmentation; the default is ImageNet's."""
-    std: list[float] = number([0.229, 0.224, 0.225], above=0)
-    """Standard deviation per channel, divided by after augmentation; the default is ImageNet's."""
-    max_corrupt: float = number(0.01, at_least=0, at_most=1)
-    """Largest share of unreadable images; above it the run ends with an error."""
-    backend: str = choice("fast", ["fast", "pil"])
-    """`fast` augments whole batches on the training device; `pil` is the released code's pipeline, image
-    by image in the loader's processes: the reference, and several times slower."""
-
-
-@dataclass(kw_only=True)
-class ShapesConfig(DataConfig):
-    """Procedural images of one textured object each, with class and mask; generated in seconds."""
-
-    _target_: str = "dino_exp.data.shapes.load"
-    name: str = "shapes"
-    root: str | None = None
-    image_size: int = number(32, at_least=16)
-    """Side of an image in pixels."""
-    train_size: int = number(12000, at_least=1)
-    """Images to train on."""
-    test_size: int = number(3000, at_least=1)
-    """Held-out images."""
-    seed: int = number(0, at_least=0, at_most=2**32 - 1)
-    """Seed of the images themselves; another seed is another data set."""
-
-
-@dataclass(kw_only=True)
-class StoredConfig(DataConfig):
-    """The settings of all data sets stored in files."""
-
-    val_root: str | None = "auto"
-    """Held-out images for k-NN. `auto`: the folder `val` or `test` beside a root named `train`, or the
-    shards, files or split so named in the root; null has none."""
-    packed: bool = False
-    """Decode each image once, into one file of pixels in ~/.cache/dino_exp (or $XDG_CACHE_HOME) that all
-    processes and runs of the machine share: no decoding, and much disk."""
-    packed_side: int | None = number(None, at_least=1)
-    """With packed, the shorter side of larger images becomes this many pixels; null keeps all pixels."""
-
-
-@dataclass(kw_only=True)
-class ImageFolderConfig(StoredConfig):
-    """Class folders, one flat folder, or a text file with one path per line; labels are optional."""
-
-    _target_: str = "dino_exp.data.folder.load"
-    name: str = "image_folder"
-
-
-@dataclass(kw_only=True)
-class WebdatasetConfig(StoredConfig):
-    """Tar shards in the webdataset format: a folder, a quoted brace pattern, or a list of them."""
-
-    _target_: str = "dino_exp.data.webdataset.load"
-    name: str = "webdataset"
-
-
-@dataclass(kw_only=True)
-class HuggingfaceConfig(StoredConfig):
-    """A Hugging Face data set on the disk: a folder of `save_to_disk`, or parquet files."""
-
-    _target_: str = "dino_exp.data.huggingface.load"
-    name: str = "huggingface"
-    image_column: str | None = None
-    """Column of the images; null is the one of the type Image, or else the only one that holds bytes."""
-    label_column: str | None = None
-    """Column of the classes, which are numbers or texts; null is the one of the type ClassLabel, or else
-    one named `label`, `labels`, `class`, `cls` or `target`."""
-
-
-@dataclass(kw_only=True)
-class Cifar10Config(DataConfig):
-    """CIFAR-10, read from data.root or downloaded there."""
-
-    _target_: str = "dino_exp.data.torchvision_sets.cifar10"
-    name: str = "cifar10"
-    root: str | None = None
-
-
-@dataclass(kw_only=True)
-class FashionMnistConfig(DataConfig):
-    """Fashion-MNIST (one channel), from data.root, Debian's dataset-fashion-mnist, or downloaded."""
-
-    _target_: str = "dino_exp.data.torchvision_sets.fashion_mnist"
-    name: str = "fashion_mnist"
-    root: str | None = None
-
-
-@dataclass(kw_only=True)
 class TrainerConfig:
     """Length, batch, device, and how often metrics and checkpoints are written."""
 
@@ -382,6 +292,9 @@ class Config:
     """`all` takes backbone, head and center, if the file has them; `backbone` takes the backbone alone."""
     init_sha256: str | None = "${weights_digest:${init_from}}"
     """SHA-256 of the content of init_from, which is part of the run id; computed, not typed."""
+    data_content: str | None = "${data_content:}"
+    """Digest of the images and labels, which is part of the run id, wherever they lie; computed, not typed.
+    null for generated and downloaded sets, and where the images are not on the machine that submits."""
     backbone: BackboneConfig = MISSING
     head: HeadConfig = field(default_factory=HeadConfig)
     crops: CropsConfig = field(default_factory=CropsConfig)

@@ -23,7 +23,7 @@ from dino_exp.errors import FAILED, USER_ERROR, UserError, in_words, refuse, ref
 from dino_exp.parallel.processes import stop_signals
 from dino_exp.parallel.rank_zero import in_all_processes
 from dino_exp.paths import expanded
-from dino_exp.runs.run_directory import refuse_links
+from dino_exp.runs.run_directory import RunDirectory, refuse_links
 from dino_exp.streams import protect
 
 if TYPE_CHECKING:  # importing torch takes seconds, which errors and --help need not wait for
@@ -141,9 +141,10 @@ def evaluate(cfg: EvaluateConfig) -> int:
         data = Extracted(subject, cfg.data, blocks=blocks, progress=console.is_interactive)
         for evaluation in evaluations.values():
             evaluation.check(subject, data)
+        content = content_of(cfg, data) if distributed.is_main() else None
     failed, done = False, []
     for name, evaluation in evaluations.items():
-        about = records.about(name, cfg, subject, origin)
+        about = records.about(name, cfg, subject, origin, content)
         try:
             record = run_one(name, evaluation, subject, data, folder, about)
         except UserError as error:
@@ -161,6 +162,25 @@ def evaluate(cfg: EvaluateConfig) -> int:
         console.print(f"Written to {folder / records.FILE}.")
         mirror(cfg, folder, done, console)
     return USER_ERROR if failed else 0
+
+
+def content_of(cfg: EvaluateConfig, data: Extracted) -> str | None:
+    """Return the key of the images to evaluate on; a line says if the run was trained on others."""
+    from dino_exp.config.compose_evaluation import needs_data
+    from dino_exp.config.identity import trained_on
+    from dino_exp.config.stored import read_plain
+    from dino_exp.data import content
+
+    if not any(needs_data(name, cfg) for name in cfg.eval):
+        return None
+    now = content.contents_of(data.splits)
+    if cfg.run is not None:
+        directory = RunDirectory(expanded(cfg.run))
+        own = trained_on(read_plain(directory), by_place=True)
+        before = content.read(directory.data_file) if own == trained_on(cfg, by_place=True) else {}
+        if before and now and (what := content.differences(before, now)):
+            warn([f"the images have changed since the run was trained on them: {what}."])
+    return content.key_of(now)
 
 
 def run_one(

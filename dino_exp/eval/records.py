@@ -26,8 +26,10 @@ IDENTITY = ("evaluation", "weights", "backbone", "data", "settings", "images")
 """Fields that identify a record; a newer record replaces an older one that is equal in them."""
 
 
-def about(name: str, cfg: EvaluateConfig, subject: Subject, origin: Origin) -> dict[str, Any]:
-    """Return the part of a record that is known before the evaluation."""
+def about(
+    name: str, cfg: EvaluateConfig, subject: Subject, origin: Origin, content: str | None = None
+) -> dict[str, Any]:
+    """Return the part of a record that is known before the evaluation; `content` is that of the images."""
     weights = {"name": origin.name, **vars(origin), "file": str(origin.file)}
     del weights["report"]
     size = {"image_size": subject.image_size, "crop_ratio": subject.crop_ratio}
@@ -36,6 +38,7 @@ def about(name: str, cfg: EvaluateConfig, subject: Subject, origin: Origin) -> d
         "evaluation": name,
         "weights": weights,
         "data": OmegaConf.to_container(cfg.data, resolve=True) if needs_data(name, cfg) else None,
+        **({"data_content": content} if content and needs_data(name, cfg) else {}),
         "settings": OmegaConf.to_container(getattr(cfg, name), resolve=True),
         "backbone": OmegaConf.to_container(cfg.backbone, resolve=True),
         "images": {

@@ -1,6 +1,7 @@
 """The directory of a run, which holds everything about it; each file is either complete or absent.
 
-`config.yaml`, `status.json`, `metrics.jsonl`, `summary.json`, `checkpoints/`, `traceback.txt`, `plots/`.
+`config.yaml`, `data.npz`, `status.json`, `metrics.jsonl`, `summary.json`, `checkpoints/`, `traceback.txt`,
+`plots/`.
 """
 
 from __future__ import annotations
@@ -104,6 +105,7 @@ class RunDirectory:
         self.metrics_file = path / "metrics.jsonl"
         self.summary_file = path / "summary.json"
         self.traceback_file = path / "traceback.txt"
+        self.data_file = path / "data.npz"
         self.checkpoints = path / "checkpoints"
         self.plots = path / "plots"
         self._lock = FileLock(path / ".lock")
@@ -142,7 +144,7 @@ class RunDirectory:
         if self.config_file.exists() or self.status_file.exists():
             return
         folders = (self.checkpoints, self.plots)
-        files = (self.metrics_file, self.summary_file, self.traceback_file)
+        files = (self.metrics_file, self.summary_file, self.traceback_file, self.data_file)
         there = [each for each in folders if each.is_dir() and any(each.iterdir())]
         there += [each for each in files if os.path.lexists(each)]
         if there:

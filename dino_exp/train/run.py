@@ -14,11 +14,13 @@ from typing import Any, cast
 from omegaconf import OmegaConf
 
 from dino_exp import machine
-from dino_exp.config.identity import differing_keys, run_id
+from dino_exp.config import data_content
+from dino_exp.config.identity import differing_keys, run_ids
 from dino_exp.config.schema import Config
 from dino_exp.config.stored import DamagedConfigError, read_plain, write_config
 from dino_exp.config.targets import build
 from dino_exp.console import Console, log_lines_on, table
+from dino_exp.data.content import Content, key_of
 from dino_exp.data.source import Splits
 from dino_exp.errors import FAILED, UserError, known_words
 from dino_exp.eval.periodic import main_figures
@@ -30,7 +32,7 @@ from dino_exp.runs.revision import git_revision
 from dino_exp.runs.run_directory import OthersRunDirectory, RunDirectory, end_of_attempt, job_id
 from dino_exp.runs.run_files import ENDED_WELL
 from dino_exp.tracker import NoTracker, RunInfo, Tracker, tracker_id_of
-from dino_exp.train import checkpoint
+from dino_exp.train import checkpoint, same_run
 from dino_exp.train.closing import baseline, draw, draw_crops
 from dino_exp.train.progress import RunProgress
 from dino_exp.train.tables import before_and_now, conclude, introduce
@@ -69,7 +71,7 @@ def train(cfg: Config, path: Path, group: str | None = None) -> RunResult:
     Raises:
         UserError: the configuration or a file is invalid; nothing was written.
     """
-    console = distributed.console_for_a_run()
+    console, cfg = distributed.console_for_a_run(), data_content.settled(cfg)
     wanted, anew, is_main = path, cfg.resume == "never", distributed.is_main()
     if anew:
         path = Path(distributed.from_main(str(RunDirectory.beside(path).path)))
@@ -86,13 +88,16 @@ def train(cfg: Config, path: Path, group: str | None = None) -> RunResult:
     with log_lines_on(console):
         try:
             with distributed.agreed():
-                splits: Splits = build(cfg.data)
+                splits, contents = images_of(cfg, directory, begun)
                 device = machine.choose_device(cfg.trainer.device)
                 machine.use_threads(device, machine.choose_workers(cfg.trainer.num_workers, device))
                 trainer = Trainer(cfg, splits, device)
                 if getattr(cfg, "init_from", None) and not begun:
                     trainer.begin_with_weights()
+                if begun and is_main:
+                    same_run.refuse_other_length(directory, trainer.plan.stop_step)
                 tracker: Tracker = build(cfg.tracker) if is_main else NoTracker()
+            cfg.data_content = distributed.from_main(key_of(contents))
             with distributed.agreed():
                 if anew and is_main:
                     directory = RunDirectory.held_beside(wanted)
@@ -102,9 +107,22 @@ def train(cfg: Config, path: Path, group: str | None = None) -> RunResult:
             directory = directory if is_main else OthersRunDirectory(path)
             # until the end: torchrun sends the survivors of a failure SIGTERM while they write their state
             with Interrupt() as interrupt:
-                return _run(directory, trainer, tracker, console, group, interrupt, ended)
+                return _run(directory, trainer, contents, tracker, console, group, interrupt, ended)
         finally:
             directory.release()
+
+
+def images_of(cfg: Config, directory: RunDirectory, begun: bool) -> tuple[Splits, dict[str, Content]]:
+    """Return the images of a run and, in rank 0, their content.
+
+    Raises:
+        UserError: they cannot be used, or are not those that the run was trained on.
+    """
+    if not distributed.is_main():
+        return build(cfg.data), {}
+    splits, contents = data_content.load(cfg)
+    same_run.refuse_changed(directory, cfg, contents, begun)
+    return splits, contents
 
 
 def refuse_foreign(directory: RunDirectory, cfg: Config) -> None:
@@ -117,10 +135,12 @@ def refuse_foreign(directory: RunDirectory, cfg: Config) -> None:
         stored: Any = read_plain(directory)
     except DamagedConfigError:
         begun = (directory.checkpoints / "last.pt").exists()  # and is compared when it is restored
-        if not begun and not directory.path.name.startswith(run_id(cfg)):
+        if not begun and not directory.path.name.startswith(tuple(run_ids(cfg))):
             raise
         stored = cfg
     different = differing_keys(stored, cfg)
+    if different.keys() == {"data_content"} and distributed.is_main():
+        raise UserError(same_run.changed(directory, same_run.recorded(directory), data_content.contents(cfg)))
     if different:
         lines = "".join(
             f"\n  {key}: {there!r} there, {here!r} here" for key, (there, here) in different.items()
@@ -156,6 +176,7 @@ def show_ended(directory: RunDirectory, console: Console) -> RunResult:
 def _run(
     directory: RunDirectory,
     trainer: Trainer,
+    contents: dict[str, Content],
     tracker: Tracker,
     console: Console,
     group: str | None,
@@ -174,6 +195,7 @@ def _run(
     if newest == checkpoint.PREVIOUS:
         log.warning("checkpoints/last.pt is missing; %s is used, the one before it.", newest)
     if is_main:
+        same_run.record(directory, contents)
         begin(directory, trainer, tracker, group, resumed)
     distributed.from_main(None)  # the directory is complete before any process may fail
     try:

@@ -21,6 +21,7 @@ from dino_exp.data.loader import CropBatches
 from dino_exp.data.source import Splits
 from dino_exp.dino.loss import DINOLoss
 from dino_exp.dino.optimizer import parameter_groups
+from dino_exp.errors import UserError
 from dino_exp.eval.periodic import PeriodicEvaluations, subject_of
 from dino_exp.parallel import distributed
 from dino_exp.train.networks import build_networks, prepare_networks
@@ -131,7 +132,12 @@ class TrainingState:
         }
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Continue from a `state`."""
+        """Continue from a `state`. Raises UserError if it is of other images."""
+        count = len(self.splits.train)
+        if any(not 0 <= index < count for index in state["corrupt"]):
+            raise UserError(
+                f"it has skipped image {max(state['corrupt']):,}, and there are {count:,} images."
+            )
         self.student.load_state_dict(state["student"])
         self.teacher.load_state_dict(state["teacher"])
         self.dino_loss.load_state_dict(state["loss"])

@@ -48,7 +48,8 @@ class UnreadableImages:
                 names = ", ".join(self.source.name(index) for index in sorted(self.known)[:5])
                 raise UserError(
                     f"data.max_corrupt = {self.limit}: {len(self.known)} of {len(self.source)} images cannot "
-                    f"be read ({names}, ...); repair or remove them, or raise data.max_corrupt."
+                    f"be read ({names}, ...). Raise data.max_corrupt to resume without them; or repair or "
+                    "remove them, and train anew with resume=never."
                 )
 
     def names(self) -> list[str]:

@@ -3,10 +3,11 @@
 from pathlib import Path
 from typing import Any
 
+import pytest
 from omegaconf import DictConfig, OmegaConf
 
 from dino_exp.config.compose import compose
-from dino_exp.config.identity import differing_keys, identity, run_id
+from dino_exp.config.identity import differing_keys, identity, run_id, run_ids
 
 SMALL: dict[str, Any] = {
     "backbone": {"name": "vit_micro", "drop_path_rate": 0.0},
@@ -53,6 +54,8 @@ def test_the_id_depends_on_every_other_key() -> None:
     cfg = compose()
     ids = {run_id(cfg)}
     keys = identity(cfg)
+    for key in ("data.max_corrupt", "data.root"):  # which the first ids had, as generated images have a cache
+        del keys[key]
     for key, value in keys.items():
         plain = OmegaConf.create(OmegaConf.to_container(cfg))
         changed = "changed" if isinstance(value, (str, type(None), list)) else value + 0.125
@@ -60,6 +63,49 @@ def test_the_id_depends_on_every_other_key() -> None:
         ids.add(run_id(plain))
     assert len(ids) == len(keys) + 1
     assert keys.keys() >= {"data.train_size", "trainer.epochs", "trainer.precision", "loss._target_"}
+
+
+def stored(**data: Any) -> dict[str, Any]:
+    """Return a run over images in files, whose content is known if it is given as `content`."""
+    content = data.pop("content", None)
+    node: dict[str, Any] = {"_target_": "dino_exp.data.folder.load", "name": "image_folder", "root": "train"}
+    node |= {"val_root": "auto", "packed": False, "mean": [0.5], "max_corrupt": 0.01}
+    return SMALL | {"data": node | data, "data_content": content}
+
+
+def test_stored_images_are_their_content_if_it_is_known_and_else_their_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    known = run_id(stored(content="abc"))
+    elsewhere = {"root": "/x.tar", "val_root": None, "_target_": "dino_exp.data.webdataset.load", "name": "x"}
+    assert run_id(stored(content="abc", **elsewhere, max_corrupt=0.5)) == known
+    assert run_id(stored(content="abd")) != known
+    assert run_id(stored(content="abc", packed=True)) != known
+    assert run_id(stored(content="abc", mean=[0.4])) != known
+    unknown = run_id(stored())
+    assert unknown != known
+    for root in ("train/", "./train", str(tmp_path / "train"), "x/../train"):
+        assert run_id(stored(root=root, max_corrupt=0.5)) == unknown
+    assert run_id(stored(root="trains")) != unknown
+    assert run_ids(stored(content="abc"))[:2] == [known, unknown]
+    monkeypatch.chdir("/")
+    assert run_id(stored()) != unknown
+
+
+def test_content_differs_in_words_and_the_place_only_where_there_is_no_content() -> None:
+    old, new = stored(content="0123456789", root="/v1"), stored(content="9876543210", root="/v2")
+    pair = ("image_folder /v1 (content 01234567)", "image_folder /v2 (content 98765432)")
+    assert differing_keys(old, new) == {"data_content": pair}
+    assert differing_keys(old, old | {"data": new["data"]}) == {}
+    assert differing_keys(stored(root="/v1"), new) == {"data.root": ("/v1", "/v2")}
+    assert differing_keys(stored(root="/v2/"), new) == {}
+
+
+def test_the_cache_of_a_data_set_does_not_count_but_unchecked_files_do() -> None:
+    for name, ids in (("cifar10", 1), ("fashion_mnist", 2)):
+        words = [f"data={name}", "data.max_corrupt=0.2"]
+        assert len({run_id(compose([*words, *root])) for root in ([], ["data.root=/cache"])}) == ids
 
 
 def test_the_id_is_the_same_after_writing_and_reading_the_file(tmp_path: Path) -> None:

@@ -215,6 +215,25 @@ def test_unreadable_images_are_said_and_too_many_refused(
     assert records(run)[0]["notes"] == ["1 of 20 images of train could not be read and were skipped."]
 
 
+def test_images_that_have_changed_since_the_training_are_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    root = class_folders(tmp_path / "images", images=10)
+    words = ["data=image_folder", f"data.root={root}", "trainer.max_steps=1", "trainer.batch_size=8"]
+    run = tmp_path / "run"
+    train(compose(["experiment=debug", "tracker=none", *words]), run)
+    key = OmegaConf.load(run / "config.yaml").data_content
+    assert evaluated(run, "eval=knn", "knn.k=3")[0]["data_content"] == key
+    (root / "class0" / "3.png").unlink()
+    capsys.readouterr()
+    assert evaluated(run, "eval=knn", "knn.k=3")[0]["data_content"] not in (key, None)
+    said = (
+        "warning: the images have changed since the run was trained on them: 1 image removed (class0/3.png)."
+    )
+    assert said in capsys.readouterr().err
+
+
 def test_other_images_are_normalized_as_the_network_is_used_to(run: Path, tmp_path: Path) -> None:
     words = [f"run={run}", "data=image_folder", f"data.root={tmp_path}"]
     cfg = check(words).cfg

@@ -15,8 +15,8 @@ import torch.nn.functional as F
 from omegaconf import OmegaConf
 from torch import Tensor
 
+from dino_exp.config.data_schema import ImageFolderConfig
 from dino_exp.config.evaluation_schema import EmbedConfig
-from dino_exp.config.schema import ImageFolderConfig
 from dino_exp.data.source import ImageSource
 from dino_exp.data.subset import evenly_spread
 from dino_exp.errors import UserError

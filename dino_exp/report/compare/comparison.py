@@ -40,9 +40,14 @@ class Pair:
     """Configuration keys that differ, with both values; without the seed, if a side has several."""
 
     @property
+    def data_sets(self) -> tuple[Any, Any] | None:
+        """What A and B were trained and evaluated on, if that differs: images, or by name data sets."""
+        return self.differing.get("data_content") or self.differing.get("data.name")
+
+    @property
     def of_two_data_sets(self) -> bool:
         """Whether A and B were trained and evaluated on different data sets."""
-        return "data.name" in self.differing
+        return self.data_sets is not None
 
     @property
     def label(self) -> str:
@@ -229,7 +234,7 @@ def about_data(pairs: Sequence[Pair]) -> list[str]:
     if not pairs:
         return []
     of_a, of_b = (
-        ", ".join(sorted({str(pair.differing["data.name"][side]) for pair in pairs})) for side in (0, 1)
+        ", ".join(sorted({str(pair.data_sets[side]) for pair in pairs if pair.data_sets})) for side in (0, 1)
     )
     a, b = [run for pair in pairs for run in pair.a], [run for pair in pairs for run in pair.b]
     return [

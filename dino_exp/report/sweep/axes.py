@@ -80,8 +80,9 @@ def _compare_configs(sweep: SweepData) -> list[str]:
 
 
 def _identity(config: dict[str, Any]) -> dict[str, Any]:
+    content = {key: config[key] for key in ("data_content",) if config.get(key)}
     try:
-        return settings(config)
+        return settings(config, by_place=True) | content  # the place, which a person knows, comes first
     except (KeyError, TypeError, ValueError):  # of another version, or incomplete
         groups = {group: config[group] for group in GROUPS if isinstance(config.get(group), dict)}
         return {key: value for key, value in _flat(groups, "") if key not in WITHOUT_EFFECT}

@@ -1,0 +1,139 @@
+"""The content of the images that a command line's runs are trained on: read once per data set and process.
+
+A composed configuration has it as `data_content`, by which a run is named. It is read here, for command
+lines that train, and only looked up while a configuration is composed: composing stays a matter of
+milliseconds for `--help`, reports and the check of a sweep.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from dino_exp.config import relations
+from dino_exp.config.data_schema import StoredConfig
+from dino_exp.config.identity import IMAGES, WITHOUT_EFFECT, absolute, run_id, trained_on
+from dino_exp.config.messages import show
+from dino_exp.config.schema import schema_of
+from dino_exp.config.sweep_runs import Findings, Run
+from dino_exp.config.targets import build
+from dino_exp.errors import UserError, refusing
+
+if TYPE_CHECKING:  # importing torch takes seconds, which refusals and --help need not wait for
+    from dino_exp.data.content import Content
+    from dino_exp.data.source import Splits
+
+_known: dict[str, str | None] = {}
+"""Keys of contents, by place."""
+_last: dict[str, Any] = {}
+"""What was read last: its `place` and `contents`; and the `splits` of a `node`, which the first run takes."""
+
+
+def identify(runs: Sequence[Run], here: bool) -> tuple[list[Run], list[str], list[str]]:
+    """Read what the runs of a command line are trained on; return them with their ids, problems and notes.
+
+    Args:
+        here: they are trained on this machine; elsewhere images may be that this machine does not have.
+    """
+    problems, notes = Findings(), Findings()
+    for run in runs:
+        absent = list(relations.folder_problems(run.cfg))
+        if absent and not here:
+            notes.add(absent, run.overrides)
+            continue
+        try:
+            with refusing("choose other images, or ask their owner"):
+                read(run.cfg)
+        except UserError as error:
+            problems.add([str(error)], run.overrides)
+    named = [replace(run, run_id=run_id(run.cfg)) for run in runs]
+    why = "The runs are named by this path; each job records the images that it finds there."
+    return named, problems.lines(), [f"{note} {why}" for note in notes.lines()]
+
+
+def forget() -> None:
+    """Forget what was read, which may have changed since: for the next command line of a process."""
+    _known.clear()
+    _last.clear()
+
+
+def known(cfg: Any) -> str | None:
+    """Return the key of a run's images if this process has read them: the value of `data_content`."""
+    try:
+        return _known.get(_place(cfg)) if _known else None
+    except OmegaConfBaseException:  # a configuration that is not complete yet
+        return None
+
+
+def read(cfg: Any) -> None:
+    """Read the content of a run's images, unless they are generated or this process has read it.
+
+    Raises:
+        UserError: they cannot be used.
+    """
+    place = _place(cfg)
+    if not issubclass(schema_of(cfg.data), StoredConfig) or place in _known:
+        return
+    from dino_exp.data.content import contents_of, key_of
+
+    splits: Splits = build(cfg.data, packed=False)  # pixels are packed where the run is trained
+    contents = contents_of(splits)
+    _known[place] = key_of(contents)
+    _last.clear()
+    _last.update(place=place, contents=contents)
+    if not cfg.data.packed:
+        _last.update(node=_node(cfg), splits=splits)
+
+
+def contents(cfg: Any) -> dict[str, Content]:
+    """Return the images of a run as they were read last, or as they are now."""
+    if _last.get("place") != _place(cfg):
+        _known.pop(_place(cfg), None)
+        read(cfg)
+    return _last["contents"]
+
+
+def load(cfg: Any) -> tuple[Splits, dict[str, Content]]:
+    """Return the images of a run and what they are now, which is nothing for generated ones.
+
+    Raises:
+        UserError: they cannot be used.
+    """
+    from dino_exp.data.content import contents_of
+
+    if _last.get("node") == _node(cfg):
+        del _last["node"]
+        return _last.pop("splits"), _last["contents"]
+    splits: Splits = build(cfg.data)
+    return splits, contents_of(splits)
+
+
+def settled(cfg: Any) -> Any:
+    """Return a copy of a configuration to store: with absolute paths of its images."""
+    cfg = copy.deepcopy(cfg)
+    for key in ("root", "val_root") if "val_root" in cfg.data else ():
+        cfg.data[key] = absolute(cfg.data[key])
+    return cfg
+
+
+def problems(cfg: DictConfig) -> list[str]:
+    """Return what is wrong with the key of a composed configuration, which nobody sets."""
+    if OmegaConf.is_interpolation(cfg, "data_content") and cfg.data_content == known(cfg):
+        return []
+    return [f"data_content = {show(cfg.data_content)}: do not set it; it is computed from the images."]
+
+
+def _place(cfg: Any) -> str:
+    """Return what says which images a run has, and not what it makes of them."""
+    values = trained_on(cfg, by_place=True)
+    return json.dumps({key: values[key] for key in values.keys() - IMAGES - WITHOUT_EFFECT}, sort_keys=True)
+
+
+def _node(cfg: Any) -> str:
+    return json.dumps(trained_on(cfg, by_place=True), sort_keys=True)
