@@ -33,6 +33,7 @@ EXPERIMENTS = sorted(path.stem for path in CONF.glob("experiment/*.yaml"))
 NEEDED = {
     "backbone=timm": ["backbone.name=vit_tiny_patch16_224"],
     "backbone=torchvision": ["backbone.name=resnet34"],
+    "backbone=convnext_tiny": ["crops.global_size=64", "crops.local_size=32"],
 }
 
 

@@ -145,7 +145,11 @@ def test_the_users_words_and_installed_plugins_may_set_everything(tmp_path: Path
     store = ConfigStore.instance()
     target = "hydra._internal.core_plugins.basic_launcher.BasicLauncher"
     store.store("installed", {"_target_": target, "extra": {"_target_": "a.b"}}, "hydra/launcher")
-    assert errors(tmp_path, "hydra/launcher=installed", "+hydra.job.env_set.A=b", "hydra.verbose=true") == []
+    words = ("hydra/launcher=installed", "+hydra.job.env_set.A=b", "hydra.verbose=true")
+    try:
+        assert errors(tmp_path, *words) == []
+    finally:
+        del store.repo["hydra"]["launcher"]["installed.yaml"]
 
 
 def test_a_copy_of_our_configuration_may_be_a_users_own(tmp_path: Path) -> None:
