@@ -72,6 +72,7 @@ def search(
         first = compose(probes(fixed, spaces)[0]).cfg
         spaces = [in_first_names(space) for space in spaces]
         study = open_study(folder / JOURNAL, known_study(folder / JOURNAL, first, spaces), settings)
+        say_other_images(study, folder / JOURNAL, first, spaces, console)
         try:
             Search(study, settings, fixed, spaces, compose, launch, console).run()
         except KeyboardInterrupt:
@@ -130,6 +131,23 @@ def study_names(first: DictConfig, spaces: Sequence[Space]) -> list[str]:
     keys = [space.key.rpartition(".")[2] for space in spaces]
     contents = (json.dumps([each, sorted(map(repr, spaces))], sort_keys=True) for each in identities(first))
     return ["-".join([*keys, hashlib.sha256(text.encode()).hexdigest()[:8]]) for text in contents]
+
+
+def say_other_images(
+    study: optuna.Study, journal: Path, first: DictConfig, spaces: Sequence[Space], console: Console
+) -> None:
+    """Say if there is a study that differs only in the images at the place of this one's."""
+    if not first.data_content:
+        return
+    place = study_names(first, spaces)[1]
+    if study.user_attrs.get("place") != place:
+        study.set_user_attr("place", place)
+    for other in optuna.get_all_study_summaries(JournalStorage(JournalFileBackend(str(journal)))):
+        if other.study_name != study.study_name and other.user_attrs.get("place") == place:
+            console.print(
+                f"The images have changed since the study {other.study_name} ({other.n_trials} trials): this "
+                f"is another, {study.study_name}. With the former images the same command resumes that one."
+            )
 
 
 def open_study(journal: Path, name: str, settings: Mapping[str, Any]) -> optuna.Study:

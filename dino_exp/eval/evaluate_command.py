@@ -177,7 +177,11 @@ def content_of(cfg: EvaluateConfig, data: Extracted) -> str | None:
     if cfg.run is not None:
         directory = RunDirectory(expanded(cfg.run))
         own = trained_on(read_plain(directory), by_place=True)
-        before = content.read(directory.data_file) if own == trained_on(cfg, by_place=True) else {}
+        try:
+            before = content.read(directory.data_file) if own == trained_on(cfg, by_place=True) else {}
+        except UserError as error:
+            before = {}
+            warn([str(error)])
         if before and now and (what := content.differences(before, now)):
             warn([f"the images have changed since the run was trained on them: {what}."])
     return content.key_of(now)

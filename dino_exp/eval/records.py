@@ -52,7 +52,7 @@ def about(
 
 
 def key(record: dict[str, Any]) -> str:
-    """Return eight hex digits that identify a record; the content of the weights counts, not their path.
+    """Return eight hex digits that identify a record; the content of weights and images counts.
 
     They are computed from first names, so that a record and its folder stay the same when names change.
     """
@@ -66,6 +66,8 @@ def key(record: dict[str, Any]) -> str:
     if isinstance(images := parts["images"], dict):
         parts["images"] = {table.first_metric(each): value for each, value in images.items()}
     parts["evaluation"] = table.first_value("evaluation", record.get("evaluation"))
+    if content := record.get("data_content"):  # which earlier versions did not record
+        parts["data_content"] = content
     first = {table.first_metric(part): value for part, value in parts.items()}
     text = json.dumps(first, sort_keys=True, ensure_ascii=False)
     return hashlib.sha256(text.encode(errors="surrogatepass")).hexdigest()[:8]

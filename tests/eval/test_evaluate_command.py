@@ -227,11 +227,15 @@ def test_images_that_have_changed_since_the_training_are_said(
     assert evaluated(run, "eval=knn", "knn.k=3")[0]["data_content"] == key
     (root / "class0" / "3.png").unlink()
     capsys.readouterr()
-    assert evaluated(run, "eval=knn", "knn.k=3")[0]["data_content"] not in (key, None)
+    first, second = evaluated(run, "eval=knn", "knn.k=3")
+    assert first["data_content"] == key != second["data_content"]
     said = (
         "warning: the images have changed since the run was trained on them: 1 image removed (class0/3.png)."
     )
     assert said in capsys.readouterr().err
+    (run / "data.npz").write_bytes(b"PK damaged")
+    assert len(evaluated(run, "eval=knn", "knn.k=3")) == 2
+    assert "data.npz: damaged" in capsys.readouterr().err
 
 
 def test_other_images_are_normalized_as_the_network_is_used_to(run: Path, tmp_path: Path) -> None:

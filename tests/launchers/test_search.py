@@ -18,6 +18,7 @@ from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState
 
 from dino_exp import cli
+from dino_exp.config import data_content
 from dino_exp.config import launcher_settings as settings_module
 from dino_exp.config.compose import check, compose_run
 from dino_exp.config.hydra_loader import loader
@@ -27,6 +28,7 @@ from dino_exp.errors import UserError
 from dino_exp.train.attempt import Outcome
 from launchers import search as search_module
 from launchers.search import JOURNAL, LOCK, search
+from tests.data.sources import noise
 from tests.programs import run_program
 
 TEMPERATURE = "loss.teacher_temp=tag(log,interval(0.01,0.09))"
@@ -86,6 +88,25 @@ def studies(folder: Path) -> list[optuna.Study]:
 def trials(folder: Path) -> list[FrozenTrial]:
     (study,) = studies(folder)
     return study.trials
+
+
+def test_a_search_over_changed_images_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    images = tmp_path / "images"
+    images.mkdir()
+    for number in range(8):
+        noise(8, 8, seed=number).save(images / f"{number}.png")
+    words = [f"data.root={images}", "data=image_folder", "data.val_root=null", "loss.teacher_temp=0.04,0.07"]
+    for _ in range(2):
+        data_content.forget()
+        data_content.read(compose_run([*words[:-1], "loss.teacher_temp=0.04"]).cfg)
+        run_search(tmp_path, FakeLauncher(well), words, n_trials=2)
+        said = " ".join(capsys.readouterr().out.split())
+        (images / "3.png").unlink(missing_ok=True)
+    names = [study.study_name for study in studies(tmp_path)]
+    assert len(names) == 2
+    assert (
+        f"The images have changed since the study {names[0]} (2 trials): this is another, {names[1]}." in said
+    )
 
 
 # ---- the space ----------------------------------------------------------------------------------
