@@ -45,16 +45,15 @@ def identify(runs: Sequence[Run], here: bool) -> tuple[list[Run], list[str], lis
     for run in runs:
         absent = list(relations.folder_problems(run.cfg))
         if absent and not here:
-            notes.add(absent, run.overrides)
+            why = "The runs are named by this path; each job records the images that it finds there."
+            notes.add([f"{note} {why}" for note in absent], run.overrides)
             continue
         try:
             with refusing("choose other images, or ask their owner"):
-                read(run.cfg)
+                notes.add(read(run.cfg), run.overrides)
         except UserError as error:
             problems.add([str(error)], run.overrides)
-    named = [replace(run, run_id=run_id(run.cfg)) for run in runs]
-    why = "The runs are named by this path; each job records the images that it finds there."
-    return named, problems.lines(), [f"{note} {why}" for note in notes.lines()]
+    return [replace(run, run_id=run_id(run.cfg)) for run in runs], problems.lines(), notes.lines()
 
 
 def forget() -> None:
@@ -71,16 +70,19 @@ def known(cfg: Any) -> str | None:
         return None
 
 
-def read(cfg: Any) -> None:
+def read(cfg: Any) -> list[str]:
     """Read the content of a run's images, unless they are generated or this process has read it.
+
+    Returns:
+        What is odd about them, in words.
 
     Raises:
         UserError: they cannot be used.
     """
     place = _place(cfg)
     if not issubclass(schema_of(cfg.data), StoredConfig) or place in _known:
-        return
-    from dino_exp.data.content import contents_of, key_of
+        return []
+    from dino_exp.data.content import contents_of, key_of, trained_and_held_out
 
     splits: Splits = build(cfg.data, packed=False)  # pixels are packed where the run is trained
     contents = contents_of(splits)
@@ -89,6 +91,8 @@ def read(cfg: Any) -> None:
     _last.update(place=place, contents=contents)
     if not cfg.data.packed:
         _last.update(node=_node(cfg), splits=splits)
+    both = trained_and_held_out(contents)
+    return [f"data.root = {cfg.data.root}: {both}."] if both else []
 
 
 def contents(cfg: Any) -> dict[str, Content]:

@@ -141,6 +141,23 @@ def _content(arrays: dict[str, np.ndarray], part: str) -> Content:
     return Content(NameTable(names, ends), digests, None if labels is None else labels.astype(np.int64))
 
 
+def trained_and_held_out(contents: Mapping[str, Content]) -> str:
+    """Return in words how many held-out images are training images too; '' for fewer than 1 in 1,000.
+
+    In sets of many images of one size a few of other content may have the same digest.
+    """
+    if contents.keys() != PARTS.keys():
+        return ""
+    test, train = contents["test"], contents["train"]
+    both = np.flatnonzero((test.digests >> HASH > 0) & np.isin(test.digests, train.digests))
+    if len(both) * 1000 < len(test.digests) or not len(both):
+        return ""
+    return (
+        f"{len(both):,} of the {len(test.digests):,} held-out images are also training images "
+        f"({test.names[int(both[0])]}), so that k-NN and other evaluations say too much"
+    )
+
+
 # ---- differences ---------------------------------------------------------------------------------------
 
 

@@ -229,13 +229,27 @@ def test_other_images_are_trained_anew_if_that_is_asked_for(
     assert len(runs()) == 3
 
 
-def test_held_out_images_count(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_held_out_images_count(
+    here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     as_files(here / "val", encoded(16, seed=3), CLASSES)
     stop_at(3, monkeypatch, *words("train", "data.val_root=auto"))
     add(here / "val")
     assert cli.main(words("train", "data.val_root=auto")) == 2
     (here / "val" / "cat" / "new.jpg").unlink()
     assert cli.main(words("train", "data.val_root=auto")) == 0
+    assert "held-out images are also" not in capsys.readouterr().err
+
+
+def test_held_out_images_that_are_copies_of_training_images_are_said(
+    here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    as_files(here / "val", [*encoded(12, seed=3), *encoded(4, seed=0)], CLASSES)
+    assert cli.main(words("train", "data.val_root=auto", "trainer.max_steps=1")) == 0
+    said = capsys.readouterr().err
+    assert (
+        f"warning: data.root = {here / 'train'}: 4 of the 16 held-out images are also training images" in said
+    )
 
 
 def test_a_sweep_is_refused_before_any_of_its_runs(
