@@ -17,7 +17,7 @@ from dino_exp import machine
 from dino_exp.config import data_content
 from dino_exp.config.identity import differing_keys, run_ids
 from dino_exp.config.schema import Config
-from dino_exp.config.stored import DamagedConfigError, read_plain, write_config
+from dino_exp.config.stored import DamagedConfigError, read_if_possible, read_plain, write_config
 from dino_exp.config.targets import build
 from dino_exp.console import Console, log_lines_on, table
 from dino_exp.data.content import Content, key_of
@@ -83,7 +83,7 @@ def train(cfg: Config, path: Path, group: str | None = None) -> RunResult:
     if ended and distributed.from_main(
         has_summary(directory) or not (directory.checkpoints / "last.pt").exists()
     ):
-        return show_ended(directory, console)
+        return show_ended(directory, cfg, console)
     begun = distributed.from_main(checkpoint.newest(directory.checkpoints) is not None)
     with log_lines_on(console):
         try:
@@ -156,7 +156,7 @@ def has_summary(directory: RunDirectory) -> bool:
     return {"state", "verdict", "evidence", "steps"} <= directory.read_summary().keys()
 
 
-def show_ended(directory: RunDirectory, console: Console) -> RunResult:
+def show_ended(directory: RunDirectory, cfg: Config, console: Console) -> RunResult:
     """Print the summary of a run that has already ended; without one, what the other files say."""
     state, summary = directory.read_status()["state"], directory.read_summary()
     if not has_summary(directory):
@@ -167,6 +167,9 @@ def show_ended(directory: RunDirectory, console: Console) -> RunResult:
     rows = {"verdict": verdict, "because": summary["evidence"]}
     if knn is not None:
         rows |= before_and_now(summary, "knn_top1", knn)
+    place = OmegaConf.select(OmegaConf.create(read_if_possible(directory.config_file, [])), "data.root")
+    if cfg.data_content and place != cfg.data.root:
+        rows["images"] = f"those of {place}; {cfg.data.root} has the same"
     rows |= {"steps": f"{summary['steps']:,}", "directory": str(directory.path)}
     console.print(table(f"This run has already {state}", rows))
     console.print("Pass resume=never to train it again, in another directory.")

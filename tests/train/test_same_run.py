@@ -118,7 +118,12 @@ def test_the_same_images_elsewhere_resume_to_the_same_weights(
 def test_a_path_is_one_however_it_is_written(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for root in ("train", "./train/", str(here / "train"), "train/../train"):
         assert cli.main(words(root, "trainer.max_steps=1")) == 0
-    assert capsys.readouterr().out.count("already finished") == 3
+    said = capsys.readouterr().out
+    assert said.count("already finished") == 3
+    assert "has the same" not in said
+    (here / "train").rename(here / "moved")
+    assert cli.main(words("moved", "trainer.max_steps=1")) == 0
+    assert f"those of {here / 'train'}; {here / 'moved'} has the same" in capsys.readouterr().out
     assert len(runs()) == 1
 
 
