@@ -30,7 +30,7 @@ def generated(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def commands(program: str) -> list[list[str]]:
     """Return the arguments of all complete command lines of a program in the pages."""
-    lines = [line for page in PAGES for line in page.read_text("utf-8").splitlines()]
+    lines = [line for page in PAGES for line in page.read_text("utf-8").replace("\\\n", " ").splitlines()]
     found = [shlex.split(line, comments=True) for line in lines if line.startswith(f"python {program} ")]
     return [words[2:] for words in found if not PLACEHOLDERS.search(" ".join(words))]
 

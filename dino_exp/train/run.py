@@ -94,7 +94,7 @@ def train(cfg: Config, path: Path, group: str | None = None) -> RunResult:
                 trainer = Trainer(cfg, splits, device)
                 if getattr(cfg, "init_from", None) and not begun:
                     trainer.begin_with_weights()
-                if begun and is_main:
+                if begun and contents:
                     same_run.refuse_other_length(directory, trainer.plan.stop_step)
                 tracker: Tracker = build(cfg.tracker) if is_main else NoTracker()
             cfg.data_content = distributed.from_main(key_of(contents))
