@@ -80,7 +80,7 @@ def test_stored_images_are_their_content_if_it_is_known_and_else_their_place(
     known = run_id(stored(content="abc"))
     elsewhere = {"root": "/x.tar", "val_root": None, "_target_": "dino_exp.data.webdataset.load", "name": "x"}
     assert run_id(stored(content="abc", **elsewhere, max_corrupt=0.5)) == known
-    assert run_id(stored(content="abd")) != known
+    assert run_id(stored(content="other")) != known
     assert run_id(stored(content="abc", packed=True)) != known
     assert run_id(stored(content="abc", mean=[0.4])) != known
     unknown = run_id(stored())
