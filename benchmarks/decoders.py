@@ -25,6 +25,7 @@ from PIL import Image, ImageFile
 
 from benchmarks.data import photographs
 from benchmarks.measure import least_seconds, report
+from dino_exp.data.decoding import Decoding
 from dino_exp.data.source import decode_image
 
 Decode = Callable[[bytes], torch.Tensor]
@@ -33,7 +34,7 @@ BLOCK = ImageFile.MAXBLOCK
 
 
 def ours(content: bytes, backend: str = "fast") -> torch.Tensor:
-    return decode_image(content, "", 3, backend=backend)
+    return decode_image(content, "", Decoding(3, backend))
 
 
 def small_blocks(content: bytes) -> torch.Tensor:

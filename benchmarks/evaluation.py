@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from benchmarks.measure import least_seconds, report, status_kib
 from dino_exp.backbone.vit import VisionTransformer
 from dino_exp.config.evaluation_schema import LinearConfig
+from dino_exp.data.decoding import Decoding
 from dino_exp.data.folder import load as load_folder
 from dino_exp.data.shapes import load as load_shapes
 from dino_exp.data.source import ImageSource, Splits
@@ -64,7 +65,7 @@ def make_subject(backbone: nn.Module, size: int, device: torch.device) -> Subjec
         autocast_type=None,
         image_size=size,
         crop_ratio=0.875 if size == 224 else 1.0,
-        channels=3,
+        decoding=Decoding(3),
         mean=(0.5,) * 3,
         std=(0.25,) * 3,
         batch_size=BATCH,

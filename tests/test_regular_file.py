@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from dino_exp.data.decoding import Decoding
 from dino_exp.data.source import CorruptImageError, opened_image, read_image
 from dino_exp.regular_file import MOST_BYTES, is_plain_name, path_below
 from tests.data.sources import as_file, load, noise
@@ -35,7 +36,7 @@ def test_what_is_no_file_is_an_unreadable_image_and_nobody_waits_for_it(tmp_path
     with pytest.raises(OSError, match=NOT_FILES), opened_image(folder / "1pipe.jpg"):
         pass
     with pytest.raises(CorruptImageError, match="embedded null byte"):
-        read_image("a\0b.jpg", 3)
+        read_image("a\0b.jpg", Decoding(3))
 
 
 def test_names_and_paths_that_lead_elsewhere() -> None:

@@ -4,7 +4,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 from omegaconf import MISSING
 
@@ -50,8 +51,25 @@ class ShapesConfig(DataConfig):
 
 
 @dataclass(kw_only=True)
+class ProbeConfig:
+    """Labeled images by which features are judged, while the training images need no labels."""
+
+    train: str | None = None
+    """Images whose features are the bank of k-NN and train probes: a folder, list, shards or Hugging Face
+    set; null takes the training images."""
+    val: str | None = None
+    """Images that are classified, with the same classes; null takes the held-out images."""
+
+
+@dataclass(kw_only=True)
 class StoredConfig(DataConfig):
     """The settings of all data sets stored in files."""
+
+    bands: list[int] | None = number(None, at_least=1)
+    """Channels of the files that are read, counted from 1, in this order: [3,2,1]; null reads all."""
+    range: list[Any] | None = None
+    """What becomes 0 and what 255 in images of more than 8 bits."""
+    probe: ProbeConfig = field(default_factory=ProbeConfig)
 
     val_root: str | None = "auto"
     """Held-out images for k-NN. `auto`: the folder `val` or `test` beside a root named `train`, or the

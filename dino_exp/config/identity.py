@@ -28,7 +28,10 @@ WITHOUT_EFFECT = frozenset(
 )
 TOLERANCE = {"data.max_corrupt": 0.01}
 """A key without effect that the first ids had, with its default."""
-IMAGES = frozenset(f"data.{name}" for name in ("channels", "mean", "std", "backend", "packed", "packed_side"))
+IMAGES = frozenset(
+    f"data.{name}"
+    for name in ("channels", "mean", "std", "backend", "packed", "packed_side", "bands", "range")
+)
 """What a run makes of its images; the other keys of stored data say where they are."""
 PLACES = ("data.root", "data.val_root")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from array import array
+from collections.abc import Sequence
 from itertools import accumulate, chain, islice, repeat
 from pathlib import Path
 from typing import NamedTuple
@@ -13,6 +14,7 @@ import numpy as np
 import torch
 
 from dino_exp.data.content import Content
+from dino_exp.data.decoding import Decoding
 from dino_exp.data.digests import digests, file_digest, file_sizes
 from dino_exp.data.file_sets import existing_path, held_out_siblings
 from dino_exp.data.image_formats import known_endings
@@ -38,6 +40,8 @@ def load(
     backend: str,
     packed: bool,
     packed_side: int | None,
+    bands: Sequence[int] | None = None,
+    range: Sequence[object] | None = None,
 ) -> Splits:
     """Find the training images below `root` and the held-out images below `val_root`.
 
@@ -50,17 +54,18 @@ def load(
         val_root: one of the same, with the classes of `root` and none of its images; "auto" is the first of
             `val`, ..., `test` next to a root named `train` (`val.txt` next to `train.txt`) that has labels
             where `root` has them; None is no held-out images.
-        channels, backend: see `decode_image`.
+        channels, backend, bands, range: see `Decoding`.
         packed, packed_side: see `stored_splits`.
     """
     if root is None:
         raise UserError(f"data.root is null: give the path of the images: {LAYOUTS}.")
-    train = _found("data.root", existing_path("data.root", root, LAYOUTS), channels, backend)
+    decoding = Decoding.of(channels, backend, bands, range)
+    train = _found("data.root", existing_path("data.root", root, LAYOUTS), decoding)
     test = None
     if val_root == "auto":
-        test = _beside(train, channels, backend)
+        test = _beside(train, decoding)
     elif val_root:
-        test = _found("data.val_root", existing_path("data.val_root", val_root, LAYOUTS), channels, backend)
+        test = _found("data.val_root", existing_path("data.val_root", val_root, LAYOUTS), decoding)
         _check_apart(val_root, test, train)
     return stored_splits(train.source, None if test is None else test.source, val_root, packed, packed_side)
 
@@ -71,19 +76,17 @@ class FolderSource(LabeledSource):
     base: the folder that relative paths begin at.
     """
 
-    def __init__(self, path: Path, base: Path, channels: int, backend: str) -> None:
+    def __init__(self, path: Path, base: Path, decoding: Decoding) -> None:
         super().__init__(path)
         self._base = str(base)
-        self._channels, self._backend = channels, backend
+        self._decoding = decoding
         self._paths = NameTable(b"", array("q", [0]))  # relative to the base folder, or absolute
 
     def __len__(self) -> int:
         return len(self._paths)
 
     def read(self, index: int, shrink: Shrink | None = None) -> torch.Tensor:
-        return read_image(
-            self.name(index), self._channels, backend=self._backend, shrink=shrink, others=self._some_paths
-        )
+        return read_image(self.name(index), self._decoding, shrink=shrink, others=self._some_paths)
 
     def name(self, index: int) -> str:
         return os.path.join(self._base, self._paths[index])  # noqa: PTH118 (10^7 times)
@@ -97,7 +100,7 @@ class FolderSource(LabeledSource):
 
     def fingerprint(self) -> str:
         """Return a digest of every image and of how it is decoded."""
-        return short_digest(self._digests(every=True), self._channels, self._backend)
+        return short_digest(self._digests(every=True), *self._decoding.key)
 
     def _digests(self, every: bool) -> np.ndarray:
         sizes, key = file_sizes(self._base, self._paths)
@@ -120,25 +123,25 @@ class _Found(NamedTuple):
     places: array[int]
 
 
-def _found(key: str, path: Path, channels: int, backend: str) -> _Found:
+def _found(key: str, path: Path, decoding: Decoding) -> _Found:
     try:
         if path.is_dir():
-            return _folder(key, path, channels, backend)
+            return _folder(key, path, decoding)
         listed = read_list(key, path, LAYOUTS)
     except OSError as error:
         raise UserError(f"{key} = {path}: cannot be read: {in_words(error)}.") from error
-    source = FolderSource(path, path.parent, channels, backend)
+    source = FolderSource(path, path.parent, decoding)
     if not listed.places:
         raise _no_images(key, path, "")
     source.fill(listed.paths, listed.ends, listed.labels, listed.classes or None)
     return _Found(source, listed.places)
 
 
-def _beside(train: _Found, channels: int, backend: str) -> _Found | None:
+def _beside(train: _Found, decoding: Decoding) -> _Found | None:
     """Return the held-out images next to the training images that can be used, and log which."""
     for path in held_out_siblings(train.source.path):
         try:
-            test = _found("data.val_root", path, channels, backend)
+            test = _found("data.val_root", path, decoding)
             _check_apart(str(path), test, train)
         except UserError as error:
             log.warning("data.val_root = auto: not used: %s", error)
@@ -167,7 +170,7 @@ def _check_apart(val_root: str, test: _Found, train: _Found) -> None:
     raise UserError(f"data.val_root = {val_root}: {what}, or null for none.")
 
 
-def _folder(key: str, root: Path, channels: int, backend: str) -> _Found:
+def _folder(key: str, root: Path, decoding: Decoding) -> _Found:
     paths, ends, labels, places = bytearray(), array("q", [0]), array("q"), array("q")
     skipped = Skipped()
     folders = walk(root, skipped)
@@ -193,7 +196,7 @@ def _folder(key: str, root: Path, channels: int, backend: str) -> _Found:
     if not places:
         raise _no_images(key, root, skipped.words(QUIET))
     skipped.say(key, root)
-    source = FolderSource(root, root, channels, backend)
+    source = FolderSource(root, root, decoding)
     source.fill(paths, ends, labels, _labeled(key, root, labels, classes))
     return _Found(source, places)
 

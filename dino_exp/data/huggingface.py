@@ -16,6 +16,7 @@ import torch
 from dino_exp.data import file_sets
 from dino_exp.data.arrow_files import IMAGE, paths_of, ranges_of, reading, schema_of, unpacked, values_of
 from dino_exp.data.content import Content
+from dino_exp.data.decoding import Decoding
 from dino_exp.data.digests import digests, file_digest, missing, range_digest
 from dino_exp.data.file_ranges import FileRanges, stamps
 from dino_exp.data.image_formats import IMAGE_SUFFIXES
@@ -46,6 +47,8 @@ def load(
     packed_side: int | None,
     image_column: str | None,
     label_column: str | None,
+    bands: Sequence[int] | None = None,
+    range: Sequence[object] | None = None,
 ) -> Splits:
     """Find the training images in `root` and the held-out images in `val_root`.
 
@@ -59,7 +62,7 @@ def load(
             (validation, test) are not trained on, unless all are.
         val_root: one of the same; "auto" is the split or the files of `root` that are named as held out, or
             the folder `val`, `validation` or `test` next to one named `train`; None is no held-out images.
-        channels, backend: see `decode_image`.
+        channels, backend, bands, range: see `Decoding`.
         packed, packed_side: see `stored_splits`.
         image_column: None is the one column of the type Image, or the one that holds bytes.
         label_column: None is the one column of the type ClassLabel, or one with a name of `USUAL_LABELS`.
@@ -74,7 +77,7 @@ def load(
     else:
         held_out = _held_out(val_root) if val_root else []
     file_sets.refuse_training_files(val_root, held_out, train_files)
-    how = channels, backend, image_column, label_column
+    how = Decoding.of(channels, backend, bands, range), image_column, label_column
     train = HuggingfaceSource("data.root", train_files, *how)
     test = HuggingfaceSource("data.val_root", held_out, *how) if held_out else None
     if val_root == "auto" and test is not None and train.classes is not None and test.classes is None:
@@ -98,13 +101,12 @@ class HuggingfaceSource(LabeledSource):
         self,
         key: str,
         files: Sequence[Path],
-        channels: int,
-        backend: str,
+        decoding: Decoding,
         image_column: str | None,
         label_column: str | None,
     ) -> None:
         super().__init__(files[0] if len(files) == 1 else files[0].parent)
-        self._channels, self._backend = channels, backend
+        self._decoding = decoding
         if files[0].is_dir():
             files = _saved(files[0])
         self._folder = str(files[0].parent)
@@ -141,7 +143,7 @@ class HuggingfaceSource(LabeledSource):
             raise CorruptImageError(name, in_words(error)) from error
         if self._named[index]:
             content = self._file(name, os.fsdecode(content))
-        return decode_image(content, name, self._channels, backend=self._backend, shrink=shrink)
+        return decode_image(content, name, self._decoding, shrink=shrink)
 
     def _file(self, name: str, path: str) -> bytes:
         """Return the content of a file that a row names instead of having the image."""
@@ -165,7 +167,7 @@ class HuggingfaceSource(LabeledSource):
 
     def fingerprint(self) -> str:
         """Return a digest of every image and of how it is decoded."""
-        return short_digest(self._digests(every=True), self._channels, self._backend)
+        return short_digest(self._digests(every=True), *self._decoding.key)
 
     def _names(self) -> NameTable:
         """Return the paths that the rows have for their images, or the numbers of the rows."""

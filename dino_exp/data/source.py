@@ -18,6 +18,7 @@ import torch
 from PIL import Image, ImageFile
 
 from dino_exp.data import depth, png_chunks
+from dino_exp.data.decoding import Decoding
 from dino_exp.data.image_formats import FORMATS
 from dino_exp.data.storage import patiently
 from dino_exp.regular_file import MOST_BYTES, open_regular, read_regular
@@ -103,10 +104,16 @@ class ImageSource(Protocol):
 
 @dataclass
 class Splits:
-    """The images to train on, and the held-out ones or None."""
+    """The images to train on, the held-out ones or None, and the labeled ones of `data.probe` or None."""
 
     train: ImageSource
     test: ImageSource | None
+    probe: Splits | None = None
+
+    @property
+    def evaluated(self) -> Splits:
+        """The images that features are judged by: those of the probe set, if there is one."""
+        return self.probe or self
 
 
 @dataclass(eq=False)
@@ -173,13 +180,12 @@ def opened_image(path: Path, formats: tuple[str, ...] = FORMATS) -> Iterator[Ima
 
 def read_image(
     path: str | os.PathLike[str],
-    channels: int,
+    decoding: Decoding,
     *,
-    backend: str = "fast",
     shrink: Shrink | None = None,
     others: Callable[[], Iterable[str]] = tuple,
 ) -> torch.Tensor:
-    """Decode one file to uint8 (channels, H, W); arguments and result as in `decode_image`.
+    """Decode one file to uint8 (C, H, W); arguments and result as in `decode_image`.
 
     others: as in `patiently`.
     Raises CorruptImageError with the path and the reason.
@@ -189,13 +195,13 @@ def read_image(
         content = patiently(lambda: read_regular(path), others)
     except OSError as error:
         raise CorruptImageError(name, error.strerror or str(error)) from error
-    return decode_image(content, name, channels, backend=backend, shrink=shrink)
+    return decode_image(content, name, decoding, shrink=shrink)
 
 
 def decode_image(
-    content: bytes, name: str, channels: int, *, backend: str, shrink: Shrink | None = None
+    content: bytes, name: str, decoding: Decoding, *, shrink: Shrink | None = None
 ) -> torch.Tensor:
-    """Decode the bytes of one file to uint8 (channels, H, W), laid out pixel by pixel.
+    """Decode the bytes of one file to uint8 (C, H, W), laid out pixel by pixel.
 
     channels = 3 gives RGB and 1 luminance, from grayscale, palette, CMYK and 16-bit files too; an alpha
     channel is dropped. For any other number the file must have that many channels: RGBA, gray with alpha,
@@ -204,13 +210,12 @@ def decode_image(
 
     Args:
         name: a name of the image for people, for the error.
-        backend: `data.backend`; `pil` decodes everything with Pillow, as the released code does.
         shrink: for a JPEG, chooses the factor by which it is scaled down.
 
     Raises CorruptImageError with the name and the reason.
     """
     try:
-        return _decode(content, channels, backend, shrink)
+        return _decode(content, decoding, shrink)
     except _DecodeError as error:
         raise CorruptImageError(name, str(error)) from error
 
@@ -219,7 +224,8 @@ class _DecodeError(Exception):
     pass
 
 
-def _decode(content: bytes, channels: int, backend: str, shrink: Shrink | None) -> torch.Tensor:
+def _decode(content: bytes, decoding: Decoding, shrink: Shrink | None) -> torch.Tensor:
+    channels, backend = decoding.channels, decoding.backend
     if not content:
         raise _DecodeError("the file is empty")
     if content.startswith(b"\x93NUMPY"):

@@ -134,7 +134,7 @@ def _fashion_mnist_splits(folder: Path, channels: int) -> Splits:
                 channels,
             )
         )
-    return Splits(*sources)
+    return Splits(train=sources[0], test=sources[1])
 
 
 def _idx_file(folder: Path, part: str, kind: str) -> Path | None:

@@ -10,6 +10,7 @@ import json
 import logging
 import os
 from array import array
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,6 +20,7 @@ import torch
 
 from dino_exp.data import file_sets
 from dino_exp.data.content import Content
+from dino_exp.data.decoding import Decoding
 from dino_exp.data.digests import digests, range_digest
 from dino_exp.data.file_ranges import FileRanges, Stamp, stamps
 from dino_exp.data.image_formats import known_endings
@@ -53,6 +55,8 @@ def load(
     backend: str,
     packed: bool,
     packed_side: int | None,
+    bands: Sequence[int] | None = None,
+    range: Sequence[object] | None = None,
 ) -> Splits:
     """Find the training images in the shards of `root` and the held-out images in those of `val_root`.
 
@@ -67,7 +71,7 @@ def load(
             named as held out (val, validation, test) are not trained on, unless all are.
         val_root: one of the same; "auto" is the shards in `root`'s folder that are named as held out, or the
             folder or list `val` or `test` next to one named `train`; None is no held-out images.
-        channels, backend: see `decode_image`.
+        channels, backend, bands, range: see `Decoding`.
         packed, packed_side: see `stored_splits`.
 
     Raises UserError where a shard is missing, compressed, half-written or damaged, and where labels are
@@ -81,8 +85,9 @@ def load(
     else:
         held_out = _held_out(val_root) if val_root else []
     file_sets.refuse_training_files(val_root, held_out, files)
-    train = ShardSource("data.root", root, files, channels, backend)
-    test = ShardSource("data.val_root", str(val_root), held_out, channels, backend) if held_out else None
+    decoding = Decoding.of(channels, backend, bands, range)
+    train = ShardSource("data.root", root, files, decoding)
+    test = ShardSource("data.val_root", str(val_root), held_out, decoding) if held_out else None
     return stored_splits(train, test, val_root, packed, packed_side)
 
 
@@ -94,9 +99,9 @@ def _held_out(val_root: str) -> list[Path]:
 class ShardSource(LabeledSource):
     """The samples of some shards, with the position of each image and its label."""
 
-    def __init__(self, key: str, value: str, files: list[Path], channels: int, backend: str) -> None:
+    def __init__(self, key: str, value: str, files: list[Path], decoding: Decoding) -> None:
         super().__init__(files[0].parent)
-        self._channels, self._backend = channels, backend
+        self._decoding = decoding
         try:
             shards = stamps(files)
         except OSError as error:
@@ -131,7 +136,7 @@ class ShardSource(LabeledSource):
             content = patiently(lambda: self._bytes.read(*where), self._bytes.some_paths)
         except OSError as error:
             raise CorruptImageError(name, error.strerror or str(error)) from error
-        return decode_image(content, name, self._channels, backend=self._backend, shrink=shrink)
+        return decode_image(content, name, self._decoding, shrink=shrink)
 
     def name(self, index: int) -> str:
         member = self._names[index]
@@ -143,7 +148,7 @@ class ShardSource(LabeledSource):
 
     def fingerprint(self) -> str:
         """Return a digest of every image and of how it is decoded."""
-        return short_digest(self._digests(every=True), self._channels, self._backend)
+        return short_digest(self._digests(every=True), *self._decoding.key)
 
     def _digests(self, every: bool) -> np.ndarray:
         key = short_digest(self._bytes.files, self._offsets.numpy())

@@ -16,6 +16,7 @@ from dino_exp import machine
 from dino_exp.backbone.image_size import check_image_sizes
 from dino_exp.config.evaluate_config import EvaluateConfig
 from dino_exp.config.targets import build
+from dino_exp.data.decoding import Decoding
 from dino_exp.data.labeled import short_digest
 from dino_exp.dino.model import DINONetwork
 from dino_exp.errors import UserError
@@ -88,7 +89,7 @@ def open_subject(cfg: EvaluateConfig) -> tuple[Subject, Origin]:
         autocast_type=machine.choose_precision(cfg.precision, device, "precision"),
         image_size=size,
         crop_ratio=cfg.crop_ratio or CROP_RATIO,
-        channels=cfg.data.channels,
+        decoding=Decoding.of_config(cfg.data),
         mean=tuple(cfg.data.mean),
         std=tuple(cfg.data.std),
         batch_size=cfg.batch_size,

@@ -16,6 +16,7 @@ from torch import nn
 from dino_exp.config.evaluation_schema import EVALUATIONS, EvalConfig
 from dino_exp.config.schema import Config
 from dino_exp.config.targets import build_from
+from dino_exp.data.decoding import Decoding
 from dino_exp.data.source import Splits
 from dino_exp.data.subset import evenly_spread
 from dino_exp.errors import UserError
@@ -45,7 +46,7 @@ def subject_of(cfg: Config, backbone: nn.Module, device: torch.device, workers: 
         autocast_type=None,
         image_size=cfg.crops.global_size,
         crop_ratio=cfg.eval.crop_ratio,
-        channels=cfg.data.channels,
+        decoding=Decoding.of_config(cfg.data),
         mean=tuple(cfg.data.mean),
         std=tuple(cfg.data.std),
         batch_size=cfg.eval.batch_size,

@@ -11,6 +11,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from dino_exp.data.decoding import Decoding
 from dino_exp.data.source import ImageSource, Splits
 from dino_exp.errors import UserError
 from dino_exp.eval.features import normalize, still_images
@@ -33,13 +34,18 @@ class Subject:
     """Side in pixels of the square that an image is cropped to."""
     crop_ratio: float
     """Side of that square as a share of the shorter side of the resized image."""
-    channels: int
+    decoding: Decoding
     mean: tuple[float, ...]
     std: tuple[float, ...]
     batch_size: int
     workers: int
     """Threads or processes that prepare images; 0 prepares them in this process."""
     seed: int
+
+    @property
+    def channels(self) -> int:
+        """Channels of an image."""
+        return self.decoding.channels
 
     def normalized(self, images: Tensor) -> Tensor:
         """Return uint8 images (B, C, H, W) normalized, on the network's device."""

@@ -70,7 +70,9 @@ METRICS: dict[str, str] = {
 """Names in metrics.jsonl, summary.json, evaluations.json and checkpoints: metrics, figures of evaluations,
 and the fields around them; the settings in evaluations.json are KEYS."""
 
-LATER_KEYS: dict[str, Any] = {"data_content": None}
+LATER_KEYS: dict[str, Any] = dict.fromkeys(
+    ("data_content", "data.bands", "data.range", "data.probe.train", "data.probe.val")
+)
 """Present keys that came later than the first runs, each with the value that says what was computed before:
 "backbone.registers": 0. With this value a key is no part of an identity, and a stored configuration without
 the key has this value, whatever the default is."""

@@ -16,6 +16,7 @@ from torchvision.transforms import ColorJitter, InterpolationMode, RandomResized
 
 from dino_exp.data import augment
 from dino_exp.data.crops import RATIO
+from dino_exp.data.decoding import Decoding
 from dino_exp.data.loader import CropBatches
 from dino_exp.data.pil_reference import ReleasedPipeline
 from dino_exp.data.source import read_image
@@ -49,7 +50,7 @@ def images() -> list[torch.Tensor]:
     if not folder:
         return [natural_image(seed) for seed in range(24)]
     paths = [path for path in sorted(Path(folder).iterdir()) if path.is_file()]
-    photographs = [read_image(path, 3) for path in paths[:200]]
+    photographs = [read_image(path, Decoding(3)) for path in paths[:200]]
     return [image for image in photographs if min(image.shape[1:]) >= SIDE + 20]
 
 

@@ -15,6 +15,7 @@ import pytest
 import torch
 from pyarrow import parquet as pq
 
+from dino_exp.data.decoding import Decoding
 from dino_exp.data.source import CorruptImageError, ImageSource, Splits, decode_image
 from dino_exp.errors import UserError
 from tests.data.sources import held_out, labels_of, load
@@ -43,7 +44,7 @@ def assert_holds(source: ImageSource, images: list[tuple[bytes, int]]) -> None:
     assert (len(source), source.classes) == (len(images), CLASSES)
     assert labels_of(source).tolist() == [label for _, label in images]
     for index in (len(images) - 1, 0, 2):
-        assert torch.equal(source.read(index), decode_image(images[index][0], "", 3, backend="fast"))
+        assert torch.equal(source.read(index), decode_image(images[index][0], "", Decoding(3)))
 
 
 def test_saved_data_sets_with_and_without_splits(tmp_path: Path) -> None:
@@ -94,7 +95,7 @@ def test_columns_are_found_by_type_or_named(tmp_path: Path) -> None:
     assert_holds(hugging_face(tmp_path / "plain").train, IMAGES)
     fine = hugging_face(tmp_path / "plain", label_column="fine", image_column="thumbnail").train
     assert (fine.classes, labels_of(fine).tolist()) == ([*"01234"], [i % 5 for i in range(21)])
-    assert torch.equal(fine.read(20), decode_image(IMAGES[0][0], "", 3, backend="fast"))
+    assert torch.equal(fine.read(20), decode_image(IMAGES[0][0], "", Decoding(3)))
     two.cast_column("thumbnail", datasets.Image()).save_to_disk(tmp_path / "two")
     rows.remove_columns("image").save_to_disk(tmp_path / "none")
     lists = datasets.Features(images=datasets.List(datasets.Image()))
@@ -153,7 +154,7 @@ def test_rows_name_files_of_their_own_folder_alone(tmp_path: Path, monkeypatch: 
     source = hugging_face(folder).train
     for index, reason in enumerate(rows.values()):
         if not reason:
-            assert torch.equal(source.read(index), decode_image(IMAGES[0][0], "", 3, backend="fast"))
+            assert torch.equal(source.read(index), decode_image(IMAGES[0][0], "", Decoding(3)))
             continue
         with pytest.raises(CorruptImageError, match=f"row {index}: .*{reason}"):
             source.read(index)

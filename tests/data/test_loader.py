@@ -14,6 +14,7 @@ import torch
 from PIL import Image
 
 from dino_exp.data import loader_processes
+from dino_exp.data.decoding import Decoding
 from dino_exp.data.loader import BatchOrder, CropBatch, CropBatches, batches
 from dino_exp.data.loader_processes import Slots
 from dino_exp.data.source import Shrink, decode_image
@@ -109,7 +110,7 @@ class Photograph(Album):
             shrink(8000, 8000)
         super().read(index)
         shrink = None if self.in_full else shrink
-        image = decode_image(self.content, "photograph", 3, backend="fast", shrink=shrink)
+        image = decode_image(self.content, "photograph", Decoding(3), shrink=shrink)
         self.sizes.append((image.shape[1], image.shape[2]))
         return image
 

@@ -12,6 +12,7 @@ import pytest
 import torch
 from pyarrow import parquet as pq
 
+from dino_exp.data.decoding import Decoding
 from dino_exp.data.source import ImageSource, decode_image
 from dino_exp.errors import UserError
 from tests.data.sources import held_out, labels_of, load
@@ -58,7 +59,7 @@ def test_numbers_and_texts_are_classes(
     source = train_images(tmp_path, label_column="kind")
     assert (source.classes, labels_of(source).tolist()) == (classes, labels)
     for index, content in enumerate(IMAGES):
-        assert torch.equal(source.read(index), decode_image(content, "", 3, backend="fast"))
+        assert torch.equal(source.read(index), decode_image(content, "", Decoding(3)))
 
 
 @pytest.mark.parametrize(
@@ -181,11 +182,11 @@ def test_images_as_bytes_paths_and_structs(tmp_path: Path) -> None:
     for column in kinds:
         source = train_images(folder, image_column=column)
         for index in (3, 0):
-            assert torch.equal(source.read(index), decode_image(IMAGES[index], "", 3, backend="fast"))
+            assert torch.equal(source.read(index), decode_image(IMAGES[index], "", Decoding(3)))
     with pytest.raises(UserError, match=r"4 columns that can be the images; .* from bytes \(binary\), large"):
         train_images(folder)
     pq.write_table(pa.table({"jpg": kinds["bytes"], "paths": kinds["paths"]}), folder / "a.parquet")
-    assert torch.equal(train_images(folder).read(3), decode_image(IMAGES[3], "", 3, backend="fast"))
+    assert torch.equal(train_images(folder).read(3), decode_image(IMAGES[3], "", Decoding(3)))
     pixels = datasets.Features(image=datasets.Array3D((2, 2, 3), "uint8"))
     rows = datasets.Dataset.from_dict({"image": [[[[0] * 3] * 2] * 2]}, features=pixels)
     rows.save_to_disk(tmp_path / "pixels")

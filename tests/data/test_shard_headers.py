@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from dino_exp.data.decoding import Decoding
 from dino_exp.data.source import ImageSource, decode_image
 from dino_exp.errors import UserError
 from tests.data.sources import classes_of, labels_of, load
@@ -32,7 +33,7 @@ def names_in(source: ImageSource) -> list[str]:
 def assert_images(source: ImageSource, expected: list[tuple[str, bytes]]) -> None:
     assert names_in(source) == [name for name, _ in expected]
     for index, (name, content) in enumerate(expected):
-        assert torch.equal(source.read(index), decode_image(content, name, 3, backend="fast"))
+        assert torch.equal(source.read(index), decode_image(content, name, Decoding(3)))
 
 
 def test_every_image_of_a_dotted_name_is_read(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 
 from dino_exp.data import source
+from dino_exp.data.decoding import Decoding
 from dino_exp.data.source import CorruptImageError, decode_image, read_image
 from tests.data.sources import as_file, noise, png_of_size, turned
 
@@ -50,7 +51,7 @@ def test_every_kind_of_file_becomes_rgb_and_luminance(name: str, tmp_path: Path)
     content, left, right = GOOD[name]
     red, green, blue = left
     (tmp_path / name).write_bytes(content)
-    rgb, gray = read_image(tmp_path / name, 3), read_image(tmp_path / name, 1)
+    rgb, gray = read_image(tmp_path / name, Decoding(3)), read_image(tmp_path / name, Decoding(1))
     assert (rgb.dtype, rgb.shape, gray.shape) == (torch.uint8, (3, 8, 16), (1, 8, 16))
     assert (rgb[:, 4, 2].int() - torch.tensor(left)).abs().max() <= 3
     assert (rgb[:, 4, 13].int() - torch.tensor(right)).abs().max() <= 3
@@ -60,17 +61,17 @@ def test_every_kind_of_file_becomes_rgb_and_luminance(name: str, tmp_path: Path)
 def test_other_channel_counts_are_read_as_stored(tmp_path: Path) -> None:
     values = np.arange(6 * 4 * 5, dtype=np.uint8).reshape(6, 4, 5)
     np.save(tmp_path / "five.npy", values)
-    assert np.array_equal(read_image(tmp_path / "five.npy", 5), values.transpose(2, 0, 1))
+    assert np.array_equal(read_image(tmp_path / "five.npy", Decoding(5)), values.transpose(2, 0, 1))
     np.save(tmp_path / "sixteen.npy", values.astype(np.uint16) * 256 + 9)
-    assert np.array_equal(read_image(tmp_path / "sixteen.npy", 5), values.transpose(2, 0, 1))
+    assert np.array_equal(read_image(tmp_path / "sixteen.npy", Decoding(5)), values.transpose(2, 0, 1))
     Image.new("RGBA", (3, 2), (1, 2, 3, 4)).save(tmp_path / "rgba.png")
-    assert read_image(tmp_path / "rgba.png", 4)[:, 1, 2].tolist() == [1, 2, 3, 4]
+    assert read_image(tmp_path / "rgba.png", Decoding(4))[:, 1, 2].tolist() == [1, 2, 3, 4]
     Image.new("CMYK", (3, 2), (1, 2, 3, 4)).save(tmp_path / "cmyk.tif")
-    assert read_image(tmp_path / "cmyk.tif", 4)[:, 1, 2].tolist() == [1, 2, 3, 4]
+    assert read_image(tmp_path / "cmyk.tif", Decoding(4))[:, 1, 2].tolist() == [1, 2, 3, 4]
     with pytest.raises(CorruptImageError, match=r"rgba\.png: has 4 channels, but data\.channels is 5"):
-        read_image(tmp_path / "rgba.png", 5)
+        read_image(tmp_path / "rgba.png", Decoding(5))
     with pytest.raises(CorruptImageError, match=r"has 5 channels, but data\.channels is 3"):
-        read_image(tmp_path / "five.npy", 3)
+        read_image(tmp_path / "five.npy", Decoding(3))
 
 
 def npy(array: np.ndarray) -> bytes:
@@ -100,7 +101,7 @@ def test_errors_of_unreadable_files_have_name_and_reason(name: str, tmp_path: Pa
     content, reason = BAD[name]
     (tmp_path / name).write_bytes(content)
     with pytest.raises(CorruptImageError, match=reason) as caught:
-        read_image(tmp_path / name, 3)
+        read_image(tmp_path / name, Decoding(3))
     assert caught.value.name == str(tmp_path / name)
     assert "\n" not in caught.value.reason
     copy = pickle.loads(pickle.dumps(caught.value))  # as it comes out of a worker
@@ -109,7 +110,7 @@ def test_errors_of_unreadable_files_have_name_and_reason(name: str, tmp_path: Pa
 
 def test_a_missing_file_is_unreadable(tmp_path: Path) -> None:
     with pytest.raises(CorruptImageError, match="No such file"):
-        read_image(tmp_path / "gone.jpg", 3)
+        read_image(tmp_path / "gone.jpg", Decoding(3))
 
 
 SMOOTH = noise(6, 9, seed=1).resize((333, 217), Image.Resampling.BICUBIC)
@@ -125,8 +126,8 @@ def test_a_jpeg_can_be_decoded_at_a_smaller_size(factor: int, channels: int) -> 
         return factor
 
     content = as_file(SMOOTH, "JPEG", quality=95)
-    full = decode_image(content, "full", channels, backend="fast")
-    small = decode_image(content, "small", channels, backend="fast", shrink=shrink)
+    full = decode_image(content, "full", Decoding(channels))
+    small = decode_image(content, "small", Decoding(channels), shrink=shrink)
     assert requested == [(217, 333)]
     assert small.shape == (channels, -(-217 // factor), -(-333 // factor))
     rows, columns = 217 // factor, 333 // factor
@@ -134,7 +135,7 @@ def test_a_jpeg_can_be_decoded_at_a_smaller_size(factor: int, channels: int) -> 
     assert (small[:, :rows, :columns] - means).abs().mean() < 1
     half = content[: len(content) // 2]
     with pytest.raises(CorruptImageError, match="half: damaged or truncated"):
-        decode_image(half, "half", channels, backend="fast", shrink=lambda *_: factor)
+        decode_image(half, "half", Decoding(channels), shrink=lambda *_: factor)
 
 
 def test_other_formats_are_decoded_at_full_size() -> None:
@@ -143,12 +144,12 @@ def test_other_formats_are_decoded_at_full_size() -> None:
 
     for file_format in ("PNG", "WEBP", "GIF"):
         content = as_file(SMOOTH, file_format)
-        assert decode_image(content, "image", 3, backend="fast", shrink=shrink).shape == (3, 217, 333)
+        assert decode_image(content, "image", Decoding(3), shrink=shrink).shape == (3, 217, 333)
 
 
 def test_both_backends_decode_to_the_same_values() -> None:
     for name, (content, *_) in GOOD.items():
-        fast, pil = (decode_image(content, name, 3, backend=backend) for backend in ("fast", "pil"))
+        fast, pil = (decode_image(content, name, Decoding(3, backend)) for backend in ("fast", "pil"))
         assert torch.equal(fast, pil)
         if name.startswith("gray16"):  # Pillow cuts 16 bits off at 255
             continue
@@ -178,9 +179,9 @@ def test_each_kind_of_jpeg_has_the_values_that_pillow_returns(
     expected = np.asarray(Image.open(io.BytesIO(content)).convert("RGB"))
     with warnings.catch_warnings(record=True) as given:
         warnings.simplefilter("always")
-        assert np.array_equal(decode_image(content, "image", 3, backend="fast").permute(1, 2, 0), expected)
+        assert np.array_equal(decode_image(content, "image", Decoding(3)).permute(1, 2, 0), expected)
         monkeypatch.setattr(source, "simplejpeg", None)
-        assert np.array_equal(decode_image(content, "image", 3, backend="fast").permute(1, 2, 0), expected)
+        assert np.array_equal(decode_image(content, "image", Decoding(3)).permute(1, 2, 0), expected)
     assert not given
 
 
@@ -198,7 +199,7 @@ def test_both_decoders_agree_on_damaged_jpegs(
         for decoder in (fast, None):
             monkeypatch.setattr(source, "simplejpeg", decoder)
             try:
-                results.append(decode_image(damaged.tobytes(), "image", 3, backend="fast"))
+                results.append(decode_image(damaged.tobytes(), "image", Decoding(3)))
             except CorruptImageError:
                 results.append(torch.empty(0))
         assert torch.equal(*results)

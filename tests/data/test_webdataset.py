@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from dino_exp.data import file_ranges, webdataset
+from dino_exp.data.decoding import Decoding
 from dino_exp.data.file_sets import expand_braces
 from dino_exp.data.source import CorruptImageError, Splits, decode_image
 from dino_exp.errors import UserError
@@ -28,7 +29,7 @@ def shards(root: Path | str | None, val_root: Path | str | None = "auto") -> Spl
 
 
 def decoded(content: bytes) -> torch.Tensor:
-    return decode_image(content, "expected", 3, backend="fast")
+    return decode_image(content, "expected", Decoding(3))
 
 
 def test_folder_pattern_and_list_hold_the_same_samples_in_any_order(tmp_path: Path) -> None:

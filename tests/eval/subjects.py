@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from dino_exp.backbone.vit import VisionTransformer
+from dino_exp.data.decoding import Decoding
 from dino_exp.data.source import ArraySource, Splits
 from dino_exp.eval.subject import BlockFeatures, Subject
 
@@ -54,7 +55,7 @@ def subject(backbone: nn.Module | None = None, *, image_size: int = 32, channels
         autocast_type=None,
         image_size=image_size,
         crop_ratio=1.0,
-        channels=channels,
+        decoding=Decoding(channels),
         mean=(0.5,) * channels,
         std=(0.5,) * channels,
         batch_size=16,
@@ -77,7 +78,8 @@ class GivenData:
 def labeled_data(train: Tensor, train_labels: Tensor, test: Tensor, test_labels: Tensor) -> GivenData:
     """Return features, as `block_features`, of noise images with these labels."""
     names = [str(number) for number in range(int(max(train_labels.max(), test_labels.max())) + 1)]
-    splits = Splits(*(images(each.numpy(), classes=names, size=4) for each in (train_labels, test_labels)))
+    sources = [images(each.numpy(), classes=names, size=4) for each in (train_labels, test_labels)]
+    splits = Splits(sources[0], sources[1])
     return GivenData(splits, {"train": block_features(train), "test": block_features(test)})
 
 

@@ -15,6 +15,7 @@ from omegaconf import OmegaConf
 from dino_exp import cli
 from dino_exp.config import compose_evaluation
 from dino_exp.config.compose import check, compose
+from dino_exp.config.data_schema import ProbeConfig
 from dino_exp.config.evaluate_config import EvaluateConfig
 from dino_exp.config.evaluation_schema import EVALUATIONS
 from dino_exp.config.hydra_loader import EVALUATE, loader
@@ -49,6 +50,7 @@ def schemas() -> Iterator[tuple[str, type]]:
         yield from ((f"{group}.", kind) for kind in classes.values())
     yield from (("hydra.launcher.", kind) for kind in SETTINGS.values())
     yield "hydra.sweeper.", OptunaSettings
+    yield "data.probe.", ProbeConfig
 
 
 KEYS = {f"{prefix}{field.name}" for prefix, kind in schemas() for field in fields(kind)}

@@ -11,6 +11,7 @@ from torch import Tensor
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as transforms
 
+from dino_exp.data.decoding import Decoding
 from dino_exp.data.image_formats import known_endings
 from dino_exp.data.image_scan import is_image
 from dino_exp.data.source import (
@@ -76,10 +77,10 @@ class FileImages:
     """
 
     def __init__(
-        self, paths: list[Path], base: Path, masks: Path | None, channels: int, side: int, stride: int
+        self, paths: list[Path], base: Path, masks: Path | None, decoding: Decoding, side: int, stride: int
     ) -> None:
         self._paths, self._base, self._masks = paths, base, masks
-        self._channels, self._side, self._stride = channels, side, stride
+        self._decoding, self._side, self._stride = decoding, side, stride
         self.strips: set[Path] = set()
 
     def __len__(self) -> int:
@@ -117,7 +118,7 @@ class FileImages:
     def batches(self, indices: Sequence[int]) -> Iterator[MaskedBatch]:
         for index in indices:
             try:
-                image = read_image(self._paths[index], self._channels)
+                image = read_image(self._paths[index], self._decoding)
             except CorruptImageError as error:
                 if len(self) == 1:
                     raise UserError(f"attention.source = {error}.") from error

@@ -205,7 +205,7 @@ class AttentionMaps:
     def _files(self, source: Path, subject: Subject, stride: int) -> FileImages:
         masks = None if self.cfg.masks is None else self._path("masks", self.cfg.masks)
         base = source.parent if source.is_file() else source
-        return FileImages(image_files(source), base, masks, subject.channels, self._side(subject), stride)
+        return FileImages(image_files(source), base, masks, subject.decoding, self._side(subject), stride)
 
     def _check_files(self, images: FileImages) -> None:
         if len(images) == 1:

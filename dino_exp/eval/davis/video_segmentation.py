@@ -163,7 +163,7 @@ class VideoSegmentation:
     def _features(self, subject: Subject, path: Path) -> Tensor:
         """Return the features of one frame, (D, h, w) float32."""
         try:
-            frame = read_image(path, subject.channels)
+            frame = read_image(path, subject.decoding)
         except CorruptImageError as error:
             raise UserError(f"{error}; the video cannot be segmented without this frame.") from error
         size = _network_size(frame.shape[1:], self.cfg.image_size, patch_side(subject.backbone))

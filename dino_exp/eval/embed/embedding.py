@@ -113,7 +113,8 @@ class Embed:
 @lru_cache(maxsize=1)
 def _source_data(root: str, subject: Subject) -> Extracted:
     """Return the images of a folder or a list; cached, because `check` and `evaluate` both need them."""
-    cfg = ImageFolderConfig(root=root, val_root=None, channels=subject.channels, max_corrupt=1.0)
+    how = subject.decoding
+    cfg = ImageFolderConfig(root=root, val_root=None, channels=how.channels, max_corrupt=1.0)
     node = OmegaConf.structured(cfg)
     return Extracted(subject, node, progress=sys.stdout.isatty(), title="embed.source")
 

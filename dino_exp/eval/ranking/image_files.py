@@ -42,7 +42,7 @@ def features_of(
     def load(index: int) -> Tensor:
         """Return the image uint8 (C, H, W). Pillow resizes, as in the released protocols."""
         try:
-            decoded = read_image(files[index], subject.channels)
+            decoded = read_image(files[index], subject.decoding)
         except CorruptImageError as error:
             raise UserError(
                 f"{error}. Replace the file; results without it would not be comparable."

@@ -14,6 +14,7 @@ from torch import nn
 from dino_exp.backbone.tokens import spatial_features
 from dino_exp.backbone.vit import Block
 from dino_exp.config.evaluation_schema import AttentionConfig
+from dino_exp.data.decoding import Decoding
 from dino_exp.data.source import Splits
 from dino_exp.errors import UserError
 from dino_exp.eval.attention import class_maps
@@ -164,7 +165,7 @@ def test_images_in_files_keep_their_shape(tmp_path: Path) -> None:
     for name in ("deep/one", "two", "broken"):
         save(tmp_path / f"masks/{name}.png", mask)
     given = attention(source=str(tmp_path / "in"), masks=str(tmp_path / "masks"), images=2)
-    files = FileImages([tmp_path / "in/two.png"], tmp_path / "in", tmp_path / "masks", 3, 8, 4)
+    files = FileImages([tmp_path / "in/two.png"], tmp_path / "in", tmp_path / "masks", Decoding(), 8, 4)
     [batch] = files.batches([0])
     assert batch.images.shape == (1, 3, 8, 12)
     assert batch.masks is not None
@@ -195,7 +196,7 @@ def test_only_the_beginning_of_a_strip_is_seen(tmp_path: Path) -> None:
     strip = save(tmp_path / "in/strip.png", mask * 20)
     save(tmp_path / "in/square.png", np.zeros((16, 16, 3)))
     save(tmp_path / "masks/strip.png", mask)
-    [batch] = FileImages([strip], tmp_path / "in", tmp_path / "masks", 3, 8, 4).batches([0])
+    [batch] = FileImages([strip], tmp_path / "in", tmp_path / "masks", Decoding(), 8, 4).batches([0])
     assert batch.images.shape == (1, 3, 64, 8)
     assert batch.masks[0] is not None
     assert batch.masks[0].shape == (16, 2)

@@ -14,6 +14,7 @@ from PIL import Image
 from torch import nn
 
 from dino_exp.config.evaluation_schema import EmbedConfig
+from dino_exp.data.decoding import Decoding
 from dino_exp.data.source import Splits, read_image
 from dino_exp.errors import UserError
 from dino_exp.eval.embed import embedding as embed_module
@@ -58,7 +59,7 @@ def test_the_files_hold_the_networks_features_by_name(tmp_path: Path) -> None:
     assert [row["name"] for row in rows] == [str(file) for file in files if file != files[9]]
     assert [row["label"] for row in rows] == ["cat"] * 7 + ["dog"] * 6 + ["owl"] * 7
     for row in rows[::5]:
-        expected = network.backbone(network.normalized(read_image(row["name"], 3)[None]))[0]
+        expected = network.backbone(network.normalized(read_image(row["name"], Decoding(3))[None]))[0]
         torch.testing.assert_close(torch.tensor(row["feature"]), expected, rtol=1e-5, atol=1e-5)
     with Image.open(out / "neighbors.png") as sheet:
         assert sheet.width > 1000
