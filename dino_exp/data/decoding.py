@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from dino_exp.data.value_range import Pair, pairs_of
+
 
 @dataclass(frozen=True)
 class Decoding:
@@ -17,7 +19,7 @@ class Decoding:
     """`data.backend`; `pil` decodes everything with Pillow, as the released code does."""
     bands: tuple[int, ...] | None = None
     """`data.bands`: which channels of the file are read, counted from 1, in this order; None is all."""
-    range: tuple[tuple[float | str, float | str], ...] | None = None
+    range: tuple[Pair, ...] | None = None
     """`data.range`: what becomes 0 and what 255, one pair for all channels or one for each; None leaves
     bytes as they are."""
 
@@ -29,8 +31,9 @@ class Decoding:
         bands: Sequence[int] | None = None,
         range: Sequence[object] | None = None,
     ) -> Decoding:
-        """Return the settings of a configuration, whose lists are plain ones."""
-        return cls(channels, backend, None if bands is None else tuple(bands), None)
+        """Return the settings of a configuration, whose lists are plain ones and have been checked."""
+        pairs = None if range is None else pairs_of(range)
+        return cls(channels, backend, None if bands is None else tuple(bands), pairs)
 
     @classmethod
     def of_config(cls, data: Any) -> Decoding:
