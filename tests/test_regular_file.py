@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from dino_exp.data.decoding import Decoding
-from dino_exp.data.source import CorruptImageError, opened_image, read_image
+from dino_exp.data.pillow_files import opened_image
+from dino_exp.data.source import CorruptImageError, read_image
 from dino_exp.regular_file import MOST_BYTES, is_plain_name, path_below
 from tests.data.sources import as_file, load, noise
 from tests.programs import ROOT

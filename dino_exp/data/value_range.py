@@ -65,12 +65,13 @@ def to_bytes(values: np.ndarray, pairs: tuple[Pair, ...]) -> np.ndarray:
     what the formula tends to; a constant channel becomes 0.
 
     Args:
-        pairs: one for all channels, or C of them.
+        pairs: one for all channels, or C of them; one channel with several pairs becomes as many channels.
     """
-    found = np.empty(values.shape, dtype=np.uint8)
-    each = pairs * values.shape[2] if len(pairs) == 1 else pairs
+    height, width, channels = values.shape
+    each = pairs * channels if len(pairs) == 1 else pairs
+    found = np.empty((height, width, len(each)), dtype=np.uint8)
     for channel, (low, high) in enumerate(each):
-        plane = values[:, :, channel]
+        plane = values[:, :, min(channel, channels - 1)]
         found[:, :, channel] = _to_bytes(plane, _level(low, plane), _level(high, plane))
     return found
 

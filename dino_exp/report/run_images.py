@@ -8,7 +8,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from dino_exp.data.source import open_image
+from dino_exp.data.pillow_files import open_image
 from dino_exp.regular_file import read_regular
 
 FORMATS = ("PNG", "JPEG", "GIF", "WEBP")

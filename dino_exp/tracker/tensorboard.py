@@ -109,7 +109,7 @@ def _read_image(path: Path) -> Any:
     """Read an image as uint8 (H, W, 3)."""
     import numpy as np
 
-    from dino_exp.data.source import opened_image
+    from dino_exp.data.pillow_files import opened_image
 
     with opened_image(path) as image:
         return np.asarray(image.convert("RGB"))

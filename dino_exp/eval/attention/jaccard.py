@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from dino_exp.data.source import opened_image
+from dino_exp.data.pillow_files import opened_image
 from dino_exp.errors import UserError
 from dino_exp.eval.attention.attend import AttentionMass, attention_mass, centered_gaussian, enlarged
 

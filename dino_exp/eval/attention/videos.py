@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image, ImageSequence
 
 from dino_exp.atomic import write_atomically
-from dino_exp.data.source import opened_image
+from dino_exp.data.pillow_files import opened_image
 from dino_exp.errors import UserError
 
 VIDEO_SUFFIXES = frozenset({".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm"})

@@ -21,7 +21,8 @@ from dino_exp.backbone.tokens import spatial_features
 from dino_exp.config.evaluation_schema import VideoSegmentationConfig
 from dino_exp.data.file_sets import existing_path
 from dino_exp.data.image_scan import images_in
-from dino_exp.data.source import CorruptImageError, opened_image, read_image
+from dino_exp.data.pillow_files import opened_image
+from dino_exp.data.source import CorruptImageError, read_image
 from dino_exp.errors import UserError
 from dino_exp.eval.davis.label_propagation import label_map, propagate_through
 from dino_exp.eval.davis.region_and_contour import (
