@@ -143,9 +143,10 @@ def _from_run(cfg: DictConfig, values: Sequence[Override], groups: set[str]) -> 
         return
     for group in ("backbone", *({"data", "tracker"} - groups)):
         cfg[group] = own[group]
-    if "data" in groups:  # other images, normalized as those of the run
-        for key in ("channels", "mean", "std"):
-            cfg.data[key] = own.data[key]
+    if "data" in groups:  # other images, prepared as those of the run
+        for key in ("channels", "mean", "std", "bands", "range"):
+            if key in own.data and key in cfg.data:
+                cfg.data[key] = own.data[key]
     cfg.image_size, cfg.crop_ratio = own.crops.global_size, own.eval.crop_ratio
 
 

@@ -31,6 +31,8 @@ if TYPE_CHECKING:  # importing torch takes seconds, which refusals and --help ne
 
 _known: dict[str, str | None] = {}
 """Keys of contents, by place."""
+_looked_at: set[str] = set()
+"""Places, with how images were decoded when some were looked at."""
 _last: dict[str, Any] = {}
 """What was read last: its `place` and `contents`; and the `splits` of a `node`, which the first run takes."""
 
@@ -59,6 +61,7 @@ def identify(runs: Sequence[Run], here: bool) -> tuple[list[Run], list[str], lis
 def forget() -> None:
     """Forget what was read, which may have changed since: for the next command line of a process."""
     _known.clear()
+    _looked_at.clear()
     _last.clear()
 
 
@@ -79,12 +82,15 @@ def read(cfg: Any) -> list[str]:
     Raises:
         UserError: they cannot be used.
     """
-    place = _place(cfg)
-    if not issubclass(schema_of(cfg.data), StoredConfig) or place in _known:
+    place, decoding = _place(cfg), _decoding(cfg)
+    if not issubclass(schema_of(cfg.data), StoredConfig) or (place in _known and decoding in _looked_at):
         return []
     from dino_exp.data.content import contents_of, key_of, trained_and_held_out
 
     splits: Splits = build(cfg.data, packed=False)  # pixels are packed where the run is trained
+    _looked_at.add(decoding)
+    if place in _known:
+        return []
     contents = contents_of(splits)
     _known[place] = key_of(contents)
     _last.clear()
@@ -137,6 +143,12 @@ def _place(cfg: Any) -> str:
     """Return what says which images a run has, and not what it makes of them."""
     values = trained_on(cfg, by_place=True)
     return json.dumps({key: values[key] for key in values.keys() - IMAGES - WITHOUT_EFFECT}, sort_keys=True)
+
+
+def _decoding(cfg: Any) -> str:
+    return json.dumps(
+        [_place(cfg), *(cfg.data.get(key) for key in ("channels", "bands", "range"))], default=list
+    )
 
 
 def _node(cfg: Any) -> str:

@@ -66,9 +66,12 @@ class StoredConfig(DataConfig):
     """The settings of all data sets stored in files."""
 
     bands: list[int] | None = number(None, at_least=1)
-    """Channels of the files that are read, counted from 1, in this order: [3,2,1]; null reads all."""
+    """Channels of the files that are read, counted from 1, in this order: [3,2,1]; null reads all of them."""
     range: list[Any] | None = None
-    """What becomes 0 and what 255 in images of more than 8 bits."""
+    """Values that become 0 and 255, which images of more than 8 bits need: a pair [0,4095], or a pair per
+    channel [[0,4095],[0,10000]]; others are clipped. A bound is a number in the units of the files, or is
+    measured in each channel of each image: a percentile, p0.5, or a distance from the mean in standard
+    deviations, mean-2sd. null leaves images of 8 bits as they are."""
     probe: ProbeConfig = field(default_factory=ProbeConfig)
 
     val_root: str | None = "auto"

@@ -10,6 +10,7 @@ from dino_exp.config.data_schema import Cifar10Config, FashionMnistConfig, Shape
 from dino_exp.config.library_names import model_names
 from dino_exp.config.messages import closest, did_you_mean, show
 from dino_exp.config.schema import TimmConfig, TorchvisionConfig, VitConfig, schema_of
+from dino_exp.data.value_range import pairs_of
 from dino_exp.errors import UserError, refusing
 from dino_exp.paths import expanded
 from dino_exp.runs.weights_file import weights_file
@@ -176,10 +177,33 @@ def data(cfg: Any) -> Iterator[str]:
     if issubclass(kind, StoredConfig):
         if not (node.root or "").strip():
             yield f"data.root = {show(node.root)}: give the training images, e.g. data.root=/path/to/train."
+        yield from _values(node)
         if node.packed_side and not node.packed:
             yield (
                 f"data.packed_side = {node.packed_side}: only packed images are made smaller; add "
                 "data.packed=true."
+            )
+
+
+def _values(node: Any) -> Iterator[str]:
+    """Yield errors of the choice of bands and of their range."""
+    channels = node.channels
+    if node.bands is not None and len(node.bands) != channels:
+        count = len(node.bands)
+        fix = f"set data.channels={count}, with {count} numbers in data.mean and data.std"
+        yield (
+            f"data.bands = {show(node.bands)}: data.channels is {channels}; "
+            f"{fix if count else 'give as many, or null for all'}."
+        )
+    try:
+        pairs = () if node.range is None else pairs_of(node.range)
+    except ValueError as error:
+        yield f"data.range = {show(node.range)}: {error}"
+    else:
+        if len(pairs) not in (0, 1, channels):
+            yield (
+                f"data.range = {show(node.range)}: {len(pairs)} pairs; give one for all channels, or one for "
+                f"each of data.channels = {channels}."
             )
 
 

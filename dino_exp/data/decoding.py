@@ -109,7 +109,7 @@ def _jpeg(content: bytes, decoding: Decoding, shrink: Shrink | None) -> StoredVa
 
 
 def _fast_jpeg(content: bytes) -> np.ndarray | None:
-    """Decode to RGB by libjpeg-turbo, to the same values as Pillow; None where that fails and Pillow is to try."""
+    """Decode to RGB as Pillow does, by libjpeg-turbo; None where that fails and Pillow is to try."""
     if simplejpeg is None:
         return None
     try:
@@ -164,8 +164,8 @@ def _in_range(values: np.ndarray, bits: int, decoding: Decoding) -> np.ndarray:
     if values.dtype == np.uint8 and not fits_bytes(decoding.range):
         low, high = next(pair for pair in decoding.range if not fits_bytes((pair,)))
         raise UnsuitableError(
-            f"has {bits} bits per value, which the range [{show(low)},{show(high)}] of data.range is not for; "
-            "keep images of different depths apart, or use words such as data.range=[p0.5,p99.5]"
+            f"has {bits} bits per value, and [{show(low)},{show(high)}] of data.range is for more; keep "
+            "images of different depths apart, or use words such as data.range=[p0.5,p99.5]"
         )
     if values.dtype.kind == "f":
         bad = (~np.isfinite(values)).sum(axis=(0, 1))

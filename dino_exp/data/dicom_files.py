@@ -7,7 +7,7 @@ import warnings
 
 import numpy as np
 
-from dino_exp.data.undecodable import UndecodableError, UnsuitableError, check_size, first_line
+from dino_exp.data.undecodable import UndecodableError, UnsuitableError, check_size
 
 NEEDED = "pip install 'dino-exp[dicom]'"
 warnings.filterwarnings("ignore", module=r"pydicom")  # about values that do not conform; pixels count here
@@ -38,8 +38,8 @@ def values_and_bits(content: bytes) -> tuple[np.ndarray, str, int]:
     except (RuntimeError, NotImplementedError) as error:
         syntax = header.file_meta.TransferSyntaxUID.name
         raise UnsuitableError(
-            f"compressed as {syntax}, for which pydicom has no decoder here ({first_line(error).rstrip(':')}); "
-            "install one (pip install pylibjpeg pylibjpeg-libjpeg), or decompress the files"
+            f"compressed as {syntax}, for which pydicom has no decoder here; install one "
+            "(pip install pylibjpeg pylibjpeg-libjpeg), or decompress the files"
         ) from error
     kind = header.PhotometricInterpretation
     if kind == "PALETTE COLOR":

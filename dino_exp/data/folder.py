@@ -79,14 +79,14 @@ class FolderSource(LabeledSource):
     def __init__(self, path: Path, base: Path, decoding: Decoding) -> None:
         super().__init__(path)
         self._base = str(base)
-        self._decoding = decoding
+        self.decoding = decoding
         self._paths = NameTable(b"", array("q", [0]))  # relative to the base folder, or absolute
 
     def __len__(self) -> int:
         return len(self._paths)
 
     def read(self, index: int, shrink: Shrink | None = None) -> torch.Tensor:
-        return read_image(self.name(index), self._decoding, shrink=shrink, others=self._some_paths)
+        return read_image(self.name(index), self.decoding, shrink=shrink, others=self._some_paths)
 
     def name(self, index: int) -> str:
         return os.path.join(self._base, self._paths[index])  # noqa: PTH118 (10^7 times)
@@ -100,7 +100,7 @@ class FolderSource(LabeledSource):
 
     def fingerprint(self) -> str:
         """Return a digest of every image and of how it is decoded."""
-        return short_digest(self._digests(every=True), *self._decoding.key)
+        return short_digest(self._digests(every=True), *self.decoding.key)
 
     def _digests(self, every: bool) -> np.ndarray:
         sizes, key = file_sizes(self._base, self._paths)

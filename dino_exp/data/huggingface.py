@@ -106,7 +106,7 @@ class HuggingfaceSource(LabeledSource):
         label_column: str | None,
     ) -> None:
         super().__init__(files[0] if len(files) == 1 else files[0].parent)
-        self._decoding = decoding
+        self.decoding = decoding
         if files[0].is_dir():
             files = _saved(files[0])
         self._folder = str(files[0].parent)
@@ -143,7 +143,7 @@ class HuggingfaceSource(LabeledSource):
             raise CorruptImageError(name, in_words(error)) from error
         if self._named[index]:
             content = self._file(name, os.fsdecode(content))
-        return decode_image(content, name, self._decoding, shrink=shrink)
+        return decode_image(content, name, self.decoding, shrink=shrink)
 
     def _file(self, name: str, path: str) -> bytes:
         """Return the content of a file that a row names instead of having the image."""
@@ -167,7 +167,7 @@ class HuggingfaceSource(LabeledSource):
 
     def fingerprint(self) -> str:
         """Return a digest of every image and of how it is decoded."""
-        return short_digest(self._digests(every=True), *self._decoding.key)
+        return short_digest(self._digests(every=True), *self.decoding.key)
 
     def _names(self) -> NameTable:
         """Return the paths that the rows have for their images, or the numbers of the rows."""

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import re
+from importlib.util import find_spec
 from typing import NamedTuple
 
 from PIL import features
 
 
 class ImageFormat(NamedTuple):
-    """A format by Pillow's name, or NPY."""
+    """A format by Pillow's name, or NPY or DICOM."""
 
     name: str
     endings: tuple[str, ...]
@@ -60,8 +61,15 @@ ALL = (
         _tell_pillow_of_heif(),
         "pip install 'dino-exp[heif]'",
     ),
+    ImageFormat(
+        "DICOM",
+        (".dcm", ".dicom"),
+        rb".{128}DICM",
+        find_spec("pydicom") is not None,
+        "pip install 'dino-exp[dicom]'",
+    ),
 )
-FORMATS = tuple(each.name for each in ALL if each.is_read and each.name != "NPY")
+FORMATS = tuple(each.name for each in ALL if each.is_read and each.name not in ("NPY", "DICOM"))
 """Formats that Pillow may open; some of its other readers start programs (EPS: Ghostscript)."""
 IMAGE_SUFFIXES = frozenset(ending for each in ALL if each.is_read for ending in each.endings)
 """Endings of images, in lower case."""
@@ -72,7 +80,7 @@ READERS = {ending: each.remedy for each in ALL if not each.is_read for ending in
 }
 """By ending: what would read files that are not read here."""
 _START = re.compile(b"|".join(b"(?:" + each.start + b")" for each in ALL if each.is_read), re.DOTALL)
-START_BYTES = 16
+START_BYTES = 132
 """Bytes at the start of a file that tell its format."""
 
 

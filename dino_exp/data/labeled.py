@@ -18,6 +18,7 @@ from typing import Protocol
 import numpy as np
 import torch
 
+from dino_exp.data.decoding import Decoding
 from dino_exp.data.source import ImageSource
 from dino_exp.errors import UserError
 
@@ -56,6 +57,8 @@ class StoredImages(ImageSource, Protocol):
 
     path: Path
     """The folder or list that data.root or data.val_root names."""
+    decoding: Decoding
+    """How a file becomes bytes."""
 
     def use_classes_of(self, train: StoredImages, where: str) -> None: ...
 

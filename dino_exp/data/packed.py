@@ -9,7 +9,6 @@ import time
 import zipfile
 import zlib
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 from typing import IO, NamedTuple
 
@@ -22,13 +21,13 @@ from torchvision.transforms.v2 import functional as transforms
 
 from dino_exp import machine
 from dino_exp.atomic import write_atomically
-from dino_exp.data import depth
 from dino_exp.data.content import Content, ImagesWithContent
 from dino_exp.data.file_ranges import FileRanges, stamps
+from dino_exp.data.first_look import check_images
 from dino_exp.data.labeled import short_digest
 from dino_exp.data.read_ahead import ahead
 from dino_exp.data.source import CorruptImageError, Shrink, Splits
-from dino_exp.data.storage import patiently, spread
+from dino_exp.data.storage import patiently
 from dino_exp.errors import MachineError, UserError, in_words
 from dino_exp.parallel import distributed
 from dino_exp.paths import cache_root
@@ -50,36 +49,18 @@ def stored_splits(
     packed: bool,
     packed_side: int | None,
 ) -> Splits:
-    """Return both parts, numbered by the classes of `train`, as `PackedSource`s if `packed`."""
-    if distributed.is_main():
-        _say_depth(train)
+    """Return both parts, numbered by the classes of `train`, as `PackedSource`s if `packed`.
+
+    Raises UserError if the settings are not for such images.
+    """
+    for part in (train, test):
+        if part is not None:
+            check_images(part)
     if test is not None:
         test.use_classes_of(train, f"data.val_root = {val_root}")
     if not packed:
         return Splits(train, test)
     return Splits(PackedSource(train, packed_side), None if test is None else PackedSource(test, packed_side))
-
-
-def _say_depth(train: ImagesWithContent) -> None:
-    """Say if some of the images have 16 bits per value, and how much of their range is used."""
-    deep: dict[str, int] = {}
-    looked_at = spread(len(train))
-    for index in looked_at:
-        with depth.noting() as found, suppress(CorruptImageError):
-            train.read(index, lambda height, width: 8 if min(height, width) >= 8 else 1)
-        if found:
-            deep[train.name(index)] = found[0]
-    if deep:
-        largest = max(deep.values())
-        log.warning(
-            "data.root: %d of %d images looked at (%s) have 16 bits per value, of which the upper 8 are "
-            "used; the largest value is then %d of 255%s.",
-            len(deep),
-            len(looked_at),
-            next(iter(deep)),
-            largest,
-            "" if largest > 127 else ", which is dark: scale the values to 0–65,535 first",
-        )
 
 
 class PackedSource:

@@ -14,7 +14,7 @@ Pair = tuple[Bound, Bound]
 
 EXAMPLES = "[0,4095], [p0.5,p99.5] or [mean-2sd,mean+2sd]"
 WORD = re.compile(r"p(?P<percentile>\d+\.?\d*|\.\d+)|mean(?:(?P<sign>[+-])(?P<factor>\d+\.?\d*|\.\d+)sd)?")
-"""A percentile, p0.5, or a number of standard deviations from the mean, mean-2sd, of a channel of an image."""
+"""A percentile, p0.5, or a distance from the mean in standard deviations, mean-2sd, in one channel."""
 
 
 def pairs_of(setting: Any) -> tuple[Pair, ...]:
@@ -133,8 +133,8 @@ def _bound(value: Any) -> Bound:
     elif isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value):
         return float(value)
     raise ValueError(
-        f"{value} is no bound: give a number, a percentile from p0 to p100 (p0.5), or a distance from the mean "
-        "in standard deviations (mean-2sd)."
+        f"{value} is no bound: give a number, a percentile (p0 to p100), or a distance from the mean in "
+        "standard deviations (mean-2sd)."
     )
 
 

@@ -101,7 +101,7 @@ class ShardSource(LabeledSource):
 
     def __init__(self, key: str, value: str, files: list[Path], decoding: Decoding) -> None:
         super().__init__(files[0].parent)
-        self._decoding = decoding
+        self.decoding = decoding
         try:
             shards = stamps(files)
         except OSError as error:
@@ -136,7 +136,7 @@ class ShardSource(LabeledSource):
             content = patiently(lambda: self._bytes.read(*where), self._bytes.some_paths)
         except OSError as error:
             raise CorruptImageError(name, error.strerror or str(error)) from error
-        return decode_image(content, name, self._decoding, shrink=shrink)
+        return decode_image(content, name, self.decoding, shrink=shrink)
 
     def name(self, index: int) -> str:
         member = self._names[index]
@@ -148,7 +148,7 @@ class ShardSource(LabeledSource):
 
     def fingerprint(self) -> str:
         """Return a digest of every image and of how it is decoded."""
-        return short_digest(self._digests(every=True), *self._decoding.key)
+        return short_digest(self._digests(every=True), *self.decoding.key)
 
     def _digests(self, every: bool) -> np.ndarray:
         key = short_digest(self._bytes.files, self._offsets.numpy())

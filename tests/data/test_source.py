@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from dino_exp.data import source
+from dino_exp.data import decoding
 from dino_exp.data.decoding import Decoding
 from dino_exp.data.source import CorruptImageError, decode_image, read_image
 from tests.data.sources import as_file, noise, png_of_size, turned
@@ -180,7 +180,7 @@ def test_each_kind_of_jpeg_has_the_values_that_pillow_returns(
     with warnings.catch_warnings(record=True) as given:
         warnings.simplefilter("always")
         assert np.array_equal(decode_image(content, "image", Decoding(3)).permute(1, 2, 0), expected)
-        monkeypatch.setattr(source, "simplejpeg", None)
+        monkeypatch.setattr(decoding, "simplejpeg", None)
         assert np.array_equal(decode_image(content, "image", Decoding(3)).permute(1, 2, 0), expected)
     assert not given
 
@@ -190,14 +190,14 @@ def test_both_decoders_agree_on_damaged_jpegs(
 ) -> None:
     random = np.random.default_rng(0)
     whole = np.frombuffer(as_file(SMOOTH, "JPEG", restart_marker_blocks=2), np.uint8)
-    fast = source.simplejpeg
+    fast = decoding.simplejpeg
     read = []
     for _ in range(100):
         damaged = whole.copy()
         damaged[random.integers(len(whole), size=2)] ^= np.uint8(1 << random.integers(8))
         results = []
         for decoder in (fast, None):
-            monkeypatch.setattr(source, "simplejpeg", decoder)
+            monkeypatch.setattr(decoding, "simplejpeg", decoder)
             try:
                 results.append(decode_image(damaged.tobytes(), "image", Decoding(3)))
             except CorruptImageError:

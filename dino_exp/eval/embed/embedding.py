@@ -114,7 +114,10 @@ class Embed:
 def _source_data(root: str, subject: Subject) -> Extracted:
     """Return the images of a folder or a list; cached, because `check` and `evaluate` both need them."""
     how = subject.decoding
-    cfg = ImageFolderConfig(root=root, val_root=None, channels=how.channels, max_corrupt=1.0)
+    bands, pairs = how.bands and list(how.bands), how.range and [list(pair) for pair in how.range]
+    cfg = ImageFolderConfig(
+        root=root, val_root=None, channels=how.channels, bands=bands, range=pairs, max_corrupt=1.0
+    )
     node = OmegaConf.structured(cfg)
     return Extracted(subject, node, progress=sys.stdout.isatty(), title="embed.source")
 
