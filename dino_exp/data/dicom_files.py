@@ -43,10 +43,14 @@ def values_and_bits(content: bytes) -> tuple[np.ndarray, str, int]:
         ) from error
     kind = header.PhotometricInterpretation
     if kind == "PALETTE COLOR":
-        array, bits = pixels.apply_color_lut(array, header), 8 * array.dtype.itemsize
+        array = pixels.apply_color_lut(array, header)
+        bits = 8 * array.dtype.itemsize
+    elif bits == 1:
+        array = array * np.uint8(255)
     elif header.SamplesPerPixel == 1:
         if kind == "MONOCHROME1":  # more is darker
             array = (-1 if header.PixelRepresentation else 2**bits - 1) - array
         if (header.get("RescaleSlope", 1), header.get("RescaleIntercept", 0)) != (1, 0):
             array = pixels.apply_rescale(array, header).astype(np.float32)
+    array = array.astype(array.dtype.newbyteorder("="), copy=False)
     return array if array.ndim == 3 else array[:, :, None], "DICOM", bits

@@ -28,6 +28,8 @@ def is_for_pillow(image: Image.Image, first_page: bool) -> bool:
     """
     tags = tiff_tags(image)
     bits = tags.get(258, (1,))
+    if 2 in tags.get(339, (1,)) and max(bits) == 8:  # with a sign, which Pillow ignores
+        return False
     if not first_page and _has_channels_in_pages(str(tags.get(270, ""))):
         return False
     # a type that Pillow widens: I and F have 32 bits
@@ -74,11 +76,12 @@ def _channels(file: Any) -> list[Any]:
 
 def _page(page: Any, pages: int) -> np.ndarray:
     """Return the values (H, W, C) of a page."""
+    page, frame = page.keyframe, page  # a frame is a page whose tags are those of another
     if page.axes not in ("YX", "YXS", "SYX"):
         raise UndecodableError(f"a TIFF file whose pages have the axes {page.axes}; images are required")
     channels = page.samplesperpixel
     check_size(page.imagelength, page.imagewidth, channels * page.dtype.itemsize * pages)
-    array: np.ndarray = page.asarray(maxworkers=1)
+    array: np.ndarray = frame.asarray(maxworkers=1)
     if page.axes == "SYX":
         return np.ascontiguousarray(array.transpose(1, 2, 0))
     return array if page.axes == "YXS" else array[:, :, None]
