@@ -21,6 +21,7 @@ EXPECTED = {
     "str": "text",
     "list[float]": "a list of numbers",
     "list[int]": "a list of whole numbers",
+    "list[Any]": "a pair of bounds, like [0,4095] or [p0.5,p99.5], or a pair per channel",
     "list[bool]": "a list of true and false",
     "list[str]": "a list of words",
 }

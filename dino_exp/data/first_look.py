@@ -60,13 +60,13 @@ def _not_for(unsuitable: list[UnsuitableImageError], looked_at: int) -> UserErro
         min(each.low for each in deep),
         max(each.high for each in deep),
     )
-    count = f"the {looked_at} images" if len(deep) == looked_at else f"{len(deep)} of {looked_at} images"
+    count = f"{len(deep)} of {looked_at}" if len(deep) < looked_at else f"the {looked_at}"
     shifted = ""
     if kind == "u" and all_of_them.bits == 16:
         shifted = " Earlier versions kept the upper 8 of 16 bits, which is data.range=[127.5,65407.5]."
     return UserError(
         f"data.range is null, but {first.name} has {first.deep.depth()} (values {all_of_them.span()} in "
-        f"{count} looked at): set {all_of_them.setting()}, or data.range=[p0.1,p99.9] for each image's own."
+        f"{count} image{'s' * (looked_at > 1)} looked at): set {all_of_them.setting()}, or data.range=[p0.1,p99.9] for each image's own."
         f"{shifted}"
     )
 
@@ -80,7 +80,7 @@ def _judge(extremes: np.ndarray, decoding: Decoding) -> None:
     if is_constant.all() and pairs:
         raise UserError(
             f"data.range = {_shown(decoding)}: each of the {count} images looked at becomes one color "
-            f"({int(lowest.min())} to {int(highest.max())} of 255); dino-exp inspect measures their values."
+            f"({lowest[0].tolist()} of 255); dino-exp inspect measures their values."
         )
     if not distributed.is_main():
         return

@@ -18,11 +18,12 @@ from dino_exp.config.schema import SCHEMAS, AugmentConfig
 from dino_exp.config.targets import build
 from dino_exp.data.augment import Augment
 from dino_exp.data.crops import MultiCrop
+from dino_exp.data.decoding import Decoding
 from dino_exp.data.labeled import LabeledSource
 from dino_exp.data.source import CorruptImageError, ImageSource, Shrink, Splits
 
 
-def load(data: str, **fields: Path | str | int | None) -> Splits:
+def load(data: str, **fields: Any) -> Splits:
     """Return the splits of the option `data`, with these fields instead of the defaults."""
     values = {name: str(value) if isinstance(value, Path) else value for name, value in fields.items()}
     splits: Splits = build(OmegaConf.structured(SCHEMAS["data"][data](**values)))
@@ -72,6 +73,8 @@ def turned() -> Image.Exif:
 
 class Album(LabeledSource):
     """Images of any sizes, without labels or masks; some are unreadable."""
+
+    decoding = Decoding()
 
     def __init__(
         self, images: Sequence[torch.Tensor] | torch.Tensor, unreadable: Collection[int] = ()

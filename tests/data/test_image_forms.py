@@ -1,19 +1,22 @@
 """Images in unusual forms: what docs/data.md says of each, in both backends and in packed files."""
 
 import io
-import logging
 import re
 import struct
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pydicom
 import pytest
+import tifffile
 import torch
 from PIL import Image
 
 from dino_exp.data.source import CorruptImageError, ImageSource
+from dino_exp.errors import UserError
 from tests.data.sources import as_file, load, noise, png_of_size, turned
 from tests.programs import ROOT, run_program
 
@@ -29,6 +32,8 @@ class Read:
     left: tuple[int, ...] = RED
     right: tuple[int, ...] = GREEN
     channels: int = 3
+    range: list[Any] | None = None
+    bands: list[int] | None = None
 
 
 @dataclass
@@ -36,6 +41,12 @@ class Unreadable:
     content: bytes
     reason: str
     channels: int = 3
+    range: list[Any] | None = None
+    bands: list[int] | None = None
+
+
+class Refused(Unreadable):
+    """A file by which a set is refused before the training."""
 
 
 def halves(left: tuple[int, ...] = RED, right: tuple[int, ...] = GREEN, mode: str = "RGB") -> Image.Image:
@@ -69,31 +80,42 @@ def png16(values: np.ndarray, color_type: int) -> bytes:
     return PNG[:8] + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
 
 
-def tiff(values: np.ndarray, sample_format: int = 1) -> bytes:
-    """Return an uncompressed TIFF file of an array (H, W, C); sample_format is 2 for values with a sign."""
-    height, width, channels = values.shape
-    bits, start = 8 * values.itemsize, 8 + 2 + 12 * 10 + 4
-    rest = struct.pack(f"<{channels}H", *[bits] * channels) if channels > 2 else b""
-    pixels = values.astype(values.dtype.newbyteorder("<")).tobytes()
-    entries = [
-        (256, 4, 1, width),
-        (257, 4, 1, height),
-        (258, 3, channels, start if rest else bits),
-        (259, 3, 1, 1),
-        (262, 3, 1, 2 if channels == 3 else 1),
-        (273, 4, 1, start + len(rest)),
-        (277, 3, 1, channels),
-        (278, 4, 1, height),
-        (279, 4, 1, len(pixels)),
-        (339, 3, 1, sample_format),
-    ]
-    table = b"".join(struct.pack("<HHII", *entry) for entry in entries)
-    return struct.pack("<2sHIH", b"II", 42, 8, len(entries)) + table + b"\0" * 4 + rest + pixels
+def tiff(values: np.ndarray, **options: Any) -> bytes:
+    """Return a TIFF file of an array (H, W, C), or of other axes that the options name."""
+    options = {"photometric": "rgb" if values.shape[2:] == (3,) else "minisblack"} | options
+    buffer = io.BytesIO()
+    tifffile.imwrite(buffer, values, **options)
+    return buffer.getvalue()
+
+
+def dicom(values: np.ndarray, bits: int, kind: str = "MONOCHROME2", **fields: Any) -> bytes:
+    """Return a DICOM file of an array (H, W, C), or (frames, H, W) of as many frames as `fields` say."""
+    dataset = pydicom.Dataset()
+    dataset.file_meta = pydicom.dataset.FileMetaDataset()
+    dataset.file_meta.TransferSyntaxUID = pydicom.uid.ExplicitVRLittleEndian
+    dataset.file_meta.MediaStorageSOPClassUID = pydicom.uid.SecondaryCaptureImageStorage
+    dataset.file_meta.MediaStorageSOPInstanceUID = "1.2.3"
+    frames = fields.get("NumberOfFrames", 1)
+    height, width, channels = (*values.shape, 1)[1:] if frames > 1 else values.shape
+    described = dict(Rows=height, Columns=width, SamplesPerPixel=channels, PhotometricInterpretation=kind)
+    described |= dict(BitsAllocated=8 * values.itemsize, BitsStored=bits, HighBit=bits - 1)
+    described |= dict(PixelRepresentation=int(values.dtype.kind == "i"), PixelData=values.tobytes())
+    described |= dict(PlanarConfiguration=0) if channels > 1 else {}
+    for name, value in (described | fields).items():
+        setattr(dataset, name, value)
+    buffer = io.BytesIO()
+    dataset.save_as(buffer, enforce_file_format=True)
+    return buffer.getvalue()
 
 
 IMAGE = halves()
 PIXELS = np.asarray(IMAGE)
-DEEP = PIXELS.astype(np.uint16) * 256 + 99
+TWELVE = PIXELS.astype(np.uint16) * 16
+"""Values of 12 bits, which become the pixels by the range 0 to 4080."""
+TO_PIXELS = [0, 4080]
+BANDS = np.concatenate([TWELVE[:, :, ::-1] + 1000, TWELVE], axis=2)
+LAST_THREE = {"bands": [4, 5, 6], "range": TO_PIXELS}
+CHANNELS_IN_PAGES = np.ascontiguousarray(TWELVE.transpose(2, 0, 1))
 BLUE = Image.new("RGB", IMAGE.size, (0, 0, 255))
 PNG, JPEG = as_file(IMAGE, "PNG"), as_file(IMAGE, "JPEG", quality=95)
 HIDDEN = halves((*RED, 0), (*GREEN, 255), "RGBA")
@@ -129,22 +151,87 @@ FORMS: dict[str, list[Read | Unreadable]] = {
         Read(as_file(IMAGE.convert("LAB"), "TIFF"), right=(29, 180, 60)),
         Read(as_file(halves((1, 2, 3, 4), (5, 6, 7, 8), "CMYK"), "TIFF"), (1, 2, 3, 4), (5, 6, 7, 8), 4),
     ],
-    "16 bits per value (PNG, TIFF, NPY)": [
-        Read(png16(DEEP, 2)),
-        Read(tiff(DEEP)),
-        Read(npy(DEEP)),
-        Read(as_file(Image.fromarray(DEEP[:, :, 0]), "PNG"), (RED[0],) * 3, (GREEN[0],) * 3),
-        Read(as_file(Image.fromarray(DEEP[:, :, 0]), "TIFF"), (RED[0],) * 3, (GREEN[0],) * 3),
+    "more than 8 bits per value, a sign, or floating point, with `data.range`": [
+        *(Read(content, range=TO_PIXELS) for content in (png16(TWELVE, 2), tiff(TWELVE), npy(TWELVE))),
+        Read(b"P6 32 16 4095\n" + TWELVE.astype(">u2").tobytes(), range=TO_PIXELS),
+        Read(as_file(Image.fromarray(TWELVE[:, :, 0]), "PNG"), (RED[0],) * 3, (GREEN[0],) * 3, 3, TO_PIXELS),
+        Read(as_file(Image.fromarray(TWELVE[:, :, 0]), "TIFF"), (RED[0],) * 3, (GREEN[0],) * 3, 3, TO_PIXELS),
+        Read(b"P5 2 1 1000\n" + struct.pack(">HH", 800, 200), (204,) * 3, (51,) * 3, 3, [0, 1000]),
+        Read(npy(PIXELS.astype(np.float64) / 255 - 1), range=[-1, 0]),
+        Read(tiff(PIXELS.astype(np.int16) - 300), range=[-300, -45]),
+        Read(tiff(PIXELS[:, :, 0].astype(np.float32)), (RED[0],) * 3, (GREEN[0],) * 3, 3, [0, 255]),
+        Read(npy(TWELVE), (84,), (118,), 1, TO_PIXELS),
+        Read(npy(TWELVE), (255, 0, 0), (0, 255, 255), range=["p0", "p100"]),
+        Read(npy(TWELVE), (100, 40, 10), (10, 180, 60), range=[[0, 8160], TO_PIXELS, TO_PIXELS]),
     ],
-    "PGM and PPM of other depths": [
-        Read(b"P6 32 16 4095\n" + (PIXELS.astype(np.uint16) * 16).astype(">u2").tobytes()),
-        Read(b"P5 2 1 1000\n" + struct.pack(">HH", 800, 200), (204,) * 3, (51,) * 3),
+    "the same without `data.range`": [
+        Refused(png16(TWELVE, 2), r"has 16 bits per value \(values 160 to 3,200 in the 1 image looked at\)"),
+        Refused(tiff(TWELVE), r"set data.range=\[0,4095\] \(12 bits\), or data.range=\[p0.1,p99.9\]"),
+        Refused(
+            npy(TWELVE * 20), r"set data.range=\[0,65535\] \(16 bits\).*which is data.range=\[127.5,65407.5\]"
+        ),
+        Refused(npy(PIXELS.astype(np.uint16)), r"set data.range=\[0,255\] \(8 bits\)"),
+        Refused(b"P5 2 1 1000\n" + struct.pack(">HH", 800, 200), "has 10 bits per value"),
+        Refused(as_file(Image.new("I", (4, 4), -70_000), "TIFF"), "32 bits and a sign .*values -70,000 to"),
+        Refused(as_file(Image.new("F", (4, 4), 0.5), "TIFF"), r"floating point .*set data.range=\[0,1\]"),
+        Refused(npy(PIXELS - 123.4), r"values -113.4 to 76.6 .*set data.range=\[-120,77\]"),
+    ],
+    "8 bits per value, with a `data.range` beyond 0 to 255": [
+        Refused(PNG, r"b.png: has 8 bits per value, and \[0,4095\] of data.range is for more", 3, [0, 4095]),
+        Refused(npy(PIXELS), r"8 bits per value, and \[-1000,p99\]", 3, [[0, 9], [1, 2], [-1000, "p99"]]),
+    ],
+    "8 bits per value, with a `data.range` within": [
+        Read(PNG, (255, 32, 2), (16, 229, 66), range=[9, 200]),
+        Read(JPEG, (255, 0, 0), (0, 255, 255), range=["p0", "p100"]),
+        Read(as_file(halves((90,), (30,), "L"), "PNG"), (180,) * 3, (60,) * 3, 3, [0, 127.5]),
+    ],
+    "NaN or infinite values": [
+        Unreadable(
+            npy(np.where(value == PIXELS, np.nan, PIXELS)),
+            f"{count} values of band {band} are NaN",
+            3,
+            [0, 9],
+        )
+        for value, count, band in ((40, 256, 2), (60, 256, 3))
+    ],
+    "bands of a TIFF file or an array, planar or not": [
+        Read(tiff(BANDS), **LAST_THREE),
+        Read(tiff(BANDS.transpose(2, 0, 1), planarconfig="separate", compression="zlib"), **LAST_THREE),
+        Read(npy(BANDS), **LAST_THREE),
+        Read(npy(PIXELS), RED[::-1], GREEN[::-1], bands=[3, 2, 1]),
+        Read(PNG, RED[::-1], GREEN[::-1], bands=[3, 2, 1]),
+        Read(JPEG, (RED[1],) * 2, (GREEN[1],) * 2, 2, bands=[2, 2]),
+        Read(tiff(BANDS, tile=(16, 16), byteorder=">", bigtiff=True), **LAST_THREE),
+    ],
+    "pages that a TIFF file calls channels (OME, ImageJ), with `data.range` or `data.bands`": [
+        Read(tiff(CHANNELS_IN_PAGES, ome=True, metadata={"axes": "CYX"}), range=TO_PIXELS),
+        Read(tiff(CHANNELS_IN_PAGES, imagej=True, metadata={"axes": "CYX"}), range=TO_PIXELS),
+        Read(
+            tiff(
+                np.stack([CHANNELS_IN_PAGES, CHANNELS_IN_PAGES * 0]), imagej=True, metadata={"axes": "ZCYX"}
+            ),
+            range=TO_PIXELS,
+        ),
+    ],
+    "DICOM of one frame (CT: Hounsfield units; MONOCHROME1 inverted)": [
+        Read(dicom(TWELVE, 12, "RGB"), range=TO_PIXELS),
+        Read(dicom(PIXELS, 8, "RGB")),
+        Read(dicom(TWELVE[:, :, :1], 12), (RED[0],) * 3, (GREEN[0],) * 3, 3, TO_PIXELS),
+        Read(
+            dicom(4080 - TWELVE[:, :, :1], 12, "MONOCHROME1"), (RED[0],) * 3, (GREEN[0],) * 3, 3, [15, 4095]
+        ),
+        Read(
+            dicom(TWELVE[:, :, :1].astype(np.int16), 16, RescaleSlope=2, RescaleIntercept=-1024),
+            *((RED[0],) * 3, (GREEN[0],) * 3, 3, [-1024, 7136]),
+        ),
+    ],
+    "DICOM of several frames": [
+        Unreadable(
+            dicom(CHANNELS_IN_PAGES, 12, NumberOfFrames=3), "3 frames; write each to a file", 3, TO_PIXELS
+        ),
+    ],
+    "PGM and PPM of up to 8 bits": [
         Read(b"P2 2 1 10\n8 2\n", (204,) * 3, (51,) * 3),
-    ],
-    "values of 32 bits, in floating point or below 0": [
-        Unreadable(as_file(Image.new("I", (4, 4), 200), "TIFF"), "32 bits or below 0"),
-        Unreadable(as_file(Image.new("F", (4, 4), 0.5), "TIFF"), "floating-point"),
-        Unreadable(tiff(np.full((4, 4, 1), -5, np.int16), sample_format=2), "32 bits or below 0"),
     ],
     "EXIF orientation": [Read(as_file(IMAGE, "JPEG", quality=95, exif=turned()))],
     "color profile, gamma": [
@@ -200,25 +287,30 @@ FORMS: dict[str, list[Read | Unreadable]] = {
         Unreadable(png_of_size(20_000, 20_000), "more than 178,956,970 pixels"),
         Unreadable(png_of_size(13_400, 13_400), "more than 178,956,970 pixels"),
     ],
-    "NPY: uint8 or uint16, (H, W) or (H, W, channels), in any order of bytes and axes in memory": [
+    "NPY: numbers of shape (H, W) or (H, W, channels), in any order of bytes and axes in memory": [
         Read(npy(np.asfortranarray(PIXELS))),
         Read(npy(PIXELS[::-1])),
-        Read(npy(DEEP.astype(">u2"))),
+        Read(npy(TWELVE.astype(">u2")), range=TO_PIXELS),
         Read(npy(PIXELS[:, :, 0]), (RED[0],) * 3, (GREEN[0],) * 3),
+        Read(npy(PIXELS[:, :, 0] == RED[0]), (255,) * 3, (0,) * 3),
         Read(npy(np.repeat(PIXELS[:, :, :1], 5, axis=2)), (RED[0],) * 5, (GREEN[0],) * 5, 5),
     ],
     "NPY of other types or shapes": [
-        Unreadable(npy(PIXELS.astype(np.float32)), "float32 .* uint8 or uint16"),
+        Unreadable(npy(PIXELS.astype(np.complex64)), "complex64 .* real numbers"),
         Unreadable(npy(PIXELS[None]), r"uint8 \(1, 16, 32, 3\)"),
         Unreadable(npy(np.zeros((0, 4), np.uint8)), r"\(0, 4\)"),
         Unreadable(npy(np.array([{}], dtype=object)), "Object arrays"),
         Unreadable(npy(PIXELS)[:-9], "truncated"),
         Unreadable(npy(PIXELS).replace(b"(16, 32, 3)", b"(99999999999, 32, 3)"), "truncated"),
     ],
-    "another number of channels than `data.channels`, which is not 1 or 3": [
-        Unreadable(PNG, "has 3 channels, but data.channels is 4", 4),
-        Unreadable(as_file(HIDDEN, "PNG"), "has 4 channels, but data.channels is 5", 5),
-        Unreadable(npy(np.zeros((4, 4, 5), np.uint8)), "has 5 channels, but data.channels is 3"),
+    "another number of channels than `data.channels` (which is not 1 or 3) or `data.bands` ask for": [
+        Refused(PNG, "b.png: has 3 channels, but data.channels is 4", 4),
+        Refused(as_file(HIDDEN, "PNG"), "has 4 channels, but data.channels is 5", 5),
+        Refused(npy(np.zeros((4, 4, 5), np.uint8)), "has 5 channels, .* is 3; choose with data.bands"),
+        Refused(tiff(np.zeros((8, 8, 13), np.uint8)), "has 13 channels, but data.channels is 3; choose"),
+        Refused(npy(PIXELS), r"has 3 channels, but data.bands = \[4, 1\]", 2, bands=[4, 1]),
+        Refused(npy(CHANNELS_IN_PAGES), r"the shape \(3, 16, 32\), which must be \(H, W, ch", 3, [0, 1]),
+        Refused(npy(CHANNELS_IN_PAGES), r"the shape \(3, 16, 32\), which must be \(H, W, ch", 1, bands=[2]),
     ],
 }
 
@@ -237,20 +329,20 @@ def test_each_form_in_the_documentation_is_tried() -> None:
 
 @pytest.mark.parametrize("form", FORMS)
 def test_forms_of_images(form: str, tmp_path: Path, cache: Path) -> None:
-    unreadable = table()[form].startswith("unreadable")
+    expected = {"unreadable": Unreadable, "refused": Refused}.get(table()[form].partition(" ")[0], Read)
     for number, file in enumerate(FORMS[form]):
-        assert isinstance(file, Unreadable) == unreadable
-        path = tmp_path / str(number) / "image.jpg"  # whatever it is
+        assert type(file) is expected
+        path = tmp_path / str(number) / "b.png"  # whatever it is
         path.parent.mkdir()
         path.write_bytes(file.content)
         for backend, packed in (("fast", False), ("pil", False), ("fast", True)):
+            settings = dict(channels=file.channels, backend=backend, range=file.range, bands=file.bands)
+            if isinstance(file, Refused):
+                with pytest.raises(UserError, match=file.reason):
+                    load("image_folder", root=path.parent, val_root=None, packed=packed, **settings)
+                continue
             source: ImageSource = load(
-                "image_folder",
-                root=path.parent,
-                val_root=None,
-                channels=file.channels,
-                backend=backend,
-                packed=packed,
+                "image_folder", root=path.parent, val_root=None, packed=packed, **settings
             ).train
             if isinstance(file, Unreadable):
                 with pytest.raises(CorruptImageError, match=file.reason):
@@ -263,40 +355,15 @@ def test_forms_of_images(form: str, tmp_path: Path, cache: Path) -> None:
                 assert (middle[:, column] - torch.tensor(color)).abs().max() <= 4, (number, backend, packed)
 
 
-@pytest.mark.parametrize(
-    ("content", "said"),
-    [
-        (png16(DEEP, 2), "the largest value is then 200 of 255."),
-        (png16(DEEP // 16, 2), "the largest value is then 12 of 255, which is dark"),
-        (tiff(DEEP // 16), "the largest value is then 12 of 255, which is dark"),
-        (npy(DEEP[:, :, :1] // 16), "the largest value is then 12 of 255, which is dark"),
-        (as_file(Image.fromarray(DEEP[:, :, 0] // 16), "PNG"), "the largest value is then 12 of 255"),
-        (PNG, None),
-    ],
-)
-def test_sixteen_bits_are_said(
-    content: bytes, said: str | None, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    (tmp_path / "a.png").write_bytes(PNG)
-    (tmp_path / "b.png").write_bytes(content)
-    (tmp_path / "c.png").write_bytes(b"")
-    with caplog.at_level(logging.WARNING):
-        load("image_folder", root=tmp_path, val_root=None)
-    assert len(caplog.messages) == (said is not None)
-    for message in caplog.messages:
-        assert f"1 of 3 images looked at ({tmp_path / 'b.png'}) have 16 bits" in message
-        assert str(said) in message
-
-
 def test_a_run_reads_them_and_prints_nothing_of_a_librarys(tmp_path: Path) -> None:
     corrupt_exif = as_file(IMAGE, "JPEG", exif=b"Exif\0\0MM\0*\xff\xff\xff\xff")
-    bands = tiff(np.zeros((8, 8, 13), np.uint8))  # a kind that Pillow cannot read
+    cut = tiff(np.zeros((64, 64, 13), np.uint8))[:9000]  # a kind that Pillow cannot read
     workflow = with_chunk(chunk(b"zTXt", b"workflow\0\0" + LONG))
-    for number, content in enumerate([corrupt_exif, MALFORMED_MPO, workflow] * 20 + [bands]):
+    for number, content in enumerate([corrupt_exif, MALFORMED_MPO, workflow] * 20 + [cut]):
         (tmp_path / "images").mkdir(exist_ok=True)
         (tmp_path / "images" / f"{number}.png").write_bytes(content)
     words = "experiment=debug data=image_folder data.val_root=null data.max_corrupt=0.1 trainer.epochs=1"
     run = run_program("train.py", *words.split(), "data.root=images", "output_root=out", folder=tmp_path)
     assert run.returncode == 0, run.output
-    assert "a TIFF file whose header is damaged, or of a kind that is not known" in run.output
+    assert "a TIFF file that is damaged, or of a kind that is not known" in run.output
     assert not re.search("warn|PIL|EXIF|samples", run.output, re.IGNORECASE), run.output
