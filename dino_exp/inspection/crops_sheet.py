@@ -54,7 +54,7 @@ def draw(inspection: Inspection, sizes: tuple[int, int], out: Path) -> None:
         uniform = generator(0, 0, index).random((len(crops), MultiCrop.uniforms))
         cut = crops.cut(image, crops.boxes(uniform, *image.shape[1:]))
         rows.append((_reduced(image), cut))
-    note = "cut as in the first epoch of a training, before colors are changed"
+    note = "random crops as a training cuts them, before it flips them and changes their colors"
     if inspection.measured.value_range is not None:
         note += "; values from percentile 0.1 (black) to 99.9 (white) of each channel"
     plot_crops(rows, out, note=note)

@@ -105,15 +105,17 @@ def _sides(measured: Measured) -> Table:
 def _values(measured: Measured) -> Table:
     shown = _table("values of")
     columns = ["lowest", *(f"{each:g} %" for each in PERCENTILES), "highest", "mean", "std"]
-    columns += ["data.mean", "data.std", "constant in", "NaN, inf in"]
+    columns += ["data.range", "data.mean", "data.std", "constant in", "NaN, inf in"]
     for column in columns:
         shown.add_column(column, justify="right")
-    pairs = zip(measured.channels, *measured.mean_and_std, strict=True)
-    for number, (channel, mean, std) in enumerate(list(pairs)[:MOST_CHANNELS], 1):
+    ranges = measured.value_range or [None] * len(measured.channels)
+    found = list(zip(measured.channels, ranges, *measured.mean_and_std, strict=True))
+    for number, (channel, limits, mean, std) in enumerate(found[:MOST_CHANNELS], 1):
         stored = [channel.low, *channel.percentiles.values(), channel.high]
         shown.add_row(
             f"channel {number}",
             *(_value(value) for value in (*stored, channel.mean, channel.std)),
+            "none" if limits is None else "[{}, {}]".format(*(f"{limit:.4g}" for limit in limits)),
             f"{mean:.3f}",
             f"{std:.3f}",
             f"{channel.constant:,}" if channel.constant else "",

@@ -64,8 +64,8 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog=as_typed("python -m dino_exp.inspection"),
         description="Look at a set of images, and print their number, sizes, formats, channels, depth, "
-        "ranges of values, mean and deviation, which of them cannot be read, duplicates, and how long decoding "
-        "takes.",
+        "ranges of values, mean and deviation, which of them cannot be read, duplicates, and how long "
+        "decoding takes.",
     )
     parser.add_argument(
         "path",

@@ -73,8 +73,8 @@ def inspect(place: str, most: int | None, console: Console) -> Inspection:
     if not found.images:
         index, reason = found.unreadable[0]
         raise UserError(
-            f"{place}: none of the {len(wanted):,} images that were looked at can be read, as "
-            f"{source.name(index)}: {reason}."
+            f"{place}: none of its images can be read ({len(wanted):,} were tried), as {source.name(index)}: "
+            f"{reason}."
         )
     usual = usual_form(found.images)
     alike = [image.index for image in found.images if (image.shape[2], image.kind) == usual]
@@ -257,8 +257,8 @@ def _channels_first(source: ImagesWithContent, images: Sequence[Decoded]) -> lis
     if not odd:
         return []
     return [
-        f"{_name(source, odd[0].index)} has the shape {odd[0].shape}: if its channels come first, write it as "
-        f"(height, width, channels); {len(odd):,} such."
+        f"{_name(source, odd[0].index)} has the shape {odd[0].shape} ({len(odd):,} such): if its channels "
+        "come first, write it as (height, width, channels)."
     ]
 
 

@@ -63,7 +63,7 @@ class ValueStatistics:
             if len(finite):
                 self._extremes(channel, finite.min(), finite.max())
                 self._moments(channel, 1.0, finite.mean(), finite.var())
-        count = min(self._of_an_image, len(pixels))
+        count = self._of_an_image  # of a smaller image some pixels more than once: its weight is the same
         where = (np.arange(count) + index * GOLDEN % 1.0) * len(pixels) / count
         self.samples.append(pixels[where.astype(np.int64)].astype(np.float64))
 
