@@ -22,6 +22,7 @@ COMMANDS = {
     "python evaluate.py": "dino-evaluate",
     "python report.py": "dino-report",
     "python -m dino_exp.export": "dino-export",
+    "python -m dino_exp.inspection": "dino-exp inspect",
     "python -m launchers": "dino-sweep",
     "train.py": "dino-train",
     "evaluate.py": "dino-evaluate",
@@ -34,7 +35,7 @@ def as_typed(text: str) -> str:
 
     Not for text that contains a user's words, such as paths.
     """
-    if CHECKOUT and Path(sys.argv[0]).name not in COMMANDS.values():
+    if CHECKOUT and Path(sys.argv[0]).name not in {each.partition(" ")[0] for each in COMMANDS.values()}:
         return text
     for in_checkout, installed in COMMANDS.items():
         text = text.replace(in_checkout, installed)

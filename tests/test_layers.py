@@ -23,7 +23,7 @@ LAYERS = (
     ("eval",),
     ("train",),
     ("launchers",),
-    ("report", "export"),
+    ("report", "export", "inspection"),
     ("cli",),
 )
 """From the bottom up: a package imports itself and lower layers (docs/architecture.md)."""

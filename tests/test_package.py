@@ -55,7 +55,14 @@ def test_each_program_answers_by_its_own_name(
     parser = ConfigParser()
     parser.read_string(metadata(wheel, "entry_points.txt"))
     programs = dict(parser["console_scripts"])
-    assert programs.keys() == {"dino-train", "dino-evaluate", "dino-report", "dino-export", "dino-sweep"}
+    assert programs.keys() == {
+        "dino-train",
+        "dino-evaluate",
+        "dino-report",
+        "dino-export",
+        "dino-sweep",
+        "dino-exp",
+    }
     for name, target in programs.items():
         monkeypatch.setattr(sys, "argv", [f"/usr/bin/{name}"])
         main = EntryPoint(name, target, "console_scripts").load()

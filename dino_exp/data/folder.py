@@ -22,7 +22,7 @@ from dino_exp.data.image_lists import read_list
 from dino_exp.data.image_scan import QUIET, Skipped, walk
 from dino_exp.data.labeled import LabeledSource, NameTable, short_digest
 from dino_exp.data.packed import stored_splits
-from dino_exp.data.source import Shrink, Splits, read_image
+from dino_exp.data.source import Shrink, Splits, read_encoded, read_image
 from dino_exp.data.split_folders import check_level
 from dino_exp.data.storage import spread
 from dino_exp.errors import UserError, in_words
@@ -88,6 +88,10 @@ class FolderSource(LabeledSource):
     def read(self, index: int, shrink: Shrink | None = None) -> torch.Tensor:
         return read_image(self.name(index), self.decoding, shrink=shrink, others=self._some_paths)
 
+    def encoded(self, index: int) -> bytes:
+        """Return the bytes of an image as stored. Raises CorruptImageError."""
+        return read_encoded(self.name(index), self._some_paths)
+
     def name(self, index: int) -> str:
         return os.path.join(self._base, self._paths[index])  # noqa: PTH118 (10^7 times)
 
@@ -104,9 +108,10 @@ class FolderSource(LabeledSource):
 
     def _digests(self, every: bool) -> np.ndarray:
         sizes, key = file_sizes(self._base, self._paths)
-        return digests(key, sizes, self._digest, self._some_paths, every)
+        return digests(key, sizes, self.digest, self._some_paths, every)
 
-    def _digest(self, index: int, whole: int) -> int:
+    def digest(self, index: int, whole: int) -> int:
+        """Return the digest of an image, as in `digests`. Raises OSError."""
         return file_digest(self.name(index), whole)
 
     def fill(self, paths: bytearray, ends: array[int], labels: array[int], classes: list[str] | None) -> None:

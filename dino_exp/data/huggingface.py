@@ -131,6 +131,10 @@ class HuggingfaceSource(LabeledSource):
         return len(self._starts)
 
     def read(self, index: int, shrink: Shrink | None = None) -> torch.Tensor:
+        return decode_image(self.encoded(index), self.name(index), self.decoding, shrink=shrink)
+
+    def encoded(self, index: int) -> bytes:
+        """Return the bytes of an image as stored. Raises CorruptImageError."""
         name = self.name(index)
         where = self._range(index)
         if not where[2]:
@@ -141,9 +145,7 @@ class HuggingfaceSource(LabeledSource):
             content = patiently(lambda: self._bytes.read(*where), self._bytes.some_paths)
         except OSError as error:
             raise CorruptImageError(name, in_words(error)) from error
-        if self._named[index]:
-            content = self._file(name, os.fsdecode(content))
-        return decode_image(content, name, self.decoding, shrink=shrink)
+        return self._file(name, os.fsdecode(content)) if self._named[index] else content
 
     def _file(self, name: str, path: str) -> bytes:
         """Return the content of a file that a row names instead of having the image."""
@@ -177,9 +179,10 @@ class HuggingfaceSource(LabeledSource):
     def _digests(self, every: bool) -> np.ndarray:
         # unknown are the sizes of no image, and of a file that a row names
         sizes = torch.where(self._named | (self._lengths == 0), -1, self._lengths).numpy()
-        return digests(self._key, sizes, self._digest, self._bytes.some_paths, every)
+        return digests(self._key, sizes, self.digest, self._bytes.some_paths, every)
 
-    def _digest(self, index: int, whole: int) -> int:
+    def digest(self, index: int, whole: int) -> int:
+        """Return the digest of an image, as in `digests`. Raises OSError."""
         number, start, length = self._range(index)
         if self._named[index]:
             file = path_below(self._folder, os.fsdecode(self._bytes.read(number, start, length)))

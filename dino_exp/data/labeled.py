@@ -62,6 +62,14 @@ class StoredImages(ImageSource, Protocol):
 
     def use_classes_of(self, train: StoredImages, where: str) -> None: ...
 
+    def encoded(self, index: int) -> bytes:
+        """Return the bytes of an image as stored. Raises CorruptImageError."""
+        ...
+
+    def digest(self, index: int, whole: int) -> int:
+        """Return the digest of an image, as in `digests`. Raises OSError."""
+        ...
+
 
 class LabeledSource:
     """The part of `StoredImages` that does not depend on how they are stored."""

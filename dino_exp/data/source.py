@@ -143,12 +143,15 @@ def read_image(
     others: as in `patiently`.
     Raises CorruptImageError with the path and the reason.
     """
-    name = os.fspath(path)
+    return decode_image(read_encoded(path, others), os.fspath(path), decoding, shrink=shrink)
+
+
+def read_encoded(path: str | os.PathLike[str], others: Callable[[], Iterable[str]] = tuple) -> bytes:
+    """Return the bytes of an image file. Raises CorruptImageError with the path and the reason."""
     try:
-        content = patiently(lambda: read_regular(path), others)
+        return patiently(lambda: read_regular(path), others)
     except OSError as error:
-        raise CorruptImageError(name, error.strerror or str(error)) from error
-    return decode_image(content, name, decoding, shrink=shrink)
+        raise CorruptImageError(os.fspath(path), error.strerror or str(error)) from error
 
 
 def decode_image(

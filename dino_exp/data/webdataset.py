@@ -128,15 +128,18 @@ class ShardSource(LabeledSource):
         return len(self._offsets)
 
     def read(self, index: int, shrink: Shrink | None = None) -> torch.Tensor:
+        return decode_image(self.encoded(index), self.name(index), self.decoding, shrink=shrink)
+
+    def encoded(self, index: int) -> bytes:
+        """Return the bytes of an image as stored. Raises CorruptImageError."""
         name = self.name(index)
         where = self._shard(index), int(self._offsets[index]), int(self._lengths[index])
         if where[2] > MOST_BYTES:
             raise CorruptImageError(name, too_large(where[2]))
         try:
-            content = patiently(lambda: self._bytes.read(*where), self._bytes.some_paths)
+            return patiently(lambda: self._bytes.read(*where), self._bytes.some_paths)
         except OSError as error:
             raise CorruptImageError(name, error.strerror or str(error)) from error
-        return decode_image(content, name, self.decoding, shrink=shrink)
 
     def name(self, index: int) -> str:
         member = self._names[index]
@@ -152,9 +155,10 @@ class ShardSource(LabeledSource):
 
     def _digests(self, every: bool) -> np.ndarray:
         key = short_digest(self._bytes.files, self._offsets.numpy())
-        return digests(key, self._lengths.numpy(), self._digest, self._bytes.some_paths, every)
+        return digests(key, self._lengths.numpy(), self.digest, self._bytes.some_paths, every)
 
-    def _digest(self, index: int, whole: int) -> int:
+    def digest(self, index: int, whole: int) -> int:
+        """Return the digest of an image, as in `digests`. Raises OSError."""
         first, size = int(self._offsets[index]), int(self._lengths[index])
         return range_digest(self._bytes, self._shard(index), first, size, whole)
 

@@ -70,9 +70,10 @@ def plot_crops(
     *,
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
+    note: str = "",
 ) -> None:
     """Save `crops_figure` as a PNG."""
-    save(crops_figure(rows, mean=mean, std=std), out)
+    save(crops_figure(rows, mean=mean, std=std, note=note), out)
 
 
 def crops_figure(
@@ -80,11 +81,12 @@ def crops_figure(
     *,
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
+    note: str = "",
 ) -> Figure:
     """Return a row per image: the image, uint8 (C, H, W), and its augmented crops, (C, h, w).
 
     Crops are uint8 or float; float crops are normalized by mean and std, or in 0–1 without these.
-    The largest crops are titled global, all others local.
+    The largest crops are titled global, all others local. The note is printed below.
     """
     crops = rows[0][1]
     largest = max((crop.shape[-1] for crop in crops), default=0)
@@ -93,7 +95,7 @@ def crops_figure(
         kind = "global" if crop.shape[-1] == largest else "local"
         numbers[kind] += 1
         titles.append(f"{kind} {numbers[kind]}\n{crop.shape[-1]} px")
-    figure, grid = _sheet(len(rows), titles, "", channel_note(rows[0][0][None]).lstrip("; "))
+    figure, grid = _sheet(len(rows), titles, "", (note + channel_note(rows[0][0][None])).lstrip("; "))
     for cells, (image, its_crops) in zip(grid, rows, strict=True):
         draw_image(cells[0], image)
         for cell, crop in zip(cells[1:], its_crops, strict=True):

@@ -1,0 +1,107 @@
+"""The command line of `dino-exp`, of which `inspect` is the one subcommand."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from dino_exp.console import Console, a_console, log_lines_on
+from dino_exp.errors import INTERRUPTED, in_words, program, warn
+from dino_exp.inspection.crops_sheet import draw, sheet_path
+from dino_exp.inspection.findings import print_findings
+from dino_exp.inspection.measured import Measured
+from dino_exp.inspection.measuring import Inspection, inspect
+from dino_exp.installation import as_typed
+
+PROGRAMS = """dino-exp inspect PATH   look at images that nobody has seen: dino-exp inspect --help
+dino-train              train, sweep and search: dino-train --help
+dino-evaluate           evaluate a run or any weights: dino-evaluate --help
+dino-report             write a report on a run or a sweep: dino-report --help
+dino-export             write a run's network as a file for timm, torch.hub, ...: dino-export --help
+dino-sweep              status, logs, resume and cancel of a sweep: dino-sweep --help"""
+
+
+@program
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run `dino-exp`, and return its exit code: without a subcommand, print what there is."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    if argv[:1] == ["inspect"]:
+        return run(argv[1:])
+    parser = argparse.ArgumentParser(
+        prog="dino-exp",
+        usage="dino-exp inspect PATH",
+        description=PROGRAMS,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("command", nargs="?", choices=["inspect"], help=argparse.SUPPRESS)
+    parser.parse_args(argv)
+    parser.print_help()
+    return 0
+
+
+@program
+def inspect_main(argv: Sequence[str] | None = None) -> int:
+    """Run `dino-exp inspect`, and return its exit code."""
+    return run(list(sys.argv[1:] if argv is None else argv))
+
+
+def run(argv: Sequence[str]) -> int:
+    """Look at the images, print what was found, and write a sheet of crops."""
+    arguments = _parser().parse_args(argv)
+    console = a_console()
+    try:
+        with log_lines_on(console):
+            inspection = inspect(arguments.path, arguments.images, console)
+        print_findings(inspection.measured, console)
+        _write_sheet(inspection, console)
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog=as_typed("python -m dino_exp.inspection"),
+        description="Look at a set of images, and print their number, sizes, formats, channels, depth, "
+        "ranges of values, mean and deviation, which of them cannot be read, duplicates, and how long "
+        "decoding takes.",
+    )
+    parser.add_argument(
+        "path",
+        metavar="PATH",
+        help="a folder of images or of class folders, a list of images (.txt), tar shards, a Hugging Face "
+        "set, or one image",
+    )
+    parser.add_argument(
+        "--images",
+        type=_positive,
+        metavar="N",
+        help="how many images are decoded, evenly spread (default: as many as take minutes)",
+    )
+    return parser
+
+
+def _positive(text: str) -> int:
+    if not text.isdecimal() or not int(text):
+        raise argparse.ArgumentTypeError(f"{text} is not a number of images from 1 on")
+    return int(text)
+
+
+def _write_sheet(inspection: Inspection, console: Console) -> None:
+    out = sheet_path(inspection.measured.place)
+    if out is None:
+        warn(["No sheet of crops: this is the folder of the images, to which nothing is written."])
+        return
+    try:
+        draw(inspection, crop_sizes(inspection.measured), out)
+    except OSError as error:
+        warn([f"No sheet of crops: {in_words(error)}."])
+        return
+    console.print(f"Crops as a training would cut them: {out}", soft_wrap=True)
+
+
+def crop_sizes(measured: Measured) -> tuple[int, int]:
+    """Return the sides of global and local crops in pixels: the paper's, or smaller for smaller images."""
+    side = min(224, max(32, int(measured.shorter_sides[5.0]) // 16 * 16))
+    return side, max(16, side * 3 // 7 // 16 * 16)
