@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 from array import array
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,8 @@ from dino_exp.errors import UserError
 
 FILES_LOOKED_AT = 256
 """Files of a list that are looked for, evenly spread; on a network disk each takes a while."""
+_offered: dict[tuple[str, int], Splits] = {}
+"""Images that this process has now, by the digest in `data.content` and their channels."""
 KINDS = (
     "a map-style torch Dataset, a uint8 array or tensor (N, C, H, W), (N, H, W, C) or (N, H, W), a list of "
     "images or of paths, or (images, labels)"
@@ -87,6 +90,26 @@ def as_splits(data: Any, channels: int, decoding: Decoding | None = None) -> Spl
     if isinstance(of_train, LabeledSource) and isinstance(of_test, LabeledSource):
         use_classes_of(of_train, of_test)
     return Splits(of_train, of_test)
+
+
+@contextmanager
+def offered(content: str, channels: int, splits: Splits) -> Iterator[None]:
+    """Let configurations with this `data.content` use these images, within the context."""
+    _offered[content, channels] = splits
+    try:
+        yield
+    finally:
+        _offered.pop((content, channels), None)
+
+
+def given(*, content: str, channels: int) -> Splits:
+    """Return the images that Python code has given. Raises UserError if this process does not have them."""
+    if (content, channels) not in _offered:
+        raise UserError(
+            "data = given: these images were given from Python, dino_exp.train(data=...), and only code that "
+            "gives them again has them. Give images in files, e.g. data=image_folder data.root=FOLDER."
+        )
+    return _offered[content, channels]
 
 
 def _is_labeled(data: Any) -> bool:
