@@ -1,6 +1,14 @@
 """DINO self-supervised pretraining (Caron et al. 2021): exact, resumable, with collapse diagnostics."""
 
+from __future__ import annotations
+
 import os
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from dino_exp.api.training import sweep as sweep
+    from dino_exp.api.training import train as train
 
 __version__ = "0.1.0"
 
@@ -8,3 +16,12 @@ __version__ = "0.1.0"
 # where they wait for one another, and keep the core from the one that they wait for if other programs run.
 if not {"GOMP_SPINCOUNT", "OMP_WAIT_POLICY"} & os.environ.keys():
     os.environ["GOMP_SPINCOUNT"] = "3000"
+
+
+def __getattr__(name: str) -> Any:
+    """Import `dino_exp.train` or `dino_exp.sweep` when it is asked for, as both need torch."""
+    if name == "train":
+        return import_module("dino_exp.train")
+    if name == "sweep":
+        return import_module("dino_exp.api.training").sweep
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -87,21 +87,29 @@ def command_line(argv: list[str]) -> int:
         show(argv)
         warn(checked.invalid)
         return 0
+    try:
+        make_ready(checked)
+    except UserError as error:
+        return refuse(str(error).split("\n"))
+    return run(words, arguments.config_dir, checked)
+
+
+def make_ready(checked: Checked) -> None:
+    """Name the runs by the images that they are trained on, and print what is odd about them.
+
+    Raises UserError, one line per problem, if they cannot be trained.
+    """
     if checked.errors:
-        return refuse(checked.errors)
+        raise UserError("\n".join(checked.errors))
     warn(checked.warnings)
     forget()
     checked.runs, problems, notes = identify(checked.runs, checked.local)
     if checked.multirun and checked.named_by_id and not problems:
         problems = same_runs(checked.runs)
     if problems:
-        return refuse(problems)
+        raise UserError("\n".join(problems))
     warn(notes)
-    try:
-        refuse_changed_images(checked)
-    except UserError as error:
-        return refuse([str(error)])
-    return run(words, arguments.config_dir, checked)
+    refuse_changed_images(checked)
 
 
 def show_help(argv: Sequence[str], config_dir: str | None) -> int:

@@ -25,6 +25,8 @@ LAYERS = (
     ("launchers",),
     ("report", "export", "inspection"),
     ("cli",),
+    ("api",),
+    ("dino_exp",),
 )
 """From the bottom up: a package imports itself and lower layers (docs/architecture.md)."""
 LEVEL = {package: level for level, packages in enumerate(LAYERS) for package in packages}

@@ -129,3 +129,14 @@ class FashionMnistConfig(DataConfig):
     _target_: str = "dino_exp.data.torchvision_sets.fashion_mnist"
     name: str = "fashion_mnist"
     root: str | None = None
+
+
+@dataclass(kw_only=True)
+class GivenDataConfig(DataConfig):
+    """Images that Python code gives to `dino_exp.train(data=...)`."""
+
+    _target_: str = "dino_exp.data.adapted.given"
+    name: str = "given"
+    root: str | None = None
+    content: str = MISSING
+    """Digest of the images and labels; computed, not typed."""

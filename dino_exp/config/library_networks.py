@@ -1,4 +1,4 @@
-"""The check that a network of a library can be trained with a configuration, before any data are opened."""
+"""The check that a network of others can be trained with a configuration, before any data are opened."""
 
 from __future__ import annotations
 
@@ -7,22 +7,24 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from dino_exp.config.schema import TimmConfig, TorchvisionConfig, schema_of
+from dino_exp.config.schema import GivenBackboneConfig, TimmConfig, TorchvisionConfig, schema_of
 from dino_exp.config.targets import build
 from dino_exp.errors import UserError
 
 
 def network_problems(cfg: Any) -> list[str]:
-    """Return why a library's network does not work with these crops and channels; empty if it does.
+    """Return why a network of others does not work with these crops and channels; empty if it does.
 
     Our own networks need no check, because the relations between values decide. All values are valid already.
     """
-    if schema_of(cfg.backbone) not in (TimmConfig, TorchvisionConfig):
+    if schema_of(cfg.backbone) not in (TimmConfig, TorchvisionConfig, GivenBackboneConfig):
         return []
     sizes = {cfg.crops.global_size} | ({cfg.crops.local_size} if cfg.crops.local_number else set())
     # plain text can be compared, so that a sweep tries each network once
     node = OmegaConf.to_yaml(cfg.backbone, resolve=True)
-    problem = _problem(node, cfg.data.channels, cfg.crops.global_size, tuple(sorted(sizes, reverse=True)))
+    # a user's code may have been repaired since the last call
+    find = _problem.__wrapped__ if schema_of(cfg.backbone) is GivenBackboneConfig else _problem
+    problem = find(node, cfg.data.channels, cfg.crops.global_size, tuple(sorted(sizes, reverse=True)))
     return [problem] if problem else []
 
 

@@ -17,6 +17,7 @@ from dino_exp.config.data_schema import (
     Cifar10Config,
     DataConfig,
     FashionMnistConfig,
+    GivenDataConfig,
     HuggingfaceConfig,
     ImageFolderConfig,
     ShapesConfig,
@@ -77,6 +78,16 @@ class TorchvisionConfig(BackboneConfig):
     _target_: str = "dino_exp.backbone.library.torchvision_backbone"
     stem: str = choice("imagenet", ["imagenet", "small"])
     """`small` (ResNets only): a 3x3 stride-1 first convolution and no max-pool, for 32-pixel images."""
+
+
+@dataclass(kw_only=True)
+class GivenBackboneConfig(BackboneConfig):
+    """A network that Python code gives to `dino_exp.train(backbone=...)`."""
+
+    _target_: str = "dino_exp.backbone.given.given"
+    name: str = "given"
+    content: str = MISSING
+    """Digest of its layers and weights; computed, not typed."""
 
 
 @dataclass(kw_only=True)
@@ -309,7 +320,12 @@ class Config:
 
 
 SCHEMAS: dict[str, dict[str, type]] = {
-    "backbone": {"vit": VitConfig, "timm": TimmConfig, "torchvision": TorchvisionConfig},
+    "backbone": {
+        "vit": VitConfig,
+        "timm": TimmConfig,
+        "torchvision": TorchvisionConfig,
+        "given": GivenBackboneConfig,
+    },
     "head": {"": HeadConfig},
     "crops": {"": CropsConfig},
     "augment": {"": AugmentConfig},
@@ -323,6 +339,7 @@ SCHEMAS: dict[str, dict[str, type]] = {
         "huggingface": HuggingfaceConfig,
         "cifar10": Cifar10Config,
         "fashion_mnist": FashionMnistConfig,
+        "given": GivenDataConfig,
     },
     "trainer": {"": TrainerConfig},
     "tracker": {"none": TrackerConfig, "wandb": WandbConfig, "tensorboard": TensorboardConfig},

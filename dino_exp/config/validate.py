@@ -24,6 +24,8 @@ LIMITS = {"at_least": operator.ge, "above": operator.gt, "at_most": operator.le,
 MISSING_FIX = {
     "data.root": "the training images, e.g. data.root=/path/to/train",
     "backbone.name": "a model's name, e.g. backbone.name=convnext_tiny",
+    "data.content": "the images from Python, dino_exp.train(data=...)",
+    "backbone.content": "the network from Python, dino_exp.train(backbone=...)",
 }
 
 

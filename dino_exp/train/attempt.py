@@ -23,6 +23,8 @@ class Outcome:
     exit_code: int
     message: str
     knn_top1: float | None = None
+    directory: Path | None = None
+    """None for a run that was never started, or of which a manifest tells."""
 
 
 def attempt(
@@ -39,7 +41,9 @@ def attempt(
     name, together = run_id(cfg), not distributed.several()
     try:
         result = train(cast(Config, cfg), directory, group)
-        return Outcome(name, result.state, result.exit_code, result.message, result.knn_top1)
+        return Outcome(
+            name, result.state, result.exit_code, result.message, result.knn_top1, result.directory
+        )
     except UserError as error:
         if distributed.is_main():
             remove_if_empty(directory, keep)

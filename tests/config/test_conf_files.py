@@ -20,7 +20,7 @@ from dino_exp.config.schema import SCHEMAS, schema_of
 OPTIONS = sorted(
     f"{path.parent.name}={path.stem}"
     for path in CONF.glob("*/*.yaml")
-    if path.parent.name in (*SCHEMAS, "experiment")
+    if path.parent.name in (*SCHEMAS, "experiment") and path.stem != "given"  # for Python code alone
 )
 CHANGES = sorted(
     f"{group}={path.stem}"
