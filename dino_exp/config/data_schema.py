@@ -11,6 +11,9 @@ from omegaconf import MISSING
 
 from dino_exp.config.fields import choice, number
 
+PLUGIN = "plugin:"
+"""How the `_target_` of a component begins whose code is others'."""
+
 
 @dataclass(kw_only=True)
 class DataConfig:
@@ -126,3 +129,11 @@ class FashionMnistConfig(DataConfig):
     _target_: str = "dino_exp.data.torchvision_sets.fashion_mnist"
     name: str = "fashion_mnist"
     root: str | None = None
+
+
+@dataclass(kw_only=True)
+class OthersDataConfig(DataConfig):
+    """The settings of all data sets whose code is others' (`dino_exp.register`)."""
+
+    root: str | None = None
+    """Folder or file of the images, for sets that have one; what it is called is no part of the run."""

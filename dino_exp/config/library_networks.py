@@ -1,4 +1,4 @@
-"""The check that a network of a library can be trained with a configuration, before any data are opened."""
+"""The check that a network of others can be trained with a configuration, before any data are opened."""
 
 from __future__ import annotations
 
@@ -7,17 +7,17 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from dino_exp.config.schema import TimmConfig, TorchvisionConfig, schema_of
+from dino_exp.config.schema import VitConfig, schema_of
 from dino_exp.config.targets import build
 from dino_exp.errors import UserError
 
 
 def network_problems(cfg: Any) -> list[str]:
-    """Return why a library's network does not work with these crops and channels; empty if it does.
+    """Return why a network of others does not work with these crops and channels; empty if it does.
 
     Our own networks need no check, because the relations between values decide. All values are valid already.
     """
-    if schema_of(cfg.backbone) not in (TimmConfig, TorchvisionConfig):
+    if schema_of(cfg.backbone) is VitConfig:
         return []
     sizes = {cfg.crops.global_size} | ({cfg.crops.local_size} if cfg.crops.local_number else set())
     # plain text can be compared, so that a sweep tries each network once
