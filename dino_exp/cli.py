@@ -21,6 +21,7 @@ from dino_exp.config.data_content import forget, identify
 from dino_exp.config.help import print_help
 from dino_exp.config.hydra_loader import loader, parse_arguments
 from dino_exp.config.identity import run_id
+from dino_exp.config.plugins import load_as_rank_zero, take
 from dino_exp.config.sweep_runs import Run, same_runs
 from dino_exp.config.text_keys import typed_words
 from dino_exp.console import STATE_STYLES, Console
@@ -61,6 +62,7 @@ def follow() -> int:
         job = Job(*order)
         cfg = OmegaConf.create(job.config)
         assert isinstance(cfg, DictConfig)
+        load_as_rank_zero(cfg.plugins)
         attempt(cfg, Path(job.directory), job.group)
         order = distributed.from_main(FAILED)
     return order
@@ -70,9 +72,9 @@ def command_line(argv: list[str]) -> int:
     """Check and run a command line on rank 0; return the exit code."""
     try:
         arguments = parse_arguments(argv)
+        words, renamed = typed_words(take(arguments.overrides))
     except UserError as error:
         return refuse([str(error)])
-    words, renamed = typed_words(arguments.overrides)
     argv = [*(word for word in argv if word not in arguments.overrides), *words]
     warn(renamed)
     if arguments.help:

@@ -17,12 +17,12 @@ from typing import Any
 
 from omegaconf import MISSING
 
+from dino_exp.config.evaluate_config import EvaluateConfig
 from dino_exp.config.evaluation_schema import EVALUATIONS
 from dino_exp.config.help import meaning
 from dino_exp.config.hydra_loader import loader
 from dino_exp.config.launcher_settings import SETTINGS, OptunaSettings
 from dino_exp.config.messages import show
-from dino_exp.config.register import EvaluateConfig
 from dino_exp.config.schema import SCHEMAS, Config
 from dino_exp.installation import CONF
 

@@ -6,9 +6,11 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from dino_exp.config.launcher_settings import with_changes
-from dino_exp.config.stored import DamagedConfigError, read_config
+from dino_exp.config.plugins import load, named_by
+from dino_exp.config.stored import DamagedConfigError, from_plain, read_plain
 from dino_exp.console import Console, a_console
 from dino_exp.errors import FAILED, INTERRUPTED, UserError, program, refuse, warn
 from dino_exp.installation import as_typed
@@ -106,21 +108,33 @@ def resume(manifest: Manifest, changes: Sequence[str], yes: bool, console: Conso
     """Submit again all runs that are neither active nor finished, with changed launcher settings.
 
     A run whose `config.yaml` is damaged is named, and trained by the sweep's command, which writes it anew.
-    Commands in the manifest that this user does not know are shown, and run only if he agrees, or with `yes`.
+    Commands in the manifest, and modules that its runs import, are shown if this user does not know them, and
+    run only if he agrees, or with `yes`.
     """
     words, renamed = former_names.TABLE.present_words([f"hydra.launcher.{change}" for change in changes])
     warn(renamed)
     changes = [word.removeprefix("hydra.launcher.") for word in words]
     settings = with_changes(manifest.launcher, manifest.settings, changes)
-    runs, damaged = [], []
-    for name, entry in manifest.runs.items():
+    stored: dict[str, dict[str, Any]] = {}
+    runs, damaged, plugins = [], [], dict[str, str]()
+    for name in manifest.runs:
+        directory = manifest.directory(name)
         try:
-            runs.append(Wanted(name, tuple(entry.overrides), read_config(manifest.directory(name))))
+            stored[name] = read_plain(directory)
+            plugins |= named_by(stored[name], directory.read_status())
         except DamagedConfigError as error:
             damaged.append(str(error))
-    approve(manifest.folder, manifest.settings, changes, yes, console)
+    approve(manifest.folder, manifest.settings, changes, yes, console, plugins)
+    for module, folder in plugins.items():
+        load([module], folder)
+    for name, config in stored.items():
+        overrides = tuple(manifest.runs[name].overrides)
+        try:
+            runs.append(Wanted(name, overrides, from_plain(manifest.directory(name), config)))
+        except DamagedConfigError as error:
+            damaged.append(str(error))
+    remember(settings, plugins)
     submission = submit(manifest.folder, manifest.launcher, settings, runs)
-    remember(settings)
     announce(console, submission)
     if submission.submitted:
         console.print(how_to_come_back(manifest.folder))

@@ -70,6 +70,7 @@ class Child:
         share: int = 1,
         rank: int = 0,
         cores: set[int] | None = None,
+        plugins: Mapping[str, str] | None = None,
     ) -> Child:
         """Start `launchers.training_process` for a run.
 
@@ -78,6 +79,7 @@ class Child:
             environment: Variables to add to those of this process.
             share: Number of runs on the same GPU.
             rank: Rank of the process within the run; each rank has its own log.
+            plugins: Modules that it imports because the user has named them, with the folder of each.
             cores: CPU cores that the process may use; None for all that this process may use.
 
         Raises:
@@ -88,6 +90,7 @@ class Child:
         log_event(log, f"starting on {os.uname().nodename}")
         with open_log(log) as output:
             command = ["-u", "-m", "launchers.training_process", str(directory.path), "--share", str(share)]
+            command += [word for pair in (plugins or {}).items() for word in ("--plugin", *pair)]
             process = subprocess.Popen(
                 [sys.executable, *command],
                 stdin=subprocess.DEVNULL,

@@ -11,6 +11,7 @@ from typing import Any
 
 from dino_exp import errors
 from dino_exp.config.launcher_settings import minutes
+from dino_exp.config.plugins import NAMED
 from dino_exp.config.sweep_runs import Run
 from dino_exp.console import Console, a_console
 from dino_exp.runs.manifest import Manifest
@@ -38,8 +39,8 @@ def launch(
     if settings["dry_run"]:
         preview(console, folder, launcher, settings, runs)
         return []
+    remember(settings, NAMED)
     submission = submit(folder, launcher, settings, runs)
-    remember(settings)
     announce(console, submission)
     if settings["detach"]:
         console.print(how_to_come_back(folder))

@@ -19,9 +19,13 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from dino_exp.atomic import is_locked
+from dino_exp.config.plugins import named_by
+from dino_exp.config.stored import read_if_possible
 from dino_exp.errors import UserError
 from dino_exp.runs.manifest import Manifest, changing
+from dino_exp.runs.run_directory import RunDirectory
 from dino_exp.streams import protect
+from launchers.approval import is_known
 from launchers.children import Child, StopSignals, log_event, open_log, python_path
 from launchers.worker import output_of, recorded_state
 
@@ -137,7 +141,10 @@ class Queue:
         directory = self.manifest.directory(name)
         log_event(self.folder / QUEUE_LOG, f"{name}: starting")
         try:
-            child = Child.start(directory, environment, share=slot.share, cores=set(slot.cores))
+            plugins = permitted(directory)
+            child = Child.start(
+                directory, environment, share=slot.share, cores=set(slot.cores), plugins=plugins
+            )
         except UserError as error:
             self.refused.add(name)
             log_event(self.folder / QUEUE_LOG, f"{name}: {error}")
@@ -159,6 +166,20 @@ class Queue:
                 log_event(self.folder / QUEUE_LOG, f"{name}: exit code {code}")
                 self.stop.children.remove(child)
                 del self.busy[slot]
+
+
+def permitted(directory: RunDirectory) -> dict[str, str]:
+    """Return the modules that a run imports, with the folder of each.
+
+    Raises:
+        UserError: this user has not named one of them: another person has changed the run's files.
+    """
+    problems: list[str] = []
+    plugins = named_by(read_if_possible(directory.config_file, problems), directory.read_status())
+    for name, folder in plugins.items():
+        if not is_known(name, folder):
+            raise UserError(f"plugins = {name} of {folder}: you have not named this module; not imported.")
+    return plugins
 
 
 def main(folder: Path) -> None:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from dino_exp.config.launcher_settings import minutes, tasks_per_node
+from dino_exp.config.plugins import NAMED
 from dino_exp.errors import UserError
 from dino_exp.installation import CHECKOUT, ROOT
 from launchers.worker import output_of, work
@@ -97,10 +98,11 @@ def submit(settings: Any, folder: Path, groups: Sequence[list[str]], arrays: int
 
     executor = submitit.SlurmExecutor(job_folder(folder), python=settings.python)
     executor.update_parameters(**parameters(settings, folder.name, len(groups), arrays))
-    repeated = [str(folder.resolve())] * len(groups), list(groups), [settings.max_requeues] * len(groups)
+    same = [str(folder.resolve())], [settings.max_requeues], [dict(NAMED)]
+    folders, requeues, plugins = (each * len(groups) for each in same)
     try:
         with redirect_stderr(io.StringIO()):  # submitit prints what it then raises
-            jobs = executor.map_array(work, *repeated)
+            jobs = executor.map_array(work, folders, list(groups), requeues, plugins)
     except (FailedJobError, FailedSubmissionError) as error:
         raise UserError(f"SLURM refuses the job: {' '.join(str(error).split())}") from None
     return [job.job_id for job in jobs]

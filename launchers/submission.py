@@ -15,6 +15,7 @@ from omegaconf import DictConfig
 
 from dino_exp.config.data_content import settled
 from dino_exp.config.identity import identities
+from dino_exp.config.plugins import code_of, refuse_in_jobs
 from dino_exp.config.schema import Config
 from dino_exp.config.stored import write_config
 from dino_exp.config.sweep_runs import Run
@@ -109,6 +110,8 @@ def submit(folder: Path, launcher: str, settings: Mapping[str, Any], runs: Seque
         UserError: The folder cannot be written, a directory belongs to another configuration, or SLURM
             refuses the job.
     """
+    for run in runs:
+        refuse_in_jobs(run.cfg)
     refuse_unusable_runs(folder, runs)
     if launcher == "slurm":
         slurm.job_folder(folder)
@@ -177,7 +180,8 @@ def prepare(manifest: Manifest, run: Wanted) -> None:
     write_config(directory, run.cfg)
     directory.traceback_file.unlink(missing_ok=True)
     tracker_id = tracker_id_of(directory.path, directory.read_status())
-    directory.mark(state="pending", run_id=run.name, tracker_id=tracker_id, **git_revision())
+    about = git_revision() | ({"plugins": code} if (code := code_of(run.cfg)) else {})
+    directory.mark(state="pending", run_id=run.name, tracker_id=tracker_id, **about)
 
 
 def assign_jobs(manifest: Manifest, settings: Mapping[str, Any], names: Sequence[str]) -> None:

@@ -9,6 +9,7 @@ import argparse
 import sys
 from pathlib import Path
 
+from dino_exp.config.plugins import load
 from dino_exp.config.stored import read_config
 from dino_exp.errors import UserError, refuse
 from dino_exp.parallel.processes import Processes
@@ -23,9 +24,14 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("directory", type=Path)
     parser.add_argument("--share", type=int, default=1, help="runs that share this run's GPU")
+    parser.add_argument(
+        "--plugin", nargs=2, action="append", default=[], metavar=("MODULE", "FOLDER"), help="to import"
+    )
     arguments = parser.parse_args()
     directory: Path = arguments.directory.resolve()
     try:
+        for module, folder in arguments.plugin:
+            load([module], folder)
         cfg = read_config(RunDirectory(directory))
     except UserError as error:
         return refuse([str(error)])

@@ -24,13 +24,14 @@ POLL_SECONDS = 0.2
 FAILED_TO_REQUEUE = 75  # EX_TEMPFAIL
 
 
-def work(folder: str, names: list[str], max_requeues: int) -> None:
+def work(folder: str, names: list[str], max_requeues: int, plugins: Mapping[str, str] | None = None) -> None:
     """Train runs of a sweep, each in its own processes; the task exits with an error if one fails.
 
     Args:
         folder: Folder of the sweep.
         names: One run, of which this task is one process; in a job of one task also several runs.
         max_requeues: Number of restarts after which the job is not put back into the queue.
+        plugins: Modules that the user who submitted has named, with the folder of each.
     """
     protect()
     rank, count = int(os.environ.get("SLURM_PROCID", 0)), int(os.environ.get("SLURM_NTASKS", 1))
@@ -42,7 +43,7 @@ def work(folder: str, names: list[str], max_requeues: int) -> None:
             if count > 1 or directory.path.name in still_wanted(Path(folder), names):
                 variables = process_variables(directory, os.environ, len(names))
                 try:
-                    child = Child.start(directory, variables, share=len(names), rank=rank)
+                    child = Child.start(directory, variables, share=len(names), rank=rank, plugins=plugins)
                 except UserError as error:
                     refused = refuse([str(error)])
                 else:

@@ -16,8 +16,8 @@ import torch
 
 from benchmarks.step import random_views
 from dino_exp.config.compose import compose
-from dino_exp.config.register import CONF
 from dino_exp.config.targets import build
+from dino_exp.installation import CONF
 from dino_exp.train import checkpoint
 from dino_exp.train.run import train
 from dino_exp.train.trainer import Trainer

@@ -34,6 +34,7 @@ from dino_exp.config.launcher_settings import SETTINGS, OptunaSettings, search_p
 from dino_exp.config.library_networks import network_problems
 from dino_exp.config.nodes import field_of, parent_of, set_value, similar_siblings
 from dino_exp.config.overrides import OverrideReader
+from dino_exp.config.plugins import take, unnamed
 from dino_exp.config.schema import SCHEMAS, Config, fields_of, schema_of
 from dino_exp.config.search_space import Numbers, Space, divide, latest, probes, space_of
 from dino_exp.config.sweep_runs import Findings, Run, same_runs, sweep_name
@@ -93,7 +94,7 @@ def compose(overrides: Iterable[str] = ()) -> Config:
         UserError: with one line per problem.
     """
     # a DictConfig with these fields
-    return cast(Config, compose_run(typed_words(list(overrides))[0]).cfg)
+    return cast(Config, compose_run(typed_words(take(list(overrides)))[0]).cfg)
 
 
 def compose_run(overrides: Sequence[str], config_dir: str | None = None) -> Run:
@@ -261,7 +262,8 @@ class _Preflight:
             misread.add(wrong, shown)
             if wrong or self.reader.dropped:
                 continue
-            problems = validate(cfg) or data_content.problems(cfg) or network_problems(cfg)
+            problems = validate(cfg) or unnamed(cfg.plugins) or data_content.problems(cfg)
+            problems = problems or network_problems(cfg)
             if not problems and checked.local:
                 problems = list(relations.folder_problems(cfg))
             if not problems and checked.search:

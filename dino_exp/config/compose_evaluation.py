@@ -16,6 +16,7 @@ from dino_exp.config.evaluation_schema import EVALUATIONS
 from dino_exp.config.hydra_loader import EVALUATE, CompositionError, Loader, loader, parse_arguments, to_paste
 from dino_exp.config.nodes import has_key, set_value
 from dino_exp.config.overrides import OverrideReader
+from dino_exp.config.plugins import take, unnamed
 from dino_exp.config.schema import VitConfig, schema_of
 from dino_exp.config.stored import read_config
 from dino_exp.config.text_keys import takes_one_text, typed_words
@@ -54,7 +55,7 @@ def check(argv: Sequence[str]) -> CheckedEvaluation:
             text = "-m: evaluate.py evaluates one network; give eval=[knn,linear] for several."
             raise UserError(as_typed(text))
         options = loader(arguments.config_dir, EVALUATE)
-        words, checked.warnings = typed_words(arguments.overrides)
+        words, checked.warnings = typed_words(take(arguments.overrides))
         _fill(checked, options, words)
     except UserError as error:
         checked.problems.append(str(error))
@@ -163,7 +164,7 @@ def problems(cfg: DictConfig) -> list[str]:
         found += [f"{prefix}{key} = []: give at least one value." for key in empty]
     if found:
         return found
-    found += relations.backbone(cfg)
+    found += unnamed(cfg.plugins) or relations.backbone(cfg)
     if from_data:
         found += relations.data(cfg)
         found = found or list(relations.folder_problems(cfg))

@@ -17,8 +17,16 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from dino_exp.config import relations
-from dino_exp.config.data_schema import StoredConfig
-from dino_exp.config.identity import IMAGES, WITHOUT_EFFECT, absolute, run_id, trained_on
+from dino_exp.config.data_schema import OthersDataConfig, StoredConfig
+from dino_exp.config.identity import (
+    IMAGES,
+    PLACES,
+    WITHOUT_EFFECT,
+    absolute,
+    is_others,
+    run_id,
+    trained_on,
+)
 from dino_exp.config.messages import show
 from dino_exp.config.schema import schema_of
 from dino_exp.config.sweep_runs import Findings, Run
@@ -29,6 +37,8 @@ if TYPE_CHECKING:  # importing torch takes seconds, which refusals and --help ne
     from dino_exp.data.content import Content
     from dino_exp.data.source import Splits
 
+HAVE_CONTENT = (StoredConfig, OthersDataConfig)
+"""Sets whose images are not described by their configuration."""
 _known: dict[str, str | None] = {}
 """Keys of contents, by place."""
 _looked_at: set[str] = set()
@@ -83,11 +93,12 @@ def read(cfg: Any) -> list[str]:
         UserError: they cannot be used.
     """
     place, decoding = _place(cfg), _decoding(cfg)
-    if not issubclass(schema_of(cfg.data), StoredConfig) or (place in _known and decoding in _looked_at):
+    if not issubclass(schema_of(cfg.data), HAVE_CONTENT) or (place in _known and decoding in _looked_at):
         return []
     from dino_exp.data.content import contents_of, key_of, trained_and_held_out
 
-    splits: Splits = build(cfg.data, packed=False)  # pixels are packed where the run is trained
+    pixels = {"packed": False} if "packed" in cfg.data else {}  # they are packed where the run is trained
+    splits: Splits = build(cfg.data, **pixels)
     _looked_at.add(decoding)
     if place in _known:
         return []
@@ -95,7 +106,7 @@ def read(cfg: Any) -> list[str]:
     _known[place] = key_of(contents)
     _last.clear()
     _last.update(place=place, contents=contents)
-    if not cfg.data.packed:
+    if not cfg.data.get("packed"):
         _last.update(node=_node(cfg), splits=splits)
     both = trained_and_held_out(contents)
     return [f"data.root = {cfg.data.root}: {both}."] if both else []
@@ -127,8 +138,10 @@ def load(cfg: Any) -> tuple[Splits, dict[str, Content]]:
 def settled(cfg: Any) -> Any:
     """Return a copy of a configuration to store: with absolute paths of its images."""
     cfg = copy.deepcopy(cfg)
-    for key in ("root", "val_root") if "val_root" in cfg.data else ():
-        cfg.data[key] = absolute(cfg.data[key])
+    for place in PLACES:
+        name = place.removeprefix("data.")
+        if name in cfg.data and issubclass(schema_of(cfg.data), HAVE_CONTENT):
+            cfg.data[name] = absolute(cfg.data[name])
     return cfg
 
 
@@ -142,7 +155,8 @@ def problems(cfg: DictConfig) -> list[str]:
 def _place(cfg: Any) -> str:
     """Return what says which images a run has, and not what it makes of them."""
     values = trained_on(cfg, by_place=True)
-    return json.dumps({key: values[key] for key in values.keys() - IMAGES - WITHOUT_EFFECT}, sort_keys=True)
+    made_of_them = WITHOUT_EFFECT if is_others(values) else IMAGES | WITHOUT_EFFECT
+    return json.dumps({key: values[key] for key in values.keys() - made_of_them}, sort_keys=True)
 
 
 def _decoding(cfg: Any) -> str:

@@ -11,6 +11,9 @@ from omegaconf import MISSING
 
 from dino_exp.config.fields import choice, number
 
+PLUGIN = "plugin:"
+"""How the `_target_` of a component begins whose code is others'."""
+
 
 @dataclass(kw_only=True)
 class DataConfig:
@@ -140,3 +143,11 @@ class GivenDataConfig(DataConfig):
     root: str | None = None
     content: str = MISSING
     """Digest of the images and labels; computed, not typed."""
+
+
+@dataclass(kw_only=True)
+class OthersDataConfig(DataConfig):
+    """The settings of all data sets whose code is others' (`dino_exp.register`)."""
+
+    root: str | None = None
+    """Folder or file of the images, for sets that have one; what it is called is no part of the run."""

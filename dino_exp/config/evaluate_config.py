@@ -30,6 +30,9 @@ class EvaluateConfig:
     """Folder of a run, which gives the network, the images and the size of a global crop."""
     weights: str | None = None
     """A file of weights for `backbone`, instead of a run."""
+    plugins: list[str] = field(default_factory=list)
+    """Python modules that register options of your own, e.g. [my_package.components]. Those of a run are
+    named again."""
     eval: list[str] = field(default_factory=lambda: ["knn"])
     """One evaluation or several, e.g. knn or [knn,linear]."""
     network: str = choice("teacher", ["teacher", "student"])

@@ -33,10 +33,11 @@ from omegaconf.errors import (
 )
 
 from dino_exp.config.config_files import FROM_USER, ConfigLoader
-from dino_exp.config.register import CONF, register
+from dino_exp.config.plugins import load_installed
+from dino_exp.config.schema_store import register
 from dino_exp.config.text_keys import typed_words
 from dino_exp.errors import UserError, in_words
-from dino_exp.installation import as_typed
+from dino_exp.installation import CONF, as_typed
 
 VERSION_BASE = "1.3"
 CONFIG_NAME = "config"
@@ -81,6 +82,7 @@ class Loader:
         version.setbase(VERSION_BASE)
         setup_globals()
         register()
+        load_installed()
         search_path = create_config_search_path(str(CONF))
         if config_dir is not None:
             if not Path(config_dir).is_dir():

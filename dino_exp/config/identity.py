@@ -17,6 +17,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
+from dino_exp.config.data_schema import PLUGIN
 from dino_exp.runs import former_names
 
 GROUPS = ("backbone", "head", "crops", "augment", "loss", "ema", "optimizer", "data", "trainer")
@@ -52,14 +53,24 @@ def trained_on(cfg: Any, by_place: bool = False) -> dict[str, Any]:
     if not is_stored(values):  # its root is a cache of what the configuration says
         return values | ({"data.root": _cache(values)} if "data.root" in values else {})
     if not by_place and cfg.get("data_content"):  # in this order: the key is looked up by the place
-        chosen = {key: value for key, value in values.items() if key in IMAGES}
+        places = {*PLACES, "data.name"}
+        chosen = {
+            key: value
+            for key, value in values.items()
+            if (key not in places if is_others(values) else key in IMAGES)
+        }
         return {"data_content": cfg.get("data_content")} | chosen
     return values | {key: absolute(values[key]) for key in PLACES if key in values}
 
 
 def is_stored(values: dict[str, Any]) -> bool:
-    """Return whether the values of the data group are those of a set that is stored in files."""
-    return "data.val_root" in values
+    """Return whether the values of the data group are those of a set whose images they do not describe."""
+    return "data.val_root" in values or is_others(values)
+
+
+def is_others(values: dict[str, Any]) -> bool:
+    """Return whether the values of the data group are those of a set whose code is others'."""
+    return str(values.get("data._target_")).startswith(PLUGIN)
 
 
 def _cache(values: dict[str, Any]) -> Any:

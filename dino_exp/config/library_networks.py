@@ -7,7 +7,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from dino_exp.config.schema import GivenBackboneConfig, TimmConfig, TorchvisionConfig, schema_of
+from dino_exp.config.schema import VitConfig, schema_of
 from dino_exp.config.targets import build
 from dino_exp.errors import UserError
 
@@ -17,7 +17,7 @@ def network_problems(cfg: Any) -> list[str]:
 
     Our own networks need no check, because the relations between values decide. All values are valid already.
     """
-    if schema_of(cfg.backbone) not in (TimmConfig, TorchvisionConfig, GivenBackboneConfig):
+    if schema_of(cfg.backbone) is VitConfig:
         return []
     sizes = {cfg.crops.global_size} | ({cfg.crops.local_size} if cfg.crops.local_number else set())
     # plain text can be compared, so that a sweep tries each network once

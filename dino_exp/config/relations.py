@@ -6,7 +6,13 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from dino_exp.config.data_schema import Cifar10Config, FashionMnistConfig, ShapesConfig, StoredConfig
+from dino_exp.config.data_schema import (
+    Cifar10Config,
+    FashionMnistConfig,
+    OthersDataConfig,
+    ShapesConfig,
+    StoredConfig,
+)
 from dino_exp.config.library_names import model_names
 from dino_exp.config.messages import closest, did_you_mean, show
 from dino_exp.config.schema import TimmConfig, TorchvisionConfig, VitConfig, schema_of
@@ -95,9 +101,10 @@ def patch_size(cfg: Any) -> int | None:
     kind = schema_of(cfg.backbone)
     if kind is VitConfig:
         return cfg.backbone.patch_size
+    found = None
     if kind is TimmConfig:
         found = re.search(r"_(?:patch|p)(\d+)(?:_|$)", cfg.backbone.name)
-    else:
+    elif kind is TorchvisionConfig:
         found = re.match(r"vit_\w_(\d+)$", cfg.backbone.name)
     return int(found.group(1)) if found else None
 
@@ -231,9 +238,9 @@ def _machine(cfg: Any) -> Iterator[str]:
 
 def folder_problems(cfg: Any) -> Iterator[str]:
     """Yield an error for each folder that this machine lacks; for runs that are trained here."""
-    if issubclass(schema_of(cfg.data), StoredConfig):
+    if issubclass(schema_of(cfg.data), (StoredConfig, OthersDataConfig)):
         for key in ("root", "val_root"):
-            path = cfg.data[key]
+            path = cfg.data.get(key)
             try:
                 if path not in (None, "auto") and not _exists(path):
                     yield f"data.{key} = {show(path)}: no such folder or file."

@@ -293,6 +293,9 @@ class Config:
 
     name: str = "run"
     """First part of the output folder: outputs/<name>/<run id>."""
+    plugins: list[str] = field(default_factory=list)
+    """Python modules that register options of your own, e.g. [my_package.components]. Only the command line
+    can name them."""
     output_root: str = "outputs"
     """Folder that holds all runs."""
     resume: str = choice("auto", ["auto", "never"])

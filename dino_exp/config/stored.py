@@ -16,6 +16,7 @@ from omegaconf.errors import OmegaConfBaseException
 from dino_exp.atomic import write_text_atomically
 from dino_exp.config.identity import GROUPS
 from dino_exp.config.messages import closest, did_you_mean
+from dino_exp.config.plugins import refuse_unnamed
 from dino_exp.config.schema import SCHEMAS, Config, fields_of
 from dino_exp.config.targets import targets_of
 from dino_exp.errors import UserError
@@ -120,6 +121,7 @@ def read_config(directory: RunDirectory) -> Config:
 
     Raises:
         DamagedConfigError: there is none, or it does not fit the schema.
+        UnnamedError: it has components of modules that the user has not named.
         UserError: a newer version of this program wrote the run, or this user may not read it.
     """
     return from_plain(directory, read_plain(directory))
@@ -130,7 +132,9 @@ def from_plain(directory: RunDirectory, config: dict[str, Any]) -> Config:
 
     Raises:
         DamagedConfigError: it does not fit the schema.
+        UnnamedError: it has components of modules that the user has not named.
     """
+    refuse_unnamed(str(directory.path), config)
     config = {"init_sha256": None} | config
     result = OmegaConf.structured(Config)
     try:

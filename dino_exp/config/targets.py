@@ -1,8 +1,8 @@
-"""Building components from configuration nodes; only what the schema names is imported or called."""
+"""Building components from configuration nodes; only what the schema or the user names is called."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import MISSING as NO_DEFAULT
 from inspect import signature
 from typing import Any, Protocol, cast
@@ -38,6 +38,9 @@ CLASSES: dict[str, type] = {
 }
 """The schema's class of each `_target_`."""
 KNOWN = frozenset(CLASSES)
+"""Our own components; a module that the user names adds others to `CLASSES`."""
+REGISTERED: dict[str, Callable[[Mapping[str, Any]], Any]] = {}
+"""What builds each component of others from the values of its node and what `build` is given besides."""
 
 
 def check_target(target: Any) -> None:
@@ -45,7 +48,7 @@ def check_target(target: Any) -> None:
 
     A list of dangerous names would always miss one, and a configuration may come from another person.
     """
-    if target not in KNOWN:
+    if target not in CLASSES:
         raise UserError(f"_target_ = {target}: not a component of this project; it is never called")
 
 
@@ -68,6 +71,8 @@ def build(node: Component | DictConfig | Mapping[str, Any], **extra: Any) -> Any
     config = node if isinstance(node, DictConfig) else OmegaConf.create(cast(Any, node))
     check_target(config.get("_target_"))
     fields = cast(dict[str, Any], OmegaConf.to_container(config, resolve=True, throw_on_missing=True))
+    if registered := REGISTERED.get(fields["_target_"]):
+        return registered(fields | extra)
     component = get_object(fields["_target_"])
     named = signature(component).parameters
     return component(**{name: value for name, value in fields.items() if name in named} | extra)

@@ -87,3 +87,8 @@ def _text_keys() -> dict[str, Any]:
 
 TEXT_KEYS = _text_keys()
 """The type of each key that takes text, by dotted key; an option's name has none."""
+
+
+def refresh() -> None:
+    """Take note of options that were added to the schema."""
+    TEXT_KEYS.update(_text_keys())

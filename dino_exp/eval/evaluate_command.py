@@ -18,6 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 from dino_exp.atomic import complete_folder
 from dino_exp.config.compose_evaluation import check, own_size
 from dino_exp.config.evaluate_config import EvaluateConfig
+from dino_exp.config.plugins import load_as_rank_zero
 from dino_exp.console import Console
 from dino_exp.errors import FAILED, USER_ERROR, UserError, in_words, refuse, refusing, report, warn
 from dino_exp.parallel.processes import stop_signals
@@ -51,7 +52,9 @@ def follow() -> int:
 
     order: Any = distributed.from_main(FAILED)
     while not isinstance(order, int):
-        attempt(cast(DictConfig, OmegaConf.create(order)))
+        cfg = cast(DictConfig, OmegaConf.create(order))
+        load_as_rank_zero(cfg.plugins)
+        attempt(cfg)
         order = distributed.from_main(FAILED)
     return order
 

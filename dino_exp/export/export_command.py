@@ -10,6 +10,8 @@ from pathlib import Path
 
 from dino_exp.atomic import complete_folder
 from dino_exp.config.messages import any_of, closest, did_you_mean
+from dino_exp.config.plugin_options import used_by
+from dino_exp.config.plugins import load, modules_of
 from dino_exp.console import Console
 from dino_exp.errors import USER_ERROR, UserError, program, refusing
 from dino_exp.installation import as_typed
@@ -21,6 +23,7 @@ python -m dino_exp.export run=outputs/EXPERIMENT/RUN format=timm
 
 run         the folder of a run
 format      timm (safetensors), dino (the released code's checkpoint), torchhub (code and weights), onnx
+plugins     modules of your own that the run uses, e.g. [my_package.components]
 network     teacher (default) or student
 checkpoint  last (default) or best, by k-NN
 out         a folder that does not exist yet (default: RUN/export/FORMAT_NETWORK_CHECKPOINT)
@@ -31,7 +34,7 @@ CHOICES = {
     "network": ("teacher", "student"),
     "checkpoint": ("last", "best"),
 }
-DEFAULTS = {"network": "teacher", "checkpoint": "last", "out": "", "license": ""}
+DEFAULTS = {"plugins": "", "network": "teacher", "checkpoint": "last", "out": "", "license": ""}
 
 
 @program
@@ -69,6 +72,8 @@ def export_run(given: dict[str, str]) -> Path:
     from dino_exp.export.card import card
     from dino_exp.export.trained import read_run
 
+    if given["plugins"]:
+        load(modules_of(f"plugins={given['plugins']}"))
     formats = {"timm": to_timm, "dino": to_released, "torchhub": to_torchhub, "onnx": to_onnx}
     run, network, checkpoint = expanded(given["run"]), given["network"], given["checkpoint"]
     name = f"{given['format']}_{network}_{checkpoint}"
@@ -76,6 +81,11 @@ def export_run(given: dict[str, str]) -> Path:
     if not given["out"]:
         refuse_links(out.parent)
     trained = read_run(run, checkpoint)
+    if "backbone" in used_by(trained.cfg) and given["format"] != "onnx":
+        raise UserError(
+            f"format = {given['format']}: backbone={trained.cfg.backbone.name} is a network of your own, "
+            "which no other program builds; format=onnx has all that it computes."
+        )
     with new_folder(out) as folder:
         use = formats[given["format"]].write(trained, network, folder)
         networks = "Student and teacher" if given["format"] == "dino" else f"The {network}'s backbone"

@@ -6,7 +6,7 @@ from omegaconf import OmegaConf
 
 from dino_exp.config.compose import check
 from dino_exp.config.identity import differing_keys
-from dino_exp.config.register import CONF
+from dino_exp.installation import CONF
 from dino_exp.report.run_data import RunData
 from dino_exp.report.values import config_text
 

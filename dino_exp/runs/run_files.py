@@ -109,6 +109,7 @@ STATUS = {
     "run_id": TEXT,
     "git_revision": TEXT.or_null(),
     "git_dirty": FLAG.or_null(),
+    "plugins": TABLE,
 }
 SUMMARY = {
     "state": STATE,

@@ -16,6 +16,7 @@ from omegaconf import OmegaConf
 from dino_exp import machine
 from dino_exp.config import data_content
 from dino_exp.config.identity import differing_keys, run_ids
+from dino_exp.config.plugins import code_of
 from dino_exp.config.schema import Config
 from dino_exp.config.stored import DamagedConfigError, read_if_possible, read_plain, write_config
 from dino_exp.config.targets import build
@@ -259,8 +260,13 @@ def begin(
 ) -> None:
     """Write the files that a run directory has from the start, and start the tracker."""
     cfg, before, code = trainer.cfg, directory.read_status(), git_revision()
+    plugins = code_of(cfg)
     if before.get("git_revision") not in (None, code["git_revision"]):
         log.warning("The code has changed since this run was started at revision %s.", before["git_revision"])
+    for module, about in plugins.items():
+        known = before.get("plugins", {}).get(module)
+        if isinstance(known, dict) and known.get("sha256") != about["sha256"]:
+            log.warning("The code of plugins=[%s] has changed since this run was started.", module)
     if resumed and before.get("step", 0) > trainer.step:
         reached = f"{before['step']:,}"
         log.info("The run had reached step %s; what follows its checkpoint is trained again.", reached)
@@ -279,6 +285,7 @@ def begin(
         tracker_id=tracker_id,
         run_id=directory.path.name,
         **code,
+        **({"plugins": plugins} if plugins else {}),
     )
     tracker.start(
         RunInfo(

@@ -62,8 +62,7 @@ class TrainingState:
             self.augment.fuse()
         self.crop_batches = CropBatches(splits.train, crops, self.augment, cfg.trainer.seed, cfg.data.backend)
         self.dino_loss: DINOLoss = build(cfg.loss, out_dim=cfg.head.out_dim).to(device)
-        make_optimizer = {"_target_": cfg.optimizer._target_}  # the schedules set the rest at each step
-        self.optimizer: torch.optim.Optimizer = build(make_optimizer, params=parameter_groups(self.student))
+        self.optimizer: torch.optim.Optimizer = build(cfg.optimizer, params=parameter_groups(self.student))
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.autocast_type is torch.float16)
         teacher = subject_of(cfg, self.teacher.backbone, device, self.workers)
         with self.uncompiled():

@@ -14,8 +14,8 @@ from dino_exp.config.compose import Checked, check, compose
 from dino_exp.config.compose_evaluation import check as check_evaluation
 from dino_exp.config.evaluation_schema import LinearConfig
 from dino_exp.config.identity import run_id
-from dino_exp.config.register import CONF
 from dino_exp.config.schema import SCHEMAS, schema_of
+from dino_exp.installation import CONF
 
 OPTIONS = sorted(
     f"{path.parent.name}={path.stem}"

@@ -155,7 +155,7 @@ def test_the_users_words_and_installed_plugins_may_set_everything(tmp_path: Path
 def test_a_copy_of_our_configuration_may_be_a_users_own(tmp_path: Path) -> None:
     from shutil import copytree
 
-    from dino_exp.config.register import CONF
+    from dino_exp.installation import CONF
 
     copytree(CONF, tmp_path / "mine")
     for line in ("", "-m sweep=seeds", "-m hydra/launcher=local trainer.seed=0,1"):

@@ -8,9 +8,9 @@ import pytest
 from dino_exp import cli
 from dino_exp.config.compose import check, compose
 from dino_exp.config.help import EXAMPLES, KEYS, docstrings
-from dino_exp.config.register import CONF
 from dino_exp.config.schema import TrainerConfig
 from dino_exp.eval.evaluate_command import main as evaluate
+from dino_exp.installation import CONF
 
 
 def page(capsys: pytest.CaptureFixture[str], *argv: str) -> str:

@@ -11,8 +11,8 @@ from hydra import initialize_config_dir
 
 from dino_exp.config.compose import check, compose
 from dino_exp.config.compose_evaluation import check as check_evaluation
-from dino_exp.config.register import CONF
 from dino_exp.config.text_keys import typed_words
+from dino_exp.installation import CONF
 
 NAMES = [
     "12e4567",

@@ -161,7 +161,7 @@ def trained_by(manifest: Manifest, job: str) -> list[str]:
     from submitit.core.utils import DelayedSubmission
 
     call = DelayedSubmission.load(manifest.folder / "jobs" / f"{job}_submitted.pkl")
-    folder, names, _ = call.args
+    folder, names, *_ = call.args
     assert call.function is worker.work
     assert Path(folder) == manifest.folder.resolve()
     return list(names)

@@ -14,7 +14,6 @@ from dino_exp.config.evaluation_schema import EVALUATIONS
 from dino_exp.config.identity import run_id
 from dino_exp.config.launcher_settings import SECRETS, SETTINGS, OptunaSettings
 from dino_exp.config.schema import SCHEMAS, Config
-from dino_exp.installation import CONF as CONF
 from dino_exp.runs.weights_file import digest
 
 
