@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from dino_exp.inspection.choice import Choice
 from dino_exp.inspection.measured import Measured
@@ -93,24 +94,23 @@ def data_choices(measured: Measured) -> Iterator[Choice]:
         )
 
 
-def _range(measured: Measured, pairs: list[tuple[float, float]]) -> tuple[list[list[float]], str]:
+def _range(measured: Measured, pairs: list[tuple[float, float]]) -> tuple[list[Any], str]:
     whole = not measured.value_type.startswith("float")
     written = [[_rounded(low, whole, math.floor), _rounded(high, whole, math.ceil)] for low, high in pairs]
-    if all(each == written[0] for each in written):
-        written = written[:1]
+    same = all(each == written[0] for each in written)
     low = min(each.low for each in measured.channels)
     high = max(each.high for each in measured.channels)
     reason = (
         f"{measured.value_type} values go from {low:g} to {high:g}; these are the percentiles 0.1 and 99.9 "
-        f"of {'each channel' if len(written) > 1 else 'the values'}, and become 0 and 255, so that a few "
+        f"of {'the values' if same else 'each channel'}, and become 0 and 255, so that a few "
         "extreme pixels do not take the contrast of all others. If the values are in physical units "
         "(Hounsfield, reflectance), limits with a meaning are better"
     )
-    return written, reason
+    return (written[0] if same else written), reason
 
 
-def _rounded(value: float, whole: bool, rounding: object) -> float:
-    return int(rounding(value)) if whole and callable(rounding) else float(f"{value:.6g}")
+def _rounded(value: float, whole: bool, rounding: Callable[[float], int]) -> float:
+    return rounding(value) if whole else float(f"{value:.6g}")
 
 
 def absolute(place: str) -> str:
@@ -168,23 +168,22 @@ def crop_choices(measured: Measured, hardware: Hardware) -> Iterator[Choice]:
     yield Choice("crops.local_size", sides.local, why)
 
 
-def augment_choices(measured: Measured, hardware: Hardware) -> Iterator[Choice]:
-    """Yield the augmentation."""
+def augment_choice(measured: Measured, hardware: Hardware) -> Choice:
+    """Return the augmentation."""
     channels = decoded_channels(measured)[0]
-    small = Sides.fitting(measured, hardware).crop < WITHOUT_BLUR
-    deep = measured.value_type != "uint8"
-    blur = f"no blur, which in crops of less than {WITHOUT_BLUR} pixels leaves little to see"
     if channels > 3:
-        option, why = "satellite", f"{channels} channels: what is called color in RGB has no meaning"
-    elif deep and "DICOM" not in measured.formats:
-        option, why = "microscopy", f"{measured.value_type} values are rarely photographs; see above"
-    elif small:
-        option, why = "small", f"the released strengths; {blur}"
-    else:
-        option, why = "released", "the released code's, for photographs"
-    yield Choice("augment", option, why)
-    if small and option not in ("small", "released"):
-        yield Choice("augment.blur", [0, 0, 0], blur)
+        return Choice(
+            "augment", "satellite", f"{channels} channels are taken for bands of a satellite; see above"
+        )
+    if measured.value_type != "uint8" and "DICOM" not in measured.formats:
+        why = f"{measured.value_type} values of {channels} channels are taken for microscopy; see above"
+        return Choice("augment", "microscopy", why)
+    if Sides.fitting(measured, hardware).crop < WITHOUT_BLUR:
+        why = (
+            f"the released strengths, without blur, which leaves little of crops below {WITHOUT_BLUR} pixels"
+        )
+        return Choice("augment", "small", why)
+    return Choice("augment", "released", "the released code's, for photographs")
 
 
 def words_of(counts: dict[str, int] | dict[int, int]) -> str:

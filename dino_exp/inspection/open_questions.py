@@ -35,12 +35,19 @@ def open_questions(measured: Measured, hardware: Hardware) -> Iterator[str]:
             "some color; if it counts (stains, minerals, ripeness), augment.hue=0 augment.saturation=0 "
             "augment.gray=0."
         )
+    if measured.value_type != "uint8" or channels > 3:
+        yield (
+            "What the images are of. Bands of a satellite: augment=satellite. Stained or fluorescent cells: "
+            "augment=microscopy, or in four channels or more augment=multiplex. Both exchange up and "
+            "down, left "
+            "and right; if there is an upright (X-rays, scans of a body, depth), augment=released with "
+            "its flip."
+        )
     yield (
         "Whether images mean the same after a flip. Left and right are exchanged; for text, or where the "
         "side "
-        "counts (X-rays), augment.flip=0. Where there is no upright at all, as under a microscope or from "
-        "the "
-        "air, augment=microscopy or augment=satellite also turn images."
+        "counts, augment.flip=0. Where nothing is up or right (cells, views from the air): "
+        "augment.vertical_flip=0.5 augment.quarter_turns=1."
     )
     yield (
         "Whether the objects fill the image. Global crops show 40 to 100 % of its area and are taken to "

@@ -14,7 +14,7 @@ from dino_exp.console import Console
 from dino_exp.errors import UserError, refusing
 from dino_exp.inspection.choice import Choice, Recipe
 from dino_exp.inspection.experiment_file import SIGN, differences, read, text_of
-from dino_exp.inspection.image_choices import augment_choices, crop_choices, data_choices, facts
+from dino_exp.inspection.image_choices import augment_choice, crop_choices, data_choices, facts
 from dino_exp.inspection.measured import Measured
 from dino_exp.inspection.open_questions import open_questions
 from dino_exp.inspection.training_choices import cpu_choices, gpu_choices, time_of
@@ -40,7 +40,7 @@ def recipe_for(measured: Measured, name: str, hardware: Hardware) -> Recipe:
     kind = Choice("data", measured.kind, "how the images are stored")
     found = [
         *training(measured, hardware),
-        *augment_choices(measured, hardware),
+        augment_choice(measured, hardware),
         kind,
         *data_choices(measured),
         *crop_choices(measured, hardware),
@@ -101,7 +101,9 @@ def write(measured: Measured, name: str, console: Console, hardware: Hardware | 
 
 
 def _command(name: str) -> str:
-    return as_typed(f"python train.py {'' if installation.CHECKOUT else '--config-dir conf '}experiment={name}")
+    return as_typed(
+        f"python train.py {'' if installation.CHECKOUT else '--config-dir conf '}experiment={name}"
+    )
 
 
 def _compare(path: Path, recipe: Recipe, console: Console) -> None:

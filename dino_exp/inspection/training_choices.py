@@ -33,7 +33,9 @@ class Length:
 
     images: int
     batch: int
+    why_batch: str
     epochs: int
+    why_epochs: str
 
     @property
     def epoch(self) -> int:
@@ -46,18 +48,32 @@ class Length:
 
 
 def length_of(measured: Measured, hardware: Hardware) -> Length:
-    """Return batch and epochs; the largest power of two up to a quarter of the images bounds the batch."""
-    images = measured.images
-    most = 1 << max(0, (images // 4).bit_length() - 1)
-    if hardware.gpu is None:
-        batch = min(32, most)
-        epochs = round(CPU_STEPS / max(1, images // batch))
-        return Length(images, batch, min(max(epochs, 1), 400))
-    batch = min(128 if images < SMALL_SET else 256 if images < 500_000 else 512, most)
+    """Return batch and epochs."""
+    images, gpu = measured.images, hardware.gpu is not None
+    batch, why_batch = _batch(images, gpu)
+    epoch = max(1, images // batch)
+    if not gpu:
+        epochs = min(max(round(CPU_STEPS / epoch), 1), 400)
+        return Length(
+            images, batch, why_batch, epochs, "experiment=cifar10_folder learned in 6,250 steps of 32"
+        )
     if images >= SMALL_SET:
-        return Length(images, batch, 100)
-    epochs = math.ceil(15_000 / max(1, images // batch))
-    return Length(images, batch, min(max(epochs, 200), 800))
+        return Length(images, batch, why_batch, 100, "100 epochs as the released README's vanilla run")
+    epochs = min(max(math.ceil(15_000 / epoch), 200), 800)
+    why = "200 epochs as Lightly's CIFAR-10 benchmark, more for few steps, at most the paper's 800"
+    return Length(images, batch, why_batch, epochs, why)
+
+
+def _batch(images: int, gpu: bool) -> tuple[int, str]:
+    """Return the batch, a power of two, and why."""
+    most = 1 << max(0, (images // 4).bit_length() - 1)
+    wanted, why = 32, "that of experiment=cifar10_folder"
+    if gpu and images >= 500_000:
+        wanted, why = 512, "the released README's, on 8 GPUs"
+    elif gpu:
+        wanted = 128 if images < SMALL_SET else 256
+        why = "small batches cost little: k-NN 57.9 at 128, 59.9 at 1,024 (the paper, 100 epochs, 2 crops)"
+    return (wanted, why) if wanted <= most else (most, "at most a quarter of the images")
 
 
 def cpu_choices(measured: Measured, hardware: Hardware) -> Iterator[Choice]:
@@ -83,7 +99,7 @@ def cpu_choices(measured: Measured, hardware: Hardware) -> Iterator[Choice]:
     yield from _evaluation(measured, length, sides, "small")
     why = f"{sides.patches} x {sides.patches} patches in a global crop; the demo has 8 x 8 of 4 pixels"
     yield Choice("backbone.patch_size", sides.patch, why)
-    yield from _length(length, "experiment=cifar10_folder learned in 6,250 steps of 32")
+    yield from _length_choices(length)
     yield Choice("optimizer.warmup_epochs", _short(0.08 * length.epochs), "8 % of the run, as in the demo")
     frozen = "20 steps in which the prototypes do not move, as in the demo"
     yield Choice("optimizer.freeze_last_layer_epochs", _short(min(20 / length.epoch, length.epochs)), frozen)
@@ -138,12 +154,7 @@ def gpu_choices(measured: Measured, hardware: Hardware) -> Iterator[Choice]:
         yield Choice(
             "loss.teacher_temp", 0.04, "the released default; 0.07 needs a warm-up (docs/collapse.md)"
         )
-    yield from _length(
-        length,
-        "the released 100 epochs"
-        if not small
-        else "published runs on CIFAR-10 and Imagenette have 200 epochs",
-    )
+    yield from _length_choices(length)
     need = MIB_PER_IMAGE * patches / PAPER_PATCHES * (0.5 if tiny else 1) * length.batch
     parts = 1
     while need / parts > 0.8 * hardware.gpu_mib and parts < length.batch:
@@ -151,7 +162,8 @@ def gpu_choices(measured: Measured, hardware: Hardware) -> Iterator[Choice]:
     yield Choice(
         "trainer.accumulate",
         parts,
-        f"about {need / 1024:.1f} GiB for the batch in one part, estimated from ViT-S/16 on an H200 in "
+        f"parts of a batch, for the memory: about {need / 1024:.1f} GiB for the batch in one part, "
+        "estimated from ViT-S/16 on an H200 in "
         "proportion to "
         "the patches (docs/performance.md); python -m benchmarks.memory measures it",
     )
@@ -185,22 +197,15 @@ def _evaluation(measured: Measured, length: Length, sides: Sides, scale: str) ->
         yield Choice("eval.every_epochs", max(1, length.epochs // 20), "twenty times in the run")
 
 
-def _length(length: Length, source: str) -> Iterator[Choice]:
+def _length_choices(length: Length) -> Iterator[Choice]:
     yield Choice(
         "trainer.epochs",
         length.epochs,
         f"{length.images:,} images are {length.epoch:,} steps of {length.batch} per epoch, "
         f"{length.steps:,} in "
-        f"all; {source}",
+        f"all; {length.why_epochs}",
     )
-    why = (
-        "as that run"
-        if length.batch == 32
-        else "less loss from small batches than one would think: k-NN 57.9 at 128, 59.9 at 1,024 (paper)"
-    )
-    if length.batch > length.images // 8:
-        why = "at most a quarter of the images"
-    yield Choice("trainer.batch_size", length.batch, why)
+    yield Choice("trainer.batch_size", length.batch, length.why_batch)
     every = max(1, min(50, length.steps // 100))
     yield Choice("trainer.log_every", every, "a hundred lines or more per run")
 

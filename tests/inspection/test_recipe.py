@@ -111,7 +111,7 @@ def test_small_sets_on_a_gpu_have_fewer_prototypes_and_a_faster_teacher(conf: Pa
 def test_deep_images_have_a_range_and_statistics_after_it(conf: Path) -> None:
     cfg = composed(conf, gray_12_bit())
     assert cfg.data.channels == 1
-    assert cfg.data.range == [[100, 4001]]
+    assert list(cfg.data.range) == [100, 4001]
     assert cfg.data.mean[0] == pytest.approx(0.5, abs=0.01)  # evenly distributed, and no outlier in it
     assert cfg.data.std[0] == pytest.approx(0.289, abs=0.01)
 
