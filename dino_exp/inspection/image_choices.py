@@ -102,9 +102,9 @@ def _range(measured: Measured, pairs: list[tuple[float, float]]) -> tuple[list[A
     high = max(each.high for each in measured.channels)
     reason = (
         f"{measured.value_type} values go from {low:g} to {high:g}; these are the percentiles 0.1 and 99.9 "
-        f"of {'the values' if same else 'each channel'}, and become 0 and 255, so that a few "
-        "extreme pixels do not take the contrast of all others. If the values are in physical units "
-        "(Hounsfield, reflectance), limits with a meaning are better"
+        f"of {'the values' if same else 'each channel'}, and become 0 and 255, so that a few extreme "
+        "pixels do not take the contrast of all others. If the values are in physical units (Hounsfield, "
+        "reflectance), limits with a meaning are better"
     )
     return (written[0] if same else written), reason
 
@@ -176,7 +176,7 @@ def augment_choice(measured: Measured, hardware: Hardware) -> Choice:
             "augment", "satellite", f"{channels} channels are taken for bands of a satellite; see above"
         )
     if measured.value_type != "uint8" and "DICOM" not in measured.formats:
-        why = f"{measured.value_type} values of {channels} channels are taken for microscopy; see above"
+        why = f"{measured.value_type} values in 1 to 3 channels are taken for microscopy; see above"
         return Choice("augment", "microscopy", why)
     if Sides.fitting(measured, hardware).crop < WITHOUT_BLUR:
         why = (

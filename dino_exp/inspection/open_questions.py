@@ -9,76 +9,70 @@ from dino_exp.inspection.measured import Measured
 from dino_exp.machine import Hardware
 
 FEW = 5_000
-"""Images below which training from nothing rarely pays."""
+"""Images below which others' weights are mentioned."""
 
 
 def open_questions(measured: Measured, hardware: Hardware) -> Iterator[str]:
     """Yield what is not known, or stands in the way, with the keys to set."""
     channels = decoded_channels(measured)[0]
+    photographs = measured.value_type == "uint8" and channels <= 3
     share = unreadable_share(measured)
     if share > MOST_CORRUPT:
         yield (
             f"{share:.0%} of the inspected images cannot be read, and a run ends above data.max_corrupt = "
-            "0.01. "
-            "Mend or remove them first."
+            "0.01: mend or remove them first."
         )
     deep = sum(count for bits, count in measured.bits.items() if bits > 8)
     if len(measured.bits) > 1 and deep:
         yield (
-            f"Depths are mixed ({deep:,} images have more than 8 bits per value). One data.range counts "
-            "for all, "
-            "so their values must have one meaning; otherwise train on the images of one depth."
+            f"Depths are mixed: {deep:,} images have more than 8 bits per value. One data.range counts for "
+            "all, so their values must have one meaning; otherwise train on the images of one depth."
         )
-    if channels == 3:
+    if photographs and channels == 3:
         yield (
-            "Whether color carries what matters. Hue, saturation and gray are augmented, so features ignore "
-            "some color; if it counts (stains, minerals, ripeness), augment.hue=0 augment.saturation=0 "
-            "augment.gray=0."
+            "Whether color carries what matters. Hue, saturation and gray are augmented, so features "
+            "ignore some color; if it counts (stains, minerals, ripeness), augment.hue=0 "
+            "augment.saturation=0 augment.gray=0."
         )
-    if measured.value_type != "uint8" or channels > 3:
+    if not photographs:
         yield (
-            "What the images are of. Bands of a satellite: augment=satellite. Stained or fluorescent cells: "
-            "augment=microscopy, or in four channels or more augment=multiplex. Both exchange up and "
-            "down, left "
-            "and right; if there is an upright (X-rays, scans of a body, depth), augment=released with "
-            "its flip."
+            "What the images are of. Bands of a satellite: augment=satellite. Stained or fluorescent "
+            "cells: augment=microscopy, or in four channels or more augment=multiplex. All three exchange "
+            "up and down; if there is an upright (X-rays, scans of a body, depth), augment=released."
         )
     yield (
-        "Whether images mean the same after a flip. Left and right are exchanged; for text, or where the "
-        "side "
-        "counts, augment.flip=0. Where nothing is up or right (cells, views from the air): "
-        "augment.vertical_flip=0.5 augment.quarter_turns=1."
+        "Whether an image means the same after a flip. Left and right are exchanged; for text, or where the "
+        "side counts, augment.flip=0."
+    ) + (
+        " Where nothing is up or right (cells, views from the air): augment.vertical_flip=0.5 "
+        "augment.quarter_turns=1."
+        if photographs
+        else ""
     )
     yield (
-        "Whether the objects fill the image. Global crops show 40 to 100 % of its area and are taken to "
-        "show the "
-        "same thing; if objects are small in large scenes, cut the images into tiles first."
+        "Whether the objects fill the image. Global crops show 40 to 100 % of its area and are taken to show "
+        "the same thing; if objects are small in large scenes, cut the images into tiles first."
     )
-    if measured.near_duplicates or measured.exact_duplicates:
-        count = sum(len(group) - 1 for group in (*measured.exact_duplicates, *measured.near_duplicates))
+    count = sum(len(group) - 1 for group in (*measured.exact_duplicates, *measured.near_duplicates))
+    if count:
         yield (
-            f"Whether {count:,} duplicates are wanted. They count several times, and held-out images that "
-            "have a "
+            f"Whether {count:,} duplicates are wanted. They count several times, and held-out images with a "
             "duplicate here make k-NN look better than it is (frames of a video, patches of a slide)."
         )
     if measured.classes is None or measured.held_out is None:
-        what = "no labels" if measured.classes is None else "no held-out images"
+        what = "labels" if measured.classes is None else "held-out images"
         yield (
-            f"Whether it learns: there are {what}, so k-NN is off. A few hundred labeled images tell: "
+            f"Whether it learns: there are no {what}, so k-NN is off. A few hundred labeled images tell: "
             "data.probe.train and data.probe.val."
         )
     if measured.images < FEW:
         yield (
-            f"Whether {measured.images:,} images are enough to train from nothing; probably not. Weights "
-            "of others "
-            "to begin with: init_from (docs/weights.md)."
+            f"Whether {measured.images:,} images are enough to train from nothing. Weights of others to "
+            "begin with: init_from (docs/weights.md)."
         )
+    recipe = "" if hardware.gpu is None else ", and no run like this one on a GPU was measured by us"
     yield (
-        "How good it becomes: no value was tuned on these images. τ_t, λ and K are the first to try "
-        "(docs/sweep.md)."
-        if hardware.gpu is None
-        else "How good it becomes: no run on a GPU like this one, with a recipe like this one, was "
-        "measured by us. "
-        "τ_t, λ and K are the first to try (docs/sweep.md)."
+        f"How good it becomes: no value was tuned on these images{recipe}. τ_t, λ and K are the first to "
+        "try (docs/sweep.md)."
     )
     yield from measured.notes

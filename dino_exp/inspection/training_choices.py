@@ -162,10 +162,9 @@ def gpu_choices(measured: Measured, hardware: Hardware) -> Iterator[Choice]:
     yield Choice(
         "trainer.accumulate",
         parts,
-        f"parts of a batch, for the memory: about {need / 1024:.1f} GiB for the batch in one part, "
-        "estimated from ViT-S/16 on an H200 in "
-        "proportion to "
-        "the patches (docs/performance.md); python -m benchmarks.memory measures it",
+        f"parts of a batch, for the memory: it needs about {need / 1024:.1f} GiB in one part, by the "
+        "figure of ViT-S/16 on an H200 (docs/performance.md) in proportion to the patches; "
+        "python -m benchmarks.memory measures it",
     )
     warmup = max(1, length.epochs // 10)
     yield Choice("optimizer.warmup_epochs", warmup, "a tenth of the run, as in the released code")
@@ -175,9 +174,8 @@ def _small_ema(length: Length) -> str:
     steps = math.log(2) / -math.log(0.99)
     return (
         f"λ from 0.99 to 1: the teacher forgets half in {steps:.0f} steps, {steps / length.epoch:.2g} "
-        "epochs of "
-        "this set; the paper's 0.996 is for ImageNet at batch 1,024, and LightlyTrain starts small sets "
-        "at 0.99"
+        "epochs of this set; the paper's 0.996 is for ImageNet, and LightlyTrain starts small sets at 0.99 "
+        "too"
     )
 
 
@@ -202,8 +200,7 @@ def _length_choices(length: Length) -> Iterator[Choice]:
         "trainer.epochs",
         length.epochs,
         f"{length.images:,} images are {length.epoch:,} steps of {length.batch} per epoch, "
-        f"{length.steps:,} in "
-        f"all; {length.why_epochs}",
+        f"{length.steps:,} in all; {length.why_epochs}",
     )
     yield Choice("trainer.batch_size", length.batch, length.why_batch)
     every = max(1, min(50, length.steps // 100))
@@ -223,17 +220,14 @@ def time_of(measured: Measured, hardware: Hardware) -> str:
         minutes = seen * (1 / CPU_IMAGES_PER_SECOND + decode / 1000) / 60
         also = "" if hardware.cores == 2 else f"; on {hardware.cores} cores it was not measured"
         return (
-            f"{seen:,} images in all: about {minutes:,.0f} minutes on two cores at the speed of the "
-            "default run, "
-            f"whose crops have 32 pixels (docs/results.md), with {decode:.2g} ms of decoding each{also}"
+            f"{seen:,} images in all, about {minutes:,.0f} minutes on two cores: at the speed of the "
+            f"default run, of 32 pixels (docs/results.md), with {decode:.2g} ms to decode an image{also}"
         )
     workers = max(1, min(16, hardware.cores - 1))
     rate = workers * 1000 / (decode + CUT_MILLISECONDS)
     return (
-        f"{seen:,} images in all: {workers} loader processes prepare at most {rate:,.0f} per second, "
-        f"{seen / rate / 3600:.1f} hours, at {decode:.2g} ms to decode one and {CUT_MILLISECONDS:.1f} ms "
-        "to cut the "
-        f"crops (docs/performance.md). How fast a {hardware.gpu} trains is not measured here; an H200 "
-        "trained "
-        "ViT-S/16 on 958 images per second"
+        f"{seen:,} images in all. {workers} loader processes prepare at most {rate:,.0f} per second "
+        f"({seen / rate / 3600:.1f} hours), with {decode:.2g} ms to decode one and {CUT_MILLISECONDS:.1f} "
+        f"ms to cut the crops (docs/performance.md). The speed of a {hardware.gpu} is not known; an H200 "
+        "trained ViT-S/16 on 958 images per second"
     )
