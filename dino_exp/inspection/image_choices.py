@@ -6,13 +6,12 @@ import math
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
+from dino_exp.data.file_sets import absolute_path
 from dino_exp.inspection.choice import Choice
 from dino_exp.inspection.measured import Measured
 from dino_exp.machine import Hardware
-from dino_exp.paths import expanded
 
 LEAST, ON_CPU, IN_PAPER = 16, 64, 224
 """Sides of a global crop in pixels: the least, the most without a GPU, and the paper's."""
@@ -62,7 +61,7 @@ def constant_bands(measured: Measured) -> list[int]:
 
 def data_choices(measured: Measured) -> Iterator[Choice]:
     """Yield how the images are read."""
-    yield Choice("data.root", absolute(measured.place), "where they were inspected")
+    yield Choice("data.root", str(absolute_path(measured.place)), "where they were inspected")
     constant = constant_bands(measured)
     kept = [index for index in range(len(measured.channels)) if index + 1 not in constant]
     channels, why = decoded_channels(measured)
@@ -111,11 +110,6 @@ def _range(measured: Measured, pairs: list[tuple[float, float]]) -> tuple[list[A
 
 def _rounded(value: float, whole: bool, rounding: Callable[[float], int]) -> float:
     return rounding(value) if whole else float(f"{value:.6g}")
-
-
-def absolute(place: str) -> str:
-    """Return a path, or pattern of paths, from the root folder."""
-    return str(Path.cwd() / expanded(place))
 
 
 def unreadable_share(measured: Measured) -> float:

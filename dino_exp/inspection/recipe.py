@@ -22,6 +22,8 @@ from dino_exp.installation import CONF, as_typed
 from dino_exp.machine import Hardware
 
 NAME = re.compile(r"(?!(?:null|true|false|nan|inf)$)[A-Za-z][A-Za-z0-9_-]{0,99}", re.IGNORECASE)
+FEWEST = 16
+"""Images of the smallest set that a recipe is written for: four batches of four."""
 GROUPS = ("backbone", "head", "crops", "augment", "loss", "ema", "optimizer", "data", "trainer", "eval")
 """The order of `conf/config.yaml`."""
 
@@ -30,11 +32,12 @@ def recipe_for(measured: Measured, name: str, hardware: Hardware) -> Recipe:
     """Return the experiment `name` for images on a machine.
 
     Raises:
-        UserError: no image could be read.
+        UserError: there are too few images.
     """
-    if not measured.decoded or not measured.channels:
+    if min(measured.images, measured.decoded) < FEWEST:
         raise UserError(
-            f"{measured.place}: no image could be read, so there is nothing to write a recipe from."
+            f"{measured.place}: a recipe needs at least {FEWEST} images that were decoded, and "
+            f"{measured.decoded} were."
         )
     training = cpu_choices if hardware.gpu is None else gpu_choices
     kind = Choice("data", measured.kind, "how the images are stored")
@@ -83,7 +86,7 @@ def write(measured: Measured, name: str, console: Console, hardware: Hardware | 
     """Write `conf/experiment/NAME.yaml`, or compare with it if it exists; say what is not known.
 
     Raises:
-        UserError: the name cannot be used, the file cannot be read or written, or no image could be read.
+        UserError: the name cannot be used, the file cannot be read or written, or there are too few images.
     """
     path = experiment_path(name)
     recipe = recipe_for(measured, name, hardware or Hardware.here())

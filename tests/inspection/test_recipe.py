@@ -231,7 +231,7 @@ def test_experiments_that_are_ours_or_written_by_hand_are_refused(conf: Path) ->
     assert [path.name for path in conf.rglob("*.yaml")] == ["mine.yaml"]
 
 
-def test_without_readable_images_nothing_is_written(conf: Path) -> None:
-    with pytest.raises(UserError, match="no image could be read"):
-        write(photographs(decoded=0, channels=()))
+def test_a_few_images_are_no_set(conf: Path) -> None:
+    with pytest.raises(UserError, match="at least 16 images that were decoded, and 3 were"):
+        write(photographs(images=200, decoded=3))
     assert not conf.exists()
