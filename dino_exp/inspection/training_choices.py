@@ -19,6 +19,8 @@ CPU_STEPS = 6_250
 """Of batch 32: `experiment=cifar10_folder` learns in as many."""
 CPU_IMAGES_PER_SECOND = 72_000 / 186
 """The default run on two cores: six epochs of 12,000 images in 3.1 minutes (docs/results.md)."""
+DEMO_PATCHES = 2 * 8**2 + 2 * 4**2
+"""Of the default run's crops: 2 x 32 and 2 x 16 pixels in patches of 4."""
 PAPER_PATCHES = 2 * 14**2 + 8 * 6**2
 """Patches of the ten crops of an image: 2 x 224 and 8 x 96 pixels in patches of 16."""
 MIB_PER_IMAGE = 6_965 / 64
@@ -109,7 +111,7 @@ def _cpu_head(images: int) -> str:
     why = (
         "K = 256, with which 10,000 and 60,000 small images were learned"
         if images >= 5_000
-        else "K = 64, as in the demo: few images cannot fill many prototypes"
+        else "K = 64, as in the demo, because there are few images"
     )
     return f"{why} (docs/results.md); too many for the data push towards a uniform collapse"
 
@@ -118,7 +120,6 @@ def gpu_choices(measured: Measured, hardware: Hardware) -> Iterator[Choice]:
     """Yield what follows from published guidance; none of it was trained by us for images like these."""
     length, sides = length_of(measured, hardware), Sides.fitting(measured, hardware)
     small = length.images < SMALL_SET
-    patches = 2 * sides.patches**2 + 8 * (sides.local // sides.patch) ** 2
     tiny = hardware.gpu_mib < 6 * 1024
     yield Choice(
         "backbone",
@@ -145,8 +146,10 @@ def gpu_choices(measured: Measured, hardware: Hardware) -> Iterator[Choice]:
         f"K as LightlyTrain chooses it for {length.images:,} images; 65,536 is for ImageNet's 1.28 million",
     )
     if small:
-        why = "sharper than the paper's 0.04: LightlyTrain's choice up to 150,000 images, ours for small data"
-        yield Choice("loss.teacher_temp", 0.02, f"{why} (docs/collapse.md)")
+        why = (
+            "sharper than the paper's 0.04: ours for small data (docs/collapse.md), LightlyTrain's for 20,000"
+        )
+        yield Choice("loss.teacher_temp", 0.02, why)
         yield Choice("loss.warmup_teacher_temp", 0.02, "no warm-up, so the same")
         why = "in short runs a center from zero pushes towards a uniform collapse (docs/collapse.md)"
         yield Choice("loss.center_init", "first_batch", why)
@@ -155,7 +158,7 @@ def gpu_choices(measured: Measured, hardware: Hardware) -> Iterator[Choice]:
             "loss.teacher_temp", 0.04, "the released default; 0.07 needs a warm-up (docs/collapse.md)"
         )
     yield from _length_choices(length)
-    need = MIB_PER_IMAGE * patches / PAPER_PATCHES * (0.5 if tiny else 1) * length.batch
+    need = MIB_PER_IMAGE * _patches(sides, 8) / PAPER_PATCHES * (0.5 if tiny else 1) * length.batch
     parts = 1
     while need / parts > 0.8 * hardware.gpu_mib and parts < length.batch:
         parts *= 2
@@ -174,8 +177,8 @@ def _small_ema(length: Length) -> str:
     steps = math.log(2) / -math.log(0.99)
     return (
         f"λ from 0.99 to 1: the teacher forgets half in {steps:.0f} steps, {steps / length.epoch:.2g} "
-        "epochs of this set; the paper's 0.996 is for ImageNet, and LightlyTrain starts small sets at 0.99 "
-        "too"
+        "epochs of this set; the paper's 0.996 is for ImageNet, and LightlyTrain starts small sets "
+        "at 0.99 too"
     )
 
 
@@ -211,17 +214,24 @@ def _short(value: float) -> float:
     return float(f"{value:.3g}")
 
 
+def _patches(sides: Sides, local_number: int) -> int:
+    """Return the patches of all crops of an image."""
+    return 2 * sides.patches**2 + local_number * (sides.local // sides.patch) ** 2
+
+
 def time_of(measured: Measured, hardware: Hardware) -> str:
     """Return in words how long the run takes, as far as it was measured."""
-    length = length_of(measured, hardware)
+    length, sides = length_of(measured, hardware), Sides.fitting(measured, hardware)
     seen = length.batch * length.steps
     decode = measured.decode_milliseconds
     if hardware.gpu is None:
-        minutes = seen * (1 / CPU_IMAGES_PER_SECOND + decode / 1000) / 60
-        also = "" if hardware.cores == 2 else f"; on {hardware.cores} cores it was not measured"
+        larger = _patches(sides, 2) / DEMO_PATCHES
+        minutes = seen * (larger / CPU_IMAGES_PER_SECOND + decode / 1000) / 60
+        also = "" if hardware.cores == 2 else f"; {hardware.cores} cores were not measured"
         return (
-            f"{seen:,} images in all, about {minutes:,.0f} minutes on two cores: at the speed of the "
-            f"default run, of 32 pixels (docs/results.md), with {decode:.2g} ms to decode an image{also}"
+            f"{seen:,} images in all, about {minutes:,.0f} minutes on two cores that do nothing else: by the "
+            "default run (docs/results.md), in proportion to the patches of an image, with "
+            f"{decode:.2g} ms to decode one{also}"
         )
     workers = max(1, min(16, hardware.cores - 1))
     rate = workers * 1000 / (decode + CUT_MILLISECONDS)
