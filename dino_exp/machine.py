@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import resource
+from dataclasses import dataclass
 
 import torch
 
@@ -31,6 +32,25 @@ def _number(variable: str) -> int | None:
     """Return the positive whole number in an environment variable; None if it has none."""
     text = os.environ.get(variable, "")
     return int(text) if text.isdecimal() and int(text) else None
+
+
+@dataclass(frozen=True)
+class Hardware:
+    """What a run on this machine can use, in numbers."""
+
+    cores: int
+    gpu: str | None = None
+    """Name of the GPU; None for a machine without CUDA."""
+    gpu_mib: int = 0
+    """Its memory in MiB."""
+
+    @classmethod
+    def here(cls) -> Hardware:
+        """Return what this machine has."""
+        if not torch.cuda.is_available():
+            return cls(cores())
+        device = torch.cuda.get_device_properties(0)
+        return cls(cores(), device.name, device.total_memory >> 20)
 
 
 def choose_device(wanted: str, key: str = "trainer.device") -> torch.device:

@@ -57,7 +57,7 @@ class ConfigFiles(FileConfigSource):
             UserError: it cannot be read; the message has file, line and fix.
         """
         path = Path(self.path) / self._normalize_file_name(config_path)
-        text = _text_of(path)
+        text = text_of_file(path)
         group, _, _ = config_path.rpartition("/")
         try:
             header = self._get_header_dict(text)
@@ -65,7 +65,7 @@ class ConfigFiles(FileConfigSource):
             raise UserError(f"{path}, line 1: must be # @package and one word, e.g. _global_.") from None
         header["package"] = header["package"] or PACKAGES.get(group)
         package = header["package"] or group.replace("/", ".")
-        content = _content_of(path, text, "" if package == "_global_" else package)
+        content = content_of(path, text, "" if package == "_global_" else package)
         return ConfigResult(self.provider, f"{self.scheme()}://{self.path}", content, header)
 
 
@@ -166,7 +166,8 @@ def _leaves(node: Any, key: str) -> Iterator[tuple[str, Any]]:
         yield key, node
 
 
-def _text_of(path: Path) -> str:
+def text_of_file(path: Path) -> str:
+    """Return the text of a configuration file; raises UserError with the reason if it cannot be read."""
     try:
         content = path.read_bytes()
         return content.decode("utf-8-sig")
@@ -177,7 +178,16 @@ def _text_of(path: Path) -> str:
         raise UserError(f"{path}, line {line}: not UTF-8; save the file in that encoding.") from None
 
 
-def _content_of(path: Path, text: str, package: str) -> Any:
+def content_of(path: Path, text: str, package: str) -> Any:
+    """Return the mapping that the text of a file is, as OmegaConf's.
+
+    Args:
+        path: of the file, for errors.
+        package: the node of the configuration that it becomes, dotted; empty for all of it.
+
+    Raises:
+        UserError: it is none; the message has file, line and fix.
+    """
     try:
         reader = get_yaml_loader()(text)
         node = reader.get_single_node()
