@@ -42,6 +42,8 @@ def _names(cfg: Any) -> Iterator[str]:
 
 def _weights(cfg: Any) -> Iterator[str]:
     digest = cfg.init_sha256
+    if cfg.init_adapt and cfg.init_from is None:
+        yield f"init_adapt = {show(cfg.init_adapt)}: adapts weights; set init_from as well, or neither."
     if digest is not None and not re.fullmatch("[0-9a-f]{64}", digest):
         yield f"init_sha256 = {show(digest)}: not a SHA-256; do not set it, it is computed from init_from."
     elif cfg.init_from is None and digest is not None:

@@ -290,6 +290,9 @@ class Config:
     """Initial weights: a file (.pth, .pt, .safetensors), or a run's folder, for its last checkpoint."""
     init_parts: str = choice("all", ["all", "backbone"])
     """`all` takes backbone, head and center, if the file has them; `backbone` takes the backbone alone."""
+    init_adapt: list[str] | None = choice(None, ["channels", "patch"])
+    """What to adapt of the backbone's input if the file's is another: `[channels]`, `[patch]`, or both.
+    Channels are repeated and scaled (timm's rule), patches resized by the pseudo-inverse (FlexiViT)."""
     init_sha256: str | None = "${weights_digest:${init_from}}"
     """SHA-256 of the content of init_from, which is part of the run id; computed, not typed."""
     data_content: str | None = "${data_content:}"
