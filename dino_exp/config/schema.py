@@ -249,7 +249,7 @@ class TrackerConfig:
 
     _target_: str = "dino_exp.tracker.NoTracker"
     mode: str = choice("auto", ["auto", "online", "offline", "disabled"])
-    """`auto` is online if a W&B login is found, and offline otherwise."""
+    """`auto` is online; W&B without a login is offline, with all files in the run directory."""
 
 
 @dataclass(kw_only=True)
@@ -274,6 +274,21 @@ class TensorboardConfig(TrackerConfig):
     """TensorBoard event files in the run directory (`pip install dino-exp[tensorboard]`)."""
 
     _target_: str = "dino_exp.tracker.tensorboard.TensorboardTracker"
+
+
+@dataclass(kw_only=True)
+class MlflowConfig(TrackerConfig):
+    """An MLflow server; user and password are in MLflow's environment variables, never in a configuration."""
+
+    _target_: str = "dino_exp.tracker.mlflow.MlflowTracker"
+    tracking_uri: str | None = None
+    """Address of the server, e.g. http://localhost:5000; null is that of MLFLOW_TRACKING_URI."""
+    experiment: str | None = None
+    """MLflow's experiment; null is that of MLFLOW_EXPERIMENT_NAME, else dino-exp."""
+    tags: list[str] | None = None
+    """Tags of the run, e.g. `[baseline]`, or `['team=imaging']` with a value."""
+    timeout: float = number(60.0, above=0)
+    """Seconds that the server may take at the end before the run ends without it."""
 
 
 @dataclass(kw_only=True)
@@ -328,7 +343,12 @@ SCHEMAS: dict[str, dict[str, type]] = {
         "fashion_mnist": FashionMnistConfig,
     },
     "trainer": {"": TrainerConfig},
-    "tracker": {"none": TrackerConfig, "wandb": WandbConfig, "tensorboard": TensorboardConfig},
+    "tracker": {
+        "none": TrackerConfig,
+        "wandb": WandbConfig,
+        "tensorboard": TensorboardConfig,
+        "mlflow": MlflowConfig,
+    },
     "eval": {"": EvalConfig},
 }
 """The classes of each group; `conf/` begins its files with `/schema/<group>` or `/schema/<group>/<name>`."""
