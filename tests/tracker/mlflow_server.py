@@ -161,9 +161,9 @@ def _handler(server: MlflowServer) -> type[BaseHTTPRequestHandler]:
     return Handler
 
 
-def wait_for(condition: Any) -> Any:
-    """Wait for a true value of `condition()` and return it; try 400 times."""
-    for _ in range(400):
+def wait_for(condition: Any, tries: int = 400) -> Any:
+    """Wait for a true value of `condition()` and return it."""
+    for _ in range(tries):
         if found := condition():
             return found
         time.sleep(0.05)

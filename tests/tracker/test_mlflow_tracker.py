@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import logging
 import math
+import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -248,7 +250,7 @@ def test_an_address_that_is_none_is_refused_before_anything_is_created(address: 
     (error,) = check([*DEBUG, f"tracker.tracking_uri='{address}'"]).errors
     assert error.startswith(f"tracker.tracking_uri = {problem}")
     assert "secret" not in error
-    with pytest.raises(UserError, match="not the address|has a user or password"):
+    with pytest.raises(UserError, match=r"not the address|has a user or password"):
         MlflowTracker(mode="auto", tracking_uri=address)
 
 
@@ -308,10 +310,10 @@ def real_server(tmp_path: Path) -> Iterator[str]:
     with (folder / "log").open("wb") as log:
         process = subprocess.Popen(command, cwd=folder, stdout=log, stderr=log, start_new_session=True)
     try:
-        wait_for(lambda: b"Application startup complete" in (folder / "log").read_bytes())
+        wait_for(lambda: b"Application startup complete" in (folder / "log").read_bytes(), tries=4000)
         yield f"http://127.0.0.1:{port}"
     finally:
-        process.terminate()
+        os.killpg(process.pid, signal.SIGKILL)
         process.wait()
 
 
