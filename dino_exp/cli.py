@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
@@ -22,7 +22,8 @@ from dino_exp.config.help import print_help
 from dino_exp.config.hydra_loader import loader, parse_arguments
 from dino_exp.config.identity import run_id
 from dino_exp.config.plugins import load_as_rank_zero, take
-from dino_exp.config.sweep_runs import Run, same_runs
+from dino_exp.config.schema import Config
+from dino_exp.config.sweep_runs import Findings, Run, same_runs
 from dino_exp.config.text_keys import typed_words
 from dino_exp.console import STATE_STYLES, Console
 from dino_exp.errors import FAILED, INTERRUPTED, UserError, refuse, warn
@@ -112,6 +113,8 @@ def make_ready(checked: Checked) -> None:
         raise UserError("\n".join(problems))
     warn(notes)
     refuse_changed_images(checked)
+    if problems := weights_problems(checked):
+        raise UserError("\n".join(problems))
 
 
 def show_help(argv: Sequence[str], config_dir: str | None) -> int:
@@ -150,6 +153,22 @@ def refuse_changed_images(checked: Checked) -> None:
         folder = Path(checked.sweep_dir or Path(run.cfg.output_root, run.cfg.name))
         if note := same_run.refuse_changed_images(folder, run.cfg, ids):
             Console(soft_wrap=True).print(note)
+
+
+def weights_problems(checked: Checked) -> list[str]:
+    """Return why the weights that runs begin with do not fit, reading them once for each kind of network."""
+    found, known = Findings(), {}
+    for run in checked.runs:
+        cfg = run.cfg
+        if cfg.init_from:
+            from dino_exp.train import networks  # late, as torch comes with it
+
+            needed = (cfg.init_from, cfg.init_parts, cfg.init_adapt, cfg.backbone, cfg.head)
+            key = str((*needed, cfg.data.channels, cfg.crops.global_size))
+            if key not in known:
+                known[key] = networks.weights_problems(cast(Config, cfg))
+            found.add(known[key], run.overrides)
+    return found.lines()
 
 
 def run(words: Sequence[str], config_dir: str | None, checked: Checked) -> int:

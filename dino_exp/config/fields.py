@@ -35,6 +35,6 @@ def number(default: Any, **bounds: Any) -> Any:
     return field(default=default, metadata=metadata)
 
 
-def choice(default: str, words: Sequence[str]) -> Any:
-    """Return the field of one word from a fixed list."""
+def choice(default: str | None, words: Sequence[str]) -> Any:
+    """Return the field of one word from a fixed list, or of a list of such words."""
     return field(default=default, metadata={"choices": Choices(tuple(words))})

@@ -158,6 +158,7 @@ def _others(cfg: Any) -> dict[str, Any]:
         values |= {} if group == "data" else _values(cfg, group)
     if cfg.get("init_sha256"):  # the weights themselves, wherever they lie
         values |= {key: cfg.get(key) for key in ("init_sha256", "init_parts")}
+        values["init_adapt"] = sorted(set(cfg.get("init_adapt") or ())) or None
     return values
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from dino_exp.config.schema import VitConfig, schema_of
+from dino_exp.config.schema import GivenBackboneConfig, VitConfig, schema_of
 from dino_exp.config.targets import build
 from dino_exp.errors import UserError
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from typing import Any
+from urllib.parse import urlsplit
 
 from dino_exp.config.data_schema import (
     Cifar10Config,
@@ -15,7 +16,7 @@ from dino_exp.config.data_schema import (
 )
 from dino_exp.config.library_names import model_names
 from dino_exp.config.messages import closest, did_you_mean, show
-from dino_exp.config.schema import TimmConfig, TorchvisionConfig, VitConfig, schema_of
+from dino_exp.config.schema import MlflowConfig, TimmConfig, TorchvisionConfig, VitConfig, schema_of
 from dino_exp.data.value_range import pairs_of
 from dino_exp.errors import UserError, refusing
 from dino_exp.paths import expanded
@@ -28,6 +29,7 @@ def problems(cfg: Any) -> Iterator[str]:
     """Yield the errors, one per line; each single value is within its own bounds already."""
     yield from _names(cfg)
     yield from _weights(cfg)
+    yield from _tracker(cfg)
     yield from backbone(cfg)
     yield from _crops(cfg)
     yield from _augment(cfg)
@@ -49,6 +51,8 @@ def _names(cfg: Any) -> Iterator[str]:
 
 def _weights(cfg: Any) -> Iterator[str]:
     digest = cfg.init_sha256
+    if cfg.init_adapt and cfg.init_from is None:
+        yield f"init_adapt = {show(cfg.init_adapt)}: adapts weights; set init_from as well, or neither."
     if digest is not None and not re.fullmatch("[0-9a-f]{64}", digest):
         yield f"init_sha256 = {show(digest)}: not a SHA-256; do not set it, it is computed from init_from."
     elif cfg.init_from is None and digest is not None:
@@ -58,6 +62,37 @@ def _weights(cfg: Any) -> Iterator[str]:
             weights_file(cfg.init_from)
         except UserError as error:
             yield f"init_from = {error}"
+
+
+def _tracker(cfg: Any) -> Iterator[str]:
+    if schema_of(cfg.tracker) is MlflowConfig and cfg.tracker.tracking_uri is not None:
+        problem = mlflow_address_problem("tracker.tracking_uri", cfg.tracker.tracking_uri)
+        if problem:
+            yield problem
+
+
+def mlflow_address_problem(name: str, address: str) -> str:
+    """Return why an address is none of an MLflow server, without the password in it; empty if it is one.
+
+    That of `tracker.tracking_uri` must have no user and password, because it is stored with the run.
+    """
+    shown = re.sub("[^/]*@", "", address)
+    if shown != address and name.startswith("tracker."):
+        return (
+            f"{name} = {shown}: has a user or password in it, which would be stored with the run; set "
+            "MLFLOW_TRACKING_URI, MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD instead."
+        )
+    try:
+        parts = urlsplit(address)
+        is_server = parts.scheme in ("http", "https") and bool(parts.hostname) and (parts.port or 1) > 0
+    except ValueError:
+        is_server = False
+    if is_server:
+        return ""
+    return (
+        f"{name} = {shown}: not the address of a server, e.g. http://localhost:5000; for files or a database "
+        "start `mlflow server --backend-store-uri ...` and give its address."
+    )
 
 
 def backbone(cfg: Any) -> Iterator[str]:

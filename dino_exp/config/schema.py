@@ -260,7 +260,7 @@ class TrackerConfig:
 
     _target_: str = "dino_exp.tracker.NoTracker"
     mode: str = choice("auto", ["auto", "online", "offline", "disabled"])
-    """`auto` is online if a W&B login is found, and offline otherwise."""
+    """`auto` is online; W&B without a login is offline, with all files in the run directory."""
 
 
 @dataclass(kw_only=True)
@@ -288,6 +288,21 @@ class TensorboardConfig(TrackerConfig):
 
 
 @dataclass(kw_only=True)
+class MlflowConfig(TrackerConfig):
+    """An MLflow server; user and password are in MLflow's environment variables, never in a configuration."""
+
+    _target_: str = "dino_exp.tracker.mlflow.MlflowTracker"
+    tracking_uri: str | None = None
+    """Address of the server, e.g. http://localhost:5000; null is that of MLFLOW_TRACKING_URI."""
+    experiment: str | None = None
+    """MLflow's experiment; null is that of MLFLOW_EXPERIMENT_NAME, else dino-exp."""
+    tags: list[str] | None = None
+    """Tags of the run, e.g. `[baseline]`, or `['team=imaging']` with a value."""
+    timeout: float = number(60.0, above=0)
+    """Seconds that the server may take at the end before the run ends without it."""
+
+
+@dataclass(kw_only=True)
 class Config:
     """A run."""
 
@@ -304,6 +319,9 @@ class Config:
     """Initial weights: a file (.pth, .pt, .safetensors), or a run's folder, for its last checkpoint."""
     init_parts: str = choice("all", ["all", "backbone"])
     """`all` takes backbone, head and center, if the file has them; `backbone` takes the backbone alone."""
+    init_adapt: list[str] | None = choice(None, ["channels", "patch"])
+    """What to adapt of the backbone's input if the file's is another: `[channels]`, `[patch]`, or both.
+    Channels are repeated and scaled (timm's rule), patches resized by the pseudo-inverse (FlexiViT)."""
     init_sha256: str | None = "${weights_digest:${init_from}}"
     """SHA-256 of the content of init_from, which is part of the run id; computed, not typed."""
     data_content: str | None = "${data_content:}"
@@ -345,7 +363,12 @@ SCHEMAS: dict[str, dict[str, type]] = {
         "given": GivenDataConfig,
     },
     "trainer": {"": TrainerConfig},
-    "tracker": {"none": TrackerConfig, "wandb": WandbConfig, "tensorboard": TensorboardConfig},
+    "tracker": {
+        "none": TrackerConfig,
+        "wandb": WandbConfig,
+        "tensorboard": TensorboardConfig,
+        "mlflow": MlflowConfig,
+    },
     "eval": {"": EvalConfig},
 }
 """The classes of each group; `conf/` begins its files with `/schema/<group>` or `/schema/<group>/<name>`."""

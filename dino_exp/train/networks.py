@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import warnings
+
 import torch
 
 from dino_exp.backbone.execution import checkpoint_blocks, compile_in_place, is_convolutional
 from dino_exp.config.schema import Config
 from dino_exp.config.targets import build
 from dino_exp.dino.model import DINONetwork, student_and_teacher
+from dino_exp.errors import UserError
 from dino_exp.parallel import distributed
 from dino_exp.parallel.batch_norm import synchronize_batch_norms
+from dino_exp.weights.init_from import begin_with_weights
 
 
 def build_networks(cfg: Config) -> tuple[DINONetwork, DINONetwork]:
@@ -24,6 +28,27 @@ def build_networks(cfg: Config) -> tuple[DINONetwork, DINONetwork]:
         return build(cfg.backbone, in_channels=channels, image_size=size, **drop_path)
 
     return student_and_teacher(backbone, lambda in_dim: build(cfg.head, in_dim=in_dim))
+
+
+def weights_problems(cfg: Config) -> list[str]:
+    """Return why the weights of `init_from` do not fit; empty if they do, or if only a run can tell.
+
+    The networks are built without values. A run loads the weights again, because it may begin much later.
+    """
+    if not cfg.init_from:
+        return []
+    try:
+        with torch.device("meta"), torch.random.fork_rng(devices=[]):
+            student, teacher = build_networks(cfg)
+    except Exception:  # some networks need values to be built
+        return []
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # PyTorch says that there is nothing to copy to
+            begin_with_weights(cfg, student, teacher, build(cfg.loss, out_dim=cfg.head.out_dim))
+    except UserError as error:
+        return [str(error)]
+    return []
 
 
 def prepare_networks(cfg: Config, student: DINONetwork, teacher: DINONetwork, device: torch.device) -> None:

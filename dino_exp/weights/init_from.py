@@ -10,6 +10,7 @@ from dino_exp.dino.model import DINONetwork
 from dino_exp.errors import UserError
 from dino_exp.installation import as_typed
 from dino_exp.runs.weights_file import digest, weights_file
+from dino_exp.weights.adapt_input import Adaptation, input_convolutions
 from dino_exp.weights.load_into import has_head, load_into
 from dino_exp.weights.read_weights import Weights, read_weights
 
@@ -20,7 +21,8 @@ def begin_with_weights(
     """Load networks and center from the file `cfg.init_from`; return what was loaded, by part of the run.
 
     A file with one network is loaded into both. Head and center (the mean of the teacher's outputs) are
-    loaded if the file has them; otherwise they stay as the configuration built them.
+    loaded if the file has them; otherwise they stay as the configuration built them. They see features alone,
+    so this is so too where the backbone's input is adapted.
 
     Raises:
         UserError: the file has changed since the configuration was composed, cannot be read, or does not fit.
@@ -34,16 +36,20 @@ def begin_with_weights(
             f"{str(cfg.init_sha256)[:12]}...). Restore that file, or repeat the {as_typed('train.py')} "
             "command to start another run with this one."
         )
-    weights = read_weights(file, teacher.backbone.state_dict())
+    adapt = Adaptation(cfg.data.channels, frozenset(cfg.init_adapt or ()))
+    adaptable = input_convolutions(teacher.backbone) if adapt.allowed else ()
+    weights = read_weights(file, teacher.backbone.state_dict(), adaptable)
     rows = {"from": f"{file}: {weights.kind}"}
     for role, network in (("teacher", teacher), ("student", student)):
         own = weights.student if role == "student" and weights.student else weights.teacher
         head = cfg.init_parts == "all" and has_head(own)
-        report = load_into(network, own, file, head=head)
+        report = load_into(network, own, file, head=head, adapt=adapt)
         whose = f"its {role}'s" if weights.student else "its"
         rows[role] = f"{whose} {'backbone and head' if head else 'backbone'}: {report.sentence()}"
         if not head:
             rows[role] += "; the head starts from the seed"
+        if adapt.allowed and not report.adapted:
+            rows[role] += "; its input needs no adapting"
     rows["center"] = _center(cfg, weights, dino_loss)
     rows["new"] = "the optimizer; lr, weight decay, λ and τ_t follow this run's schedules from step 0"
     return rows

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +13,7 @@ from torch import Tensor
 from dino_exp.backbone.vit import resize_positions
 from dino_exp.dino.model import DINONetwork
 from dino_exp.errors import UserError
+from dino_exp.weights.adapt_input import Adaptation, adapt_input, needed
 from dino_exp.weights.describe import describe_backbone, head_options, other_layout
 from dino_exp.weights.networks_in_file import COUNTER, foreign_names
 from dino_exp.weights.released_layout import State
@@ -31,10 +32,12 @@ class LoadReport:
     """Tensors of the file that were not loaded: a classifier, a head that was not asked for, others."""
     resized: str = ""
     """How the position embedding was resized, in words; empty if it was not."""
+    adapted: Sequence[str] = ()
+    """What else was adapted to the network (`init_adapt`), in words."""
 
     def sentence(self) -> str:
         """Return the report as a run prints it."""
-        parts = [f"{len(self.matched)} tensors"]
+        parts = [f"{len(self.matched)} tensors", *self.adapted]
         if self.resized:
             parts.append(self.resized)
         if self.unexpected:
@@ -43,33 +46,57 @@ class LoadReport:
         return "; ".join(parts)
 
 
-def load_into(network: DINONetwork, state: Mapping[str, Tensor], file: Path, *, head: bool) -> LoadReport:
+def load_into(
+    network: DINONetwork,
+    state: Mapping[str, Tensor],
+    file: Path,
+    *,
+    head: bool,
+    adapt: Adaptation | None = None,
+) -> LoadReport:
     """Load the backbone, and with `head` also the head, into a network in place.
 
-    The position embedding is resized to the network's size by the released rule; everything else must fit.
+    The position embedding is resized to the network's size by the released rule; everything else must fit,
+    or be adapted if `adapt` allows it.
 
     Args:
         network: the network to change.
         state: tensors under our names; must include the head if `head`.
         file: the file that they come from, for errors.
         head: whether to load the head too.
+        adapt: what of the backbone's input may be adapted; None where there is no such choice.
 
     Raises:
         UserError: nothing matches, something is missing, or a shape differs. The network is unchanged.
     """
     own = network.state_dict()
+    state, adapted = adapt_input(state, network.backbone, adapt) if adapt else (state, [])
     given, resized = _with_our_positions(_with_our_class_token(state, own), own.get(POSITIONS))
     matched, missing = [], []
     for part in ("backbone.", "head.") if head else ("backbone.",):
         wanted = {key: value for key, value in own.items() if key.startswith(part)}
         matched += [key for key in wanted if key in given]
         missing += [key for key in wanted if key not in given]
-        problem = _misfit(part, {key: given[key] for key in given if key.startswith(part)}, wanted)
+        changes = needed(given, network.backbone, adapt.channels) if adapt and part == "backbone." else {}
+        stored = {key: value for key, value in given.items() if key.startswith(part)}
+        problem = _misfit(part, stored, wanted, _how_to_adapt(stored, wanted, changes))
         if problem:
             raise UserError(f"{file}: {problem}.")
     unexpected = [key for key in given if key not in matched]
     network.load_state_dict(own | {key: given[key] for key in matched})
-    return LoadReport(matched, missing, unexpected, resized)
+    return LoadReport(matched, missing, unexpected, resized, adapted)
+
+
+def _how_to_adapt(
+    stored: Mapping[str, Tensor], wanted: Mapping[str, Tensor], changes: Mapping[str, Mapping[str, str]]
+) -> str:
+    """Return how changes to the backbone's input are made; empty if they would not be enough."""
+    rest = {**stored, **{f"backbone.{name}": wanted[f"backbone.{name}"] for name in changes}}
+    if not changes or _misfit("backbone.", rest, wanted):
+        return ""
+    kinds = sorted({kind for each in changes.values() for kind in each})
+    what = " and ".join(dict.fromkeys(words for each in changes.values() for words in each.values()))
+    return f"adapt it ({what}) with init_adapt=[{','.join(kinds)}], or choose a network with the file's input"
 
 
 def has_head(state: Mapping[str, Tensor]) -> bool:
@@ -111,7 +138,7 @@ def _with_our_positions(state: Mapping[str, Tensor], wanted: Tensor | None) -> t
     return result, f"position embedding resized from {before}x{before} to {after}x{after} patches"
 
 
-def _misfit(part: str, given: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> str:
+def _misfit(part: str, given: Mapping[str, Tensor], wanted: Mapping[str, Tensor], fix: str = "") -> str:
     """Return why tensors do not fit a part of the network and what would fit; empty if they do."""
     differing = [key for key in wanted if key in given and given[key].shape != wanted[key].shape]
     missing = [key for key in wanted if key not in given and not key.endswith(COUNTER)]
@@ -122,7 +149,9 @@ def _misfit(part: str, given: Mapping[str, Tensor], wanted: Mapping[str, Tensor]
     wrong = [*differing, *missing, *foreign]
     if not wrong:
         return ""
-    if part == "head.":
+    if fix:
+        pass
+    elif part == "head.":
         options = head_options(given)
         fix = f"{f'set {options}, or ' if options else ''}load only the backbone with init_parts=backbone"
     else:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import torch
@@ -48,7 +48,9 @@ def mappings_in(content: Mapping[Any, Any]) -> dict[str, State]:
     return found
 
 
-def matching_prefixes(tensors: Mapping[str, Tensor], backbone: Mapping[str, Tensor]) -> list[str]:
+def matching_prefixes(
+    tensors: Mapping[str, Tensor], backbone: Mapping[str, Tensor], adaptable: Collection[str] = ()
+) -> list[str]:
     """Return the prefixes after which the backbone's names are found, sorted.
 
     These are the prefixes of all its tensors in their shapes; else the one with most of them, and none if
@@ -57,8 +59,9 @@ def matching_prefixes(tensors: Mapping[str, Tensor], backbone: Mapping[str, Tens
     Args:
         tensors: all tensors of a file by their path.
         backbone: the tensors of the backbone that is to be loaded, by its own names.
+        adaptable: those that may have another shape.
     """
-    needed = _needed(backbone)
+    needed, adaptable = _needed(backbone), {POSITIONS, *adaptable}
     longest = max(map(len, needed), default=0)
     named: Counter[str] = Counter()
     fitting: Counter[str] = Counter()
@@ -69,7 +72,7 @@ def matching_prefixes(tensors: Mapping[str, Tensor], backbone: Mapping[str, Tens
             if shape is not None:
                 named[path[:start]] += 1
                 # other than the rest, positions are resized
-                fitting[path[:start]] += shape == tensor.shape or path[start:] == POSITIONS
+                fitting[path[:start]] += shape == tensor.shape or path[start:] in adaptable
             start = path.find(".", start) + 1
             if not start:
                 break

@@ -10,7 +10,7 @@ import re
 import textwrap
 import warnings
 import zipfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -73,12 +73,13 @@ class Weights:
     """Optimizer step, if the file is a checkpoint of this project."""
 
 
-def read_weights(file: Path, backbone: Mapping[str, Tensor]) -> Weights:
+def read_weights(file: Path, backbone: Mapping[str, Tensor], adaptable: Collection[str] = ()) -> Weights:
     """Read the networks that a file has for a backbone, whatever their names begin with.
 
     Args:
         file: a checkpoint of this project or of the released code, or any file with a network's tensors.
         backbone: the tensors of the backbone that is to be loaded, by its own names.
+        adaptable: names of those that may have another shape in the file.
 
     Raises:
         UserError: the file is damaged, has content that loading would execute, or has no tensors, or it is
@@ -86,14 +87,16 @@ def read_weights(file: Path, backbone: Mapping[str, Tensor]) -> Weights:
     """
     content = load_safely(file)
     try:
-        return _recognized(file, content, backbone)
+        return _recognized(file, content, backbone, adaptable)
     except UserError:
         raise
     except Exception as error:  # tensors of an unknown network may have any shape
         raise DamagedError(file, str(error) or type(error).__name__) from error
 
 
-def _recognized(file: Path, content: Any, backbone: Mapping[str, Tensor]) -> Weights:
+def _recognized(
+    file: Path, content: Any, backbone: Mapping[str, Tensor], adaptable: Collection[str]
+) -> Weights:
     if not isinstance(content, Mapping):
         raise UserError(
             f"{file}: contains a {type(content).__name__}, not weights by name; save a state_dict."
@@ -108,7 +111,7 @@ def _recognized(file: Path, content: Any, backbone: Mapping[str, Tensor]) -> Wei
             f"{file}: neither a network's tensors nor a DINO checkpoint; it contains {_listed(content)}. Use "
             "a state_dict, or a file with student and teacher."
         )
-    teacher, student = _roles(file, matching_prefixes(tensors, backbone)) or (
+    teacher, student = _roles(file, matching_prefixes(tensors, backbone, adaptable)) or (
         likely_prefix(mappings),
         None,
     )

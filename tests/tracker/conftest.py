@@ -1,4 +1,4 @@
-"""A local W&B server, and isolation from the W&B settings of the person who runs the tests."""
+"""Local servers of W&B and MLflow, and isolation from the settings of the person who runs the tests."""
 
 import os
 from collections.abc import Iterator
@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.tracker.mlflow_server import MlflowServer
 from tests.tracker.wandb_server import WandbServer
 
 
@@ -16,10 +17,17 @@ def wandb_server() -> Iterator[WandbServer]:
     server.close()
 
 
+@pytest.fixture
+def mlflow_server() -> Iterator[MlflowServer]:
+    server = MlflowServer()
+    yield server
+    server.close()
+
+
 @pytest.fixture(autouse=True)
 def wandb_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Hide login, settings and W&B variables of the person who runs the tests."""
-    for name in [name for name in os.environ if name.startswith("WANDB_")]:
+    """Hide login, settings and variables of the person who runs the tests."""
+    for name in [name for name in os.environ if name.startswith(("WANDB_", "MLFLOW_"))]:
         monkeypatch.delenv(name)
     home = tmp_path / "home"
     home.mkdir()
