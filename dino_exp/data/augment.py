@@ -1,8 +1,8 @@
 """The augmentation of cut crops: flips, turns, channel drop, jitter, grayscale, blur, solarize, normalize.
 
 The order and the strengths are the released code's, which has one flip, no turns, and RGB images only.
-Parameters are drawn per crop from uniform numbers in the loader; the pixels are changed here in batches on the
-training device. Values stay in floating point between the steps, where PIL rounds to bytes.
+Parameters are drawn per crop from uniform numbers in the loader; the pixels are changed here in batches on
+the training device. Values stay in floating point between the steps, where PIL rounds to bytes.
 """
 
 from __future__ import annotations
