@@ -163,10 +163,22 @@ def nearest(size: int, unit: int) -> str:
 
 def _augment(cfg: Any) -> Iterator[str]:
     yield from _ordered("augment.blur_sigma", cfg.augment.blur_sigma)
-    if cfg.data.backend == "pil" and cfg.augment.rotation > 0:
+    if cfg.data.backend == "pil":
+        node = cfg.augment
+        for key, value, released, reason in (
+            ("rotation", f"{node.rotation:g}", "0", "does not rotate"),
+            ("per_channel", show(node.per_channel), "false", "has one factor for all channels"),
+            ("gray_method", node.gray_method, "luminance", "knows luminance only"),
+        ):
+            if value != released:
+                yield (
+                    f"augment.{key} = {value}: the released pipeline, data.backend = pil, {reason}; use "
+                    f"augment.{key}={released} or data.backend=fast."
+                )
+    if cfg.augment.channel_drop > 0 and cfg.data.channels == 1:
         yield (
-            f"augment.rotation = {cfg.augment.rotation:g}: the released pipeline, data.backend = pil, does "
-            "not rotate; use augment.rotation=0 or data.backend=fast."
+            f"augment.channel_drop = {cfg.augment.channel_drop:g}: one channel always stays, and images with "
+            "data.channels = 1 have no other; use augment.channel_drop=0."
         )
 
 

@@ -130,13 +130,20 @@ class CropsConfig:
 
 @dataclass(kw_only=True)
 class AugmentConfig:
-    """Augmentation of each crop, in order: flip, rotation, jitter, grayscale, blur, solarize, normalize."""
+    """Augmentation of each crop, in order: vertical flip, quarter turn, flip, rotation, channel drop, jitter,
+    grayscale, blur, solarize, normalize."""
 
     _target_: str = "dino_exp.data.augment.Augment"
+    vertical_flip: float = number(0.0, at_least=0, at_most=1, hint="0.5 for images without an up direction")
+    """Probability of a vertical flip."""
+    quarter_turns: float = number(0.0, at_least=0, at_most=1, hint="1 for images without an up direction")
+    """Probability of a turn by 0, 90, 180 or 270 degrees, each as likely; with 1 all four directions are."""
     flip: float = number(0.5, at_least=0, at_most=1)
     """Probability of a horizontal flip."""
     rotation: float = number(0.0, at_least=0, at_most=180, hint="the released code does not rotate")
     """Greatest rotation in degrees, either way."""
+    channel_drop: float = number(0.0, at_least=0, below=1, hint="about 0.1 for multiplexed images")
+    """Probability that a channel is set to 0, for each channel on its own; one always stays."""
     jitter: float = number(0.8, at_least=0, at_most=1)
     """Probability of color jitter: brightness, contrast, saturation and hue in random order."""
     brightness: float = number(0.4, at_least=0, at_most=1)
@@ -147,8 +154,13 @@ class AugmentConfig:
     """Saturation factor in 1 ± this (RGB only)."""
     hue: float = number(0.1, at_least=0, at_most=0.5)
     """Hue shift in ± this share of the color circle; 0.5 is every hue (RGB only)."""
+    per_channel: bool = False
+    """Draw brightness and contrast factors for each channel on its own, with its own mean for the contrast:
+    stains vary separately. False has one factor, and the mean luminance, for all."""
     gray: float = number(0.2, at_least=0, at_most=1)
-    """Probability of grayscale (RGB only)."""
+    """Probability of grayscale."""
+    gray_method: str = choice("luminance", ["luminance", "average"])
+    """`luminance`: as in PIL (RGB only). `average`: the mean of all channels, whatever they are."""
     blur: list[float] = number([1.0, 0.1, 0.5], at_least=0, at_most=1, length=3)
     """Probability of a Gaussian blur for the first global, the second global, and each local crop."""
     blur_sigma: list[float] = number([0.1, 2.0], above=0, length=2)

@@ -1,12 +1,13 @@
-"""The augmentation of cut crops: flip, rotation, color jitter, grayscale, blur, solarize, normalize.
+"""The augmentation of cut crops: flips, turns, channel drop, jitter, grayscale, blur, solarize, normalize.
 
-The order and the strengths are the released code's, which has no rotation. Parameters are drawn per crop from
-uniform numbers in the loader; the pixels are changed here in batches on the training device. Values stay in
-floating point between the steps, where PIL rounds to bytes.
+The order and the strengths are the released code's, which has one flip, no turns, and RGB images only.
+Parameters are drawn per crop from uniform numbers in the loader; the pixels are changed here in batches on
+the training device. Values stay in floating point between the steps, where PIL rounds to bytes.
 """
 
 from __future__ import annotations
 
+import functools
 import itertools
 import logging
 import math
@@ -23,6 +24,10 @@ log = logging.getLogger(__name__)
 
 FLIP, ROTATION, JITTER, ORDER, BRIGHTNESS, CONTRAST, SATURATION, HUE, GRAY, SIGMA, SOLARIZE = range(11)
 """Columns of the parameter table. ORDER is an index of `ORDERS`."""
+RELEASED_COLUMNS = 11
+VERTICAL_FLIP, TURNS, OF_CHANNELS = range(RELEASED_COLUMNS, RELEASED_COLUMNS + 3)
+"""Further columns, where a step that the released code lacks is on. From OF_CHANNELS on there are three per
+channel: whether each is dropped, then all brightness factors, then all contrast factors."""
 
 ORDERS = tuple(itertools.permutations(range(4)))
 """The orders of brightness, contrast, saturation and hue, by their numbers in the table."""
@@ -32,24 +37,26 @@ class Augment:
     """The photometric half of the released augmentation; see `AugmentConfig` for each argument.
 
     Args:
-        channels: channels of an image. Saturation, hue and grayscale need three and are skipped otherwise.
+        channels: channels of an image. Saturation, hue and luminance need three and are skipped otherwise.
         mean, std: per channel, of values in 0–1, for the last step.
     """
-
-    uniforms = 11
-    """How many uniform numbers one crop uses."""
 
     def __init__(
         self,
         *,
+        vertical_flip: float,
+        quarter_turns: float,
         flip: float,
         rotation: float,
+        channel_drop: float,
         jitter: float,
         brightness: float,
         contrast: float,
         saturation: float,
         hue: float,
+        per_channel: bool,
         gray: float,
+        gray_method: str,
         blur: list[float],
         blur_sigma: list[float],
         solarize: float,
@@ -57,10 +64,15 @@ class Augment:
         mean: list[float],
         std: list[float],
     ) -> None:
+        self.vertical_flip, self.quarter_turns, self.channel_drop = vertical_flip, quarter_turns, channel_drop
         self.flip, self.rotation, self.jitter = flip, rotation, jitter
-        self.strengths = np.array([brightness, contrast, saturation, hue])
+        self.strengths, self.per_channel = np.array([brightness, contrast, saturation, hue]), per_channel
         self.gray, self.blur, self.blur_sigma, self.solarize = gray, blur, blur_sigma, solarize
         self.channels, self.rgb = channels, channels == 3
+        self.gray_from_mean = gray_method == "average"
+        further = per_channel or max(vertical_flip, quarter_turns, channel_drop) > 0
+        self.uniforms = OF_CHANNELS + 3 * channels if further else RELEASED_COLUMNS
+        """How many uniform numbers one crop uses, and columns its parameters have."""
         self.mean = torch.tensor(mean).view(-1, 1, 1)
         self.std = torch.tensor(std).view(-1, 1, 1)
         # One radius for all crops, so that a crop does not depend on the others in its batch.
@@ -70,7 +82,8 @@ class Augment:
     @property
     def skipped_steps(self) -> list[str]:
         """Steps that are skipped because the images are not RGB."""
-        wanted = {"saturation": self.strengths[2], "hue": self.strengths[3], "grayscale": self.gray}
+        gray = 0 if self.gray_from_mean else self.gray
+        wanted = {"saturation": self.strengths[2], "hue": self.strengths[3], "grayscale": gray}
         return [] if self.rgb else [step for step, strength in wanted.items() if strength > 0]
 
     def parameters(self, uniform: np.ndarray) -> np.ndarray:
@@ -80,7 +93,7 @@ class Augment:
             uniform: (crops, images, `uniforms`) numbers in [0, 1); crops 0 and 1 are the global ones.
 
         Returns:
-            float32 (crops, images, 11), columns as named at the top of this module.
+            float32 (crops, images, `uniforms`), columns as named at the top of this module.
         """
         u = np.moveaxis(uniform, -1, 0)
         table = np.zeros(uniform.shape, np.float32)
@@ -99,15 +112,37 @@ class Augment:
         low, high = self.blur_sigma
         table[..., SIGMA] = np.where(chosen, low + share * (high - low), 0)
         table[1, :, SOLARIZE] = u[10][1] < self.solarize
+        if self.uniforms > RELEASED_COLUMNS:
+            table[..., VERTICAL_FLIP] = u[VERTICAL_FLIP] < self.vertical_flip
+            share = u[TURNS] / max(self.quarter_turns, 1e-12)
+            table[..., TURNS] = np.where(share < 1, np.floor(share * 4), 0)
+            drop, *jitters = np.split(uniform[..., OF_CHANNELS:], 3, axis=-1)
+            # the channel with the largest number stays
+            table[..., self.dropped] = (drop < self.channel_drop) & (drop < drop.max(-1, keepdims=True))
+            for columns, number, strength in zip(self.factors, jitters, self.strengths, strict=False):
+                table[..., columns] = 1 + (2 * number - 1) * strength
         return table
+
+    @property
+    def dropped(self) -> slice:
+        """Columns that say which channels are dropped."""
+        return slice(OF_CHANNELS, OF_CHANNELS + self.channels)
+
+    @property
+    def factors(self) -> tuple[slice, slice]:
+        """Columns of the brightness and the contrast factors of each channel, used with `per_channel`."""
+        first, second, third = (OF_CHANNELS + number * self.channels for number in (1, 2, 3))
+        return slice(first, second), slice(second, third)
 
     def fuse(self) -> None:
         """Use the compiled form of the steps for RGB crops from now on: the same values, in fewer passes.
 
         This pays after some thousand photographs. Where it cannot be compiled (on a CPU this needs a C++
-        compiler), a warning is logged and the steps are done one by one.
+        compiler), a warning is logged and the steps are done one by one; so are those of other channels,
+        jitter per channel, and gray from the mean.
         """
-        self._fused = FusedColor() if self.rgb else None
+        fusible = self.rgb and not self.per_channel and not self.gray_from_mean
+        self._fused = FusedColor() if fusible else None
 
     @torch.no_grad()
     def __call__(self, crops: torch.Tensor, parameters: torch.Tensor) -> torch.Tensor:
@@ -115,13 +150,18 @@ class Augment:
 
         Args:
             crops: uint8 (N, C, S, S) on the training device.
-            parameters: float32 (N, 11) on the CPU, so that choosing the crops of a step does not wait for
-                the device.
+            parameters: float32 (N, `uniforms`) on the CPU, so that choosing the crops of a step does not wait
+                for the device.
 
         Returns:
             float32 (N, C, S, S) on the device of `crops`.
         """
-        crops = self._flip_and_rotate(crops, parameters)
+        if self.uniforms > RELEASED_COLUMNS:
+            crops = self._flip_and_rotate(turned(crops, parameters), parameters)
+            dropped = parameters[:, self.dropped, None, None] > 0
+            crops.masked_fill_(dropped.to(crops.device), 0)
+        else:
+            crops = self._flip_and_rotate(crops, parameters)
         if self._fused is not None:
             try:
                 return self._in_two_passes(self._fused, crops, parameters)
@@ -140,7 +180,9 @@ class Augment:
         x = _in_unit_range(crops)
         if self.jitter > 0:
             x = self._color_jitter(x, parameters)
-        if self.rgb:
+        if self.gray_from_mean:
+            _change(x, parameters[:, GRAY] > 0, lambda part: part.mean(1, keepdim=True).expand_as(part))
+        elif self.rgb:
             _change(x, parameters[:, GRAY] > 0, lambda part: _gray(part).expand_as(part))
         _change(x, parameters[:, SIGMA] > 0, self._blur, parameters[:, SIGMA])
         _change(x, parameters[:, SOLARIZE] > 0, solarize)
@@ -200,12 +242,25 @@ class Augment:
     def _color_jitter(self, x: torch.Tensor, parameters: torch.Tensor) -> torch.Tensor:
         order = torch.tensor(ORDERS)[parameters[:, ORDER].long()]
         jittered = parameters[:, JITTER] > 0
+        factors = [parameters[:, column] for column in range(BRIGHTNESS, HUE + 1)]
+        steps: list[Callable[..., torch.Tensor]] = [brightness, contrast, saturation, hue]
+        if self.per_channel:
+            factors[:2] = [parameters[:, columns] for columns in self.factors]
+            steps[1] = contrast_of_channels
         for turn in range(4):
-            for number, step in enumerate((brightness, contrast, saturation, hue)):
+            for number, step in enumerate(steps):
                 if self.strengths[number] > 0 and (self.rgb or number < 2):
-                    factor = parameters[:, BRIGHTNESS + number]
-                    _change(x, jittered & (order[:, turn] == number), step, factor)
+                    _change(x, jittered & (order[:, turn] == number), step, factors[number])
         return x
+
+
+def turned(crops: torch.Tensor, parameters: torch.Tensor) -> torch.Tensor:
+    """Return a copy of square crops (N, C, S, S) with the vertical flips and the quarter turns of each."""
+    crops = crops.clone()
+    _change(crops, parameters[:, VERTICAL_FLIP] > 0, lambda part: part.flip(-2))
+    for turns in (1, 2, 3):
+        _change(crops, parameters[:, TURNS] == turns, functools.partial(torch.rot90, k=turns, dims=(-2, -1)))
+    return crops
 
 
 def _change(
@@ -236,18 +291,23 @@ def _gray(x: torch.Tensor) -> torch.Tensor:
 
 
 def _blend(x: torch.Tensor, other: torch.Tensor | float, factor: torch.Tensor) -> torch.Tensor:
-    factor = factor.view(-1, 1, 1, 1)
+    factor = factor.view(len(factor), -1, 1, 1)
     return (x * factor + other * (1 - factor)).clamp_(0, 1)
 
 
 def brightness(x: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:
-    """Blend with black; x (N, C, S, S) in 0–1, factor (N,)."""
+    """Blend with black; x (N, C, S, S) in 0–1, factor (N,) or, for each channel, (N, C)."""
     return _blend(x, 0.0, factor)
 
 
 def contrast(x: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:
     """Blend with the mean luminance of each crop."""
     return _blend(x, _gray(x).mean((1, 2, 3), keepdim=True), factor)
+
+
+def contrast_of_channels(x: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:
+    """Blend each channel with its own mean; factor (N, C)."""
+    return _blend(x, x.mean((2, 3), keepdim=True), factor)
 
 
 def saturation(x: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from dino_exp.data import storage
-from dino_exp.data.augment import Augment
+from dino_exp.data.augment import RELEASED_COLUMNS, Augment
 from dino_exp.data.crops import MultiCrop
 from dino_exp.data.loader_processes import made_by_processes
 from dino_exp.data.pil_reference import ReleasedPipeline
@@ -28,7 +28,7 @@ class CropBatch(NamedTuple):
 
     global_crops: torch.Tensor  # uint8 (2, B, C, S, S)
     local_crops: torch.Tensor  # uint8 (n, B, C, s, s)
-    parameters: torch.Tensor  # float32 (2 + n, B, 11), for `Augment`; (2 + n, B, 0) with backend = pil
+    parameters: torch.Tensor  # float32 (2 + n, B, columns) for `Augment`; (2 + n, B, 0) with backend = pil
     corrupt: torch.Tensor  # int64, indices of unreadable images, each replaced by the next readable one
 
 
@@ -82,11 +82,8 @@ class CropBatches:
 
     def __getitem__(self, where: tuple[int, list[int]]) -> CropBatch:
         epoch, indices = where
-        crops, each = self.crops, self.crops.uniforms + self.augment.uniforms
-        uniform = np.stack(
-            [generator(self.seed, epoch, index).random((len(crops), each)) for index in indices], axis=1
-        )
-        boxes_from, parameters = np.split(uniform, [crops.uniforms], axis=2)
+        uniform = np.stack([self._uniform(epoch, index) for index in indices], axis=1)
+        boxes_from, parameters = np.split(uniform, [self.crops.uniforms], axis=2)
         parameters = self.augment.parameters(parameters)
         corrupt: list[int] = []
         made = [
@@ -101,6 +98,16 @@ class CropBatches:
             parameters=torch.from_numpy(parameters if self.released is None else parameters[..., :0]),
             corrupt=torch.tensor(sorted(corrupt), dtype=torch.int64),
         )
+
+    def _uniform(self, epoch: int, index: int) -> np.ndarray:
+        """Draw the uniform numbers of an image's crops, (crops, those of a box + those of the augmentation).
+
+        Those of steps that the released code lacks are drawn last, so that they move none of the others.
+        """
+        random, crops = generator(self.seed, epoch, index), self.crops
+        released = random.random((len(crops), crops.uniforms + RELEASED_COLUMNS))
+        further = random.random((len(crops), self.augment.uniforms - RELEASED_COLUMNS))
+        return np.concatenate([released, further], axis=1)
 
     def _readable(
         self, index: int, uniform: np.ndarray, parameters: np.ndarray, corrupt: list[int]

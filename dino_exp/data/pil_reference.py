@@ -27,11 +27,13 @@ class ReleasedPipeline:
     """Cutting and augmenting the crops of an image, without the normalization.
 
     Args:
-        augment: what draws the parameters; it must not rotate, which the released code cannot.
+        augment: what draws the parameters; it must not rotate, which the released code cannot, nor jitter
+            per channel or make gray from the mean. Vertical flips, quarter turns and dropped channels are the
+            same as in `augment`.
     """
 
     def __init__(self, crops: MultiCrop, augment: Augment) -> None:
-        self.sizes = crops.sizes
+        self.sizes, self.dropped = crops.sizes, augment.dropped
         # A strength of 0 skips the step, because hue would round values by way of HSV even with a shift of 0.
         self.jitters = [strength > 0 for strength in augment.strengths]
 
@@ -41,7 +43,7 @@ class ReleasedPipeline:
         Args:
             image: uint8 (1 or 3, H, W).
             boxes: (crops, 4), see `MultiCrop.boxes`.
-            parameters: (crops, 11), see `Augment.parameters`.
+            parameters: (crops, columns), see `Augment.parameters`.
         """
         pillow, crops = to_pillow(image), []
         for (top, left, height, width), size, row in zip(
@@ -53,8 +55,16 @@ class ReleasedPipeline:
         return crops
 
     def _photometric(self, crop: Image.Image, row: list[float]) -> Image.Image:
+        further = len(row) > augment.RELEASED_COLUMNS
+        if further and row[augment.VERTICAL_FLIP]:
+            crop = ImageOps.flip(crop)
+        if further and row[augment.TURNS]:
+            crop = crop.rotate(90 * row[augment.TURNS])  # which moves pixels, and computes none
         if row[augment.FLIP]:
             crop = ImageOps.mirror(crop)
+        if further and any(row[self.dropped]):
+            pairs = zip(crop.split(), row[self.dropped], strict=True)
+            crop = Image.merge(crop.mode, [band.point([0] * 256) if drop else band for band, drop in pairs])
         if row[augment.JITTER]:
             for step in augment.ORDERS[int(row[augment.ORDER])]:
                 column, adjust = JITTER[step]

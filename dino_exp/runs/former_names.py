@@ -72,7 +72,13 @@ and the fields around them; the settings in evaluations.json are KEYS."""
 
 LATER_KEYS: dict[str, Any] = dict.fromkeys(
     ("data_content", "data.bands", "data.range", "data.probe.train", "data.probe.val", "init_adapt")
-)
+) | {
+    "augment.vertical_flip": 0.0,
+    "augment.quarter_turns": 0.0,
+    "augment.channel_drop": 0.0,
+    "augment.per_channel": False,
+    "augment.gray_method": "luminance",
+}
 """Present keys that came later than the first runs, each with the value that says what was computed before:
 "backbone.registers": 0. With this value a key is no part of an identity, and a stored configuration without
 the key has this value, whatever the default is."""

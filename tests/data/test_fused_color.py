@@ -27,10 +27,12 @@ def crops_and_table(augmentation: Augment, images: int, size: int) -> tuple[torc
     return (smooth * 255).round().byte(), torch.from_numpy(table).flatten(0, 1)
 
 
-@pytest.mark.parametrize("rotation", [0.0, 180.0])
-def test_fused_and_single_steps_agree(rotation: float, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    "changes", [{}, dict(rotation=180.0), dict(vertical_flip=0.5, quarter_turns=1.0, channel_drop=0.3)]
+)
+def test_fused_and_single_steps_agree(changes: dict[str, float], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch, "compile", lambda function, dynamic: function)
-    augmentation = every_step(rotation=rotation)
+    augmentation = every_step(**changes)
     crops, table = crops_and_table(augmentation, images=200, size=16)
     before = crops.clone()
     expected = augmentation(crops, table)
@@ -68,6 +70,16 @@ def test_without_a_compiler_the_steps_are_done_one_by_one(
         assert torch.equal(augmentation(crops, table), expected)
     assert "uncompiled" in caplog.text
     torch._dynamo.reset()
+
+
+@pytest.mark.parametrize("changes", [dict(per_channel=True), dict(gray_method="average")])
+def test_steps_without_a_compiled_form_stay_uncompiled(changes: dict[str, Any]) -> None:
+    augmentation = every_step(**changes)
+    crops, table = crops_and_table(augmentation, 2, 8)
+    expected = augmentation(crops, table)
+    augmentation.fuse()
+    assert torch.equal(augmentation(crops, table), expected)
+    assert augmentation._fused is None
 
 
 def test_images_that_are_not_rgb_stay_uncompiled() -> None:
