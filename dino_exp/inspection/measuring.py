@@ -40,7 +40,7 @@ AT_ONCE = 64
 """Most images of a task."""
 VALUES_AT_ONCE = 10_000_000
 """Values after which a task is long enough, about a second, because Ctrl-C may have to wait for it."""
-EXAMPLES = 8
+EXAMPLES = 6
 """Images to show."""
 ASPECTS = (50.0, 95.0, 100.0)
 CHANNELS_FIRST = 16
