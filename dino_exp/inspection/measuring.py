@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
+import time
 from array import array
 from collections import Counter, defaultdict
 from collections.abc import Hashable, Iterable, Sequence
 from contextlib import suppress
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -19,7 +21,7 @@ from dino_exp.data.file_sets import absolute_path, held_out_siblings
 from dino_exp.data.folder import FolderSource
 from dino_exp.data.image_scan import is_image
 from dino_exp.data.labeled import NameTable
-from dino_exp.data.source import CorruptImageError
+from dino_exp.data.source import CorruptImageError, decode_image
 from dino_exp.data.stored_values import UndecodableError, stored_values
 from dino_exp.data.subset import evenly_spread
 from dino_exp.errors import UserError
@@ -34,8 +36,8 @@ VALUES = 70_000_000_000
 four minutes, and 1,900 photographs of 12 megapixels."""
 OVERHEAD = 60_000
 """Values that take as long as everything else that is done for an image."""
-PILOT = 16
-"""Images that are decoded to see how large they are."""
+FEW = 32
+"""Images that are decoded to see how large they are, and how long it takes."""
 AT_ONCE = 64
 """Most images of a task."""
 VALUES_AT_ONCE = 10_000_000
@@ -67,7 +69,8 @@ def inspect(place: str, most: int | None, console: Console) -> Inspection:
     Raises UserError if there are no images that can be read.
     """
     kind, source = _opened(place)
-    cost = _cost(source)
+    few = _first_look(source)
+    cost = few.values + OVERHEAD
     wanted = evenly_spread(len(source), most or max(1, int(VALUES / cost)))
     found = _looked_at(source, wanted, cost, console)
     if not found.images:
@@ -78,7 +81,7 @@ def inspect(place: str, most: int | None, console: Console) -> Inspection:
         )
     usual = usual_form(found.images)
     alike = [image.index for image in found.images if (image.shape[2], image.kind) == usual]
-    measured = _measured(place, kind, source, found, usual)
+    measured = _measured(place, kind, source, found, usual, few)
     return Inspection(source, measured, [alike[i] for i in evenly_spread(len(alike), EXAMPLES)])
 
 
@@ -98,13 +101,35 @@ def _opened(place: str) -> tuple[str, ImagesWithContent]:
     return kinds.kind_of(place), kinds.open_images("PATH", place, decoding)
 
 
-def _cost(source: ImagesWithContent) -> float:
-    """Return how long an image takes, in values, judged by a few of them."""
-    sizes = []
-    for index in evenly_spread(len(source), PILOT):
+class FirstLook(NamedTuple):
+    """What a few images say of the others."""
+
+    values: float
+    """Values per image."""
+    read: float
+    """Seconds of a core to read as many."""
+    decode: float
+    """Seconds of a core to read and decode as many, as a training does."""
+
+
+def _first_look(source: ImagesWithContent) -> FirstLook:
+    sizes, read, decode = [], 0.0, 0.0
+    few = evenly_spread(len(source), FEW)
+    for turn, index in enumerate((few[0], *few)):  # the first one twice, because it may load libraries
         with suppress(CorruptImageError, UndecodableError):
-            sizes.append(stored_values(source.encoded(index)).values.size)
-    return float(np.mean(sizes or [0])) + OVERHEAD
+            start = time.thread_time()
+            content = source.encoded(index)
+            has_read = time.thread_time()
+            try:
+                decode_image(content, "", Decoding())
+            except CorruptImageError:  # deep, or of other channels: these need settings that are not known
+                stored_values(content)
+            has_decoded = time.thread_time()
+            if turn:
+                sizes.append(stored_values(content).values.size)
+                read, decode = read + has_read - start, decode + has_decoded - start
+    number = max(len(sizes), 1)
+    return FirstLook(float(np.mean(sizes or [1])), read / number, decode / number)
 
 
 def _looked_at(source: ImagesWithContent, wanted: Sequence[int], cost: float, console: Console) -> Part:
@@ -134,7 +159,12 @@ def _looked_at(source: ImagesWithContent, wanted: Sequence[int], cost: float, co
 
 
 def _measured(
-    place: str, kind: str, source: ImagesWithContent, found: Part, usual: tuple[int, str]
+    place: str,
+    kind: str,
+    source: ImagesWithContent,
+    found: Part,
+    usual: tuple[int, str],
+    few: FirstLook,
 ) -> Measured:
     images, digests = found.images, np.array(found.digests, dtype=np.uint64)
     exact = duplicates.exact_groups(digests, source.encoded)
@@ -145,7 +175,7 @@ def _measured(
     for index, reason in found.unreadable:
         reason = said.setdefault(reason_of(reason), reason)
         unreadable.setdefault(reason, []).append(_name(source, index))
-    per_image = 1000 / max(found.timed, 1)
+    milliseconds = 1000 * np.mean([math.prod(image.shape) for image in images]) / few.values
     held_out, leak = _held_out(kind, place, source, digests)
     return Measured(
         place=place,
@@ -162,8 +192,8 @@ def _measured(
         exact_duplicates=_named(source, exact),
         near_duplicates=_named(source, near),
         classes=_classes(source),
-        decode_milliseconds=found.decode_seconds * per_image,
-        read_milliseconds=found.read_seconds * per_image,
+        decode_milliseconds=float(few.decode * milliseconds),
+        read_milliseconds=float(few.read * milliseconds),
         floating=usual[1].startswith("float"),
         notes=[
             *leak,
