@@ -267,7 +267,7 @@ def _mixed(source: ImagesWithContent, images: Sequence[Decoded], usual: tuple[in
         others[image.shape[2], image.kind].append(image.index)
     del others[usual]
     parts = [
-        f"{len(indices):,} {_form(*form)} ({_name(source, indices[0])})"
+        f"{len(indices):,} with {_form(*form)} ({_name(source, indices[0])})"
         for form, indices in sorted(others.items(), key=lambda each: -len(each[1]))[:3]
     ]
     if not parts:
