@@ -83,7 +83,8 @@ def _groups(groups: Sequence[Sequence[str]]) -> str:
     largest = max(groups, key=len)
     others = f", {largest[2]}" if len(largest) > 2 else ""
     more = ", ..." if len(largest) > 3 else ""
-    return f"{count:,} images in {len(groups):,} groups, as {largest[0]}, {largest[1]}{others}{more}"
+    number = f"{len(groups):,} groups" if len(groups) > 1 else "a group"
+    return f"{count:,} images in {number}, as {largest[0]}, {largest[1]}{others}{more}"
 
 
 def _decoding(measured: Measured) -> str:

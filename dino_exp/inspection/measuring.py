@@ -27,7 +27,7 @@ from dino_exp.data.subset import evenly_spread
 from dino_exp.errors import UserError
 from dino_exp.inspection import duplicates
 from dino_exp.inspection.looking import Decoded, Looking, Part, Task, parts_of, reason_of
-from dino_exp.inspection.measured import SIDES, Measured
+from dino_exp.inspection.measured import SIDES, Channel, Measured
 
 Key = TypeVar("Key", bound=Hashable)
 
@@ -176,7 +176,8 @@ def _measured(
         reason = said.setdefault(reason_of(reason), reason)
         unreadable.setdefault(reason, []).append(_name(source, index))
     milliseconds = 1000 * np.mean([math.prod(image.shape) for image in images]) / few.values
-    held_out, leak = _held_out(kind, place, source, digests)
+    held_out, leak = _held_out(kind, place, digests)
+    channels, usual_images = found.statistics[usual].results(), found.statistics[usual].images
     return Measured(
         place=place,
         kind=kind,
@@ -188,7 +189,7 @@ def _measured(
         bits=_counts(image.bits for image in images),
         shorter_sides=_percentiles(sides.min(axis=1), SIDES),
         longer_sides=_percentiles(sides.max(axis=1), SIDES),
-        channels=found.statistics[usual].results(),
+        channels=channels,
         exact_duplicates=_named(source, exact),
         near_duplicates=_named(source, near),
         classes=_classes(source),
@@ -199,6 +200,7 @@ def _measured(
             *leak,
             *_across_classes(source, exact, "the same bytes"),
             *_across_classes(source, near, "near duplicates"),
+            *_constant(channels, usual_images),
             *_mixed(source, images, usual),
             *_channels_first(source, images),
         ],
@@ -256,9 +258,16 @@ def _across_classes(source: ImagesWithContent, groups: duplicates.Groups, what: 
     first = across[0]
     other = next(index for index in first if source.labels[index] != source.labels[first[0]])
     return [
-        f"Images of different classes are {what}, in {len(across):,} groups "
+        f"Images of different classes are {what} in {len(across):,} of the groups "
         f"({_name(source, first[0])} and {_name(source, other)}): their labels disagree."
     ]
+
+
+def _constant(channels: Sequence[Channel], images: int) -> list[str]:
+    numbers = [str(number) for number, each in enumerate(channels, 1) if each.constant == images > 1]
+    if not numbers:
+        return []
+    return [f"Constant in every image, so that nothing can be learned from it: channel {', '.join(numbers)}."]
 
 
 def _mixed(source: ImagesWithContent, images: Sequence[Decoded], usual: tuple[int, str]) -> list[str]:
@@ -292,9 +301,7 @@ def _channels_first(source: ImagesWithContent, images: Sequence[Decoded]) -> lis
     ]
 
 
-def _held_out(
-    kind: str, place: str, source: ImagesWithContent, digests: np.ndarray
-) -> tuple[str | None, list[str]]:
+def _held_out(kind: str, place: str, digests: np.ndarray) -> tuple[str | None, list[str]]:
     """Return the held-out images beside a set named train, and whether they are also in the set, in words."""
     siblings = held_out_siblings(absolute_path(place)) if kind == "image_folder" else []
     for path in siblings:

@@ -15,7 +15,7 @@ from dino_exp.inspection.inspect_command import main
 from dino_exp.inspection.measured import Measured
 from dino_exp.inspection.measuring import inspect
 from tests.data.sources import as_file
-from tests.data.stored import as_files, encoded
+from tests.data.stored import as_files, as_shards, encoded
 
 
 def measured(place: Path, most: int | None = None) -> Measured:
@@ -130,7 +130,7 @@ def test_what_is_wrong_with_a_folder_is_found_and_printed(
     ]
     assert found.exact_duplicates == [["crow/3.png", "owl/copy.png"]]
     assert found.near_duplicates == [["crow/5.png", "crow/saved again.jpg"]]
-    assert "different classes are the same bytes, in 1 groups (crow/3.png and owl/copy.png)" in said
+    assert "different classes are the same bytes in 1 of the groups (crow/3.png and owl/copy.png)" in said
     assert "1 with 1 channel in uint16 (owl/deep.png), 1 with 1 channel in uint8 (owl/gray.png)" in said
     assert found.shorter_sides == {0.0: 64, 5.0: 64, 50.0: 64, 95.0: 100, 100.0: 200}
     sheet = tmp_path / "outputs/inspect" / f"{tmp_path.name}_birds.png"
@@ -182,17 +182,29 @@ def test_deep_images_of_many_channels_are_shown_stretched(
 ) -> None:
     for number in range(3):
         values = np.asarray(smooth(number, 48, 48)).astype(np.uint16)[:, :, [0, 1, 2, 0, 1]] + 300
+        values[:, :, 4] = number
         write(tmp_path / f"bands/{number}.npy", stored(values))
     monkeypatch.chdir(tmp_path)
     assert main(["inspect", "bands"]) == 0
     said = capsys.readouterr().out
     assert "channel 5" in said
     assert "data.range" in said
+    assert "nothing can be learned from it: channel 5." in said
     (sheet,) = (tmp_path / "outputs/inspect").iterdir()
     with Image.open(sheet) as image:
         shown = np.asarray(image.convert("RGB"))[200:400].reshape(-1, 3)
     assert len(np.unique(shown[:, 0])) > 100  # 16 bits in the upper byte alone would be two grays
     assert np.ptp(shown.astype(int), axis=1).max() > 60
+
+
+def test_shards_are_looked_at(tmp_path: Path) -> None:
+    images = encoded(8)
+    as_shards(tmp_path, [(content, number % 2) for number, content in enumerate([*images, images[3]])])
+    found = measured(tmp_path)
+    assert (found.kind, found.classes) == ("webdataset", {"0": 5, "1": 4})
+    assert [[name.rpartition(" ")[2] for name in group] for group in found.exact_duplicates] == [
+        ["000003.jpg", "000008.jpg"]
+    ]
 
 
 def test_channels_that_come_first_are_suspected(tmp_path: Path) -> None:
