@@ -158,7 +158,7 @@ def test_held_out_images_that_are_trained_on_are_said(tmp_path: Path) -> None:
     as_files(tmp_path / "val", images[:2] + encoded(4, seed=1), ["a", "b"])
     found = measured(tmp_path / "train")
     assert found.held_out == str(tmp_path / "val")
-    assert "2 of the 6 held-out images are also training images" in found.notes[0]
+    assert f"2 of the 6 held-out images in {tmp_path}/val are also training images" in found.notes[0]
 
 
 def test_a_part_is_decoded_and_all_are_compared(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
