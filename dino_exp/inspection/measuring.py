@@ -16,8 +16,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from dino_exp.console import Console
 from dino_exp.data import kinds
 from dino_exp.data.content import ImagesWithContent
-from dino_exp.data.digests import HASH
 from dino_exp.data.decoding import Decoding
+from dino_exp.data.digests import HASH
 from dino_exp.data.file_sets import absolute_path, held_out_siblings
 from dino_exp.data.folder import FolderSource
 from dino_exp.data.image_scan import is_image
