@@ -16,8 +16,6 @@ import numpy as np
 import torch
 from filelock import FileLock
 from rich.progress import track
-from torchvision.transforms.v2 import InterpolationMode
-from torchvision.transforms.v2 import functional as transforms
 
 from dino_exp import machine
 from dino_exp.atomic import write_atomically
@@ -224,7 +222,9 @@ def _pack(source: ImagesWithContent, side: int | None, path: Path) -> _Index:
 def _resized(image: torch.Tensor, side: int | None) -> torch.Tensor:
     if side is None or min(image.shape[1:]) <= side:
         return image
-    return transforms.resize(image, [side], InterpolationMode.BICUBIC, antialias=True)
+    from torchvision.transforms.v2 import InterpolationMode, functional  # four seconds, which few need
+
+    return functional.resize(image, [side], InterpolationMode.BICUBIC, antialias=True)
 
 
 def _bytes_needed(read: Callable[[int], torch.Tensor | CorruptImageError], count: int) -> int:

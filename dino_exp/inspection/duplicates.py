@@ -18,8 +18,7 @@ SIDE = 8
 MOST = 131_072
 """Images that are compared with one another, which takes their number squared."""
 ALIKE = 0.9
-"""Least similarity of near duplicates. Of unrelated photographs no pair has more than 0.51; JPEG of quality
-50, half the size, gray, and brightness times 1.15 leave at least 0.97 (docs/data.md)."""
+"""Least similarity of near duplicates (measured in docs/data.md by benchmarks/near_duplicates.py)."""
 FLAT = 0.02
 """Thumbnails with less contrast than this share of the median contrast show nothing to compare."""
 PRIOR_IMAGES = 64
@@ -88,7 +87,7 @@ def near_groups(thumbnails: np.ndarray) -> Groups:
     """
     contrast = thumbnails.std(axis=1)
     shown = np.flatnonzero(contrast > FLAT * np.median(contrast))
-    features = _whitened(thumbnails[shown])
+    features = whitened(thumbnails[shown])
     parent = np.arange(len(shown))
 
     def root(one: int) -> int:
@@ -121,8 +120,8 @@ def _pairs(features: np.ndarray) -> Iterable[tuple[int, int]]:
                 yield start + int(alike[:, other].argmax()), column + int(other)
 
 
-def _whitened(thumbnails: np.ndarray) -> np.ndarray:
-    """Return rows of length 1 whose products are the similarities."""
+def whitened(thumbnails: np.ndarray) -> np.ndarray:
+    """Return rows of length 1, whose products are the similarities of the images of thumbnails (N, 64)."""
     count = len(thumbnails)
     rows = thumbnails - thumbnails.mean(axis=1, keepdims=True)
     rows /= np.maximum(rows.std(axis=1, keepdims=True), 1e-6)

@@ -13,7 +13,7 @@ from dino_exp.machine import cores
 
 MOST_CHANNELS = 16
 """Channels of which the values are printed."""
-SHARES = {0.0: "smallest", 5.0: "5 %", 50.0: "median", 95.0: "95 %", 100.0: "largest"}
+SHARES = {0.0: "smallest", 5.0: "5%", 50.0: "median", 95.0: "95%", 100.0: "largest"}
 
 
 def print_findings(measured: Measured, console: Console) -> None:
@@ -32,9 +32,13 @@ def print_findings(measured: Measured, console: Console) -> None:
         "decoding": _decoding(measured),
     }
     console.print(table(f"{measured.place} ({measured.kind})", rows))
-    console.print(_sides(measured), "", _values(measured), soft_wrap=True)
+    for each in (_sides(measured), *_values(measured)):
+        console.print()
+        console.print(each)
     if len(measured.channels) > MOST_CHANNELS:
         console.print(f"... and {len(measured.channels) - MOST_CHANNELS} more channels")
+    if measured.notes:
+        console.print()
     for note in measured.notes:
         console.print(f"- {note}", soft_wrap=True)
 
@@ -79,7 +83,8 @@ def _groups(groups: Sequence[Sequence[str]]) -> str:
     largest = max(groups, key=len)
     others = f", {largest[2]}" if len(largest) > 2 else ""
     more = ", ..." if len(largest) > 3 else ""
-    return f"{count:,} images in {len(groups):,} groups, as {largest[0]}, {largest[1]}{others}{more}"
+    number = f"{len(groups):,} groups" if len(groups) > 1 else "a group"
+    return f"{count:,} images in {number}, as {largest[0]}, {largest[1]}{others}{more}"
 
 
 def _decoding(measured: Measured) -> str:
@@ -94,41 +99,45 @@ def _decoding(measured: Measured) -> str:
 
 
 def _sides(measured: Measured) -> Table:
-    shown = _table("pixels")
-    for percentile in SIDES:
-        shown.add_column(SHARES[percentile], justify="right")
+    shown = _table("pixels", *(SHARES[percentile] for percentile in SIDES))
     for name, sides in (("shorter side", measured.shorter_sides), ("longer side", measured.longer_sides)):
         shown.add_row(name, *(f"{sides[percentile]:,}" for percentile in SIDES))
     return shown
 
 
-def _values(measured: Measured) -> Table:
-    shown = _table("values of")
-    columns = ["lowest", *(f"{each:g} %" for each in PERCENTILES), "highest", "mean", "std"]
-    columns += ["data.range", "data.mean", "data.std", "constant in", "NaN, inf in"]
-    for column in columns:
-        shown.add_column(column, justify="right")
+def _values(measured: Measured) -> list[Table]:
+    """Return the values as stored, and what of them a training needs: two tables, for narrow terminals."""
+    stored = _table("values", "low", *(f"{each:g}%" for each in PERCENTILES), "high", "mean", "std")
     ranges = measured.value_range or [None] * len(measured.channels)
-    found = list(zip(measured.channels, ranges, *measured.mean_and_std, strict=True))
-    for number, (channel, limits, mean, std) in enumerate(found[:MOST_CHANNELS], 1):
-        stored = [channel.low, *channel.percentiles.values(), channel.high]
-        shown.add_row(
-            f"channel {number}",
-            *(_value(value) for value in (*stored, channel.mean, channel.std)),
-            "none" if limits is None else "[{}, {}]".format(*(f"{limit:.4g}" for limit in limits)),
+    columns: dict[str, list[str]] = {"data.range": [], "data.mean": [], "data.std": []}
+    columns |= {"constant in": [], "NaN or inf in": []}
+    found = list(zip(measured.channels, ranges, *measured.mean_and_std, strict=True))[:MOST_CHANNELS]
+    for number, (channel, limits, mean, std) in enumerate(found, 1):
+        values = (channel.low, *channel.percentiles.values(), channel.high, channel.mean, channel.std)
+        stored.add_row(f"channel {number}", *map(_value, values))
+        texts = (
+            f"[{limits[0]:.4g}, {limits[1]:.4g}]" if limits else "",
             f"{mean:.3f}",
             f"{std:.3f}",
-            f"{channel.constant:,}" if channel.constant else "",
-            f"{channel.not_finite:,}" if channel.not_finite else "",
+            f"{channel.constant:,} images" if channel.constant else "",
+            f"{channel.not_finite:,} images" if channel.not_finite else "",
         )
-    return shown
+        for column, text in zip(columns.values(), texts, strict=True):
+            column.append(text)
+    shown = {name: column for name, column in columns.items() if any(column)}
+    needed = _table("for a training", *shown)
+    for number, row in enumerate(zip(*shown.values(), strict=True), 1):
+        needed.add_row(f"channel {number}", *row)
+    return [stored, needed]
 
 
 def _value(value: float) -> str:
     return f"{value:,.0f}" if value == int(value) and abs(value) < 1e9 else f"{value:,.4g}"
 
 
-def _table(first: str) -> Table:
+def _table(first: str, *others: str) -> Table:
     shown = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
     shown.add_column(first, style="dim", no_wrap=True)
+    for name in others:
+        shown.add_column(name, justify="right", no_wrap=True)
     return shown

@@ -5,7 +5,6 @@ from __future__ import annotations
 import multiprocessing
 import re
 import signal
-import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -57,8 +56,6 @@ class Part:
         self.images: list[Decoded] = []
         self.thumbnails: list[np.ndarray] = []  # of `images`
         self.statistics: dict[tuple[int, str], ValueStatistics] = {}  # by channels and type
-        self.timed = 0  # images
-        self.decode_seconds = self.read_seconds = 0.0
 
     def add(self, other: Part) -> None:
         """Add what was found in other images."""
@@ -71,9 +68,6 @@ class Part:
                 self.statistics[key].merge(statistics)
             else:
                 self.statistics[key] = statistics
-        self.timed += other.timed
-        self.decode_seconds += other.decode_seconds
-        self.read_seconds += other.read_seconds
 
 
 Look = Callable[[Task], Part]
@@ -89,7 +83,6 @@ class Looking:
 
     def __init__(self, source: ImagesWithContent, decoded: int) -> None:
         self.source, self.decoded = source, decoded
-        self._has_decoded = False  # the first image is not timed, because it may load libraries
 
     def __call__(self, task: Task) -> Part:
         """Look at each image."""
@@ -98,11 +91,9 @@ class Looking:
             known = UNREADABLE
             try:
                 if decode:
-                    start = time.thread_time()
                     content = self.source.encoded(index)
-                    read = time.thread_time()
                     known = digest(len(content), lambda at, count, c=content: c[at : at + count], WHOLE)
-                    self._decode(part, index, content, start, read)
+                    self._decode(part, index, content)
                 else:
                     known = self.source.digest(index, WHOLE)
             except CorruptImageError as error:
@@ -114,14 +105,8 @@ class Looking:
             part.digests.append(known)
         return part
 
-    def _decode(self, part: Part, index: int, content: bytes, start: float, read: float) -> None:
-        begun = time.thread_time()
+    def _decode(self, part: Part, index: int, content: bytes) -> None:
         stored = stored_values(content)
-        if self._has_decoded or self.decoded == 1:
-            part.timed += 1
-            part.read_seconds += read - start
-            part.decode_seconds += read - start + time.thread_time() - begun
-        self._has_decoded = True
         values = stored.values
         if values.ndim != 3 or not values.size or values.dtype.kind not in "uif":
             raise UndecodableError(f"values of the type {values.dtype} and shape {values.shape}")

@@ -2,30 +2,32 @@
 
 from __future__ import annotations
 
+import math
+import time
 from array import array
 from collections import Counter, defaultdict
 from collections.abc import Hashable, Iterable, Sequence
 from contextlib import suppress
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from dino_exp.console import Console
 from dino_exp.data import kinds
-from dino_exp.data.content import Content, ImagesWithContent, trained_and_held_out
+from dino_exp.data.content import ImagesWithContent
 from dino_exp.data.decoding import Decoding
+from dino_exp.data.digests import HASH
 from dino_exp.data.file_sets import absolute_path, held_out_siblings
 from dino_exp.data.folder import FolderSource
 from dino_exp.data.image_scan import is_image
-from dino_exp.data.labeled import NameTable
-from dino_exp.data.source import CorruptImageError
+from dino_exp.data.source import CorruptImageError, decode_image
 from dino_exp.data.stored_values import UndecodableError, stored_values
 from dino_exp.data.subset import evenly_spread
 from dino_exp.errors import UserError
 from dino_exp.inspection import duplicates
 from dino_exp.inspection.looking import Decoded, Looking, Part, Task, parts_of, reason_of
-from dino_exp.inspection.measured import SIDES, Measured
+from dino_exp.inspection.measured import SIDES, Channel, Measured
 
 Key = TypeVar("Key", bound=Hashable)
 
@@ -34,13 +36,13 @@ VALUES = 70_000_000_000
 four minutes, and 1,900 photographs of 12 megapixels."""
 OVERHEAD = 60_000
 """Values that take as long as everything else that is done for an image."""
-PILOT = 16
-"""Images that are decoded to see how large they are."""
+FEW = 32
+"""Images that are decoded to see how large they are, and how long it takes."""
 AT_ONCE = 64
 """Most images of a task."""
 VALUES_AT_ONCE = 10_000_000
 """Values after which a task is long enough, about a second, because Ctrl-C may have to wait for it."""
-EXAMPLES = 8
+EXAMPLES = 6
 """Images to show."""
 ASPECTS = (50.0, 95.0, 100.0)
 CHANNELS_FIRST = 16
@@ -67,7 +69,8 @@ def inspect(place: str, most: int | None, console: Console) -> Inspection:
     Raises UserError if there are no images that can be read.
     """
     kind, source = _opened(place)
-    cost = _cost(source)
+    few = _first_look(source)
+    cost = few.values + OVERHEAD
     wanted = evenly_spread(len(source), most or max(1, int(VALUES / cost)))
     found = _looked_at(source, wanted, cost, console)
     if not found.images:
@@ -78,7 +81,7 @@ def inspect(place: str, most: int | None, console: Console) -> Inspection:
         )
     usual = usual_form(found.images)
     alike = [image.index for image in found.images if (image.shape[2], image.kind) == usual]
-    measured = _measured(place, kind, source, found, usual)
+    measured = _measured(place, kind, source, found, usual, few)
     return Inspection(source, measured, [alike[i] for i in evenly_spread(len(alike), EXAMPLES)])
 
 
@@ -98,13 +101,35 @@ def _opened(place: str) -> tuple[str, ImagesWithContent]:
     return kinds.kind_of(place), kinds.open_images("PATH", place, decoding)
 
 
-def _cost(source: ImagesWithContent) -> float:
-    """Return how long an image takes, in values, judged by a few of them."""
-    sizes = []
-    for index in evenly_spread(len(source), PILOT):
+class FirstLook(NamedTuple):
+    """What a few images say of the others."""
+
+    values: float
+    """Values per image."""
+    read: float
+    """Seconds of a core to read as many."""
+    decode: float
+    """Seconds of a core to read and decode as many, as a training does."""
+
+
+def _first_look(source: ImagesWithContent) -> FirstLook:
+    sizes, read, decode = [], 0.0, 0.0
+    few = evenly_spread(len(source), FEW)
+    for turn, index in enumerate((few[0], *few)):  # the first one twice, because it may load libraries
         with suppress(CorruptImageError, UndecodableError):
-            sizes.append(stored_values(source.encoded(index)).values.size)
-    return float(np.mean(sizes or [0])) + OVERHEAD
+            start = time.thread_time()
+            content = source.encoded(index)
+            has_read = time.thread_time()
+            try:
+                decode_image(content, "", Decoding())
+            except CorruptImageError:  # deep, or of other channels: these need settings that are not known
+                stored_values(content)
+            has_decoded = time.thread_time()
+            if turn:
+                sizes.append(stored_values(content).values.size)
+                read, decode = read + has_read - start, decode + has_decoded - start
+    number = max(len(sizes), 1)
+    return FirstLook(float(np.mean(sizes or [1])), read / number, decode / number)
 
 
 def _looked_at(source: ImagesWithContent, wanted: Sequence[int], cost: float, console: Console) -> Part:
@@ -134,7 +159,12 @@ def _looked_at(source: ImagesWithContent, wanted: Sequence[int], cost: float, co
 
 
 def _measured(
-    place: str, kind: str, source: ImagesWithContent, found: Part, usual: tuple[int, str]
+    place: str,
+    kind: str,
+    source: ImagesWithContent,
+    found: Part,
+    usual: tuple[int, str],
+    few: FirstLook,
 ) -> Measured:
     images, digests = found.images, np.array(found.digests, dtype=np.uint64)
     exact = duplicates.exact_groups(digests, source.encoded)
@@ -145,8 +175,9 @@ def _measured(
     for index, reason in found.unreadable:
         reason = said.setdefault(reason_of(reason), reason)
         unreadable.setdefault(reason, []).append(_name(source, index))
-    per_image = 1000 / max(found.timed, 1)
-    held_out, leak = _held_out(kind, place, source, digests)
+    milliseconds = 1000 * np.mean([math.prod(image.shape) for image in images]) / few.values
+    held_out, leak = _held_out(kind, place, digests)
+    channels, usual_images = found.statistics[usual].results(), found.statistics[usual].images
     return Measured(
         place=place,
         kind=kind,
@@ -158,17 +189,18 @@ def _measured(
         bits=_counts(image.bits for image in images),
         shorter_sides=_percentiles(sides.min(axis=1), SIDES),
         longer_sides=_percentiles(sides.max(axis=1), SIDES),
-        channels=found.statistics[usual].results(),
+        channels=channels,
         exact_duplicates=_named(source, exact),
         near_duplicates=_named(source, near),
         classes=_classes(source),
-        decode_milliseconds=found.decode_seconds * per_image,
-        read_milliseconds=found.read_seconds * per_image,
+        decode_milliseconds=float(few.decode * milliseconds),
+        read_milliseconds=float(few.read * milliseconds),
         floating=usual[1].startswith("float"),
         notes=[
             *leak,
             *_across_classes(source, exact, "the same bytes"),
             *_across_classes(source, near, "near duplicates"),
+            *_constant(channels, usual_images),
             *_mixed(source, images, usual),
             *_channels_first(source, images),
         ],
@@ -226,9 +258,16 @@ def _across_classes(source: ImagesWithContent, groups: duplicates.Groups, what: 
     first = across[0]
     other = next(index for index in first if source.labels[index] != source.labels[first[0]])
     return [
-        f"Images of different classes are {what}, in {len(across):,} groups "
+        f"Images of different classes are {what} in {len(across):,} of the groups "
         f"({_name(source, first[0])} and {_name(source, other)}): their labels disagree."
     ]
+
+
+def _constant(channels: Sequence[Channel], images: int) -> list[str]:
+    numbers = [str(number) for number, each in enumerate(channels, 1) if each.constant == images > 1]
+    if not numbers:
+        return []
+    return [f"Constant in every image, so that nothing can be learned from it: channel {', '.join(numbers)}."]
 
 
 def _mixed(source: ImagesWithContent, images: Sequence[Decoded], usual: tuple[int, str]) -> list[str]:
@@ -237,7 +276,7 @@ def _mixed(source: ImagesWithContent, images: Sequence[Decoded], usual: tuple[in
         others[image.shape[2], image.kind].append(image.index)
     del others[usual]
     parts = [
-        f"{len(indices):,} {_form(*form)} ({_name(source, indices[0])})"
+        f"{len(indices):,} with {_form(*form)} ({_name(source, indices[0])})"
         for form, indices in sorted(others.items(), key=lambda each: -len(each[1]))[:3]
     ]
     if not parts:
@@ -262,9 +301,7 @@ def _channels_first(source: ImagesWithContent, images: Sequence[Decoded]) -> lis
     ]
 
 
-def _held_out(
-    kind: str, place: str, source: ImagesWithContent, digests: np.ndarray
-) -> tuple[str | None, list[str]]:
+def _held_out(kind: str, place: str, digests: np.ndarray) -> tuple[str | None, list[str]]:
     """Return the held-out images beside a set named train, and whether they are also in the set, in words."""
     siblings = held_out_siblings(absolute_path(place)) if kind == "image_folder" else []
     for path in siblings:
@@ -272,7 +309,11 @@ def _held_out(
             test = kinds.open_images("PATH", str(path), Decoding()).content()
         except UserError:
             continue
-        names = NameTable.of([b""] * len(digests))
-        leak = trained_and_held_out({"train": Content(names, digests, None), "test": test})
-        return str(path), [f"{path}: {leak}."] if leak else []
+        both = np.flatnonzero((test.digests >> HASH > 0) & np.isin(test.digests, digests))
+        if not len(both):
+            return str(path), []
+        return str(path), [
+            f"{len(both):,} of the {len(test.digests):,} held-out images in {path} are also training images "
+            f"({test.names[int(both[0])]}): k-NN and other evaluations will say too much."
+        ]
     return None, []

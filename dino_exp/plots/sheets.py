@@ -117,7 +117,8 @@ def _sheet(rows: int, titles: Sequence[str], caption: str, note: str) -> tuple[F
     width = max(cell * len(titles) + 0.2, 6.0)
     caption = textwrap.fill(caption, int(width * 11.5))
     header = 0.5 + 0.21 * (caption.count("\n") + 1 if caption else 0)
-    footer = 0.3 if note else 0.1
+    note = textwrap.fill(note, int(width * 13))
+    footer = 0.3 + 0.15 * note.count("\n") if note else 0.1
     height = cell * rows + header + footer
     figure = Figure(figsize=(width, height), dpi=DPI, facecolor="white")
     grid = figure.add_gridspec(
