@@ -73,11 +73,19 @@ def with_chunk(extra: bytes, before_pixels: bool = True) -> bytes:
     return PNG[:33] + extra + PNG[33:] if before_pixels else PNG[:-12] + extra + PNG[-12:]
 
 
-def png16(values: np.ndarray, color_type: int) -> bytes:
+def png16(values: np.ndarray, color_type: int, filter_type: int = 0) -> bytes:
     """Return a PNG file of 16 bits per value of an array (H, W, C)."""
-    header = struct.pack(">IIBBBBB", values.shape[1], values.shape[0], 16, color_type, 0, 0, 0)
-    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in values)
-    return PNG[:8] + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+    height, width, channels = values.shape
+    header = struct.pack(">IIBBBBB", width, height, 16, color_type, 0, 0, 0)
+    pixels = np.ascontiguousarray(values.astype(">u2")).view(np.uint8).reshape(height, -1).astype(int)
+    around = np.pad(pixels, ((1, 0), (2 * channels, 0)))
+    left, up, corner = around[1:, : -2 * channels], around[:-1, 2 * channels :], around[:-1, : -2 * channels]
+    distances = np.stack([abs(up - corner), abs(left - corner), abs(left + up - 2 * corner)])
+    paeth = np.choose(distances.argmin(axis=0), [left, up, corner])
+    predicted = [0 * pixels, left, up, (left + up) // 2, paeth][filter_type]
+    rows = np.pad((pixels - predicted) % 256, ((0, 0), (1, 0)), constant_values=filter_type)
+    content = zlib.compress(rows.astype(np.uint8).tobytes())
+    return PNG[:8] + chunk(b"IHDR", header) + chunk(b"IDAT", content) + chunk(b"IEND", b"")
 
 
 def tiff(values: np.ndarray, **options: Any) -> bytes:
