@@ -135,13 +135,14 @@ def _with_channels(stored: StoredValues, decoding: Decoding) -> np.ndarray:
         return values[:, :, :3]
     if channels == 1 and found in (3, 4):
         return _luminance(values[:, :, :3])
-    more = "; choose with data.bands" if found > channels else ""
+    more = "; choose with data.bands" if found > channels and not _is_channels_first(stored) else ""
     raise UnsuitableError(f"has {_channels(stored)}, but data.channels is {channels}{more}")
 
 
 def _channels(stored: StoredValues) -> str:
     """Return in words how many channels a file has, and why these may be others than expected."""
-    count = f"{stored.values.shape[2]:,} channels"
+    found = stored.values.shape[2]
+    count = f"{found:,} channel{'s' * (found > 1)}"
     if _is_channels_first(stored):
         return f"{count}, as an array of the shape {stored.values.shape}, which must be (H, W, channels)"
     return count

@@ -64,11 +64,10 @@ def _not_for(unsuitable: list[UnsuitableImageError], looked_at: int) -> UserErro
     shifted = ""
     if kind == "u" and all_of_them.bits == 16:
         shifted = " Earlier versions kept the upper 8 of 16 bits, which is data.range=[127.5,65407.5]."
+    values = f"values {all_of_them.span()} in {count} image{'s' * (looked_at > 1)} looked at"
     return UserError(
-        f"data.range is null, but {first.name} has {first.deep.depth()} (values {all_of_them.span()} in "
-        f"{count} image{'s' * (looked_at > 1)} looked at): set {all_of_them.setting()}, or "
-        f"data.range=[p0.1,p99.9] for each image's own."
-        f"{shifted}"
+        f"data.range is null, but {first.name} has {first.deep.depth()} ({values}): set "
+        f"{all_of_them.setting()}, or data.range=[p0.1,p99.9] for each image's own.{shifted}"
     )
 
 

@@ -30,6 +30,9 @@ def is_for_pillow(image: Image.Image, first_page: bool) -> bool:
     bits = tags.get(258, (1,))
     if 2 in tags.get(339, (1,)) and max(bits) == 8:  # with a sign, which Pillow ignores
         return False
+    samples, channels = tags.get(277, 1), len(image.getbands())
+    if samples > channels and (not first_page or samples > 2 > channels):  # of which Pillow drops some
+        return False
     if not first_page and _has_channels_in_pages(str(tags.get(270, ""))):
         return False
     # a type that Pillow widens: I and F have 32 bits

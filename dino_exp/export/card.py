@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from typing import Any
 
 from dino_exp.config.schema import Config
 from dino_exp.export.trained import Trained
@@ -21,7 +22,7 @@ tags: [dino, self-supervised, image-feature-extraction]
 
 {use}
 
-Images: {size} x {size} pixels, {channels} channels, values from 0 to 1, minus the mean {mean}, divided by
+Images: {size} x {size} pixels, {channels} channels{stored}, values from 0 to 1, minus the mean {mean}, divided by
 the standard deviation {std}.
 
 ## Training
@@ -58,6 +59,7 @@ def card(trained: Trained, networks: str, use: str, license: str | None) -> str:
         use=use,
         size=trained.image_size,
         channels=data.channels,
+        stored=stored(data),
         mean=list(data.mean),
         std=list(data.std),
         training=rows(training(trained.cfg)),
@@ -66,6 +68,18 @@ def card(trained: Trained, networks: str, use: str, license: str | None) -> str:
         license_words=license
         or "not stated; whoever publishes the weights decides, considering the data's license",
     )
+
+
+def stored(data: Any) -> str:
+    """Return how the values of files became those from 0 to 1, where that is not a division by 255."""
+    bands, pairs = data.get("bands"), data.get("range")
+    text = f" (bands {as_text(str(list(bands)))} of the files)" if bands else ""
+    if pairs:
+        text += (
+            f", the stored values mapped from {as_text(str(pairs))} (low and high; p is a percentile and sd the "
+            "standard deviation of a channel of an image) to 0 and 255, rounded, clipped and divided by 255"
+        )
+    return text
 
 
 def training(cfg: Config) -> dict[str, str]:

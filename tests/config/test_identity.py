@@ -83,6 +83,11 @@ def test_stored_images_are_their_content_if_it_is_known_and_else_their_place(
     assert run_id(stored(content="other")) != known
     assert run_id(stored(content="abc", packed=True)) != known
     assert run_id(stored(content="abc", mean=[0.4])) != known
+    assert run_id(stored(content="abc", bands=None, range=None)) == known
+    deep = run_id(stored(content="abc", range=[[0, 4095]]))
+    assert deep != known
+    assert run_id(stored(content="abc", range=[[0.0, 4095.0]])) == deep
+    assert run_id(stored(content="abc", bands=[1])) != known
     unknown = run_id(stored())
     assert unknown != known
     for root in ("train/", "./train", str(tmp_path / "train"), "x/../train"):

@@ -124,7 +124,7 @@ def test_links_other_files_and_what_systems_leave_are_no_images(
     images(root, "__MACOSX/dog/1.jpg", "lost+found/1.jpg", "dog/.ipynb_checkpoints/2.jpg", "@Recycle/1.jpg")
     for name in ("dog/Thumbs.db", "dog/1.txt", "README", "dog/LICENSE", "dog/empty"):
         (root / name).write_text("" if name.endswith("empty") else "text")
-    for name in ("dog/b.dcm", "dog/a.dcm", "cat.png/c.DCM", "shard.tar", "dog/scan"):
+    for name in ("dog/b.nef", "dog/a.nef", "cat.png/c.NEF", "shard.tar", "dog/scan"):
         (root / name).write_bytes(bytes(200))
     (root / "dog" / "self").symlink_to("self")
     (root / "gone").symlink_to(tmp_path / "nowhere")
@@ -139,7 +139,7 @@ def test_links_other_files_and_what_systems_leave_are_no_images(
     ]
     assert source.classes == ["cat.png", "dog", "linked", "other"]
     assert caplog.messages == [
-        f"data.root = {root}: skipped 3 .dcm (cat.png/c.DCM), 2 that lead nowhere (dog/self), "
+        f"data.root = {root}: skipped 3 .nef (cat.png/c.NEF), 2 that lead nowhere (dog/self), "
         "2 without an ending (dog/pipe), 1 .tar (shard.tar); data=webdataset reads .tar."
     ]
 

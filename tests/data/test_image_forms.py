@@ -73,16 +73,27 @@ def with_chunk(extra: bytes, before_pixels: bool = True) -> bytes:
     return PNG[:33] + extra + PNG[33:] if before_pixels else PNG[:-12] + extra + PNG[-12:]
 
 
-def png16(values: np.ndarray, color_type: int) -> bytes:
+def png16(values: np.ndarray, color_type: int, filter_type: int = 0) -> bytes:
     """Return a PNG file of 16 bits per value of an array (H, W, C)."""
-    header = struct.pack(">IIBBBBB", values.shape[1], values.shape[0], 16, color_type, 0, 0, 0)
-    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in values)
-    return PNG[:8] + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+    height, width, channels = values.shape
+    header = struct.pack(">IIBBBBB", width, height, 16, color_type, 0, 0, 0)
+    pixels = np.ascontiguousarray(values.astype(">u2")).view(np.uint8).reshape(height, -1).astype(int)
+    around = np.pad(pixels, ((1, 0), (2 * channels, 0)))
+    left, up, corner = around[1:, : -2 * channels], around[:-1, 2 * channels :], around[:-1, : -2 * channels]
+    distances = np.stack([abs(up - corner), abs(left - corner), abs(left + up - 2 * corner)])
+    paeth = np.choose(distances.argmin(axis=0), [left, up, corner])
+    predicted = [0 * pixels, left, up, (left + up) // 2, paeth][filter_type]
+    rows = np.pad((pixels - predicted) % 256, ((0, 0), (1, 0)), constant_values=filter_type)
+    content = zlib.compress(rows.astype(np.uint8).tobytes())
+    return PNG[:8] + chunk(b"IHDR", header) + chunk(b"IDAT", content) + chunk(b"IEND", b"")
 
 
 def tiff(values: np.ndarray, **options: Any) -> bytes:
     """Return a TIFF file of an array (H, W, C), or of other axes that the options name."""
-    options = {"photometric": "rgb" if values.shape[2:] == (3,) else "minisblack"} | options
+    if values.shape[0] == 16:
+        options = {"photometric": "rgb" if values.shape[2:] == (3,) else "minisblack"} | options
+        options = {"planarconfig": "contig"} | options
+    options = {"photometric": "minisblack"} | options
     buffer = io.BytesIO()
     tifffile.imwrite(buffer, values, **options)
     return buffer.getvalue()
@@ -181,7 +192,7 @@ FORMS: dict[str, list[Read | Unreadable]] = {
         Refused(npy(PIXELS), r"8 bits per value, and \[-1000,p99\]", 3, [[0, 9], [1, 2], [-1000, "p99"]]),
     ],
     "8 bits per value, with a `data.range` within": [
-        Read(PNG, (255, 32, 2), (16, 229, 66), range=[9, 200]),
+        Read(PNG, (255, 41, 1), (15, 228, 68), range=[9, 200]),
         Read(JPEG, (255, 0, 0), (0, 255, 255), range=["p0", "p100"]),
         Read(as_file(halves((90,), (30,), "L"), "PNG"), (180,) * 3, (60,) * 3, 3, [0, 127.5]),
     ],
@@ -201,7 +212,7 @@ FORMS: dict[str, list[Read | Unreadable]] = {
         Read(npy(PIXELS), RED[::-1], GREEN[::-1], bands=[3, 2, 1]),
         Read(PNG, RED[::-1], GREEN[::-1], bands=[3, 2, 1]),
         Read(JPEG, (RED[1],) * 2, (GREEN[1],) * 2, 2, bands=[2, 2]),
-        Read(tiff(BANDS, tile=(16, 16), byteorder=">", bigtiff=True), **LAST_THREE),
+        Read(tiff(BANDS, tile=(16, 16), byteorder=">"), **LAST_THREE),
     ],
     "pages that a TIFF file calls channels (OME, ImageJ), with `data.range` or `data.bands`": [
         Read(tiff(CHANNELS_IN_PAGES, ome=True, metadata={"axes": "CYX"}), range=TO_PIXELS),
@@ -307,7 +318,7 @@ FORMS: dict[str, list[Read | Unreadable]] = {
         Refused(PNG, "b.png: has 3 channels, but data.channels is 4", 4),
         Refused(as_file(HIDDEN, "PNG"), "has 4 channels, but data.channels is 5", 5),
         Refused(npy(np.zeros((4, 4, 5), np.uint8)), "has 5 channels, .* is 3; choose with data.bands"),
-        Refused(tiff(np.zeros((8, 8, 13), np.uint8)), "has 13 channels, but data.channels is 3; choose"),
+        Refused(tiff(np.zeros((16, 8, 13), np.uint8)), "has 13 channels, but data.channels is 3; choose"),
         Refused(npy(PIXELS), r"has 3 channels, but data.bands = \[4, 1\]", 2, bands=[4, 1]),
         Refused(npy(CHANNELS_IN_PAGES), r"the shape \(3, 16, 32\), which must be \(H, W, ch", 3, [0, 1]),
         Refused(npy(CHANNELS_IN_PAGES), r"the shape \(3, 16, 32\), which must be \(H, W, ch", 1, bands=[2]),
@@ -329,7 +340,7 @@ def test_each_form_in_the_documentation_is_tried() -> None:
 
 @pytest.mark.parametrize("form", FORMS)
 def test_forms_of_images(form: str, tmp_path: Path, cache: Path) -> None:
-    expected = {"unreadable": Unreadable, "refused": Refused}.get(table()[form].partition(" ")[0], Read)
+    expected = {"unreadable": Unreadable, "refused": Refused}.get(re.split(r"\W", table()[form])[0], Read)
     for number, file in enumerate(FORMS[form]):
         assert type(file) is expected
         path = tmp_path / str(number) / "b.png"  # whatever it is
@@ -357,7 +368,7 @@ def test_forms_of_images(form: str, tmp_path: Path, cache: Path) -> None:
 
 def test_a_run_reads_them_and_prints_nothing_of_a_librarys(tmp_path: Path) -> None:
     corrupt_exif = as_file(IMAGE, "JPEG", exif=b"Exif\0\0MM\0*\xff\xff\xff\xff")
-    cut = tiff(np.zeros((64, 64, 13), np.uint8))[:9000]  # a kind that Pillow cannot read
+    cut = tiff(np.zeros((16, 64, 13), np.uint8))[:9000]  # a kind that Pillow cannot read
     workflow = with_chunk(chunk(b"zTXt", b"workflow\0\0" + LONG))
     for number, content in enumerate([corrupt_exif, MALFORMED_MPO, workflow] * 20 + [cut]):
         (tmp_path / "images").mkdir(exist_ok=True)
@@ -367,3 +378,53 @@ def test_a_run_reads_them_and_prints_nothing_of_a_librarys(tmp_path: Path) -> No
     assert run.returncode == 0, run.output
     assert "a TIFF file that is damaged, or of a kind that is not known" in run.output
     assert not re.search("warn|PIL|EXIF|samples", run.output, re.IGNORECASE), run.output
+
+
+def test_a_deep_set_is_refused_before_anything_exists(tmp_path: Path) -> None:
+    for number in range(20):
+        (tmp_path / "images").mkdir(exist_ok=True)
+        (tmp_path / "images" / f"{number}.png").write_bytes(png16(TWELVE + number, 2))
+    words = "experiment=debug data=image_folder data.root=images data.val_root=null output_root=out"
+    run = run_program("train.py", *words.split(), folder=tmp_path)
+    assert run.returncode == 2, run.output
+    assert len(run.stderr.splitlines()) == 1
+    assert "has 16 bits per value (values 160 to 3,21" in run.stderr
+    assert "set data.range=[0,4095] (12 bits)" in run.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["images"]
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"range": [0, 65535]}, ["becomes 2 to 12 of 0 to 255", "becomes 1 to 11 ", "becomes 0 to 4 "]),
+        ({"range": [0, 4095], "bands": [1, 4, 3]}, ["Band 4 has a single value in each of the 3 images"]),
+        ({"range": [0, 4095]}, []),
+    ],
+)
+def test_what_is_odd_about_a_range_is_said(
+    settings: dict[str, Any], said: list[str], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for number in range(3):
+        constant = np.full((16, 32, 1), 70 * number, np.uint16)
+        (tmp_path / f"{number}.npy").write_bytes(npy(np.concatenate([TWELVE, constant], axis=2)))
+    load("image_folder", root=tmp_path, val_root=None, **({"bands": [1, 2, 3]} | settings))
+    assert len(caplog.messages) == len(said)
+    assert all(part in message for part, message in zip(said, caplog.messages, strict=True))
+
+
+def test_a_range_by_which_all_images_are_one_color_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(png16(TWELVE, 2))
+    with pytest.raises(UserError, match=r"data.range = \[50000,60000\]: each of the 1 images .* one color"):
+        load("image_folder", root=tmp_path, val_root=None, range=[50_000, 60_000])
+
+
+def test_a_sweep_over_ranges_looks_at_the_images_for_each(tmp_path: Path) -> None:
+    (tmp_path / "images").mkdir()
+    for number in range(20):
+        (tmp_path / "images" / f"{number}.png").write_bytes(png16(TWELVE, 2))
+    words = "-m experiment=debug data=image_folder data.val_root=null trainer.batch_size=8 output_root=out"
+    ranges = "data.range=[0,4095],[50000,60000]"
+    run = run_program("train.py", *words.split(), "data.root=images", ranges, folder=tmp_path)
+    assert run.returncode == 2, run.output
+    assert "data.range = [50000,60000]: each of" in run.stderr
+    assert not (tmp_path / "out").exists()

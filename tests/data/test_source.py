@@ -26,10 +26,6 @@ def two_colors(size: tuple[int, int] = (16, 8)) -> Image.Image:
     return image
 
 
-def gray16() -> Image.Image:
-    return Image.fromarray(np.full((8, 16), 200 * 256 + 17, dtype=np.uint16))
-
-
 GOOD = {  # content, and the colors on the left and on the right
     "rgb.jpg": (as_file(two_colors(), "JPEG", quality=95), RED, GREEN),
     "cmyk.jpg": (as_file(two_colors().convert("CMYK"), "JPEG", quality=95), RED, GREEN),
@@ -40,8 +36,6 @@ GOOD = {  # content, and the colors on the left and on the right
     "alpha.png": (as_file(Image.new("RGBA", (16, 8), (*RED, 128)), "PNG"), RED, RED),
     "gray_alpha.png": (as_file(Image.new("LA", (16, 8), (90, 3)), "PNG"), (90, 90, 90), (90, 90, 90)),
     "bilevel.png": (as_file(Image.new("1", (16, 8), 1), "PNG"), (255, 255, 255), (255, 255, 255)),
-    "gray16.png": (as_file(gray16(), "PNG"), (200, 200, 200), (200, 200, 200)),
-    "gray16.tif": (as_file(gray16(), "TIFF"), (200, 200, 200), (200, 200, 200)),
     "webp.webp": (as_file(two_colors(), "WEBP", lossless=True), RED, GREEN),
 }
 
@@ -62,8 +56,6 @@ def test_other_channel_counts_are_read_as_stored(tmp_path: Path) -> None:
     values = np.arange(6 * 4 * 5, dtype=np.uint8).reshape(6, 4, 5)
     np.save(tmp_path / "five.npy", values)
     assert np.array_equal(read_image(tmp_path / "five.npy", Decoding(5)), values.transpose(2, 0, 1))
-    np.save(tmp_path / "sixteen.npy", values.astype(np.uint16) * 256 + 9)
-    assert np.array_equal(read_image(tmp_path / "sixteen.npy", Decoding(5)), values.transpose(2, 0, 1))
     Image.new("RGBA", (3, 2), (1, 2, 3, 4)).save(tmp_path / "rgba.png")
     assert read_image(tmp_path / "rgba.png", Decoding(4))[:, 1, 2].tolist() == [1, 2, 3, 4]
     Image.new("CMYK", (3, 2), (1, 2, 3, 4)).save(tmp_path / "cmyk.tif")
@@ -90,8 +82,11 @@ BAD = {
     "half.png": (as_file(NOISE, "PNG")[:5000], "damaged or truncated"),
     "half.webp": (as_file(NOISE, "WEBP")[:900], "damaged or truncated"),
     "half.npy": (npy(np.zeros((8, 8), np.uint8))[:140], r"truncated \.npy"),
-    "float.npy": (npy(np.zeros((8, 8))), "float64 .* uint8 or uint16"),
-    "float.tif": (as_file(Image.new("F", (4, 4)), "TIFF"), "floating-point"),
+    "float.npy": (
+        npy(np.zeros((8, 8))),
+        r"floating point \(0 to 0\) and data.range is null; set data.range=\[0,1\]",
+    ),
+    "nan.tif": (as_file(Image.new("F", (4, 4), np.nan), "TIFF"), "all values are NaN or infinite"),
     "huge.png": (png_of_size(20_000, 20_000), "more than 178,956,970 pixels"),
 }
 
@@ -151,8 +146,6 @@ def test_both_backends_decode_to_the_same_values() -> None:
     for name, (content, *_) in GOOD.items():
         fast, pil = (decode_image(content, name, Decoding(3, backend)) for backend in ("fast", "pil"))
         assert torch.equal(fast, pil)
-        if name.startswith("gray16"):  # Pillow cuts 16 bits off at 255
-            continue
         released = np.asarray(Image.open(io.BytesIO(content)).convert("RGB"))
         assert np.array_equal(pil.permute(1, 2, 0), released)
 

@@ -18,6 +18,7 @@ from PIL import Image
 
 from dino_exp.config.compose import compose
 from dino_exp.config.compose_evaluation import check
+from dino_exp.config.schema import SCHEMAS
 from dino_exp.eval import evaluate_command
 from dino_exp.eval.evaluate_command import main
 from dino_exp.eval.neighbors import NearestNeighbors
@@ -236,6 +237,19 @@ def test_images_that_have_changed_since_the_training_are_said(
     (run / "data.npz").write_bytes(b"PK damaged")
     assert len(evaluated(run, "eval=knn", "knn.k=3")) == 2
     assert "data.npz: damaged" in capsys.readouterr().err
+
+
+def test_other_images_become_bytes_as_those_of_the_run(run: Path, tmp_path: Path) -> None:
+    own = OmegaConf.load(run / "config.yaml")
+    own.data = OmegaConf.merge(SCHEMAS["data"]["image_folder"](root="x", bands=[3, 2, 1], range=[0, "p99"]))
+    (run / "config.yaml").write_text(OmegaConf.to_yaml(own))
+    words = [f"run={run}", "data=webdataset", f"data.root={tmp_path}"]
+    for more, span in (([], [0, "p99"]), (["data.range=[127.5,65407.5]"], [127.5, 65407.5])):
+        checked = check([*words, *more])
+        assert checked.cfg is not None, checked.problems
+        assert (checked.cfg.data.bands, checked.cfg.data.range) == ([3, 2, 1], span)
+    checked = check([f"run={run}", "data=cifar10"])
+    assert not checked.problems
 
 
 def test_other_images_are_normalized_as_the_network_is_used_to(run: Path, tmp_path: Path) -> None:

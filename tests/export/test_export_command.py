@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from dino_exp.export import to_onnx
-from dino_exp.export.card import rows
+from dino_exp.export.card import rows, stored
 from dino_exp.export.export_command import main
 from dino_exp.runs.run_directory import RunDirectory
 from tests.programs import run_program
@@ -18,6 +18,14 @@ from tests.programs import run_program
 def test_values_in_the_card_are_text() -> None:
     hostile = rows({"data": "x | <script>\n\n# New [a](b) `c`", "seed": "0"})
     assert hostile == "| data | x \\| \\<script> # New \\[a\\](b) \\`c\\` |\n| seed | 0 |"
+
+
+def test_the_card_says_how_stored_values_became_bytes() -> None:
+    assert stored({"channels": 3}) == ""
+    text = stored({"bands": [3, 2, 1], "range": [[0, 4095], ["p1", "p99"], ["mean-2sd", 9]]})
+    assert "(bands [3, 2, 1] of the files)".replace("[", "\\[").replace("]", "\\]") in text
+    assert "4095" in text
+    assert "'p99'" in text
 
 
 def test_the_card_describes_data_training_result_and_license(patch_run: Path) -> None:
