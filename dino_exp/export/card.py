@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 
+from dino_exp.config.data_schema import DataConfig
+from dino_exp.config.messages import show
 from dino_exp.config.schema import Config
 from dino_exp.export.trained import Trained
 
@@ -22,7 +24,7 @@ tags: [dino, self-supervised, image-feature-extraction]
 {use}
 
 Images: {size} x {size} pixels, {channels} channels, values from 0 to 1, minus the mean {mean}, divided by
-the standard deviation {std}.
+the standard deviation {std}.{stored}
 
 ## Training
 
@@ -60,12 +62,22 @@ def card(trained: Trained, networks: str, use: str, license: str | None) -> str:
         channels=data.channels,
         mean=list(data.mean),
         std=list(data.std),
+        stored=stored_values(data),
         training=rows(training(trained.cfg)),
         result=rows(result(trained)),
         license=license or "unknown",
         license_words=license
         or "not stated; whoever publishes the weights decides, considering the data's license",
     )
+
+
+def stored_values(data: DataConfig) -> str:
+    """Return a sentence on how stored values become those of 0 to 1, where the run says it."""
+    keys = {key: getattr(data, key, None) for key in ("bands", "range")}  # generated sets have neither
+    given = [
+        f"`data.{key}={show(value).replace('`', '')}`" for key, value in keys.items() if value is not None
+    ]
+    return f" Stored images were read with {' '.join(given)}." if given else ""
 
 
 def training(cfg: Config) -> dict[str, str]:
