@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from omegaconf import OmegaConf
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -58,8 +58,10 @@ def vit_model(folder: Path, images: Tensor) -> Tensor:
     for number in range(config["num_hidden_layers"]):
         layer = f"encoder.layer.{number}"
         y = norm(x, f"{layer}.layernorm_before")
-        parts = [heads(linear(y, f"{layer}.attention.attention.{one}")) for one in ("query", "key", "value")]
-        mixed = F.scaled_dot_product_attention(*parts).transpose(1, 2).flatten(2)
+        query, key, value = (
+            heads(linear(y, f"{layer}.attention.attention.{part}")) for part in ("query", "key", "value")
+        )
+        mixed = F.scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(2)
         x = x + linear(mixed, f"{layer}.attention.output.dense")
         y = F.gelu(linear(norm(x, f"{layer}.layernorm_after"), f"{layer}.intermediate.dense"))
         x = x + linear(y, f"{layer}.output.dense")
@@ -138,8 +140,8 @@ def test_other_networks_are_refused(tmp_path: Path, overrides: list[str], error:
 
 
 def test_the_card_says_how_stored_values_were_read() -> None:
-    data = compose(["data=image_folder", "data.root=/", "data.bands=[3,2,1]"]).data
-    OmegaConf.update(data, "range", [0, 4095])
+    data: Any = compose(["data=image_folder", "data.root=/", "data.bands=[3,2,1]"]).data
+    data.range = [0, 4095]
     assert (
         stored_values(data) == " Stored images were read with `data.bands=[3, 2, 1]` `data.range=[0, 4095]`."
     )
