@@ -1,1 +1,1 @@
-"""Export of a trained run to a folder that timm, the released code, torch.hub or ONNX Runtime reads."""
+"""Export of a trained run to a folder that timm, transformers, the released code, torch.hub or ONNX reads."""

@@ -22,7 +22,8 @@ USAGE = """\
 python -m dino_exp.export run=outputs/EXPERIMENT/RUN format=timm
 
 run         the folder of a run
-format      timm (safetensors), dino (the released code's checkpoint), torchhub (code and weights), onnx
+format      timm or transformers (safetensors), dino (the released code's checkpoint),
+            torchhub (code and weights), onnx
 plugins     modules of your own that the run uses, e.g. [my_package.components]
 network     teacher (default) or student
 checkpoint  last (default) or best, by k-NN
@@ -30,7 +31,7 @@ out         a folder that does not exist yet (default: RUN/export/FORMAT_NETWORK
 license     for the model card, e.g. apache-2.0 (default: not stated)
 """
 CHOICES = {
-    "format": ("timm", "dino", "torchhub", "onnx"),
+    "format": ("timm", "transformers", "dino", "torchhub", "onnx"),
     "network": ("teacher", "student"),
     "checkpoint": ("last", "best"),
 }
@@ -68,13 +69,19 @@ def parse(argv: Sequence[str]) -> dict[str, str]:
 
 def export_run(given: dict[str, str]) -> Path:
     """Write the export folder, completely or not at all, and return its path."""
-    from dino_exp.export import to_onnx, to_released, to_timm, to_torchhub
+    from dino_exp.export import to_onnx, to_released, to_timm, to_torchhub, to_transformers
     from dino_exp.export.card import card
     from dino_exp.export.trained import read_run
 
     if given["plugins"]:
         load(modules_of(f"plugins={given['plugins']}"))
-    formats = {"timm": to_timm, "dino": to_released, "torchhub": to_torchhub, "onnx": to_onnx}
+    formats = {
+        "timm": to_timm,
+        "transformers": to_transformers,
+        "dino": to_released,
+        "torchhub": to_torchhub,
+        "onnx": to_onnx,
+    }
     run, network, checkpoint = expanded(given["run"]), given["network"], given["checkpoint"]
     name = f"{given['format']}_{network}_{checkpoint}"
     out = expanded(given["out"]) if given["out"] else run / "export" / name

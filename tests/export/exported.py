@@ -27,7 +27,7 @@ def untrained(*overrides: str) -> Trained:
     student, teacher = build_networks(cfg)
     with torch.no_grad():
         for network in (student, teacher):
-            network(2 * [IMAGES])
+            network(2 * [IMAGES[:, [0] * cfg.data.channels]])
             network.requires_grad_(False).eval()
     return Trained(
         path=Path("run"),

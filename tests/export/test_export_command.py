@@ -77,7 +77,7 @@ def test_the_best_checkpoint_is_exported_with_its_own_step_and_accuracy(
         (["run=begun", "format=timm"], "run = begun: no checkpoints/last.pt; nothing has been saved yet."),
         (["run=cut", "format=timm"], "cut/checkpoints/last.pt: not a complete file of weights"),
         (["run=foreign", "format=timm"], "foreign/checkpoints/last.pt: not a checkpoint of this project"),
-        (["run=PATCH", "format=gguf"], "format = gguf: must be timm, dino, torchhub or onnx."),
+        (["run=PATCH", "format=gguf"], "format = gguf: must be timm, transformers, dino, torchhub or onnx."),
         (["run=PATCH", "fromat=timm"], "fromat=timm: no such key; did you mean format=...?"),
         (["run=PATCH"], "format: not set; use e.g. format=timm."),
         (["format=timm"], "run: not set"),
