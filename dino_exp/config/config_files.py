@@ -97,7 +97,7 @@ class ConfigLoader(ConfigLoaderImpl):
 
     def _load_single_config(self, default: Any, repo: Any) -> ConfigResult:
         with warnings.catch_warnings():  # a file may refine an option that a module has registered
-            warnings.filterwarnings("ignore", ".*validated against ConfigStore schema", UserWarning)
+            warnings.filterwarnings("ignore", r"\s*.*validated against ConfigStore schema", UserWarning)
             result = super()._load_single_config(default, repo)
         if result.provider == FROM_USER:
             content: Any = OmegaConf.to_container(result.config, resolve=False)
