@@ -20,7 +20,6 @@ from omegaconf import MISSING
 from dino_exp.config.evaluate_config import EvaluateConfig
 from dino_exp.config.evaluation_schema import EVALUATIONS
 from dino_exp.config.help import meaning
-from dino_exp.config.hydra_loader import loader
 from dino_exp.config.launcher_settings import SETTINGS, OptunaSettings
 from dino_exp.config.messages import show
 from dino_exp.config.schema import SCHEMAS, Config
@@ -89,12 +88,13 @@ def group(name: str, kinds: Mapping[str, type]) -> Iterator[str]:
     yield from ("", f"## {name}", "")
     if (CONF / name).is_dir():
         yield from ("| option | meaning |", "|---|---|")
-        for option in loader().options(name):
-            lines = (CONF / name / f"{option}.yaml").read_text("utf-8").splitlines()
+        for file in sorted((CONF / name).glob("*.yaml")):  # and not what installed plugins add
+            lines, option = file.read_text("utf-8").splitlines(), file.stem
             rest = dropwhile(lambda line: not re.match("# (?!@package)", line), lines)
             comment = takewhile(lambda line: line.startswith("# "), rest)
             yield f"| `{name}={option}` | {cell(' '.join(line[2:] for line in comment))} |"
-    for word, kind in kinds.items():
+    ours = {word: kind for word, kind in kinds.items() if not hasattr(kind, "described_by")}
+    for word, kind in ours.items():
         yield from ("", f"### {name}: {word}" if word else "", *keys(kind, f"{name}."))
 
 

@@ -19,7 +19,7 @@ LAYERS = (
     ("data",),
     ("runs",),
     ("config",),
-    ("plots", "tracker", "weights"),
+    ("plots", "tracker", "weights", "register"),
     ("eval",),
     ("train",),
     ("launchers",),

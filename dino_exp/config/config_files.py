@@ -9,6 +9,7 @@ content, before anything is done with it.
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -95,7 +96,9 @@ class ConfigLoader(ConfigLoaderImpl):
         return super().load_configuration(config_name, overrides, *rest, **options)
 
     def _load_single_config(self, default: Any, repo: Any) -> ConfigResult:
-        result = super()._load_single_config(default, repo)
+        with warnings.catch_warnings():  # a file may refine an option that a module has registered
+            warnings.filterwarnings("ignore", r"\s*.*validated against ConfigStore schema", UserWarning)
+            result = super()._load_single_config(default, repo)
         if result.provider == FROM_USER:
             content: Any = OmegaConf.to_container(result.config, resolve=False)
             group = default.config_path.rpartition("/")[0]

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import ast
+import inspect
 import re
-from collections.abc import Iterable, Mapping, Sequence
+import textwrap
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -20,6 +22,7 @@ from dino_exp.config.compose import Checked
 from dino_exp.config.hydra_loader import Loader
 from dino_exp.config.launcher_settings import SETTINGS, OptunaSettings
 from dino_exp.config.messages import show
+from dino_exp.config.plugin_options import used_by
 from dino_exp.console import Console
 from dino_exp.installation import as_typed
 
@@ -77,15 +80,33 @@ WIDEST = 120
 def docstrings() -> dict[str, dict[str, str]]:
     """Return the string below each field of the configuration's classes, by class and field."""
     modules = (schema, data_schema, evaluation_schema, evaluate_config, launcher_settings)
-    trees = [ast.parse(Path(str(module.__file__)).read_text("utf-8")) for module in modules]
     found: dict[str, dict[str, str]] = {}
-    for node in (node for tree in trees for node in tree.body):
-        if isinstance(node, ast.ClassDef):
-            own = found.setdefault(node.name, {})
-            for line, following in zip(node.body, node.body[1:], strict=False):
-                if isinstance(line, ast.AnnAssign) and isinstance(following, ast.Expr):
-                    own[ast.unparse(line.target)] = " ".join(ast.literal_eval(following.value).split())
+    for module in modules:
+        for node in ast.parse(Path(str(module.__file__)).read_text("utf-8")).body:
+            if isinstance(node, ast.ClassDef):
+                found.setdefault(node.name, {}).update(below_fields(node))
     return found
+
+
+def below_fields(node: ast.ClassDef) -> Iterator[tuple[str, str]]:
+    """Yield the name of each field of a class that has a string below it, and the string."""
+    for line, following in zip(node.body, node.body[1:], strict=False):
+        text = following.value if isinstance(following, ast.Expr) else None
+        if isinstance(line, ast.AnnAssign) and isinstance(text, ast.Constant):
+            yield ast.unparse(line.target), " ".join(str(text.value).split())
+
+
+@cache
+def of_others(described_by: Any) -> dict[str, str]:
+    """Return what others say of their settings: below a dataclass's fields, or in a docstring's `Args:`."""
+    try:
+        (node,) = ast.parse(textwrap.dedent(inspect.getsource(described_by))).body
+        found = dict(below_fields(node)) if isinstance(node, ast.ClassDef) else {}
+    except (OSError, SyntaxError, TypeError, ValueError):
+        found = {}
+    _, _, arguments = (inspect.getdoc(described_by) or "").partition("Args:\n")
+    lines = re.findall(r"^    (\w+)(?: \([^)]*\))?: (.*(?:\n {8}.*)*)", arguments, re.MULTILINE)
+    return {name: " ".join(text.split()) for name, text in lines} | found
 
 
 def first_sentence(text: str) -> str:
@@ -95,7 +116,9 @@ def first_sentence(text: str) -> str:
 
 def meaning(kind: type, name: str, whole: bool = False) -> str:
     """Return the first sentence of a field's docstring, its own or inherited, or all of it."""
-    owners = (docstrings().get(base.__name__, {}) for base in kind.__mro__)
+    owners = [docstrings().get(base.__name__, {}) for base in kind.__mro__]
+    if others := vars(kind).get("described_by"):
+        owners = [of_others(others), *owners]
     text = next((own[name] for own in owners if name in own), "")
     return text if whole else first_sentence(text)
 
@@ -114,6 +137,8 @@ def print_help(console: Console, checked: Checked, options: Loader) -> None:
         if name in list(node):  # `in node` alone is false for a value that is not set
             rows.append((key, *value_and_meaning(node, name)))
     section(console, "Keys: key=value (with the value in force)", grid(rows))
+    for group, plugin in used_by(cfg).items():
+        section(console, f"Keys of {plugin.option}: {group}.key=value", keys_of(cfg[group]))
     if schema.schema_of(checked.launcher) in SETTINGS.values():
         title = f"Keys of {choices['hydra/launcher']}: hydra.launcher.key=value"
         section(console, title, keys_of(checked.launcher))

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from functools import cache
 from typing import Any
 
 from omegaconf import OmegaConf
 
 from dino_exp.config.schema import GivenBackboneConfig, VitConfig, schema_of
-from dino_exp.config.targets import build
+from dino_exp.config.targets import REGISTERED, build
 from dino_exp.errors import UserError
 
 
@@ -22,15 +23,20 @@ def network_problems(cfg: Any) -> list[str]:
     sizes = {cfg.crops.global_size} | ({cfg.crops.local_size} if cfg.crops.local_number else set())
     # plain text can be compared, so that a sweep tries each network once
     node = OmegaConf.to_yaml(cfg.backbone, resolve=True)
+    others, order = REGISTERED.get(cfg.backbone._target_), tuple(sorted(sizes, reverse=True))
     # a user's code may have been repaired since the last call
     find = _problem.__wrapped__ if schema_of(cfg.backbone) is GivenBackboneConfig else _problem
-    problem = find(node, cfg.data.channels, cfg.crops.global_size, tuple(sorted(sizes, reverse=True)))
+    problem = find(node, cfg.data.channels, cfg.crops.global_size, order, others)
     return [problem] if problem else []
 
 
 @cache
-def _problem(node: str, channels: int, built_for: int, sizes: tuple[int, ...]) -> str | None:
+def _problem(
+    node: str, channels: int, built_for: int, sizes: tuple[int, ...], others: Hashable
+) -> str | None:
     """Return what is wrong with a network as student and teacher, given images of these sizes.
+
+    Of a network of others the code counts too, which a notebook may load again.
 
     It is built without values, which takes a fraction of a second. What fails then is built with them before
     it is refused, because some networks need values to be built.

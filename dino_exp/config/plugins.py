@@ -68,7 +68,7 @@ def modules_of(word: str) -> list[str]:
     value = override.value()
     modules = value if isinstance(value, list) else [] if value is None else [value]
     for each in modules:
-        if not isinstance(each, str) or not MODULE.fullmatch(each):
+        if not isinstance(each, str) or not MODULE.fullmatch(each) or each.endswith(".py"):
             guess = re.sub(r"\.py$", "", str(each)).strip("./").replace("/", ".")
             meant = f"did you mean {guess}?" if MODULE.fullmatch(guess) else f"{USAGE}."
             raise UserError(f"plugins = {show(each)}: not the name of a module; {meant}")
@@ -119,7 +119,7 @@ def load_installed() -> frozenset[str]:
 
 
 def _imported(name: str) -> ModuleType:
-    before, there = set(PLUGINS), name in sys.modules
+    before = set(PLUGINS)
     with importing(name), in_words(f"plugins = {name}"):
         try:
             module = import_module(name)
@@ -130,7 +130,9 @@ def _imported(name: str) -> ModuleType:
                 f"no module {error.name} where Python looks for packages or in the working folder; go to the "
                 "folder that it is in, install it, or name its folder in PYTHONPATH."
             ) from None
-    if not there and before == set(PLUGINS):
+    registers = {plugin.module for plugin in PLUGINS.values()}
+    registers |= {plugin.component.__module__ for plugin in PLUGINS.values()}
+    if before == set(PLUGINS) and not any(f"{each}.".startswith(f"{name}.") for each in registers):
         raise UserError(
             f"plugins = {name}: registers nothing; put e.g. @register.data('my_set') above a function of "
             f"{module.__file__}."

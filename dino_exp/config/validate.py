@@ -136,4 +136,8 @@ def _target_problem(key: str, value: str, schema: type) -> str | None:
     if value in allowed:
         return None
     group = key.split(".")[0]
+    if not allowed:
+        return (
+            f"{key} = {value}: begin the option's file with defaults: [/schema/{group}/NAME@_here_, _self_]."
+        )
     return f"{key} = {value}: must be {any_of(allowed)}; choose another {group} with {group}=OPTION."
