@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -13,11 +12,9 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import Tensor
 
-from dino_exp.config.compose import compose
 from dino_exp.errors import UserError
 from dino_exp.eval.features import resize_and_crop
 from dino_exp.export import to_transformers
-from dino_exp.export.card import stored_values
 from dino_exp.export.export_command import main
 from tests.export.exported import IMAGES, code_in, features, untrained
 
@@ -137,13 +134,3 @@ def test_other_networks_are_refused(tmp_path: Path, overrides: list[str], error:
     with pytest.raises(UserError, match=f"{error}; use format=torchhub or format=onnx"):
         to_transformers.write(untrained(*overrides), "teacher", tmp_path)
     assert list(tmp_path.iterdir()) == []
-
-
-def test_the_card_says_how_stored_values_were_read() -> None:
-    data: Any = compose(["data=image_folder", "data.root=/", "data.bands=[3,2,1]"]).data
-    data.range = [0, 4095]
-    assert (
-        stored_values(data) == " Stored images were read with `data.bands=[3, 2, 1]` `data.range=[0, 4095]`."
-    )
-    assert stored_values(compose(["data=image_folder", "data.root=/"]).data) == ""
-    assert stored_values(compose(["data=cifar10"]).data) == ""
