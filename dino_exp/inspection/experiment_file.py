@@ -121,12 +121,11 @@ def differences(text: str, path: Path, recipe: Recipe) -> Differences:
 def _flat(text: str, path: Path) -> dict[str, Any]:
     """Return an experiment's values by dotted key, and its options by group."""
     content: Any = OmegaConf.to_container(content_of(path, text, ""), resolve=False)
-    options = content.pop("defaults", [])
-    flat = dict(_leaves(content, ""))
+    options, flat = content.pop("defaults", []), dict[str, Any]()
     for each in options if isinstance(options, list) else []:
         for group, option in (each if isinstance(each, dict) else {each: True}).items():
             flat[str(group).removeprefix("override ").removeprefix("/")] = option
-    return flat
+    return flat | dict(_leaves(content, ""))
 
 
 def _leaves(node: dict[Any, Any], prefix: str) -> Iterator[tuple[str, Any]]:
