@@ -25,7 +25,7 @@ WIDTH = 100
 
 def text_of(recipe: Recipe) -> str:
     """Return the file."""
-    lines = ["# @package _global_", *_comment(f"{recipe.title}. {SIGN}; it is yours to change.")]
+    lines = ["# @package _global_", *_comment(recipe.title), f"# {SIGN}; it is yours to change."]
     lines += ["#", "# Measured:"]
     lines += [f"#   {name}: {_one_line(text)}" for name, text in recipe.facts.items()]
     lines += ["#", "# What the images do not tell, and you may know:"]
@@ -34,14 +34,17 @@ def text_of(recipe: Recipe) -> str:
     lines += ["#", *_comment("Pages of docs/ have the measurements. The paper: arxiv.org/abs/2104.14294.")]
     lines.append("defaults:")
     options = [each for each in recipe.choices if "." not in each.key]
-    for each in options:
-        lines += [*_comment(each.reason, "  # "), f"  - override /{each.key}: {each.value}"]
+    for choice in options:
+        lines += [*_comment(choice.reason, "  # "), f"  - override /{choice.key}: {choice.value}"]
     lines += ["", f"name: {recipe.name}"]
     values = [each for each in recipe.choices if "." in each.key]
     for group, members in groupby(values, key=lambda each: each.key.partition(".")[0]):
         lines.append(f"{group}:")
-        for each in members:
-            lines += [*_comment(each.reason, "  # "), f"  {each.key.partition('.')[2]}: {_yaml(each.value)}"]
+        for choice in members:
+            lines += [
+                *_comment(choice.reason, "  # "),
+                f"  {choice.key.partition('.')[2]}: {_yaml(choice.value)}",
+            ]
     return "\n".join(lines) + "\n"
 
 
@@ -104,7 +107,7 @@ def differences(text: str, path: Path, recipe: Recipe) -> Differences:
         for key, value in ours.items()
         if key not in theirs or theirs[key] != value
     }
-    before = dict(match.groups() for match in map(FACT.fullmatch, text.splitlines()) if match)
+    before = {match[1]: match[2] for match in map(FACT.fullmatch, text.splitlines()) if match}
     now = {name: _one_line(fact) for name, fact in recipe.facts.items()}
     changed = {
         name: (before.get(name, "–"), fact)
@@ -118,12 +121,11 @@ def differences(text: str, path: Path, recipe: Recipe) -> Differences:
 def _flat(text: str, path: Path) -> dict[str, Any]:
     """Return an experiment's values by dotted key, and its options by group."""
     content: Any = OmegaConf.to_container(content_of(path, text, ""), resolve=False)
-    options = content.pop("defaults", [])
-    flat = dict(_leaves(content, ""))
+    options, flat = content.pop("defaults", []), dict[str, Any]()
     for each in options if isinstance(options, list) else []:
         for group, option in (each if isinstance(each, dict) else {each: True}).items():
             flat[str(group).removeprefix("override ").removeprefix("/")] = option
-    return flat
+    return flat | dict(_leaves(content, ""))
 
 
 def _leaves(node: dict[Any, Any], prefix: str) -> Iterator[tuple[str, Any]]:

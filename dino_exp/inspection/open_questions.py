@@ -30,9 +30,10 @@ def open_questions(measured: Measured, hardware: Hardware) -> Iterator[str]:
         )
     if photographs and channels == 3:
         yield (
-            "Whether color carries what matters. Hue, saturation and gray are augmented, so features "
-            "ignore some color; if it counts (stains, minerals, ripeness), augment.hue=0 "
-            "augment.saturation=0 augment.gray=0."
+            "Whether color carries what matters. Hue and saturation are augmented a little, as for "
+            "photographs. If color counts (stains, minerals, ripeness): augment.hue=0 augment.saturation=0 "
+            "augment.gray=0. If it means nothing and differs from image to image, the network learns to tell "
+            "images by it and little else: augment.hue=0.5 augment.saturation=0.4."
         )
     if not photographs:
         yield (

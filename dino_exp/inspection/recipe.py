@@ -121,7 +121,9 @@ def _compare(path: Path, recipe: Recipe, console: Console) -> None:
     else:
         console.print("The images are as they were.")
     if found.values:
-        table = Table("key", "in the file", "now", "why", box=None, pad_edge=False, padding=(0, 2, 0, 0))
+        table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+        for title in ("key", "in the file", "now", "why"):
+            table.add_column(title, overflow="fold")
         for key, (theirs, now, why) in found.values.items():
             table.add_row(key, theirs, now, why)
         console.print("Other values than would be written now:")

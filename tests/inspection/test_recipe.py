@@ -200,8 +200,9 @@ def test_a_second_inspect_compares_and_leaves_the_file_as_it_is(conf: Path) -> N
 
 
 def test_an_unchanged_set_would_be_written_the_same(conf: Path) -> None:
-    write(photographs())
-    printed = write(photographs(decode_milliseconds=3.0))
+    place = "/a/long place/" + "with many folders/" * 9
+    write(photographs(place=place))
+    printed = write(photographs(place=place, decode_milliseconds=3.0))
     assert "The images are as they were" in printed
     assert "values are what would be written now" in printed
 
