@@ -84,10 +84,11 @@ def _problem(key: str, node: DictConfig, field: Field[Any], schema: type, cfg: D
     if field.name == "_target_":
         return _target_problem(key, value, schema)
     choices: Choices | None = field.metadata.get("choices")
-    for word in (value if isinstance(value, list) else [value]) if choices and value is not None else []:
-        if word not in choices.words:
-            near = did_you_mean(closest(str(word), choices.words)[:1])
-            return f"{key} = {show(value)}: must be {any_of(choices.words)}{near or '.'}"
+    if choices and value is not None:
+        for word in value if isinstance(value, list) else [value]:
+            if word not in choices.words:
+                near = did_you_mean(closest(str(word), choices.words)[:1])
+                return f"{key} = {show(value)}: must be {any_of(choices.words)}{near or '.'}"
     if str(field.type) == "list[float]" and not _is_list_of_numbers(value):
         return wrong_value(key, value, field)
     for number in value if isinstance(value, list) else [value]:

@@ -120,7 +120,7 @@ class MlflowTracker(Tracker):
 class _Mirror:
     """Sender of one run's records; called in the feed's thread."""
 
-    def __init__(self, run: RunInfo, server: MlflowServer, experiment: str, tags: Mapping[str, str]) -> None:
+    def __init__(self, run: RunInfo, server: MlflowServer, experiment: str, tags: dict[str, str]) -> None:
         self._run, self._server, self._experiment, self._tags = run, server, experiment, tags
         self._id: str | None = None
         """MLflow's id of the run; None while the server does not answer."""

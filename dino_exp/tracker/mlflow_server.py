@@ -16,7 +16,7 @@ import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote, urlsplit
+from urllib.parse import quote, unquote, urlsplit
 
 MOST_METRICS, MOST_OTHERS = 1000, 100
 """Most metrics, and most parameters or tags, that a server takes in one request."""
@@ -158,8 +158,8 @@ def _credentials(address: str) -> dict[str, str]:
     if token := os.environ.get("MLFLOW_TRACKING_TOKEN"):
         return {"Authorization": f"Bearer {token}"}
     parts = urlsplit(address)
-    user = os.environ.get("MLFLOW_TRACKING_USERNAME") or urllib.request.unquote(parts.username or "")
-    password = os.environ.get("MLFLOW_TRACKING_PASSWORD") or urllib.request.unquote(parts.password or "")
+    user = os.environ.get("MLFLOW_TRACKING_USERNAME") or unquote(parts.username or "")
+    password = os.environ.get("MLFLOW_TRACKING_PASSWORD") or unquote(parts.password or "")
     if not user:
         return {}
     return {"Authorization": f"Basic {base64.b64encode(f'{user}:{password}'.encode()).decode()}"}

@@ -31,7 +31,7 @@ IMAGES = torch.randn(4, 3, 64, 64, generator=torch.Generator().manual_seed(0))
 
 def vit(patch_size: int = 16, channels: int = 3, stem: str = "patch", image_size: int = 64) -> nn.Module:
     torch.manual_seed(patch_size + channels)
-    sizes: dict[str, int] = dict(embed_dim=32, depth=2, num_heads=2, image_size=image_size)
+    sizes: dict[str, Any] = dict(embed_dim=32, depth=2, num_heads=2, image_size=image_size)
     return VisionTransformer(patch_size=patch_size, in_channels=channels, stem=stem, **sizes)
 
 
@@ -57,7 +57,7 @@ def features(network: nn.Module, images: Tensor) -> Tensor:
     return network.eval()(images)
 
 
-FAMILIES = {
+FAMILIES: dict[str, tuple[Any, dict[str, Any]]] = {
     "patches": (vit, {}),
     "convolutional stem": (vit, {"stem": "conv"}),
     "timm": (library, {"build": timm_backbone, "name": "convnext_atto", "drop_path_rate": 0.0}),
