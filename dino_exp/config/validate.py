@@ -84,7 +84,7 @@ def _problem(key: str, node: DictConfig, field: Field[Any], schema: type, cfg: D
     if field.name == "_target_":
         return _target_problem(key, value, schema)
     choices: Choices | None = field.metadata.get("choices")
-    if choices and value is not None:
+    if choices and not (value is None and "None" in str(field.type)):
         for word in value if isinstance(value, list) else [value]:
             if word not in choices.words:
                 near = did_you_mean(closest(str(word), choices.words)[:1])

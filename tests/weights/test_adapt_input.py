@@ -233,6 +233,6 @@ def test_init_adapt_is_part_of_the_identity_beside_init_from_alone(tmp_path: Pat
     assert check([*WORDS, "init_adapt=[patch]"]).errors == [
         "init_adapt = [patch]: adapts weights; set init_from as well, or neither."
     ]
-    assert check([*WORDS, start, "init_adapt=[chanels]"]).errors == [
-        "init_adapt = [chanels]: must be channels or patch; did you mean channels?"
+    assert check([*WORDS, start, "init_adapt=[channel]"]).errors == [
+        "init_adapt = [channel]: must be channels or patch; did you mean channels?"
     ]
