@@ -38,7 +38,7 @@ class Task(NamedTuple):
 class Decoded(NamedTuple):
     """What is known of an image that was decoded."""
 
-    index: int
+    position: int
     format: str
     bits: int
     kind: str
