@@ -30,8 +30,8 @@ def as_jpeg(image: Image.Image) -> Image.Image:
 
 def cropped(image: Image.Image, left: float, others: float) -> Image.Image:
     width, height = image.size
-    edges = (width * left, height * others, width * (1 - others), height * (1 - others))
-    return image.crop(tuple(map(round, edges)))
+    top, right, bottom = height * others, width * (1 - others), height * (1 - others)
+    return image.crop((round(width * left), round(top), round(right), round(bottom)))
 
 
 COPIES: dict[str, Callable[[Image.Image], Image.Image]] = {

@@ -108,6 +108,7 @@ def _sides(measured: Measured) -> Table:
 def _values(measured: Measured) -> list[Table]:
     """Return the values as stored, and what of them a training needs: two tables, for narrow terminals."""
     stored = _table("values", "low", *(f"{each:g}%" for each in PERCENTILES), "high", "mean", "std")
+    ranges: Sequence[tuple[float, float] | None]
     ranges = measured.value_range or [None] * len(measured.channels)
     columns: dict[str, list[str]] = {"data.range": [], "data.mean": [], "data.std": []}
     columns |= {"constant in": [], "NaN or inf in": []}

@@ -29,7 +29,7 @@ from dino_exp.machine import cores
 class Task(NamedTuple):
     """Images that a process looks at in one go."""
 
-    first: int
+    start: int
     """Index of the first one."""
     decoded: Sequence[bool]
     """Whether each of them is decoded; of the others only the digest is taken."""
@@ -38,7 +38,7 @@ class Task(NamedTuple):
 class Decoded(NamedTuple):
     """What is known of an image that was decoded."""
 
-    index: int
+    position: int
     format: str
     bits: int
     kind: str
@@ -87,12 +87,12 @@ class Looking:
     def __call__(self, task: Task) -> Part:
         """Look at each image."""
         part = Part()
-        for index, decode in enumerate(task.decoded, task.first):
+        for index, decode in enumerate(task.decoded, task.start):
             known = UNREADABLE
             try:
                 if decode:
                     content = self.source.encoded(index)
-                    known = digest(len(content), lambda at, count, c=content: c[at : at + count], WHOLE)
+                    known = _digest(content)
                     self._decode(part, index, content)
                 else:
                     known = self.source.digest(index, WHOLE)
@@ -118,6 +118,10 @@ class Looking:
         part.statistics[key].add(values, index)
         part.thumbnails.append(thumbnail(values))
         part.images.append(Decoded(index, stored.format, stored.bits, kind, (height, width, channels)))
+
+
+def _digest(content: bytes) -> int:
+    return digest(len(content), lambda at, count: content[at : at + count], WHOLE)
 
 
 def reason_of(text: str) -> str:

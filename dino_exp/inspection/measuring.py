@@ -80,7 +80,7 @@ def inspect(place: str, most: int | None, console: Console) -> Inspection:
             f"{reason}."
         )
     usual = usual_form(found.images)
-    alike = [image.index for image in found.images if (image.shape[2], image.kind) == usual]
+    alike = [image.position for image in found.images if (image.shape[2], image.kind) == usual]
     measured = _measured(place, kind, source, found, usual, few)
     return Inspection(source, measured, [alike[i] for i in evenly_spread(len(alike), EXAMPLES)])
 
@@ -225,12 +225,12 @@ def _percentiles(values: np.ndarray, percentiles: Sequence[float]) -> dict[float
 def _near(found: Part, exact: duplicates.Groups) -> duplicates.Groups:
     """Return the groups of images that look alike; of each exact group only one image is compared."""
     copies = {index for group in exact for index in group[1:]}
-    kept = [row for row, image in enumerate(found.images) if image.index not in copies]
+    kept = [row for row, image in enumerate(found.images) if image.position not in copies]
     kept = [kept[i] for i in evenly_spread(len(kept), duplicates.MOST)]
     if len(kept) < 2:
         return []
     groups = duplicates.near_groups(np.stack([found.thumbnails[row] for row in kept]))
-    return [[found.images[kept[row]].index for row in group] for group in groups]
+    return [[found.images[kept[row]].position for row in group] for group in groups]
 
 
 def _named(source: ImagesWithContent, groups: duplicates.Groups) -> list[list[str]]:
@@ -273,7 +273,7 @@ def _constant(channels: Sequence[Channel], images: int) -> list[str]:
 def _mixed(source: ImagesWithContent, images: Sequence[Decoded], usual: tuple[int, str]) -> list[str]:
     others: dict[tuple[int, str], list[int]] = defaultdict(list)
     for image in images:
-        others[image.shape[2], image.kind].append(image.index)
+        others[image.shape[2], image.kind].append(image.position)
     del others[usual]
     parts = [
         f"{len(indices):,} with {_form(*form)} ({_name(source, indices[0])})"
@@ -296,7 +296,7 @@ def _channels_first(source: ImagesWithContent, images: Sequence[Decoded]) -> lis
     if not odd:
         return []
     return [
-        f"{_name(source, odd[0].index)} has the shape {odd[0].shape} ({len(odd):,} such): if its channels "
+        f"{_name(source, odd[0].position)} has the shape {odd[0].shape} ({len(odd):,} such): if its channels "
         "come first, write it as (height, width, channels)."
     ]
 

@@ -75,7 +75,7 @@ class ValueStatistics:
         self.not_finite += other.not_finite
         if self.counts is not None and other.counts is not None:
             self.counts += other.counts
-        for channel in np.flatnonzero(other.weight):
+        for channel in np.flatnonzero(other.weight).tolist():
             share = other.weight[channel]
             self._moments(channel, share, other.mean[channel], other.squares[channel] / share)
         self.samples += other.samples

@@ -16,7 +16,7 @@ from dino_exp.inspection.looking import Part, Task, parts_of
 
 def hang(task: Task) -> Part:
     """Return at once for the first task, and hang, as a network disk does, for the others."""
-    if task.first:
+    if task.start:
         time.sleep(600)
     return Part()
 
@@ -26,7 +26,7 @@ def die(task: Task) -> Part:
     return Part()
 
 
-TASKS = [Task(first, [True]) for first in range(4)]
+TASKS = [Task(start, [True]) for start in range(4)]
 
 
 def test_processes_that_hang_do_not_keep_ctrl_c() -> None:
