@@ -77,7 +77,7 @@ def stored(data: Any) -> str:
     if pairs:
         text += (
             f", stored values mapped from {as_text(str(pairs))} (low and high; p is a percentile and sd the "
-            "standard deviation, in each channel of each image) to 0 and 255, clipped, rounded, divided by 255"
+            "standard deviation, in each channel of each image) to 0 and 255, clipped, divided by 255"
         )
     return text
 
