@@ -76,8 +76,8 @@ def stored(data: Any) -> str:
     text = f" (bands {as_text(str(list(bands)))} of the files)" if bands else ""
     if pairs:
         text += (
-            f", the stored values mapped from {as_text(str(pairs))} (low and high; p is a percentile and sd "
-            "the standard deviation of a channel of an image) to 0 and 255, rounded, clipped and divided by 255"
+            f", stored values mapped from {as_text(str(pairs))} (low and high; p is a percentile and sd the "
+            "standard deviation, in each channel of each image) to 0 and 255, clipped, divided by 255"
         )
     return text
 

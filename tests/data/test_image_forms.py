@@ -396,7 +396,7 @@ def test_a_deep_set_is_refused_before_anything_exists(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
-        ({"range": [0, 65535]}, ["becomes 2 to 12 of 0 to 255", "becomes 1 to 11 ", "becomes 0 to 4 "]),
+        ({"range": [0, 65535]}, ["becomes 1 to 12 of 0 to 255", "becomes 2 to 11 ", "becomes 1 to 4 "]),
         ({"range": [0, 4095], "bands": [1, 4, 3]}, ["Band 4 has a single value in each of the 3 images"]),
         ({"range": [0, 4095]}, []),
     ],
