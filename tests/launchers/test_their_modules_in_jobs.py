@@ -60,7 +60,7 @@ def test_resume_asks_about_modules_that_this_user_has_not_named(
     file = write_module(here, "theirs")
     with forgotten():
         submit("theirs")
-    file.write_text(f"open('pwned', 'w')\n{file.read_text()}")
+    file.write_text(f"from pathlib import Path\nPath('pwned').touch()\n{file.read_text()}")
     cluster.move({"100": "FAILED"})
     assert launchers(["resume", str(SWEEP)]) == 2
     out, err = capsys.readouterr()
