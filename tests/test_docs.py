@@ -8,12 +8,14 @@ from pathlib import Path
 
 import pytest
 
+from dino_exp.config import plugins
 from dino_exp.config.compose import check
 from dino_exp.config.evaluation_schema import EVALUATIONS
 from dino_exp.config.launcher_settings import SETTINGS
 from dino_exp.config.schema import SCHEMAS
 from docs import reference_pages
 from tests.programs import ROOT
+from tests.their_modules import forgotten, write_module
 
 DOCS = ROOT / "docs"
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(DOCS.glob("*.md"))]
@@ -102,13 +104,16 @@ def test_the_reference_has_every_module_on_the_page_of_its_folder(generated: Pat
     assert "automodule:: launchers.slurm" in (generated / "python" / "launchers.md").read_text("utf-8")
 
 
-def test_commands_of_train_are_understood() -> None:
+def test_commands_of_train_are_understood(tmp_path: Path) -> None:
     lines = commands("train.py")
     assert len(lines) > 15
-    for words in lines:
-        if "hydra/launcher=slurm" in words:  # complains about a missing sbatch
-            words.append("hydra.launcher.dry_run=true")
-        assert check(words).misread == [], words
+    write_module(tmp_path, "my_package.components")
+    with forgotten():
+        plugins.load(["my_package.components"], str(tmp_path))
+        for words in lines:
+            if "hydra/launcher=slurm" in words:  # complains about a missing sbatch
+                words.append("hydra.launcher.dry_run=true")
+            assert check(words).misread == [], words
 
 
 def test_commands_of_evaluate_name_evaluations_that_exist() -> None:

@@ -124,7 +124,7 @@ def _splits(result: Any, values: Mapping[str, Any]) -> Any:
 
 
 def _backbone(result: Any, values: Mapping[str, Any]) -> Any:
-    from dino_exp.backbone.adapted import as_backbone
+    from dino_exp.backbone.others import as_backbone
 
     return as_backbone(
         result, name=values["name"], in_channels=values["in_channels"], image_size=values["image_size"]

@@ -261,7 +261,7 @@ FILES = {
 def test_a_configuration_file_names_no_module(
     here: Path, capsys: pytest.CaptureFixture[str], name: str
 ) -> None:
-    write_module(here, "hostile", "open('pwned', 'w')")
+    write_module(here, "hostile", "from pathlib import Path; Path('pwned').touch()")
     (here / "conf" / "experiment").mkdir(parents=True)
     (here / "conf" / f"{name}.yaml").write_text(FILES[name])
     assert cli.main(["--config-dir", "conf", name.replace("/", "=")]) == 2
@@ -277,7 +277,7 @@ def test_a_target_of_a_module_that_was_not_named_is_no_component(here: Path) -> 
 
 
 def test_a_stored_run_names_no_module(here: Path) -> None:
-    write_module(here, "hostile", "open('pwned', 'w')")
+    write_module(here, "hostile", "from pathlib import Path; Path('pwned').touch()")
     directory = RunDirectory(here / "run")
     directory.path.mkdir()
     text = "".join(f"{group}: {{}}\n" for group in ("backbone", "head", "crops", "augment", "loss", "ema"))

@@ -49,7 +49,7 @@ def plugins_of_job(job: str) -> object:
 def test_a_job_is_told_which_modules_the_user_has_named(theirs: None, cluster: Cluster, here: Path) -> None:
     write_module(here, "my_package.components")
     directory = submit("my_package.components")
-    assert plugins_of_job("100_0") == {"my_package.components": str(here)}
+    assert plugins_of_job("100") == {"my_package.components": str(here)}
     (about,) = directory.read_status()["plugins"].values()
     assert about["folder"] == str(here)
 
@@ -60,8 +60,8 @@ def test_resume_asks_about_modules_that_this_user_has_not_named(
     file = write_module(here, "theirs")
     with forgotten():
         submit("theirs")
-    file.write_text(f"open('pwned', 'w')\n{file.read_text()}")
-    cluster.move({"100_0": "FAILED"})
+    file.write_text(f"from pathlib import Path\nPath('pwned').touch()\n{file.read_text()}")
+    cluster.move({"100": "FAILED"})
     assert launchers(["resume", str(SWEEP)]) == 2
     out, err = capsys.readouterr()
     assert "its runs import modules that you have not named or approved before:" in out
@@ -71,7 +71,7 @@ def test_resume_asks_about_modules_that_this_user_has_not_named(
     assert "theirs" not in sys.modules
     assert launchers(["resume", str(SWEEP), "--yes"]) == 0
     assert Path("pwned").exists()
-    assert plugins_of_job("101_0") == {"theirs": str(here)}
+    assert plugins_of_job("101") == {"theirs": str(here)}
 
 
 def test_the_queue_imports_no_module_that_only_a_file_names(theirs: None, here: Path) -> None:
