@@ -71,8 +71,10 @@ METRICS: dict[str, str] = {
 and the fields around them; the settings in evaluations.json are KEYS."""
 
 LATER_KEYS: dict[str, Any] = dict.fromkeys(
-    ("data_content", "data.bands", "data.range", "data.probe.train", "data.probe.val")
-    + ("data.content", "backbone.content")
+    (
+        *("data_content", "data.bands", "data.range", "data.probe.train", "data.probe.val"),
+        *("data.content", "backbone.content"),
+    )
 )
 """Present keys that came later than the first runs, each with the value that says what was computed before:
 "backbone.registers": 0. With this value a key is no part of an identity, and a stored configuration without
