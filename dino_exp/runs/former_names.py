@@ -71,7 +71,10 @@ METRICS: dict[str, str] = {
 and the fields around them; the settings in evaluations.json are KEYS."""
 
 LATER_KEYS: dict[str, Any] = dict.fromkeys(
-    ("data_content", "data.bands", "data.range", "data.probe.train", "data.probe.val", "init_adapt")
+    (
+        *("data_content", "data.bands", "data.range", "data.probe.train", "data.probe.val"),
+        *("data.content", "backbone.content", "init_adapt"),
+    )
 ) | {
     "augment.vertical_flip": 0.0,
     "augment.quarter_turns": 0.0,
