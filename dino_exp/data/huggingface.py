@@ -7,6 +7,7 @@ import logging
 import os
 import re
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +20,12 @@ from dino_exp.data.content import Content
 from dino_exp.data.decoding import Decoding
 from dino_exp.data.digests import digests, file_digest, missing, range_digest
 from dino_exp.data.file_ranges import FileRanges, stamps
-from dino_exp.data.image_formats import IMAGE_SUFFIXES
 from dino_exp.data.labeled import LabeledSource, NameTable, short_digest
 from dino_exp.data.packed import stored_splits
 from dino_exp.data.row_columns import Columns, features_of
 from dino_exp.data.source import CorruptImageError, Shrink, Splits, decode_image
 from dino_exp.data.storage import patiently
+from dino_exp.data.stored_kinds import ROWS, other_kind
 from dino_exp.errors import UserError, in_words
 from dino_exp.regular_file import MOST_BYTES, is_plain_name, path_below, read_regular, too_large
 
@@ -73,9 +74,10 @@ def load(
         raise UserError(f"data.root is null: give {KINDS}.")
     train_files, found = _files("data.root", root)
     if val_root == "auto":
-        held_out = found or file_sets.find_held_out(root, train_files, ENDINGS, _held_out)
+        beside = partial(files_of, "data.val_root")
+        held_out = found or file_sets.find_held_out(root, train_files, ENDINGS, beside)
     else:
-        held_out = _held_out(val_root) if val_root else []
+        held_out = files_of("data.val_root", val_root) if val_root else []
     file_sets.refuse_training_files(val_root, held_out, train_files)
     how = Decoding.of(channels, backend, bands, range), image_column, label_column
     train = HuggingfaceSource("data.root", train_files, *how)
@@ -86,9 +88,10 @@ def load(
     return stored_splits(train, test, val_root, packed, packed_side)
 
 
-def _held_out(val_root: str) -> list[Path]:
-    files, named = _files("data.val_root", val_root)
-    return named or files
+def files_of(key: str, value: str, held_out: bool = True) -> list[Path]:
+    """Return the files that a key names: those named as held out, or the others; all where that is none."""
+    files, named = _files(key, value)
+    return (named or files) if held_out else files
 
 
 class HuggingfaceSource(LabeledSource):
@@ -102,8 +105,8 @@ class HuggingfaceSource(LabeledSource):
         key: str,
         files: Sequence[Path],
         decoding: Decoding,
-        image_column: str | None,
-        label_column: str | None,
+        image_column: str | None = None,
+        label_column: str | None = None,
     ) -> None:
         super().__init__(files[0] if len(files) == 1 else files[0].parent)
         self._decoding = decoding
@@ -269,7 +272,8 @@ def _folders(key: str, root: Path) -> tuple[Path, list[str]]:
     if root / "data" in inner:
         inner = [root / "data"]
     if not inner:
-        raise UserError(f"{key} = {root}: no .parquet files in that folder. {_other_kind(root)}")
+        remedy = other_kind(root, ROWS) or f" Give {KINDS}."
+        raise UserError(f"{key} = {root}: no .parquet files in that folder.{remedy}")
     if len(inner) > 1:
         names = ", ".join(path.name for path in inner[:10])
         raise UserError(
@@ -282,17 +286,6 @@ def _folders(key: str, root: Path) -> tuple[Path, list[str]]:
 
 def _is_split(name: str) -> bool:
     return not {"train", *file_sets.HELD_OUT}.isdisjoint(re.split("[^a-z]+", name.lower()))
-
-
-def _other_kind(root: Path) -> str:
-    """Return what to give instead of a folder without parquet files."""
-    names = [name for _, (_, _, found) in zip(range(100), os.walk(root), strict=False) for name in found]
-    endings = {Path(name).suffix.lower() for name in names}
-    if endings & IMAGE_SUFFIXES:
-        return "It holds image files: add data=image_folder."
-    if endings & {".tar"}:
-        return "It holds tar shards: add data=webdataset."
-    return f"Give {KINDS}."
 
 
 def _saved_splits(key: str, root: Path) -> tuple[list[Path], list[Path]]:

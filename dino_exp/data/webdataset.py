@@ -12,6 +12,7 @@ import os
 from array import array
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -79,11 +80,11 @@ def load(
     """
     if root is None:
         raise UserError(f"data.root is null: give {KINDS}.")
-    files = file_sets.training_files(file_sets.find_files("data.root", root, ENDINGS, KINDS))
+    files = files_of("data.root", root, held_out=False)
     if val_root == "auto":
-        held_out = file_sets.find_held_out(root, files, ENDINGS, _held_out)
+        held_out = file_sets.find_held_out(root, files, ENDINGS, partial(files_of, "data.val_root"))
     else:
-        held_out = _held_out(val_root) if val_root else []
+        held_out = files_of("data.val_root", val_root) if val_root else []
     file_sets.refuse_training_files(val_root, held_out, files)
     decoding = Decoding.of(channels, backend, bands, range)
     train = ShardSource("data.root", root, files, decoding)
@@ -91,9 +92,10 @@ def load(
     return stored_splits(train, test, val_root, packed, packed_side)
 
 
-def _held_out(val_root: str) -> list[Path]:
-    files = file_sets.find_files("data.val_root", val_root, ENDINGS, KINDS)
-    return file_sets.held_out_files(files) or files
+def files_of(key: str, value: str, held_out: bool = True) -> list[Path]:
+    """Return the shards that a key names: those named as held out, or the others; all where that is none."""
+    files = file_sets.find_files(key, value, ENDINGS, KINDS)
+    return (file_sets.held_out_files(files) or files) if held_out else file_sets.training_files(files)
 
 
 class ShardSource(LabeledSource):
