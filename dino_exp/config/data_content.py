@@ -18,11 +18,11 @@ from omegaconf.errors import OmegaConfBaseException
 
 from dino_exp.config import relations
 from dino_exp.config.data_schema import StoredConfig
-from dino_exp.config.identity import IMAGES, WITHOUT_EFFECT, absolute, run_id, trained_on
+from dino_exp.config.identity import IMAGES, PLACES, WITHOUT_EFFECT, absolute, run_id, trained_on
 from dino_exp.config.messages import show
 from dino_exp.config.schema import schema_of
 from dino_exp.config.sweep_runs import Findings, Run
-from dino_exp.config.targets import build
+from dino_exp.config.targets import images_of
 from dino_exp.errors import UserError, refusing
 
 if TYPE_CHECKING:  # importing torch takes seconds, which refusals and --help need not wait for
@@ -82,17 +82,26 @@ def read(cfg: Any) -> list[str]:
     place = _place(cfg)
     if not issubclass(schema_of(cfg.data), StoredConfig) or place in _known:
         return []
-    from dino_exp.data.content import contents_of, key_of, trained_and_held_out
+    from dino_exp.data.content import contents_of, key_of, overlaps
 
-    splits: Splits = build(cfg.data, packed=False)  # pixels are packed where the run is trained
+    splits = images_of(cfg.data, packed=False)  # pixels are packed where the run is trained
     contents = contents_of(splits)
     _known[place] = key_of(contents)
     _last.clear()
     _last.update(place=place, contents=contents)
     if not cfg.data.packed:
         _last.update(node=_node(cfg), splits=splits)
-    both = trained_and_held_out(contents)
-    return [f"data.root = {cfg.data.root}: {both}."] if both else []
+    return [f"data.root = {cfg.data.root}: {both}." for both in overlaps(contents)]
+
+
+def lack_labels(cfg: Any) -> bool:
+    """Return whether a run's images were read, and those that features are judged by have no labels."""
+    if not cfg.get("data_content"):
+        return False
+    from dino_exp.data.content import judged
+
+    found = contents(cfg)
+    return any(found[part].labels is None if part in found else True for part in judged(found))
 
 
 def contents(cfg: Any) -> dict[str, Content]:
@@ -114,15 +123,15 @@ def load(cfg: Any) -> tuple[Splits, dict[str, Content]]:
     if _last.get("node") == _node(cfg):
         del _last["node"]
         return _last.pop("splits"), _last["contents"]
-    splits: Splits = build(cfg.data)
+    splits = images_of(cfg.data)
     return splits, contents_of(splits)
 
 
 def settled(cfg: Any) -> Any:
     """Return a copy of a configuration to store: with absolute paths of its images."""
     cfg = copy.deepcopy(cfg)
-    for key in ("root", "val_root") if "val_root" in cfg.data else ():
-        cfg.data[key] = absolute(cfg.data[key])
+    for key in PLACES if "val_root" in cfg.data else ():
+        OmegaConf.update(cfg, key, absolute(OmegaConf.select(cfg, key)))
     return cfg
 
 

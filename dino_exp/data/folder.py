@@ -21,7 +21,6 @@ from dino_exp.data.image_formats import known_endings
 from dino_exp.data.image_lists import read_list
 from dino_exp.data.image_scan import QUIET, Skipped, walk
 from dino_exp.data.labeled import LabeledSource, NameTable, short_digest
-from dino_exp.data.packed import stored_splits
 from dino_exp.data.source import Shrink, Splits, read_image
 from dino_exp.data.split_folders import check_level
 from dino_exp.data.storage import spread
@@ -39,8 +38,6 @@ def load(
     val_root: str | None,
     channels: int,
     backend: str,
-    packed: bool,
-    packed_side: int | None,
     bands: Sequence[int] | None = None,
     range: Sequence[object] | None = None,
 ) -> Splits:
@@ -56,7 +53,6 @@ def load(
             `val`, ..., `test` next to a root named `train` (`val.txt` next to `train.txt`) that has labels
             where `root` has them; None is no held-out images.
         channels, backend, bands, range: see `Decoding`.
-        packed, packed_side: see `stored_splits`.
     """
     if root is None:
         raise UserError(f"data.root is null: give the path of the images: {LAYOUTS}.")
@@ -68,7 +64,7 @@ def load(
     elif val_root:
         test = find("data.val_root", val_root, decoding)
         _check_apart(val_root, test, train)
-    return stored_splits(train.source, None if test is None else test.source, val_root, packed, packed_side)
+    return Splits(train.source, None if test is None else test.source)
 
 
 class FolderSource(LabeledSource):

@@ -21,7 +21,6 @@ from dino_exp.data.decoding import Decoding
 from dino_exp.data.digests import digests, file_digest, missing, range_digest
 from dino_exp.data.file_ranges import FileRanges, stamps
 from dino_exp.data.labeled import LabeledSource, NameTable, short_digest
-from dino_exp.data.packed import stored_splits
 from dino_exp.data.row_columns import Columns, features_of
 from dino_exp.data.source import CorruptImageError, Shrink, Splits, decode_image
 from dino_exp.data.storage import patiently
@@ -44,8 +43,6 @@ def load(
     val_root: str | None,
     channels: int,
     backend: str,
-    packed: bool,
-    packed_side: int | None,
     image_column: str | None,
     label_column: str | None,
     bands: Sequence[int] | None = None,
@@ -64,7 +61,6 @@ def load(
         val_root: one of the same; "auto" is the split or the files of `root` that are named as held out, or
             the folder `val`, `validation` or `test` next to one named `train`; None is no held-out images.
         channels, backend, bands, range: see `Decoding`.
-        packed, packed_side: see `stored_splits`.
         image_column: None is the one column of the type Image, or the one that holds bytes.
         label_column: None is the one column of the type ClassLabel, or one with a name of `USUAL_LABELS`.
 
@@ -85,7 +81,7 @@ def load(
     if val_root == "auto" and test is not None and train.classes is not None and test.classes is None:
         log.warning("data.val_root = auto: %s has no labels and is not used.", test.path)
         test = None
-    return stored_splits(train, test, val_root, packed, packed_side)
+    return Splits(train, test)
 
 
 def files_of(key: str, value: str, held_out: bool = True) -> list[Path]:

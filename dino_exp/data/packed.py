@@ -27,7 +27,7 @@ from dino_exp.data.content import Content, ImagesWithContent
 from dino_exp.data.file_ranges import FileRanges, stamps
 from dino_exp.data.labeled import short_digest
 from dino_exp.data.read_ahead import ahead
-from dino_exp.data.source import CorruptImageError, Shrink, Splits
+from dino_exp.data.source import CorruptImageError, Shrink
 from dino_exp.data.storage import patiently, spread
 from dino_exp.errors import MachineError, UserError, in_words
 from dino_exp.parallel import distributed
@@ -43,30 +43,13 @@ SAMPLE = 256
 """Images whose sizes tell how much room all will take."""
 
 
-def stored_splits(
-    train: ImagesWithContent,
-    test: ImagesWithContent | None,
-    val_root: str | None,
-    packed: bool,
-    packed_side: int | None,
-) -> Splits:
-    """Return both parts, numbered by the classes of `train`, as `PackedSource`s if `packed`."""
-    if distributed.is_main():
-        _say_depth(train)
-    if test is not None:
-        test.use_classes_of(train, f"data.val_root = {val_root}")
-    if not packed:
-        return Splits(train, test)
-    return Splits(PackedSource(train, packed_side), None if test is None else PackedSource(test, packed_side))
-
-
-def _say_depth(train: ImagesWithContent) -> None:
+def say_depth(train: ImagesWithContent) -> None:
     """Say if some of the images have 16 bits per value, and how much of their range is used."""
     deep: dict[str, int] = {}
     looked_at = spread(len(train))
     for index in looked_at:
         with depth.noting() as found, suppress(CorruptImageError):
-            train.read(index, lambda height, width: 8 if min(height, width) >= 8 else 1)
+            train.read(index, smallest)
         if found:
             deep[train.name(index)] = found[0]
     if deep:
@@ -80,6 +63,11 @@ def _say_depth(train: ImagesWithContent) -> None:
             largest,
             "" if largest > 127 else ", which is dark: scale the values to 0–65,535 first",
         )
+
+
+def smallest(height: int, width: int) -> int:
+    """Return the factor by which an image is scaled down for a look at it: a `Shrink`."""
+    return 8 if min(height, width) >= 8 else 1
 
 
 class PackedSource:

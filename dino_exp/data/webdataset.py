@@ -27,7 +27,6 @@ from dino_exp.data.file_ranges import FileRanges, Stamp, stamps
 from dino_exp.data.image_formats import known_endings
 from dino_exp.data.kept import kept
 from dino_exp.data.labeled import LabeledSource, NameTable, short_digest
-from dino_exp.data.packed import stored_splits
 from dino_exp.data.shard_headers import WITHOUT_LABEL, Notes, scan
 from dino_exp.data.source import CorruptImageError, Shrink, Splits, decode_image
 from dino_exp.data.storage import patiently
@@ -54,8 +53,6 @@ def load(
     val_root: str | None,
     channels: int,
     backend: str,
-    packed: bool,
-    packed_side: int | None,
     bands: Sequence[int] | None = None,
     range: Sequence[object] | None = None,
 ) -> Splits:
@@ -73,7 +70,6 @@ def load(
         val_root: one of the same; "auto" is the shards in `root`'s folder that are named as held out, or the
             folder or list `val` or `test` next to one named `train`; None is no held-out images.
         channels, backend, bands, range: see `Decoding`.
-        packed, packed_side: see `stored_splits`.
 
     Raises UserError where a shard is missing, compressed, half-written or damaged, and where labels are
     missing, no classes, or disagree.
@@ -89,7 +85,7 @@ def load(
     decoding = Decoding.of(channels, backend, bands, range)
     train = ShardSource("data.root", root, files, decoding)
     test = ShardSource("data.val_root", str(val_root), held_out, decoding) if held_out else None
-    return stored_splits(train, test, val_root, packed, packed_side)
+    return Splits(train, test)
 
 
 def files_of(key: str, value: str, held_out: bool = True) -> list[Path]:

@@ -173,7 +173,7 @@ def content_of(cfg: EvaluateConfig, data: Extracted) -> str | None:
 
     if not any(needs_data(name, cfg) for name in cfg.eval):
         return None
-    now = content.contents_of(data.splits)
+    now = content.contents_of(data.images)
     if cfg.run is not None:
         directory = RunDirectory(expanded(cfg.run))
         own = trained_on(read_plain(directory), by_place=True)

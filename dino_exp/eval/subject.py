@@ -150,11 +150,12 @@ def labeled(splits: Splits) -> tuple[ImageSource, ImageSource]:
     """Return training and held-out images; raises UserError without labels or with different classes."""
     train, test = splits.train, splits.test
     if test is None:
-        raise UserError("There are no held-out images; set data.val_root.")
+        raise UserError("There are no held-out images; set data.val_root, or data.probe.train and .val.")
     if train.labels is None or test.labels is None:
         side = "training" if train.labels is None else "held-out"
         raise UserError(
-            f"The {side} images have no labels, or all the same; put them into two class folders or more."
+            f"The {side} images have no labels, or all the same; put them into two class folders or more, or "
+            "give labeled ones: data.probe.train and data.probe.val."
         )
     if train.classes is not None and test.classes is not None and train.classes != test.classes:
         missing = sorted(set(train.classes) ^ set(test.classes))

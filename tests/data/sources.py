@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import struct
 import zlib
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,18 +15,17 @@ from omegaconf import OmegaConf
 from PIL import Image
 
 from dino_exp.config.schema import SCHEMAS, AugmentConfig
-from dino_exp.config.targets import build
+from dino_exp.config.targets import build, images_of
 from dino_exp.data.augment import Augment
 from dino_exp.data.crops import MultiCrop
 from dino_exp.data.labeled import LabeledSource
 from dino_exp.data.source import CorruptImageError, ImageSource, Shrink, Splits
 
 
-def load(data: str, **fields: Path | str | int | None) -> Splits:
+def load(data: str, **fields: Path | str | int | Mapping[str, str] | None) -> Splits:
     """Return the splits of the option `data`, with these fields instead of the defaults."""
     values = {name: str(value) if isinstance(value, Path) else value for name, value in fields.items()}
-    splits: Splits = build(OmegaConf.structured(SCHEMAS["data"][data](**values)))
-    return splits
+    return images_of(OmegaConf.merge(OmegaConf.structured(SCHEMAS["data"][data]), values))
 
 
 def released_augment(**changes: Any) -> Augment:
