@@ -124,6 +124,7 @@ def evaluate(cfg: EvaluateConfig) -> int:
     from dino_exp.eval.extraction import Extracted
     from dino_exp.eval.mirror import mirror
     from dino_exp.eval.opening import open_subject
+    from dino_exp.eval.subject import probe_in_words
     from dino_exp.parallel import distributed
 
     console = Console(soft_wrap=True, quiet=not distributed.is_main())
@@ -142,6 +143,8 @@ def evaluate(cfg: EvaluateConfig) -> int:
         for evaluation in evaluations.values():
             evaluation.check(subject, data)
         content = content_of(cfg, data) if distributed.is_main() else None
+        if content and (probe := probe_in_words(data.images)):
+            console.print(f"probe     {probe}\n")
     failed, done = False, []
     for name, evaluation in evaluations.items():
         about = records.about(name, cfg, subject, origin, content)

@@ -146,6 +146,15 @@ def has_labels(splits: Splits) -> bool:
     return splits.test is not None and splits.train.labels is not None and splits.test.labels is not None
 
 
+def probe_in_words(splits: Splits) -> str:
+    """Return which images features are judged by; "" if these are the training and held-out images."""
+    if splits.probe is None:
+        return ""
+    bank, queries = splits.probe.train, splits.probe.test or ()
+    of = "training images" if bank is splits.train else "labeled images"
+    return f"{len(queries):,} images of {len(bank.classes or ())} classes, by {len(bank):,} {of}"
+
+
 def labeled(splits: Splits) -> tuple[ImageSource, ImageSource]:
     """Return training and held-out images; raises UserError without labels or with different classes."""
     train, test = splits.train, splits.test

@@ -7,8 +7,8 @@ from typing import Any
 import torch
 
 from dino_exp.console import Console, table
-from dino_exp.data.source import Splits
 from dino_exp.eval.periodic import main_figures
+from dino_exp.eval.subject import probe_in_words
 from dino_exp.parallel import distributed
 from dino_exp.runs.run_directory import RunDirectory
 from dino_exp.train.progress import verdict_text
@@ -24,7 +24,7 @@ def introduce(trainer: Trainer, directory: RunDirectory, console: Console, resum
     held_out = f", {len(splits.test):,} held out" if splits.test else ""
     rows = {
         "data": f"{cfg.data.name}: {len(splits.train):,} images{held_out}",
-        **judged_by(splits),
+        **({"probe": probe} if (probe := probe_in_words(splits)) else {}),
         "backbone": f"{cfg.backbone.name}: {parameters:,} parameters",
         "machine": f"{trainer.device.type}, {precision}, {threads} thread{'s' * (threads != 1)}, "
         f"{trainer.workers} loader processes",
@@ -45,16 +45,6 @@ def introduce(trainer: Trainer, directory: RunDirectory, console: Console, resum
         )
     if resumed:
         console.print(f"Resuming from step {trainer.step:,} of {trainer.plan.stop_step:,}.")
-
-
-def judged_by(splits: Splits) -> dict[str, str]:
-    """Return which images features are judged by, if these are not the training and held-out images."""
-    if splits.probe is None:
-        return {}
-    bank, queries = splits.probe.train, splits.probe.test or ()
-    of = "training images" if bank is splits.train else "labeled images"
-    classes = len(bank.classes or ())
-    return {"probe": f"{len(queries):,} images of {classes} classes, by {len(bank):,} {of}"}
 
 
 def batch_shares(trainer: Trainer) -> dict[str, str]:
