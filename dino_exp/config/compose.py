@@ -270,7 +270,7 @@ class _Preflight:
             problems = validate(cfg) or data_content.problems(cfg) or network_problems(cfg)
             if not problems and checked.local:
                 problems = list(relations.folder_problems(cfg))
-            if not problems and checked.search:
+            if not problems and checked.search and checked.sweeper is not None:
                 problems = list(objective_problems(cfg, checked.sweeper["objective"]))
             invalid.add(problems, shown)
             if not problems:
