@@ -83,9 +83,7 @@ def _start(listing: str, images: int) -> tuple[int, float, float, float]:
     image_lists.LOOKED_AT = 1  # the other files do not exist
     before = status_kib("VmRSS")
     start = time.perf_counter()
-    source = folder.load(
-        root=listing, val_root=None, channels=3, backend="fast", packed=False, packed_side=None
-    ).train
+    source = folder.load(root=listing, val_root=None, channels=3, backend="fast").train
     listed = time.perf_counter() - start
     indexed = (status_kib("VmRSS") - before) / 2**10
     start = time.perf_counter()

@@ -7,8 +7,9 @@ curves, reports and tables. A new diagnostic is a function in `dino/diagnostics.
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 SHARE = "share of ln K"
 
@@ -225,7 +226,9 @@ METRICS: tuple[Metric, ...] = (
     _of_both("prototypes_perplexity", "Perplexity of the winning prototypes", unit="prototypes"),
     _of_both("logit_spread", "Standard deviation of the logits"),
     _of_both("feature_std", "Spread of the normalized features"),
-    _of_both("feature_rank", "Effective rank", short="features", unit="dimensions", chart=RANKS),
+    _of_both(
+        "feature_rank", "Effective rank", short="features", unit="dimensions", better="higher", chart=RANKS
+    ),
     _of_both("bottleneck_rank", "Effective rank", short="bottleneck", unit="dimensions", chart=RANKS),
     SPEED,
     DATA_WAIT,
@@ -246,7 +249,7 @@ METRICS: tuple[Metric, ...] = (
 )
 """What metrics.jsonl has, in the order of a report."""
 
-BEST_KNN = Metric(f"best_{KNN.key}", "Best k-NN", unit="percent", form=".1f")
+BEST_KNN = Metric(f"best_{KNN.key}", "Best k-NN", unit="percent", form=".1f", better="higher")
 UNTRAINED_KNN = Metric(f"untrained_{KNN.key}", "k-NN, untrained", "untrained", "percent", ".1f")
 RAW_PIXELS_KNN = Metric(f"raw_pixels_{KNN.key}", "k-NN of raw pixels", unit="percent", form=".1f")
 """Further rows of summary.json."""
@@ -260,6 +263,34 @@ def charts() -> list[Chart]:
 def shown_in(where: Literal["panel", "progress", "column"]) -> list[Metric]:
     """Return the metrics that are shown there, in their order."""
     return sorted((row for row in METRICS if getattr(row, where)), key=lambda row: getattr(row, where))
+
+
+# ---- what a search looks for ---------------------------------------------------------------------------
+
+OBJECTIVES = {metric.key: metric for metric in (KNN, BEST_KNN, *METRICS) if metric.better}
+"""What a search may look for, beside the accuracies of `ACCURACY`: what has a better end."""
+ACCURACY = re.compile(r"(linear|low_shot)/(?:val_)?top1(?:_share[\d.]+)?")
+"""Names of accuracies that evaluations give a run: linear/top1, low_shot/top1_share0.1."""
+
+
+def objective(name: str) -> Metric | None:
+    """Return the row of what a search looks for; None for what is no metric, or has no better end."""
+    if ACCURACY.fullmatch(name):
+        return Metric(name, name, unit="percent", form=".1f", better="higher")
+    return OBJECTIVES.get(name)
+
+
+def evaluation_of(name: str) -> str | None:
+    """Return the evaluation that gives an accuracy: knn, linear or low_shot; None for other metrics."""
+    accuracy = ACCURACY.fullmatch(name)
+    return accuracy[1] if accuracy else "knn" if name in (KNN.key, BEST_KNN.key) else None
+
+
+def numbers(summary: Mapping[str, Any]) -> dict[str, float]:
+    """Return the metrics of a run's end, by name: those of its summary, and the final ones in it."""
+    final = summary.get("final")
+    values = {**(final if isinstance(final, dict) else {}), **summary}
+    return {name: value for name, value in values.items() if type(value) in (int, float)}
 
 
 # ---- figures of evaluations --------------------------------------------------------------------------------

@@ -14,6 +14,7 @@ from dino_exp.config.launcher_settings import minutes
 from dino_exp.config.plugins import NAMED
 from dino_exp.config.sweep_runs import Run
 from dino_exp.console import Console, a_console
+from dino_exp.metrics import numbers
 from dino_exp.runs.manifest import Manifest
 from dino_exp.train.attempt import Outcome
 from launchers import slurm
@@ -72,7 +73,7 @@ def outcome(manifest: Manifest, run: RunState) -> Outcome:
         return Outcome(run.name, run.state, errors.FAILED, why(manifest, run, 1))
     summary = directory.read_summary() or last_metrics(directory)
     code = 0 if run.state in ("finished", "collapsed") else errors.INTERRUPTED
-    return Outcome(run.name, run.state, code, str(summary.get("verdict") or ""), summary.get("knn_top1"))
+    return Outcome(run.name, run.state, code, str(summary.get("verdict") or ""), numbers(summary))
 
 
 def preview(

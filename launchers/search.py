@@ -26,11 +26,14 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 from rich.table import Table
 
 from dino_exp import errors
+from dino_exp.config import data_content
 from dino_exp.config.identity import identities
+from dino_exp.config.launcher_settings import without_labels
 from dino_exp.config.search_space import Choices, Space, probes, typed
 from dino_exp.config.sweep_runs import Run
 from dino_exp.console import Console, a_console, table
 from dino_exp.errors import UserError, refusing
+from dino_exp.metrics import KNN, Metric, evaluation_of, objective
 from dino_exp.regular_file import read_regular
 from dino_exp.runs import former_names
 from dino_exp.runs.manifest import Manifest
@@ -59,27 +62,34 @@ def search(
     compose: Compose,
     launch: Launch,
 ) -> None:
-    """Search for the best k-NN accuracy, as `hydra/sweeper=optuna` asks for; trials differ in `spaces`.
+    """Search for the best of a metric, as `hydra/sweeper=optuna` asks for; trials differ in `spaces`.
 
     Raises:
         UserError: something must be fixed before the search can continue.
         SystemExit: no trial is complete.
         KeyboardInterrupt: the user stopped it.
     """
-    console = a_console()
+    console, goal = a_console(), settings["objective"]
+
+    def labeled(words: Sequence[str]) -> Run:
+        run = compose(words)
+        if evaluation_of(goal) and data_content.lack_labels(run.cfg):
+            raise UserError(f"data.root = {run.cfg.data.root}: {without_labels(goal)}")
+        return run
+
     Manifest.load_or_new(folder)  # refuses one of a newer version before anything is created
+    first = labeled(probes(fixed, spaces)[0]).cfg
     with alone(folder):
-        first = compose(probes(fixed, spaces)[0]).cfg
         spaces = [in_first_names(space) for space in spaces]
-        study = open_study(folder / JOURNAL, known_study(folder / JOURNAL, first, spaces), settings)
-        say_other_images(study, folder / JOURNAL, first, spaces, console)
+        study = open_study(folder / JOURNAL, known_study(folder / JOURNAL, first, spaces, goal), settings)
+        say_other_images(study, folder / JOURNAL, first, spaces, goal, console)
         try:
-            Search(study, settings, fixed, spaces, compose, launch, console).run()
+            Search(study, settings, fixed, spaces, labeled, launch, console).run()
         except KeyboardInterrupt:
             console.print("Stopped. The same command resumes the unfinished trials.")
             raise
         finally:
-            console.print(summary(study, folder))
+            console.print(summary(study, folder, row_of(goal)))
     if not study.get_trials(states=[TrialState.COMPLETE]):
         raise SystemExit(errors.FAILED)
 
@@ -111,9 +121,16 @@ def in_first_names(space: Space) -> Space:
     return replace(space, key=names.first_key(space.key))
 
 
-def known_study(journal: Path, first: DictConfig, spaces: Sequence[Space]) -> str:
+def row_of(goal: str) -> Metric:
+    """Return the row of a metric that a search looks for, which was checked."""
+    row = objective(goal)
+    assert row is not None
+    return row
+
+
+def known_study(journal: Path, first: DictConfig, spaces: Sequence[Space], goal: str) -> str:
     """Return the name of the study in the journal: of those that it may have the first that is there."""
-    names = study_names(first, spaces)
+    names = study_names(first, spaces, goal)
     try:
         content = read_regular(journal)
     except OSError:  # missing, or what `open_study` says
@@ -121,25 +138,34 @@ def known_study(journal: Path, first: DictConfig, spaces: Sequence[Space]) -> st
     return next((name for name in names if name.encode() in content), names[0])
 
 
-def study_names(first: DictConfig, spaces: Sequence[Space]) -> list[str]:
+def study_names(first: DictConfig, spaces: Sequence[Space], goal: str) -> list[str]:
     """Return the keys, and a hash of the spaces and of all that the trials share, under each of its ids.
 
     Args:
         first: the configuration with the first value of each space.
         spaces: in first names.
+        goal: the objective; the names of searches for k-NN, which came first, are without.
     """
     keys = [space.key.rpartition(".")[2] for space in spaces]
-    contents = (json.dumps([each, sorted(map(repr, spaces))], sort_keys=True) for each in identities(first))
+    also = [] if goal == KNN.key else [goal]
+    contents = (
+        json.dumps([each, sorted(map(repr, spaces)), *also], sort_keys=True) for each in identities(first)
+    )
     return ["-".join([*keys, hashlib.sha256(text.encode()).hexdigest()[:8]]) for text in contents]
 
 
 def say_other_images(
-    study: optuna.Study, journal: Path, first: DictConfig, spaces: Sequence[Space], console: Console
+    study: optuna.Study,
+    journal: Path,
+    first: DictConfig,
+    spaces: Sequence[Space],
+    goal: str,
+    console: Console,
 ) -> None:
     """Say if there is a study that differs only in the images at the place of this one's."""
     if not first.data_content:
         return
-    place = study_names(first, spaces)[1]
+    place = study_names(first, spaces, goal)[1]
     if study.user_attrs.get("place") != place:
         study.set_user_attr("place", place)
     for other in optuna.get_all_study_summaries(JournalStorage(JournalFileBackend(str(journal)))):
@@ -155,11 +181,12 @@ def open_study(journal: Path, name: str, settings: Mapping[str, Any]) -> optuna.
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     optuna.logging.disable_default_handler()  # which colors by escape sequences
     optuna.logging.enable_propagation()
-    mend(journal, name)
+    maximize = row_of(settings["objective"]).better == "higher"
+    mend(journal, name, maximize)
     study = optuna.create_study(
         storage=JournalStorage(JournalFileBackend(str(journal))),
         study_name=name,
-        direction="maximize",
+        direction="maximize" if maximize else "minimize",
         load_if_exists=True,
     )
     # the first seed would propose the first trials again
@@ -182,8 +209,8 @@ class Told:
     """The result of a trial for Optuna."""
 
     state: TrialState
-    knn_top1: float | None = None
-    """In percent; None unless the trial is complete."""
+    value: float | None = None
+    """Of the objective; None unless the trial is complete."""
     message: str = ""
 
 
@@ -260,19 +287,16 @@ class Search:
         """Have a batch trained, and tell Optuna the results."""
         outcomes = self.launch([run for run, _ in batch.values()], self.launched)
         self.launched += len(batch)
-        without_knn = None
+        goal, without = self.settings["objective"], None
         for name, (_, trials) in batch.items():
             outcome = outcome_of(name, outcomes)
-            self.known[name] = judge(outcome)
+            self.known[name] = judge(outcome, goal)
             for trial in trials:
                 self.tell(trial, self.known[name])
-            if outcome.state == "finished" and outcome.knn_top1 is None:
-                without_knn = name
-        if without_knn:
-            raise UserError(
-                f"{without_knn}: has no k-NN accuracy, by which a search compares its runs; it requires "
-                "labeled held-out images: for folders, set data.val_root."
-            )
+            if outcome.state == "finished" and goal not in outcome.metrics:
+                without = name
+        if without:
+            raise UserError(f"{without}: has no {goal}; {without_labels(goal)}")
 
     def overrides_of(self, trial: Trial) -> list[str]:
         """Return the values of a trial as they are typed."""
@@ -282,10 +306,11 @@ class Search:
     def tell(self, trial: Trial, told: Told) -> None:
         """Tell a trial's result to Optuna and to the user."""
         trial.set_user_attr("message", told.message)
-        self.study.tell(trial, told.knn_top1, told.state)
+        self.study.tell(trial, told.value, told.state)
         how = "pruned, collapsed" if told.state == TrialState.PRUNED else told.message
-        if told.knn_top1 is not None:
-            how = f"k-NN {told.knn_top1:.1f} %"
+        if told.value is not None:
+            row = row_of(self.settings["objective"])
+            how = f"{row.short} {row.text(told.value)}"
         line = f"Trial {trial.number}: {' '.join(self.overrides_of(trial))}: {how}"
         self.console.print(line, soft_wrap=True)
 
@@ -298,14 +323,14 @@ def outcome_of(name: str, outcomes: Sequence[Outcome]) -> Outcome:
     return Outcome(name, "lost", errors.FAILED, "the launcher returned no result")
 
 
-def judge(outcome: Outcome) -> Told:
+def judge(outcome: Outcome, goal: str) -> Told:
     """Return the result for Optuna: a collapse is a bad result, a failure is none."""
     verdict = outcome.message.removeprefix("finished before; ")
     if outcome.state == "collapsed" or (outcome.state == "finished" and verdict.startswith("collapsed")):
         return Told(TrialState.PRUNED, message=outcome.message)
-    knn = outcome.knn_top1
-    if outcome.state == "finished" and knn is not None and math.isfinite(knn):
-        return Told(TrialState.COMPLETE, knn, outcome.message)
+    value = outcome.metrics.get(goal, math.nan)
+    if outcome.state == "finished" and math.isfinite(value):
+        return Told(TrialState.COMPLETE, value, outcome.message)
     why = (outcome.message.strip().splitlines() or [""])[-1]
     return Told(TrialState.FAIL, message=f"{outcome.state}: {why}")
 
@@ -316,14 +341,14 @@ def ended(study: optuna.Study) -> list[FrozenTrial]:
     return [trial for trial in study.trials if trial.state.is_finished() and trial.number not in replaced]
 
 
-def summary(study: optuna.Study, folder: Path) -> Table:
+def summary(study: optuna.Study, folder: Path, row: Metric) -> Table:
     """Return the table that ends a search."""
     finished = ended(study)
     count = {state: sum(trial.state == state for trial in finished) for state in TrialState}
     rows = {"trials": f"{len(finished)}, of them {count[TrialState.COMPLETE]} complete"}
     if count[TrialState.COMPLETE]:
         best = study.best_trial
-        rows["best k-NN"] = f"{best.value:.1f} % (trial {best.number})"
+        rows[f"best {row.short}"] = f"{row.text(best.value)} (trial {best.number})"
         rows["best overrides"] = " ".join(best.user_attrs.get(OVERRIDES, ["unknown"]))
         rows["its directory"] = str(folder / best.user_attrs.get(RUN, ""))
     rows["pruned (collapsed)"] = str(count[TrialState.PRUNED])

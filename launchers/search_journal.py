@@ -22,14 +22,14 @@ from dino_exp.regular_file import read_regular
 Operation = dict[str, Any]
 
 CREATE_STUDY, CREATE_TRIAL = 0, 4
-MAXIMIZE = 2
+MINIMIZE, MAXIMIZE = 1, 2
 SHORTEST_LINE = 100
 """About the bytes of a short line; of a longer damaged one, several may have been."""
 MOST_REFUSED = 100
 """Operations that Optuna may refuse, from which on it is another program's file."""
 
 
-def mend(journal: Path, study: str) -> None:
+def mend(journal: Path, study: str, maximize: bool = True) -> None:
     """Make a damaged journal readable; the file as it was stays beside it.
 
     An incomplete last line is dropped without a word, since a killed process leaves one. A trial whose result
@@ -38,6 +38,7 @@ def mend(journal: Path, study: str) -> None:
     Args:
         journal: the file, if there is one.
         study: the name for a study whose creation is lost, if the journal names no other.
+        maximize: whether that study looks for the highest value.
 
     Raises:
         UserError: it cannot be read or mended.
@@ -52,7 +53,7 @@ def mend(journal: Path, study: str) -> None:
         raise UserError(f"{in_words(error)}. Trials are recorded in it; make it readable.") from error
     *lines, rest = content.split(b"\n")
     lines += [rest] if _operation(rest) else []
-    mended = _Mended(study)
+    mended = _Mended(study, MAXIMIZE if maximize else MINIMIZE)
     for line in lines:
         mended.add(line)
     kept = _replayable(journal, mended.operations)
@@ -78,6 +79,7 @@ class _Mended:
     """The operations of the readable lines, with those that must have created what they refer to."""
 
     study: str
+    direction: int
     operations: list[Operation] = field(default_factory=list)
     complete: bool = True
     studies: int = 0
@@ -95,7 +97,7 @@ class _Mended:
             return
         while self._is_next(operation.get("study_id"), self.studies):
             name = self.study if not self.studies else f"lost-{self.studies}"
-            self._create({"op_code": CREATE_STUDY, "study_name": name, "directions": [MAXIMIZE]})
+            self._create({"op_code": CREATE_STUDY, "study_name": name, "directions": [self.direction]})
         while self._is_next(operation.get("trial_id"), self.trials):
             self._create({"op_code": CREATE_TRIAL, "study_id": self.studies - 1, "datetime_start": None})
         self._append(operation)

@@ -30,7 +30,13 @@ from dino_exp.config.hydra_loader import (
     without_hydra,
 )
 from dino_exp.config.identity import run_id
-from dino_exp.config.launcher_settings import SETTINGS, OptunaSettings, search_problems, settings_problems
+from dino_exp.config.launcher_settings import (
+    SETTINGS,
+    OptunaSettings,
+    objective_problems,
+    search_problems,
+    settings_problems,
+)
 from dino_exp.config.library_networks import network_problems
 from dino_exp.config.nodes import field_of, parent_of, set_value, similar_siblings
 from dino_exp.config.overrides import OverrideReader
@@ -266,8 +272,8 @@ class _Preflight:
             problems = problems or network_problems(cfg)
             if not problems and checked.local:
                 problems = list(relations.folder_problems(cfg))
-            if not problems and checked.search:
-                problems = _knn_problems(cfg)
+            if not problems and checked.search and checked.sweeper is not None:
+                problems = list(objective_problems(cfg, checked.sweeper["objective"]))
             invalid.add(problems, shown)
             if not problems:
                 warnings.add(relations.warnings(cfg), shown)
@@ -342,18 +348,6 @@ def _is_named_by_id(base: DictConfig, multirun: bool) -> bool:
     """Return whether a run's folder, or its folder in that of the sweep, has the name of its id."""
     raw: Any = OmegaConf.to_container(base.hydra.sweep if multirun else base.hydra.run, resolve=False)
     return raw["subdir"] == "${run_id:}" if multirun else raw["dir"] == "${output_root}/${name}/${run_id:}"
-
-
-def _knn_problems(cfg: DictConfig) -> list[str]:
-    """Return why a search could not compare its runs."""
-    if cfg.eval.k is None:
-        return ["eval.k = null: a search compares its runs by k-NN; add it, e.g. eval=[knn,linear]."]
-    if cfg.data.get("val_root", "") is not None:
-        return []
-    return [
-        "data.val_root = null: a search compares its runs by k-NN, which needs labeled held-out images; "
-        "give their folder."
-    ]
 
 
 def typed(overrides: Iterable[Override]) -> tuple[str, ...]:

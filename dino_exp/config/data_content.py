@@ -30,7 +30,7 @@ from dino_exp.config.identity import (
 from dino_exp.config.messages import show
 from dino_exp.config.schema import schema_of
 from dino_exp.config.sweep_runs import Findings, Run
-from dino_exp.config.targets import build
+from dino_exp.config.targets import images_of
 from dino_exp.errors import UserError, refusing
 
 if TYPE_CHECKING:  # importing torch takes seconds, which refusals and --help need not wait for
@@ -95,10 +95,9 @@ def read(cfg: Any) -> list[str]:
     place, decoding = _place(cfg), _decoding(cfg)
     if not issubclass(schema_of(cfg.data), HAVE_CONTENT) or (place in _known and decoding in _looked_at):
         return []
-    from dino_exp.data.content import contents_of, key_of, trained_and_held_out
+    from dino_exp.data.content import contents_of, key_of, overlaps
 
-    pixels = {"packed": False} if "packed" in cfg.data else {}  # they are packed where the run is trained
-    splits: Splits = build(cfg.data, **pixels)
+    splits = images_of(cfg.data, packed=False)  # pixels are packed where the run is trained
     _looked_at.add(decoding)
     if place in _known:
         return []
@@ -108,8 +107,17 @@ def read(cfg: Any) -> list[str]:
     _last.update(place=place, contents=contents)
     if not cfg.data.get("packed"):
         _last.update(node=_node(cfg), splits=splits)
-    both = trained_and_held_out(contents)
-    return [f"data.root = {cfg.data.root}: {both}."] if both else []
+    return [f"data.root = {cfg.data.root}: {both}." for both in overlaps(contents)]
+
+
+def lack_labels(cfg: Any) -> bool:
+    """Return whether a run's images were read, and those that features are judged by have no labels."""
+    if not cfg.get("data_content"):
+        return False
+    from dino_exp.data.content import judged
+
+    found = contents(cfg)
+    return any(found[part].labels is None if part in found else True for part in judged(found))
 
 
 def contents(cfg: Any) -> dict[str, Content]:
@@ -131,17 +139,16 @@ def load(cfg: Any) -> tuple[Splits, dict[str, Content]]:
     if _last.get("node") == _node(cfg):
         del _last["node"]
         return _last.pop("splits"), _last["contents"]
-    splits: Splits = build(cfg.data)
+    splits = images_of(cfg.data)
     return splits, contents_of(splits)
 
 
 def settled(cfg: Any) -> Any:
     """Return a copy of a configuration to store: with absolute paths of its images."""
     cfg = copy.deepcopy(cfg)
-    for place in PLACES:
-        name = place.removeprefix("data.")
-        if name in cfg.data and issubclass(schema_of(cfg.data), HAVE_CONTENT):
-            cfg.data[name] = absolute(cfg.data[name])
+    for key in PLACES if issubclass(schema_of(cfg.data), HAVE_CONTENT) else ():
+        if (place := OmegaConf.select(cfg, key)) is not None:
+            OmegaConf.update(cfg, key, absolute(place))
     return cfg
 
 

@@ -34,7 +34,7 @@ IMAGES = frozenset(
     for name in ("channels", "mean", "std", "backend", "packed", "packed_side", "bands", "range")
 )
 """What a run makes of its images; the other keys of stored data say where they are."""
-PLACES = ("data.root", "data.val_root")
+PLACES = ("data.root", "data.val_root", "data.probe.train", "data.probe.val")
 
 
 def settings(cfg: Any, by_place: bool = False) -> dict[str, Any]:

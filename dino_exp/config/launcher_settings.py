@@ -19,6 +19,7 @@ from dino_exp.config.messages import closest, did_you_mean
 from dino_exp.config.schema import fields_of, schema_of
 from dino_exp.config.validate import node_problems
 from dino_exp.errors import UserError
+from dino_exp.metrics import OBJECTIVES, evaluation_of, objective
 
 SECRETS = re.compile(r"KEY|TOKEN|SECRET|PASSWORD|(?<![a-z])(key|token|secret|password)(?![a-z])")
 """Capitals match anywhere, as in variables; lower case only as a word, to allow `module load keyring`."""
@@ -106,7 +107,7 @@ SETTINGS: dict[str, type[LauncherSettings]] = {"slurm": SlurmSettings, "local": 
 
 @dataclass(kw_only=True)
 class OptunaSettings:
-    """A search for the best k-NN accuracy, instead of a grid."""
+    """A search for the best k-NN accuracy, or for another metric, instead of a grid."""
 
     _target_: str = "hydra_plugins.dino_exp_launchers.OptunaSweeper"
     n_trials: int = number(20, at_least=1)
@@ -120,6 +121,9 @@ class OptunaSettings:
     trials."""
     seed: int = number(0, at_least=0)
     """Seed of the sampler."""
+    objective: str = "knn_top1"
+    """What the trials are compared by at their end: knn_top1, best_knn_top1, linear/top1 (with
+    eval=[knn,linear]), or a metric of the training, such as teacher/feature_rank, that needs no labels."""
     params: dict[str, Any] = field(default_factory=dict)
     """The space, in a file: loss.teacher_temp: interval(0.02,0.2). What is typed wins."""
 
@@ -134,6 +138,36 @@ def search_problems(launcher: Mapping[str, Any]) -> Iterator[str]:
                 f"hydra.launcher.{name} = true: not with hydra/sweeper=optuna, which waits for its trials "
                 "because the next ones depend on them; remove it."
             )
+
+
+def objective_problems(cfg: DictConfig, name: str) -> Iterator[str]:
+    """Yield why a search could not compare its runs by a metric, as far as the configuration tells."""
+    if objective(name) is None:
+        near = did_you_mean(closest(name, OBJECTIVES))
+        yield (
+            f"hydra.sweeper.objective = {name}: no metric of which more or less is better{near or '.'} There "
+            f"are: {', '.join(OBJECTIVES)}, linear/top1, low_shot/top1_share0.1, ..."
+        )
+        return
+    evaluation = evaluation_of(name)
+    if evaluation is None:
+        return
+    if cfg.eval["k" if evaluation == "knn" else evaluation] is None:
+        off = "eval.k" if evaluation == "knn" else f"eval.{evaluation}"
+        what = "k-NN" if evaluation == "knn" else name
+        both = "linear" if evaluation == "knn" else evaluation
+        yield f"{off} = null: a search compares its runs by {what}; add it, e.g. eval=[knn,{both}]."
+    elif cfg.data.get("val_root", "") is None and cfg.data.probe.val is None:
+        yield f"data.val_root = null: {without_labels(name)}"
+
+
+def without_labels(name: str) -> str:
+    """Return what to do where there are no labels for an objective."""
+    return (
+        f"a search compares its runs by {name}, which needs labeled images to classify. Give some "
+        "(data.probe.train=... data.probe.val=..., or labels in data.root and data.val_root), or another "
+        "hydra.sweeper.objective, such as teacher/feature_rank."
+    )
 
 
 def with_changes(launcher: str, settings: Mapping[str, Any], changes: Sequence[str]) -> dict[str, Any]:

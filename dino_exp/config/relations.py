@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from typing import Any
 from urllib.parse import urlsplit
 
+from omegaconf import OmegaConf
+
 from dino_exp.config.data_schema import (
     Cifar10Config,
     FashionMnistConfig,
@@ -14,6 +16,7 @@ from dino_exp.config.data_schema import (
     ShapesConfig,
     StoredConfig,
 )
+from dino_exp.config.identity import PLACES
 from dino_exp.config.library_names import model_names
 from dino_exp.config.messages import closest, did_you_mean, show
 from dino_exp.config.schema import MlflowConfig, TimmConfig, TorchvisionConfig, VitConfig, schema_of
@@ -232,6 +235,14 @@ def data(cfg: Any) -> Iterator[str]:
         if not (node.root or "").strip():
             yield f"data.root = {show(node.root)}: give the training images, e.g. data.root=/path/to/train."
         yield from _values(node)
+        for part in ("train", "val"):
+            if node.probe[part] is not None and not node.probe[part].strip():
+                yield f"data.probe.{part} = {show(node.probe[part])}: give images, or null for none."
+        if node.probe.train and node.probe.val is None and node.val_root is None:
+            yield (
+                f"data.probe.train = {show(node.probe.train)}: there is nothing to classify by these images; "
+                "give labeled images of the same classes as data.probe.val."
+            )
         if node.packed_side and not node.packed:
             yield (
                 f"data.packed_side = {node.packed_side}: only packed images are made smaller; add "
@@ -286,13 +297,13 @@ def _machine(cfg: Any) -> Iterator[str]:
 def folder_problems(cfg: Any) -> Iterator[str]:
     """Yield an error for each folder that this machine lacks; for runs that are trained here."""
     if issubclass(schema_of(cfg.data), (StoredConfig, OthersDataConfig)):
-        for key in ("root", "val_root"):
-            path = cfg.data.get(key)
+        for key in PLACES:
+            path = OmegaConf.select(cfg, key)
             try:
                 if path not in (None, "auto") and not _exists(path):
-                    yield f"data.{key} = {show(path)}: no such folder or file."
+                    yield f"{key} = {show(path)}: no such folder or file."
             except UserError as error:
-                yield f"data.{key} = {show(path)}: {error}"
+                yield f"{key} = {show(path)}: {error}"
 
 
 def _exists(text: str) -> bool:

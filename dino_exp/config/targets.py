@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import MISSING as NO_DEFAULT
 from inspect import signature
-from typing import Any, Protocol, cast
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from omegaconf import MISSING as NOT_SET
 from omegaconf import DictConfig, OmegaConf
@@ -13,6 +13,9 @@ from omegaconf import DictConfig, OmegaConf
 from dino_exp.config.evaluation_schema import EVALUATIONS
 from dino_exp.config.schema import SCHEMAS, fields_of
 from dino_exp.errors import UserError
+
+if TYPE_CHECKING:  # importing torch takes seconds, which refusals and --help need not wait for
+    from dino_exp.data.source import Splits
 
 
 class Component(Protocol):
@@ -76,6 +79,26 @@ def build(node: Component | DictConfig | Mapping[str, Any], **extra: Any) -> Any
     component = get_object(fields["_target_"])
     named = signature(component).parameters
     return component(**{name: value for name, value in fields.items() if name in named} | extra)
+
+
+def images_of(data: Component | DictConfig, packed: bool = True) -> Splits:
+    """Return the images of a group `data`, with those of its probe set.
+
+    Args:
+        packed: pack them into files of pixels if the group says so.
+
+    Raises:
+        UserError: they cannot be used.
+    """
+    splits: Splits = build(data)
+    node = OmegaConf.create(cast(Any, data))
+    if "val_root" not in node:  # generated, or its parts are known
+        return splits
+    from dino_exp.data.decoding import Decoding
+    from dino_exp.data.stored_sets import complete
+
+    pack = packed and node.packed
+    return complete(splits, node.val_root, node.probe, Decoding.of_config(node), pack, node.packed_side)
 
 
 def build_from(node: Component | DictConfig, **extra: Any) -> Any:

@@ -22,7 +22,13 @@ VERSION = 1
 """Version of the file."""
 MOST_BYTES = 2**31
 """Most bytes that are unpacked from a file: those of some 40 million images."""
-PARTS = {"train": "", "test": "of the held-out images: "}
+PARTS = {
+    "train": "training images",
+    "test": "held-out images",
+    "probe.train": "images of data.probe.train",
+    "probe.val": "images of data.probe.val",
+}
+"""The parts of a set, in words."""
 SHOWN = 3
 """Names of images in a sentence."""
 BLOCK = 100_000
@@ -59,7 +65,7 @@ class ImagesWithContent(StoredImages, Protocol):
 
 
 def contents_of(splits: Splits) -> dict[str, Content]:
-    """Return the content of each part of a set that is stored in files: train, and test if there is one.
+    """Return the content of each part of a set that is stored in files: train, and those of PARTS there are.
 
     It is {} for what a configuration describes completely: generated images, and CIFAR-10, whose check sums
     torchvision compares. Fashion-MNIST has content, because its files may hold any set in their format.
@@ -68,6 +74,9 @@ def contents_of(splits: Splits) -> dict[str, Content]:
     Raises MachineError where the storage is away and stays so.
     """
     parts = {"train": splits.train, "test": splits.test}
+    if splits.probe is not None:  # a part that is one of the run's own images is recorded once
+        own = {"probe.train": splits.probe.train, "probe.val": splits.probe.test}
+        parts |= {name: part for name, part in own.items() if part not in parts.values()}
     having = {name: part for name, part in parts.items() if hasattr(part, "content")}
     return {name: cast(ImagesWithContent, part).content() for name, part in having.items()}
 
@@ -141,21 +150,29 @@ def _content(arrays: dict[str, np.ndarray], part: str) -> Content:
     return Content(NameTable(names, ends), digests, None if labels is None else labels.astype(np.int64))
 
 
-def trained_and_held_out(contents: Mapping[str, Content]) -> str:
-    """Return in words how many held-out images are training images too; '' for fewer than 1 in 1,000.
+def judged(contents: Mapping[str, Content]) -> tuple[str, str]:
+    """Return the parts that are classified, and by which they are: those that features are judged by."""
+    queries = "probe.val" if "probe.val" in contents else "test"
+    return queries, "probe.train" if "probe.train" in contents else "train"
 
-    In sets of many images of one size a few of other content may have the same digest.
+
+def overlaps(contents: Mapping[str, Content]) -> list[str]:
+    """Return in words which of the images that are classified are learned from, or known by, as well.
+
+    In sets of many images of one size a few of other content may have the same digest, so fewer than 1 in
+    1,000 are not said.
     """
-    if contents.keys() != PARTS.keys():
-        return ""
-    test, train = contents["test"], contents["train"]
-    both = np.flatnonzero((test.digests >> HASH > 0) & np.isin(test.digests, train.digests))
-    if len(both) * 1000 < len(test.digests) or not len(both):
-        return ""
-    return (
-        f"{len(both):,} of the {len(test.digests):,} held-out images are also training images "
-        f"({test.names[int(both[0])]}), so that k-NN and other evaluations say too much"
-    )
+    queries, bank = judged(contents)
+    said = []
+    for known in dict.fromkeys(["train", bank]):
+        test, train = contents.get(queries, NOTHING), contents.get(known, NOTHING)
+        both = np.flatnonzero((test.digests >> HASH > 0) & np.isin(test.digests, train.digests))
+        if len(both) and len(both) * 1000 >= len(test.digests):
+            said.append(
+                f"{len(both):,} of the {len(test.digests):,} {PARTS[queries]} are also {PARTS[known]} "
+                f"({test.names[int(both[0])]}), so that k-NN and other evaluations say too much"
+            )
+    return said
 
 
 # ---- differences ---------------------------------------------------------------------------------------
@@ -164,9 +181,10 @@ def trained_and_held_out(contents: Mapping[str, Content]) -> str:
 def differences(before: Mapping[str, Content], now: Mapping[str, Content]) -> str:
     """Return in words what has changed, "" if nothing: "2 images added (a.jpg, b.jpg), 1 removed (c.jpg)"."""
     said = []
-    for part, of in PARTS.items():
+    for part, words in PARTS.items():
         one, other = before.get(part, NOTHING), now.get(part, NOTHING)
         if one.key != other.key:
+            of = "" if part == "train" else f"of the {words}: "
             said.append(of + ", ".join(_changes(one, other)))
     return "; ".join(said)
 

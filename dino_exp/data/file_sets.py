@@ -10,6 +10,7 @@ import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from dino_exp.data import stored_kinds
 from dino_exp.errors import UserError
 from dino_exp.paths import expanded
 
@@ -162,7 +163,8 @@ def _files_of(key: str, folder: Path, endings: Sequence[str], kinds: str) -> lis
             f"one, {key}={proposed}, or a pattern for several."
         )
     elif not found:
-        raise UserError(f"{key} = {folder}: no {endings[0]} files in that folder. Give {kinds}.")
+        remedy = stored_kinds.other_kind(folder, stored_kinds.ENDINGS[endings[0]]) or f" Give {kinds}."
+        raise UserError(f"{key} = {folder}: no {endings[0]} files in that folder.{remedy}")
     return found
 
 

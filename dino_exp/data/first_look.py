@@ -32,7 +32,7 @@ def check_images(images: ImagesWithContent) -> None:
     extremes = []
     for index in looked_at:
         try:
-            image = images.read(index, lambda height, width: 8 if min(height, width) >= 8 else 1)
+            image = images.read(index, smallest)
         except UnsuitableImageError as error:
             unsuitable.append(error)
         except CorruptImageError:
@@ -45,6 +45,11 @@ def check_images(images: ImagesWithContent) -> None:
     decoding = images.decoding
     if extremes and (decoding.bands or decoding.range):
         _judge(np.array(extremes), decoding)
+
+
+def smallest(height: int, width: int) -> int:
+    """Return the factor by which an image is scaled down for a look at it: a `Shrink`."""
+    return 8 if min(height, width) >= 8 else 1
 
 
 def _not_for(unsuitable: list[UnsuitableImageError], looked_at: int) -> UserError:

@@ -21,10 +21,10 @@ from dino_exp.data.image_formats import known_endings
 from dino_exp.data.image_lists import read_list
 from dino_exp.data.image_scan import QUIET, Skipped, walk
 from dino_exp.data.labeled import LabeledSource, NameTable, short_digest
-from dino_exp.data.packed import stored_splits
 from dino_exp.data.source import Shrink, Splits, read_encoded, read_image
 from dino_exp.data.split_folders import check_level
 from dino_exp.data.storage import spread
+from dino_exp.data.stored_kinds import IMAGE_FILES, other_kind
 from dino_exp.errors import UserError, in_words
 
 log = logging.getLogger(__name__)
@@ -38,8 +38,6 @@ def load(
     val_root: str | None,
     channels: int,
     backend: str,
-    packed: bool,
-    packed_side: int | None,
     bands: Sequence[int] | None = None,
     range: Sequence[object] | None = None,
 ) -> Splits:
@@ -55,19 +53,18 @@ def load(
             `val`, ..., `test` next to a root named `train` (`val.txt` next to `train.txt`) that has labels
             where `root` has them; None is no held-out images.
         channels, backend, bands, range: see `Decoding`.
-        packed, packed_side: see `stored_splits`.
     """
     if root is None:
         raise UserError(f"data.root is null: give the path of the images: {LAYOUTS}.")
     decoding = Decoding.of(channels, backend, bands, range)
-    train = _found("data.root", existing_path("data.root", root, LAYOUTS), decoding)
+    train = find("data.root", root, decoding)
     test = None
     if val_root == "auto":
         test = _beside(train, decoding)
     elif val_root:
-        test = _found("data.val_root", existing_path("data.val_root", val_root, LAYOUTS), decoding)
+        test = find("data.val_root", val_root, decoding)
         _check_apart(val_root, test, train)
-    return stored_splits(train.source, None if test is None else test.source, val_root, packed, packed_side)
+    return Splits(train.source, None if test is None else test.source)
 
 
 class FolderSource(LabeledSource):
@@ -121,17 +118,21 @@ class FolderSource(LabeledSource):
             self.label(labels, classes)
 
 
-class _Found(NamedTuple):
+class Found(NamedTuple):
     """Images, and a hash of each one's path without links in its folders."""
 
     source: FolderSource
     places: array[int]
 
 
-def _found(key: str, path: Path, decoding: Decoding) -> _Found:
+def find(key: str, value: str, decoding: Decoding) -> Found:
+    """Return the images of a folder or list that a key names; raises UserError if there are none."""
+    path = existing_path(key, value, LAYOUTS)
     try:
         if path.is_dir():
             return _folder(key, path, decoding)
+        if remedy := other_kind(path, IMAGE_FILES):
+            raise UserError(f"{key} = {path}: no image and no list of images.{remedy}")
         listed = read_list(key, path, LAYOUTS)
     except OSError as error:
         raise UserError(f"{key} = {path}: cannot be read: {in_words(error)}.") from error
@@ -139,14 +140,14 @@ def _found(key: str, path: Path, decoding: Decoding) -> _Found:
     if not listed.places:
         raise _no_images(key, path, "")
     source.fill(listed.paths, listed.ends, listed.labels, listed.classes or None)
-    return _Found(source, listed.places)
+    return Found(source, listed.places)
 
 
-def _beside(train: _Found, decoding: Decoding) -> _Found | None:
+def _beside(train: Found, decoding: Decoding) -> Found | None:
     """Return the held-out images next to the training images that can be used, and log which."""
     for path in held_out_siblings(train.source.path):
         try:
-            test = _found("data.val_root", path, decoding)
+            test = find("data.val_root", str(path), decoding)
             _check_apart(str(path), test, train)
         except UserError as error:
             log.warning("data.val_root = auto: not used: %s", error)
@@ -159,7 +160,7 @@ def _beside(train: _Found, decoding: Decoding) -> _Found | None:
     return None
 
 
-def _check_apart(val_root: str, test: _Found, train: _Found) -> None:
+def _check_apart(val_root: str, test: Found, train: Found) -> None:
     """Raise UserError if held-out images are among the training images."""
     shared = np.flatnonzero(np.isin(np.asarray(test.places), np.asarray(train.places)))
     if not len(shared):
@@ -175,7 +176,7 @@ def _check_apart(val_root: str, test: _Found, train: _Found) -> None:
     raise UserError(f"data.val_root = {val_root}: {what}, or null for none.")
 
 
-def _folder(key: str, root: Path, decoding: Decoding) -> _Found:
+def _folder(key: str, root: Path, decoding: Decoding) -> Found:
     paths, ends, labels, places = bytearray(), array("q", [0]), array("q"), array("q")
     skipped = Skipped()
     folders = walk(root, skipped)
@@ -203,7 +204,7 @@ def _folder(key: str, root: Path, decoding: Decoding) -> _Found:
     skipped.say(key, root)
     source = FolderSource(root, root, decoding)
     source.fill(paths, ends, labels, _labeled(key, root, labels, classes))
-    return _Found(source, places)
+    return Found(source, places)
 
 
 def _labeled(key: str, root: Path, labels: array[int], classes: list[str]) -> list[str] | None:
@@ -227,6 +228,5 @@ def _labeled(key: str, root: Path, labels: array[int], classes: list[str]) -> li
 
 def _no_images(key: str, path: Path, skipped: str) -> UserError:
     found = f", but {skipped}" if skipped else ""
-    return UserError(
-        f"{key} = {path}: no images there{found}. Give {LAYOUTS}; file names end in {known_endings()}."
-    )
+    remedy = other_kind(path, IMAGE_FILES) or f" Give {LAYOUTS}; file names end in {known_endings()}."
+    return UserError(f"{key} = {path}: no images there{found}.{remedy}")

@@ -7,6 +7,7 @@ import logging
 import os
 import re
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +20,11 @@ from dino_exp.data.content import Content
 from dino_exp.data.decoding import Decoding
 from dino_exp.data.digests import digests, file_digest, missing, range_digest
 from dino_exp.data.file_ranges import FileRanges, stamps
-from dino_exp.data.image_formats import IMAGE_SUFFIXES
 from dino_exp.data.labeled import LabeledSource, NameTable, short_digest
-from dino_exp.data.packed import stored_splits
 from dino_exp.data.row_columns import Columns, features_of
 from dino_exp.data.source import CorruptImageError, Shrink, Splits, decode_image
 from dino_exp.data.storage import patiently
+from dino_exp.data.stored_kinds import ROWS, other_kind
 from dino_exp.errors import UserError, in_words
 from dino_exp.regular_file import MOST_BYTES, is_plain_name, path_below, read_regular, too_large
 
@@ -43,8 +43,6 @@ def load(
     val_root: str | None,
     channels: int,
     backend: str,
-    packed: bool,
-    packed_side: int | None,
     image_column: str | None,
     label_column: str | None,
     bands: Sequence[int] | None = None,
@@ -63,7 +61,6 @@ def load(
         val_root: one of the same; "auto" is the split or the files of `root` that are named as held out, or
             the folder `val`, `validation` or `test` next to one named `train`; None is no held-out images.
         channels, backend, bands, range: see `Decoding`.
-        packed, packed_side: see `stored_splits`.
         image_column: None is the one column of the type Image, or the one that holds bytes.
         label_column: None is the one column of the type ClassLabel, or one with a name of `USUAL_LABELS`.
 
@@ -73,9 +70,10 @@ def load(
         raise UserError(f"data.root is null: give {KINDS}.")
     train_files, found = _files("data.root", root)
     if val_root == "auto":
-        held_out = found or file_sets.find_held_out(root, train_files, ENDINGS, _held_out)
+        beside = partial(files_of, "data.val_root")
+        held_out = found or file_sets.find_held_out(root, train_files, ENDINGS, beside)
     else:
-        held_out = _held_out(val_root) if val_root else []
+        held_out = files_of("data.val_root", val_root) if val_root else []
     file_sets.refuse_training_files(val_root, held_out, train_files)
     how = Decoding.of(channels, backend, bands, range), image_column, label_column
     train = HuggingfaceSource("data.root", train_files, *how)
@@ -83,12 +81,13 @@ def load(
     if val_root == "auto" and test is not None and train.classes is not None and test.classes is None:
         log.warning("data.val_root = auto: %s has no labels and is not used.", test.path)
         test = None
-    return stored_splits(train, test, val_root, packed, packed_side)
+    return Splits(train, test)
 
 
-def _held_out(val_root: str) -> list[Path]:
-    files, named = _files("data.val_root", val_root)
-    return named or files
+def files_of(key: str, value: str, held_out: bool = True) -> list[Path]:
+    """Return the files that a key names: those named as held out, or the others; all where that is none."""
+    files, named = _files(key, value)
+    return (named or files) if held_out else files
 
 
 class HuggingfaceSource(LabeledSource):
@@ -102,8 +101,8 @@ class HuggingfaceSource(LabeledSource):
         key: str,
         files: Sequence[Path],
         decoding: Decoding,
-        image_column: str | None,
-        label_column: str | None,
+        image_column: str | None = None,
+        label_column: str | None = None,
     ) -> None:
         super().__init__(files[0] if len(files) == 1 else files[0].parent)
         self.decoding = decoding
@@ -272,7 +271,8 @@ def _folders(key: str, root: Path) -> tuple[Path, list[str]]:
     if root / "data" in inner:
         inner = [root / "data"]
     if not inner:
-        raise UserError(f"{key} = {root}: no .parquet files in that folder. {_other_kind(root)}")
+        remedy = other_kind(root, ROWS) or f" Give {KINDS}."
+        raise UserError(f"{key} = {root}: no .parquet files in that folder.{remedy}")
     if len(inner) > 1:
         names = ", ".join(path.name for path in inner[:10])
         raise UserError(
@@ -285,17 +285,6 @@ def _folders(key: str, root: Path) -> tuple[Path, list[str]]:
 
 def _is_split(name: str) -> bool:
     return not {"train", *file_sets.HELD_OUT}.isdisjoint(re.split("[^a-z]+", name.lower()))
-
-
-def _other_kind(root: Path) -> str:
-    """Return what to give instead of a folder without parquet files."""
-    names = [name for _, (_, _, found) in zip(range(100), os.walk(root), strict=False) for name in found]
-    endings = {Path(name).suffix.lower() for name in names}
-    if endings & IMAGE_SUFFIXES:
-        return "It holds image files: add data=image_folder."
-    if endings & {".tar"}:
-        return "It holds tar shards: add data=webdataset."
-    return f"Give {KINDS}."
 
 
 def _saved_splits(key: str, root: Path) -> tuple[list[Path], list[Path]]:

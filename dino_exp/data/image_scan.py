@@ -56,6 +56,10 @@ class Skipped:
             count, first = self._kinds.get(kind, (0, paths[0]))
             self._kinds[kind] = count + len(paths), min(first, *paths)
 
+    def example(self, kind: str) -> str | None:
+        """Return the first name of a kind: .tar."""
+        return os.fsdecode(self._kinds[kind][1]) if kind in self._kinds else None
+
     def words(self, also: frozenset[str] = frozenset()) -> str:
         """Return what was skipped and what would read it: "3 .heic (cat/IMG_1.heic); pip install ...".
 

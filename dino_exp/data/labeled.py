@@ -60,7 +60,13 @@ class StoredImages(ImageSource, Protocol):
     decoding: Decoding
     """How a file becomes bytes."""
 
-    def use_classes_of(self, train: StoredImages, where: str) -> None: ...
+    def use_classes_of(
+        self,
+        train: StoredImages,
+        where: str,
+        of: str = "data.root",
+        otherwise: str = "set data.val_root=null",
+    ) -> None: ...
 
     def encoded(self, index: int) -> bytes:
         """Return the bytes of an image as stored. Raises CorruptImageError."""
@@ -127,10 +133,21 @@ class LabeledSource:
         if classes is not None and labels is not None:
             self.label(torch.tensor(number, dtype=torch.int64)[labels].numpy(), classes)
 
-    def use_classes_of(self, train: StoredImages, where: str) -> None:
+    def use_classes_of(
+        self,
+        train: StoredImages,
+        where: str,
+        of: str = "data.root",
+        otherwise: str = "set data.val_root=null",
+    ) -> None:
         """Number the labels of these held-out images as those of the training images.
 
-        Raises UserError, which names `where` (a key and its value), if classes are missing or unknown.
+        Args:
+            where: the key of these images and its value, for errors.
+            of: the key of the training images.
+            otherwise: what to do instead of making the classes agree.
+
+        Raises UserError if classes are missing or unknown.
         """
         if train.classes is None:
             self.relabel(None, [])
@@ -138,9 +155,8 @@ class LabeledSource:
         if self.classes is None or self.labels is None:
             what = self._partly or "these images have fewer than two classes"
             raise UserError(
-                f"{where} ({self.path}): {what}, and those of data.root ({train.path}) have "
-                f"{len(train.classes):,} classes. Label them with the same classes, or set "
-                "data.val_root=null."
+                f"{where} ({self.path}): {what}, and those of {of} ({train.path}) have "
+                f"{len(train.classes):,} classes. Label them with the same classes, or {otherwise}."
             )
         position = {name: number for number, name in enumerate(train.classes)}
         present = {self.classes[label] for label in np.unique(self.labels)}
@@ -148,8 +164,8 @@ class LabeledSource:
         if unknown:
             raise UserError(
                 f"{where} ({self.path}): class {unknown[0]!r} ({len(unknown):,} such) is not among the "
-                f"{len(train.classes):,} classes of data.root ({train.path}). Make the class names agree, "
-                "or set data.val_root=null."
+                f"{len(train.classes):,} classes of {of} ({train.path}). Make the class names agree, "
+                f"or {otherwise}."
             )
         self.relabel(train.classes, [position.get(name, -1) for name in self.classes])
 

@@ -21,10 +21,9 @@ from dino_exp import machine
 from dino_exp.atomic import write_atomically
 from dino_exp.data.content import Content, ImagesWithContent
 from dino_exp.data.file_ranges import FileRanges, stamps
-from dino_exp.data.first_look import check_images
 from dino_exp.data.labeled import short_digest
 from dino_exp.data.read_ahead import ahead
-from dino_exp.data.source import CorruptImageError, Shrink, Splits
+from dino_exp.data.source import CorruptImageError, Shrink
 from dino_exp.data.storage import patiently
 from dino_exp.errors import MachineError, UserError, in_words
 from dino_exp.parallel import distributed
@@ -38,27 +37,6 @@ LOG_SECONDS = 60
 """Seconds between two lines about the progress where there is no terminal for a bar."""
 SAMPLE = 256
 """Images whose sizes tell how much room all will take."""
-
-
-def stored_splits(
-    train: ImagesWithContent,
-    test: ImagesWithContent | None,
-    val_root: str | None,
-    packed: bool,
-    packed_side: int | None,
-) -> Splits:
-    """Return both parts, numbered by the classes of `train`, as `PackedSource`s if `packed`.
-
-    Raises UserError if the settings are not for such images.
-    """
-    for part in (train, test):
-        if part is not None:
-            check_images(part)
-    if test is not None:
-        test.use_classes_of(train, f"data.val_root = {val_root}")
-    if not packed:
-        return Splits(train, test)
-    return Splits(PackedSource(train, packed_side), None if test is None else PackedSource(test, packed_side))
 
 
 class PackedSource:

@@ -12,6 +12,7 @@ from dino_exp.errors import UserError
 
 TRAINING = ("train", "training", "trainval", "trn")
 HELD_OUT_WORDS = (*HELD_OUT, "testing", "evaluation", "eval", "holdout")
+FOR_HELD_OUT = ("data.val_root", "data.probe.val")
 FILLERS = frozenset({"set", "split", "images", "image", "imgs", "img", "data", "dataset"})
 """Words that names of parts also have: train_images, test-set."""
 
@@ -33,7 +34,7 @@ def check_level(key: str, root: Path, folder: Folder) -> None:
         others = set(folder.folders) - set(training) - set(held_out)
         if sum(_has_images(here, name) for name in others) > len(training) + len(held_out):
             return
-        chosen = here / os.fsdecode(held_out[0] if key == "data.val_root" else training[0])
+        chosen = here / os.fsdecode(held_out[0] if key in FOR_HELD_OUT else training[0])
         raise UserError(
             f"{key} = {root}: {'' if here == root else f'its folder {here} '}has the folders "
             f"{os.fsdecode(training[0])} and {os.fsdecode(held_out[0])}, the parts of a data set and not "

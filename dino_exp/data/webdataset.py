@@ -12,6 +12,7 @@ import os
 from array import array
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,7 +27,6 @@ from dino_exp.data.file_ranges import FileRanges, Stamp, stamps
 from dino_exp.data.image_formats import known_endings
 from dino_exp.data.kept import kept
 from dino_exp.data.labeled import LabeledSource, NameTable, short_digest
-from dino_exp.data.packed import stored_splits
 from dino_exp.data.shard_headers import WITHOUT_LABEL, Notes, scan
 from dino_exp.data.source import CorruptImageError, Shrink, Splits, decode_image
 from dino_exp.data.storage import patiently
@@ -53,8 +53,6 @@ def load(
     val_root: str | None,
     channels: int,
     backend: str,
-    packed: bool,
-    packed_side: int | None,
     bands: Sequence[int] | None = None,
     range: Sequence[object] | None = None,
 ) -> Splits:
@@ -72,28 +70,28 @@ def load(
         val_root: one of the same; "auto" is the shards in `root`'s folder that are named as held out, or the
             folder or list `val` or `test` next to one named `train`; None is no held-out images.
         channels, backend, bands, range: see `Decoding`.
-        packed, packed_side: see `stored_splits`.
 
     Raises UserError where a shard is missing, compressed, half-written or damaged, and where labels are
     missing, no classes, or disagree.
     """
     if root is None:
         raise UserError(f"data.root is null: give {KINDS}.")
-    files = file_sets.training_files(file_sets.find_files("data.root", root, ENDINGS, KINDS))
+    files = files_of("data.root", root, held_out=False)
     if val_root == "auto":
-        held_out = file_sets.find_held_out(root, files, ENDINGS, _held_out)
+        held_out = file_sets.find_held_out(root, files, ENDINGS, partial(files_of, "data.val_root"))
     else:
-        held_out = _held_out(val_root) if val_root else []
+        held_out = files_of("data.val_root", val_root) if val_root else []
     file_sets.refuse_training_files(val_root, held_out, files)
     decoding = Decoding.of(channels, backend, bands, range)
     train = ShardSource("data.root", root, files, decoding)
     test = ShardSource("data.val_root", str(val_root), held_out, decoding) if held_out else None
-    return stored_splits(train, test, val_root, packed, packed_side)
+    return Splits(train, test)
 
 
-def _held_out(val_root: str) -> list[Path]:
-    files = file_sets.find_files("data.val_root", val_root, ENDINGS, KINDS)
-    return file_sets.held_out_files(files) or files
+def files_of(key: str, value: str, held_out: bool = True) -> list[Path]:
+    """Return the shards that a key names: those named as held out, or the others; all where that is none."""
+    files = file_sets.find_files(key, value, ENDINGS, KINDS)
+    return (file_sets.held_out_files(files) or files) if held_out else file_sets.training_files(files)
 
 
 class ShardSource(LabeledSource):

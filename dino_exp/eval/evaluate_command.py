@@ -127,6 +127,7 @@ def evaluate(cfg: EvaluateConfig) -> int:
     from dino_exp.eval.extraction import Extracted
     from dino_exp.eval.mirror import mirror
     from dino_exp.eval.opening import open_subject
+    from dino_exp.eval.subject import probe_in_words
     from dino_exp.parallel import distributed
 
     console = Console(soft_wrap=True, quiet=not distributed.is_main())
@@ -145,6 +146,8 @@ def evaluate(cfg: EvaluateConfig) -> int:
         for evaluation in evaluations.values():
             evaluation.check(subject, data)
         content = content_of(cfg, data) if distributed.is_main() else None
+        if content and (probe := probe_in_words(data.images)):
+            console.print(f"probe     {probe}\n")
     failed, done = False, []
     for name, evaluation in evaluations.items():
         about = records.about(name, cfg, subject, origin, content)
@@ -176,7 +179,7 @@ def content_of(cfg: EvaluateConfig, data: Extracted) -> str | None:
 
     if not any(needs_data(name, cfg) for name in cfg.eval):
         return None
-    now = content.contents_of(data.splits)
+    now = content.contents_of(data.images)
     if cfg.run is not None:
         directory = RunDirectory(expanded(cfg.run))
         own = trained_on(read_plain(directory), by_place=True)

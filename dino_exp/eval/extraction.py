@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from dino_exp.atomic import complete_folder, remove
 from dino_exp.backbone.tokens import block_tokens, has_block_tokens
-from dino_exp.config.targets import build
+from dino_exp.config.targets import images_of
 from dino_exp.data.labeled import short_digest
 from dino_exp.data.source import ImageSource, Splits
 from dino_exp.errors import UserError, in_words
@@ -150,10 +150,14 @@ class Extracted:
         self._unreadable: dict[str, tuple[int, int]] = {}
 
     @cached_property
+    def images(self) -> Splits:
+        """All images of the node, looked up at first use."""
+        return images_of(self.node)
+
+    @property
     def splits(self) -> Splits:
-        """The images, looked up at first use."""
-        splits: Splits = build(self.node)
-        return splits
+        """The images that features are judged by."""
+        return self.images.evaluated
 
     def features(self, split: str) -> BlockFeatures:
         """Return the features of `train` or `test`; all processes call it, and all get all features."""

@@ -114,9 +114,9 @@ class PeriodicEvaluations:
     """
 
     def __init__(self, cfg: EvalConfig, subject: Subject, splits: Splits) -> None:
-        self.cfg, self.subject, self.splits = cfg, subject, splits
+        self.cfg, self.subject, self.splits = cfg, subject, splits.evaluated
         nodes = cfg.nodes()
-        self.misses_labels = "knn" in nodes and not has_labels(splits)
+        self.misses_labels = "knn" in nodes and not has_labels(self.splits)
         """k-NN was asked for, and is off."""
         if self.misses_labels:
             del nodes["knn"]

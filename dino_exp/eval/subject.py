@@ -146,15 +146,25 @@ def has_labels(splits: Splits) -> bool:
     return splits.test is not None and splits.train.labels is not None and splits.test.labels is not None
 
 
+def probe_in_words(splits: Splits) -> str:
+    """Return which images features are judged by; "" if these are the training and held-out images."""
+    if splits.probe is None:
+        return ""
+    bank, queries = splits.probe.train, splits.probe.test or ()
+    of = "training images" if bank is splits.train else "labeled images"
+    return f"{len(queries):,} images of {len(bank.classes or ())} classes, by {len(bank):,} {of}"
+
+
 def labeled(splits: Splits) -> tuple[ImageSource, ImageSource]:
     """Return training and held-out images; raises UserError without labels or with different classes."""
     train, test = splits.train, splits.test
     if test is None:
-        raise UserError("There are no held-out images; set data.val_root.")
+        raise UserError("There are no held-out images; set data.val_root, or data.probe.train and .val.")
     if train.labels is None or test.labels is None:
         side = "training" if train.labels is None else "held-out"
         raise UserError(
-            f"The {side} images have no labels, or all the same; put them into two class folders or more."
+            f"The {side} images have no labels, or all the same; put them into two class folders or more, or "
+            "give labeled ones: data.probe.train and data.probe.val."
         )
     if train.classes is not None and test.classes is not None and train.classes != test.classes:
         missing = sorted(set(train.classes) ^ set(test.classes))

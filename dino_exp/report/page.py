@@ -7,6 +7,7 @@ import os
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote
 
 from dino_exp import metrics
@@ -156,6 +157,7 @@ def _facts(run: RunData) -> list[tuple[str, str]]:
         ("State", run.state + (f" ({run.note})" if run.note else "")),
         ("Step", step + total),
         (f"{UNTRAINED_KNN.label} → now", f"{KNN.text(run.untrained_knn)} → {KNN.text(run.knn)}"),
+        ("Judged by", _probe(run.config)),
         ("k-NN of the student", KNN.text(run.last(str(KNN.student_key)))),
         *((row.label, row.text(run.last(row.key))) for row in FACTS),
         (DATA_WAIT.label, "–" if wait is None else f"{wait:.0%} of the time"),
@@ -163,6 +165,14 @@ def _facts(run: RunData) -> list[tuple[str, str]]:
         (PEAK_MEMORY.label, PEAK_MEMORY.text(run.last(PEAK_MEMORY.key))),
     ]
     return [(name, value) for name, value in facts if value != "–"]
+
+
+def _probe(config: dict[str, Any]) -> str:
+    """Return the probe set of a run as its configuration has it."""
+    data = config.get("data")
+    probe = data.get("probe") if isinstance(data, dict) else None
+    parts = {part: probe.get(part) for part in ("train", "val")} if isinstance(probe, dict) else {}
+    return ", ".join(f"data.probe.{part} = {path}" for part, path in parts.items() if path) or "–"
 
 
 def _duration(seconds: float) -> str:

@@ -217,6 +217,10 @@ class Names:
         prefix, result = f"{self.first_key(group)}.", {}
         for name, value in node.items():
             key = f"{group}.{name}"
+            if isinstance(value, Mapping) and value:
+                value = self.first_node(key, value)
+                if not value:
+                    continue
             if not self.is_as_before(key, value):
                 result[self.first_key(key).removeprefix(prefix)] = self.first_value(key, value)
         return result

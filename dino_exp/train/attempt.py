@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import cast
 
@@ -22,7 +22,8 @@ class Outcome:
     state: str
     exit_code: int
     message: str
-    knn_top1: float | None = None
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    """Those of its end: knn_top1, loss, ..."""
     directory: Path | None = None
     """None for a run that was never started, or of which a manifest tells."""
 
@@ -41,9 +42,7 @@ def attempt(
     name, together = run_id(cfg), not distributed.several()
     try:
         result = train(cast(Config, cfg), directory, group)
-        return Outcome(
-            name, result.state, result.exit_code, result.message, result.knn_top1, result.directory
-        )
+        return Outcome(name, result.state, result.exit_code, result.message, result.metrics, result.directory)
     except UserError as error:
         if distributed.is_main():
             remove_if_empty(directory, keep)

@@ -54,7 +54,7 @@ def draw(trainer: Trainer, directory: RunDirectory, tracker: Tracker) -> dict[st
     curves = directory.plots / "curves.png"
     if plot_curves(directory.metrics_file, curves):
         tracker.image("curves", curves, trainer.step)
-    if trainer.splits.test is not None and hasattr(trainer.teacher.backbone, "class_attention"):
+    if trainer.splits.evaluated.test is not None and hasattr(trainer.teacher.backbone, "class_attention"):
         shown |= _attention(trainer, directory)
         tracker.image("attention", directory.plots / "attention.png", trainer.step)
     return shown
@@ -62,7 +62,7 @@ def draw(trainer: Trainer, directory: RunDirectory, tracker: Tracker) -> dict[st
 
 def _attention(trainer: Trainer, directory: RunDirectory) -> dict[str, Any]:
     """Plot the class token's attention over held-out images before and after training; return its mass."""
-    source = trainer.splits.test
+    source = trainer.splits.evaluated.test
     assert source is not None
     _, untrained = build_networks(trainer.cfg)  # the seed gives the same weights again
     wanted = evenly_spread(len(source), MASS_IMAGES if source.has_masks else SHEET_IMAGES)

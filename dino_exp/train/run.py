@@ -6,25 +6,26 @@ import datetime
 import logging
 import socket
 import traceback
+from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
 from omegaconf import OmegaConf
 
 from dino_exp import machine
-from dino_exp.config import data_content
+from dino_exp.config import data_content, targets
 from dino_exp.config.identity import differing_keys, run_ids
 from dino_exp.config.plugins import code_of
 from dino_exp.config.schema import Config
 from dino_exp.config.stored import DamagedConfigError, read_if_possible, read_plain, write_config
-from dino_exp.config.targets import build
 from dino_exp.console import Console, log_lines_on, table
 from dino_exp.data.content import Content, key_of
 from dino_exp.data.source import Splits
 from dino_exp.errors import FAILED, UserError, known_words
 from dino_exp.eval.periodic import main_figures
+from dino_exp.metrics import numbers
 from dino_exp.parallel import distributed
 from dino_exp.parallel.interrupt import Interrupt, Stopped
 from dino_exp.runs import environment
@@ -55,8 +56,8 @@ class RunResult:
     directory: Path
     message: str
     """Verdict and k-NN, or the error."""
-    knn_top1: float | None = None
-    """k-NN of the final teacher in percent."""
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    """Those of its end: knn_top1, loss, ..."""
 
 
 def train(cfg: Config, path: Path, group: str | None = None) -> RunResult:
@@ -97,7 +98,7 @@ def train(cfg: Config, path: Path, group: str | None = None) -> RunResult:
                     trainer.begin_with_weights()
                 if begun and contents:
                     same_run.refuse_other_length(directory, trainer.plan.stop_step)
-                tracker: Tracker = build(cfg.tracker) if is_main else NoTracker()
+                tracker: Tracker = targets.build(cfg.tracker) if is_main else NoTracker()
             cfg.data_content = distributed.from_main(key_of(contents))
             with distributed.agreed():
                 if anew and is_main:
@@ -120,7 +121,7 @@ def images_of(cfg: Config, directory: RunDirectory, begun: bool) -> tuple[Splits
         UserError: they cannot be used, or are not those that the run was trained on.
     """
     if not distributed.is_main():
-        return build(cfg.data), {}
+        return targets.images_of(cfg.data), {}
     splits, contents = data_content.load(cfg)
     same_run.refuse_changed(directory, cfg, contents, begun)
     return splits, contents
@@ -174,7 +175,7 @@ def show_ended(directory: RunDirectory, cfg: Config, console: Console) -> RunRes
     rows |= {"steps": f"{summary['steps']:,}", "directory": str(directory.path)}
     console.print(table(f"This run has already {state}", rows))
     console.print("Pass resume=never to train it again, in another directory.")
-    return RunResult(state, 0, directory.path, f"already {state}; {verdict}", knn)
+    return RunResult(state, 0, directory.path, f"already {state}; {verdict}", numbers(summary))
 
 
 def _run(
@@ -223,7 +224,7 @@ def _run(
     exit_code = {"failed": FAILED, "preempted": 128 + (interrupt.signal or 0)}.get(state, 0)
     tracker.finish(summary | {"state": state}, exit_code)
     message = conclude(trainer, directory, console, state, summary)
-    return RunResult(state, exit_code, directory.path, message, summary.get("knn_top1"))
+    return RunResult(state, exit_code, directory.path, message, numbers(summary))
 
 
 def _trained(

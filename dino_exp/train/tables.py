@@ -8,6 +8,7 @@ import torch
 
 from dino_exp.console import Console, table
 from dino_exp.eval.periodic import main_figures
+from dino_exp.eval.subject import probe_in_words
 from dino_exp.parallel import distributed
 from dino_exp.runs.run_directory import RunDirectory
 from dino_exp.train.progress import verdict_text
@@ -23,6 +24,7 @@ def introduce(trainer: Trainer, directory: RunDirectory, console: Console, resum
     held_out = f", {len(splits.test):,} held out" if splits.test else ""
     rows = {
         "data": f"{cfg.data.name}: {len(splits.train):,} images{held_out}",
+        **({"probe": probe} if (probe := probe_in_words(splits)) else {}),
         "backbone": f"{cfg.backbone.name}: {parameters:,} parameters",
         "machine": f"{trainer.device.type}, {precision}, {threads} thread{'s' * (threads != 1)}, "
         f"{trainer.workers} loader processes",
@@ -37,7 +39,10 @@ def introduce(trainer: Trainer, directory: RunDirectory, console: Console, resum
         skipped = ", ".join(trainer.augment.skipped_steps)
         console.print(f"data.channels = {cfg.data.channels}: {skipped} need RGB and are skipped.")
     if trainer.evaluations.misses_labels:
-        console.print("No labeled held-out images: k-NN is off (for folders, set data.val_root).")
+        console.print(
+            "No labeled images to judge features by: k-NN is off. Give some: data.probe.train and "
+            "data.probe.val, or labels in data.root and data.val_root."
+        )
     if resumed:
         console.print(f"Resuming from step {trainer.step:,} of {trainer.plan.stop_step:,}.")
 

@@ -93,6 +93,11 @@ def test_stored_images_are_their_content_if_it_is_known_and_else_their_place(
     for root in ("train/", "./train", str(tmp_path / "train"), "x/../train"):
         assert run_id(stored(root=root, max_corrupt=0.5)) == unknown
     assert run_id(stored(root="trains")) != unknown
+    assert run_id(stored(probe={"train": None, "val": None})) == unknown
+    assert run_id(stored(probe={"train": None, "val": "probe"})) != unknown
+    assert (
+        run_id(stored(content="abc", probe={"train": None, "val": "probe"})) == known
+    )  # which is of all images
     assert run_ids(stored(content="abc"))[:2] == [known, unknown]
     monkeypatch.chdir("/")
     assert run_id(stored()) != unknown

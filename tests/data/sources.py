@@ -15,7 +15,7 @@ from omegaconf import OmegaConf
 from PIL import Image
 
 from dino_exp.config.schema import SCHEMAS, AugmentConfig
-from dino_exp.config.targets import build
+from dino_exp.config.targets import build, images_of
 from dino_exp.data.augment import Augment
 from dino_exp.data.crops import MultiCrop
 from dino_exp.data.decoding import Decoding
@@ -26,8 +26,7 @@ from dino_exp.data.source import CorruptImageError, ImageSource, Shrink, Splits
 def load(data: str, **fields: Any) -> Splits:
     """Return the splits of the option `data`, with these fields instead of the defaults."""
     values = {name: str(value) if isinstance(value, Path) else value for name, value in fields.items()}
-    splits: Splits = build(OmegaConf.structured(SCHEMAS["data"][data](**values)))
-    return splits
+    return images_of(OmegaConf.merge(OmegaConf.structured(SCHEMAS["data"][data]), values))
 
 
 def released_augment(**changes: Any) -> Augment:

@@ -28,7 +28,7 @@ from dino_exp.errors import UserError
 from dino_exp.train.attempt import Outcome
 from launchers import search as search_module
 from launchers.search import JOURNAL, LOCK, search
-from tests.data.sources import noise
+from tests.data.stored import as_files, encoded
 from tests.programs import run_program
 
 TEMPERATURE = "loss.teacher_temp=tag(log,interval(0.01,0.09))"
@@ -46,11 +46,14 @@ class FakeLauncher:
     """Trains nothing, and returns the outcomes in reverse order, since launchers may change the order.
 
     Args:
-        train: state, message and k-NN of a job, from its overrides.
+        train: state, message and value of a job, from its overrides.
+        objective: the metric that has the value.
     """
 
-    def __init__(self, train: Callable[[dict[str, str]], tuple[str, str, float | None]]) -> None:
-        self.train = train
+    def __init__(
+        self, train: Callable[[dict[str, str]], tuple[str, str, float | None]], objective: str = "knn_top1"
+    ) -> None:
+        self.train, self.objective = train, objective
         self.batches: list[list[list[str]]] = []
         self.first_jobs: list[int] = []
 
@@ -64,7 +67,8 @@ class FakeLauncher:
         outcomes = []
         for run in runs:
             state, message, knn = self.train(dict(word.split("=", 1) for word in run.job))
-            outcomes.append(Outcome(run.run_id, state, 0, message, knn))
+            metrics = {} if knn is None else {self.objective: knn}
+            outcomes.append(Outcome(run.run_id, state, 0, message, metrics))
         return outcomes[::-1]
 
 
@@ -74,7 +78,13 @@ def well(values: dict[str, str]) -> tuple[str, str, float | None]:
 
 
 def run_search(folder: Path, launcher: FakeLauncher, overrides: Sequence[str], **changes: Any) -> None:
-    settings = {"n_trials": 12, "n_jobs": 1, "sampler": "random", "seed": 0} | changes
+    settings = {
+        "n_trials": 12,
+        "n_jobs": 1,
+        "sampler": "random",
+        "seed": 0,
+        "objective": "knn_top1",
+    } | changes
     fixed, spaces = divide([loader(None).parse(text) for text in overrides])
     search(settings, folder, fixed, spaces, compose_run, launcher)
 
@@ -91,17 +101,16 @@ def trials(folder: Path) -> list[FrozenTrial]:
 
 
 def test_a_search_over_changed_images_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    images = tmp_path / "images"
-    images.mkdir()
-    for number in range(8):
-        noise(8, 8, seed=number).save(images / f"{number}.png")
-    words = [f"data.root={images}", "data=image_folder", "data.val_root=null", "loss.teacher_temp=0.04,0.07"]
+    images = as_files(tmp_path / "images", encoded(8), ["cat", "dog"])
+    held_out = as_files(tmp_path / "val", encoded(4, seed=1), ["cat", "dog"])
+    words = [f"data.root={images}", "data=image_folder", f"data.val_root={held_out}"]
+    words += ["loss.teacher_temp=0.04,0.07"]
     for _ in range(2):
         data_content.forget()
         data_content.read(compose_run([*words[:-1], "loss.teacher_temp=0.04"]).cfg)
         run_search(tmp_path, FakeLauncher(well), words, n_trials=2)
         said = " ".join(capsys.readouterr().out.split())
-        (images / "3.png").unlink(missing_ok=True)
+        (images / "dog" / "000003.jpg").unlink(missing_ok=True)
     names = [study.study_name for study in studies(tmp_path)]
     assert len(names) == 2
     assert (
@@ -239,10 +248,66 @@ def test_none_complete(tmp_path: Path) -> None:
 def test_without_knn(tmp_path: Path) -> None:
     knn = {"0": None, "1": 5.0}
     launcher = FakeLauncher(lambda values: ("finished", "healthy", knn[values["trainer.seed"]]))
-    with pytest.raises(UserError, match="has no k-NN accuracy"):
+    with pytest.raises(UserError, match=r"has no knn_top1; .*data\.probe\.train="):
         run_search(tmp_path, launcher, [*FIXED, "trainer.seed=0,1"], n_trials=9, n_jobs=2)
     assert len(launcher.batches) == 1
     assert {trial.state for trial in trials(tmp_path)} == {COMPLETE, FAIL}
+
+
+@pytest.mark.parametrize(("objective", "best"), [("teacher/feature_rank", "0.09"), ("loss", "0.02")])
+def test_another_objective_is_another_study_with_its_own_direction(
+    tmp_path: Path, objective: str, best: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = [*FIXED, "loss.teacher_temp=0.02,0.05,0.09"]
+    run_search(tmp_path, FakeLauncher(well), command, n_trials=4)
+    (plain,) = studies(tmp_path)
+    launcher = FakeLauncher(well, objective)
+    run_search(tmp_path, launcher, command, n_trials=9, objective=objective)
+    first, second = studies(tmp_path)
+    assert (first.study_name, len(first.trials)) == (plain.study_name, 4)
+    assert len(launcher.jobs) == 3
+    assert second.best_trial.user_attrs["overrides"] == [f"loss.teacher_temp={best}"]
+    assert f"best overrides loss.teacher_temp={best}" in " ".join(capsys.readouterr().out.split())
+
+
+def test_a_search_without_labels_is_refused_before_anything_is_created(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flat = as_files(tmp_path / "images", encoded(40), ["all"]) / "all"
+    command = [*SEARCH, "data=image_folder", f"data.root={flat}", f"output_root={tmp_path}/outputs"]
+    command += ["loss.teacher_temp=0.02,0.04", "data.val_root=auto", "trainer.max_steps=1"]
+    assert cli.main(command) == 2
+    said = capsys.readouterr().err
+    assert "compares its runs by knn_top1, which needs labeled images" in said
+    assert "data.probe.train=... data.probe.val=..." in said
+    assert not (tmp_path / "outputs").exists()
+
+
+def test_a_search_without_labels_finishes_by_a_metric_of_the_training(tmp_path: Path) -> None:
+    flat = as_files(tmp_path / "images", encoded(40), ["all"]) / "all"
+    command = [*SEARCH, "data=image_folder", f"data.root={flat}", f"output_root={tmp_path}/outputs"]
+    command += ["loss.teacher_temp=0.02,0.04", "trainer.max_steps=1", "hydra.sweeper.n_trials=2"]
+    assert cli.main([*command, "hydra.sweeper.objective=teacher/feature_rank"]) == 0
+    (folder,) = (tmp_path / "outputs").iterdir()
+    told = {trial.user_attrs["run"]: trial.value for trial in trials(folder)}
+    for name, value in told.items():
+        summary = json.loads((folder / name / "summary.json").read_text())
+        assert value == summary["final"]["teacher/feature_rank"]
+    assert len(told) == 2
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["hydra.sweeper.objective=knn_top"], "did you mean knn_top1 or best_knn_top1?"),
+        (["hydra.sweeper.objective=lr"], "no metric of which more or less is better"),
+        (["hydra.sweeper.objective=linear/top1"], "eval.linear = null: a search compares its runs by"),
+        (["eval=linear"], "eval.k = null: a search compares its runs by k-NN"),
+    ],
+)
+def test_an_objective_that_no_run_has_is_refused(words: list[str], message: str) -> None:
+    (error,) = check([*SEARCH, "trainer.seed=0,1", *words]).errors
+    assert message in error
 
 
 def test_a_search_resumes_after_a_kill_in_the_middle_of_a_batch(tmp_path: Path) -> None:
@@ -425,8 +490,9 @@ SEARCH = ["-m", "hydra/sweeper=optuna", "experiment=debug"]
         ),
         (
             "trainer.seed=0,1 data=image_folder data.root=. data.val_root=null",
-            "data.val_root = null: a search compares its runs by k-NN, which needs labeled held-out "
-            "images; give their folder.",
+            "data.val_root = null: a search compares its runs by knn_top1, which needs labeled images to "
+            "classify. Give some (data.probe.train=... data.probe.val=..., or labels in data.root and "
+            "data.val_root), or another hydra.sweeper.objective, such as teacher/feature_rank.",
         ),
     ],
 )
