@@ -13,7 +13,7 @@ from dino_exp.backbone import given
 from dino_exp.config.compose import check
 from dino_exp.config.hydra_loader import override_text
 from dino_exp.data import adapted
-from dino_exp.data.content import contents_of, key_of, trained_and_held_out
+from dino_exp.data.content import contents_of, key_of, overlaps
 from dino_exp.data.decoding import Decoding
 from dino_exp.data.digests import UNREADABLE
 from dino_exp.data.kinds import kind_of
@@ -97,7 +97,7 @@ def _composed(argv: Sequence[str]) -> Any:
 def _content(splits: Splits, max_corrupt: float) -> str:
     """Return a digest of all images and labels. Raises UserError if too many images cannot be read."""
     contents = contents_of(splits)
-    if both := trained_and_held_out(contents):
+    for both in overlaps(contents):
         warn([f"data: {both}."])
     if "train" in contents:
         unreadable = np.flatnonzero(contents["train"].digests == UNREADABLE)

@@ -53,7 +53,7 @@ def test_tiff_of_every_type(kind: type, channels: int, byteorder: str) -> None:
 
 @pytest.mark.parametrize("kind", [np.int8, np.uint32, np.int64, np.uint64, np.float16, np.float64])
 def test_arrays_of_every_type(kind: type) -> None:
-    values = written(np.float64, 2).astype(kind)
+    values: np.ndarray = written(np.float64, 2).astype(kind)
     check_equal(npy(values), values)
     check_equal(npy(values[:, :, 0].astype(values.dtype.newbyteorder(">"))), values[:, :, :1])
 

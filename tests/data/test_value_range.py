@@ -16,7 +16,7 @@ def mapped(values: Any, *setting: Any) -> list[int]:
 
 @pytest.mark.parametrize("kind", [np.uint16, np.int32, np.float32])
 def test_numbers_are_rounded_and_clipped(kind: type) -> None:
-    values = np.array([0, 100, 101, 104, 2100, 4099, 4100, 60_000], kind)
+    values: np.ndarray = np.array([0, 100, 101, 104, 2100, 4099, 4100, 60_000], kind)
     assert mapped(values, 100, 4100) == [0, 0, 0, 0, 128, 255, 255, 255]
     assert mapped(np.array([0, 1, 2, 3], kind), 0, 255 * 2) == [0, 0, 1, 2]  # halves go to the even number
 
@@ -31,7 +31,7 @@ def test_the_shift_of_earlier_versions_is_a_range() -> None:
 @pytest.mark.parametrize("kind", [np.uint8, np.uint16, np.int16, np.float64])
 @pytest.mark.parametrize("share", [0, 0.5, 50, 99.7, 100])
 def test_percentiles_are_those_of_the_channel_of_the_image(share: float, kind: type) -> None:
-    values = np.random.default_rng(0).integers(0, 120, 501).astype(kind)
+    values: np.ndarray = np.random.default_rng(0).integers(0, 120, 501).astype(kind)
     high = float(np.percentile(values, share)) + 200
     one = to_bytes(values.reshape(3, -1, 1), ((f"p{share}", high),))
     other = to_bytes(values.reshape(3, -1, 1), ((high - 200, high),))

@@ -14,10 +14,10 @@ from torchvision.transforms.v2 import functional as transforms
 from dino_exp.data.decoding import Decoding
 from dino_exp.data.image_formats import known_endings
 from dino_exp.data.image_scan import is_image
+from dino_exp.data.pillow_files import opened_image
 from dino_exp.data.source import (
     CorruptImageError,
     ImageSource,
-    opened_image,
     read_image,
 )
 from dino_exp.data.subset import evenly_spread

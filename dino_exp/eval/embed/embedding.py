@@ -114,7 +114,8 @@ class Embed:
 def _source_data(root: str, subject: Subject) -> Extracted:
     """Return the images of a folder or a list; cached, because `check` and `evaluate` both need them."""
     how = subject.decoding
-    bands, pairs = how.bands and list(how.bands), how.range and [list(pair) for pair in how.range]
+    bands = None if how.bands is None else list(how.bands)
+    pairs = None if how.range is None else [list(pair) for pair in how.range]
     cfg = ImageFolderConfig(
         root=root, val_root=None, channels=how.channels, bands=bands, range=pairs, max_corrupt=1.0
     )
