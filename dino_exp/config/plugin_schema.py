@@ -55,7 +55,8 @@ def schema_for(group: str, name: str, component: Callable[..., Any], config: typ
     base = GROUPS[group].base
     if config is None and is_dataclass(component) and isinstance(component, type):
         config = component
-    own = dict(_of_parameters(group, component) if config is None else _of_fields(config))
+    found = _of_parameters(group, component) if config is None else _of_fields(config)
+    own: dict[str, tuple[str, Any]] = dict(found)
     if config is not None:
         _compare(group, component, own.keys())
     if "name" in fields_of(base):

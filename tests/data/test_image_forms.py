@@ -105,7 +105,7 @@ def dicom(values: np.ndarray, bits: int, kind: str = "MONOCHROME2", **fields: An
     dataset.file_meta = pydicom.dataset.FileMetaDataset()
     dataset.file_meta.TransferSyntaxUID = pydicom.uid.ExplicitVRLittleEndian
     dataset.file_meta.MediaStorageSOPClassUID = pydicom.uid.SecondaryCaptureImageStorage
-    dataset.file_meta.MediaStorageSOPInstanceUID = "1.2.3"
+    dataset.file_meta.MediaStorageSOPInstanceUID = pydicom.uid.UID("1.2.3")
     frames = fields.get("NumberOfFrames", 1)
     height, width, channels = (*values.shape, 1)[1:] if frames > 1 else values.shape
     described = dict(Rows=height, Columns=width, SamplesPerPixel=channels, PhotometricInterpretation=kind)
@@ -125,7 +125,7 @@ TWELVE = PIXELS.astype(np.uint16) * 16
 """Values of 12 bits, which become the pixels by the range 0 to 4080."""
 TO_PIXELS = [0, 4080]
 BANDS = np.concatenate([TWELVE[:, :, ::-1] + 1000, TWELVE], axis=2)
-LAST_THREE = {"bands": [4, 5, 6], "range": TO_PIXELS}
+LAST_THREE: dict[str, Any] = {"bands": [4, 5, 6], "range": TO_PIXELS}
 CHANNELS_IN_PAGES = np.ascontiguousarray(TWELVE.transpose(2, 0, 1))
 BLUE = Image.new("RGB", IMAGE.size, (0, 0, 255))
 PNG, JPEG = as_file(IMAGE, "PNG"), as_file(IMAGE, "JPEG", quality=95)
