@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from textwrap import dedent
+from typing import Any
 
 import numpy as np
 from hydra.core.config_store import ConfigStore
@@ -92,14 +93,14 @@ def write_images(folder: Path, train: int = 16, test: int = 8) -> Path:
 @contextmanager
 def forgotten() -> Iterator[None]:
     """Forget what the block registers and imports."""
-    tables: list[dict[str, object]] = [
+    tables: list[dict[str, Any]] = [
         plugins.NAMED,
         plugin_options.PLUGINS,
         targets.CLASSES,
         targets.REGISTERED,
         text_keys.TEXT_KEYS,
         *schema.SCHEMAS.values(),
-    ]  # type: ignore[list-item]
+    ]
     before = [dict(table) for table in tables]
     path, modules = list(sys.path), set(sys.modules)
     try:

@@ -55,7 +55,9 @@ def schema_for(group: str, name: str, component: Callable[..., Any], config: typ
     base = GROUPS[group].base
     if config is None and is_dataclass(component) and isinstance(component, type):
         config = component
-    own = dict(_of_parameters(group, component) if config is None else _of_fields(config))
+    own: dict[str, tuple[str, Any]] = dict(
+        _of_parameters(group, component) if config is None else _of_fields(config)
+    )
     if config is not None:
         _compare(group, component, own.keys())
     if "name" in fields_of(base):
@@ -128,7 +130,7 @@ def _field(default: Any, kind: Any, metadata: Any) -> Any:
 def _hints(owner: Any) -> dict[str, Any]:
     """Return the types of a class's fields or of a call's parameters."""
     if isinstance(owner, type) and not is_dataclass(owner):
-        owner = owner.__init__
+        owner = owner.__init__  # type: ignore[misc]  # of this very class
     try:
         return get_type_hints(owner)
     except (NameError, TypeError) as error:
