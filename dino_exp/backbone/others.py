@@ -29,5 +29,5 @@ def as_backbone(network: Any, *, name: str, in_channels: int, image_size: int) -
     claimed = getattr(network, "feature_dim", dim)
     if claimed != dim:
         raise UserError(f"its feature_dim is {claimed}, and its features have {dim} numbers.")
-    network.feature_dim = dim
+    network.feature_dim = dim  # type: ignore[assignment]  # a plain attribute
     return network

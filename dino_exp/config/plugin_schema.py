@@ -129,7 +129,7 @@ def _field(default: Any, kind: Any, metadata: Any) -> Any:
 def _hints(owner: Any) -> dict[str, Any]:
     """Return the types of a class's fields or of a call's parameters."""
     if isinstance(owner, type) and not is_dataclass(owner):
-        owner = owner.__init__
+        owner = owner.__init__  # type: ignore[misc]  # of this very class
     try:
         return get_type_hints(owner)
     except (NameError, TypeError) as error:
