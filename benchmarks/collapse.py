@@ -41,9 +41,9 @@ from dino_exp.eval.extraction import extract
 from dino_exp.eval.periodic import subject_of
 from dino_exp.runs.manifest import Manifest
 from dino_exp.runs.run_directory import RunDirectory, read_metrics, to_json
-from dino_exp.train import checkpoint
-from dino_exp.train.networks import build_networks
-from dino_exp.train.plan import judge_of
+from dino_exp.training import checkpoint
+from dino_exp.training.networks import build_networks
+from dino_exp.training.plan import judge_of
 from launchers.states import Observer
 from launchers.submission import Wanted, submit
 from launchers.watch import wait

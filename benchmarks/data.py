@@ -26,7 +26,7 @@ from benchmarks.released_crops import ReleasedCrops
 from dino_exp.config.compose import compose
 from dino_exp.config.targets import build
 from dino_exp.data.loader import BatchOrder, CropBatch, batches
-from dino_exp.train.trainer import Trainer
+from dino_exp.training.trainer import Trainer
 
 CPU = torch.device("cpu")
 

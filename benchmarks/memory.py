@@ -22,7 +22,7 @@ from dino_exp import machine
 from dino_exp.config.compose import compose
 from dino_exp.config.targets import build
 from dino_exp.errors import UserError
-from dino_exp.train.trainer import Trainer
+from dino_exp.training.trainer import Trainer
 
 STEPS = 4
 

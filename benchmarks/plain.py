@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from dino_exp.backbone.vit import VisionTransformer
 from dino_exp.dino.optimizer import parameter_groups
-from dino_exp.train.trainer import Trainer
+from dino_exp.training.trainer import Trainer
 
 
 def attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
@@ -95,10 +95,10 @@ UNDO: dict[str, Callable[[Trainer], Any]] = {
     "class token alone in the last block": _patch(
         "dino_exp.backbone.vit.VisionTransformer.forward", by=every_token
     ),
-    "factorized loss": _patch("dino_exp.train.trainer.cross_entropy_over_pairs", by=pairwise_loss),
+    "factorized loss": _patch("dino_exp.training.trainer.cross_entropy_over_pairs", by=pairwise_loss),
     "fused AdamW": _looped_adamw,
-    "grouped clipping": _patch("dino_exp.train.trainer.clip_gradients", by=clip_one_by_one),
-    "grouped EMA": _patch("dino_exp.train.trainer.update_teacher", by=update_one_by_one),
+    "grouped clipping": _patch("dino_exp.training.trainer.clip_gradients", by=clip_one_by_one),
+    "grouped EMA": _patch("dino_exp.training.trainer.update_teacher", by=update_one_by_one),
 }
 """Optimizations that can be undone, by name."""
 

@@ -23,7 +23,7 @@ from benchmarks.plain import UNDO, undone
 from dino_exp import machine
 from dino_exp.config.compose import compose
 from dino_exp.config.targets import build
-from dino_exp.train.trainer import Trainer
+from dino_exp.training.trainer import Trainer
 
 PHOTOGRAPHS = ["head=dino", "crops=multicrop", "data.train_size=1024", "optimizer.warmup_epochs=0"]
 CASES = {

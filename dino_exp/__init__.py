@@ -7,8 +7,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from dino_exp.api.training import sweep as sweep
-    from dino_exp.api.training import train as train
+    from dino_exp.api.from_python import sweep as sweep
+    from dino_exp.api.from_python import train as train
 
 __version__ = "0.1.0"
 
@@ -20,8 +20,6 @@ if not {"GOMP_SPINCOUNT", "OMP_WAIT_POLICY"} & os.environ.keys():
 
 def __getattr__(name: str) -> Any:
     """Import `dino_exp.train` or `dino_exp.sweep` when it is asked for, as both need torch."""
-    if name == "train":
-        return import_module("dino_exp.train")
-    if name == "sweep":
-        return import_module("dino_exp.api.training").sweep
+    if name in ("train", "sweep"):
+        return getattr(import_module("dino_exp.api.from_python"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -29,7 +29,7 @@ from dino_exp.console import STATE_STYLES, Console
 from dino_exp.errors import FAILED, INTERRUPTED, UserError, refuse, warn
 from dino_exp.parallel.rank_zero import in_all_processes
 from dino_exp.streams import protect
-from dino_exp.train.attempt import Outcome, attempt, remove_if_empty
+from dino_exp.training.attempt import Outcome, attempt, remove_if_empty
 
 
 class Job(NamedTuple):
@@ -146,7 +146,7 @@ def refuse_changed_images(checked: Checked) -> None:
     runs = [run for run in checked.runs if run.cfg.data_content]
     if not runs or not checked.named_by_id or (checked.multirun and checked.sweep_dir is None):
         return
-    from dino_exp.train import same_run
+    from dino_exp.training import same_run
 
     ids = {run.run_id for run in runs}
     for run in runs:
@@ -161,7 +161,7 @@ def weights_problems(checked: Checked) -> list[str]:
     for run in checked.runs:
         cfg = run.cfg
         if cfg.init_from:
-            from dino_exp.train import networks  # late, as torch comes with it
+            from dino_exp.training import networks  # late, as torch comes with it
 
             needed = (cfg.init_from, cfg.init_parts, cfg.init_adapt, cfg.backbone, cfg.head)
             key = str((*needed, cfg.data.channels, cfg.crops.global_size))
@@ -247,7 +247,7 @@ class Runs:
         group = Path(settings.sweep.dir).name if multirun else None
         # torch comes last: refusing and helping need not wait for it
         from dino_exp.parallel import distributed
-        from dino_exp.train.same_run import directory_name
+        from dino_exp.training.same_run import directory_name
 
         if directory.name == run_id(cfg) != (name := directory_name(directory.parent, cfg)):
             remove_if_empty(directory, self._there)

@@ -19,7 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 if TYPE_CHECKING:
     from dino_exp.cli import Runs
     from dino_exp.config.sweep_runs import Run
-    from dino_exp.train.attempt import Outcome
+    from dino_exp.training.attempt import Outcome
 
 
 class _Own:
@@ -50,7 +50,7 @@ class _OwnSweeper(_Own, Sweeper):
 
 def _outcome(run: Run, returned: JobReturn) -> Outcome:
     """Return how a run ended; what a launcher has caught is a failure."""
-    from dino_exp.train.attempt import FAILED, Outcome
+    from dino_exp.training.attempt import FAILED, Outcome
 
     try:
         outcome: Outcome = returned.return_value

@@ -16,7 +16,7 @@ from dino_exp.config.sweep_runs import Run
 from dino_exp.console import Console, a_console
 from dino_exp.metrics import numbers
 from dino_exp.runs.manifest import Manifest
-from dino_exp.train.attempt import Outcome
+from dino_exp.training.attempt import Outcome
 from launchers import slurm
 from launchers.approval import remember
 from launchers.states import Observer, RunState

@@ -37,7 +37,7 @@ from dino_exp.metrics import KNN, Metric, evaluation_of, objective
 from dino_exp.regular_file import read_regular
 from dino_exp.runs import former_names
 from dino_exp.runs.manifest import Manifest
-from dino_exp.train.attempt import Outcome
+from dino_exp.training.attempt import Outcome
 from launchers.search_journal import mend
 
 JOURNAL = "optuna.journal"

@@ -24,7 +24,7 @@ from dino_exp.runs.manifest import Entry, Manifest, changing
 from dino_exp.runs.revision import git_revision
 from dino_exp.runs.run_directory import RunDirectory, refuse_links
 from dino_exp.tracker import tracker_id_of
-from dino_exp.train.same_run import directory_name
+from dino_exp.training.same_run import directory_name
 from launchers import local, slurm
 from launchers.states import Observer, RunState
 

@@ -15,7 +15,7 @@ from dino_exp.errors import UserError, refuse
 from dino_exp.parallel.processes import Processes
 from dino_exp.runs.run_directory import RunDirectory
 from dino_exp.streams import protect
-from dino_exp.train.attempt import attempt
+from dino_exp.training.attempt import attempt
 
 
 def main() -> int:

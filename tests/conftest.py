@@ -43,6 +43,6 @@ def _nothing_left_running() -> Iterator[None]:
 @pytest.fixture(autouse=True)
 def _no_plots(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Draw no plots in trainings of this process, unless the test is marked `plots`."""
-    run = sys.modules.get("dino_exp.train.run")  # not imported here, as that takes seconds
+    run = sys.modules.get("dino_exp.training.run")  # not imported here, as that takes seconds
     if run is not None and not request.node.get_closest_marker("plots"):
         programs.without_plots(lambda name, nothing: monkeypatch.setattr(run, name, nothing))

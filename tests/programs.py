@@ -26,7 +26,7 @@ ROOT = Path(__file__).parents[1]
 PRELOADED = [
     "torch",
     "timm",
-    "dino_exp.train.run",
+    "dino_exp.training.run",
     "dino_exp.cli",
     "dino_exp.eval.evaluate_command",
     "launchers.__main__",
@@ -208,9 +208,9 @@ def _become(
 ) -> None:
     """Become the program, in a forked process."""
     if not plots:
-        import dino_exp.train.run
+        import dino_exp.training.run
 
-        without_plots(lambda name, nothing: setattr(dino_exp.train.run, name, nothing))
+        without_plots(lambda name, nothing: setattr(dino_exp.training.run, name, nothing))
     signal.signal(signal.SIGINT, signal.default_int_handler)  # background jobs of a shell ignore it
     if own_group:
         os.setsid()

@@ -13,7 +13,7 @@ from benchmarks.step import random_views
 from dino_exp.config.compose import compose
 from dino_exp.config.identity import run_id
 from dino_exp.config.targets import build
-from dino_exp.train.trainer import Trainer
+from dino_exp.training.trainer import Trainer
 from tests.programs import run_program
 
 

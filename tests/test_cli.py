@@ -12,7 +12,7 @@ from dino_exp.cli import exit_code, sweep_table
 from dino_exp.config.compose import check, compose
 from dino_exp.config.hydra_loader import Loader
 from dino_exp.console import Console
-from dino_exp.train.attempt import Outcome, attempt
+from dino_exp.training.attempt import Outcome, attempt
 from tests.programs import ROOT, Program, run_program
 
 
@@ -184,7 +184,7 @@ def test_the_table_has_every_run_even_if_it_never_started(capsys: pytest.Capture
 def test_an_unexpected_error_shows_its_traceback(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("dino_exp.train.run.train", None)
+    monkeypatch.setattr("dino_exp.training.run.train", None)
     outcome = attempt(compose(["experiment=debug"]), tmp_path / "run", None)
     assert (outcome.state, outcome.exit_code) == ("failed", 1)
     assert "Traceback" in capsys.readouterr().err

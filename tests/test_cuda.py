@@ -18,9 +18,9 @@ from benchmarks.step import random_views
 from dino_exp.config.compose import compose
 from dino_exp.config.targets import build
 from dino_exp.installation import CONF
-from dino_exp.train import checkpoint
-from dino_exp.train.run import train
-from dino_exp.train.trainer import Trainer
+from dino_exp.training import checkpoint
+from dino_exp.training.run import train
+from dino_exp.training.trainer import Trainer
 from tests.data.test_fused_color import crops_and_table, every_step
 
 pytestmark = [

@@ -21,7 +21,7 @@ LAYERS = (
     ("config",),
     ("plots", "tracker", "weights", "register"),
     ("eval",),
-    ("train",),
+    ("training",),
     ("launchers",),
     ("report", "export", "inspection"),
     ("cli",),

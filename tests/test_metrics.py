@@ -17,8 +17,8 @@ from dino_exp.report.loading import load_run, load_sweep
 from dino_exp.report.run_figures import run_figures
 from dino_exp.report.sweep.sweep_table import table
 from dino_exp.runs.run_directory import RunDirectory, read_metrics
-from dino_exp.train.progress import RunProgress
-from dino_exp.train.run import train
+from dino_exp.training.progress import RunProgress
+from dino_exp.training.run import train
 from tests.report.synthetic import record, temps_momenta, write_lines, write_run, write_sweep
 
 

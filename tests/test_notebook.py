@@ -10,7 +10,7 @@ import matplotlib.pyplot as plt
 import pytest
 
 from dino_exp.config.compose import compose
-from dino_exp.train.run import train
+from dino_exp.training.run import train
 from tests.programs import ROOT
 
 NOTEBOOKS = sorted((ROOT / "examples").glob("*.ipynb"))

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from dino_exp.config.compose import compose
 from dino_exp.config.targets import build
-from dino_exp.train.trainer import Trainer
+from dino_exp.training.trainer import Trainer
 
 ORACLE = Path(__file__).parent / "oracle"
 RUNS = ["train_adamw_multicrop", "train_sgd_two_global"]

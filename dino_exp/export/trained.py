@@ -15,7 +15,7 @@ from dino_exp.dino.model import DINONetwork
 from dino_exp.errors import UserError
 from dino_exp.runs import former_names
 from dino_exp.runs.run_directory import RunDirectory
-from dino_exp.train.networks import build_networks
+from dino_exp.training.networks import build_networks
 from dino_exp.weights.load_into import load_into
 from dino_exp.weights.read_weights import checkpoint_file, load_safely
 

@@ -21,7 +21,7 @@ def test_a_component_gets_the_fields_as_plain_python_and_the_extras() -> None:
 
 
 @pytest.mark.parametrize(
-    "target", ["os.system", "builtins.eval", "dino_exp.train.trainer.os.system", "torch.load", "", None]
+    "target", ["os.system", "builtins.eval", "dino_exp.training.trainer.os.system", "torch.load", "", None]
 )
 def test_other_targets_are_refused(target: str | None) -> None:
     with pytest.raises(UserError, match="not a component of this project"):

@@ -8,8 +8,8 @@ import torch
 
 from dino_exp.config.compose import compose
 from dino_exp.runs.run_directory import RunDirectory, read_metrics
-from dino_exp.train import checkpoint
-from dino_exp.train.run import train
+from dino_exp.training import checkpoint
+from dino_exp.training.run import train
 from tests.data.stored import as_files, as_rows, as_shards, by_class, encoded
 
 CLASSES = ["0", "1", "2"]

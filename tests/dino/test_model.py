@@ -6,7 +6,7 @@ from torch import nn
 from dino_exp.config.compose import compose
 from dino_exp.dino.head import DINOHead
 from dino_exp.dino.model import DINONetwork, student_and_teacher
-from dino_exp.train.networks import build_networks
+from dino_exp.training.networks import build_networks
 
 
 class Counting(nn.Module):

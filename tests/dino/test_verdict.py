@@ -6,7 +6,7 @@ import pytest
 
 from dino_exp.config.compose import compose
 from dino_exp.dino.verdict import WORDS, Judge, Verdict
-from dino_exp.train.plan import judge_of
+from dino_exp.training.plan import judge_of
 
 HEALTHY = {
     "loss": 2.0,

@@ -24,7 +24,7 @@ from dino_exp.eval.evaluate_command import main
 from dino_exp.eval.neighbors import NearestNeighbors
 from dino_exp.eval.subject import Findings, LabeledData, Subject
 from dino_exp.parallel.processes import STOPPING
-from dino_exp.train.run import train
+from dino_exp.training.run import train
 from tests.eval.subjects import Runs
 from tests.programs import Program, ranks, wait_for_all
 

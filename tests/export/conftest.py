@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from dino_exp.config.compose import compose
-from dino_exp.train.run import train
+from dino_exp.training.run import train
 
 
 def trained(path: Path, *overrides: str) -> Path:

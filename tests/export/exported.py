@@ -10,7 +10,7 @@ from torch import Tensor
 
 from dino_exp.config.compose import compose
 from dino_exp.export.trained import Trained, read_run
-from dino_exp.train.networks import build_networks
+from dino_exp.training.networks import build_networks
 
 IMAGES = torch.randn(3, 3, 32, 32, generator=torch.Generator().manual_seed(5))
 

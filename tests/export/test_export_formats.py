@@ -19,8 +19,8 @@ from dino_exp.errors import UserError
 from dino_exp.export import to_onnx, to_released, to_timm, to_torchhub
 from dino_exp.export.export_command import main
 from dino_exp.export.trained import Trained
-from dino_exp.train import checkpoint
-from dino_exp.train.run import train
+from dino_exp.training import checkpoint
+from dino_exp.training.run import train
 from tests.export.exported import IMAGES, code_in, features, untrained
 
 

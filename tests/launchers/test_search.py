@@ -25,7 +25,7 @@ from dino_exp.config.hydra_loader import loader
 from dino_exp.config.search_space import divide, probes, space_of
 from dino_exp.config.sweep_runs import Run
 from dino_exp.errors import UserError
-from dino_exp.train.attempt import Outcome
+from dino_exp.training.attempt import Outcome
 from launchers import search as search_module
 from launchers.search import JOURNAL, LOCK, search
 from tests.data.stored import as_files, encoded

@@ -14,7 +14,7 @@ from dino_exp.config.stored import read_config
 from dino_exp.errors import UserError
 from dino_exp.runs.manifest import Manifest
 from dino_exp.runs.run_directory import RunDirectory
-from dino_exp.train.attempt import Outcome, attempt
+from dino_exp.training.attempt import Outcome, attempt
 from launchers import slurm, submission
 from launchers.__main__ import main as launchers
 from tests.data.stored import as_files, encoded

@@ -16,9 +16,9 @@ from dino_exp.config.targets import build
 from dino_exp.parallel import distributed
 from dino_exp.parallel.processes import RENDEZVOUS, Processes
 from dino_exp.runs.run_directory import RunDirectory, read_metrics
-from dino_exp.train import checkpoint
-from dino_exp.train.run import train
-from dino_exp.train.trainer import Trainer
+from dino_exp.training import checkpoint
+from dino_exp.training.run import train
+from dino_exp.training.trainer import Trainer
 from tests.programs import ROOT, Program, in_two_processes, ranks, wait_for_all
 
 TORCHRUN = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone"]
@@ -225,7 +225,7 @@ import sys
 
 from dino_exp.parallel import distributed
 from dino_exp.cli import main
-from dino_exp.train.trainer import Trainer
+from dino_exp.training.trainer import Trainer
 
 train_step = Trainer.train_step
 

@@ -27,7 +27,7 @@ from dino_exp.export import export_command as export
 from dino_exp.report import report_command as report
 from dino_exp.runs.former_names import TABLE
 from dino_exp.runs.run_directory import FORMAT, RunDirectory, read_metrics
-from dino_exp.train import checkpoint
+from dino_exp.training import checkpoint
 from launchers import __main__ as launchers
 from launchers import local
 from tests.launchers.doubles import dino

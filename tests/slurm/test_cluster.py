@@ -14,7 +14,7 @@ import torch
 
 from dino_exp.runs.manifest import Manifest
 from dino_exp.runs.run_directory import RunDirectory, read_metrics
-from dino_exp.train import checkpoint
+from dino_exp.training import checkpoint
 from tests.programs import Program, run_program, until
 
 pytestmark = [pytest.mark.slurm, pytest.mark.timeout(900)]

@@ -21,7 +21,7 @@ from dino_exp.config.identity import run_id
 from dino_exp.dino.model import DINONetwork
 from dino_exp.errors import UserError
 from dino_exp.runs.run_directory import RunDirectory
-from dino_exp.train import checkpoint
+from dino_exp.training import checkpoint
 from dino_exp.weights.adapt_input import Adaptation
 from dino_exp.weights.load_into import LoadReport, load_into
 from dino_exp.weights.networks_in_file import network_at

@@ -18,9 +18,9 @@ from dino_exp.config.schema import Config
 from dino_exp.config.targets import build
 from dino_exp.errors import UserError
 from dino_exp.runs.run_directory import RunDirectory, read_metrics
-from dino_exp.train import checkpoint
-from dino_exp.train.run import train
-from dino_exp.train.trainer import Trainer
+from dino_exp.training import checkpoint
+from dino_exp.training.run import train
+from dino_exp.training.trainer import Trainer
 from dino_exp.weights.released_layout import released_layout
 
 STILL = (

@@ -15,7 +15,7 @@ from dino_exp.config.identity import differing_keys
 from dino_exp.config.stored import parse
 from dino_exp.errors import UserError
 from dino_exp.runs import former_names
-from dino_exp.train.training_state import TrainingState
+from dino_exp.training.training_state import TrainingState
 from dino_exp.weights.read_weights import CHECKPOINTS, DamagedError, load_safely
 
 LAST, PREVIOUS, BEST = CHECKPOINTS

@@ -17,9 +17,9 @@ from dino_exp.config.compose import compose
 from dino_exp.config.schema import Config
 from dino_exp.errors import UserError
 from dino_exp.runs.run_directory import RunDirectory, read_metrics
-from dino_exp.train import checkpoint
-from dino_exp.train.attempt import attempt
-from dino_exp.train.trainer import Trainer
+from dino_exp.training import checkpoint
+from dino_exp.training.attempt import attempt
+from dino_exp.training.trainer import Trainer
 
 State = dict[str, Any]
 

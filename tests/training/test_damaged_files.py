@@ -14,7 +14,7 @@ from dino_exp.config.identity import run_id
 from dino_exp.config.schema import Config
 from dino_exp.errors import UserError
 from dino_exp.runs.run_directory import RunDirectory
-from dino_exp.train.run import train
+from dino_exp.training.run import train
 from tests.runs.test_run_files import DAMAGED
 
 SOME = {name: DAMAGED[name] for name in ("empty", "cut", "deep objects")}

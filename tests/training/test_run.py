@@ -20,10 +20,10 @@ from dino_exp.config.stored import read_config
 from dino_exp.data import loader_processes, storage
 from dino_exp.errors import UserError
 from dino_exp.runs.run_directory import RunDirectory, read_metrics
-from dino_exp.train import checkpoint
-from dino_exp.train.attempt import attempt
-from dino_exp.train.run import train
-from dino_exp.train.trainer import Trainer
+from dino_exp.training import checkpoint
+from dino_exp.training.attempt import attempt
+from dino_exp.training.run import train
+from dino_exp.training.trainer import Trainer
 from tests.programs import ROOT, Program
 
 SMALL = ("experiment=debug", "trainer.batch_size=16", "data.train_size=128", "data.test_size=64")

@@ -5,7 +5,7 @@ import pytest
 
 from dino_exp.config.compose import compose
 from dino_exp.errors import UserError
-from dino_exp.train.plan import Plan
+from dino_exp.training.plan import Plan
 
 IMAGENET = 1_281_167
 

@@ -12,10 +12,10 @@ from dino_exp.config.compose import compose
 from dino_exp.errors import UserError
 from dino_exp.eval.evaluate_command import main as evaluate
 from dino_exp.runs.run_directory import RunDirectory, read_metrics
-from dino_exp.train import checkpoint
-from dino_exp.train.run import train
+from dino_exp.training import checkpoint
+from dino_exp.training.run import train
 from tests.programs import Program, ranks, wait_for_all
-from tests.train.test_run import SMALL, only_run, start
+from tests.training.test_run import SMALL, only_run, start
 
 LINEAR = ("eval.linear.epochs=1", "eval.linear.blocks=[1]", "eval.linear.lrs=[0.1,0.5]")
 

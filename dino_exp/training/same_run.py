@@ -55,7 +55,7 @@ def refuse_changed_images(folder: Path, cfg: Any, wanted: Collection[str] = ()) 
         return None
     if os.path.lexists(RunDirectory(folder / directory_name(folder, cfg)).config_file):
         return None
-    from dino_exp.train.checkpoint import newest
+    from dino_exp.training.checkpoint import newest
 
     note = None
     for directory in _over_the_same_place(folder, cfg, wanted):
@@ -146,7 +146,7 @@ def refuse_other_length(directory: RunDirectory, steps: int) -> None:
 def changed(directory: RunDirectory, before: Mapping[str, Content], now: Mapping[str, Content]) -> str:
     """Return in words how the images of a run have changed, and what one can do."""
     from dino_exp.data.content import differences
-    from dino_exp.train.checkpoint import newest
+    from dino_exp.training.checkpoint import newest
 
     what = differences(before, now) if before else "they are others"
     weights = newest(directory.checkpoints)

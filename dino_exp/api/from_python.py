@@ -20,9 +20,9 @@ from dino_exp.config.sweep_runs import Run
 from dino_exp.config.text_keys import typed_words
 from dino_exp.console import Console, a_console, log_lines_on
 from dino_exp.errors import warn
-from dino_exp.train.attempt import Outcome, attempt
-from dino_exp.train.run import train as train_run
-from dino_exp.train.same_run import directory_name
+from dino_exp.training.attempt import Outcome, attempt
+from dino_exp.training.run import train as train_run
+from dino_exp.training.same_run import directory_name
 
 
 def train(

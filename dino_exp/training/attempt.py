@@ -37,7 +37,7 @@ def attempt(
     forever. Of the empty folders that Hydra made for a run that was never started, `keep` was there before.
     """
     from dino_exp.parallel import distributed
-    from dino_exp.train.run import train
+    from dino_exp.training.run import train
 
     name, together = run_id(cfg), not distributed.several()
     try:

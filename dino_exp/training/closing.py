@@ -13,8 +13,8 @@ from dino_exp.plots.run_curves import plot_curves
 from dino_exp.plots.sheets import plot_attention, plot_crops
 from dino_exp.runs.run_directory import RunDirectory
 from dino_exp.tracker import Tracker
-from dino_exp.train.networks import build_networks
-from dino_exp.train.trainer import Trainer
+from dino_exp.training.networks import build_networks
+from dino_exp.training.trainer import Trainer
 
 log = logging.getLogger(__name__)
 

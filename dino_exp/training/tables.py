@@ -11,8 +11,8 @@ from dino_exp.eval.periodic import main_figures
 from dino_exp.eval.subject import probe_in_words
 from dino_exp.parallel import distributed
 from dino_exp.runs.run_directory import RunDirectory
-from dino_exp.train.progress import verdict_text
-from dino_exp.train.trainer import Trainer
+from dino_exp.training.progress import verdict_text
+from dino_exp.training.trainer import Trainer
 
 
 def introduce(trainer: Trainer, directory: RunDirectory, console: Console, resumed: bool) -> None:

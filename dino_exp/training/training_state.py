@@ -24,9 +24,9 @@ from dino_exp.dino.optimizer import parameter_groups
 from dino_exp.errors import UserError
 from dino_exp.eval.periodic import PeriodicEvaluations, subject_of
 from dino_exp.parallel import distributed
-from dino_exp.train.networks import build_networks, prepare_networks
-from dino_exp.train.plan import Plan, judge_of
-from dino_exp.train.unreadable import UnreadableImages
+from dino_exp.training.networks import build_networks, prepare_networks
+from dino_exp.training.plan import Plan, judge_of
+from dino_exp.training.unreadable import UnreadableImages
 from dino_exp.weights.init_from import begin_with_weights
 
 FUSE_FROM_PIXELS = 1e9

@@ -18,8 +18,8 @@ from dino_exp import cli
 from dino_exp.config.compose import compose
 from dino_exp.config.identity import run_ids
 from dino_exp.runs.run_directory import RunDirectory
-from dino_exp.train import checkpoint
-from dino_exp.train.trainer import Trainer
+from dino_exp.training import checkpoint
+from dino_exp.training.trainer import Trainer
 from tests.data.stored import as_files, as_shards, by_class, encoded
 
 RUN = ("experiment=debug", "trainer.batch_size=8", "trainer.epochs=2", "trainer.checkpoint_every=2")

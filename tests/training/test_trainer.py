@@ -11,7 +11,7 @@ from dino_exp.config.compose import compose
 from dino_exp.config.targets import build
 from dino_exp.errors import UserError
 from dino_exp.seeding import seed_step
-from dino_exp.train.trainer import Trainer
+from dino_exp.training.trainer import Trainer
 
 WITHOUT_BATCH_NORM = ("backbone.stem=patch", "trainer.batch_size=16")
 DOUBLE = torch.float64

@@ -25,7 +25,7 @@ from dino_exp.data.source import ImageSource, Splits
 from dino_exp.errors import UserError
 from dino_exp.eval.evaluate_command import main as evaluate
 from dino_exp.report.report_command import main as report
-from dino_exp.train.run import train as train_run
+from dino_exp.training.run import train as train_run
 
 TINY = {
     "experiment": "debug",

@@ -34,11 +34,11 @@ from dino_exp.runs.revision import git_revision
 from dino_exp.runs.run_directory import OthersRunDirectory, RunDirectory, end_of_attempt, job_id
 from dino_exp.runs.run_files import ENDED_WELL
 from dino_exp.tracker import NoTracker, RunInfo, Tracker, tracker_id_of
-from dino_exp.train import checkpoint, same_run
-from dino_exp.train.closing import baseline, draw, draw_crops
-from dino_exp.train.progress import RunProgress
-from dino_exp.train.tables import before_and_now, conclude, introduce
-from dino_exp.train.trainer import Trainer
+from dino_exp.training import checkpoint, same_run
+from dino_exp.training.closing import baseline, draw, draw_crops
+from dino_exp.training.progress import RunProgress
+from dino_exp.training.tables import before_and_now, conclude, introduce
+from dino_exp.training.trainer import Trainer
 
 log = logging.getLogger(__name__)
 

@@ -29,10 +29,10 @@ from dino_exp.parallel.micro_batch import join_micro_batches, micro_batch
 from dino_exp.runs.run_directory import RunDirectory, to_json
 from dino_exp.seeding import seed_step
 from dino_exp.tracker import Tracker
-from dino_exp.train import checkpoint
-from dino_exp.train.clock import Clock
-from dino_exp.train.progress import RunProgress
-from dino_exp.train.training_state import TrainingState
+from dino_exp.training import checkpoint
+from dino_exp.training.clock import Clock
+from dino_exp.training.progress import RunProgress
+from dino_exp.training.training_state import TrainingState
 
 log = logging.getLogger(__name__)
 

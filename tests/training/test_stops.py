@@ -16,10 +16,10 @@ from dino_exp.eval import neighbors
 from dino_exp.eval.periodic import PeriodicEvaluations
 from dino_exp.parallel.processes import STOPPING
 from dino_exp.runs.run_directory import RunDirectory, read_metrics
-from dino_exp.train import checkpoint, run, trainer
-from dino_exp.train.attempt import attempt
-from dino_exp.train.run import train
-from tests.train.test_run import (
+from dino_exp.training import checkpoint, run, trainer
+from dino_exp.training.attempt import attempt
+from dino_exp.training.run import train
+from tests.training.test_run import (
     STOCHASTIC,
     Views,
     assert_same_weights,
