@@ -10,9 +10,11 @@ from dino_exp.console import Console, a_console, log_lines_on
 from dino_exp.errors import INTERRUPTED, in_words, program, warn
 from dino_exp.inspection.crops_sheet import draw, sheet_path
 from dino_exp.inspection.findings import print_findings
-from dino_exp.inspection.measured import Measured
+from dino_exp.inspection.image_choices import Sides
 from dino_exp.inspection.measuring import Inspection, inspect
+from dino_exp.inspection.recipe import experiment_path, write
 from dino_exp.installation import as_typed
+from dino_exp.machine import Hardware
 
 PROGRAMS = """dino-exp inspect PATH   look at images that nobody has seen: dino-exp inspect --help
 dino-train              train, sweep and search: dino-train --help
@@ -30,7 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return run(argv[1:])
     parser = argparse.ArgumentParser(
         prog="dino-exp",
-        usage="dino-exp inspect PATH",
+        usage="dino-exp inspect PATH [--write NAME]",
         description=PROGRAMS,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -50,11 +52,15 @@ def run(argv: Sequence[str]) -> int:
     """Look at the images, print what was found, and write a sheet of crops."""
     arguments = _parser().parse_args(argv)
     console = a_console()
+    if arguments.write is not None:
+        experiment_path(arguments.write)  # before minutes of looking
     try:
         with log_lines_on(console):
             inspection = inspect(arguments.path, arguments.images, console)
         print_findings(inspection.measured, console)
         _write_sheet(inspection, console)
+        if arguments.write is not None:
+            write(inspection.measured, arguments.write, console)
     except KeyboardInterrupt:
         return INTERRUPTED
     return 0
@@ -79,6 +85,12 @@ def _parser() -> argparse.ArgumentParser:
         metavar="N",
         help="how many images are decoded, evenly spread (default: as many as take minutes)",
     )
+    parser.add_argument(
+        "--write",
+        metavar="NAME",
+        help="write conf/experiment/NAME.yaml, an experiment for these images and this machine, with the "
+        "reason for each value; if it exists, compare with it",
+    )
     return parser
 
 
@@ -94,14 +106,9 @@ def _write_sheet(inspection: Inspection, console: Console) -> None:
         warn(["No sheet of crops: this is the folder of the images, to which nothing is written."])
         return
     try:
-        draw(inspection, crop_sizes(inspection.measured), out)
+        sides = Sides.fitting(inspection.measured, Hardware.here())
+        draw(inspection, (sides.crop, sides.local), out)
     except OSError as error:
         warn([f"No sheet of crops: {in_words(error)}."])
         return
     console.print(f"Crops as a training would cut them: {out}", soft_wrap=True)
-
-
-def crop_sizes(measured: Measured) -> tuple[int, int]:
-    """Return the sides of global and local crops in pixels: the paper's, or smaller for smaller images."""
-    side = min(224, max(32, int(measured.shorter_sides[5.0]) // 16 * 16))
-    return side, max(16, side * 3 // 7 // 16 * 16)
