@@ -69,6 +69,15 @@ def test_the_same_images_train_the_same_by_our_own_source(here: Path) -> None:
     assert theirs.name != ours.name
 
 
+def test_a_probe_set_judges_an_own_source(here: Path) -> None:
+    probe = ("data.probe.train=images/train", "data.probe.val=images/val")
+    program = run_program("train.py", *SMALL, *GARDEN, *probe, "name=judged", folder=here)
+    assert program.returncode == 0, program.output
+    (judged,), (own,) = ((here / "outputs" / name).iterdir() for name in ("judged", "theirs"))
+    assert figures(judged) == figures(own)
+    assert judged.name != own.name
+
+
 def test_evaluating_and_exporting_needs_the_module_named_again(here: Path, run: Path) -> None:
     evaluate = ("evaluate.py", f"run={run}", "eval=knn", "device=cpu")
     export = ("-m", "dino_exp.export", f"run={run}", "format=onnx")
@@ -76,7 +85,7 @@ def test_evaluating_and_exporting_needs_the_module_named_again(here: Path, run: 
         refused = run_program(*words, folder=here)
         assert refused.returncode == 2, refused.output
         assert refused.stderr == (
-            f"{run}: its backbone=two_layers or data=garden is not of this project; if you trust the code "
+            f"{run}: its backbone=two_layers, optimizer=adam_beta or data=garden is not of this project; if you trust the code "
             f"that has it, add plugins=[{MODULE}].\n"
         )
         program = run_program(*words, f"plugins=[{MODULE}]", folder=here)

@@ -41,9 +41,7 @@ COMPONENTS = '''
     def garden(root, limit, season, channels, backend):
         from dino_exp.data import folder
 
-        return folder.load(
-            root=root, val_root="auto", channels=channels, backend=backend, packed=False, packed_side=None
-        )
+        return folder.load(root=root, val_root="auto", channels=channels, backend=backend)
 
 
     @register.backbone("two_layers")

@@ -26,7 +26,12 @@ from dino_exp.training.same_run import directory_name
 
 
 def train(
-    overrides: Overrides = (), *, data: Any = None, backbone: Any = None, config_dir: str | None = None
+    overrides: Overrides = (),
+    *,
+    data: Any = None,
+    backbone: Any = None,
+    probe: Any = None,
+    config_dir: str | None = None,
 ) -> TrainedRun:
     """Train one run in this process, resume it, or return it if it has ended: `train.py` for Python code.
 
@@ -39,13 +44,15 @@ def train(
             `data.root` takes, and (path, path) `data.root` and `data.val_root`.
         backbone: the network, in place of the group `backbone`: an `nn.Module` that makes (B, D) of images
             (B, C, S, S), whose weights both networks begin with; or a function that builds one.
+        probe: a pair (train, val) of labeled images by which the features of unlabeled ones are judged, as
+            `data.probe.train` and `data.probe.val`; each as in `data`.
         config_dir: a folder with options of your own, as `--config-dir`.
 
     Raises:
         UserError: settings, images or network cannot work, one line per problem; nothing was created.
         KeyboardInterrupt: it was stopped; it is saved, and the same call resumes it.
     """
-    with _ready(words_of(overrides), _flags(config_dir), data, backbone) as (checked, offer):
+    with _ready(words_of(overrides), _flags(config_dir), data, backbone, probe) as (checked, offer):
         (run,) = checked.runs
         cfg = cast(Config, run.cfg)
         folder = Path(cfg.output_root, cfg.name)
@@ -61,6 +68,7 @@ def sweep(
     *,
     data: Any = None,
     backbone: Any = None,
+    probe: Any = None,
     config_dir: str | None = None,
 ) -> TrainedSweep:
     """Train each combination of a grid, one after another in this process; a run that fails stops no other.
@@ -68,14 +76,14 @@ def sweep(
     Args:
         overrides: those that all runs share, as in `train`; `["sweep=temperature"]` names a grid itself.
         grid: the values of each key: `{"loss.teacher_temp": [0.02, 0.04], "trainer.seed": range(3)}`.
-        data, backbone, config_dir: as in `train`.
+        data, backbone, probe, config_dir: as in `train`.
 
     Raises:
         UserError: as in `train`, for any of the runs; nothing was created.
         KeyboardInterrupt: as in `train`.
     """
     words = [*words_of(overrides), *grid_words(grid or {})]
-    with _ready(words, ["-m", *_flags(config_dir)], data, backbone) as (checked, offer):
+    with _ready(words, ["-m", *_flags(config_dir)], data, backbone, probe) as (checked, offer):
         assert checked.sweep_dir is not None  # only words of Hydra's own set another
         folder, outcomes = Path(checked.sweep_dir), list[Outcome]()
         keep = {each for each in (folder.absolute(), *folder.absolute().parents) if each.exists()}
@@ -109,7 +117,7 @@ def _result(folder: Path, run: Run, outcome: Outcome, offer: Offer) -> TrainedRu
 
 @contextmanager
 def _ready(
-    words: Sequence[str], flags: Sequence[str], data: Any, backbone: Any
+    words: Sequence[str], flags: Sequence[str], data: Any, backbone: Any, probe: Any
 ) -> Iterator[tuple[Checked, Offer]]:
     """Yield checked runs and what is offered to them; afterwards random numbers and threads are as before.
 
@@ -121,7 +129,7 @@ def _ready(
     try:
         with torch.random.fork_rng(devices=[]), ExitStack() as stack:
             with log_lines_on(a_console()):
-                offer = stack.enter_context(offered(words, flags, data, backbone))
+                offer = stack.enter_context(offered(words, flags, data, backbone, probe))
             checked = check([*flags, *offer.words])
             make_ready(checked)
             yield checked, offer

@@ -33,13 +33,15 @@ class Offer(NamedTuple):
 
 
 @contextmanager
-def offered(words: Sequence[str], flags: Sequence[str], data: Any, backbone: Any) -> Iterator[Offer]:
+def offered(
+    words: Sequence[str], flags: Sequence[str], data: Any, backbone: Any, probe: Any
+) -> Iterator[Offer]:
     """Offer data and network to the runs of a command line, within the context.
 
     Args:
         words: overrides.
         flags: what comes before them, such as -m.
-        data, backbone: as in `dino_exp.train`; None is what the words say.
+        data, backbone, probe: as in `dino_exp.train`; None is what the words say.
 
     Raises UserError, one line per problem, if the words are wrong, or what is given cannot be used.
     """
@@ -59,14 +61,18 @@ def offered(words: Sequence[str], flags: Sequence[str], data: Any, backbone: Any
             stack.enter_context(given.offered(*network))
             words += ["backbone=given", f"backbone.name={given.name_of(backbone)}"]
             words += [override_text("backbone.content", network[0])]
-        if isinstance(data, (str, os.PathLike)):
+        if data is None or _is_place(data) or _are_places(data):
+            words += _probe_in_files(probe)
+        if _is_place(data):
             words += _stored(data)
-        elif isinstance(data, tuple) and len(data) == 2 and all(map(_is_place, data)):
+        elif _are_places(data):
             train, test = map(os.fspath, data)
             words += [*_stored(train), override_text("data.val_root", test)]
         elif data is not None:
             cfg = _composed([*flags, *words, "data=given", "data.content='-'"])
             splits = adapted.as_splits(data, cfg.channels, Decoding.of_config(cfg))
+            if probe is not None:
+                splits.probe = _probe(probe, cfg.channels, Decoding.of_config(cfg))
             content = _content(splits, cfg.max_corrupt)
             stack.enter_context(adapted.offered(content, cfg.channels, splits))
             words += ["data=given", override_text("data.content", content)]
@@ -75,6 +81,27 @@ def offered(words: Sequence[str], flags: Sequence[str], data: Any, backbone: Any
 
 def _is_place(data: Any) -> bool:
     return isinstance(data, (str, os.PathLike))
+
+
+def _are_places(data: Any) -> bool:
+    return isinstance(data, tuple) and len(data) == 2 and all(map(_is_place, data))
+
+
+def _probe(probe: Any, channels: int, decoding: Decoding) -> Splits:
+    splits = adapted.as_splits(probe, channels, decoding)
+    for part in (splits.train, splits.test):
+        if part is None or part.labels is None:
+            raise UserError("probe: give a pair (train, val) of labeled images, or None.")
+    return splits
+
+
+def _probe_in_files(probe: Any) -> list[str]:
+    if probe is None:
+        return []
+    if not _are_places(probe):
+        raise UserError("probe: give two paths, as the training images are in files too.")
+    train, val = map(os.fspath, probe)
+    return [override_text("data.probe.train", train), override_text("data.probe.val", val)]
 
 
 def _stored(path: str | os.PathLike[str]) -> list[str]:
@@ -107,6 +134,7 @@ def _content(splits: Splits, max_corrupt: float) -> str:
                 f"cannot be read, the first is {splits.train.name(int(unreadable[0]))}. Repair or remove "
                 "them, or raise data.max_corrupt."
             )
-    parts = [part for part in (splits.train, splits.test) if part is not None]
-    unknown = [part.fingerprint() for part in parts if not hasattr(part, "content")]
+    judged = splits.evaluated
+    parts = [part for part in (splits.train, splits.test, judged.train, judged.test) if part is not None]
+    unknown = {part.fingerprint(): None for part in parts if not hasattr(part, "content")}
     return short_digest(key_of(contents), *unknown)

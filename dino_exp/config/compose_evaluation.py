@@ -172,9 +172,9 @@ def problems(cfg: DictConfig) -> list[str]:
 
 
 def _is_empty(node: DictConfig, key: str) -> bool:
-    """Return whether a list is empty; `eval` has its own message."""
+    """Return whether a list is empty that may not be; `eval` has its own message."""
     value = None if OmegaConf.is_missing(node, key) else node[key]
-    return key != "eval" and isinstance(value, ListConfig) and not len(value)
+    return key not in ("eval", "plugins") and isinstance(value, ListConfig) and not len(value)
 
 
 def _words(cfg: DictConfig) -> Iterator[str]:

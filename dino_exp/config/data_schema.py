@@ -151,3 +151,4 @@ class OthersDataConfig(DataConfig):
 
     root: str | None = None
     """Folder or file of the images, for sets that have one; what it is called is no part of the run."""
+    probe: ProbeConfig = field(default_factory=ProbeConfig)

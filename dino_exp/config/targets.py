@@ -92,11 +92,13 @@ def images_of(data: Component | DictConfig, packed: bool = True) -> Splits:
     """
     splits: Splits = build(data)
     node = OmegaConf.create(cast(Any, data))
-    if "val_root" not in node:  # generated, or its parts are known
+    if "probe" not in node:  # generated, or given with its probe set
         return splits
     from dino_exp.data.decoding import Decoding
-    from dino_exp.data.stored_sets import complete
+    from dino_exp.data.stored_sets import complete, with_probe
 
+    if "val_root" not in node:  # others' code, which has found and labeled both parts
+        return with_probe(splits, node.probe, Decoding.of_config(node))
     pack = packed and node.packed
     return complete(splits, node.val_root, node.probe, Decoding.of_config(node), pack, node.packed_side)
 

@@ -39,10 +39,18 @@ def complete(
     for part in (train, test):
         if part is not None:
             check_images(part)
-    splits.probe = _probe(train, copy.copy(test), probe.get("train"), probe.get("val"), decoding)
+    with_probe(splits, probe, decoding)
     if test is not None:
         test.use_classes_of(train, f"data.val_root = {val_root}")
     return _packed(splits, packed_side, {}) if packed else splits
+
+
+def with_probe(splits: Splits, probe: Mapping[str, str | None], decoding: Decoding) -> Splits:
+    """Open the probe set that is asked for, and return the splits with it. Raises UserError as `complete`."""
+    train, test = cast(ImagesWithContent, splits.train), cast("ImagesWithContent | None", splits.test)
+    if probe.get("train") is not None or probe.get("val") is not None:
+        splits.probe = _probe(train, copy.copy(test), probe.get("train"), probe.get("val"), decoding)
+    return splits
 
 
 def _probe(
@@ -51,10 +59,8 @@ def _probe(
     bank_path: str | None,
     queries_path: str | None,
     decoding: Decoding,
-) -> Splits | None:
+) -> Splits:
     """Return the probe set; where only one of its parts is given, the run's own images are the other."""
-    if bank_path is None and queries_path is None:
-        return None
     bank, queries, where = train, test, "the held-out images"
     if bank_path is not None:
         bank = _opened("data.probe.train", bank_path, decoding)

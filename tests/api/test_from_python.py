@@ -167,6 +167,19 @@ def test_the_id_has_the_content_of_what_is_given(splits: tuple[Labeled, Labeled]
     assert {name.partition("_")[0] for name in names} == {"Net"}
 
 
+def test_a_probe_set_judges_images_without_labels(splits: tuple[Labeled, Labeled]) -> None:
+    (images, _), held_out = splits
+    labeled = dino_exp.train(TINY, data=splits)
+    judged = dino_exp.train(TINY, data=images, probe=splits)
+    assert judged.knn_top1 == labeled.knn_top1 is not None
+    assert_same(teacher(judged.directory), teacher(labeled.directory))
+    other = dino_exp.train(TINY, data=images, probe=(splits[0], (held_out[0], held_out[1][::-1])))
+    assert len({judged.directory, labeled.directory, other.directory}) == 3
+    for probe in (images, (images, held_out)):
+        with pytest.raises(UserError, match="probe: give a pair"):
+            dino_exp.train(TINY, data=images, probe=probe)
+
+
 def test_an_interrupted_training_is_resumed_by_the_same_call(splits: tuple[Labeled, Labeled]) -> None:
     settings = TINY | {"trainer": {"batch_size": 16, "max_steps": 4, "num_workers": 0}}
     complete = dino_exp.train(settings | {"name": "complete"}, data=splits)
@@ -338,7 +351,7 @@ def test_mappings_mean_what_is_typed() -> None:
 @pytest.mark.spawn
 def test_importing_the_package_does_not_import_torch() -> None:
     code = (
-        "import sys, dino_exp; assert callable(dino_exp.train); "
-        "assert not {'torch', 'hydra', 'numpy'} & sys.modules.keys()"
+        "import sys, dino_exp; assert not {'torch', 'hydra', 'numpy'} & sys.modules.keys(); "
+        "assert callable(dino_exp.train)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
