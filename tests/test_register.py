@@ -85,12 +85,12 @@ def test_evaluating_and_exporting_needs_the_module_named_again(here: Path, run: 
         refused = run_program(*words, folder=here)
         assert refused.returncode == 2, refused.output
         assert refused.stderr == (
-            f"{run}: its backbone=two_layers, optimizer=adam_beta or data=garden is not of this project; if you trust the code "
-            f"that has it, add plugins=[{MODULE}].\n"
+            f"{run}: its backbone=two_layers, optimizer=adam_beta or data=garden is not of this project; if "
+            f"you trust the code that has it, add plugins=[{MODULE}].\n"
         )
         program = run_program(*words, f"plugins=[{MODULE}]", folder=here)
         assert program.returncode == 0, program.output
-    (record,) = json.loads((run / "evaluations.json").read_text())["evaluations"]
+    (record,) = json.loads((run / "evaluations.json").read_text())
     assert record["figures"]["top1_k20"] == figures(run)[-1]["knn_top1"]
     timm = run_program(*export[:3], "format=timm", f"plugins={MODULE}", folder=here)
     assert timm.returncode == 2
