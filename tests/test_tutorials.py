@@ -23,7 +23,7 @@ from tests.programs import ROOT, run_program
 
 PAGES = ROOT / "docs" / "tutorials"
 BLOCK = re.compile(r"^```(bash|python)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-IMAGES = "80"
+IMAGES = "64"
 SHORT = [
     "trainer.epochs=1",
     "trainer.batch_size=16",
@@ -115,7 +115,7 @@ Followed = Callable[[str], Page]
 def test_photographs(followed: Followed) -> None:
     page = followed("photos")
     assert "64 in 4 classes of 16 each" in page.output
-    assert page.config("photos")["augment"]["hue"] == 0.5
+    assert page.config("photos")["data"]["mean"][0] < 0.45  # theirs, not ImageNet's
     assert page.summary("photos")["knn_top1"] is not None
     assert {"top1_k20", "linear/top1", "attention/entropy"} <= page.figures("photos")
     assert (page.run("photos") / "report.html").exists()
