@@ -226,6 +226,7 @@ def _become(
         runpy.run_module(module, run_name="__main__", alter_sys=True)
     else:
         sys.argv = [str(ROOT / program), *arguments]
+        sys.path.insert(0, str(Path(sys.argv[0]).parent))  # as Python does
         runpy.run_path(sys.argv[0], run_name="__main__")
 
 

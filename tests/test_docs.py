@@ -18,9 +18,14 @@ from tests.programs import ROOT
 from tests.their_modules import forgotten, write_module
 
 DOCS = ROOT / "docs"
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(DOCS.glob("*.md"))]
+PAGES = [
+    ROOT / "README.md",
+    ROOT / "CONTRIBUTING.md",
+    *sorted(DOCS.glob("*.md")),
+    *sorted(DOCS.glob("tutorials/*.md")),
+]
 LINK = re.compile(r"\]\(([^)\s]+)\)")
-PLACEHOLDERS = re.compile(r"\.\.\.|\bFILE\b|\bOVERRIDES\b|\bRUN\b|<|\$|~|--help|-sc")
+PLACEHOLDERS = re.compile(r"\.\.\.|\bFILE\b|\bOVERRIDES\b|\bRUN\b|\bmy_images$|<|\$|~|--help|-sc")
 
 
 @pytest.fixture(scope="module")
@@ -31,8 +36,10 @@ def generated(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def commands(program: str) -> list[list[str]]:
-    """Return the arguments of all complete command lines of a program in the pages."""
-    lines = [line for page in PAGES for line in page.read_text("utf-8").replace("\\\n", " ").splitlines()]
+    """Return the arguments of all complete command lines of a program in the pages; those of the tutorials
+    are run by tests/test_tutorials.py."""
+    pages = [page for page in PAGES if page.parent.name != "tutorials"]
+    lines = [line for page in pages for line in page.read_text("utf-8").replace("\\\n", " ").splitlines()]
     found = [shlex.split(line, comments=True) for line in lines if line.startswith(f"python {program} ")]
     return [words[2:] for words in found if not PLACEHOLDERS.search(" ".join(words))]
 
@@ -51,7 +58,8 @@ def test_links_lead_to_files(page: Path, generated: Path) -> None:
 
 
 def test_every_page_is_in_the_table_of_contents(generated: Path) -> None:
-    written = {page.stem for page in DOCS.glob("*.md")} - {"index"}
+    written = {str(page.relative_to(DOCS).with_suffix("")) for page in PAGES if DOCS in page.parents}
+    written.remove("index")
     pages = (
         written | {f"reference/{page.stem}" for page in generated.glob("*.md")} | {"reference/python/index"}
     )
