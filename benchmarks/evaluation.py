@@ -79,7 +79,7 @@ class ExtractedFromSource(Extracted):
 
     def __init__(self, subject: Subject, source: ImageSource, blocks: int) -> None:
         super().__init__(subject, None, blocks=blocks)
-        self.__dict__["splits"] = Splits(source, None)
+        self.__dict__["images"] = Splits(source, None)
 
 
 def extraction(arguments: argparse.Namespace) -> None:
@@ -91,8 +91,7 @@ def extraction(arguments: argparse.Namespace) -> None:
         ("demo's ViT, 3,000 shapes of 32", VisionTransformer(image_size=32, **MICRO), 32, shapes.test)
     ]
     if arguments.photos:
-        stored: dict[str, Any] = {"val_root": None, "packed": False, "packed_side": None}
-        photos = load_folder(root=str(arguments.photos), channels=3, backend="fast", **stored).train
+        photos = load_folder(root=str(arguments.photos), val_root=None, channels=3, backend="fast").train
         title = f"ViT-S/16, {len(photos)} photographs at 224"
         cases.append((title, VisionTransformer(**SMALL), 224, photos))
     rows = []

@@ -60,4 +60,4 @@ def test_only_one_place_hands_files_to_pillow() -> None:
                 found[str(path.relative_to(ROOT))] = [keyword.arg for keyword in node.keywords]
             if isinstance(node, ast.ImportFrom) and node.module == "PIL.Image":
                 found[str(path.relative_to(ROOT))] = ["imported by itself"]
-    assert found == {"dino_exp/data/source.py": ["formats"]}
+    assert found == {"dino_exp/data/pillow_files.py": ["formats"]}

@@ -43,6 +43,8 @@ VERSION_BASE = "1.3"
 CONFIG_NAME = "config"
 EVALUATE = "evaluate"
 """The other table of contents, that of `evaluate.py`."""
+GIVEN = "given"
+"""The options of images and networks that only code has, which chooses them (`dino_exp.train`)."""
 
 
 class CompositionError(Exception):
@@ -104,8 +106,8 @@ class Loader:
         return key in self.groups
 
     def options(self, group: str) -> list[str]:
-        """Return the names of a group's files."""
-        return sorted(self._hydra.get_group_options(group, ObjectType.CONFIG))
+        """Return the names of a group's files, without those that Python code alone can choose."""
+        return sorted({*self._hydra.get_group_options(group, ObjectType.CONFIG)} - {GIVEN})
 
     def parse(self, text: str) -> Override:
         """Parse one override; raises `HydraException` if it is malformed."""

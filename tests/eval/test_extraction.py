@@ -34,7 +34,7 @@ def extracted(
     it = subject(backbone, image_size=image_size)
     object.__setattr__(it, "digest", digest)
     data = Extracted(it, None, blocks=blocks)
-    data.__dict__["splits"] = Splits(source, None)
+    data.__dict__["images"] = Splits(source, None)
     return data
 
 

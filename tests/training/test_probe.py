@@ -191,7 +191,7 @@ def test_what_cannot_judge_is_refused_before_anything_is_created(
             "data.probe.train=bank",
             "data.probe.val=birds",
         ): "class 'crow' (2 such) is not among the 2 classes of data.probe.train",
-        ("data.probe.train=bands", PROBE[1]): "none of 4 images looked at can be read",
+        ("data.probe.train=bands", PROBE[1]): "bands/0/0.npy: has 5 channels, but data.channels is 3",
         ("data.probe.train=nowhere", PROBE[1]): "data.probe.train = nowhere: no such folder or file.",
         (
             "data.probe.train=bank",
