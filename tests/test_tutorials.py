@@ -118,7 +118,7 @@ def test_photographs(followed: Followed) -> None:
     assert page.config("photos")["data"]["mean"][0] < 0.45  # theirs, not ImageNet's
     assert page.summary("photos")["knn_top1"] is not None
     assert {"top1_k20", "val_top1"} <= page.figures("photos")
-    assert (page.run("photos") / "report.html").exists()
+    assert (page.run("photos") / "report" / "index.html").exists()
 
 
 def test_microscope_images(followed: Followed) -> None:
