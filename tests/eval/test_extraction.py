@@ -12,6 +12,7 @@ from torch import nn
 
 from dino_exp.backbone.library import timm_backbone
 from dino_exp.backbone.tokens import block_tokens
+from dino_exp.data.decoding import Decoding
 from dino_exp.data.source import ArraySource, CorruptImageError, ImageSource, Shrink, Splits
 from dino_exp.errors import UserError
 from dino_exp.eval.extraction import Extracted, extract, pixels
@@ -167,7 +168,7 @@ def test_rows_are_the_network_in_eval_mode_and_nothing_of_it_moves() -> None:
 
 def test_modes_come_back_after_an_error_too() -> None:
     network = small_network().train()
-    gray = seen_by(network, channels=1, mean=(0.5,), std=(1.0,))
+    gray = seen_by(network, decoding=Decoding(1), mean=(0.5,), std=(1.0,))
     with pytest.raises(RuntimeError, match="to have 3 channels, but got 1"):
         extract(gray, Album(random_images(2, channels=1)), [0])
     assert all(module.training for module in network.modules())
