@@ -30,7 +30,7 @@ def complete(
     Args:
         splits: training and held-out images with their own labels; changed in place.
         probe: `train` and `val`, as in `ProbeConfig`.
-        packed: return `PackedSource`s, of the probe set too.
+        packed: return each part as a `PackedSource`, those of the probe set too.
         packed_side: see `PackedSource`.
 
     Raises UserError where labels are missing or do not match, or the settings are not for such images.

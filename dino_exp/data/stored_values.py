@@ -20,7 +20,7 @@ class StoredValues:
     """One decoded image.
 
     values: (H, W, channels) in the type that the file has: uint8, uint16, int16, float32, ...; palettes are
-        resolved, bilevel images are 0 and 255, and fewer than 8 bits per value are scaled to 8.
+    resolved, bilevel images are 0 and 255, and fewer than 8 bits per value are scaled to 8.
     format: JPEG, PNG, TIFF, NPY, DICOM, ...
     bits: bits per value as stored: 8, 12 (if the file says so), 16, 32.
     """

@@ -259,7 +259,7 @@ def _across_classes(source: ImagesWithContent, groups: duplicates.Groups, what: 
     other = next(index for index in first if source.labels[index] != source.labels[first[0]])
     return [
         f"Images of different classes are {what} in {len(across):,} of the groups "
-        f"({_name(source, first[0])} and {_name(source, other)}): their labels disagree."
+        f"({_name(source, first[0])} and {_name(source, other)}): their labels may be wrong."
     ]
 
 
