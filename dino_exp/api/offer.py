@@ -7,15 +7,12 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any, NamedTuple
 
-import numpy as np
-
 from dino_exp.backbone import given
 from dino_exp.config.compose import check
 from dino_exp.config.hydra_loader import override_text
 from dino_exp.data import adapted
-from dino_exp.data.content import contents_of, key_of, overlaps
+from dino_exp.data.content import contents_of, key_of, overlaps, refuse_unreadable
 from dino_exp.data.decoding import Decoding
-from dino_exp.data.digests import UNREADABLE
 from dino_exp.data.kinds import kind_of
 from dino_exp.data.labeled import short_digest
 from dino_exp.data.source import Splits
@@ -126,14 +123,7 @@ def _content(splits: Splits, max_corrupt: float) -> str:
     contents = contents_of(splits)
     for both in overlaps(contents):
         warn([f"data: {both}."])
-    if "train" in contents:
-        unreadable = np.flatnonzero(contents["train"].digests == UNREADABLE)
-        if len(unreadable) > max_corrupt * len(splits.train):
-            raise UserError(
-                f"data.max_corrupt = {max_corrupt:g}: {len(unreadable):,} of {len(splits.train):,} images "
-                f"cannot be read, the first is {splits.train.name(int(unreadable[0]))}. Repair or remove "
-                "them, or raise data.max_corrupt."
-            )
+    refuse_unreadable(splits.train, contents, max_corrupt)
     judged = splits.evaluated
     parts = [part for part in (splits.train, splits.test, judged.train, judged.test) if part is not None]
     unknown = {part.fingerprint(): None for part in parts if not hasattr(part, "content")}

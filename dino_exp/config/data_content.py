@@ -95,13 +95,15 @@ def read(cfg: Any) -> list[str]:
     place, decoding = _place(cfg), _decoding(cfg)
     if not issubclass(schema_of(cfg.data), HAVE_CONTENT) or (place in _known and decoding in _looked_at):
         return []
-    from dino_exp.data.content import contents_of, key_of, overlaps
+    from dino_exp.data.content import contents_of, key_of, overlaps, refuse_unreadable
 
     splits = images_of(cfg.data, packed=False)  # pixels are packed where the run is trained
     _looked_at.add(decoding)
     if place in _known:
         return []
     contents = contents_of(splits)
+    if issubclass(schema_of(cfg.data), OthersDataConfig):
+        refuse_unreadable(splits.train, contents, cfg.data.max_corrupt)
     _known[place] = key_of(contents)
     _last.clear()
     _last.update(place=place, contents=contents)

@@ -14,7 +14,7 @@ import numpy as np
 from dino_exp.atomic import write_atomically
 from dino_exp.data.digests import HASH, SIZE, UNREADABLE
 from dino_exp.data.labeled import NameTable, StoredImages
-from dino_exp.data.source import Splits
+from dino_exp.data.source import ImageSource, Splits
 from dino_exp.errors import UserError, in_words
 from dino_exp.regular_file import open_regular, too_large
 
@@ -173,6 +173,21 @@ def overlaps(contents: Mapping[str, Content]) -> list[str]:
                 f"({test.names[int(both[0])]}), so that k-NN and other evaluations say too much"
             )
     return said
+
+
+def refuse_unreadable(source: ImageSource, contents: Mapping[str, Content], max_corrupt: float) -> None:
+    """Raise UserError if more training images than `data.max_corrupt` were found to be unreadable.
+
+    Of items of others' code this is known before the training, because each is read for its content.
+    """
+    train = contents.get("train", NOTHING)
+    unreadable = np.flatnonzero(train.digests == UNREADABLE)
+    if len(unreadable) > max_corrupt * len(train.digests):
+        raise UserError(
+            f"data.max_corrupt = {max_corrupt:g}: {len(unreadable):,} of {len(train.digests):,} images "
+            f"cannot be read, the first is {source.name(int(unreadable[0]))}. Repair or remove them, or "
+            "raise data.max_corrupt."
+        )
 
 
 # ---- differences ---------------------------------------------------------------------------------------

@@ -155,6 +155,7 @@ def test_what_a_data_function_raises_is_said_and_nothing_is_created(
     ("result", "message"),
     [
         ("3", "data=garden: "),
+        ("Torn(range(80))", "data.max_corrupt = 0.01: 75 of 80 images cannot be read, the first is"),
         ("Splits(Own(), None)", "data=garden: Own has no content(), by which a run knows its images"),
     ],
 )
@@ -165,11 +166,17 @@ def test_images_that_are_none_are_refused(
         here,
         "mine",
         f"""
+        import numpy as np
         from dino_exp import register
         from dino_exp.data.source import Splits
 
         class Own:
             pass
+
+        class Torn(list):
+            def __getitem__(self, index):
+                assert index < 5, "torn"
+                return np.zeros((32, 32, 3), np.uint8)
 
         @register.data("garden")
         def garden(root: str):
@@ -177,7 +184,8 @@ def test_images_that_are_none_are_refused(
         """,
     )
     assert cli.main([*GARDEN, "plugins=[mine]"]) == 2
-    assert capsys.readouterr().err.startswith(message)
+    assert f"\n{message}" in f"\n{capsys.readouterr().err}"
+    assert not (here / "outputs").exists()
 
 
 @pytest.mark.parametrize(
