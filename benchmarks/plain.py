@@ -6,7 +6,7 @@ repository instead of ours. Results change only by rounding, which a test verifi
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 from unittest import mock
@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dino_exp.backbone.vit import VisionTransformer
+from dino_exp.backbone.vit import Block, Shapes, VisionTransformer, class_tokens, for_tokens
 from dino_exp.dino.optimizer import parameter_groups
 from dino_exp.training.trainer import Trainer
 
@@ -26,12 +26,23 @@ def attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     return weights.softmax(dim=-1) @ value
 
 
-def every_token(network: VisionTransformer, x: Tensor) -> Tensor:
-    """Compute all tokens in the last block and the final norm, although only the class token is used."""
-    x = network.tokens(x)
-    for block in network.blocks:
-        x = block(x)
-    return network.norm(x)[:, 0]
+block_forward, network_forward = Block.forward, VisionTransformer.forward
+
+
+def every_token(
+    block: Block, x: Tensor, shapes: Shapes, factors: Tensor | None = None, only_class: bool = False
+) -> Tensor:
+    """Compute all tokens in the last block, although only the class tokens are used."""
+    if not only_class:
+        return block_forward(block, x, shapes, factors)
+    if factors is not None:
+        factors = for_tokens(factors.squeeze(-1), shapes).unsqueeze(-1)
+    return class_tokens(block_forward(block, x, shapes, factors), shapes)
+
+
+def size_by_size(network: VisionTransformer, images: Sequence[Tensor]) -> Tensor:
+    """Compute the features of each size of crops in a pass of its own."""
+    return torch.cat([network_forward(network, each) for each in images])
 
 
 def pairwise_loss(student_logits: Tensor, teacher_probabilities: Tensor, student_temp: float) -> Tensor:
@@ -92,9 +103,10 @@ UNDO: dict[str, Callable[[Trainer], Any]] = {
     "autocast": lambda trainer: mock.patch.object(trainer, "autocast_type", None),
     "channels-last": _planar,
     "fused attention": _patch("dino_exp.backbone.vit.attend", by=attention),
-    "class token alone in the last block": _patch(
-        "dino_exp.backbone.vit.VisionTransformer.forward", by=every_token
+    "one pass over both resolutions": _patch(
+        "dino_exp.backbone.vit.VisionTransformer.forward", by=size_by_size
     ),
+    "class token alone in the last block": _patch("dino_exp.backbone.vit.Block.forward", by=every_token),
     "factorized loss": _patch("dino_exp.training.trainer.cross_entropy_over_pairs", by=pairwise_loss),
     "fused AdamW": _looped_adamw,
     "grouped clipping": _patch("dino_exp.training.trainer.clip_gradients", by=clip_one_by_one),

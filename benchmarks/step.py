@@ -34,6 +34,12 @@ CASES = {
 }
 """Overrides of the default experiment; all but the demo have 2 x 224 + 8 x 96 pixels and K = 65,536."""
 
+OF_TRANSFORMERS = (
+    "fused attention",
+    "one pass over both resolutions",
+    "class token alone in the last block",
+)
+
 
 def make_trainer(case: str, batch: int | None, device: torch.device, precision: str, *more: str) -> Trainer:
     """Build a trainer for a case."""
@@ -55,7 +61,7 @@ def applies(name: str, case: str) -> bool:
     """Return whether a case uses an optimization."""
     if name == "channels-last":
         return case == "resnet50"
-    return not (case == "resnet50" and name in ("fused attention", "class token alone in the last block"))
+    return not (case == "resnet50" and name in OF_TRANSFORMERS)
 
 
 def matrix_rate(device: torch.device, dtype: torch.dtype) -> float:

@@ -34,7 +34,7 @@ def _rate(operation: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> flo
 
 
 @torch.no_grad()
-def random_operations(network: nn.Module, images: Tensor) -> list[str]:
+def random_operations(network: nn.Module, images: Tensor | list[Tensor]) -> list[str]:
     """Return the operations that draw random numbers in a forward pass in train mode, in their order.
 
     PyTorch marks each of them, so no list of layers is needed. Buffers and random numbers do not change;

@@ -6,7 +6,7 @@ Caron et al. 2021, `vision_transformer.py` of facebookresearch/dino; Dosovitskiy
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Sequence
 from typing import cast
 
 import torch
@@ -16,6 +16,10 @@ from torch.utils.checkpoint import checkpoint
 
 from dino_exp.backbone.initialization import initialize_linears
 from dino_exp.errors import UserError
+
+Shapes = tuple[tuple[int, int], ...]
+"""Crops B and tokens of each crop N, of each resolution. The tokens of all are the rows of one matrix (T, D),
+T = Σ B·N, in the order of resolution, crop, token; S = Σ B is the number of crops."""
 
 
 def check_divisible(*, embed_dim: int, num_heads: int, image_size: int, patch_size: int) -> None:
@@ -35,22 +39,27 @@ def check_divisible(*, embed_dim: int, num_heads: int, image_size: int, patch_si
         )
 
 
-class DropPath(nn.Module):
-    """Stochastic depth (Huang et al. 2016): drops a sample's entire branch, or keeps it and scales it up."""
+def by_resolution(rows: Tensor, shapes: Shapes) -> list[Tensor]:
+    """Return the tokens of each resolution as views, (T, D) -> (B, N, D) each."""
+    parts = rows.split([crops * tokens for crops, tokens in shapes]) if len(shapes) > 1 else (rows,)
+    return [part.unflatten(0, shape) for part, shape in zip(parts, shapes, strict=True)]
 
-    def __init__(self, rate: float) -> None:
-        super().__init__()
-        self.rate = rate
 
-    def forward(self, branch: Tensor) -> Tensor:
-        """Drop or scale the branch of each sample, (B, N, D) -> (B, N, D); the identity in eval mode."""
-        if not self.training:
-            return branch
-        keep = 1 - self.rate
-        # float32 at least: 1 / keep rounded to a half type would bias every kept branch
-        dtype = torch.promote_types(branch.dtype, torch.float32)
-        scale = branch.new_empty((branch.shape[0], 1, 1), dtype=dtype).bernoulli_(keep).div_(keep)
-        return branch * scale
+def joined(parts: list[Tensor], dim: int = 0) -> Tensor:
+    """Concatenate the parts; a single one is not copied."""
+    return parts[0] if len(parts) == 1 else torch.cat(parts, dim)
+
+
+def class_tokens(tokens: Tensor, shapes: Shapes) -> Tensor:
+    """Return the first token of each crop, (T, D) -> (S, D)."""
+    return joined([part[:, 0] for part in by_resolution(tokens, shapes)])
+
+
+def for_tokens(rows: Tensor, shapes: Shapes) -> Tensor:
+    """Repeat numbers of crops for each of their tokens, (..., S) -> (..., T)."""
+    parts = rows.split([crops for crops, _ in shapes], dim=-1)
+    repeated = (part.unsqueeze(-1).expand(*part.shape, n) for part, (_, n) in zip(parts, shapes, strict=True))
+    return joined([part.flatten(-2) for part in repeated], dim=-1)
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
@@ -71,30 +80,37 @@ class Attention(nn.Module):
         self.qkv = nn.Linear(dim, 3 * dim)
         self.proj = nn.Linear(dim, dim)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Mix the tokens, (B, N, D) -> (B, N, D)."""
-        query, key, value = (self._split_heads(part) for part in self.qkv(x).chunk(3, dim=-1))
-        mixed = attend(query, key, value)
-        return self.proj(mixed.transpose(1, 2).flatten(2))
+    def forward(self, x: Tensor, shapes: Shapes, only_class: bool = False) -> Tensor:
+        """Mix the tokens of each crop, (T, D) -> (T, D); with `only_class` return only the first, (S, D)."""
+        if only_class:
+            heads = self._of_class(x, shapes)
+        else:
+            qkv = by_resolution(self.qkv(x), shapes)
+            heads = [tuple(map(self._split_heads, part.chunk(3, dim=-1))) for part in qkv]
+        mixed = [attend(*each).transpose(1, 2).flatten(2).flatten(0, 1) for each in heads]
+        return self.proj(joined(mixed))
 
-    def class_token(self, x: Tensor) -> Tensor:
-        """Return the first token of `forward` only, (B, N, D) -> (B, 1, D): one query instead of N."""
-        query, key, value = self._class_query(x)
-        mixed = attend(query, key, value)
-        return self.proj(mixed.transpose(1, 2).flatten(2))
+    def class_weights(self, x: Tensor, shapes: Shapes) -> list[Tensor]:
+        """Return the class token's attention to all tokens after softmax, (T, D) -> (B, heads, N) each."""
+        found = []
+        for query, key, _ in self._of_class(x, shapes):
+            scores = (query @ key.transpose(-2, -1)).squeeze(2) * query.shape[-1] ** -0.5
+            found.append(scores.softmax(dim=-1, dtype=torch.promote_types(scores.dtype, torch.float32)))
+        return found
 
-    def class_weights(self, x: Tensor) -> Tensor:
-        """Return the class token's attention to all tokens after softmax, (B, N, D) -> (B, heads, N)."""
-        query, key, _ = self._class_query(x)
-        scores = (query @ key.transpose(-2, -1)).squeeze(2) * query.shape[-1] ** -0.5
-        return scores.softmax(dim=-1, dtype=torch.promote_types(scores.dtype, torch.float32))
-
-    def _class_query(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def _of_class(self, x: Tensor, shapes: Shapes) -> list[tuple[Tensor, ...]]:
         """Return the first token's query (B, heads, 1, d), and all keys and values (B, heads, N, d)."""
-        dim, weight, bias = x.shape[2], self.qkv.weight, self.qkv.bias
-        query = F.linear(x[:, :1], weight[:dim], bias[:dim])
-        key, value = F.linear(x, weight[dim:], bias[dim:]).chunk(2, dim=-1)
-        return self._split_heads(query), self._split_heads(key), self._split_heads(value)
+        dim, weight, bias = x.shape[1], self.qkv.weight, self.qkv.bias
+        queries = F.linear(class_tokens(x, shapes), weight[:dim], bias[:dim])
+        keys_and_values = F.linear(x, weight[dim:], bias[dim:])
+        found = []
+        for query, part in zip(
+            by_resolution(queries, tuple((crops, 1) for crops, _ in shapes)),
+            by_resolution(keys_and_values, shapes),
+            strict=True,
+        ):
+            found.append(tuple(map(self._split_heads, (query, *part.chunk(2, dim=-1)))))
+        return found
 
     def _split_heads(self, x: Tensor) -> Tensor:
         """Reshape (B, N, D) -> (B, heads, N, d)."""
@@ -117,23 +133,26 @@ class Mlp(nn.Module):
 class Block(nn.Module):
     """Pre-norm transformer block: attention, then MLP, each as a residual branch."""
 
-    def __init__(self, dim: int, num_heads: int, mlp_ratio: float, drop_path_rate: float) -> None:
+    def __init__(self, dim: int, num_heads: int, mlp_ratio: float) -> None:
         super().__init__()
         self.norm1 = nn.LayerNorm(dim, eps=1e-6)
         self.attn = Attention(dim, num_heads)
-        self.drop_path = DropPath(drop_path_rate) if drop_path_rate > 0 else nn.Identity()
         self.norm2 = nn.LayerNorm(dim, eps=1e-6)
         self.mlp = Mlp(dim, int(dim * mlp_ratio))
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Transform the tokens, (B, N, D) -> (B, N, D)."""
-        x = x + self.drop_path(self.attn(self.norm1(x)))
-        return x + self.drop_path(self.mlp(self.norm2(x)))
+    def forward(
+        self, x: Tensor, shapes: Shapes, factors: Tensor | None = None, only_class: bool = False
+    ) -> Tensor:
+        """Transform the tokens of all crops, (T, D) -> (T, D); with `only_class` only the first, (S, D).
 
-    def class_token(self, x: Tensor) -> Tensor:
-        """Return the first token of `forward` only, (B, N, D) -> (B, 1, D)."""
-        cls = x[:, :1] + self.drop_path(self.attn.class_token(self.norm1(x)))
-        return cls + self.drop_path(self.mlp(self.norm2(cls)))
+        `factors` (2, T, 1), with `only_class` (2, S, 1), multiply the two branches, if given.
+        """
+        attention, mlp = factors if factors is not None else (None, None)
+        branch = self.attn(self.norm1(x), shapes, only_class)
+        x = class_tokens(x, shapes) if only_class else x
+        x = x + (branch if attention is None else branch * attention)
+        branch = self.mlp(self.norm2(x))
+        return x + (branch if mlp is None else branch * mlp)
 
 
 class PatchEmbed(nn.Module):
@@ -198,6 +217,9 @@ class VisionTransformer(nn.Module):
     depth grows linearly from 0 in the first block to `drop_path_rate` in the last.
     """
 
+    keep: Tensor | None
+    """(2·depth, 1), the share of crops that keep each branch; None without stochastic depth."""
+
     def __init__(
         self,
         *,
@@ -223,20 +245,27 @@ class VisionTransformer(nn.Module):
         self.patch_embed = PatchEmbed(patch_size, in_channels, embed_dim, stem)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, embed_dim))
         self.pos_embed = nn.Parameter(torch.zeros(1, self.grid**2 + 1, embed_dim))
-        rates = torch.linspace(0, drop_path_rate, depth, device="cpu").tolist()
-        self.blocks = nn.ModuleList(Block(embed_dim, num_heads, mlp_ratio, rate) for rate in rates)
+        self.blocks = nn.ModuleList(Block(embed_dim, num_heads, mlp_ratio) for _ in range(depth))
+        keep = 1 - torch.linspace(0, drop_path_rate, depth).repeat_interleave(2).unsqueeze(1)
+        self.register_buffer("keep", keep if drop_path_rate > 0 else None, persistent=False)
         self.norm = nn.LayerNorm(embed_dim, eps=1e-6)
         nn.init.trunc_normal_(self.pos_embed, std=0.02)
         nn.init.trunc_normal_(self.cls_token, std=0.02)
         initialize_linears(self, init)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, images: Tensor | Sequence[Tensor]) -> Tensor:
         """Return the class token after the final norm, (B, C, H, W) -> (B, D).
 
-        Nothing depends on the last block's other tokens, so it computes only the class token.
+        Images of several sizes, each (B, C, H, W), share a pass, and the result (S, D) has their order: norms
+        and linear layers see the tokens of all crops as one matrix, attention those of one size at a time.
+        Nothing depends on the last block's other tokens, so it computes only the class tokens.
         """
-        x, last = self._up_to_last_block(x)
-        return self.norm(self._run(last.class_token, x)).squeeze(1)
+        x, shapes = self._embedded([images] if isinstance(images, Tensor) else images)
+        factors = self.branch_factors(shapes)
+        last = len(self.blocks) - 1
+        for number, block in enumerate(self.blocks):
+            x = self._run(block, x, shapes, None if factors is None else factors[number], number == last)
+        return self.norm(x)
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Keep only each block's input for the backward pass, which recomputes the rest.
@@ -252,34 +281,57 @@ class VisionTransformer(nn.Module):
         to itself is not included.
         """
         grid = x.shape[-2] // self.patch_size, x.shape[-1] // self.patch_size
-        x, last = self._up_to_last_block(x)
-        return last.attn.class_weights(last.norm1(x))[:, :, 1:].unflatten(2, grid)
+        x, shapes = self._embedded([x])
+        *blocks, last = self.blocks
+        for block in blocks:
+            x = block(x, shapes)
+        last = cast(Block, last)
+        (weights,) = last.attn.class_weights(last.norm1(x), shapes)
+        return weights[:, :, 1:].unflatten(2, grid)
 
     def intermediate_tokens(self, x: Tensor, n: int) -> list[Tensor]:
         """Return all tokens after each of the last `n` blocks, first to last, each (B, 1 + h*w, D).
 
-        The final norm is applied to each, as in the released linear evaluation.
+        The final norm is applied to each, as in the released linear evaluation; stochastic depth is not.
         """
-        x = self.tokens(x)
+        x, shapes = self._embedded([x])
         outputs = []
         for index, block in enumerate(self.blocks):
-            x = block(x)
+            x = block(x, shapes)
             if index >= len(self.blocks) - n:
-                outputs.append(self.norm(x))
+                outputs.append(self.norm(x).unflatten(0, shapes[0]))
         return outputs
 
-    def _up_to_last_block(self, x: Tensor) -> tuple[Tensor, Block]:
-        """Return the input tokens of the last block, (B, 1 + h*w, D), and that block."""
-        x = self.tokens(x)
-        *blocks, last = self.blocks
-        for block in blocks:
-            x = self._run(block, x)
-        return x, cast(Block, last)
+    def branch_factors(self, shapes: Shapes) -> list[Tensor] | None:
+        """Draw stochastic depth (Huang et al. 2016): the factors of each block's two branches, (2, T, 1).
 
-    def _run(self, block: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+        A crop's branch is dropped entirely, 0, or kept and scaled up, 1 / keep. The last block's are those of
+        class tokens, (2, S, 1). None in eval mode and at a rate of 0. One call draws all of a pass: a rate
+        inside the blocks would make each of them another program to `torch.compile`.
+        """
+        if self.keep is None or not self.training:
+            return None
+        # float32 at least, as `keep` is: 1 / keep rounded to a half type would bias every kept branch
+        rows = torch.bernoulli(self.keep.expand(-1, sum(crops for crops, _ in shapes))) / self.keep
+        of_crops = rows.unflatten(0, (-1, 2)).unsqueeze(-1)
+        of_tokens = for_tokens(rows, shapes).unflatten(0, (-1, 2)).unsqueeze(-1)
+        return [*of_tokens[:-1], of_crops[-1]]
+
+    def _run(self, block: nn.Module, *arguments: Tensor | Shapes | bool | None) -> Tensor:
         if self.checkpoint_blocks and torch.is_grad_enabled():
-            return checkpoint(block, x, use_reentrant=False)
-        return block(x)
+            # blocks draw no random numbers, so their state need not be kept
+            return checkpoint(block, *arguments, use_reentrant=False, preserve_rng_state=False)
+        return block(*arguments)
+
+    def _embedded(self, images: Sequence[Tensor]) -> tuple[Tensor, Shapes]:
+        """Return the tokens of all images as one matrix, and the shapes of the resolutions.
+
+        The patches are embedded by resolution: convolutions need images, and the batch norms of `stem = conv`
+        have the statistics of one resolution, as those of the released code's backbones.
+        """
+        parts = [self.tokens(each) for each in images]
+        shapes = tuple((part.shape[0], part.shape[1]) for part in parts)
+        return joined([part.flatten(0, 1) for part in parts]), shapes
 
     def tokens(self, x: Tensor) -> Tensor:
         """Embed class token and patches and add their positions, (B, C, H, W) -> (B, 1 + h*w, D)."""

@@ -8,6 +8,8 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
+from dino_exp.backbone.vit import VisionTransformer
+
 
 class NetworkOutput(NamedTuple):
     """A network's output for N crops."""
@@ -23,7 +25,8 @@ class NetworkOutput(NamedTuple):
 class DINONetwork(nn.Module):
     """g = h ∘ f: backbone f and projection head h.
 
-    Crops of one size share a backbone call; the head gets all crops in one call.
+    Crops of one size share a backbone call, and those of all sizes do in our transformer; the head gets all
+    crops in one call.
     """
 
     memory_format = torch.contiguous_format
@@ -47,7 +50,10 @@ class DINONetwork(nn.Module):
         if len(set(sizes)) == 1:
             views = [torch.cat(list(views))] if len(views) > 1 else views
         images = [view.contiguous(memory_format=self.memory_format) for view in views]
-        features = torch.cat([self.backbone(image) for image in images])
+        if isinstance(self.backbone, VisionTransformer):
+            features = self.backbone(images)
+        else:
+            features = torch.cat([self.backbone(each) for each in images])
         return NetworkOutput(features, *self.head(features))
 
 

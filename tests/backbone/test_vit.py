@@ -9,10 +9,14 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from dino_exp.backbone.vit import Block, DropPath, VisionTransformer
+from dino_exp.backbone.execution import checkpoint_blocks
+from dino_exp.backbone.randomness import random_operations
+from dino_exp.backbone.vit import Block, VisionTransformer, by_resolution
 from dino_exp.errors import UserError
 
 SMALL = dict(patch_size=4, embed_dim=64, depth=3, num_heads=2, mlp_ratio=2.0, image_size=32)
+SIZES = ((3, (32, 32)), (4, (16, 16)), (2, (8, 24)))
+"""Numbers and sizes of images."""
 
 
 def small_vit(**changes: Any) -> VisionTransformer:
@@ -147,27 +151,62 @@ def test_blocks_and_attention_equal_the_released_arithmetic() -> None:
     torch.testing.assert_close(weights, attention[:, :, 0, 1:].unflatten(2, (4, 6)), rtol=0, atol=1e-12)
 
 
-def test_stochastic_depth_drops_entire_samples_and_keeps_the_mean() -> None:
-    torch.manual_seed(0)
-    drop = DropPath(0.25)
-    dropped = drop(torch.ones(8000, 3, 2))
-    per_sample = dropped.flatten(1)
-    assert torch.equal(per_sample.amin(dim=1), per_sample.amax(dim=1))
-    assert set(per_sample[:, 0].tolist()) == {0.0, torch.tensor(1 / 0.75).item()}
-    assert dropped.mean().item() == pytest.approx(1, abs=0.02)
-    assert torch.equal(drop.eval()(torch.ones(4, 3, 2)), torch.ones(4, 3, 2))
+@pytest.mark.parametrize("recompute", [False, True])
+def test_one_pass_over_several_sizes_equals_one_for_each(
+    recompute: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = small_vit(drop_path_rate=0.5).double()
+    images = [torch.randn(count, 3, *size, dtype=torch.float64) for count, size in SIZES]
+    drawn = torch.bernoulli(torch.full((6, 9), 0.5, dtype=torch.float64))
+    found = []
+    for passes in ([images], [[each] for each in images]):
+        draws = iter(drawn.split([sum(map(len, each)) for each in passes], dim=1))
+        monkeypatch.setattr(torch, "bernoulli", lambda _, draws=draws: next(draws))
+        if recompute and len(passes) == 1:
+            checkpoint_blocks(model, name="it")
+        features = torch.cat([model(each) for each in passes])
+        gradients = torch.autograd.grad(features.sin().sum(), list(model.parameters()))
+        found.append((features.detach(), dict(zip(dict(model.named_parameters()), gradients, strict=True))))
+    assert found[0][0].shape == (9, 64)
+    assert all(gradient.abs().max() > 0 for gradient in found[1][1].values())
+    torch.testing.assert_close(found[0], found[1], rtol=1e-12, atol=1e-12)
 
 
-def test_stochastic_depth_grows_linearly_and_is_absent_at_rate_zero() -> None:
-    student = small_vit(depth=5, drop_path_rate=0.2)
-    rates = [getattr(block.drop_path, "rate", 0.0) for block in student.blocks]
-    assert rates == pytest.approx([0, 0.05, 0.1, 0.15, 0.2], abs=1e-7)
-    teacher = small_vit(depth=5, drop_path_rate=0.0).train()
-    assert not any(isinstance(module, DropPath) for module in teacher.modules())
-    images = torch.randn(8, 3, 32, 32)
-    assert torch.equal(teacher(images), teacher(images))
+def test_a_pass_over_all_sizes_draws_once_and_a_teacher_nothing() -> None:
+    images = [torch.randn(count, 3, *size) for count, size in SIZES]
+    student, teacher = (small_vit(depth=9, drop_path_rate=rate) for rate in (0.2, 0.0))
+    assert random_operations(student, images) == ["bernoulli"]
+    assert random_operations(teacher, images) == []
+    assert student.state_dict().keys() == teacher.state_dict().keys()
     assert not torch.equal(student(images), student(images))
-    assert torch.equal(student.eval()(images), teacher(images))  # same seed, same weights
+    torch.testing.assert_close(student.eval()(images), teacher(images))  # same seed, same weights
+
+
+def test_stochastic_depth_grows_linearly_and_drops_entire_crops() -> None:
+    factors = small_vit(depth=5, drop_path_rate=0.4).branch_factors(((4000, 2), (4000, 3)))
+    assert factors is not None
+    assert [tuple(each.shape) for each in factors] == 4 * [(2, 20000, 1)] + [(2, 8000, 1)]
+    for each, keep in zip(factors, (1, 0.9, 0.8, 0.7, 0.6), strict=True):
+        shapes = ((4000, 1), (4000, 1)) if each is factors[-1] else ((4000, 2), (4000, 3))
+        parts = by_resolution(each.squeeze(-1).T, shapes)
+        assert all(torch.equal(part, part[:, :1].expand_as(part)) for part in parts)
+        crops = torch.cat([part[:, 0] for part in parts])
+        assert crops.unique().tolist() == pytest.approx([1 / keep] if keep == 1 else [0, 1 / keep])
+        torch.testing.assert_close(crops.mean(dim=0), torch.ones(2), rtol=0, atol=0.03)
+        assert torch.equal(crops[:, 0], crops[:, 1]) == (keep == 1)
+
+
+def test_a_block_multiplies_its_branches_by_the_factors() -> None:
+    block = small_vit().double().blocks[1]
+    assert isinstance(block, Block)
+    shapes, x = ((2, 3), (1, 5)), torch.randn(11, 64, dtype=torch.float64)
+    attention, mlp = torch.rand(2, 11, 1, dtype=torch.float64)
+    attention[3:6] = mlp[3:6] = 0
+    middle = x + attention * block.attn(block.norm1(x), shapes)
+    expected = middle + mlp * block.mlp(block.norm2(middle))
+    found = block(x, shapes, torch.stack([attention, mlp]))
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-12)
+    assert torch.equal(found[3:6], x[3:6])
 
 
 def test_the_convolutional_stem_of_patch_4() -> None:

@@ -3,6 +3,7 @@
 import torch
 from torch import nn
 
+from dino_exp.backbone.randomness import random_operations
 from dino_exp.config.compose import compose
 from dino_exp.dino.head import DINOHead
 from dino_exp.dino.model import DINONetwork, student_and_teacher
@@ -41,6 +42,15 @@ def test_the_backbone_runs_once_per_resolution_and_the_head_once_for_all_crops()
     # with batch norm in the head, one call for all crops differs from one call per resolution
     apart = torch.cat([network([large]).logits, network([small]).logits])
     assert (apart - output.logits).abs().max() > 0.1
+
+
+def test_our_transformer_runs_once_for_all_resolutions() -> None:
+    student, _ = build_networks(compose(["experiment=debug", "backbone.drop_path_rate=0.2"]))
+    images = [torch.randn(4, 3, 32, 32), torch.randn(6, 3, 16, 16)]
+    assert random_operations(student, images) == ["bernoulli"]  # one per pass
+    student.eval()
+    apart = torch.cat([student.backbone(each) for each in images])
+    torch.testing.assert_close(student(images).features, apart)
 
 
 def test_views_of_one_size_share_a_backbone_call() -> None:
