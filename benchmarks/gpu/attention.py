@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from benchmarks.gpu.context import Context, attempt, release_memory
+from benchmarks.gpu.context import Context, attempt
 from benchmarks.gpu.results import Row
 from benchmarks.measure import least_seconds
 
@@ -30,7 +30,6 @@ def rows(context: Context) -> Iterator[Row]:
         for name, back_end in BACK_ENDS.items():
             row = attempt(timed, shape, back_end, context.device)
             yield {"(B, heads, N, d)": str(shape), "back end": name} | row
-            release_memory()
 
 
 def timed(shape: tuple[int, int, int, int], back_end: SDPBackend | None, device: torch.device) -> Row:

@@ -172,7 +172,8 @@ def start_suite(context: Context) -> subprocess.Popen[str] | None:
     if missing(("pytest", "pytest-timeout", "pytest-xdist")):
         return None
     files = SUITE if context.is_gpu else SUITE[:1]
-    command = ["-m", "pytest", "-p", "no:cacheprovider", "--tb=line", "-n", "4" if context.is_gpu else "0"]
+    command = ["-m", "pytest", "-p", "no:cacheprovider", "--tb=line", "--dist=load"]
+    command.append("-n4" if context.is_gpu else "-n0")
     return subprocess.Popen(
         [sys.executable, *command, *files],
         cwd=ROOT,

@@ -63,7 +63,8 @@ def _end_of(command: Sequence[str], allowed: float, log: Path, folder: Path) -> 
         finally:
             with suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
+            with suppress(subprocess.TimeoutExpired):  # a driver that hangs keeps even a killed process
+                process.wait(5)
     if code == 0:
         return ""
     with log.open("rb") as written:
