@@ -31,10 +31,13 @@ from dino_exp.training.trainer import Trainer
 CPU = torch.device("cpu")
 
 
-def make_photographs(folder: Path, number: int = 200) -> None:
-    """Write JPEGs of about 110 KB and 460 x 390 pixels with a photograph's spectrum (power falls as 1/f²)."""
-    random = np.random.default_rng(0)
-    for index in range(number):
+def make_photographs(folder: Path, number: int = 200, first: int = 0) -> None:
+    """Write JPEGs of about 110 KB and 460 x 390 pixels with a photograph's spectrum (power falls as 1/f²).
+
+    Their names are numbers from `first`, on which the images depend.
+    """
+    for index in range(first, first + number):
+        random = np.random.default_rng(index)
         height, width = int(random.integers(330, 450)), int(random.integers(400, 520))
         frequency = np.hypot(np.fft.fftfreq(height)[:, None], np.fft.rfftfreq(width)[None]) + 1 / width
         shape = (3, *frequency.shape)

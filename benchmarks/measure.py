@@ -84,16 +84,22 @@ def status_kib(field: str) -> int:
     return next(int(line.split()[1]) for line in lines if line.startswith(f"{field}:"))
 
 
-def report(name: str, title: str, rows: Sequence[Mapping[str, Any]], device: torch.device) -> None:
-    """Print `rows` as a table, and write them as JSON to outputs/benchmarks/<name>.json."""
+def as_table(title: str, rows: Sequence[Mapping[str, Any]]) -> Table:
+    """Return `rows` as a table for the console; a column of words is on the left."""
     table = Table(title=title, title_justify="left", box=None, padding=(0, 2, 0, 0))
     columns = list(dict.fromkeys(key for row in rows for key in row))
     for column in columns:
-        table.add_column(column, justify="left" if isinstance(rows[0].get(column), str) else "right")
+        words = any(isinstance(row.get(column), str) for row in rows)
+        table.add_column(column, justify="left" if words else "right")
     for row in rows:
         table.add_row(*(cell(row.get(column)) for column in columns))
+    return table
+
+
+def report(name: str, title: str, rows: Sequence[Mapping[str, Any]], device: torch.device) -> None:
+    """Print `rows` as a table, and write them as JSON to outputs/benchmarks/<name>.json."""
     console = Console(width=160)
-    console.print(table)
+    console.print(as_table(title, rows))
     OUTPUTS.mkdir(parents=True, exist_ok=True)
     path = OUTPUTS / f"{name}.json"
     content = {

@@ -64,9 +64,9 @@ def applies(name: str, case: str) -> bool:
     return not (case == "resnet50" and name in OF_TRANSFORMERS)
 
 
-def matrix_rate(device: torch.device, dtype: torch.dtype) -> float:
+def matrix_rate(device: torch.device, dtype: torch.dtype, side: int | None = None) -> float:
     """Measure the operations per second of a square matrix product, 8192 wide on a GPU, 2048 on a CPU."""
-    side = 8192 if device.type == "cuda" else 2048
+    side = side or (8192 if device.type == "cuda" else 2048)
     a, b = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
     seconds = least_seconds({"product": lambda: torch.mm(a, b)}, 10, device)
     return 2 * side**3 / seconds["product"]

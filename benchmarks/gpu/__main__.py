@@ -1,0 +1,12 @@
+"""See the package's docstring."""
+
+import sys
+
+from benchmarks.gpu.requirements import REQUIRED, missing
+
+if __name__ == "__main__":
+    if absent := missing(REQUIRED):
+        sys.exit(f"Not installed: {', '.join(absent)}. Install the project, or these packages, first.")
+    from benchmarks.gpu.command import main
+
+    main()

@@ -1,0 +1,58 @@
+"""Training from JPEGs on the disk, against the rate of the step alone."""
+
+from __future__ import annotations
+
+import multiprocessing
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+
+from benchmarks.data import make_photographs
+from benchmarks.gpu.context import COMPILED, EAGER, TINY, WAYS, Context, attempt
+from benchmarks.gpu.results import Row
+from benchmarks.gpu.runs import Run
+from dino_exp.machine import cores
+
+BATCH, STEPS, LOG_EVERY = 256, 100, 20
+SHARE, WAITING = 0.97, 0.05
+"""Goals: the least share of the step's rate, and the greatest of waiting for data."""
+
+
+def rows(context: Context) -> Iterator[Row]:
+    """Yield images/s, its share of the step's, and the share of the time that it waited for data."""
+    images = context.images or generated(context.scratch / "images", 4096 if context.is_gpu else 16)
+    for way in (EAGER, COMPILED):
+        yield {"run": f"vit_small, {way}"} | attempt(measured, context, images, way)
+
+
+def generated(folder: Path, number: int) -> Path:
+    """Write JPEGs in parallel, and return their folder."""
+    folder.mkdir()
+    with ProcessPoolExecutor(cores(), multiprocessing.get_context("spawn")) as pool:
+        parts = [pool.submit(make_photographs, folder, 8, first) for first in range(0, number, 8)]
+        for part in parts:
+            part.result()
+    return folder
+
+
+def measured(context: Context, images: Path, way: str) -> Row:
+    """Train for a hundred steps, and compare with the step alone if that section has been run."""
+    batch, steps, every = (BATCH, STEPS, LOG_EVERY) if context.is_gpu else (4, 4, 1)
+    words = ["experiment=paper_vits16", f"data.root={images}", f"trainer.batch_size={batch}", *WAYS[way]]
+    length = [f"trainer.max_steps={steps}", f"trainer.log_every={every}", "trainer.checkpoint_every=100000"]
+    tiny = [] if context.is_gpu else [*TINY, "trainer.num_workers=1"]
+    run = Run(context, f"from_images_{way}", *words, *length, *tiny)
+    run.end(0.9 * context.left)
+    rate, waiting = run.speed()
+    row: Row = {"images/s": rate, "waiting": waiting}
+    case = f"vit_small, batch {batch}"
+    alone = [
+        each["images/s"]
+        for each in context.results.rows("step")
+        if (each["case"], each["step"]) == (case, way) and "images/s" in each
+    ]
+    if alone:
+        row["of the step's"] = rate / alone[0]
+        met = row["of the step's"] >= SHARE and waiting < WAITING
+        row["goal"] = f"≥ {SHARE:.0%}, waiting < {WAITING:.0%}: {'met' if met else 'MISSED'}"
+    return row
