@@ -12,7 +12,8 @@ rate that the device reaches in one large matrix product of the same precision.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -23,6 +24,7 @@ from benchmarks.plain import UNDO, undone
 from dino_exp import machine
 from dino_exp.config.compose import compose
 from dino_exp.config.targets import build
+from dino_exp.training.graph import WARM_UP
 from dino_exp.training.trainer import Trainer
 
 PHOTOGRAPHS = ["head=dino", "crops=multicrop", "data.train_size=1024", "optimizer.warmup_epochs=0"]
@@ -57,6 +59,12 @@ def random_views(trainer: Trainer) -> list[torch.Tensor]:
     return [torch.randn(n * batch, 3, size, size, device=trainer.device) for n, size in sizes if n]
 
 
+def first_step(trainer: Trainer, views: list[torch.Tensor]) -> None:
+    """Make a step with the schedules of the first."""
+    trainer.step = 0
+    trainer.train_step(views)
+
+
 def applies(name: str, case: str) -> bool:
     """Return whether a case uses an optimization."""
     if name == "channels-last":
@@ -80,9 +88,12 @@ def operations(work: Callable[[], object]) -> int:
 
 
 def measure(
-    case: str, batch: int | None, device: torch.device, precision: str, repeats: int, with_compile: bool
+    case: str, batch: int | None, device: torch.device, precision: str, repeats: int, keys: Sequence[str]
 ) -> list[dict[str, Any]]:
-    """Measure a case in one precision: the plain form, ours, and ours without each optimization."""
+    """Measure a case in one precision: the plain form, ours, ours without each optimization, and with `keys`.
+
+    The latter are those of a configuration that are true or false, as trainer.compile.
+    """
     trainer = make_trainer(case, batch, device, precision)
     views = random_views(trainer)
     names = [name for name in UNDO if applies(name, case) and (name != "autocast" or precision != "fp32")]
@@ -90,21 +101,17 @@ def measure(
     def without(*undo: str) -> Any:
         def step() -> None:
             with undone(trainer, undo):
-                trainer.step = 0  # always the schedules of the first step
-                trainer.train_step(views)
+                first_step(trainer, views)
 
         return step
 
     variants = {"plain": without(*names), "ours": without()}
     variants |= {f"without {name}": without(name) for name in names}
-    if with_compile:
-        compiled = make_trainer(case, batch, device, precision, "trainer.compile=true")
-
-        def compiled_step() -> None:
-            compiled.step = 0
-            compiled.train_step(views)
-
-        variants["with trainer.compile"] = compiled_step
+    for key in keys:
+        other = make_trainer(case, batch, device, precision, f"{key}=true")
+        variants[f"with {key}"] = partial(first_step, other, views)
+        for _ in range(WARM_UP + 1):  # a graph is recorded after these
+            first_step(other, views)
     seconds = least_seconds(variants, repeats, device)
     wait_for(device)
     size = trainer.cfg.trainer.batch_size
@@ -124,7 +131,8 @@ def measure(
                 "against plain": seconds["plain"] / seconds[name],
                 "ours is faster by": seconds[name] / seconds["ours"],
                 "of matrix rate": flops / seconds[name] / rates[used],
-                "step's peak MiB": peak_extra_mib(variant, device),
+                # a graph has allocated its memory already
+                "step's peak MiB": None if "cuda_graph" in name else peak_extra_mib(variant, device),
             }
         )
     return rows
@@ -138,13 +146,15 @@ def main() -> None:
     parser.add_argument("--device", default="auto")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--compile", action="store_true", help="also with trainer.compile")
+    parser.add_argument("--cuda-graph", action="store_true", help="also with trainer.cuda_graph")
     arguments = parser.parse_args()
     device = machine.choose_device(arguments.device)
     machine.use_threads(device, 0)
+    keys = [f"trainer.{name}" for name in ("compile", "cuda_graph") if getattr(arguments, name)]
     rows = []
     for case in arguments.cases:
         for precision in arguments.precisions:
-            rows += measure(case, arguments.batch, device, precision, arguments.repeats, arguments.compile)
+            rows += measure(case, arguments.batch, device, precision, arguments.repeats, keys)
     report("_".join(["step", *arguments.cases]), f"Training step on {device}, random images", rows, device)
 
 

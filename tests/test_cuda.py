@@ -19,9 +19,11 @@ from dino_exp.config.compose import compose
 from dino_exp.config.targets import build
 from dino_exp.installation import CONF
 from dino_exp.training import checkpoint
+from dino_exp.training.graph import WARM_UP
 from dino_exp.training.run import train
 from dino_exp.training.trainer import Trainer
 from tests.data.test_fused_color import crops_and_table, every_step
+from tests.training.test_graph import MOVING, OBSERVED
 
 pytestmark = [
     pytest.mark.gpu,
@@ -63,6 +65,49 @@ def test_a_step_does_not_wait_for_the_device(precision: str, optimizer: str, tmp
     finally:
         torch.cuda.set_sync_debug_mode(before)
     assert losses.isfinite().all()
+
+
+@pytest.mark.parametrize(
+    ("precision", "words", "atol"),
+    [
+        ("fp32", ["backbone.stem=patch"], 1e-4),
+        ("fp32", ["backbone.stem=conv", "head.use_bn=true"], 1e-3),
+        ("bf16", ["backbone.stem=conv", "loss.centering=sinkhorn"], 1e-2),
+    ],
+)
+def test_a_step_in_a_cuda_graph_is_the_eager_step(
+    precision: str, words: list[str], atol: float, tmp_path: Path
+) -> None:
+    words = ["experiment=debug", f"data.root={tmp_path}", f"trainer.precision={precision}", *words]
+    cfg = compose([*words, *SGD, *MOVING, "trainer.cuda_graph=true"])
+    eager, graphed = (Trainer(cfg, build(cfg.data), GPU) for _ in range(2))
+    eager.graph = None
+    losses = []
+    for step in range(16):
+        torch.manual_seed(step)
+        views = random_views(eager)
+        losses.append([each.train_step(views, observe=step in OBSERVED)[0] for each in (eager, graphed)])
+    assert graphed.graph is not None
+    assert graphed.graph.recorded is not None
+    expected, found = torch.stack([torch.stack(pair) for pair in losses]).T
+    torch.testing.assert_close(found, expected, rtol=0, atol=atol)
+    for part in ("student", "teacher", "loss"):  # buffers too
+        torch.testing.assert_close(graphed.state()[part], eager.state()[part], rtol=0.1, atol=atol)
+
+
+def test_replaying_a_step_does_not_wait_for_the_device(tmp_path: Path) -> None:
+    cfg = compose(["experiment=debug", f"data.root={tmp_path}", "trainer.cuda_graph=true"])
+    trainer = Trainer(cfg, build(cfg.data), GPU)
+    views = random_views(trainer)
+    for _ in range(WARM_UP + 1):
+        trainer.train_step(views)
+    before = torch.cuda.get_sync_debug_mode()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        losses = torch.stack([trainer.train_step(views)[0] for _ in range(3)])
+    finally:
+        torch.cuda.set_sync_debug_mode(before)
+    assert len(set(losses.tolist())) == 3  # a replay does not overwrite the loss of the one before
 
 
 def run(folder: Path, *words: str) -> Path:

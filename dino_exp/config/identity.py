@@ -25,7 +25,7 @@ GROUPS = ("backbone", "head", "crops", "augment", "loss", "ema", "optimizer", "d
 
 WITHOUT_EFFECT = frozenset(
     {"trainer.device", "trainer.num_workers", "trainer.log_every", "trainer.checkpoint_every"}
-    | {"trainer.compile", "trainer.checkpoint_blocks", "data.max_corrupt"}
+    | {"trainer.compile", "trainer.cuda_graph", "trainer.checkpoint_blocks", "data.max_corrupt"}
 )
 TOLERANCE = {"data.max_corrupt": 0.01}
 """A key without effect that the first ids had, with its default."""

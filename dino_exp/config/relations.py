@@ -292,6 +292,22 @@ def _machine(cfg: Any) -> Iterator[str]:
             f"trainer.batch_size = {batch}: not a multiple of trainer.accumulate = {accumulate}; "
             f"{nearest(batch, accumulate)}."
         )
+    if cfg.trainer.cuda_graph:
+        yield from _cuda_graph(cfg)
+
+
+def _cuda_graph(cfg: Any) -> Iterator[str]:
+    """Yield what decides on the host during a step, and so cannot be in a CUDA graph."""
+    trainer = cfg.trainer
+    for key, value, refused in (
+        ("trainer.device", trainer.device, trainer.device in ("cpu", "mps")),
+        ("trainer.precision", trainer.precision, trainer.precision == "fp16"),
+        ("trainer.accumulate", trainer.accumulate, trainer.accumulate > 1),
+        ("trainer.checkpoint_blocks", "true", trainer.checkpoint_blocks),
+        ("loss.teacher_temp", 0, cfg.loss.sharpening and cfg.loss.teacher_temp == 0),
+    ):
+        if refused:
+            yield f"trainer.cuda_graph = true: not with {key} = {value}; set trainer.cuda_graph=false."
 
 
 def folder_problems(cfg: Any) -> Iterator[str]:

@@ -250,6 +250,10 @@ class TrainerConfig:
     much less memory, about a third more time."""
     compile: bool = False
     """Compile the backbones with `torch.compile`: minutes at the start, and faster steps."""
+    cuda_graph: bool = False
+    """Launch the forward and backward passes as one CUDA graph (not of logged steps, nor in several
+    processes): for small networks and batches, whose kernels take less time than launching them. Needs the
+    memory of two steps. Not yet run on a GPU, and therefore off."""
     seed: int = number(0, at_least=0, at_most=2**32 - 1)
     """Seed of the weights, the order of the images, and their crops."""
     precision: str = choice("auto", ["auto", "fp32", "bf16", "fp16"])

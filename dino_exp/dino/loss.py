@@ -83,18 +83,18 @@ class DINOLoss(nn.Module):
         return loss
 
     @torch.no_grad()
-    def teacher_probabilities(self, teacher_logits: Tensor, teacher_temp: float) -> Tensor:
+    def teacher_probabilities(self, teacher_logits: Tensor, teacher_temp: Tensor | float) -> Tensor:
         """Return P_t = softmax((logits − center) / τ_t), (2·B, K) -> (2·B, K), in float32 at least.
 
-        At τ_t = 0 it is one-hot at the largest entry. With `centering = sinkhorn` the rows are balanced over
-        both global crops of the global batch instead of centered. With `center_init = first_batch` the first
-        call of a run initializes the center.
+        At τ_t = 0 it is one-hot at the largest entry; τ_t as a tensor, which nothing waits for, must be > 0.
+        With `centering = sinkhorn` the rows are balanced over both global crops of the global batch instead
+        of centered. With `center_init = first_batch` the first call of a run initializes the center.
         """
         if self.awaits_first_batch:
             self._start_center(teacher_logits)
         # unless `centering = mean` the center is 0, and the subtraction only makes a float32 copy
         logits = teacher_logits - self.center
-        if teacher_temp == 0:
+        if not isinstance(teacher_temp, Tensor) and teacher_temp == 0:
             return torch.zeros_like(logits).scatter_(1, logits.argmax(dim=1, keepdim=True), 1.0)
         logits.div_(teacher_temp)
         return sinkhorn_knopp(logits) if self.centering == "sinkhorn" else torch.softmax(logits, dim=1)

@@ -8,13 +8,15 @@ import math
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch.nn.parallel import DistributedDataParallel
 
 from dino_exp import machine
+from dino_exp.config.schema import Config
 from dino_exp.data.loader import BatchOrder, CropBatch, batches
+from dino_exp.data.source import Splits
 from dino_exp.dino import diagnostics
 from dino_exp.dino.ema import update_teacher
 from dino_exp.dino.loss import cross_entropy_over_pairs
@@ -31,6 +33,7 @@ from dino_exp.seeding import seed_step
 from dino_exp.tracker import Tracker
 from dino_exp.training import checkpoint
 from dino_exp.training.clock import Clock
+from dino_exp.training.graph import GraphedPasses, graphed_passes
 from dino_exp.training.progress import RunProgress
 from dino_exp.training.training_state import TrainingState
 
@@ -41,8 +44,26 @@ LEAVE_SECONDS = 20
 """How long one of several processes that is to stop waits for its batch, to end the step with the others."""
 
 
+class Passes(NamedTuple):
+    """What the forward and backward passes of a step leave, besides gradients."""
+
+    losses: list[torch.Tensor]
+    """The loss of each part of the batch, which add up to that of all."""
+    teacher: NetworkOutput
+    """The teacher's output for the global crops."""
+    teacher_probabilities: torch.Tensor | None
+    """(2·B, K), centered and sharpened; only of observed steps."""
+    students: list[NetworkOutput]
+    """The student's output for the global crops of each part; only of observed steps."""
+
+
 class Trainer(TrainingState):
     """The loop that trains a run's networks."""
+
+    def __init__(self, cfg: Config, splits: Splits, device: torch.device) -> None:
+        super().__init__(cfg, splits, device)
+        wanted = cfg.trainer.cuda_graph
+        self.graph: GraphedPasses[Passes] | None = graphed_passes(self.student, device) if wanted else None
 
     # ---- one step -------------------------------------------------------------------------------
 
@@ -50,9 +71,6 @@ class Trainer(TrainingState):
         self, views: Sequence[torch.Tensor], observe: bool = False
     ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """Make one optimization step (paper, algorithm 1).
-
-        The process's share of the batch is computed in `trainer.accumulate` parts. The teacher computes all
-        of them before the student begins, so that centering and sharpening see the entire batch.
 
         Args:
             views: augmented global crops (2·B, C, S, S), then local ones (n·B, C, s, s) if any.
@@ -62,22 +80,51 @@ class Trainer(TrainingState):
             The loss of these views; and the diagnostics over all processes, by their names in metrics.jsonl.
             All of them are still on the device.
         """
-        plan, step, parts, batch = self.plan, self.step, self.cfg.trainer.accumulate, len(views[0]) // 2
+        teacher_temp = self._apply_schedules()
+        if self.graph is None or observe or not isinstance(teacher_temp, torch.Tensor):
+            passes = self._forward_backward(views, teacher_temp, observe)
+        else:
+            passes = self.graph(self._forward_backward, views, teacher_temp)
+        loss = torch.stack(passes.losses).sum()
+        self._not_finite += ~torch.isfinite(loss)
+        center_before = self.dino_loss.center.clone()
+        self.dino_loss.move_center(passes.teacher.logits)
+        grad_norm = self._update()
+        return loss, self._observe(passes, loss, grad_norm, center_before) if observe else {}
+
+    def _apply_schedules(self) -> torch.Tensor | float:
+        """Set learning rate, weight decay and random numbers of this step, and return its τ_t.
+
+        τ_t is on the device, where a graph can read it; but 0 stays a number, as it is another computation.
+        """
+        plan, step = self.plan, self.step
         seed_step(self.cfg.trainer.seed, step, distributed.rank())
         for number, group in enumerate(self.optimizer.param_groups):
             group["lr"] = float(plan.lr[step])
             group["weight_decay"] = float(plan.weight_decay[step]) if number == 0 else 0.0
         teacher_temp = self.dino_loss.teacher_temp_at(plan.epoch(step))
+        return self.dino_loss.center.new_full((), teacher_temp) if teacher_temp else 0.0
 
+    def _forward_backward(
+        self, views: Sequence[torch.Tensor], teacher_temp: torch.Tensor | float, observe: bool = False
+    ) -> Passes:
+        """Compute the loss, and the student's gradients instead of those of the step before.
+
+        The process's share of the batch is computed in `trainer.accumulate` parts. The teacher computes all
+        of them before the student begins, so that centering and sharpening see the entire batch. A CUDA graph
+        records this function: it may wait for no tensor's value, and depends on its arguments, parameters and
+        buffers alone.
+        """
+        parts, batch = self.cfg.trainer.accumulate, len(views[0]) // 2
         with torch.no_grad(), self._autocast():
             teacher = join_outputs(
                 [self.teacher([micro_batch(views[0], batch, part, parts)]) for part in range(parts)]
             )
         probabilities = self.dino_loss.teacher_probabilities(teacher.logits, teacher_temp)
-        teacher_probabilities = probabilities.clone() if observe else None  # the loss uses them up
+        kept = probabilities.clone() if observe else None  # the loss uses them up
+        passes = Passes([], teacher, kept, [])
 
         self.optimizer.zero_grad(set_to_none=True)
-        losses, students = [], []
         for part in range(parts):
             with self._averaged_gradients(part == parts - 1):
                 with self._autocast():
@@ -85,14 +132,16 @@ class Trainer(TrainingState):
                 targets = micro_batch(probabilities, batch, part, parts)
                 loss = cross_entropy_over_pairs(student.logits, targets, self.dino_loss.student_temp) / parts
                 self.scaler.scale(loss).backward()
-            losses.append(loss.detach())
+            passes.losses.append(loss.detach())
             if observe:
-                students.append(NetworkOutput(*(rows[: 2 * batch // parts].detach() for rows in student)))
-        loss = torch.stack(losses).sum()
-        self._not_finite += ~torch.isfinite(loss)
-        center_before = self.dino_loss.center.clone()
-        self.dino_loss.move_center(teacher.logits)
+                passes.students.append(
+                    NetworkOutput(*(rows[: 2 * batch // parts].detach() for rows in student))
+                )
+        return passes
 
+    def _update(self) -> torch.Tensor:
+        """Move student and teacher, and count the step; return the gradients' norm before clipping."""
+        plan, step = self.plan, self.step
         self.scaler.unscale_(self.optimizer)
         grad_norm = clip_gradients(self.student.parameters(), self.cfg.optimizer.clip_grad)
         if step < plan.freeze_steps:
@@ -101,22 +150,7 @@ class Trainer(TrainingState):
         self.scaler.update()
         update_teacher(self.teacher, self.student, float(plan.ema_momentum[step]))
         self.step += 1
-
-        if teacher_probabilities is None:
-            return loss, {}
-        observed = self._observe(join_outputs(students), teacher, teacher_probabilities)
-        global_loss = distributed.mean(loss.clone())
-        return loss, observed | {
-            "loss": global_loss,
-            "kl": global_loss - observed["teacher/entropy"],
-            "grad_norm": grad_norm,
-            "center_norm": self.dino_loss.center.norm(),
-            "center_change": (self.dino_loss.center - center_before).norm(),
-            "teacher_student_distance": diagnostics.relative_distance(
-                list(self.student.parameters()), list(self.teacher.parameters())
-            ),
-            "not_finite": distributed.total(self._not_finite.clone()),
-        }
+        return grad_norm
 
     def _autocast(self) -> AbstractContextManager[Any]:
         return torch.autocast(self.device.type, self.autocast_type, enabled=self.autocast_type is not None)
@@ -129,10 +163,25 @@ class Trainer(TrainingState):
 
     @torch.no_grad()
     def _observe(
-        self, student: NetworkOutput, teacher: NetworkOutput, teacher_probabilities: torch.Tensor
+        self, passes: Passes, loss: torch.Tensor, grad_norm: torch.Tensor, center_before: torch.Tensor
     ) -> dict[str, torch.Tensor]:
+        """Return the diagnostics of the step that has just been made."""
+        student, probabilities = join_outputs(passes.students), passes.teacher_probabilities
+        assert probabilities is not None
         student_probabilities = torch.softmax(student.logits.float() / self.dino_loss.student_temp, dim=-1)
-        return diagnostics.observe(student, teacher, student_probabilities, teacher_probabilities)
+        observed = diagnostics.observe(student, passes.teacher, student_probabilities, probabilities)
+        global_loss = distributed.mean(loss.clone())
+        return observed | {
+            "loss": global_loss,
+            "kl": global_loss - observed["teacher/entropy"],
+            "grad_norm": grad_norm,
+            "center_norm": self.dino_loss.center.norm(),
+            "center_change": (self.dino_loss.center - center_before).norm(),
+            "teacher_student_distance": diagnostics.relative_distance(
+                list(self.student.parameters()), list(self.teacher.parameters())
+            ),
+            "not_finite": distributed.total(self._not_finite.clone()),
+        }
 
     # ---- the loop -------------------------------------------------------------------------------
 

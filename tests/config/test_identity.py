@@ -48,6 +48,7 @@ def test_the_id_ignores_tracker_evaluation_names_and_folders() -> None:
     words += ["trainer.device=cpu", "trainer.num_workers=3", "trainer.log_every=7"]
     words += ["trainer.checkpoint_every=7", "eval.k=5", "eval.every_epochs=3"]
     assert run_id(compose(words)) == run_id(compose())
+    assert run_id(compose(["trainer.cuda_graph=true"])) == run_id(compose())
 
 
 def test_the_id_depends_on_every_other_key() -> None:
