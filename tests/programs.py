@@ -20,7 +20,7 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 ROOT = Path(__file__).parents[1]
 PRELOADED = [
@@ -32,6 +32,7 @@ PRELOADED = [
     "launchers.__main__",
 ]
 
+Found = TypeVar("Found")
 _server = multiprocessing.get_context("forkserver")
 _server.set_forkserver_preload(PRELOADED)
 _living: set[Program] = set()
@@ -177,12 +178,13 @@ def in_two_processes(function: Callable[..., Any], *arguments: Any) -> None:
     assert [process.exitcode for process in pair] == [0, 0]
 
 
-def until(condition: Callable[[], object], what: str, seconds: float = 240) -> None:
-    """Wait for a condition; fail after `seconds`."""
+def until(condition: Callable[[], Found], what: str, seconds: float = 240) -> Found:
+    """Wait for a true value of a condition, and return it; fail after `seconds`."""
     limit = time.monotonic() + seconds
-    while not condition():
+    while not (found := condition()):
         assert time.monotonic() < limit, f"never happened: {what}"
         time.sleep(0.02)
+    return found
 
 
 def end_all() -> None:

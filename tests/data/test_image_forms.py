@@ -1,6 +1,5 @@
 """Images in unusual forms: what docs/data.md says of each, in both backends and in packed files."""
 
-import io
 import re
 import struct
 import zlib
@@ -9,18 +8,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pydicom
 import pytest
-import tifffile
 import torch
 from PIL import Image
 
 from dino_exp.data.source import CorruptImageError, ImageSource
 from dino_exp.errors import UserError
+from tests.data.image_files import GREEN, IMAGE, PIXELS, RED, TWELVE, chunk, dicom, halves, npy, png16, tiff
 from tests.data.sources import as_file, load, noise, png_of_size, turned
 from tests.programs import ROOT, run_program
 
-RED, GREEN = (200, 40, 10), (20, 180, 60)
 GRAY = ((90,) * 3, (30,) * 3)
 
 
@@ -49,80 +46,11 @@ class Refused(Unreadable):
     """A file by which a set is refused before the training."""
 
 
-def halves(left: tuple[int, ...] = RED, right: tuple[int, ...] = GREEN, mode: str = "RGB") -> Image.Image:
-    """Return an image with an edge on block borders for JPEG."""
-    image = Image.new(mode, (32, 16), left if len(left) > 1 else left[0])
-    image.paste(right if len(right) > 1 else right[0], (16, 0, 32, 16))
-    return image
-
-
-def npy(array: np.ndarray) -> bytes:
-    buffer = io.BytesIO()
-    np.save(buffer, array, allow_pickle=True)
-    return buffer.getvalue()
-
-
-def chunk(kind: bytes, content: bytes, damage: int = 0) -> bytes:
-    """Return a chunk of a PNG file."""
-    check = zlib.crc32(kind + content) ^ damage
-    return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", check)
-
-
 def with_chunk(extra: bytes, before_pixels: bool = True) -> bytes:
     """Return a PNG file with another chunk before or after its pixels."""
     return PNG[:33] + extra + PNG[33:] if before_pixels else PNG[:-12] + extra + PNG[-12:]
 
 
-def png16(values: np.ndarray, color_type: int, filter_type: int = 0) -> bytes:
-    """Return a PNG file of 16 bits per value of an array (H, W, C)."""
-    height, width, channels = values.shape
-    header = struct.pack(">IIBBBBB", width, height, 16, color_type, 0, 0, 0)
-    pixels = np.ascontiguousarray(values.astype(">u2")).view(np.uint8).reshape(height, -1).astype(int)
-    around = np.pad(pixels, ((1, 0), (2 * channels, 0)))
-    left, up, corner = around[1:, : -2 * channels], around[:-1, 2 * channels :], around[:-1, : -2 * channels]
-    distances = np.stack([abs(up - corner), abs(left - corner), abs(left + up - 2 * corner)])
-    paeth = np.choose(distances.argmin(axis=0), [left, up, corner])
-    predicted = [0 * pixels, left, up, (left + up) // 2, paeth][filter_type]
-    rows = np.pad((pixels - predicted) % 256, ((0, 0), (1, 0)), constant_values=filter_type)
-    content = zlib.compress(rows.astype(np.uint8).tobytes())
-    return PNG[:8] + chunk(b"IHDR", header) + chunk(b"IDAT", content) + chunk(b"IEND", b"")
-
-
-def tiff(values: np.ndarray, **options: Any) -> bytes:
-    """Return a TIFF file of an array (H, W, C), or of other axes that the options name."""
-    if values.shape[0] == 16:
-        options = {"photometric": "rgb" if values.shape[2:] == (3,) else "minisblack"} | options
-        options = {"planarconfig": "contig"} | options
-    options = {"photometric": "minisblack"} | options
-    buffer = io.BytesIO()
-    tifffile.imwrite(buffer, values, **options)
-    return buffer.getvalue()
-
-
-def dicom(values: np.ndarray, bits: int, kind: str = "MONOCHROME2", **fields: Any) -> bytes:
-    """Return a DICOM file of an array (H, W, C), or (frames, H, W) of as many frames as `fields` say."""
-    dataset = pydicom.Dataset()
-    dataset.file_meta = pydicom.dataset.FileMetaDataset()
-    dataset.file_meta.TransferSyntaxUID = pydicom.uid.ExplicitVRLittleEndian
-    dataset.file_meta.MediaStorageSOPClassUID = pydicom.uid.SecondaryCaptureImageStorage
-    dataset.file_meta.MediaStorageSOPInstanceUID = pydicom.uid.UID("1.2.3")
-    frames = fields.get("NumberOfFrames", 1)
-    height, width, channels = (*values.shape, 1)[1:] if frames > 1 else values.shape
-    described = dict(Rows=height, Columns=width, SamplesPerPixel=channels, PhotometricInterpretation=kind)
-    described |= dict(BitsAllocated=8 * values.itemsize, BitsStored=bits, HighBit=bits - 1)
-    described |= dict(PixelRepresentation=int(values.dtype.kind == "i"), PixelData=values.tobytes())
-    described |= dict(PlanarConfiguration=0) if channels > 1 else {}
-    for name, value in (described | fields).items():
-        setattr(dataset, name, value)
-    buffer = io.BytesIO()
-    dataset.save_as(buffer, enforce_file_format=True)
-    return buffer.getvalue()
-
-
-IMAGE = halves()
-PIXELS = np.asarray(IMAGE)
-TWELVE = PIXELS.astype(np.uint16) * 16
-"""Values of 12 bits, which become the pixels by the range 0 to 4080."""
 TO_PIXELS = [0, 4080]
 BANDS = np.concatenate([TWELVE[:, :, ::-1] + 1000, TWELVE], axis=2)
 LAST_THREE: dict[str, Any] = {"bands": [4, 5, 6], "range": TO_PIXELS}
@@ -378,53 +306,3 @@ def test_a_run_reads_them_and_prints_nothing_of_a_librarys(tmp_path: Path) -> No
     assert run.returncode == 0, run.output
     assert "a TIFF file that is damaged, or of a kind that is not known" in run.output
     assert not re.search("warn|PIL|EXIF|samples", run.output, re.IGNORECASE), run.output
-
-
-def test_a_deep_set_is_refused_before_anything_exists(tmp_path: Path) -> None:
-    for number in range(20):
-        (tmp_path / "images").mkdir(exist_ok=True)
-        (tmp_path / "images" / f"{number}.png").write_bytes(png16(TWELVE + number, 2))
-    words = "experiment=debug data=image_folder data.root=images data.val_root=null output_root=out"
-    run = run_program("train.py", *words.split(), folder=tmp_path)
-    assert run.returncode == 2, run.output
-    assert len(run.stderr.splitlines()) == 1
-    assert "has 16 bits per value (values 160 to 3,21" in run.stderr
-    assert "set data.range=[0,4095] (12 bits)" in run.stderr
-    assert [path.name for path in tmp_path.iterdir()] == ["images"]
-
-
-@pytest.mark.parametrize(
-    ("settings", "said"),
-    [
-        ({"range": [0, 65535]}, ["becomes 1 to 12 of 0 to 255", "becomes 2 to 11 ", "becomes 1 to 4 "]),
-        ({"range": [0, 4095], "bands": [1, 4, 3]}, ["Band 4 has a single value in each of the 3 images"]),
-        ({"range": [0, 4095]}, []),
-    ],
-)
-def test_what_is_odd_about_a_range_is_said(
-    settings: dict[str, Any], said: list[str], tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    for number in range(3):
-        constant = np.full((16, 32, 1), 70 * number, np.uint16)
-        (tmp_path / f"{number}.npy").write_bytes(npy(np.concatenate([TWELVE, constant], axis=2)))
-    load("image_folder", root=tmp_path, val_root=None, **({"bands": [1, 2, 3]} | settings))
-    assert len(caplog.messages) == len(said)
-    assert all(part in message for part, message in zip(said, caplog.messages, strict=True))
-
-
-def test_a_range_by_which_all_images_are_one_color_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "a.png").write_bytes(png16(TWELVE, 2))
-    with pytest.raises(UserError, match=r"data.range = \[50000,60000\]: each of the 1 images .* one color"):
-        load("image_folder", root=tmp_path, val_root=None, range=[50_000, 60_000])
-
-
-def test_a_sweep_over_ranges_looks_at_the_images_for_each(tmp_path: Path) -> None:
-    (tmp_path / "images").mkdir()
-    for number in range(20):
-        (tmp_path / "images" / f"{number}.png").write_bytes(png16(TWELVE, 2))
-    words = "-m experiment=debug data=image_folder data.val_root=null trainer.batch_size=8 output_root=out"
-    ranges = "data.range=[0,4095],[50000,60000]"
-    run = run_program("train.py", *words.split(), "data.root=images", ranges, folder=tmp_path)
-    assert run.returncode == 2, run.output
-    assert "data.range = [50000,60000]: each of" in run.stderr
-    assert not (tmp_path / "out").exists()

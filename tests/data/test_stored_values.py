@@ -13,8 +13,8 @@ import tifffile
 from PIL import Image
 
 from dino_exp.data.stored_values import UnsuitableError, stored_values
+from tests.data.image_files import dicom, npy, png16, tiff
 from tests.data.sources import as_file
-from tests.data.test_image_forms import dicom, npy, png16, tiff
 
 DEEP = np.random.default_rng(0).integers(0, 65536, (16, 21, 10)).astype(np.uint16)
 

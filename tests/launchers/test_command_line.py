@@ -13,10 +13,21 @@ import pytest
 from pyarrow import parquet
 
 from dino_exp.runs.manifest import Manifest
-from launchers import watch
+from launchers import slurm, watch
 from launchers.__main__ import main as launchers
 from launchers.children import ROOT
-from tests.launchers.doubles import SWEEP, Cluster, Played, by_seed, directory, jobs, mark, submit, the_sweep
+from tests.launchers.doubles import (
+    SWEEP,
+    Cluster,
+    Played,
+    by_seed,
+    directory,
+    jobs,
+    mark,
+    resume,
+    submit,
+    the_sweep,
+)
 from tests.programs import run_program
 
 
@@ -166,6 +177,42 @@ def test_cancel_fails_without_an_answer_of_slurm(four: Cluster, capsys: pytest.C
     four.without("scancel")
     assert launchers(["cancel", str(SWEEP)]) == 2
     assert "SLURM does not answer; try again" in capsys.readouterr().err
+
+
+def test_runs_are_marked_as_cancelled_before_scancel_and_can_be_resumed(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    submit(range(3))
+    mark(1, state="running")
+    mark(2, state="finished")
+    cluster.move({"100_1": "RUNNING", "100_2": "COMPLETED"})
+    marked_before: list[bool] = []
+    scancel = slurm.cancel
+
+    def watched(jobs: list[str]) -> None:
+        marked_before.extend(entry.cancelled for entry in the_sweep().runs.values())
+        scancel(jobs)
+
+    monkeypatch.setattr(slurm, "cancel", watched)
+    assert launchers(["cancel", str(SWEEP)]) == 0
+    assert marked_before == [True, True, False]
+    assert cluster.calls("scancel") == [["100_0", "100_1"]]
+    mark(1, state="preempted")  # it has saved
+    assert resume() == 0
+    assert jobs() == {0: ["100_0", "101_0"], 1: ["100_1", "101_1"], 2: ["100_2"]}
+    assert not any(entry.cancelled for entry in the_sweep().runs.values())
+
+
+def test_a_shared_job_is_cancelled_once_no_other_run_needs_it(
+    cluster: Cluster, capsys: pytest.CaptureFixture[str]
+) -> None:
+    submit(range(4), "runs_per_gpu=2")
+    mark(0, state="finished")
+    assert launchers(["cancel", str(SWEEP), "seed=2"]) == 0
+    assert cluster.calls("scancel") == []
+    assert "Job 100_1 also has runs that were not named" in capsys.readouterr().out
+    assert launchers(["cancel", str(SWEEP)]) == 0
+    assert cluster.calls("scancel") == [["100_0", "100_1"]]
 
 
 def test_logs(four: Cluster, capsys: pytest.CaptureFixture[str]) -> None:

@@ -118,6 +118,18 @@ def test_settings_that_do_not_fit_are_named(cluster: Cluster, capsys: pytest.Cap
         assert capsys.readouterr().err.count("ype the sweep's command again") == 1
 
 
+def test_a_sweep_whose_lock_is_a_folder_is_refused(
+    here: Path, cluster: Cluster, capsys: pytest.CaptureFixture[str]
+) -> None:
+    submit([0])
+    lock = here / SWEEP / ".manifest.lock"
+    lock.unlink()
+    lock.mkdir()
+    for command in ("cancel", "resume"):
+        assert launchers([command, str(here / SWEEP)]) == 2
+        assert f"{lock}: it is a folder" in capsys.readouterr().err
+
+
 def test_a_damaged_status_is_written_anew_with_the_id_of_the_tracker(
     cluster: Cluster, capsys: pytest.CaptureFixture[str]
 ) -> None:

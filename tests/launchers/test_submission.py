@@ -7,17 +7,11 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
-from dino_exp.config import data_content
 from dino_exp.config.compose import check, compose
 from dino_exp.config.launcher_settings import with_changes
-from dino_exp.config.stored import read_config
 from dino_exp.errors import UserError
 from dino_exp.runs.manifest import Manifest
-from dino_exp.runs.run_directory import RunDirectory
-from dino_exp.training.attempt import Outcome, attempt
-from launchers import slurm, submission
-from launchers.__main__ import main as launchers
-from tests.data.stored import as_files, encoded
+from launchers import submission
 from tests.launchers.doubles import (
     ON_SLURM,
     SWEEP,
@@ -173,42 +167,6 @@ def test_runs_that_share_a_gpu_share_a_job(cluster: Cluster) -> None:
     assert trained_by(the_sweep(), "101") == [names[1]]
 
 
-def test_runs_are_marked_as_cancelled_before_scancel_and_can_be_resumed(
-    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    submit(range(3))
-    mark(1, state="running")
-    mark(2, state="finished")
-    cluster.move({"100_1": "RUNNING", "100_2": "COMPLETED"})
-    marked_before: list[bool] = []
-    scancel = slurm.cancel
-
-    def watched(jobs: list[str]) -> None:
-        marked_before.extend(entry.cancelled for entry in the_sweep().runs.values())
-        scancel(jobs)
-
-    monkeypatch.setattr(slurm, "cancel", watched)
-    assert launchers(["cancel", str(SWEEP)]) == 0
-    assert marked_before == [True, True, False]
-    assert cluster.calls("scancel") == [["100_0", "100_1"]]
-    mark(1, state="preempted")  # it has saved
-    assert resume() == 0
-    assert jobs() == {0: ["100_0", "101_0"], 1: ["100_1", "101_1"], 2: ["100_2"]}
-    assert not any(entry.cancelled for entry in the_sweep().runs.values())
-
-
-def test_a_shared_job_is_cancelled_once_no_other_run_needs_it(
-    cluster: Cluster, capsys: pytest.CaptureFixture[str]
-) -> None:
-    submit(range(4), "runs_per_gpu=2")
-    mark(0, state="finished")
-    assert launchers(["cancel", str(SWEEP), "seed=2"]) == 0
-    assert cluster.calls("scancel") == []
-    assert "Job 100_1 also has runs that were not named" in capsys.readouterr().out
-    assert launchers(["cancel", str(SWEEP)]) == 0
-    assert cluster.calls("scancel") == [["100_0", "100_1"]]
-
-
 def test_another_configuration_with_the_same_short_hash_is_refused(cluster: Cluster) -> None:
     submit([0, 1])
     manifest = the_sweep()
@@ -231,99 +189,6 @@ def test_resume_never_submits_new_runs_each_time(cluster: Cluster) -> None:
     assert written.resume == "auto"  # a requeued job resumes in this directory
 
 
-@pytest.mark.parametrize(
-    ("argv", "error"),
-    [
-        (
-            ["hydra.launcher.time_limit=soon"],
-            "hydra.launcher.time_limit = soon: not a duration; write minutes",
-        ),
-        (
-            ["hydra.launcher.time_limit=1", "hydra.launcher.grace_seconds=60"],
-            "grace_seconds = 60: must be shorter",
-        ),
-        (["hydra.launcher.partitoin=gpu"], "hydra.launcher.partitoin"),
-        (["hydra.launcher.nodes=two"], "hydra.launcher.nodes"),
-        (["hydra.launcher.nodes=0"], "hydra.launcher.nodes = 0"),
-        (
-            ["hydra.launcher.runs_per_gpu=2", "hydra.launcher.nodes=2"],
-            "runs_per_gpu = 2: runs that share a GPU",
-        ),
-        (["hydra.launcher.setup=['export WANDB_API_KEY=hunter2']"], "hydra.launcher.setup: has KEY, TOKEN"),
-        (["+hydra.launcher.sbatch={export: 'HF_TOKEN=hunter2'}"], "hydra.launcher.sbatch: has KEY, TOKEN"),
-        (
-            ["+hydra.launcher.sbatch.gpus_per_node=2"],
-            "hydra.launcher.sbatch.gpus_per_node: the launcher sets this",
-        ),
-        (["trainer.seed=5,x"], "trainer.seed = x: must be a whole number"),
-        (["loss.teacher_temp=-1"], "loss.teacher_temp = -1"),
-    ],
-)
-def test_invalid_settings_are_refused_before_anything_is_created(
-    here: Path, cluster: Cluster, capsys: pytest.CaptureFixture[str], argv: list[str], error: str
-) -> None:
-    assert dino(*ON_SLURM, "trainer.seed=0,1", *argv) == 2
-    told = capsys.readouterr()
-    assert error in told.err
-    assert told.err.count("\n") == 1
-    assert "hunter2" not in told.out + told.err
-    assert list(here.iterdir()) == []
-    assert cluster.calls("sbatch") == []
-
-
-def test_a_launcher_needs_multirun(here: Path, cluster: Cluster, capsys: pytest.CaptureFixture[str]) -> None:
-    assert dino(*ON_SLURM[1:]) == 2
-    assert capsys.readouterr().err == "hydra/launcher = slurm: works with -m, also for one run; add -m.\n"
-    assert list(here.iterdir()) == []
-
-
-def test_the_slurm_launcher_needs_sbatch(
-    here: Path, cluster: Cluster, capsys: pytest.CaptureFixture[str]
-) -> None:
-    cluster.without("sbatch")
-    assert dino(*ON_SLURM, "trainer.seed=0,1") == 2
-    assert "there is no sbatch here" in capsys.readouterr().err
-    assert list(here.iterdir()) == []
-
-
-def test_an_output_root_that_cannot_be_written_is_refused(
-    here: Path, cluster: Cluster, capsys: pytest.CaptureFixture[str]
-) -> None:
-    (here / "file").touch()
-    assert dino(*ON_SLURM, "trainer.seed=0,1", "output_root=file/outputs") == 2
-    assert "file/outputs/debug_sweep_seed: a part of the path is a file; choose" in capsys.readouterr().err
-    assert [path.name for path in here.iterdir()] == ["file"]
-    assert cluster.calls("sbatch") == []
-
-
-def test_a_dry_run_shows_the_script_and_creates_nothing(
-    here: Path, cluster: Cluster, capsys: pytest.CaptureFixture[str]
-) -> None:
-    cluster.without("sbatch", "squeue")  # a dry run also works away from the cluster
-    settings = ["hydra.launcher.time_limit=0:30:00", "hydra.launcher.gpus_per_node=4"]
-    assert dino(*ON_SLURM, "trainer.seed=0,1,2", "hydra.launcher.dry_run=true", *settings) == 0
-    shown = capsys.readouterr().out
-    assert "#SBATCH --array=0-2%3\n" in shown
-    assert "trainer.seed=1: to be submitted\n" in shown
-    assert "3 of 3 runs would be submitted; nothing was." in shown
-    assert "At most 6.0 GPU-hours per attempt: 3 jobs x 4 GPUs x 0.5 h" in shown
-    assert list(here.iterdir()) == []
-
-
-def test_waiting_ends_with_the_runs_and_shows_the_failed_one(
-    cluster: Cluster, capsys: pytest.CaptureFixture[str]
-) -> None:
-    submit([0, 1])
-    mark(0, state="finished")
-    mark(1, state="failed").write_traceback("Traceback\nValueError: a loss of NaN")
-    cluster.set(jobs={"100_0": "COMPLETED", "100_1": "FAILED"})
-    settings = ["hydra.launcher.detach=false", "hydra.launcher.max_retries=0"]
-    assert dino(*ON_SLURM, "trainer.seed=0,1", *settings) == 1
-    shown = capsys.readouterr().out
-    assert "2 runs: 1 finished, 1 failed" in shown
-    assert "ValueError: a loss of NaN" in shown
-
-
 def test_two_submissions_of_new_runs_at_once_get_directories_of_their_own(
     here: Path, cluster: Cluster
 ) -> None:
@@ -334,108 +199,3 @@ def test_two_submissions_of_new_runs_at_once_get_directories_of_their_own(
     first, second = (submission.submit(SWEEP, "slurm", settings, runs).submitted for runs in both)
     assert len(first) == 2
     assert second == [f"{name}-2" for name in first]
-
-
-def test_a_sweep_is_not_written_through_a_link(
-    here: Path, cluster: Cluster, capsys: pytest.CaptureFixture[str]
-) -> None:
-    submit([0])
-    (run,) = the_sweep().runs
-    mark(0, state="failed")
-    moved = (here / SWEEP / run).rename(here / "elsewhere")
-    (here / SWEEP / run).symlink_to(moved)
-    before = {path: path.read_bytes() for path in moved.iterdir()}
-    assert resume() == 2
-    assert f"{run}: a link to {moved}" in capsys.readouterr().err
-    assert {path: path.read_bytes() for path in moved.iterdir()} == before
-
-
-def test_a_sweep_that_cannot_be_changed_is_refused_in_words(
-    here: Path, cluster: Cluster, capsys: pytest.CaptureFixture[str]
-) -> None:
-    submit([0])
-    lock = here / SWEEP / ".manifest.lock"
-    lock.unlink()
-    lock.mkdir()
-    for command in ("cancel", "resume"):
-        assert launchers([command, str(here / SWEEP)]) == 2
-        assert f"{lock}: it is a folder" in capsys.readouterr().err
-
-
-# ---- images ------------------------------------------------------------------------------------------------
-
-STORED = (*ON_SLURM, "data=image_folder", "data.root=train", "data.val_root=null", "trainer.batch_size=8")
-
-
-def stored(seed: int) -> RunDirectory:
-    manifest = the_sweep()
-    return manifest.directory(by_seed(manifest)[seed])
-
-
-def job(directory: RunDirectory) -> Outcome:
-    """Train a run as its job does, in a process that knows its directory alone."""
-    data_content.forget()
-    return attempt(read_config(directory), directory.path, None)
-
-
-def test_runs_whose_images_are_only_where_the_job_is_are_named_by_the_path(
-    cluster: Cluster, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert dino(*STORED, "trainer.seed=0,1") == 0
-    assert capsys.readouterr().err == (
-        "warning: data.root = train: no such folder or file. The runs are named by this path; each job "
-        "records the images that it finds there.\n"
-    )
-    first = stored(0)
-    assert read_config(first).data_content is None
-    as_files(Path("train"), encoded(32), ["cat", "dog"])
-    assert job(first).state == "finished"
-    assert read_config(first).data_content is not None
-    assert first.data_file.exists()
-    # where the images are, and where they are not, the same command finds the same runs
-    for root in ("train", "elsewhere"):
-        capsys.readouterr()
-        assert dino(*STORED, "trainer.seed=0,1") == 0
-        said = capsys.readouterr().out
-        assert "submitted 0 runs" in said
-        assert "Skipped: 1 finished." in said
-        assert "Skipped: 1 pending." in said
-        if root == "train":
-            Path("train").rename("elsewhere")
-    assert len(the_sweep().runs) == 2
-
-
-def test_a_job_refuses_other_images_than_those_of_its_submission(
-    cluster: Cluster, capsys: pytest.CaptureFixture[str]
-) -> None:
-    as_files(Path("train"), encoded(32), ["cat", "dog"])
-    assert dino(*STORED, "trainer.seed=0,1") == 0
-    assert read_config(stored(0)).data_content is not None
-    Path("train/cat/000000.jpg").unlink()
-    refused = job(stored(0))
-    assert (refused.state, refused.exit_code) == ("failed", 2)
-    assert "the images have changed since this run was submitted" in refused.message
-    as_files(Path("train"), encoded(32), ["cat", "dog"])
-    assert job(stored(0)).state == "finished"
-
-
-def test_a_sweep_over_changed_images_is_not_begun_beside_its_unfinished_runs(
-    cluster: Cluster, capsys: pytest.CaptureFixture[str]
-) -> None:
-    as_files(Path("train"), encoded(32), ["cat", "dog"])
-    assert dino(*STORED, "trainer.seed=0,1") == 0
-    assert job(stored(1)).state == "finished"
-    run = stored(1)
-    run.mark(state="preempted")
-    run.summary_file.unlink()
-    Path("train/cat/000000.jpg").unlink()
-    before = sorted(SWEEP.iterdir())
-    capsys.readouterr()
-    assert dino(*STORED, "trainer.seed=0,1") == 2
-    assert (
-        f"{run.path}: the images have changed since this run began: 1 image removed"
-        in capsys.readouterr().err
-    )
-    assert sorted(SWEEP.iterdir()) == before
-    assert dino(*STORED, "trainer.seed=0,1", "resume=never") == 0
-    assert len(the_sweep().runs) == 4

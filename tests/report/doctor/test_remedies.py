@@ -1,0 +1,50 @@
+"""What to try first."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.report.doctor.logs import finding, findings, judged
+
+
+@pytest.mark.parametrize(
+    ("word", "title"),
+    [
+        ("collapsed-uniform", "Stuck"),
+        ("collapsed-one-hot", "One-hot"),
+        ("collapsed-constant", "Constant"),
+        ("slow", "Slow"),
+    ],
+)
+def test_a_far_too_high_learning_rate_is_the_first_advice(word: str, title: str, tmp_path: Path) -> None:
+    settings = {"optimizer.lr": 0.5, "trainer.batch_size": 32, "loss.sharpening": False}
+    run = judged(tmp_path / "run", word, settings)
+    first = "optimizer.lr=0.008 (now 0.5, 62 times what is usual)."
+    rate = finding(run, "Learning rate 62 times the usual")
+    assert (rate.severity, rate.advice[0]) == ("doubtful", first)
+    assert finding(run, title).advice == (first, "loss.sharpening=true: without it the teacher flattens.")
+
+
+@pytest.mark.parametrize(
+    ("temperature", "first"),
+    [
+        (0.04, "loss.teacher_temp=0.02 (now 0.04)."),
+        (0.03, "loss.teacher_temp=0.02 (now 0.03)."),
+        (0.02, "half the learning rate: optimizer.lr (now 0.008)"),
+        (0.01, "half the learning rate: optimizer.lr (now 0.008)"),
+    ],
+)
+def test_no_teacher_temperature_below_0_02_is_advised(temperature: float, first: str, tmp_path: Path) -> None:
+    settings = {"loss.teacher_temp": temperature, "loss.center_init": "first_batch"}
+    stuck = finding(judged(tmp_path / "run", "collapsed-uniform", settings), "Stuck at ln K")
+    assert stuck.advice[0].startswith(first)
+    assert stuck.advice[-1].startswith("half the learning rate")
+
+
+def test_all_findings_advise_the_same_k(tmp_path: Path) -> None:
+    settings = {"head.out_dim": 4096, "data.train_size": 9984}
+    found = findings(judged(tmp_path / "run", "collapsed-uniform", settings))
+    advice = [words for each in found for words in each.advice if "head.out_dim" in words]
+    assert advice == ["head.out_dim=512."] * 2
