@@ -107,8 +107,8 @@ def test_the_step_is_measured_with_and_without_each_item(
     assert others["case"] == "vit_base"
     assert operations["GFLOP per image"] > 0
     for row in (ours, without, plain):
-        assert row["case"] == "vit_small, batch 2"
-        assert row["images/s"] == pytest.approx(2000 / row["ms per step"])
+        assert row["case"] == "vit_small, batch 256"
+        assert row["images/s"] == pytest.approx(2000 / row["ms per step"])  # of two images: a rehearsal
     assert ours["of matrix rate"] > 0
     assert without["eager is faster by"] > 0
     assert "of matrix rate" not in plain  # whose precision is another
@@ -203,7 +203,7 @@ def test_a_real_run_is_compared_with_the_step_alone(
     monkeypatch.setattr(Run, "end", lambda self, seconds: None)
     monkeypatch.setattr(Run, "speed", lambda self: (96.0, 0.01))
     assert end_to_end.measured(context, tmp_path, EAGER) == {"images/s": 96.0, "waiting": 0.01}
-    context.results.add("step", {"case": "vit_small, batch 4", "step": EAGER, "images/s": 100.0})
+    context.results.add("step", {"case": "vit_small, batch 256", "step": EAGER, "images/s": 100.0})
     row = end_to_end.measured(context, tmp_path, EAGER)
     assert row["of the step's"] == pytest.approx(0.96)
     assert row["goal"] == "≥ 97%, waiting < 5%: MISSED"

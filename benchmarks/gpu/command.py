@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import datetime
 import os
+import signal
 import sys
 import tempfile
 import time
@@ -78,6 +79,7 @@ def main() -> None:
         for row in SECTIONS[arguments.section].rows(context):
             results.add(arguments.section, row)
         return
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("Ended by SIGTERM."))  # and the section with it
     if device.type != "cuda":
         print("Without a GPU this is a rehearsal: tiny sizes, and figures that mean nothing.")
     results.begin(

@@ -33,6 +33,11 @@ TINY = (
     *("head.out_dim=256", "head.hidden_dim=32", "head.bottleneck_dim=16"),
     *("crops.global_size=32", "crops.local_size=16", "crops.local_number=2"),
 )
+TINY_BATCH = 2
+TINY_RUN = (
+    *(*TINY, "trainer.precision=bf16", f"trainer.batch_size={TINY_BATCH}", "trainer.num_workers=1"),
+    *("trainer.max_steps=4", "trainer.log_every=1"),
+)
 """Overrides for a rehearsal on a CPU, which looks for mistakes and not for speed."""
 
 
@@ -64,9 +69,13 @@ class Context:
         return max(0.0, self.until - time.monotonic())
 
     def trainer(self, case: str, batch: int, way: str, *more: str, precision: str = "bf16") -> Trainer:
-        """Build a trainer for a case of `benchmarks.step` that runs its steps in one of the `WAYS`."""
-        tiny = () if self.is_gpu else TINY
-        return make_trainer(case, batch, self.device, precision, *tiny, *WAYS[way], *more)
+        """Build a trainer for a case of `benchmarks.step` that runs its steps in one of the `WAYS`.
+
+        In a rehearsal all have one network, batch and precision, so that code is compiled once for all.
+        """
+        if self.is_gpu:
+            return make_trainer(case, batch, self.device, precision, *WAYS[way], *more)
+        return make_trainer(case, TINY_BATCH, self.device, "bf16", *WAYS[way], *more, *TINY)
 
     def matrix_rate(self, dtype: torch.dtype) -> float:
         """Measure the operations per second of one large matrix product."""

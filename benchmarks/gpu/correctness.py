@@ -92,7 +92,7 @@ class Outcome(NamedTuple):
 
 def moving_trainer(context: Context, precision: str, way: str) -> Trainer:
     """Build a trainer in which every schedule moves."""
-    small = ("backbone.depth=4", "head.out_dim=4096") if context.is_gpu else ()  # to be built in a second
+    small = ("backbone.depth=4", "head.out_dim=4096")  # to be built in a second
     return context.trainer("vit_small", BATCH, way, *MOVING, *small, precision=precision)
 
 
@@ -129,14 +129,13 @@ def ways_against_eager(context: Context, precision: str, allowed: float) -> Iter
 
 def compiled_loss_against_eager(context: Context, dtype: torch.dtype) -> float:
     """Return the larger relative error of the loss and of its gradient in the student's logits."""
-    out_dim, batch, crops = (65536, 32, 10) if context.is_gpu else (256, 2, 4)
-    torch.manual_seed(0)
-    logits = torch.randn(crops * batch, out_dim, device=context.device).to(dtype)
-    teacher = torch.randn(2 * batch, out_dim, device=context.device).to(dtype)
 
     def outcome(way: str) -> tuple[Tensor, Tensor]:
-        trainer = context.trainer("vit_small", batch, way, "backbone.depth=1", f"head.out_dim={out_dim}")
-        student = logits.clone().requires_grad_()
+        trainer = context.trainer("vit_small", 32, way, "backbone.depth=1")
+        crops, batch = trainer.cfg.crops.local_number + 2, trainer.cfg.trainer.batch_size
+        torch.manual_seed(0)
+        logits = torch.randn(crops * batch, trainer.cfg.head.out_dim, device=context.device).to(dtype)
+        teacher, student = logits[: 2 * batch].flip(0), logits.clone().requires_grad_()
         loss = trainer.dino_loss(student, teacher, 0.04)
         return loss.detach(), torch.autograd.grad(loss, student)[0]
 
@@ -146,7 +145,8 @@ def compiled_loss_against_eager(context: Context, dtype: torch.dtype) -> float:
 def without_waiting(context: Context, way: str) -> Row:
     """Make steps, from the loader's bytes on, in a mode in which waiting for the device is an error."""
     trainer = moving_trainer(context, "bf16", way)
-    batches = [trainer.crop_batches[epoch, list(range(BATCH))] for epoch in range(3)]
+    images = list(range(trainer.cfg.trainer.batch_size))
+    batches = [trainer.crop_batches[epoch, images] for epoch in range(3)]
     if context.is_gpu:
         batches = [CropBatch(*(part.pin_memory() for part in batch)) for batch in batches]
 

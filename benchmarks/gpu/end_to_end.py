@@ -8,7 +8,7 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 from benchmarks.data import make_photographs
-from benchmarks.gpu.context import COMPILED, EAGER, TINY, WAYS, Context, attempt
+from benchmarks.gpu.context import COMPILED, EAGER, TINY_RUN, WAYS, Context, attempt
 from benchmarks.gpu.results import Row
 from benchmarks.gpu.runs import Run
 from dino_exp.machine import cores
@@ -37,15 +37,13 @@ def generated(folder: Path, number: int) -> Path:
 
 def measured(context: Context, images: Path, way: str) -> Row:
     """Train for a hundred steps, and compare with the step alone if that section has been run."""
-    batch, steps, every = (BATCH, STEPS, LOG_EVERY) if context.is_gpu else (4, 4, 1)
-    words = ["experiment=paper_vits16", f"data.root={images}", f"trainer.batch_size={batch}", *WAYS[way]]
-    length = [f"trainer.max_steps={steps}", f"trainer.log_every={every}", "trainer.checkpoint_every=100000"]
-    tiny = [] if context.is_gpu else [*TINY, "trainer.num_workers=1"]
-    run = Run(context, f"from_images_{way}", *words, *length, *tiny)
+    words = ["experiment=paper_vits16", f"data.root={images}", *WAYS[way], "trainer.checkpoint_every=100000"]
+    size = [f"trainer.batch_size={BATCH}", f"trainer.max_steps={STEPS}", f"trainer.log_every={LOG_EVERY}"]
+    run = Run(context, f"from_images_{way}", *words, *(size if context.is_gpu else TINY_RUN))
     run.end(0.9 * context.left)
     rate, waiting = run.speed()
     row: Row = {"images/s": rate, "waiting": waiting}
-    case = f"vit_small, batch {batch}"
+    case = f"vit_small, batch {BATCH}"
     alone = [
         each["images/s"]
         for each in context.results.rows("step")

@@ -33,16 +33,15 @@ TOP = 25
 def rows(context: Context) -> Iterator[Row]:
     """Yield counts of one step with its augmentation; not beside timings, as profiling slows launches."""
     for batch, way in PLANS:
-        images = batch if context.is_gpu else 2
-        row = attempt(counts, context, images, way)
-        yield {"case": f"vit_small, batch {images}", "step": way} | row
+        row = attempt(counts, context, batch, way)
+        yield {"case": f"vit_small, batch {batch}", "step": way} | row
         release_memory()
 
 
 def counts(context: Context, batch: int, way: str) -> Row:
     """Profile one step, from the loader's bytes on."""
     trainer = context.trainer("vit_small", batch, way, *LONG)
-    crops = trainer.crop_batches[0, list(range(batch))]
+    crops = trainer.crop_batches[0, list(range(trainer.cfg.trainer.batch_size))]
     if context.is_gpu:
         crops = CropBatch(*(part.pin_memory() for part in crops))
     for _ in range(WARM_UP):

@@ -6,7 +6,7 @@ import os
 import time
 from collections.abc import Iterator
 
-from benchmarks.gpu.context import EAGER, GRAPH, TINY, WAYS, Context, attempt
+from benchmarks.gpu.context import EAGER, GRAPH, TINY_RUN, WAYS, Context, attempt
 from benchmarks.gpu.results import Row
 from benchmarks.gpu.runs import Run
 
@@ -21,9 +21,8 @@ def rows(context: Context) -> Iterator[Row]:
 
 def together(context: Context, count: int, way: str) -> Row:
     """Train `count` runs of the same length at once."""
-    steps, every = (250, 50) if context.is_gpu else (4, 1)
-    words = ["experiment=demo", *WAYS[way], f"trainer.max_steps={steps}", f"trainer.log_every={every}"]
-    words += [] if context.is_gpu else [*TINY, "data=shapes_tiny", "trainer.batch_size=8"]
+    size = ("trainer.max_steps=250", "trainer.log_every=50")
+    words = ["experiment=demo", *WAYS[way], *(size if context.is_gpu else (*TINY_RUN, "data=shapes_tiny"))]
     cores = sorted(os.sched_getaffinity(0))
     each = max(1, len(cores) // count)
     runs = [

@@ -54,9 +54,8 @@ def rows(context: Context) -> Iterator[Row]:
         yield {"case": case, "step": f"operations, {EAGER}"} | counted
         release_memory()
         for _, batch, ways, undo in (plan for plan in PLANS if plan[0] == case):
-            images = batch if context.is_gpu else 2
-            for name, figures in variants(context, case, images, ways, undo):
-                row = {"case": f"{case}, batch {images}", "step": name} | figures
+            for name, figures in variants(context, case, batch, ways, undo):
+                row = {"case": f"{case}, batch {batch}", "step": name} | figures
                 if "images/s" in row and name != PLAIN:
                     flops = counted.get("GFLOP per image", math.nan) * 1e9
                     row["of matrix rate"] = row["images/s"] * flops / rate
@@ -67,10 +66,10 @@ def rows(context: Context) -> Iterator[Row]:
 
 def operations_per_image(context: Context, case: str) -> Row:
     """Count the floating-point operations of our eager step."""
-    batch = 8 if context.is_gpu else 2
-    trainer = context.trainer(case, batch, EAGER)
+    trainer = context.trainer(case, 8, EAGER)
     views = random_views(trainer)
-    return {"GFLOP per image": operations(lambda: trainer.train_step(views)) / batch / 1e9}
+    gflop = operations(lambda: trainer.train_step(views)) / 1e9
+    return {"GFLOP per image": gflop / trainer.cfg.trainer.batch_size}
 
 
 def goal(name: str, row: Row, gpu: str) -> Row:
