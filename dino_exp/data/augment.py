@@ -15,10 +15,12 @@ from collections.abc import Callable
 
 import numpy as np
 import torch
-import torch.nn.functional as F
+from torch import Tensor
 from torch._dynamo.exc import TorchDynamoException
 
-from dino_exp.data.fused_color import LUMINANCE, FusedColor, jitter_steps
+from dino_exp.data import crop_steps
+from dino_exp.data.fused_color import FusedColor, jitter_steps
+from dino_exp.data.operations import Operation, change, do
 
 log = logging.getLogger(__name__)
 
@@ -145,209 +147,120 @@ class Augment:
         self._fused = FusedColor() if fusible else None
 
     @torch.no_grad()
-    def __call__(self, crops: torch.Tensor, parameters: torch.Tensor) -> torch.Tensor:
+    def __call__(self, crops: Tensor, parameters: Tensor) -> Tensor:
         """Augment and normalize crops of one size.
 
         Args:
             crops: uint8 (N, C, S, S) on the training device.
-            parameters: float32 (N, `uniforms`) on the CPU, so that choosing the crops of a step does not wait
-                for the device.
+            parameters: float32 (N, `uniforms`) on the CPU, where the operations are planned.
 
         Returns:
             float32 (N, C, S, S) on the device of `crops`.
         """
-        if self.uniforms > RELEASED_COLUMNS:
-            crops = self._flip_and_rotate(turned(crops, parameters), parameters)
-            dropped = parameters[:, self.dropped, None, None] > 0
-            crops.masked_fill_(dropped.to(crops.device), 0)
-        else:
-            crops = self._flip_and_rotate(crops, parameters)
         if self._fused is not None:
             try:
-                return self._in_two_passes(self._fused, crops, parameters)
+                return do(self._in_two_passes(self._fused, parameters), crops)
             except TorchDynamoException as error:
                 self._fused = None
                 log.warning("Augmenting color uncompiled, several times slower: %s", _reason(error))
-        return self._step_by_step(crops, parameters)
+        return do(self._step_by_step(parameters), crops)
 
-    def normalize(self, crops: torch.Tensor) -> torch.Tensor:
+    @torch.no_grad()
+    def normalize(self, crops: Tensor) -> Tensor:
         """Normalize crops (N, C, S, S), uint8 or in 0–1, to float32, without the other steps."""
-        x = _in_unit_range(crops)
-        return (x - self.mean.to(x.device)) / self.std.to(x.device)
+        return do([Operation(crop_steps.normalized, (self.mean, self.std))], crops)
 
-    def _step_by_step(self, crops: torch.Tensor, parameters: torch.Tensor) -> torch.Tensor:
-        """Augment by the definition: each step changes the crops that it was drawn for."""
-        x = _in_unit_range(crops)
+    def _step_by_step(self, parameters: Tensor) -> list[Operation]:
+        """Plan the augmentation by its definition: each step changes the crops that it was drawn for."""
+        operations = [*self._orientation(parameters), Operation(crop_steps.in_unit_range)]
         if self.jitter > 0:
-            x = self._color_jitter(x, parameters)
-        if self.gray_from_mean:
-            _change(x, parameters[:, GRAY] > 0, lambda part: part.mean(1, keepdim=True).expand_as(part))
-        elif self.rgb:
-            _change(x, parameters[:, GRAY] > 0, lambda part: _gray(part).expand_as(part))
-        _change(x, parameters[:, SIGMA] > 0, self._blur, parameters[:, SIGMA])
-        _change(x, parameters[:, SOLARIZE] > 0, solarize)
-        return x.sub_(self.mean.to(x.device)).div_(self.std.to(x.device))
+            operations += self._color_jitter(parameters)
+        if self.rgb or self.gray_from_mean:
+            gray = crop_steps.mean_of_channels if self.gray_from_mean else crop_steps.luminance
+            operations += change(gray, _where(parameters[:, GRAY] > 0))
+        operations += self._blur(crop_steps.gaussian_blur, parameters)
+        operations += change(crop_steps.solarize, _where(parameters[:, SOLARIZE] > 0))
+        return [*operations, Operation(crop_steps.normalize_, (self.mean, self.std))]
 
-    def _in_two_passes(
-        self, fused: FusedColor, crops: torch.Tensor, parameters: torch.Tensor
-    ) -> torch.Tensor:
-        """Augment by compiled code, with the same values as `_step_by_step`.
+    def _in_two_passes(self, fused: FusedColor, parameters: Tensor) -> list[Operation]:
+        """Plan the augmentation by compiled code, with the same values as `_step_by_step`.
 
         The blur comes last, because it commutes with the normalization. It does not commute with the
         solarization, which crops that have both get after the blur.
         """
-        device = crops.device
-        blurred, solarized = parameters[:, SIGMA] > 0, parameters[:, SOLARIZE] > 0
+        gray, blurred, solarized = (parameters[:, column] > 0 for column in (GRAY, SIGMA, SOLARIZE))
         order = torch.tensor(ORDERS)[parameters[:, ORDER].long()]
-        steps, earlier = jitter_steps(parameters[:, JITTER] > 0, order, parameters[:, BRIGHTNESS : HUE + 1])
-        x = fused.color(
-            crops,
-            steps,
-            earlier,
-            (parameters[:, GRAY] > 0).to(device),
-            (solarized & ~blurred).to(device),
-            self.mean.flatten().to(device),
-            self.std.flatten().to(device),
-        )
-        rows = blurred.nonzero().squeeze(1)
-        if len(rows):
-            where = rows.to(device)
-            part = fused.blur(x[where], gaussian_kernel(parameters[rows, SIGMA], self.blur_radius).to(device))
-            _change(part, solarized[rows], self._solarize_normalized)
-            x[where] = part
-        return x
+        jitter = jitter_steps(parameters[:, JITTER] > 0, order, parameters[:, BRIGHTNESS : HUE + 1])
+        scale = self.mean.flatten(), self.std.flatten()
+        return [
+            *self._orientation(parameters),
+            Operation(fused.color, (*jitter, gray, solarized & ~blurred, *scale)),
+            *self._blur(fused.blur, parameters),
+            *change(crop_steps.solarize_normalized, _where(solarized & blurred), self.mean, self.std),
+        ]
 
-    def _solarize_normalized(self, x: torch.Tensor) -> torch.Tensor:
-        mean, std = self.mean.to(x.device), self.std.to(x.device)
-        return (solarize(x * std + mean) - mean) / std
+    def _blur(self, blur: Callable[..., Tensor], parameters: Tensor) -> list[Operation]:
+        blurred = _where(parameters[:, SIGMA] > 0)
+        return change(blur, blurred, crop_steps.gaussian_kernel(parameters[blurred, SIGMA], self.blur_radius))
 
-    def _blur(self, x: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
-        return gaussian_blur(x, gaussian_kernel(sigma, self.blur_radius))
+    def _orientation(self, parameters: Tensor) -> list[Operation]:
+        """Plan turns and flips, which leave bytes as they are, a rotation, and the drop of channels.
 
-    def _flip_and_rotate(self, crops: torch.Tensor, parameters: torch.Tensor) -> torch.Tensor:
-        """Return a copy: flipped bytes, or values in 0–1 if crops are rotated."""
+        The first operation copies the crops.
+        """
+        operations = []
+        further = self.uniforms > RELEASED_COLUMNS
+        if further:
+            operations += [Operation(torch.clone), *_quarter_turns(parameters)]
         if self.rotation == 0:
-            # Selecting entire crops copies them; flipping some in place takes four times as long.
-            selected = torch.arange(len(crops)) + len(crops) * (parameters[:, FLIP] > 0)
-            return torch.cat([crops, crops.flip(-1)]).index_select(0, selected.to(crops.device))
-        x = _in_unit_range(crops)
-        angle = torch.deg2rad(parameters[:, ROTATION])
-        side = 1 - 2 * parameters[:, FLIP]
-        zero = torch.zeros_like(angle)
-        rows = [side * angle.cos(), -side * angle.sin(), zero, angle.sin(), angle.cos(), zero]
-        matrix = torch.stack(rows, 1).view(-1, 2, 3).to(x.device)
-        grid = F.affine_grid(matrix, list(x.shape), align_corners=False)
-        return F.grid_sample(x, grid, mode="bilinear", padding_mode="reflection", align_corners=False)
+            count = len(parameters)
+            flipped = torch.arange(count) + count * (parameters[:, FLIP] > 0)
+            operations.append(Operation(crop_steps.mirrored, (flipped,)))
+        else:
+            angle, side = torch.deg2rad(parameters[:, ROTATION]), 1 - 2 * parameters[:, FLIP]
+            zero = torch.zeros_like(angle)
+            rows = [side * angle.cos(), -side * angle.sin(), zero, angle.sin(), angle.cos(), zero]
+            operations.append(Operation(crop_steps.rotated, (torch.stack(rows, 1).view(-1, 2, 3),)))
+        if further:
+            dropped = parameters[:, self.dropped, None, None] > 0
+            operations.append(Operation(crop_steps.drop_, (dropped,)))
+        return operations
 
-    def _color_jitter(self, x: torch.Tensor, parameters: torch.Tensor) -> torch.Tensor:
+    def _color_jitter(self, parameters: Tensor) -> list[Operation]:
         order = torch.tensor(ORDERS)[parameters[:, ORDER].long()]
         jittered = parameters[:, JITTER] > 0
         factors = [parameters[:, column] for column in range(BRIGHTNESS, HUE + 1)]
-        steps: list[Callable[..., torch.Tensor]] = [brightness, contrast, saturation, hue]
+        steps: list[Callable[..., Tensor]] = [
+            crop_steps.brightness,
+            crop_steps.contrast,
+            crop_steps.saturation,
+            crop_steps.hue,
+        ]
         if self.per_channel:
             factors[:2] = [parameters[:, columns] for columns in self.factors]
-            steps[1] = contrast_of_channels
+            steps[1] = crop_steps.contrast_of_channels
+        operations = []
         for turn in range(4):
             for number, step in enumerate(steps):
                 if self.strengths[number] > 0 and (self.rgb or number < 2):
-                    _change(x, jittered & (order[:, turn] == number), step, factors[number])
-        return x
+                    index = _where(jittered & (order[:, turn] == number))
+                    operations += change(step, index, factors[number][index])
+        return operations
 
 
-def turned(crops: torch.Tensor, parameters: torch.Tensor) -> torch.Tensor:
-    """Return a copy of square crops (N, C, S, S) with the vertical flips and the quarter turns of each."""
-    crops = crops.clone()
-    _change(crops, parameters[:, VERTICAL_FLIP] > 0, lambda part: part.flip(-2))
+def _quarter_turns(parameters: Tensor) -> list[Operation]:
+    """Plan the vertical flips and the quarter turns."""
+    operations = change(crop_steps.upside_down, _where(parameters[:, VERTICAL_FLIP] > 0))
     for turns in (1, 2, 3):
-        _change(crops, parameters[:, TURNS] == turns, functools.partial(torch.rot90, k=turns, dims=(-2, -1)))
-    return crops
+        turn = functools.partial(torch.rot90, k=turns, dims=(-2, -1))
+        operations += change(turn, _where(parameters[:, TURNS] == turns))
+    return operations
 
 
-def _change(
-    x: torch.Tensor, chosen: torch.Tensor, step: Callable[..., torch.Tensor], *values: torch.Tensor
-) -> None:
-    """Apply a step with its per-crop values in place to the chosen crops only."""
-    index = chosen.nonzero().squeeze(1)
-    if len(index):
-        where = index.to(x.device)
-        x[where] = step(x[where], *(value[index].to(x.device) for value in values))
-
-
-def _in_unit_range(crops: torch.Tensor) -> torch.Tensor:
-    """Convert bytes to float32 in 0–1; floating-point values stay as they are."""
-    return crops if crops.is_floating_point() else crops.float().div_(255)
+def _where(chosen: Tensor) -> Tensor:
+    """Return the indices (n,) of the chosen crops; chosen is bool (N,) on the CPU."""
+    return chosen.nonzero().squeeze(1)
 
 
 def _reason(error: Exception) -> str:
     return next((line for line in reversed(str(error).splitlines()) if "rror" in line), type(error).__name__)
-
-
-def _gray(x: torch.Tensor) -> torch.Tensor:
-    """Return the luminance (N, 1, S, S) as in PIL's mode L, or the mean over channels if not RGB."""
-    if x.shape[1] != 3:
-        return x.mean(1, keepdim=True)
-    weight = torch.tensor(LUMINANCE, device=x.device).view(3, 1, 1)
-    return (x * weight).sum(1, keepdim=True)
-
-
-def _blend(x: torch.Tensor, other: torch.Tensor | float, factor: torch.Tensor) -> torch.Tensor:
-    factor = factor.view(len(factor), -1, 1, 1)
-    return (x * factor + other * (1 - factor)).clamp_(0, 1)
-
-
-def brightness(x: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:
-    """Blend with black; x (N, C, S, S) in 0–1, factor (N,) or, for each channel, (N, C)."""
-    return _blend(x, 0.0, factor)
-
-
-def contrast(x: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:
-    """Blend with the mean luminance of each crop."""
-    return _blend(x, _gray(x).mean((1, 2, 3), keepdim=True), factor)
-
-
-def contrast_of_channels(x: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:
-    """Blend each channel with its own mean; factor (N, C)."""
-    return _blend(x, x.mean((2, 3), keepdim=True), factor)
-
-
-def saturation(x: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:
-    """Blend with the crop's own grayscale; three channels."""
-    return _blend(x, _gray(x), factor)
-
-
-def hue(x: torch.Tensor, shift: torch.Tensor) -> torch.Tensor:
-    """Shift the hue by `shift` (N,) of a full circle, value and saturation unchanged; three channels."""
-    r, g, b = x.unbind(1)
-    value, brightest = x.max(1)
-    chroma = value - x.amin(1)
-    safe = chroma.clamp_min(1e-8)
-    sixths = torch.where(
-        brightest == 0, (g - b) / safe, torch.where(brightest == 1, 2 + (b - r) / safe, 4 + (r - g) / safe)
-    )
-    sixths = sixths + 6 * shift.view(-1, 1, 1)
-    # The inverse of the hexagon: each channel falls from `value` by the chroma, a third of the circle apart.
-    offset = torch.tensor([5.0, 3.0, 1.0], device=x.device).view(3, 1, 1)
-    position = torch.remainder(sixths[:, None] + offset, 6)
-    return value[:, None] - chroma[:, None] * torch.minimum(position, 4 - position).clamp_(0, 1)
-
-
-def gaussian_kernel(sigma: torch.Tensor, radius: int) -> torch.Tensor:
-    """Return Gaussian weights for σ = sigma (N,) pixels at −radius … radius, (N, 2 · radius + 1)."""
-    at = torch.arange(-radius, radius + 1, device=sigma.device)
-    kernel = torch.exp(-0.5 * (at / sigma[:, None]) ** 2)
-    return kernel / kernel.sum(1, keepdim=True)
-
-
-def gaussian_blur(x: torch.Tensor, kernel: torch.Tensor) -> torch.Tensor:
-    """Filter rows and columns of x (N, C, S, S) with kernel (N, 2R + 1), edges repeated."""
-    n, c, height, width = x.shape
-    kernel = kernel.repeat_interleave(c, 0)
-    planes = F.pad(x.reshape(1, n * c, height, width), [kernel.shape[1] // 2] * 4, mode="replicate")
-    planes = F.conv2d(planes, kernel[:, None, None, :], groups=n * c)
-    planes = F.conv2d(planes, kernel[:, None, :, None], groups=n * c)
-    return planes.view(n, c, height, width)
-
-
-def solarize(x: torch.Tensor) -> torch.Tensor:
-    """Invert the values that round to 128 / 255 and above."""
-    return torch.where(x >= 127.5 / 255, 1 - x, x)

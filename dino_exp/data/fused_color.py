@@ -34,13 +34,16 @@ class Steps(NamedTuple):
     """(N,), the hue shift as a share of the full circle."""
 
 
-def jitter_steps(jittered: Tensor, order: Tensor, factors: Tensor) -> tuple[Steps, Steps]:
+def jitter_steps(jittered: Tensor, order: Tensor, factors: Tensor) -> tuple[Steps, Tensor, Steps]:
     """Compute the numbers of the color jitter, and those of its part before the contrast.
 
     Args:
         jittered: bool (N,).
         order: int64 (N, 4), the step (0 brightness, 1 contrast, 2 saturation, 3 hue) of each turn.
         factors: (N, 4) brightness, contrast and saturation factors, and hue shift.
+
+    Returns:
+        The jitter of all crops; int64 (n,), the crops with contrast; and for those the part before it.
     """
     n = len(order)
     factors = torch.where(jittered[:, None], factors, factors.new_tensor([1, 1, 1, 0]))
@@ -57,7 +60,12 @@ def jitter_steps(jittered: Tensor, order: Tensor, factors: Tensor) -> tuple[Step
         torch.zeros_like(offset),
         torch.where(slot[:, 1] >= SLOTS, factors[:, 3], 0.0),
     )
-    return Steps(gain, share, offset, factors[:, 3]), earlier
+    contrasted = offset.any(1).nonzero().squeeze(1)
+    return (
+        Steps(gain, share, offset, factors[:, 3]),
+        contrasted,
+        Steps(*(numbers[contrasted] for numbers in earlier)),
+    )
 
 
 def mean_luminance(crops: Tensor, steps: Steps) -> Tensor:
@@ -160,6 +168,7 @@ class FusedColor:
         self,
         crops: Tensor,
         steps: Steps,
+        contrasted: Tensor,
         earlier: Steps,
         gray: Tensor,
         solarized: Tensor,
@@ -168,15 +177,11 @@ class FusedColor:
     ) -> Tensor:
         """Apply jitter, grayscale, solarization and normalization; see the function `color`.
 
-        `steps` and `earlier` are what `jitter_steps` returns, on the CPU.
+        The jitter is what `jitter_steps` returns, on the device of the crops.
         """
-        rows = steps.offset.any(1).nonzero().squeeze(1)  # with contrast
         luminance = torch.zeros(len(crops), device=crops.device)
-        if len(rows):
-            where = rows.to(crops.device)
-            earlier = Steps(*(numbers[rows].to(crops.device) for numbers in earlier))
-            luminance[where] = self._mean_luminance(crops.index_select(0, where), earlier)
-        steps = Steps(*(numbers.to(crops.device) for numbers in steps))
+        if len(contrasted):
+            luminance[contrasted] = self._mean_luminance(crops.index_select(0, contrasted), earlier)
         steps = steps._replace(offset=steps.offset * luminance[:, None])
         return self._color(crops, steps, gray, solarized, mean, std)
 

@@ -280,7 +280,22 @@ class Trainer(TrainingState):
                 raise
 
     def augmented(self, batch: CropBatch) -> list[torch.Tensor]:
-        """Return the crops of both resolutions on the device, augmented and normalized, crop-major."""
+        """Return the crops of both resolutions on the device, augmented and normalized, crop-major.
+
+        On a GPU this is enqueued in a stream of its own, which later work waits for. The host is ahead of the
+        device and comes here while the step before is still being computed, so both run at the same time.
+        """
+        if self._input_stream is None:
+            return self._augmented(batch)
+        with torch.cuda.stream(self._input_stream):
+            views = self._augmented(batch)
+        stream = torch.cuda.current_stream(self.device)
+        stream.wait_stream(self._input_stream)
+        for view in views:
+            view.record_stream(stream)  # or the next batch could get its memory while a step uses it
+        return views
+
+    def _augmented(self, batch: CropBatch) -> list[torch.Tensor]:
         views, start = [], 0
         for crops in (batch.global_crops, batch.local_crops):
             if len(crops):
