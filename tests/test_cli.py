@@ -47,6 +47,20 @@ def test_errors_and_help_do_not_import_torch() -> None:
     assert done.stderr.splitlines()[-1] == "[0, 2, 2, 2] set()"
 
 
+@pytest.mark.spawn
+@pytest.mark.parametrize(
+    ("module", "without"),
+    [
+        ("dino_exp.training.run", {"timm", "torchvision", "wandb"}),
+        ("dino_exp.inspection.inspect_command", {"torch", "matplotlib"}),
+    ],
+)
+def test_starting_waits_for_no_library_that_is_not_needed(module: str, without: set[str]) -> None:
+    code = f"import sys, {module}; print({without} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert done.stdout == "set()\n"
+
+
 def test_cfg_prints_the_configuration_even_where_it_cannot_run(tmp_path: Path) -> None:
     done = train(tmp_path, "trainer.epochs=9", "--cfg", "job", "experiment=paper_vits16")
     assert done.returncode == 0

@@ -17,7 +17,6 @@ from dino_exp.data import storage
 from dino_exp.data.augment import RELEASED_COLUMNS, Augment
 from dino_exp.data.crops import MultiCrop
 from dino_exp.data.loader_processes import made_by_processes
-from dino_exp.data.pil_reference import ReleasedPipeline
 from dino_exp.data.source import CorruptImageError, ImageSource
 from dino_exp.errors import UserError
 from dino_exp.seeding import generator
@@ -73,7 +72,11 @@ class CropBatches:
         self, source: ImageSource, crops: MultiCrop, augment: Augment, seed: int, backend: str
     ) -> None:
         self.source, self.crops, self.augment, self.seed = source, crops, augment, seed
-        self.released = ReleasedPipeline(crops, augment) if backend == "pil" else None
+        self.released = None
+        if backend == "pil":
+            from dino_exp.data.pil_reference import ReleasedPipeline  # torchvision takes a second
+
+            self.released = ReleasedPipeline(crops, augment)
 
     def bytes_of(self, images: int) -> int:
         """Return the bytes of a batch."""

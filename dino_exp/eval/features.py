@@ -8,8 +8,6 @@ from typing import Protocol
 
 import torch
 from torch import Tensor, nn
-from torchvision.transforms.v2 import InterpolationMode
-from torchvision.transforms.v2 import functional as transforms
 
 from dino_exp.data.read_ahead import ahead
 from dino_exp.data.source import CorruptImageError, ImageSource
@@ -53,20 +51,23 @@ def evaluating(network: nn.Module) -> Iterator[None]:
 
 
 def resize_and_crop(
-    images: Tensor,
-    image_size: int,
-    crop_ratio: float,
-    interpolation: InterpolationMode = InterpolationMode.BICUBIC,
+    images: Tensor, image_size: int, crop_ratio: float, interpolation: str = "bicubic"
 ) -> Tensor:
     """Return the central square of images (..., C, H, W), as (..., C, image_size, image_size).
 
     The shorter side becomes image_size / crop_ratio, antialiased; 224 / 0.875 = 256 is the released code's
-    evaluation. Images that already have the size are not changed.
+    evaluation. Images that already have the size are not changed. Interpolations are named as in torchvision.
     """
+    if crop_ratio == 1 and images.shape[-2:] == (image_size, image_size):
+        return images
+    from torchvision.transforms.v2 import InterpolationMode  # seconds, which small images need not wait for
+    from torchvision.transforms.v2 import functional as transforms
+
     most = LONGEST * min(images.shape[-2:])
     if max(images.shape[-2:]) > most:
         images = transforms.center_crop(images, [min(side, most) for side in images.shape[-2:]])
-    resized = transforms.resize(images, [round(image_size / crop_ratio)], interpolation, antialias=True)
+    side, mode = round(image_size / crop_ratio), InterpolationMode(interpolation)
+    resized = transforms.resize(images, [side], mode, antialias=True)
     return transforms.center_crop(resized, [image_size, image_size])
 
 

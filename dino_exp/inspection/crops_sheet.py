@@ -9,11 +9,15 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from dino_exp.console import Console
 from dino_exp.data.crops import MultiCrop
 from dino_exp.data.file_sets import absolute_path
 from dino_exp.data.stored_values import stored_values
+from dino_exp.errors import in_words, warn
+from dino_exp.inspection.image_choices import Sides
 from dino_exp.inspection.measured import Measured
 from dino_exp.inspection.measuring import Inspection
+from dino_exp.machine import Hardware
 from dino_exp.plots.sheets import plot_crops
 from dino_exp.seeding import generator
 
@@ -21,6 +25,21 @@ LOCAL_CROPS = 4
 """Local crops that are shown; a training may cut more."""
 SHOWN_PIXELS = 512
 """Longer side of an image on the sheet."""
+
+
+def write_sheet(inspection: Inspection, console: Console) -> None:
+    """Write the sheet of crops and print where it is, or why there is none."""
+    out = sheet_path(inspection.measured.place)
+    if out is None:
+        warn(["No sheet of crops: this is the folder of the images, to which nothing is written."])
+        return
+    try:
+        sides = Sides.fitting(inspection.measured, Hardware.here())
+        draw(inspection, (sides.crop, sides.local), out)
+    except OSError as error:
+        warn([f"No sheet of crops: {in_words(error)}."])
+        return
+    console.print(f"Crops as a training would cut them: {out}", soft_wrap=True)
 
 
 def sheet_path(place: str) -> Path | None:

@@ -6,15 +6,9 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from dino_exp.console import Console, a_console, log_lines_on
-from dino_exp.errors import INTERRUPTED, in_words, program, warn
-from dino_exp.inspection.crops_sheet import draw, sheet_path
-from dino_exp.inspection.findings import print_findings
-from dino_exp.inspection.image_choices import Sides
-from dino_exp.inspection.measuring import Inspection, inspect
-from dino_exp.inspection.recipe import experiment_path, write
+from dino_exp.console import a_console, log_lines_on
+from dino_exp.errors import INTERRUPTED, program
 from dino_exp.installation import as_typed
-from dino_exp.machine import Hardware
 
 PROGRAMS = """dino-exp inspect PATH   look at images that nobody has seen: dino-exp inspect --help
 dino-train              train, sweep and search: dino-train --help
@@ -51,6 +45,12 @@ def inspect_main(argv: Sequence[str] | None = None) -> int:
 def run(argv: Sequence[str]) -> int:
     """Look at the images, print what was found, and write a sheet of crops."""
     arguments = _parser().parse_args(argv)
+    # late, as torch and Matplotlib come with them, which help and errors need not wait for
+    from dino_exp.inspection.crops_sheet import write_sheet
+    from dino_exp.inspection.findings import print_findings
+    from dino_exp.inspection.measuring import inspect
+    from dino_exp.inspection.recipe import experiment_path, write
+
     console = a_console()
     if arguments.write is not None:
         experiment_path(arguments.write)  # before minutes of looking
@@ -58,7 +58,7 @@ def run(argv: Sequence[str]) -> int:
         with log_lines_on(console):
             inspection = inspect(arguments.path, arguments.images, console)
         print_findings(inspection.measured, console)
-        _write_sheet(inspection, console)
+        write_sheet(inspection, console)
         if arguments.write is not None:
             write(inspection.measured, arguments.write, console)
     except KeyboardInterrupt:
@@ -98,17 +98,3 @@ def _positive(text: str) -> int:
     if not text.isdecimal() or not int(text):
         raise argparse.ArgumentTypeError(f"{text} is not a number of images from 1 on")
     return int(text)
-
-
-def _write_sheet(inspection: Inspection, console: Console) -> None:
-    out = sheet_path(inspection.measured.place)
-    if out is None:
-        warn(["No sheet of crops: this is the folder of the images, to which nothing is written."])
-        return
-    try:
-        sides = Sides.fitting(inspection.measured, Hardware.here())
-        draw(inspection, (sides.crop, sides.local), out)
-    except OSError as error:
-        warn([f"No sheet of crops: {in_words(error)}."])
-        return
-    console.print(f"Crops as a training would cut them: {out}", soft_wrap=True)

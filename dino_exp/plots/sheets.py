@@ -131,7 +131,11 @@ def _sheet(rows: int, titles: Sequence[str], caption: str, note: str) -> tuple[F
         wspace=0.06,
         hspace=0.06,
     )
-    axes = [[figure.add_subplot(grid[row, column]) for column in range(len(titles))] for row in range(rows)]
+    axes = [
+        # ticks would take most of the sheet's time, though nobody sees them
+        [figure.add_subplot(grid[row, column], xticks=[], yticks=[]) for column in range(len(titles))]
+        for row in range(rows)
+    ]
     for cell_axes in figure.axes:
         cell_axes.set_axis_off()
     for cell_axes, title in zip(axes[0], titles, strict=True) if rows else ():

@@ -13,7 +13,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
-from timm.layers import resample_patch_embed
 from torch import Tensor, nn
 
 from dino_exp.weights.released_layout import State
@@ -87,6 +86,8 @@ def adapt_input(
         if CHANNELS in changes:
             weight, rules[CHANNELS] = _with_channels(weight, wanted.shape[1])
         if PATCH in changes:
+            from timm.layers import resample_patch_embed  # timm takes a fifth of a run's start
+
             weight = resample_patch_embed(weight, list(wanted.shape[2:]))
             rules[PATCH] = "pseudo-inverse resize"
         result[f"backbone.{name}"] = weight

@@ -7,12 +7,9 @@ from collections.abc import Iterable, Iterator, Mapping
 from functools import partial
 from typing import Any
 
-import timm
 import torch
-import torchvision
 from torch import Tensor
 
-from dino_exp.backbone.library import timm_backbone
 from dino_exp.backbone.vit import VisionTransformer
 from dino_exp.weights.networks_in_file import UNUSED, is_the_network
 
@@ -77,6 +74,11 @@ def _options(own: Mapping[str, Tensor]) -> str:
 
 def _usual_networks(own: Mapping[str, Tensor]) -> Iterator[tuple[str, Any]]:
     """Yield the options of networks that may have such tensors, and a function that builds each."""
+    import timm  # late: these libraries take seconds, and files that fit need none of this
+    import torchvision
+
+    from dino_exp.backbone.library import timm_backbone
+
     patches, token = own.get("patch_embed.proj.weight"), own.get("cls_token")
     if patches is not None and token is not None:
         width, channels, patch = token.shape[2], patches.shape[1], patches.shape[-1]

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torchvision.transforms.v2 import InterpolationMode
 
 from dino_exp.data.source import ImageSource
 from dino_exp.errors import UserError
@@ -102,7 +101,7 @@ def attend(subject: Subject, source: ImageSource, indices: Sequence[int], batch_
 
 def _coverage(mask: Tensor, subject: Subject) -> Tensor:
     shares = mask.float().unsqueeze(0)
-    return resize_and_crop(shares, subject.image_size, subject.crop_ratio, InterpolationMode.BILINEAR)[0]
+    return resize_and_crop(shares, subject.image_size, subject.crop_ratio, "bilinear")[0]
 
 
 def attention_mass(attention: Tensor, masks: Tensor) -> AttentionMass:

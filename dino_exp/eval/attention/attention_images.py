@@ -66,8 +66,7 @@ class DataSetImages:
         if not self._source.has_masks:
             return None
         mask = self._source.mask(index).to(torch.uint8)[None] * OBJECT
-        nearest = InterpolationMode.NEAREST_EXACT
-        return resize_and_crop(mask, self._side, self._subject.crop_ratio, nearest)[0]
+        return resize_and_crop(mask, self._side, self._subject.crop_ratio, "nearest-exact")[0]
 
 
 class FileImages:
