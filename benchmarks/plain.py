@@ -13,7 +13,7 @@ from unittest import mock
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from dino_exp.backbone.vit import Block, Shapes, VisionTransformer, class_tokens, for_tokens
 from dino_exp.dino.optimizer import parameter_groups
@@ -72,9 +72,9 @@ def clip_one_by_one(parameters: Iterable[Tensor], max_norm: float) -> Tensor:
 
 
 @torch.no_grad()
-def update_one_by_one(teacher: nn.Module, student: nn.Module, momentum: float) -> None:
+def update_one_by_one(teacher: Iterable[Tensor], student: Iterable[Tensor], momentum: float) -> None:
     """Update one parameter after the other."""
-    for target, source in zip(teacher.parameters(), student.parameters(), strict=True):
+    for target, source in zip(teacher, student, strict=True):
         target.mul_(momentum).add_((1 - momentum) * source.detach())
 
 
@@ -86,6 +86,13 @@ def _looped_adamw(trainer: Trainer) -> Any:
     groups = parameter_groups(trainer.student)
     adamw = torch.optim.AdamW(groups, lr=0.0, weight_decay=0.0, foreach=False)
     return mock.patch.object(trainer, "optimizer", adamw)
+
+
+def _pairwise_loss(trainer: Trainer) -> Any:
+    temperature = trainer.dino_loss.student_temp
+    return mock.patch.object(
+        trainer.dino_loss, "cross_entropy", lambda *of_both: pairwise_loss(*of_both, temperature)
+    )
 
 
 @contextmanager
@@ -107,7 +114,7 @@ UNDO: dict[str, Callable[[Trainer], Any]] = {
         "dino_exp.backbone.vit.VisionTransformer.forward", by=size_by_size
     ),
     "class token alone in the last block": _patch("dino_exp.backbone.vit.Block.forward", by=every_token),
-    "factorized loss": _patch("dino_exp.training.trainer.cross_entropy_over_pairs", by=pairwise_loss),
+    "factorized loss": _pairwise_loss,
     "fused AdamW": _looped_adamw,
     "grouped clipping": _patch("dino_exp.training.trainer.clip_gradients", by=clip_one_by_one),
     "grouped EMA": _patch("dino_exp.training.trainer.update_teacher", by=update_one_by_one),

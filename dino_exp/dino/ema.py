@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from dino_exp.dino.schedule import constant_schedule, cosine_schedule, linear_schedule
 
@@ -24,15 +24,13 @@ def momentum_schedule(
 
 
 @torch.no_grad()
-def update_teacher(teacher: nn.Module, student: nn.Module, momentum: float) -> None:
+def update_teacher(teacher: tuple[Tensor, ...], student: tuple[Tensor, ...], momentum: float) -> None:
     """Move the teacher's parameters towards the student's, in place and in the parameters' own precision.
 
     Call it after the optimizer's step, with `momentum` λ of that step. Buffers are not averaged: the
-    teacher's batch norms gather their own statistics. Both networks must have the same parameters in the same
-    order. Raises `ValueError` if their numbers differ.
+    teacher's batch norms gather their own statistics. Both must be the same parameters in the same order.
+    Raises `ValueError` if their numbers differ.
     """
-    targets: list[Tensor] = list(teacher.parameters())
-    sources: list[Tensor] = list(student.parameters())
-    if len(targets) != len(sources):
-        raise ValueError(f"the teacher has {len(targets)} parameters and the student {len(sources)}")
-    torch._foreach_lerp_(targets, sources, 1 - momentum)
+    if len(teacher) != len(student):
+        raise ValueError(f"the teacher has {len(teacher)} parameters and the student {len(student)}")
+    torch._foreach_lerp_(teacher, student, 1 - momentum)

@@ -19,7 +19,6 @@ from dino_exp.data.loader import BatchOrder, CropBatch, batches
 from dino_exp.data.source import Splits
 from dino_exp.dino import diagnostics
 from dino_exp.dino.ema import update_teacher
-from dino_exp.dino.loss import cross_entropy_over_pairs
 from dino_exp.dino.model import NetworkOutput
 from dino_exp.dino.optimizer import clip_gradients, freeze_last_layer
 from dino_exp.dino.verdict import Verdict
@@ -130,7 +129,7 @@ class Trainer(TrainingState):
                 with self._autocast():
                     student = self.student_of_all([micro_batch(view, batch, part, parts) for view in views])
                 targets = micro_batch(probabilities, batch, part, parts)
-                loss = cross_entropy_over_pairs(student.logits, targets, self.dino_loss.student_temp) / parts
+                loss = self.dino_loss.cross_entropy(student.logits, targets) / parts
                 self.scaler.scale(loss).backward()
             passes.losses.append(loss.detach())
             if observe:
@@ -143,12 +142,12 @@ class Trainer(TrainingState):
         """Move student and teacher, and count the step; return the gradients' norm before clipping."""
         plan, step = self.plan, self.step
         self.scaler.unscale_(self.optimizer)
-        grad_norm = clip_gradients(self.student.parameters(), self.cfg.optimizer.clip_grad)
+        grad_norm = clip_gradients(self.parameters, self.cfg.optimizer.clip_grad)
         if step < plan.freeze_steps:
             freeze_last_layer(self.student.head)
         self.scaler.step(self.optimizer)
         self.scaler.update()
-        update_teacher(self.teacher, self.student, float(plan.ema_momentum[step]))
+        update_teacher(self.teacher_parameters, self.parameters, float(plan.ema_momentum[step]))
         self.step += 1
         return grad_norm
 
@@ -178,7 +177,7 @@ class Trainer(TrainingState):
             "center_norm": self.dino_loss.center.norm(),
             "center_change": (self.dino_loss.center - center_before).norm(),
             "teacher_student_distance": diagnostics.relative_distance(
-                list(self.student.parameters()), list(self.teacher.parameters())
+                self.parameters, self.teacher_parameters
             ),
             "not_finite": distributed.total(self._not_finite.clone()),
         }

@@ -52,6 +52,10 @@ class TrainingState:
         self.plan = Plan.of(cfg, len(splits.train), distributed.count())
         self.student, self.teacher = build_networks(cfg)
         prepare_networks(cfg, self.student, self.teacher, device)
+        self.parameters, self.teacher_parameters = (
+            tuple(network.parameters()) for network in (self.student, self.teacher)
+        )
+        """Those of student and teacher, because to find them in the modules takes time in every step."""
         self.student_of_all: torch.nn.Module = self.student
         """The student; after `join` its gradients are averaged over the processes."""
         crops: MultiCrop = build(cfg.crops)
@@ -62,6 +66,8 @@ class TrainingState:
             self.augment.fuse()
         self.crop_batches = CropBatches(splits.train, crops, self.augment, cfg.trainer.seed, cfg.data.backend)
         self.dino_loss: DINOLoss = build(cfg.loss, out_dim=cfg.head.out_dim).to(device)
+        if cfg.trainer.compile and device.type == "cuda":  # on a CPU its loop is as fast
+            self.dino_loss.compile()
         self.optimizer: torch.optim.Optimizer = build(cfg.optimizer, params=parameter_groups(self.student))
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.autocast_type is torch.float16)
         teacher = subject_of(cfg, self.teacher.backbone, device, self.workers)

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from dino_exp.dino.diagnostics import describe, effective_rank, fetch, observe, relative_distance, spread
+from dino_exp.dino.diagnostics import describe, effective_ranks, fetch, observe, relative_distance, spread
 from dino_exp.dino.model import NetworkOutput
 
 
@@ -35,9 +35,25 @@ def test_entropies_and_mutual_information(case: str) -> None:
 
 
 def test_effective_rank_counts_equal_directions() -> None:
-    assert effective_rank(torch.eye(7)).item() == pytest.approx(7, rel=1e-5)
-    assert effective_rank(torch.ones(9, 5)).item() == pytest.approx(1, rel=1e-3)
-    assert effective_rank(torch.full((9, 5), math.inf)).isnan()
+    assert effective_ranks(torch.eye(7))[0].item() == pytest.approx(7, rel=1e-9)
+
+
+@pytest.mark.parametrize(("n", "d"), [(512, 48), (40, 96)])
+def test_effective_ranks_are_those_of_the_singular_values(n: int, d: int) -> None:
+    generator = torch.Generator().manual_seed(0)
+    healthy = torch.randn(n, d, generator=generator) * torch.logspace(0, -2, d)
+    collapsed = healthy[:1].expand(n, d)
+    duplicates = healthy[:8].repeat(n // 8, 1)
+    nearly = healthy[:1] + 1e-4 * torch.randn(n, d, generator=generator)
+    not_finite = healthy.clone()
+    not_finite[3, 5] = math.nan
+    networks = (healthy, collapsed, duplicates, nearly)
+    for rows, rank in zip(networks, effective_ranks(*networks, not_finite), strict=False):
+        values = torch.linalg.svdvals(rows.double())
+        expected = torch.special.entr(values / values.sum()).sum().exp()
+        assert rank.item() == pytest.approx(expected.item(), rel=1e-4)
+    ranks = [rank.item() for rank in effective_ranks(not_finite, torch.zeros(n, d), torch.full((n, d), math.inf))]
+    assert ranks == pytest.approx([math.nan, 1.0, math.nan], nan_ok=True)
 
 
 def test_spread_is_one_when_even_and_zero_when_constant() -> None:

@@ -4,14 +4,25 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from dino_exp.backbone.vit import VisionTransformer
 from dino_exp.dino.head import DINOHead
-from dino_exp.dino.optimizer import adamw, clip_gradients, freeze_last_layer, lars, parameter_groups, sgd
+from dino_exp.dino.optimizer import (
+    adamw,
+    clip_gradients,
+    freeze_last_layer,
+    in_full_size,
+    lars,
+    parameter_groups,
+    sgd,
+)
 
 
 def small_head() -> DINOHead:
@@ -80,6 +91,54 @@ def test_clipping_at_zero_only_returns_the_norm() -> None:
     parameter.grad = torch.tensor([30.0, 40.0])
     assert clip_gradients([parameter], 0.0).item() == 50
     assert parameter.grad.tolist() == [30, 40]
+
+
+class Recorder(TorchDispatchMode):
+    """The operations that run, with their arguments."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[tuple[str, tuple[Any, ...]]] = []
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.seen.append((function.__name__, args))
+        return function(*args, **(kwargs or {}))
+
+
+def on_a_fake_gpu() -> list[nn.Parameter]:
+    """A network's parameters with gradients in their layouts, without values."""
+    parameters = []
+    for size in ((8,), (3, 8), (5, 1), (8, 3, 4, 4), (1, 1, 8)):
+        layout = torch.channels_last if len(size) == 4 else torch.contiguous_format
+        parameters.append(nn.Parameter(torch.empty(size, device="cuda", memory_format=layout)))
+        parameters[-1].grad = torch.empty_like(parameters[-1])
+    return parameters
+
+
+@pytest.mark.parametrize("kind", ["clipping", "lars"])
+def test_products_on_a_gpu_are_grouped(kind: str) -> None:
+    with FakeTensorMode():
+        parameters = on_a_fake_gpu()
+        optimizer = lars(params=[{"params": parameters}])
+        with Recorder() as recorder:
+            if kind == "lars":
+                optimizer.step()
+            else:
+                clip_gradients(parameters, 3.0)
+    ((tensors, factors),) = [args for name, args in recorder.seen if name == "_foreach_mul_.List"]
+    assert len(tensors) == len(factors) == sum(kind == "clipping" or p.ndim != 1 for p in parameters)
+    for tensor, factor in zip(tensors, factors, strict=True):  # what PyTorch asks for
+        assert (tensor.shape, tensor.stride(), tensor.dtype) == (factor.shape, factor.stride(), factor.dtype)
+
+
+def test_factors_in_full_size_multiply_alike() -> None:
+    generator = torch.Generator().manual_seed(0)
+    tensors = [torch.randn(size, generator=generator) for size in ((5,), (3, 1), (2, 3, 4, 4), (), (1, 7))]
+    tensors[2] = tensors[2].contiguous(memory_format=torch.channels_last)
+    factors = torch.rand(5, generator=generator)
+    for tensor, factor, full in zip(tensors, factors, in_full_size(tensors, factors.unbind()), strict=True):
+        assert torch.equal(tensor * full, tensor * factor)
+        assert full.stride() == tensor.stride()
 
 
 @pytest.mark.parametrize("build", [adamw, sgd, lars])
