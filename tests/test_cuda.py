@@ -9,14 +9,16 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 import torch
 
-from benchmarks.step import random_views
 from dino_exp.config.compose import compose
 from dino_exp.config.targets import build
+from dino_exp.data.loader import BatchOrder, CropBatch, batches
 from dino_exp.installation import CONF
 from dino_exp.training import checkpoint
 from dino_exp.training.graph import WARM_UP
@@ -50,20 +52,35 @@ def test_colors_equal_those_of_the_cpu_within_two_gray_levels(fused: bool, size:
     assert ((found - expected).abs() * std).max() < OF_A_BYTE
 
 
+def pinned_batch(of: Trainer, step: int = 0) -> CropBatch:
+    """Return the batch of a step as the loop gets it."""
+    order = BatchOrder(len(of.splits.train), of.cfg.trainer.batch_size, of.cfg.trainer.seed, step, step + 1)
+    (batch,) = batches(of.crop_batches, order, 0, pin_memory=True)
+    assert batch.global_crops.flatten(0, 1).is_pinned()
+    return batch
+
+
+@contextmanager
+def no_waiting() -> Iterator[None]:
+    """Raise where the host waits for the device."""
+    before = torch.cuda.get_sync_debug_mode()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        yield
+    finally:
+        torch.cuda.set_sync_debug_mode(before)
+
+
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("optimizer", ["adamw", "sgd", "lars"])
 def test_a_step_does_not_wait_for_the_device(precision: str, optimizer: str, tmp_path: Path) -> None:
     words = ["experiment=debug", f"optimizer={optimizer}", "optimizer.warmup_epochs=0"]
     cfg = compose([*words, f"data.root={tmp_path}", f"trainer.precision={precision}"])
     trainer = Trainer(cfg, build(cfg.data), GPU)
-    views = random_views(trainer)
-    trainer.train_step(views)  # some kernels are prepared at their first use
-    before = torch.cuda.get_sync_debug_mode()
-    torch.cuda.set_sync_debug_mode("error")
-    try:
-        losses = torch.stack([trainer.train_step(views)[0] for _ in range(3)])
-    finally:
-        torch.cuda.set_sync_debug_mode(before)
+    batch = pinned_batch(trainer)
+    trainer.train_step(trainer.augmented(batch))  # some kernels are prepared at their first use
+    with no_waiting():
+        losses = torch.stack([trainer.train_step(trainer.augmented(batch))[0] for _ in range(3)])
     assert losses.isfinite().all()
 
 
@@ -108,6 +125,39 @@ def test_replaying_a_step_does_not_wait_for_the_device(tmp_path: Path) -> None:
     finally:
         torch.cuda.set_sync_debug_mode(before)
     assert len(set(losses.tolist())) == 3  # a replay does not overwrite the loss of the one before
+
+
+UPRIGHT = "augment.rotation=0"
+INPUTS = {
+    "released": ["augment=released"],
+    "rotated": ["augment.rotation=30"],
+    "turned": [UPRIGHT, "augment.vertical_flip=0.5", "augment.quarter_turns=1", "augment.channel_drop=0.3"],
+    "per channel": [UPRIGHT, "augment.per_channel=true", "augment.gray_method=average"],
+    "made by PIL": [UPRIGHT, "data.backend=pil"],
+}
+
+
+@pytest.mark.parametrize("fused", [False, True])
+@pytest.mark.parametrize("words", INPUTS.values(), ids=INPUTS)
+def test_input_is_made_while_the_step_before_runs(words: list[str], fused: bool, tmp_path: Path) -> None:
+    cfg = compose(["experiment=debug", f"data.root={tmp_path}", *words])
+    trainer = Trainer(cfg, build(cfg.data), GPU)
+    if fused:
+        trainer.augment.fuse()
+    made = [pinned_batch(trainer, step) for step in range(4)]
+    expected = [trainer._augmented(batch) for batch in made]  # in one stream, one after another
+    for _ in range(2):  # the first time memory is allocated, which may wait
+        torch.cuda.synchronize()
+        seen, done = [], torch.cuda.Event()
+        with no_waiting():
+            torch.cuda._sleep(1_000_000_000)  # a step of half a second
+            for batch in made:
+                seen.append([view.clone() for view in trainer.augmented(batch)])
+            done.record()
+        trainer._input_stream.synchronize()
+        before_the_step_ended = not done.query()
+    assert before_the_step_ended
+    torch.testing.assert_close(seen, expected, rtol=0, atol=0)
 
 
 def run(folder: Path, *words: str) -> Path:

@@ -4,7 +4,7 @@ Brightness, contrast, saturation and grayscale are all x ← gain·x + share·lu
 0–1, with numbers per crop (Haeberli 1993). So any order of the four jitter steps is: up to three such
 steps, the hue, up to three more. Crops that skip a step get the numbers that change nothing; no crop takes a
 branch, and no intermediate image is written to memory. Contrast needs the mean luminance of the image before
-it, which is the first pass. `augment` has the definition, step by step; a test keeps both equal.
+it, which is the first pass. `crop_steps` has the definition, step by step; a test keeps both equal.
 """
 
 from __future__ import annotations

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import logging
 import math
@@ -284,7 +285,7 @@ class Trainer(TrainingState):
         On a GPU this is enqueued in a stream of its own, which later work waits for. The host is ahead of the
         device and comes here while the step before is still being computed, so both run at the same time.
         """
-        if self._input_stream is None:
+        if self.device.type != "cuda":
             return self._augmented(batch)
         with torch.cuda.stream(self._input_stream):
             views = self._augmented(batch)
@@ -293,6 +294,10 @@ class Trainer(TrainingState):
         for view in views:
             view.record_stream(stream)  # or the next batch could get its memory while a step uses it
         return views
+
+    @functools.cached_property
+    def _input_stream(self) -> torch.cuda.Stream:
+        return torch.cuda.Stream(self.device)
 
     def _augmented(self, batch: CropBatch) -> list[torch.Tensor]:
         views, start = [], 0

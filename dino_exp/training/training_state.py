@@ -89,7 +89,6 @@ class TrainingState:
         self.training_seconds = 0.0
         """The part of `seconds` that was not spent on evaluations."""
         self._not_finite = torch.zeros((), device=device)
-        self._input_stream = torch.cuda.Stream(device) if device.type == "cuda" else None
 
     def join(self) -> None:
         """Wrap the student so that gradients are averaged; all processes call it before the first step."""

@@ -8,7 +8,7 @@ import torch
 from PIL import Image, ImageEnhance, ImageFilter, ImageOps
 from torchvision.transforms import functional as torchvision_transforms
 
-from dino_exp.data import augment
+from dino_exp.data import augment, crop_steps
 from tests.data.sources import noise, released_augment
 
 NO_STEP = torch.tensor([[0, 0, 0, 0, 1, 1, 1, 0, 0, 0, 0]], dtype=torch.float32)
@@ -80,8 +80,8 @@ def test_rotation_turns_by_the_angle_and_keeps_the_flip(photo: Image.Image) -> N
 def test_order_of_the_jitter_is_followed(photo: Image.Image) -> None:
     x = as_tensor(photo) / 255
     first, second = torch.tensor([1.4]), torch.tensor([0.6])
-    contrast_last = augment.contrast(augment.brightness(x, first), second)
-    brightness_last = augment.brightness(augment.contrast(x, second), first)
+    contrast_last = crop_steps.contrast(crop_steps.brightness(x, first), second)
+    brightness_last = crop_steps.brightness(crop_steps.contrast(x, second), first)
     assert (contrast_last - brightness_last).abs().max() > 0.05
     columns = dict(jitter=1, brightness=1.4, contrast=0.6)
     for order, expected in ((0, contrast_last), (23, brightness_last)):
@@ -142,13 +142,13 @@ def test_the_steps_follow_each_other_in_the_released_order(photo: Image.Image) -
     )
     table = parameters(order=0, solarize=1, **columns)
     x = (as_tensor(photo) / 255).flip(-1)
-    x = augment.brightness(x, table[:, augment.BRIGHTNESS])
-    x = augment.contrast(x, table[:, augment.CONTRAST])
-    x = augment.saturation(x, table[:, augment.SATURATION])
-    x = augment.hue(x, table[:, augment.HUE])
+    x = crop_steps.brightness(x, table[:, augment.BRIGHTNESS])
+    x = crop_steps.contrast(x, table[:, augment.CONTRAST])
+    x = crop_steps.saturation(x, table[:, augment.SATURATION])
+    x = crop_steps.hue(x, table[:, augment.HUE])
     x = torch.tensor(torchvision_transforms.rgb_to_grayscale(x, 3).numpy())
-    x = augment.gaussian_blur(x, augment.gaussian_kernel(table[:, augment.SIGMA], radius=6))
-    x = augment.solarize(x)
+    x = crop_steps.gaussian_blur(x, crop_steps.gaussian_kernel(table[:, augment.SIGMA], radius=6))
+    x = crop_steps.solarize(x)
     expected = torchvision_transforms.normalize(x, [0.5, 0.4, 0.3], [0.2, 0.3, 0.4])
     ours = released_augment(mean=[0.5, 0.4, 0.3], std=[0.2, 0.3, 0.4])(as_tensor(photo), table)
     torch.testing.assert_close(ours, expected, atol=2e-3, rtol=0)

@@ -1,4 +1,4 @@
-"""The compiled form of the color steps against their definition in `augment`."""
+"""The compiled form of the color steps against their definition in `augment` and `crop_steps`."""
 
 import logging
 from typing import Any

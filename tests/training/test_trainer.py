@@ -1,6 +1,7 @@
 """One step: in parts, in half precision, and compiled."""
 
 import shutil
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +10,11 @@ import torch
 
 from dino_exp.config.compose import compose
 from dino_exp.config.targets import build
+from dino_exp.data.loader import BatchOrder, batches
 from dino_exp.errors import UserError
 from dino_exp.seeding import seed_step
 from dino_exp.training.trainer import Trainer
+from tests.gpu_without_values import gpu_without_values
 
 WITHOUT_BATCH_NORM = ("backbone.stem=patch", "trainer.batch_size=16")
 DOUBLE = torch.float64
@@ -153,3 +156,42 @@ def test_a_restored_trainer_has_the_entire_state_of_the_saved_one(tmp_path: Path
         torch.testing.assert_close(found[part], state[part], rtol=0, atol=0)
     for part in state.keys() - {"config", *tensors}:
         assert found[part] == state[part], part
+
+
+@pytest.mark.parametrize("fused", [False, True])
+def test_on_a_gpu_input_is_made_in_a_stream_that_the_step_waits_for(
+    fused: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch, "compile", lambda function, **options: function)
+    of = trainer(tmp_path)
+    if fused:
+        of.augment.fuse()
+    with gpu_without_values("cuda", monkeypatch) as gpu:
+        of.device = torch.device("cuda")
+        order = BatchOrder(len(of.splits.train), 8, 0, 0, 1)
+        (batch,) = batches(of.crop_batches, order, 0, pin_memory=True)
+        found = of.augmented(batch)
+    sent = [batch.global_crops.numel(), batch.local_crops.numel()]
+    assert [tensor.numel() for tensor in gpu.sent][::2] == sent
+    assert len(gpu.sent) == 4  # and the tables of each resolution
+    assert gpu.log == ["work in side", "main waits for side", "kept for main"]
+    shapes = [tuple(view.shape) for view in found]
+    sizes = (2, of.cfg.crops.global_size), (of.cfg.crops.local_number, of.cfg.crops.local_size)
+    assert shapes == [(number * 8, 3, size, size) for number, size in sizes]
+
+
+@pytest.mark.parametrize(
+    ("backbone", "optimizer"), [("vit_micro", "adamw"), ("vit_micro", "lars"), ("resnet50", "sgd")]
+)
+def test_a_step_waits_for_no_value_of_the_device(
+    backbone: str, optimizer: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = [f"backbone={backbone}", f"optimizer={optimizer}", "optimizer.warmup_epochs=0"]
+    cfg = compose(["experiment=debug", f"data.root={tmp_path}", *words])
+    of = Trainer(cfg, build(cfg.data), torch.device("meta"))
+    monkeypatch.setattr(Trainer, "_autocast", lambda _: nullcontext())  # there is none for this device
+    on_device = [view.to("meta") for view in views(of, 0)]
+    with gpu_without_values("meta", monkeypatch) as gpu:
+        loss, _ = of.train_step(on_device)
+    assert loss.shape == ()
+    assert gpu.sent == []
