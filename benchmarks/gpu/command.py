@@ -34,8 +34,8 @@ from dino_exp.console import Console
 from dino_exp.errors import UserError
 from dino_exp.installation import ROOT
 
-CLOSING_SECONDS = 8
-"""Kept for the start and the tables."""
+CLOSING_SECONDS = 5
+"""Kept for the tables."""
 
 
 class Section(NamedTuple):
@@ -64,9 +64,8 @@ SECTIONS = {
 """In the order of their worth."""
 
 
-def main() -> None:
-    """Run the sections, or in a process of its own one of them."""
-    start = time.monotonic()
+def main(start: float) -> None:
+    """Run the sections, or in a process of its own one of them, within the seconds from `start`."""
     arguments = parse()
     try:
         device = machine.choose_device(arguments.device, "--device")

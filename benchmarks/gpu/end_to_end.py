@@ -13,7 +13,7 @@ from benchmarks.gpu.results import Row
 from benchmarks.gpu.runs import Run
 from dino_exp.machine import cores
 
-BATCH, STEPS, LOG_EVERY = 256, 100, 20
+BATCH, STEPS, LOG_EVERY = 256, 100, 25
 SHARE, WAITING = 0.97, 0.05
 """Goals: the least share of the step's rate, and the greatest of waiting for data."""
 

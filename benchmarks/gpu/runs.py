@@ -29,7 +29,7 @@ class Run:
     def __init__(self, context: Context, name: str, *words: str, cores: Set[int] = frozenset()) -> None:
         self.folder = context.scratch / name
         self.folder.mkdir()
-        command = [sys.executable, str(ROOT / "train.py"), *words, "tracker=none", "output_root=."]
+        command = [sys.executable, "-u", str(ROOT / "train.py"), *words, "tracker=none", "output_root=."]
         command.append(f"trainer.device={context.device.type}")
         with (self.folder / "output.txt").open("wb") as output:
             self.process = subprocess.Popen(
@@ -41,16 +41,15 @@ class Run:
     def end(self, seconds: float) -> None:
         """Wait for its end, and end it after `seconds`. Raises UserError if it failed."""
         try:
-            code = self.process.wait(seconds)
-        except subprocess.TimeoutExpired:
+            failed = self.process.wait(max(0.0, seconds)) != 0
+        except subprocess.TimeoutExpired:  # what it has logged counts
             self.process.kill()
-            self.process.wait()
-            return
+            failed = False
         said = (self.folder / "output.txt").read_text(errors="replace")
-        print(said)
-        if code:
+        print(said, flush=True)
+        if failed:
             lines = [line for line in said.splitlines() if line.strip()]
-            raise UserError(f"exit code {code}: {lines[-1] if lines else 'it said nothing'}")
+            raise UserError(f"it failed: {lines[-1] if lines else 'and said nothing'}")
 
     def speed(self) -> tuple[float, float]:
         """Return images/s, and the share of the time in which it waited for data, of the logged steps.
