@@ -51,7 +51,10 @@ class TrainingState:
         self.workers = machine.choose_workers(cfg.trainer.num_workers, device)
         self.plan = Plan.of(cfg, len(splits.train), distributed.count())
         self.student, self.teacher = build_networks(cfg)
-        prepare_networks(cfg, self.student, self.teacher, device)
+        self.compiled = prepare_networks(
+            cfg, self.student, self.teacher, device, self.plan, self.autocast_type
+        )
+        """Whether the networks are compiled by `torch.compile`."""
         self.student_of_all: torch.nn.Module = self.student
         """The student; after `join` its gradients are averaged over the processes."""
         crops: MultiCrop = build(cfg.crops)
@@ -108,7 +111,7 @@ class TrainingState:
 
     def uncompiled(self) -> AbstractContextManager[Any]:
         """Run without torch.compile: evaluations have other shapes, too rarely to be worth compiling for."""
-        return torch.compiler.set_stance("force_eager") if self.cfg.trainer.compile else nullcontext()
+        return torch.compiler.set_stance("force_eager") if self.compiled else nullcontext()
 
     def state(self) -> dict[str, Any]:
         """Return all that a bit-identical resume needs; random numbers need nothing (`seed_step`)."""
