@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from dino_exp.backbone.vit import VisionTransformer
 from dino_exp.errors import UserError
 
 STEMS = ("patch_embed", "stem")
@@ -44,20 +45,17 @@ def checkpoint_blocks(backbone: nn.Module, *, name: str) -> None:
         raise UserError(f"{refused} has no blocks that can be recomputed; {fix}") from None
 
 
-def compile_in_place(backbone: nn.Module, device: torch.device) -> None:
-    """Compile the forward pass with `torch.compile`, once per resolution; state-dict names stay.
+def compile_in_place(backbone: nn.Module) -> None:
+    """Compile the forward pass with `torch.compile`, at its first call for each shape; state-dict names stay.
 
-    Random numbers stay those of the uncompiled network. Raises `UserError` if `torch.compile` does not work.
+    Of our transformer the blocks, which are all alike: one program serves them all. A network of a library is
+    compiled as one program; its random numbers stay those of the uncompiled network.
     """
-    try:
-        torch.compile(torch.sin)(torch.ones(8, device=device))
-    except Exception as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise UserError(
-            f"trainer.compile = true: torch.compile does not work on this machine ({reason}). It needs a C++ "
-            "compiler such as g++ (CXX names another), and Triton on a GPU; or set trainer.compile=false."
-        ) from error
-    backbone.compile(dynamic=False, options={"fallback_random": True})
+    if isinstance(backbone, VisionTransformer):
+        for block in backbone.blocks:
+            block.compile(fullgraph=True, dynamic=False)
+    else:
+        backbone.compile(dynamic=False, options={"fallback_random": True})
 
 
 def has_unused_parameters(network: nn.Module, channels: int, size: int) -> bool:

@@ -15,10 +15,11 @@ from omegaconf.errors import OmegaConfBaseException
 
 from dino_exp.atomic import write_text_atomically
 from dino_exp.config.identity import GROUPS
-from dino_exp.config.messages import closest, did_you_mean
+from dino_exp.config.messages import closest, did_you_mean, show
 from dino_exp.config.plugins import refuse_unnamed
 from dino_exp.config.schema import SCHEMAS, Config, fields_of
 from dino_exp.config.targets import targets_of
+from dino_exp.config.text_keys import takes_one_text
 from dino_exp.errors import UserError
 from dino_exp.runs import former_names
 from dino_exp.runs.run_directory import RunDirectory
@@ -177,7 +178,13 @@ def typed(group: str, node: Any) -> DictConfig:
         if name not in names:
             near = did_you_mean([f"{group}.{each}" for each in closest(str(name), names)[:1]])
             raise ValueError(f"{group}.{name}: no such key{near}")
-    return OmegaConf.merge(OmegaConf.structured(schema), node)  # type: ignore[return-value]  # of a dataclass
+    # true and false of a key that takes words since, as they are typed
+    words = {
+        name: show(value)
+        for name, value in node.items()
+        if isinstance(value, bool) and takes_one_text(f"{group}.{name}")
+    }
+    return OmegaConf.merge(OmegaConf.structured(schema), node | words)  # type: ignore[return-value]  # of a dataclass
 
 
 def _class_of(group: str, node: Any) -> type | None:

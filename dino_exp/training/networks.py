@@ -6,13 +6,15 @@ import warnings
 
 import torch
 
-from dino_exp.backbone.execution import checkpoint_blocks, compile_in_place, is_convolutional
+from dino_exp.backbone.execution import checkpoint_blocks, is_convolutional
 from dino_exp.config.schema import Config
 from dino_exp.config.targets import build
 from dino_exp.dino.model import DINONetwork, student_and_teacher
 from dino_exp.errors import UserError
 from dino_exp.parallel import distributed
 from dino_exp.parallel.batch_norm import synchronize_batch_norms
+from dino_exp.training import compilation
+from dino_exp.training.plan import Plan
 from dino_exp.weights.init_from import begin_with_weights
 
 
@@ -51,16 +53,41 @@ def weights_problems(cfg: Config) -> list[str]:
     return []
 
 
-def prepare_networks(cfg: Config, student: DINONetwork, teacher: DINONetwork, device: torch.device) -> None:
-    """Move the networks to the device, with the memory layout and execution that training needs."""
+def prepare_networks(
+    cfg: Config,
+    student: DINONetwork,
+    teacher: DINONetwork,
+    device: torch.device,
+    plan: Plan,
+    autocast_type: torch.dtype | None,
+) -> bool:
+    """Move the networks to the device, with the memory layout and execution that training needs.
+
+    Returns whether they are compiled. That needs seconds to a minute, and comes before batch norm is that of
+    all processes: where one of them fails, the others must not wait for it.
+    """
     for network in (student, teacher):
         network.to(device)
         if device.type != "mps" and is_convolutional(network.backbone):
             network.use_memory_format(torch.channels_last)
-        if distributed.several():
-            synchronize_batch_norms(network, device)
     if cfg.trainer.checkpoint_blocks:
         checkpoint_blocks(student.backbone, name=cfg.backbone.name)
-    if cfg.trainer.compile:
+    wanted = cfg.trainer.compile
+    compiled = wanted == "true" or (
+        wanted == "auto" and compilation.pays(student.backbone, plan.total_steps, device)
+    )
+    if compiled:
+        images = plan.batch_size // distributed.count() // cfg.trainer.accumulate
+        sizes = [(2, cfg.crops.global_size), (cfg.crops.local_number, cfg.crops.local_size)]
+        views = [
+            torch.zeros(number * images, cfg.data.channels, size, size, device=device)
+            for number, size in sizes
+            if number
+        ]
+        compiled = compilation.compile_networks(
+            student, teacher, views, autocast_type, required=wanted == "true"
+        )
+    if distributed.several():
         for network in (student, teacher):
-            compile_in_place(network.backbone, device)
+            synchronize_batch_norms(network, device)
+    return compiled

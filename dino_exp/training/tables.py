@@ -26,7 +26,8 @@ def introduce(trainer: Trainer, directory: RunDirectory, console: Console, resum
         "data": f"{cfg.data.name}: {len(splits.train):,} images{held_out}",
         **({"probe": probe} if (probe := probe_in_words(splits)) else {}),
         "backbone": f"{cfg.backbone.name}: {parameters:,} parameters",
-        "machine": f"{trainer.device.type}, {precision}, {threads} thread{'s' * (threads != 1)}, "
+        "machine": f"{trainer.device.type}, {precision}, {'compiled, ' * trainer.compiled}"
+        f"{threads} thread{'s' * (threads != 1)}, "
         f"{trainer.workers} loader processes",
         **batch_shares(trainer),
         **trainer.plan.facts(),

@@ -51,7 +51,10 @@ class TrainingState:
         self.workers = machine.choose_workers(cfg.trainer.num_workers, device)
         self.plan = Plan.of(cfg, len(splits.train), distributed.count())
         self.student, self.teacher = build_networks(cfg)
-        prepare_networks(cfg, self.student, self.teacher, device)
+        self.compiled = prepare_networks(
+            cfg, self.student, self.teacher, device, self.plan, self.autocast_type
+        )
+        """Whether the networks are compiled by `torch.compile`."""
         self.parameters, self.teacher_parameters = (
             tuple(network.parameters()) for network in (self.student, self.teacher)
         )
@@ -66,7 +69,7 @@ class TrainingState:
             self.augment.fuse()
         self.crop_batches = CropBatches(splits.train, crops, self.augment, cfg.trainer.seed, cfg.data.backend)
         self.dino_loss: DINOLoss = build(cfg.loss, out_dim=cfg.head.out_dim).to(device)
-        if cfg.trainer.compile and device.type == "cuda":  # on a CPU its loop is as fast
+        if self.compiled and device.type == "cuda":  # on a CPU its loop is as fast
             self.dino_loss.compile()
         self.optimizer: torch.optim.Optimizer = build(cfg.optimizer, params=parameter_groups(self.student))
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.autocast_type is torch.float16)
@@ -114,7 +117,7 @@ class TrainingState:
 
     def uncompiled(self) -> AbstractContextManager[Any]:
         """Run without torch.compile: evaluations have other shapes, too rarely to be worth compiling for."""
-        return torch.compiler.set_stance("force_eager") if self.cfg.trainer.compile else nullcontext()
+        return torch.compiler.set_stance("force_eager") if self.compiled else nullcontext()
 
     def state(self) -> dict[str, Any]:
         """Return all that a bit-identical resume needs; random numbers need nothing (`seed_step`)."""
