@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from benchmarks.step import random_views
 from dino_exp.config.compose import compose
 from dino_exp.config.targets import build
 from dino_exp.data.loader import BatchOrder, CropBatch, batches

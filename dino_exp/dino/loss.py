@@ -187,8 +187,8 @@ def factorized_cross_entropy(
 ) -> Tensor:
     """Return what `cross_entropy_over_pairs` does, for `torch.compile`: uncompiled it needs more memory.
 
-    Compiled, it keeps no tensor of the logits' size between the forward and the backward pass but its inputs.
-    The backward pass reads them again, and multiplies by the loss scale in the kernel that writes the gradient.
+    Compiled, it keeps no tensor of the logits' size but its inputs. The backward pass reads them again, and
+    multiplies by the loss scale in the kernel that writes the gradient.
     """
     first, second = teacher_probabilities.chunk(2)
     z = student_logits.view(-1, *first.shape).to(first.dtype) / student_temp
