@@ -1,6 +1,6 @@
 """Cost against number of processes, crops, prototypes, batch size, and size of the data set.
 
-python -m benchmarks.scale processes          # the default run under 1 and 2 processes, a thread each
+python -m benchmarks.scale processes          # a step in 1 and 2 processes, a thread each
 python -m benchmarks.scale step               # a small network's step against crops, K and batch
 python -m benchmarks.scale index              # 10^3 to 10^7 images: seconds and memory to start
 """
@@ -8,44 +8,95 @@ python -m benchmarks.scale index              # 10^3 to 10^7 images: seconds and
 from __future__ import annotations
 
 import argparse
-import json
-import os
-import subprocess
-import sys
+import multiprocessing
 import tempfile
 import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
 
 from benchmarks.measure import in_new_process, least_seconds, report, status_kib
 from benchmarks.step import make_trainer, random_views
 from dino_exp.data import folder, image_lists
 from dino_exp.data.loader import BatchOrder
+from dino_exp.parallel import distributed
+from dino_exp.parallel.processes import Processes
 
-TRAIN = Path(__file__).parents[1] / "train.py"
 CPU = torch.device("cpu")
+BATCH = 32
+"""Images of the steps of `processes`, in all processes together."""
 
 
-def processes(steps: int) -> list[dict[str, Any]]:
-    """Measure images/s of the same global batches in one and in two processes with one thread each."""
-    rows: list[dict[str, Any]] = []
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    for count in (1, 2):
-        with tempfile.TemporaryDirectory() as outputs:
-            torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(count)]
-            network = ["backbone=vit_tiny", "crops.global_size=64", "crops.local_size=32"]
-            length = ["trainer.batch_size=32", "trainer.precision=fp32", f"trainer.max_steps={steps}"]
-            where = ["tracker=none", f"output_root={outputs}"]
-            command = [sys.executable, *torchrun, str(TRAIN), *network, *length, *where]
-            subprocess.run(command, check=True, env=environment, stdout=subprocess.DEVNULL)
-            (summary,) = Path(outputs).glob("*/*/summary.json")
-            speed = json.loads(summary.read_text())["images_per_second"]
-        against = speed / rows[0]["images/s"] if rows else 1.0
-        rows.append({"processes": str(count), "images/s": speed, "against one": against})
-    return rows
+def processes(repeats: int) -> list[dict[str, Any]]:
+    """Measure the same global batches in one process and in two with one thread each, and what limits two."""
+    with tempfile.TemporaryDirectory() as temporary:
+        meeting = Path(temporary) / "address"
+        with ProcessPoolExecutor(2, multiprocessing.get_context("spawn")) as pool:
+            of_both = [pool.submit(_in_turn, rank, meeting, repeats) for rank in range(2)]
+            seconds = of_both[0].result()
+    base = seconds[next(iter(seconds))]
+    return [
+        {
+            "processes": name,
+            "ms per step": 1e3 * spent,
+            "images/s": BATCH / spent,
+            "against one": base / spent,
+        }
+        for name, spent in seconds.items()
+    ]
+
+
+def _in_turn(rank: int, meeting: Path, repeats: int) -> dict[str, float]:
+    """Return the seconds of each kind of step, in which both processes have the same variant at a time."""
+    torch.set_num_threads(1)
+    with distributed.joined(Processes(rank, 2, rank, 2, meeting)):
+        network = ["backbone=vit_tiny", "crops.global_size=64", "crops.local_size=32"]
+        trainer = make_trainer("demo", BATCH, CPU, "fp32", *network)
+        trainer.join()
+        averaged, batch = trainer.student_of_all, random_views(trainer)
+        assert isinstance(averaged, DistributedDataParallel)
+        half = [view[: len(view) // 2] for view in batch]
+
+        def train() -> None:
+            trainer.step, trainer.student_of_all = 0, averaged
+            trainer.train_step(half)
+
+        def train_alone(views: Sequence[Tensor]) -> None:
+            trainer.step, trainer.student_of_all = 0, trainer.student
+            with mock.patch.object(distributed, "several", return_value=False):
+                trainer.train_step(views)
+
+        def together(step: Callable[[], None]) -> None:
+            """Begin at the same time, and end with the slower one."""
+            dist.barrier()
+            step()
+            dist.barrier()
+
+        def train_unaveraged() -> None:
+            with mock.patch.object(trainer, "_averaged_gradients", return_value=averaged.no_sync()):
+                train()
+
+        def train_in_one() -> None:
+            if rank == 0:
+                train_alone(batch)
+
+        for _ in range(2):  # then the gradients' buckets are final, and those of a single process not in them
+            train()
+        variants = {
+            "1": train_in_one,
+            "2": train,
+            "2, gradients not averaged (no_sync)": train_unaveraged,
+            "2 that exchange nothing": lambda: train_alone(half),
+        }
+        return least_seconds({name: partial(together, step) for name, step in variants.items()}, repeats)
 
 
 def step() -> list[dict[str, Any]]:
@@ -121,11 +172,12 @@ def index(largest: int) -> list[dict[str, Any]]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("part", choices=["processes", "step", "index"])
-    parser.add_argument("--steps", type=int, default=60, help="steps of each run of `processes`")
+    parser.add_argument("--repeats", type=int, default=20, help="rounds of `processes`, of a step each")
     parser.add_argument("--largest", type=int, default=7, help="greatest power of ten of `index`")
     arguments = parser.parse_args()
     if arguments.part == "processes":
-        report("scale_processes", "ViT-T/16, 64-pixel crops, batch 32", processes(arguments.steps), CPU)
+        title = f"ViT-T/16, 64-pixel crops, batch {BATCH}"
+        report("scale_processes", title, processes(arguments.repeats), CPU)
     elif arguments.part == "step":
         report("scale_step", "The default network's step, random images", step(), CPU)
     else:
