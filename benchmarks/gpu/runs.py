@@ -6,7 +6,8 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Set
+import time
+from collections.abc import Sequence, Set
 from typing import Any
 
 from benchmarks.gpu.context import Context
@@ -15,6 +16,8 @@ from dino_exp.installation import ROOT
 
 SKIPPED = 2
 """Logged steps that do not count: the first, and those while code is compiled and the loader fills up."""
+COUNTED = 4
+"""Logged steps that do: the last ones, when all of several runs have so many."""
 
 
 class Run:
@@ -38,30 +41,48 @@ class Run:
         if cores:
             os.sched_setaffinity(self.process.pid, cores)
 
-    def end(self, seconds: float) -> None:
-        """Wait for its end, and end it after `seconds`. Raises UserError if it failed."""
-        try:
-            failed = self.process.wait(max(0.0, seconds)) != 0
-        except subprocess.TimeoutExpired:  # what it has logged counts
-            self.process.kill()
-            failed = False
+    def counted(self) -> list[dict[str, Any]]:
+        """Return the lines of metrics.jsonl that count, as far as they are written."""
+        found = list(self.folder.glob("*/*/metrics.jsonl"))
+        lines = found[0].read_text().split("\n")[:-1] if found else []
+        logged = [json.loads(line) for line in lines]
+        return [line for line in logged if "images_per_second" in line][SKIPPED:]
+
+    def end(self) -> str:
+        """End it, unless it has ended, and print what it has said; return why it had failed, if it had."""
+        code = self.process.poll()
+        self.process.kill()
+        self.process.wait()
         said = (self.folder / "output.txt").read_text(errors="replace")
         print(said, flush=True)
-        if failed:
-            lines = [line for line in said.splitlines() if line.strip()]
-            raise UserError(f"it failed: {lines[-1] if lines else 'and said nothing'}")
+        lines = [line.strip() for line in said.splitlines() if line.strip()]
+        return f"exit code {code}: {lines[-1] if lines else 'it said nothing'}" if code else ""
 
     def speed(self) -> tuple[float, float]:
-        """Return images/s, and the share of the time in which it waited for data, of the logged steps.
+        """Return images/s, and the share of the time in which it waited for data.
 
-        Raises UserError if none counts.
+        Raises UserError if it has logged nothing that counts.
         """
-        found = list(self.folder.glob("*/*/metrics.jsonl"))
-        lines = found[0].read_text().splitlines() if found else []
-        logged: list[dict[str, Any]] = [json.loads(line) for line in lines if line.endswith("}")]
-        laps = [line for line in logged if "images_per_second" in line][SKIPPED:]
-        if not laps:
-            raise UserError("no logged step after the first two")
-        seconds = [1 / line["images_per_second"] for line in laps]
-        waited = sum(line["data_wait_share"] * time for line, time in zip(laps, seconds, strict=True))
-        return len(laps) / sum(seconds), waited / sum(seconds)
+        lines = self.counted()[-COUNTED:]
+        if not lines:
+            raise UserError(f"not more than {SKIPPED} logged steps in the time")
+        seconds = [1 / line["images_per_second"] for line in lines]
+        waited = sum(line["data_wait_share"] * spent for line, spent in zip(lines, seconds, strict=True))
+        return len(lines) / sum(seconds), waited / sum(seconds)
+
+
+def speeds(runs: Sequence[Run], seconds: float) -> list[tuple[float, float]]:
+    """Return images/s and share of waiting of each run, as soon as all have logged enough.
+
+    Then, and in any case after `seconds`, they are ended. Raises UserError if one has failed or logged too
+    little.
+    """
+    until = time.monotonic() + seconds
+    while time.monotonic() < until and any(
+        run.process.poll() is None and len(run.counted()) < COUNTED for run in runs
+    ):
+        time.sleep(0.5)
+    failed = list(filter(None, [run.end() for run in runs]))
+    if failed:
+        raise UserError(failed[0])
+    return [run.speed() for run in runs]
