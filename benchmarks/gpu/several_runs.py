@@ -14,7 +14,7 @@ PLANS = ((1, EAGER), (4, EAGER), (2, EAGER), (1, GRAPH), (4, GRAPH))
 
 def rows(context: Context) -> Iterator[Row]:
     """Yield images/s of all runs together; each has its share of the cores, as in a sweep."""
-    for count, way in PLANS:
+    for count, way in PLANS if context.is_gpu else PLANS[:1]:
         yield {"runs at once": f"{count}, {way}"} | attempt(together, context, count, way)
 
 
