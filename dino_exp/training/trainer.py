@@ -111,7 +111,9 @@ class Trainer(TrainingState):
             "grad_norm": grad_norm,
             "center_norm": self.dino_loss.center.norm(),
             "center_change": (self.dino_loss.center - center_before).norm(),
-            "teacher_student_distance": diagnostics.relative_distance(self.parameters, self.teacher_parameters),
+            "teacher_student_distance": diagnostics.relative_distance(
+                self.parameters, self.teacher_parameters
+            ),
             "not_finite": distributed.total(self._not_finite.clone()),
         }
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable
+import shutil
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -38,16 +39,34 @@ def logits(rows: int, columns: int, seed: int = 0, dtype: torch.dtype = torch.fl
     return (0.3 * torch.randn(rows, columns, generator=generator, dtype=torch.float64)).to(dtype)
 
 
+@pytest.fixture(autouse=True)
+def poisoned_memory() -> Iterator[None]:
+    """Fill every tensor that PyTorch allocates without values with NaN."""
+    torch.use_deterministic_algorithms(True)
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+def built(compiled: bool = False, **options: Any) -> DINOLoss:
+    """Build the loss; compiled without a C++ compiler, to the same operations as for kernels."""
+    dino_loss = DINOLoss(**options)
+    if compiled:
+        dino_loss.compile(backend="aot_eager_decomp_partition")
+    return dino_loss
+
+
 def gradient_of(logits: Tensor) -> Tensor:
     assert logits.grad is not None
     return logits.grad
 
 
+@pytest.mark.parametrize("compiled", [False, True])
 @pytest.mark.parametrize("name", ["loss_multicrop", "loss_two_global", "loss_center_m0"])
-def test_loss_gradient_and_center_of_three_steps_equal_the_released_code(name: str) -> None:
+def test_loss_gradient_and_center_of_three_steps_equal_the_released_code(name: str, compiled: bool) -> None:
     with np.load(ORACLE / f"{name}.npz") as arrays:
         expected = {key: torch.from_numpy(np.asarray(value)) for key, value in arrays.items()}
-    dino_loss = DINOLoss(
+    dino_loss = built(
+        compiled,
         out_dim=expected["center"].shape[-1],
         student_temp=expected["student_temp"].item(),
         center_momentum=expected["center_momentum"].item(),
@@ -86,13 +105,14 @@ def test_the_loss_is_the_same_number_under_no_grad() -> None:
     assert without.item() == with_gradient.item()
 
 
-def test_half_logits_under_autocast_are_computed_in_float32() -> None:
+@pytest.mark.parametrize("compiled", [False, True])
+def test_half_logits_under_autocast_are_computed_in_float32(compiled: bool) -> None:
     student, teacher = logits(20, 512, dtype=torch.bfloat16), logits(4, 512, seed=1, dtype=torch.bfloat16)
     exact = student.double().requires_grad_()
     expected = pairwise(exact, torch.softmax(teacher.double() / 0.04, dim=1))
     expected.backward()
     with torch.autocast("cpu", torch.bfloat16):
-        loss = DINOLoss(out_dim=512)(student.requires_grad_(), teacher, 0.04)
+        loss = built(compiled, out_dim=512)(student.requires_grad_(), teacher, 0.04)
     loss.backward()
     assert loss.dtype == torch.float32
     assert loss.item() == pytest.approx(expected.item(), rel=1e-6)
@@ -100,16 +120,53 @@ def test_half_logits_under_autocast_are_computed_in_float32() -> None:
     torch.testing.assert_close(gradient_of(student).double(), gradient_of(exact), rtol=2**-8, atol=1e-9)
 
 
-def test_float16_gradients_survive_until_the_loss_scale_arrives() -> None:
+@pytest.mark.parametrize("compiled", [False, True])
+def test_float16_gradients_survive_until_the_loss_scale_arrives(compiled: bool) -> None:
     student, teacher = logits(80, 4096, dtype=torch.float16), logits(16, 4096, seed=1, dtype=torch.float16)
     exact = student.double().requires_grad_()
     pairwise(exact, torch.softmax(teacher.double() / 0.04, dim=1)).backward()
     assert (gradient_of(exact).half() == 0).double().mean() > 0.1  # unscaled, float16 loses these entries
-    loss = DINOLoss(out_dim=4096)(student.requires_grad_(), teacher, 0.04)
+    loss = built(compiled, out_dim=4096)(student.requires_grad_(), teacher, 0.04)
     (65536 * loss).backward()
     torch.testing.assert_close(
         gradient_of(student).double() / 65536, gradient_of(exact), rtol=2**-9, atol=1e-11
     )
+
+
+def test_the_compiled_loss_keeps_only_its_inputs_for_the_backward_pass() -> None:
+    student, teacher = logits(40, 512, dtype=torch.bfloat16).requires_grad_(), logits(8, 512).float()
+    loss = built(compiled=True, out_dim=512)(student, teacher, 0.04)
+    kept = cast(Any, loss.grad_fn).saved_tensors
+    assert sum(tensor.nbytes for tensor in kept) < student.nbytes + teacher.nbytes + 1024
+
+
+@pytest.mark.spawn
+def test_kernels_of_the_compiler_compute_the_same() -> None:
+    if shutil.which("g++") is None:
+        pytest.skip("torch.compile needs a C++ compiler on a CPU")
+    results = []
+    for compiled in (False, True):
+        student, dino_loss = logits(24, 50).requires_grad_(), DINOLoss(out_dim=50).double()
+        if compiled:
+            dino_loss.compile()
+        loss = dino_loss(student, logits(12, 50, seed=1), 0.04)
+        (3 * loss).backward()
+        results.append((loss, gradient_of(student)))
+    torch.testing.assert_close(results[1], results[0], rtol=0, atol=1e-12)
+
+
+def test_losses_of_many_runs_in_one_process_can_be_compiled() -> None:
+    for number in range(12):
+        n_crops, batch, prototypes = 2 + number % 5, 2 + number, 40 + number
+        student = logits(n_crops * batch, prototypes).requires_grad_()
+        teacher = logits(2 * batch, prototypes, seed=1)
+        temperature = 0.1 + 0.01 * number
+        loss = built(compiled=True, out_dim=prototypes, student_temp=temperature).double()(
+            student, teacher, 0.04
+        )
+        loss.backward()
+        expected = pairwise(student, torch.softmax(teacher / 0.04, dim=1), temperature)
+        assert loss.item() == pytest.approx(expected.item(), abs=1e-12)
 
 
 def test_teacher_temperature_warms_up_per_epoch_and_reaches_its_end_point() -> None:
