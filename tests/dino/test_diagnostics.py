@@ -48,7 +48,7 @@ def test_effective_ranks_are_those_of_the_singular_values(n: int, d: int) -> Non
     not_finite = healthy.clone()
     not_finite[3, 5] = math.nan
     networks = (healthy, collapsed, duplicates, nearly)
-    for rows, rank in zip(networks, effective_ranks(*networks, not_finite), strict=False):
+    for rows, rank in zip(networks, effective_ranks(*networks, not_finite)[:-1], strict=True):
         values = torch.linalg.svdvals(rows.double())
         expected = torch.special.entr(values / values.sum()).sum().exp()
         assert rank.item() == pytest.approx(expected.item(), rel=1e-4)
