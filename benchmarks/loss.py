@@ -41,7 +41,7 @@ def main() -> None:
         student = torch.randn(arguments.crops * arguments.batch, out_dim, device=device)
         student = student.to(torch.bfloat16 if arguments.bf16 else torch.float32).requires_grad_()
         teacher = torch.randn(2 * arguments.batch, out_dim, device=device)
-        losses = {
+        losses: dict[str, Callable[..., Tensor]] = {
             "pairwise": partial(pairwise_loss, student_temp=0.1),
             "ours": DINOLoss(out_dim=out_dim).cross_entropy,
         }

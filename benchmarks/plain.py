@@ -6,6 +6,7 @@ repository instead of ours. Results change only by rounding, which a test verifi
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -89,10 +90,8 @@ def _looped_adamw(trainer: Trainer) -> Any:
 
 
 def _pairwise_loss(trainer: Trainer) -> Any:
-    temperature = trainer.dino_loss.student_temp
-    return mock.patch.object(
-        trainer.dino_loss, "cross_entropy", lambda *of_both: pairwise_loss(*of_both, temperature)
-    )
+    by = functools.partial(pairwise_loss, student_temp=trainer.dino_loss.student_temp)
+    return mock.patch.object(trainer.dino_loss, "cross_entropy", by)
 
 
 @contextmanager

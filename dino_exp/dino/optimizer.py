@@ -101,13 +101,13 @@ def trust_scaled(params: list[Tensor], gradients: list[Tensor], group: dict[str,
     return list(updates)
 
 
-def scale_each(tensors: Sequence[Tensor], factors: Tensor) -> None:
+def scale_each(tensors: list[Tensor], factors: Tensor) -> None:
     """Multiply each of n tensors, in place, by its own of the factors (n,).
 
     In few launches on a GPU, at the cost of a vector as large as all tensors together for that time: PyTorch
     groups products of lists only where the tensors of both have the same sizes and strides.
     """
-    own = factors.unbind()
+    own = list(factors.unbind())
     torch._foreach_mul_(tensors, in_full_size(tensors, own) if factors.device.type == "cuda" else own)
 
 
