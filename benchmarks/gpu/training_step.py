@@ -93,12 +93,17 @@ def variants(
         yield name, figures
     release_memory()
     for way in ways:
-        start = time.perf_counter()
-        figures = attempt(lambda way: figures_of(context.trainer(case, batch, way, *LONG), start), way)
+        figures = attempt(built_and_measured, context, case, batch, way)
         release_memory()
         if "ms per step" in figures:
             figures["eager is faster by"] = figures["ms per step"] / ours
         yield way, figures
+
+
+def built_and_measured(context: Context, case: str, batch: int, way: str) -> Row:
+    """Return the figures of one way; building and compiling count among its start."""
+    start = time.perf_counter()
+    return figures_of(context.trainer(case, batch, way, *LONG), start)
 
 
 def eager(context: Context, case: str, batch: int, undo: Sequence[str]) -> Iterator[tuple[str, Row]]:

@@ -92,13 +92,13 @@ def trust_scaled(params: list[Tensor], gradients: list[Tensor], group: dict[str,
     """Return `u · eta·|w| / |u|` for u = gradient + weight_decay·w of each tensor; u where a norm is 0."""
     if not params:
         return []
-    updates = torch._foreach_add(gradients, params, alpha=group["weight_decay"])
+    updates = list(torch._foreach_add(gradients, params, alpha=group["weight_decay"]))
     weight_norms = torch.stack(torch._foreach_norm(params))
     update_norms = torch.stack(torch._foreach_norm(updates))
     both = (weight_norms > 0) & (update_norms > 0)
     ratios = torch.where(both, group["eta"] * weight_norms / update_norms, 1.0)
     scale_each(updates, ratios)
-    return list(updates)
+    return updates
 
 
 def scale_each(tensors: list[Tensor], factors: Tensor) -> None:
