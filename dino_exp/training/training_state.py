@@ -69,7 +69,7 @@ class TrainingState:
             self.augment.fuse()
         self.crop_batches = CropBatches(splits.train, crops, self.augment, cfg.trainer.seed, cfg.data.backend)
         self.dino_loss: DINOLoss = build(cfg.loss, out_dim=cfg.head.out_dim).to(device)
-        if self.compiled and device.type == "cuda":  # on a CPU its loop is as fast
+        if self.compiled and device.type == "cuda":  # on a CPU its loop is faster
             self.dino_loss.compile()
         self.optimizer: torch.optim.Optimizer = build(cfg.optimizer, params=parameter_groups(self.student))
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.autocast_type is torch.float16)
