@@ -113,6 +113,7 @@ def test_what_a_step_draws_depends_on_seed_step_and_process_alone() -> None:
     assert len({tuple(value) for value in drawn.values()}) == 4
 
 
+@pytest.mark.filterwarnings("ignore:The .grad attribute")  # dynamo hides it, which is too late for an error
 def test_a_compiled_network_trains_alike_and_is_evaluated_uncompiled(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

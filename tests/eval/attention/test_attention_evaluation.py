@@ -54,7 +54,7 @@ def test_attention_of_the_class_token_by_hand() -> None:
     with torch.no_grad():
         x = network.tokens(batch.float() / 127.5 - 1)
         for block in network.blocks[:-1]:
-            x = block(x)
+            x = block(x.flatten(0, 1), ((2, 49),)).unflatten(0, (2, 49))
     block = network.blocks[-1]
     assert isinstance(block, Block)
     values = x.numpy()
