@@ -93,17 +93,11 @@ def variants(
         yield name, figures
     release_memory()
     for way in ways:
-        figures = attempt(built_and_measured, context, case, batch, way)
+        figures = attempt(figures_of_new, context, case, batch, way)
         release_memory()
         if "ms per step" in figures:
             figures["eager is faster by"] = figures["ms per step"] / ours
         yield way, figures
-
-
-def built_and_measured(context: Context, case: str, batch: int, way: str) -> Row:
-    """Return the figures of one way; building and compiling count among its start."""
-    start = time.perf_counter()
-    return figures_of(context.trainer(case, batch, way, *LONG), start)
 
 
 def eager(context: Context, case: str, batch: int, undo: Sequence[str]) -> Iterator[tuple[str, Row]]:
@@ -125,6 +119,12 @@ def burst(trainer: Trainer, views: Sequence[Tensor]) -> Callable[[], None]:
             trainer.train_step(views)
 
     return steps
+
+
+def figures_of_new(context: Context, case: str, batch: int, way: str) -> Row:
+    """Measure the steps of a trainer that nothing else needs."""
+    start = time.perf_counter()
+    return figures_of(context.trainer(case, batch, way, *LONG), start)
 
 
 def figures_of(trainer: Trainer, start: float) -> Row:
