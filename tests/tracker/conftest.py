@@ -1,6 +1,5 @@
 """Local servers of W&B and MLflow, and isolation from the settings of the person who runs the tests."""
 
-import logging
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,24 +18,10 @@ def wandb_server() -> Iterator[WandbServer]:
 
 
 @pytest.fixture
-def login(monkeypatch: pytest.MonkeyPatch, wandb_server: WandbServer) -> WandbServer:
-    """Return a W&B server at which the user is logged in."""
-    monkeypatch.setenv("WANDB_BASE_URL", wandb_server.url)
-    monkeypatch.setenv("WANDB_API_KEY", "a" * 40)
-    return wandb_server
-
-
-@pytest.fixture
 def mlflow_server() -> Iterator[MlflowServer]:
     server = MlflowServer()
     yield server
     server.close()
-
-
-@pytest.fixture(autouse=True)
-def _messages(caplog: pytest.LogCaptureFixture) -> None:
-    """Record what trackers say of themselves, not only their warnings."""
-    caplog.set_level(logging.INFO, logger="dino_exp.tracker")
 
 
 @pytest.fixture(autouse=True)

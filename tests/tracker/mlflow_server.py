@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import threading
+import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
@@ -158,3 +159,12 @@ def _handler(server: MlflowServer) -> type[BaseHTTPRequestHandler]:
             pass
 
     return Handler
+
+
+def wait_for(condition: Any, tries: int = 400) -> Any:
+    """Wait for a true value of `condition()` and return it."""
+    for _ in range(tries):
+        if found := condition():
+            return found
+        time.sleep(0.05)
+    raise AssertionError("the condition never became true")

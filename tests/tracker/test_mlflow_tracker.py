@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 import os
 import shutil
@@ -24,8 +25,7 @@ from dino_exp.errors import UserError
 from dino_exp.runs.run_directory import RunDirectory, read_metrics
 from dino_exp.tracker import RunInfo, mlflow, mlflow_sync
 from dino_exp.tracker.mlflow import MlflowTracker
-from tests.programs import until
-from tests.tracker.mlflow_server import MlflowServer
+from tests.tracker.mlflow_server import MlflowServer, wait_for
 
 CONFIG = {
     "loss": {"teacher_temp": 0.04},
@@ -38,8 +38,9 @@ DEBUG = ("experiment=debug", "trainer.max_steps=2", "tracker=mlflow")
 
 
 @pytest.fixture(autouse=True)
-def _at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def _at_once(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     """Send each record by itself, and try again at the next one."""
+    caplog.set_level(logging.INFO, logger="dino_exp.tracker")
     monkeypatch.setattr(mlflow, "FLUSH_SECONDS", 0)
     monkeypatch.setattr(mlflow, "RETRY_SECONDS", 0)
 
@@ -151,14 +152,14 @@ def test_what_the_server_has_missed_arrives_when_it_answers_again(
     mirror = tracker(mlflow_server)
     mirror.start(run_info(tmp_path))
     mirror.log({"loss": 0.5}, 1)
-    until(lambda: mlflow_server.runs and mlflow_server.only_run()["history"], "the first metric")
+    wait_for(lambda: mlflow_server.runs and mlflow_server.only_run()["history"])
     mlflow_server.behavior = "error"
     written = [1]
     for step in range(2, 3000):  # more than wait, or are kept
         written.append(step)
         mirror.log({"loss": step / 2}, step)
     write_lines(tmp_path, *written)
-    until(lambda: len(mlflow_server.requests) > 20, "20 requests")
+    wait_for(lambda: len(mlflow_server.requests) > 20)
     mlflow_server.behavior = "answer"
     mirror.log({"loss": 1500.0}, 3000)
     mirror.finish({}, 0)
@@ -196,7 +197,7 @@ def test_an_answer_that_will_not_change_switches_it_off_with_one_line(
     mlflow_server.behavior = behavior
     mirror = tracker(mlflow_server)
     mirror.start(run_info(tmp_path))
-    until(lambda: caplog.messages, "a message")
+    wait_for(lambda: caplog.messages)
     for step in range(5):
         mirror.log({"loss": 0.5}, step)
     mirror.finish({}, exit_code=0)
@@ -309,7 +310,7 @@ def real_server(tmp_path: Path) -> Iterator[str]:
     with (folder / "log").open("wb") as log:
         process = subprocess.Popen(command, cwd=folder, stdout=log, stderr=log, start_new_session=True)
     try:
-        until(lambda: b"Application startup complete" in (folder / "log").read_bytes(), "the start")
+        wait_for(lambda: b"Application startup complete" in (folder / "log").read_bytes(), tries=4000)
         yield f"http://127.0.0.1:{port}"
     finally:
         os.killpg(process.pid, signal.SIGKILL)

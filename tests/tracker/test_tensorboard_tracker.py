@@ -1,5 +1,6 @@
 """The TensorBoard tracker, read back with TensorBoard's own reader."""
 
+import logging
 import sys
 from pathlib import Path
 
@@ -77,6 +78,7 @@ def test_an_unwritable_directory_turns_the_tracker_off(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     (tmp_path / "tensorboard").write_text("in the way")
+    caplog.set_level(logging.INFO, logger="dino_exp.tracker")
     tracker = TensorboardTracker(mode="auto")
     tracker.start(run_info(tmp_path))
     tracker.log({"loss": 8.25}, step=10)

@@ -7,7 +7,7 @@ import pytest
 from dino_exp.config.compose import compose
 from dino_exp.runs.run_directory import RunDirectory, read_metrics
 from dino_exp.training.run import train
-from tests.tracker.wandb_runs import only, read_back
+from tests.tracker.test_wandb_tracker import only, read_back
 
 pytestmark = pytest.mark.wandb
 
