@@ -23,6 +23,7 @@ from PIL import Image
 
 from benchmarks.measure import least_seconds, report
 from benchmarks.released_crops import ReleasedCrops
+from dino_exp import machine
 from dino_exp.config.compose import compose
 from dino_exp.config.targets import build
 from dino_exp.data.loader import BatchOrder, CropBatch, batches
@@ -148,6 +149,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=4)
     parser.add_argument("--workers", type=int, nargs="+", default=[1, 2], help="loader processes to try")
     arguments = parser.parse_args()
+    machine.keep_freed_memory()
     torch.set_num_threads(1)
     with photographs(arguments.images) as folder:
         trainers = {

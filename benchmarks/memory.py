@@ -41,6 +41,7 @@ def cost_of(overrides: list[str], batch: int) -> Cost:
     """Measure a few steps with `batch` images, in this process."""
     cfg = compose([*overrides, f"trainer.batch_size={batch}"])
     device = machine.choose_device(cfg.trainer.device)
+    machine.keep_freed_memory()
     machine.use_threads(device, machine.choose_workers(cfg.trainer.num_workers, device))
     trainer = Trainer(cfg, build(cfg.data), device)
     seconds = []

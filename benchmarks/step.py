@@ -149,6 +149,7 @@ def main() -> None:
     parser.add_argument("--cuda-graph", action="store_true", help="also with trainer.cuda_graph")
     arguments = parser.parse_args()
     device = machine.choose_device(arguments.device)
+    machine.keep_freed_memory()
     machine.use_threads(device, 0)
     keys = [f"trainer.{name}" for name in ("compile", "cuda_graph") if getattr(arguments, name)]
     rows = []

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import platform
 import resource
+import sys
 from dataclasses import dataclass
 
 import torch
@@ -12,6 +14,10 @@ import torch
 from dino_exp.errors import UserError
 from dino_exp.parallel.processes import Processes
 
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
+"""Parameters of glibc's `mallopt`."""
+LARGEST_KEPT = 32 * 2**20
+"""Bytes; the most that glibc takes for M_MMAP_THRESHOLD."""
 PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -105,6 +111,19 @@ def use_threads(device: torch.device, workers: int) -> None:
     """
     threads = max(1, cores() - workers) if device.type == "cpu" else max(1, cores() // 4)
     torch.set_num_threads(min(threads, _number("OMP_NUM_THREADS") or threads))
+
+
+def keep_freed_memory() -> None:
+    """Make glibc keep the memory of freed tensors for later ones, in this process and those that it forks.
+
+    By default it returns memory of a megabyte and more to the system, which then clears every page of the next
+    tensor. Nothing is changed where a variable MALLOC_..._ says what is wanted, and on other systems.
+    """
+    if sys.platform == "linux" and not any(name.startswith("MALLOC_") for name in os.environ):
+        mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+        if mallopt is not None:
+            mallopt(M_MMAP_THRESHOLD, LARGEST_KEPT)
+            mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
 
 
 def peak_memory_mib(device: torch.device) -> float:

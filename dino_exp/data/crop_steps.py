@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dino_exp.data.fused_color import LUMINANCE
+from dino_exp.data.decoding import LUMINANCE
 
 
 def in_unit_range(crops: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ it, which is the first pass. `crop_steps` has the definition, step by step; a te
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -17,8 +18,9 @@ from torch import Tensor
 
 SLOTS = 3
 """Steps before the hue, and as many after it."""
-LUMINANCE = (0.299, 0.587, 0.114)
-"""Weights of red, green and blue, as in PIL's mode L."""
+ALL_SLOTS = tuple(range(2 * SLOTS))
+SLOTS_BEFORE_CONTRAST = (0, 1, SLOTS, SLOTS + 1)
+"""Where brightness and saturation can be if the contrast comes later."""
 
 
 class Steps(NamedTuple):
@@ -34,7 +36,16 @@ class Steps(NamedTuple):
     """(N,), the hue shift as a share of the full circle."""
 
 
-def jitter_steps(jittered: Tensor, order: Tensor, factors: Tensor) -> tuple[Steps, Tensor, Steps]:
+class Measured(NamedTuple):
+    """Crops whose mean luminance before the contrast is needed."""
+
+    index: Tensor
+    """int64 (n,), of all N crops."""
+    earlier: Steps
+    """Their steps before the contrast."""
+
+
+def jitter_steps(jittered: Tensor, order: Tensor, factors: Tensor) -> tuple[Steps, Measured, Measured]:
     """Compute the numbers of the color jitter, and those of its part before the contrast.
 
     Args:
@@ -43,7 +54,8 @@ def jitter_steps(jittered: Tensor, order: Tensor, factors: Tensor) -> tuple[Step
         factors: (N, 4) brightness, contrast and saturation factors, and hue shift.
 
     Returns:
-        The jitter of all crops; int64 (n,), the crops with contrast; and for those the part before it.
+        The jitter of all crops; and the crops whose contrast comes before the hue, then those where it comes
+        after it.
     """
     n = len(order)
     factors = torch.where(jittered[:, None], factors, factors.new_tensor([1, 1, 1, 0]))
@@ -53,66 +65,83 @@ def jitter_steps(jittered: Tensor, order: Tensor, factors: Tensor) -> tuple[Step
     gain = torch.ones(n, 2 * SLOTS).scatter_(1, slot, factors[:, :3])
     offset = torch.zeros(n, 2 * SLOTS).scatter_(1, slot[:, 1:2], rest[:, 1:2])
     share = torch.zeros(n, 2 * SLOTS).scatter_(1, slot[:, 2:3], rest[:, 2:3])
+    steps = Steps(gain, share, offset, factors[:, 3])
     before = torch.arange(2 * SLOTS) < slot[:, 1:2]
     earlier = Steps(
-        torch.where(before, gain, 1.0),
-        torch.where(before, share, 0.0),
-        torch.zeros_like(offset),
-        torch.where(slot[:, 1] >= SLOTS, factors[:, 3], 0.0),
+        torch.where(before, gain, 1.0), torch.where(before, share, 0.0), torch.zeros_like(offset), steps.hue
     )
-    contrasted = offset.any(1).nonzero().squeeze(1)
-    return (
-        Steps(gain, share, offset, factors[:, 3]),
-        contrasted,
-        Steps(*(numbers[contrasted] for numbers in earlier)),
-    )
+    contrasted, hue_first = offset.any(1), slot[:, 1] >= SLOTS
+    parts = []
+    for chosen in (contrasted & ~hue_first, contrasted & hue_first):
+        index = chosen.nonzero().squeeze(1)
+        parts.append(Measured(index, Steps(*(numbers[index] for numbers in earlier))))
+    return steps, parts[0], parts[1]
 
 
-def mean_luminance(crops: Tensor, steps: Steps) -> Tensor:
-    """Compute the mean luminance (N,) of crops (N, 3, S, S), uint8 or in 0–1, after `steps`."""
-    return _luminance(_jitter(_planes(crops), steps)).mean((1, 2))
+def mean_luminance(crops: Tensor, steps: Steps, with_hue: bool) -> Tensor:
+    """Compute the mean luminance (N,) of crops (N, 3, S, S), uint8 or in 0–1, after what precedes contrast.
+
+    with_hue: whether the hue precedes it; otherwise all steps are before the place of the hue.
+    """
+    slots = [slot for slot in SLOTS_BEFORE_CONTRAST if with_hue or slot < SLOTS]
+    return _luminance(_jitter(_planes(crops), steps, slots)).mean((1, 2))
 
 
-def color(crops: Tensor, steps: Steps, gray: Tensor, solarized: Tensor, mean: Tensor, std: Tensor) -> Tensor:
+def color(
+    crops: Tensor, steps: Steps, gray: Tensor, solarized: Tensor, mean: Tensor, inverse_std: Tensor
+) -> Tensor:
     """Apply jitter, grayscale, solarization and normalization in one pass.
 
     Args:
         crops: (N, 3, S, S), uint8 or in 0–1.
         steps: with offsets already multiplied by the mean luminance.
         gray, solarized: bool (N,).
-        mean, std: (3,).
+        mean: (3,).
+        inverse_std: 1 / std (3,), as a division takes ten times a product's time.
 
     Returns:
         float32 (N, 3, S, S).
     """
-    planes = _jitter(_planes(crops), steps)
+    planes = _jitter(_planes(crops), steps, ALL_SLOTS)
     luminance, gray, solarized = _luminance(planes), _per_crop(gray), _per_crop(solarized)
     planes = [torch.where(gray, luminance, plane) for plane in planes]
     planes = [torch.where(solarized & (plane >= 127.5 / 255), 1 - plane, plane) for plane in planes]
-    return torch.stack([(plane - mean[i]) / std[i] for i, plane in enumerate(planes)], 1)
+    return torch.stack([(plane - mean[i]) * inverse_std[i] for i, plane in enumerate(planes)], 1)
 
 
 def _planes(crops: Tensor) -> list[Tensor]:
-    return [plane.float() / 255 if crops.dtype == torch.uint8 else plane for plane in crops.unbind(1)]
+    return [plane.float() * (1 / 255) if crops.dtype == torch.uint8 else plane for plane in crops.unbind(1)]
 
 
 def _per_crop(values: Tensor) -> Tensor:
     return values.view(-1, 1, 1)
 
 
-def _luminance(planes: list[Tensor]) -> Tensor:
+def _luminance(planes: Sequence[Tensor]) -> Tensor:
+    """Return the luminance of PIL's mode L; numbers that are not written here would be read for each pixel."""
     r, g, b = planes
-    return LUMINANCE[0] * r + LUMINANCE[1] * g + LUMINANCE[2] * b
+    return 0.299 * r + 0.587 * g + 0.114 * b
 
 
-def _jitter(planes: list[Tensor], steps: Steps) -> list[Tensor]:
-    for slot in range(2 * SLOTS):
+def _jitter(planes: Sequence[Tensor], steps: Steps, slots: Sequence[int]) -> list[Tensor]:
+    """Apply the steps of `slots` to values in 0–1, and the hue before the first of those that follow it.
+
+    Between the steps the values are 1 - x: the clamp is then max(1 - max(x, 0), 0), which are two instructions
+    and a difference, where `clamp` needs eight to keep NaNs. The luminance of 1 - x is 1 - luminance(x).
+    """
+    inverted = [1 - plane for plane in planes]
+    for slot in slots:
         if slot == SLOTS:
-            planes = _hue(planes, _per_crop(steps.hue))
+            inverted = [1 - plane for plane in _hue([1 - plane for plane in inverted], _per_crop(steps.hue))]
         gain, share, offset = (_per_crop(numbers[:, slot]) for numbers in steps[:3])
-        base = _luminance(planes) * share + offset
-        planes = [(plane * gain + base).clamp(0, 1) for plane in planes]
-    return planes
+        base = gain + share + offset - share * _luminance(inverted)
+        inverted = [_inverted_clamp(base - gain * plane) for plane in inverted]
+    return [1 - plane for plane in inverted]
+
+
+def _inverted_clamp(x: Tensor) -> Tensor:
+    """Return 1 - clamp(x, 0, 1)."""
+    return torch.relu(1 - torch.relu(x))
 
 
 def _hue(planes: list[Tensor], shift: Tensor) -> list[Tensor]:
@@ -126,7 +155,7 @@ def _hue(planes: list[Tensor], shift: Tensor) -> list[Tensor]:
     for offset in (5.0, 3.0, 1.0):
         position = sixths + offset
         position = position - 6 * torch.floor(position * (1 / 6))
-        turned.append(value - chroma * torch.minimum(position, 4 - position).clamp(0, 1))
+        turned.append(value - chroma * (1 - _inverted_clamp(torch.minimum(position, 4 - position))))
     return turned
 
 
@@ -168,8 +197,8 @@ class FusedColor:
         self,
         crops: Tensor,
         steps: Steps,
-        contrasted: Tensor,
-        earlier: Steps,
+        before_hue: Measured,
+        after_hue: Measured,
         gray: Tensor,
         solarized: Tensor,
         mean: Tensor,
@@ -180,10 +209,12 @@ class FusedColor:
         The jitter is what `jitter_steps` returns, on the device of the crops.
         """
         luminance = torch.zeros(len(crops), device=crops.device)
-        if len(contrasted):
-            luminance[contrasted] = self._mean_luminance(crops.index_select(0, contrasted), earlier)
+        for (index, earlier), with_hue in ((before_hue, False), (after_hue, True)):
+            if len(index):
+                chosen = crops.index_select(0, index)
+                luminance[index] = self._mean_luminance(chosen, earlier, with_hue)
         steps = steps._replace(offset=steps.offset * luminance[:, None])
-        return self._color(crops, steps, gray, solarized, mean, std)
+        return self._color(crops, steps, gray, solarized, mean, 1 / std)
 
     def blur(self, x: Tensor, kernel: Tensor) -> Tensor:
         """Filter rows and columns of x (N, C, S, S) with kernel (N, 2R + 1), edges repeated."""

@@ -6,6 +6,7 @@ workers, nor that of processes, nor a resume changes them.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -128,19 +129,19 @@ class CropBatches:
         if self.released is not None:
             image = self.source.read(index)
             return self.released(image, self.crops.boxes(uniform, *image.shape[1:]), parameters)
+        boxes = functools.cache(functools.partial(self.crops.boxes, uniform))
         shrunk: list[tuple[np.ndarray, int]] = []
 
         def shrink(height: int, width: int) -> int:
-            boxes = self.crops.boxes(uniform, height, width)
-            factor = self.crops.factor(boxes)
+            factor = self.crops.factor(boxes(height, width))
             if factor > 1:
-                shrunk.append((boxes, factor))
+                shrunk.append((boxes(height, width), factor))
             return factor
 
         image = self.source.read(index, shrink)
         if shrunk:
             return self.crops.cut_shrunk(image, *shrunk[0])
-        return self.crops.cut(image, self.crops.boxes(uniform, *image.shape[1:]))
+        return self.crops.cut(image, boxes(*image.shape[1:]))
 
 
 def _stacked(by_crop: list[tuple[torch.Tensor, ...]]) -> torch.Tensor:

@@ -38,7 +38,7 @@ def change(step: Callable[..., Tensor], index: Tensor, *values: Tensor) -> list[
 
 
 def _change(step: Callable[..., Tensor], crops: Tensor, index: Tensor, *values: Tensor) -> Tensor:
-    crops[index] = step(crops[index], *values)
+    crops[index] = step(crops.index_select(0, index), *values)
     return crops
 
 

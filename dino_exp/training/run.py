@@ -92,6 +92,7 @@ def train(cfg: Config, path: Path, group: str | None = None) -> RunResult:
             with distributed.agreed():
                 splits, contents = images_of(cfg, directory, begun)
                 device = machine.choose_device(cfg.trainer.device)
+                machine.keep_freed_memory()
                 machine.use_threads(device, machine.choose_workers(cfg.trainer.num_workers, device))
                 trainer = Trainer(cfg, splits, device)
                 if getattr(cfg, "init_from", None) and not begun:
