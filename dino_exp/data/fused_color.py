@@ -118,7 +118,7 @@ def _per_crop(values: Tensor) -> Tensor:
 
 
 def _luminance(planes: Sequence[Tensor]) -> Tensor:
-    """Return the luminance of PIL's mode L; numbers that are not written here would be read for each pixel."""
+    """Return the luminance of PIL's mode L; numbers that are not written here are read for each pixel."""
     r, g, b = planes
     return 0.299 * r + 0.587 * g + 0.114 * b
 
@@ -126,8 +126,8 @@ def _luminance(planes: Sequence[Tensor]) -> Tensor:
 def _jitter(planes: Sequence[Tensor], steps: Steps, slots: Sequence[int]) -> list[Tensor]:
     """Apply the steps of `slots` to values in 0–1, and the hue before the first of those that follow it.
 
-    Between the steps the values are 1 - x: the clamp is then max(1 - max(x, 0), 0), which are two instructions
-    and a difference, where `clamp` needs eight to keep NaNs. The luminance of 1 - x is 1 - luminance(x).
+    Between the steps the values are 1 - x: the clamp is then max(1 - max(x, 0), 0), which is three
+    instructions, where `clamp` takes eight to keep NaNs. The luminance of 1 - x is 1 - luminance(x).
     """
     inverted = [1 - plane for plane in planes]
     for slot in slots:
