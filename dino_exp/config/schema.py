@@ -268,7 +268,8 @@ class TrainerConfig:
     checkpoint_every: int = number(500, at_least=1)
     """Steps between two checkpoints: the most work that a kill can cost."""
     on_collapse: str = choice("warn", ["warn", "stop"])
-    """Action when the verdict is a collapse: warn and continue, or end the run with state `collapsed`."""
+    """Action when the verdict is a collapse: warn and continue, or end the run with state `collapsed`, as the
+    presets of sweeps do. The same command with `warn` continues such a run."""
 
 
 @dataclass(kw_only=True)
