@@ -13,6 +13,7 @@ import torch
 
 from dino_exp import train
 from dino_exp.errors import UserError
+from dino_exp.report.fork_facts import fork_facts
 from dino_exp.report.loading import load_run
 from dino_exp.runs.kept_checkpoints import Keeping, kept
 from dino_exp.runs.run_directory import RunDirectory
@@ -95,6 +96,9 @@ def test_a_fork_has_what_is_typed_and_else_its_parents_settings(
     assert "16 → 32 steps" in said
     before, after = (line["lr"] for line in (theirs[9], ours[9]))
     assert f"{before:.4g} before, {after:.4g} after the fork" in said
+    facts = dict(fork_facts(load_run(fork)))
+    assert facts["Fork of"] == f"{parent.name} at step 8"
+    assert facts["Changed there"] == "loss.teacher_temp 0.02 → 0.03; trainer.epochs 2 → 4"
     other = train([f"fork_from={parent}@12", "loss.teacher_temp=0.03", "trainer.epochs=4"]).directory
     assert other.name != fork.name
 
