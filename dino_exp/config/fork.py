@@ -19,6 +19,7 @@ from omegaconf import OmegaConf
 from dino_exp.config.hydra_loader import FORK
 from dino_exp.config.identity import differing_keys, run_id
 from dino_exp.config.messages import show
+from dino_exp.config.relations import patch_size
 from dino_exp.config.schema import SCHEMAS, Config
 
 ROOT_KEYS = ("name", "output_root", "init_from", "init_parts", "init_adapt", "init_sha256")
@@ -105,9 +106,18 @@ def problems(cfg: Any) -> Iterator[str]:
 def fixed(parent: Any, cfg: Any) -> Iterator[str]:
     """Yield an error for each key that cannot change in a fork and has; both in present names."""
     for key, (there, here) in changes(parent, cfg).items():
-        reason = next((why for name, why in FIXED.items() if f"{key}.".startswith(f"{name}.")), None)
-        if reason and key not in FREE:
+        reason = reason_against(key)
+        if key == "crops.global_size" and patch_size(cfg):  # as many position embeddings as patches
+            reason = NETWORK
+        if reason:
             yield f"{key} = {show(here)}: {show(there)} in the parent, and a fork cannot change it: {reason}."
+
+
+def reason_against(key: str) -> str | None:
+    """Return why a key cannot change in a fork, whatever the network; None if it can."""
+    if key in FREE:
+        return None
+    return next((why for name, why in FIXED.items() if f"{key}.".startswith(f"{name}.")), None)
 
 
 def changes(parent: Any, cfg: Any) -> dict[str, tuple[Any, Any]]:

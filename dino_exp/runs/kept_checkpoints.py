@@ -6,13 +6,12 @@ disk only when `last.pt` is replaced. Imports no torch.
 
 from __future__ import annotations
 
-import os
 import re
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-from dino_exp.atomic import flush, write_atomically
+from dino_exp.atomic import link_atomically, write_atomically
 
 RULE = re.compile(r"(every|last):([1-9]\d{0,11})")
 KEPT = re.compile(r"step_(\d{1,16})\.pt")
@@ -48,13 +47,8 @@ class Keeping:
     def keep(self, last: Path, step: int) -> None:
         """Keep `last.pt`, which is that of `step`, atomically, and remove the oldest that are too many."""
         target = last.with_name(f"step_{step}.pt")
-        beside = last.with_name(f".{target.name}.link")
         try:
-            beside.unlink(missing_ok=True)  # of a run that was killed here
-            os.link(last, beside)
-            beside.replace(target)
-            beside.unlink(missing_ok=True)  # two names of one file stay two
-            flush(last.parent)
+            link_atomically(last, target)
         except OSError:  # a file system without hard links
             with last.open("rb") as source:
                 write_atomically(target, lambda file: shutil.copyfileobj(source, file))

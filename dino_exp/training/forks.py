@@ -10,6 +10,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
+from textwrap import shorten
 from typing import TYPE_CHECKING
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -186,7 +187,7 @@ def begin(trainer: Trainer) -> None:
     except UserError:
         raise
     except (AttributeError, LookupError, RuntimeError, TypeError, ValueError, YAMLError) as error:
-        reason = (str(error).splitlines() or [""])[0]
+        reason = shorten(str(error), 300)
         raise UserError(f"{file}: does not fit this run: {type(error).__name__}: {reason}") from error
     if trainer.step >= trainer.plan.stop_step:
         raise UserError(

@@ -146,7 +146,10 @@ def test_step_0_is_the_parents_command_again(parent: Path) -> None:
         ("fork_from=RUN@8 crops.global_size=48", "crops.global_size = 48: 32 in the parent"),
         ("fork_from=RUN@8 data.train_size=256", "data.train_size = 256: 128 in the parent"),
         ("fork_from=RUN@8 trainer.batch_size=32", "trainer.batch_size = 32: 16 in the parent"),
-        ("fork_from=RUN@8 optimizer=sgd", "optimizer._target_ = dino_exp.dino.optimizer.sgd: dino_exp"),
+        (
+            "fork_from=RUN@8 optimizer._target_=dino_exp.dino.optimizer.sgd",
+            "optimizer._target_ = dino_exp.dino",
+        ),
         ("fork_from=RUN@8 fork_parent=mine", "fork_parent = mine: do not set it"),
         ("fork_from=RUN@8 loss.teacher_tmp=1", "did you mean loss.teacher_temp?"),
         ("fork_from=RUN", "the fork ends at step 16; fork an earlier step, or raise trainer.epochs = 2"),

@@ -13,7 +13,7 @@ from rich.table import Table
 
 from dino_exp.config.compose import compose_run
 from dino_exp.config.data_content import identify
-from dino_exp.config.fork import FIXED, FREE
+from dino_exp.config.fork import reason_against
 from dino_exp.config.hydra_loader import override_text
 from dino_exp.config.sweep_runs import Run
 from dino_exp.console import Console
@@ -95,7 +95,8 @@ def likeliest(log: TrainingLog, advice: Sequence[str], fork: bool) -> list[Words
     """
     found: list[Words] = []
     for words in _candidates(log, advice):
-        possible = tuple(word for word in words if not (fork and _is_fixed(word)) and _changes(log, word))
+        changing = (word for word in words if _changes(log, word))
+        possible = tuple(word for word in changing if not (fork and reason_against(word.partition("=")[0])))
         if possible and set(possible) not in map(set, found):
             found.append(possible)
     return found[:REMEDIES]
@@ -110,11 +111,6 @@ def _candidates(log: TrainingLog, advice: Sequence[str]) -> Iterator[Words]:
     general = (remedies.following_center(log), *remedies.sharper_teacher(log))
     general += (remedies.lower_learning_rate(log), "ema.momentum=0.996")
     yield from (missing + remedies.words_of(text) for text in general)
-
-
-def _is_fixed(word: str) -> bool:
-    key = word.partition("=")[0]
-    return key not in FREE and any(f"{key}.".startswith(f"{name}.") for name in FIXED)
 
 
 def _changes(log: TrainingLog, word: str) -> bool:
