@@ -82,7 +82,12 @@ def parent_of(text: str) -> Parent:
         step = _step_of_last(directory, text)
     if step == 0 and config.fork_from:
         raise UserError(f"fork_from = {text}: a fork itself, which began as {config.fork_from}; give that.")
-    if step and step not in kept(directory.checkpoints) and step not in (steps := checkpoints(directory)):
+    if (
+        step
+        and step not in kept(directory.checkpoints)
+        and step not in (steps := checkpoints(directory))
+        and step not in _known_to_forks(path)  # one of which may be resumed
+    ):
         raise UserError(f"fork_from = {text}: {not_kept(steps, step)}")
     return Parent(path, step, config)
 
@@ -130,22 +135,27 @@ def not_kept(steps: Mapping[int, Path], step: int) -> str:
     )
 
 
-def _from_a_fork(text: str, path: Path, step: int | None) -> Parent:
-    """Return a parent that is gone as forks beside it know it. Raises UserError if there is none."""
-    found: dict[int, Path] = {}
-    for file in sorted(path.parent.glob(f"*/{PARENT}")):
+def _known_to_forks(path: Path) -> dict[int, Path]:
+    """Return the configuration of a run as its forks in the same output folder have it, by their steps."""
+    found = {}
+    for file in sorted(path.parent.parent.glob(f"*/*/{PARENT}")):
         place = str(read_if_possible(file.with_name("config.yaml"), []).get("fork_from"))
-        run, _, there = place.rpartition("@")
-        if run == str(path) and there.isdigit() and step in (None, int(there)):
-            found[int(there)] = file
+        run, _, step = place.rpartition("@")
+        if run == str(path) and step.isdigit():
+            found[int(step)] = file
+    return found
+
+
+def _from_a_fork(text: str, path: Path, step: int | None) -> Parent:
+    """Return a parent that is gone as its forks know it. Raises UserError if there is none."""
+    forks = _known_to_forks(path)
+    found = {each: file for each, file in forks.items() if step in (None, each)}
     if len(found) == 1:
         ((known, file),) = found.items()
-        directory = RunDirectory(file.parent)
-        return Parent(path, known, from_plain(directory, read_if_possible(file, [])))
-    if found:
-        raise UserError(
-            f"fork_from = {text}: that run is gone; say of which fork: @{', @'.join(map(str, found))}."
-        )
+        return Parent(path, known, from_plain(RunDirectory(file.parent), read_if_possible(file, [])))
+    if forks:
+        steps = any_of([f"@{each}" for each in forks])
+        raise UserError(f"fork_from = {text}: that run is gone; it has forks of {steps}.")
     if not path.exists():
         raise UserError(f"fork_from = {text}: no such run; give its directory, e.g. outputs/demo/RUN@500.")
     runs = sorted(each.parent.name for each in path.glob("*/config.yaml"))

@@ -243,7 +243,7 @@ def _trained(
     """Train and draw; return the state of the run and the content of `summary.json`."""
     is_main = distributed.is_main()
     try:
-        if trainer.step == 0:
+        if trainer.step == 0 or trainer.parent is not None:
             interrupt.at_once(lambda: draw_crops(trainer, directory, tracker) if is_main else None)
         with RunProgress(console, trainer.plan.stop_step) as progress:
             # a run that has collapsed without a summary is closed again, and not trained further

@@ -114,6 +114,8 @@ def test_a_fork_needs_its_parent_no_longer(parent: Path, tmp_path: Path) -> None
     shutil.rmtree(copy)
     fork = train(words).directory
     assert len(RunDirectory(fork).read_status()["attempts"]) == 2
+    with pytest.raises(UserError, match=r"that run is gone; it has forks of @8\."):
+        train([f"fork_from={copy}@12"])
     assert fork.name == undisturbed.name
     assert_same_state(fork, undisturbed)
     assert lines(fork) == lines(undisturbed)
