@@ -66,6 +66,9 @@ class Parent:
         return f"{run_id(self.config)}@{self.step}"
 
 
+UNREAD = "-"
+"""The content of images that Python code gives, before it is known (`api/offer.py`)."""
+
 _parents: dict[str, Parent] = {}
 """The parents of this process's command lines, by the value of `fork_from`."""
 
@@ -106,6 +109,8 @@ def problems(cfg: Any) -> Iterator[str]:
 def fixed(parent: Any, cfg: Any) -> Iterator[str]:
     """Yield an error for each key that cannot change in a fork and has; both in present names."""
     for key, (there, here) in changes(parent, cfg).items():
+        if (key, here) == ("data.content", UNREAD):
+            continue
         reason = reason_against(key)
         if key == "crops.global_size" and patch_size(cfg):  # as many position embeddings as patches
             reason = NETWORK
