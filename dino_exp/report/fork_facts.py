@@ -20,7 +20,7 @@ def fork_facts(run: RunData) -> list[tuple[str, str]]:
     return [
         ("Fork of", f"{parent} at step {int(step):,}" if step.isdigit() else parent),
         ("Parent's directory", place or "–"),
-        ("Changed there", changed(run)),
+        ("Changed at the fork", changed(run)),
     ]
 
 

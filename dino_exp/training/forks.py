@@ -15,13 +15,14 @@ from typing import TYPE_CHECKING
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
+from omegaconf import OmegaConf
 from yaml import YAMLError
 
 from dino_exp.atomic import write_text_atomically
 from dino_exp.config.fork import Parent, changes, experiment_of, fixed
 from dino_exp.config.messages import any_of, show
 from dino_exp.config.schema import Config
-from dino_exp.config.stored import from_plain, parse, read_config, read_if_possible, write_config
+from dino_exp.config.stored import from_plain, parse, read_config, read_if_possible, read_plain, write_config
 from dino_exp.config.targets import build
 from dino_exp.errors import UserError
 from dino_exp.paths import expanded
@@ -186,8 +187,12 @@ def begin(trainer: Trainer) -> None:
     if file is None:
         raise UserError(f"fork_from = {place}: {not_kept(checkpoints(directory), step or 0)}")
     state = checkpoint.load(file)
+    if state["step"] != step:
+        raise UserError(f"{file}: the checkpoint of step {state['step']}, and not of {step}.")
     try:
-        plain = parse(state["config"].encode(), resolved=False)
+        text = state["config"].encode()
+        # earlier versions stored interpolations in checkpoints, but never in config.yaml
+        plain = read_plain(directory) if b"${" in text else parse(text)
         if lines := list(fixed(plain, cfg)):
             raise UserError("\n".join(lines))
         parent = from_plain(directory, plain)
@@ -212,7 +217,7 @@ def begin(trainer: Trainer) -> None:
         )
     if cfg.loss.centering != "mean":
         trainer.dino_loss.center.zero_()
-    trainer.evaluations.best, trainer.parent = {}, state["config"]
+    trainer.evaluations.best, trainer.parent = {}, OmegaConf.to_yaml(OmegaConf.create(plain))
     trainer.taken = {"parent": f"{path}, step {trainer.step:,}", **dict(_said(trainer, parent))}
 
 

@@ -98,7 +98,7 @@ def test_a_fork_has_what_is_typed_and_else_its_parents_settings(
     assert f"{before:.4g} before, {after:.4g} after the fork" in said
     facts = dict(fork_facts(load_run(fork)))
     assert facts["Fork of"] == f"{parent.name} at step 8"
-    assert facts["Changed there"] == "loss.teacher_temp 0.02 → 0.03; trainer.epochs 2 → 4"
+    assert facts["Changed at the fork"] == "loss.teacher_temp 0.02 → 0.03; trainer.epochs 2 → 4"
     other = train([f"fork_from={parent}@12", "loss.teacher_temp=0.03", "trainer.epochs=4"]).directory
     assert other.name != fork.name
 
