@@ -125,6 +125,20 @@ def complete_folder(path: Path) -> Iterator[Path]:
         os.close(descriptor)
 
 
+def link_atomically(existing: Path, path: Path) -> None:
+    """Give a file the name `path` too, in place of what has it.
+
+    Raises OSError, with nothing changed, where the file system has no hard links.
+    """
+    temporary = _partial_name(path)
+    try:
+        os.link(existing, temporary)
+        temporary.replace(path)
+        flush(path.parent)
+    finally:
+        remove(temporary)  # it stays if both were the same file before
+
+
 def flush(path: Path) -> None:
     """Flush a file, or the entries of a folder, to disk, where the system lets this user do so."""
     try:

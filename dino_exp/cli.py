@@ -30,6 +30,7 @@ from dino_exp.errors import FAILED, INTERRUPTED, UserError, refuse, warn
 from dino_exp.parallel.rank_zero import in_all_processes
 from dino_exp.streams import protect
 from dino_exp.training.attempt import Outcome, attempt, remove_if_empty
+from dino_exp.training.forks import with_parent
 
 
 class Job(NamedTuple):
@@ -74,6 +75,7 @@ def command_line(argv: list[str]) -> int:
     try:
         arguments = parse_arguments(argv)
         words, renamed = typed_words(take(arguments.overrides))
+        words = with_parent(words)
     except UserError as error:
         return refuse([str(error)])
     argv = [*(word for word in argv if word not in arguments.overrides), *words]
@@ -160,7 +162,7 @@ def weights_problems(checked: Checked) -> list[str]:
     found, known = Findings(), {}
     for run in checked.runs:
         cfg = run.cfg
-        if cfg.init_from:
+        if cfg.init_from and not cfg.fork_from:
             from dino_exp.training import networks  # late, as torch comes with it
 
             needed = (cfg.init_from, cfg.init_parts, cfg.init_adapt, cfg.backbone, cfg.head)

@@ -21,6 +21,7 @@ from dino_exp.config.text_keys import typed_words
 from dino_exp.console import Console, a_console, log_lines_on
 from dino_exp.errors import warn
 from dino_exp.training.attempt import Outcome, attempt
+from dino_exp.training.forks import with_parent
 from dino_exp.training.run import train as train_run
 from dino_exp.training.same_run import directory_name
 
@@ -125,6 +126,7 @@ def _ready(
     """
     threads = torch.get_num_threads()
     words, renamed = typed_words(words)
+    words = with_parent(words)
     warn(renamed)
     try:
         with torch.random.fork_rng(devices=[]), ExitStack() as stack:

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 from dino_exp.backbone import given
 from dino_exp.config.compose import check
+from dino_exp.config.fork import UNREAD
 from dino_exp.config.hydra_loader import override_text
 from dino_exp.data import adapted
 from dino_exp.data.content import contents_of, key_of, overlaps, refuse_unreadable
@@ -66,7 +67,7 @@ def offered(
             train, test = map(os.fspath, data)
             words += [*_stored(train), override_text("data.val_root", test)]
         elif data is not None:
-            cfg = _composed([*flags, *words, "data=given", "data.content='-'"])
+            cfg = _composed([*flags, *words, "data=given", f"data.content='{UNREAD}'"])
             splits = adapted.as_splits(data, cfg.channels, Decoding.of_config(cfg))
             if probe is not None:
                 splits.probe = _probe(probe, cfg.channels, Decoding.of_config(cfg))

@@ -17,7 +17,7 @@ from hydra.core.override_parser.types import Override
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from dino_exp.config import data_content, messages, relations
+from dino_exp.config import data_content, fork, messages, relations
 from dino_exp.config.hydra_loader import (
     CompositionError,
     Loader,
@@ -269,7 +269,7 @@ class _Preflight:
             if wrong or self.reader.dropped:
                 continue
             problems = validate(cfg) or unnamed(cfg.plugins) or data_content.problems(cfg)
-            problems = problems or network_problems(cfg)
+            problems = problems or list(fork.problems(cfg)) or network_problems(cfg)
             if not problems and checked.local:
                 problems = list(relations.folder_problems(cfg))
             if not problems and checked.search and checked.sweeper is not None:

@@ -49,7 +49,7 @@ EXAMPLES = (
 )
 
 MOST_USED = {
-    "": "name resume init_from",
+    "": "name resume init_from fork_from",
     "backbone": "name patch_size",
     "head": "out_dim",
     "crops": "global_size global_scale local_size local_number",

@@ -45,6 +45,8 @@ EVALUATE = "evaluate"
 """The other table of contents, that of `evaluate.py`."""
 GIVEN = "given"
 """The options of images and networks that only code has, which chooses them (`dino_exp.train`)."""
+FORK = "fork-"
+"""How the options begin that a fork has of its parent's configuration, which `fork_from` chooses."""
 
 
 class CompositionError(Exception):
@@ -106,8 +108,9 @@ class Loader:
         return key in self.groups
 
     def options(self, group: str) -> list[str]:
-        """Return the names of a group's files, without those that Python code alone can choose."""
-        return sorted({*self._hydra.get_group_options(group, ObjectType.CONFIG)} - {GIVEN})
+        """Return the names of a group's files, without those that Python code or a fork alone can choose."""
+        names = {*self._hydra.get_group_options(group, ObjectType.CONFIG)} - {GIVEN}
+        return sorted(name for name in names if not name.startswith(FORK))
 
     def parse(self, text: str) -> Override:
         """Parse one override; raises `HydraException` if it is malformed."""

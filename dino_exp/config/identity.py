@@ -25,6 +25,7 @@ GROUPS = ("backbone", "head", "crops", "augment", "loss", "ema", "optimizer", "d
 
 WITHOUT_EFFECT = frozenset(
     {"trainer.device", "trainer.num_workers", "trainer.log_every", "trainer.checkpoint_every"}
+    | {"trainer.keep_checkpoints"}
     | {"trainer.compile", "trainer.cuda_graph", "trainer.checkpoint_blocks", "data.max_corrupt"}
     | {"trainer.on_collapse"}  # a run that it has ended is the beginning of the one that goes on
 )
@@ -167,6 +168,8 @@ def _others(cfg: Any) -> dict[str, Any]:
     if cfg.get("init_sha256"):  # the weights themselves, wherever they lie
         values |= {key: cfg.get(key) for key in ("init_sha256", "init_parts")}
         values["init_adapt"] = sorted(set(cfg.get("init_adapt") or ())) or None
+    if cfg.get("fork_parent"):
+        values["fork_parent"] = cfg.get("fork_parent")
     return values
 
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 
-from dino_exp.config.hydra_loader import GIVEN, Loader, to_paste
+from dino_exp.config.hydra_loader import FORK, GIVEN, Loader, to_paste
 from dino_exp.config.messages import closest, did_you_mean, unknown_option
 from dino_exp.config.schema import SCHEMAS
 from dino_exp.config.search_space import divide
@@ -142,6 +142,6 @@ class OverrideReader:
             if not names or any(isinstance(each, (list, dict)) or each is None for each in names):
                 return f"{text}: {key} takes one option; options: {', '.join(options)}."
             for each in map(str, names):
-                if each not in (*options, GIVEN):
+                if each not in (*options, GIVEN) and not each.startswith(FORK):
                     return unknown_option(key, each, options)
         return None

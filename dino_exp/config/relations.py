@@ -23,6 +23,7 @@ from dino_exp.config.schema import MlflowConfig, TimmConfig, TorchvisionConfig, 
 from dino_exp.data.value_range import pairs_of
 from dino_exp.errors import UserError, refusing
 from dino_exp.paths import expanded
+from dino_exp.runs.kept_checkpoints import Keeping
 from dino_exp.runs.weights_file import weights_file
 
 TRAINING_IMAGES: dict[type, int] = {Cifar10Config: 50_000, FashionMnistConfig: 60_000}
@@ -40,6 +41,7 @@ def problems(cfg: Any) -> Iterator[str]:
     yield from data(cfg)
     yield from _batch(cfg)
     yield from _machine(cfg)
+    yield from _checkpoints(cfg)
 
 
 def _names(cfg: Any) -> Iterator[str]:
@@ -294,6 +296,13 @@ def _machine(cfg: Any) -> Iterator[str]:
         )
     if cfg.trainer.cuda_graph:
         yield from _cuda_graph(cfg)
+
+
+def _checkpoints(cfg: Any) -> Iterator[str]:
+    try:
+        Keeping.of(cfg.trainer.keep_checkpoints, cfg.trainer.checkpoint_every)
+    except ValueError as error:
+        yield f"trainer.keep_checkpoints = {show(cfg.trainer.keep_checkpoints)}: {error}."
 
 
 def _cuda_graph(cfg: Any) -> Iterator[str]:

@@ -267,6 +267,10 @@ class TrainerConfig:
     """Steps between two lines of metrics.jsonl."""
     checkpoint_every: int = number(500, at_least=1)
     """Steps between two checkpoints: the most work that a kill can cost."""
+    keep_checkpoints: str | None = None
+    """Checkpoints to keep by step beside the last and the best, as checkpoints/step_500.pt: `every:500` keeps
+    those of each 500 steps, `last:5` the 5 newest, one each checkpoint_every; null keeps none. Each takes as
+    much of the disk as last.pt. A run can be forked from them (fork_from)."""
     on_collapse: str = choice("warn", ["warn", "stop"])
     """Action when the verdict is a collapse: warn and continue, or end the run with state `collapsed`, as the
     presets of sweeps do. The same command with `warn` continues such a run."""
@@ -342,6 +346,11 @@ class Config:
     Channels are repeated and scaled (timm's rule), patches resized by the pseudo-inverse (FlexiViT)."""
     init_sha256: str | None = "${weights_digest:${init_from}}"
     """SHA-256 of the content of init_from, which is part of the run id; computed, not typed."""
+    fork_from: str | None = None
+    """A run to continue with some keys changed, RUN or RUN@STEP: its directory, and a step of which it has a
+    checkpoint (trainer.keep_checkpoints); without a step its last. All other keys are those of that run."""
+    fork_parent: str | None = None
+    """Run id and step that the fork continues, which are part of its own run id; computed, not typed."""
     data_content: str | None = "${data_content:}"
     """Digest of the images and labels, which is part of the run id, wherever they lie; computed, not typed.
     null for generated and downloaded sets, and where the images are not on the machine that submits."""

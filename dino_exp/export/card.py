@@ -97,6 +97,8 @@ def training(cfg: Config) -> dict[str, str]:
         "length": f"{cfg.trainer.epochs} epochs of batches of {cfg.trainer.batch_size}",
         "seed": str(cfg.trainer.seed),
     }
+    if getattr(cfg, "fork_parent", None):
+        facts["fork of"] = str(cfg.fork_parent)
     if getattr(cfg, "init_from", None):  # runs of earlier versions do not have the key
         facts["started from"] = f"{cfg.init_from} (SHA-256 {cfg.init_sha256})"
     return facts

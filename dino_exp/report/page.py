@@ -18,6 +18,7 @@ from dino_exp.plots.drawing import Figure, write_files
 from dino_exp.plots.html_page import as_columns, render
 from dino_exp.report import evaluation_records, evaluation_results, run_figures
 from dino_exp.report.defaults import differences
+from dino_exp.report.fork_facts import fork_facts
 from dino_exp.report.loading import load_run, utc
 from dino_exp.report.run_data import RunData, SweepData
 from dino_exp.report.run_images import as_data_url
@@ -156,6 +157,7 @@ def _facts(run: RunData) -> list[tuple[str, str]]:
     facts = [
         ("State", run.state + (f" ({run.note})" if run.note else "")),
         ("Step", step + total),
+        *fork_facts(run),
         (f"{UNTRAINED_KNN.label} → now", f"{KNN.text(run.untrained_knn)} → {KNN.text(run.knn)}"),
         ("Judged by", _probe(run.config)),
         ("k-NN of the student", KNN.text(run.last(str(KNN.student_key)))),

@@ -164,7 +164,7 @@ def compare_folders(first: Path, second: Path, out: Path | None) -> int:
 
 
 def run_doctor(argv: Sequence[str]) -> int:
-    """Run `report.py doctor`, and return 1 for a collapse or divergence, else 0."""
+    """Run `report.py doctor`, and return 1 for a collapse or divergence that is not rescued, else 0."""
     from dino_exp.report.doctor.doctor_command import doctor
 
     words = argparse.ArgumentParser(
@@ -173,7 +173,17 @@ def run_doctor(argv: Sequence[str]) -> int:
     )
     words.add_argument("log", type=Path, metavar="LOG", help="a run directory, or a log of JSON lines")
     words.add_argument("--out-dim", type=int, metavar="K", help="number of prototypes, if not in the log")
+    words.add_argument(
+        "--rescue",
+        action="store_true",
+        help="fork a collapsed run of ours from before its onset, once with each of the three likeliest "
+        "remedies, train these one after another, and say which recover (1 if none does)",
+    )
     arguments = words.parse_args(argv)
+    if arguments.rescue:
+        from dino_exp.report.doctor.rescue import rescue
+
+        return rescue(arguments.log, Console())
     return doctor(arguments.log, arguments.out_dim, Console())
 
 

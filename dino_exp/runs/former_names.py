@@ -74,6 +74,7 @@ LATER_KEYS: dict[str, Any] = dict.fromkeys(
     (
         *("data_content", "data.bands", "data.range", "data.probe.train", "data.probe.val"),
         *("data.content", "backbone.content", "init_adapt"),
+        *("fork_from", "fork_parent"),
     )
 ) | {
     "augment.vertical_flip": 0.0,
@@ -82,6 +83,7 @@ LATER_KEYS: dict[str, Any] = dict.fromkeys(
     "augment.per_channel": False,
     "augment.gray_method": "luminance",
     "trainer.cuda_graph": False,
+    "trainer.keep_checkpoints": None,
 }
 """Present keys that came later than the first runs, each with the value that says what was computed before:
 "backbone.registers": 0. With this value a key is no part of an identity, and a stored configuration without

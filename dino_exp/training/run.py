@@ -33,7 +33,7 @@ from dino_exp.runs.metrics_lines import read_metrics
 from dino_exp.runs.revision import git_revision
 from dino_exp.runs.run_directory import OthersRunDirectory, RunDirectory, end_of_attempt, job_id
 from dino_exp.tracker import NoTracker, RunInfo, Tracker, tracker_id_of
-from dino_exp.training import checkpoint, same_run
+from dino_exp.training import checkpoint, forks, same_run
 from dino_exp.training.closing import baseline, draw, draw_crops
 from dino_exp.training.progress import RunProgress
 from dino_exp.training.tables import before_and_now, conclude, introduce
@@ -94,7 +94,9 @@ def train(cfg: Config, path: Path, group: str | None = None) -> RunResult:
                 machine.keep_freed_memory()
                 machine.use_threads(device, machine.choose_workers(cfg.trainer.num_workers, device))
                 trainer = Trainer(cfg, splits, device)
-                if getattr(cfg, "init_from", None) and not begun:
+                if getattr(cfg, "fork_from", None) and not begun:
+                    forks.begin(trainer)
+                elif getattr(cfg, "init_from", None) and not begun:
                     trainer.begin_with_weights()
                 if begun and contents:
                     same_run.refuse_other_length(directory, trainer.plan.stop_step)
@@ -189,7 +191,7 @@ def _run(
     ended: str | None,
 ) -> RunResult:
     is_main, newest = distributed.is_main(), distributed.from_main(checkpoint.newest(directory.checkpoints))
-    resumed = newest is not None
+    resumed = newest is not None or trainer.parent is not None
     if ended and is_main:
         log.warning(
             "This run has %s, but its summary is lost: it is made again from the last checkpoint.", ended
@@ -201,6 +203,8 @@ def _run(
         log.warning("checkpoints/last.pt is missing; %s is used, the one before it.", newest)
     if is_main:
         same_run.record(directory, contents)
+        if trainer.parent is not None:
+            forks.found(directory, trainer)
         begin(directory, trainer, tracker, group, resumed)
     distributed.from_main(None)  # the directory is complete before any process may fail
     try:
@@ -238,7 +242,7 @@ def _trained(
     """Train and draw; return the state of the run and the content of `summary.json`."""
     is_main = distributed.is_main()
     try:
-        if trainer.step == 0:
+        if trainer.step == 0 or trainer.parent is not None:
             interrupt.at_once(lambda: draw_crops(trainer, directory, tracker) if is_main else None)
         with RunProgress(console, trainer.plan.stop_step) as progress:
             # a run that has collapsed without a summary is closed again, and not trained further

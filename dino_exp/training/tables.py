@@ -34,7 +34,7 @@ def introduce(trainer: Trainer, directory: RunDirectory, console: Console, resum
         "directory": str(directory.path),
     }
     if trainer.taken:
-        console.print(table("Initial weights", trainer.taken))
+        console.print(table("Fork" if trainer.parent else "Initial weights", trainer.taken))
     console.print(table(f"DINO: {directory.path.name}", rows))
     if trainer.augment.skipped_steps:
         skipped = ", ".join(trainer.augment.skipped_steps)

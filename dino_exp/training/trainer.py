@@ -28,6 +28,7 @@ from dino_exp.eval.periodic import Round, main_figures
 from dino_exp.parallel import distributed
 from dino_exp.parallel.interrupt import Interrupt
 from dino_exp.parallel.micro_batch import join_micro_batches, micro_batch
+from dino_exp.runs.kept_checkpoints import Keeping
 from dino_exp.runs.run_directory import RunDirectory, to_json
 from dino_exp.seeding import seed_step
 from dino_exp.tracker import Tracker
@@ -198,6 +199,7 @@ class Trainer(TrainingState):
             Stopped: a signal arrived during an evaluation; the steps before it are saved.
         """
         cfg, plan = self.cfg.trainer, self.plan
+        keeping = Keeping.of(cfg.keep_checkpoints, cfg.checkpoint_every)
         self.join()
         if self.step == 0:
             self._log_untrained(directory, tracker, progress, interrupt)
@@ -224,7 +226,8 @@ class Trainer(TrainingState):
             following = self.step + 1
             last = following == plan.stop_step
             evaluate = last or following % plan.eval_steps == 0
-            save = last or following % cfg.checkpoint_every == 0
+            keep = keeping.includes(following)
+            save = last or keep or following % cfg.checkpoint_every == 0
             observe = evaluate or save or following == 1 or following % cfg.log_every == 0
 
             _, observed = self.train_step(self.augmented(batch), observe)
@@ -250,6 +253,8 @@ class Trainer(TrainingState):
                 directory.write_status(step=self.step)
             if save or self.ends_early or stopped:
                 self._save_last(directory, clock)
+            if keep and distributed.is_main():
+                keeping.keep(directory.checkpoints / "last.pt", self.step)
             if self.ends_early and not last:
                 return "collapsed"
             if stopped and not last:

@@ -85,7 +85,9 @@ class TrainingState:
         self.due = False
         """Whether the evaluations of this step are still to be made; its line is then written after them."""
         self.taken: dict[str, str] = {}
-        """What `begin_with_weights` took from the file, in words, by part."""
+        """What `begin_with_weights` took from the file, or `forks.begin` from a run, in words, by part."""
+        self.parent: str | None = None
+        """The parent's configuration, as YAML, of a fork that begins in this attempt."""
         self.unreadable = UnreadableImages(splits.train, cfg.data.max_corrupt)
         self.seconds = 0.0
         """Time in the loop so far, evaluations and earlier attempts included."""

@@ -28,7 +28,7 @@ def diverged(log: TrainingLog) -> Iterator[Finding]:
     """Find a loss that is no longer finite."""
     if log.last.get("loss") is not None and log.verdict != "diverged":
         return
-    since = log.since(lambda record: record.get("loss") is None) or log.last
+    since = onset(log)
     before = [loss for record in log.records if record.at < since.at and (loss := record.get("loss"))]
     values = f"; before, it was {before[-1]:.4g}" if before else ""
     yield Finding(
@@ -46,9 +46,7 @@ def collapsed(log: TrainingLog) -> Iterator[Finding]:
     """Find outputs that no longer depend on the image, according to the run's own verdict."""
     if not log.verdict.startswith("collapsed"):
         return
-    words = dict(zip((record.at for record in log.records), log.words, strict=True))
-    called = log.since(lambda record: words[record.at].startswith("collapsed")) or log.last
-    since = log.since(lambda record: record.at >= called.at or _outputs_alike(log, record)) or called
+    since = onset(log)
     titles = {
         "collapsed-uniform": "Stuck at ln K: uniform collapse, every prototype is as likely as any other",
         "collapsed-one-hot": "One-hot collapse: one prototype takes every image, and the loss looks fine",
@@ -61,6 +59,15 @@ def collapsed(log: TrainingLog) -> Iterator[Finding]:
         f"Since {log.position(since)}. {final_metrics(log)}",
         advice.get(log.verdict, remedies.against_constant)(log),
     )
+
+
+def onset(log: TrainingLog) -> Record:
+    """Return the first record of the present collapse or divergence, which is before the verdict."""
+    if not log.verdict.startswith("collapsed"):
+        return log.since(lambda record: record.get("loss") is None) or log.last
+    words = dict(zip((record.at for record in log.records), log.words, strict=True))
+    called = log.since(lambda record: words[record.at].startswith("collapsed")) or log.last
+    return log.since(lambda record: record.at >= called.at or _outputs_alike(log, record)) or called
 
 
 def _outputs_alike(log: TrainingLog, record: Record) -> bool:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import re
+from itertools import takewhile
 
 from dino_exp.report.doctor.training_log import TrainingLog
 from dino_exp.report.run_data import UNFINISHED
@@ -50,8 +52,10 @@ def against_one_hot(log: TrainingLog) -> tuple[str, ...]:
     elif momentum > 0:
         advice.append(f"{key}={momentum / 2:g} (now {momentum:g}).")
     temperature = log.setting("loss.teacher_temp")
-    if temperature is None or temperature < 0.04:
+    if temperature is None:
         advice.append(f"a softer teacher: {called(log, 'loss.teacher_temp')} 0.04.")
+    elif temperature < 0.04:
+        advice.append(f"loss.teacher_temp=0.04 (now {temperature:g}): a softer teacher.")
     return _in_order(log, (*advice, lower_learning_rate(log)))
 
 
@@ -112,6 +116,9 @@ def sharper_teacher(log: TrainingLog) -> tuple[str, ...]:
 
 def following_center(log: TrainingLog) -> str:
     """Return advice for a faster center."""
+    momentum = log.setting("loss.center_momentum")
+    if momentum is not None and momentum > 0.9:
+        return f"loss.center_momentum=0.9 (now {momentum:g}), as in the paper: a center that follows."
     return f"a center that follows: {with_value(log, 'loss.center_momentum')}, 0.9 in the paper."
 
 
@@ -138,8 +145,10 @@ def lower_learning_rate(log: TrainingLog) -> str:
     if times > FAR_ABOVE:
         rate = log.setting("optimizer.lr")
         return f"optimizer.lr={rate / times:.2g} (now {rate:g}, {times:.0f} times what is usual)."
-    now, warm_up = (with_value(log, f"optimizer.{name}") for name in ("lr", "warmup_epochs"))
-    return f"half the learning rate: {now}; or a longer warmup: {warm_up}."
+    warm_up, known = with_value(log, "optimizer.warmup_epochs"), number(log.setting("optimizer.lr"))
+    if known:
+        return f"optimizer.lr={known / 2:.3g}, half of it (now {known:g}); or a longer warmup: {warm_up}."
+    return f"half the learning rate: {called(log, 'optimizer.lr')}; or a longer warmup: {warm_up}."
 
 
 def clip_gradients(log: TrainingLog) -> tuple[str, ...]:
@@ -148,6 +157,12 @@ def clip_gradients(log: TrainingLog) -> tuple[str, ...]:
     if limit is not None and 0 < limit <= 3:
         return ()
     return (f"gradient clipping at 3 or less: {with_value(log, 'optimizer.clip_grad')}.",)
+
+
+def words_of(advice: str) -> tuple[str, ...]:
+    """Return the overrides that advice begins with, as they can be typed; none if it is advice in words."""
+    found = (re.match(r"([a-z_]+(?:\.[a-z_]+)+=[\w.+-]*\w)[.:;,]?$", word) for word in advice.split())
+    return tuple(each[1] for each in takewhile(bool, found) if each)
 
 
 def called(log: TrainingLog, key: str) -> str:

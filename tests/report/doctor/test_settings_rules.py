@@ -15,7 +15,7 @@ def test_jumps_of_loss_and_gradient(tmp_path: Path) -> None:
     jump = finding(run, "Learning rate probably too high")
     assert "The loss jumps once, at step 1,181, from 3.25 to 5.5." in jump.evidence
     assert "The gradient norm jumps once, at step 1,181" in jump.evidence
-    assert jump.advice[0].startswith("half the learning rate: optimizer.lr (now 0.008)")
+    assert jump.advice[0].startswith("optimizer.lr=0.004, half of it (now 0.008)")
     assert len(jump.advice) == 1  # gradients are clipped at 3 already
     assert seen(run)[0] == 0  # not fatal
     unclipped = ours(

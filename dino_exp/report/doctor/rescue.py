@@ -1,0 +1,164 @@
+"""`python report.py doctor RUN --rescue`: which remedies save a collapsed run, tried on forks of it.
+
+A fork begins with the newest checkpoint from before the onset, so only what follows is trained again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from rich.table import Table
+
+from dino_exp.config.compose import compose_run
+from dino_exp.config.data_content import identify
+from dino_exp.config.fork import reason_against
+from dino_exp.config.hydra_loader import override_text
+from dino_exp.config.sweep_runs import Run
+from dino_exp.console import Console
+from dino_exp.errors import INTERRUPTED, UserError
+from dino_exp.report.doctor import collapse_rules, remedies
+from dino_exp.report.doctor.training_log import TrainingLog, read_log
+from dino_exp.report.values import config_text
+from dino_exp.runs.run_directory import RunDirectory
+from dino_exp.training import forks
+from dino_exp.training.attempt import Outcome, attempt
+from dino_exp.training.same_run import directory_name
+
+REMEDIES = 3
+Words = tuple[str, ...]
+
+
+class Tried(NamedTuple):
+    """A remedy, and how its run ended."""
+
+    words: Words
+    outcome: Outcome
+    verdict: str
+    knn: float | None
+
+
+def rescue(path: Path, console: Console) -> int:
+    """Train a collapsed run again from before its onset with each remedy; print which of them recover.
+
+    The runs are in a folder of their own beside that of the run; the same command goes on where it stopped.
+
+    Returns 0 if any recovers, otherwise 1.
+
+    Raises:
+        UserError: `path` is no run of ours that has collapsed or diverged, or it cannot be continued.
+    """
+    log = read_log(path)
+    if not log.config:
+        raise UserError(f"{path}: --rescue needs a run directory of this project, with its config.yaml.")
+    advice = [
+        text
+        for rule in (collapse_rules.diverged, collapse_rules.collapsed)
+        for each in rule(log)
+        for text in each.advice
+    ]
+    if not advice:
+        raise UserError(
+            f"{path}: not collapsed (its verdict is {log.verdict or 'not known'}); nothing to rescue."
+        )
+    directory, onset = RunDirectory(path), collapse_rules.onset(log).at
+    there = forks.checkpoints(directory)
+    step = max((each for each in there if each < onset), default=0)
+    tried = [(words, run_of(path, step, words)) for words in likeliest(log, advice, fork=step > 0)]
+    console.print(f"{path}: {log.verdict} since step {onset:,}.", style="bold", soft_wrap=True)
+    console.print(_from(step, onset, sorted(there)), soft_wrap=True)
+    folder = path.absolute().parent.with_name(f"{path.absolute().parent.name}_rescue_{path.name[-8:]}")
+    ended: list[Tried] = []
+    for number, (words, run) in enumerate(tried, 1):
+        console.print(f"\n[{number}/{len(tried)}] {' '.join(words)}", style="bold", soft_wrap=True)
+        place = folder / directory_name(folder, run.cfg)
+        outcome = attempt(run.cfg, place, folder.name)
+        summary = RunDirectory(place).read_summary()
+        ended.append(Tried(words, outcome, summary.get("verdict", ""), summary.get("knn_top1")))
+        if outcome.state == "preempted":
+            break
+    console.print(_table(ended, folder))
+    console.print(_conclusion(ended, log), soft_wrap=True)
+    if ended[-1].outcome.state == "preempted":
+        return INTERRUPTED
+    return int(not any(each.verdict == "healthy" for each in ended))
+
+
+def likeliest(log: TrainingLog, advice: Sequence[str], fork: bool) -> list[Words]:
+    """Return the overrides of the three likeliest remedies, the doctor's own advice first.
+
+    Args:
+        log: of the run.
+        advice: for its collapse.
+        fork: leave out what cannot change in a fork.
+    """
+    found: list[Words] = []
+    for words in _candidates(log, advice):
+        changing = (word for word in words if _changes(log, word))
+        possible = tuple(word for word in changing if not (fork and reason_against(word.partition("=")[0])))
+        if possible and set(possible) not in map(set, found):
+            found.append(possible)
+    return found[:REMEDIES]
+
+
+def _candidates(log: TrainingLog, advice: Sequence[str]) -> Iterator[Words]:
+    """Yield the advice as overrides; then general remedies, with the missing parts if there are some."""
+    missing = tuple(word for text in remedies.missing_parts(log) for word in remedies.words_of(text))
+    if missing:
+        yield missing
+    yield from (missing + remedies.words_of(text) for text in advice)
+    general = (remedies.following_center(log), *remedies.sharper_teacher(log))
+    general += (remedies.lower_learning_rate(log), "ema.momentum=0.996")
+    yield from (missing + remedies.words_of(text) for text in general)
+
+
+def _changes(log: TrainingLog, word: str) -> bool:
+    key, _, value = word.partition("=")
+    return config_text(value) != config_text(log.setting(key))
+
+
+def run_of(path: Path, step: int, words: Words) -> Run:
+    """Return the checked run that forks a step with these overrides, and ends at another collapse.
+
+    Raises:
+        UserError: the run cannot be continued.
+    """
+    typed = [override_text("fork_from", f"{path.absolute()}@{step}"), *words, "trainer.on_collapse=stop"]
+    (run,), problems, _ = identify([compose_run(forks.with_parent(typed))], here=True)
+    if problems:
+        raise UserError("\n".join(problems))
+    return run
+
+
+def _from(step: int, onset: int, there: Sequence[int]) -> str:
+    if step:
+        return f"Each remedy is tried from step {step:,}, the newest checkpoint from before."
+    kept = f"only of {', '.join(f'{each:,}' for each in there)}" if there else "none at all"
+    return (
+        f"There is no checkpoint from before (they are {kept}), so each remedy is tried from step 0. To have "
+        f"some, train with trainer.keep_checkpoints=every:{max(1, onset // 2)}."
+    )
+
+
+def _table(tried: Sequence[Tried], folder: Path) -> Table:
+    table = Table(title=f"Rescue {folder}", title_justify="left", box=None, padding=(0, 2, 0, 0))
+    for column in ("remedy", "state", "verdict", "k-NN"):
+        table.add_column(column, overflow="fold")
+    for each in tried:
+        knn = "" if each.knn is None else f"{each.knn:.1f} %"
+        said = each.verdict or each.outcome.message
+        table.add_row(" ".join(each.words), each.outcome.state, said, knn)
+    return table
+
+
+def _conclusion(tried: Sequence[Tried], log: TrainingLog) -> str:
+    if tried[-1].outcome.state == "preempted":
+        return "Stopped. The same command goes on from there."
+    saved = [each for each in tried if each.verdict == "healthy"]
+    if not saved:
+        return f"None of {len(tried)} recovers."
+    best = max(saved, key=lambda each: each.knn or 0.0)
+    before = f", and {log.knn[-1][1]:.1f} % in the collapsed run" if log.knn else ""
+    knn = "" if best.knn is None else f" (k-NN {best.knn:.1f} %{before})"
+    return f"{len(saved)} of {len(tried)} recover; the best with {' '.join(best.words)}{knn}."

@@ -1,0 +1,111 @@
+"""`report.py doctor RUN --rescue`: forks of a collapsed run from before its onset, and which recover."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dino_exp import train
+from dino_exp.report.doctor import rescue
+from dino_exp.report.report_command import main
+from dino_exp.runs.kept_checkpoints import kept
+from dino_exp.runs.run_directory import RunDirectory
+from dino_exp.training.attempt import Outcome
+
+SMALL = ["experiment=debug", "trainer.batch_size=16", "data.train_size=64", "data.test_size=32"]
+ONSET = 7
+
+
+@pytest.fixture(scope="module")
+def collapsed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a run of 8 steps, of which 3 and 6 are kept, whose metrics say that it collapsed at step 7."""
+    folder = tmp_path_factory.mktemp("collapsed")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.setenv("XDG_CACHE_HOME", str(folder / "cache"))
+        patch.setattr("dino_exp.training.run.draw", lambda *_: {})
+        patch.setattr("dino_exp.training.run.draw_crops", lambda *_: None)
+        run = folder / train([*SMALL, "trainer.keep_checkpoints=every:3", "loss.centering=none"]).directory
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    for line in lines:
+        if line["step"] >= ONSET:
+            line["verdict"] = "collapsed-one-hot"
+    (run / "metrics.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+    return run
+
+
+@pytest.fixture
+def run(collapsed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(collapsed.parents[2] / "cache"))
+    monkeypatch.chdir(tmp_path)
+    return Path(shutil.copytree(collapsed, tmp_path / "outputs" / "debug" / collapsed.name))
+
+
+def folder_of(run: Path) -> Path:
+    return run.parent.with_name(f"debug_rescue_{run.name[-8:]}")
+
+
+def test_three_remedies_are_trained_from_before_the_onset(
+    run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = (run / "metrics.jsonl").read_bytes()
+    assert main(["doctor", str(run), "--rescue"]) == 1
+    said = capsys.readouterr().out
+    assert "collapsed-one-hot since step 7" in said
+    assert "from step 6, the newest checkpoint from before" in said
+    assert "None of 3 recovers." in said  # no verdict is possible in 8 steps
+    forks = sorted(folder_of(run).iterdir())
+    configs = [(fork / "config.yaml").read_text() for fork in forks]
+    assert len(configs) == 3
+    for text in configs:
+        assert "@6" in text
+        assert "centering: mean" in text
+        assert "on_collapse: stop" in text
+    assert [RunDirectory(fork).read_status()["attempts"][0]["from_step"] for fork in forks] == [6, 6, 6]
+    assert (run / "metrics.jsonl").read_bytes() == before
+
+
+def test_without_a_checkpoint_from_before_it_begins_again_and_says_so(
+    run: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("best.pt", "previous.pt"):
+        (run / "checkpoints" / name).unlink(missing_ok=True)
+    for path in kept(run / "checkpoints").values():
+        path.unlink()
+    tried = []
+
+    def ended(cfg: Any, directory: Path, group: str) -> Outcome:
+        tried.append((cfg.fork_from, cfg.optimizer.lr))
+        word = "healthy" if len(tried) == 2 else "collapsed-constant"
+        directory.mkdir(parents=True)
+        RunDirectory(directory).write_summary(
+            {"state": "finished", "verdict": word, "evidence": "", "steps": 8, "knn_top1": 61.5}
+        )
+        return Outcome(directory.name, "finished", 0, word)
+
+    monkeypatch.setattr(rescue, "attempt", ended)
+    assert main(["doctor", str(run), "--rescue"]) == 0
+    said = capsys.readouterr().out
+    assert "(they are only of 8), so each remedy is tried from step 0" in said
+    assert "trainer.keep_checkpoints=every:3" in said
+    assert [place for place, _ in tried] == [None] * 3
+    assert "1 of 3 recover; the best with loss.centering=mean optimizer.lr=0.004 (k-NN 61.5 %" in said
+
+
+def test_only_a_collapsed_run_of_ours_is_rescued(
+    collapsed: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    healthy = shutil.copytree(collapsed, tmp_path / "healthy")
+    text = (healthy / "metrics.jsonl").read_text()
+    (healthy / "metrics.jsonl").write_text(text.replace("collapsed-one-hot", "healthy"))
+    (tmp_path / "log.txt").write_text('{"train_loss": 9.1, "epoch": 0}\n')
+    for path, words in (
+        (healthy, "not collapsed (its verdict is healthy)"),
+        (tmp_path / "log.txt", "of this project"),
+    ):
+        assert main(["doctor", str(path), "--rescue"]) == 2
+        assert words in capsys.readouterr().err
