@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import math
 import warnings
 from collections.abc import Mapping, Sequence
@@ -125,6 +126,7 @@ def a_sampler(name: str, seed: int) -> BaseSampler:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)  # in Optuna 4
         if name == "gp":
+            logging.getLogger("optuna._gp.batched_lbfgsb").setLevel(logging.ERROR)  # which misses a package
             return GPSampler(seed=seed)
         # takes a trial that is being trained for a bad one, so that the next keeps away from it
         return TPESampler(seed=seed, constant_liar=True)

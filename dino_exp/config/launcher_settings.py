@@ -181,8 +181,8 @@ def objective_problems(cfg: DictConfig, name: str, pruner: str) -> Iterator[str]
     elif pruner != "none" and cfg.eval.every_epochs >= cfg.trainer.epochs:
         yield (
             f"eval.every_epochs = {cfg.eval.every_epochs}: hydra.sweeper.pruner = {pruner} compares runs "
-            f"before their end, and with trainer.epochs = {cfg.trainer.epochs} they are evaluated only there; "
-            "lower it."
+            f"before their end, and with trainer.epochs = {cfg.trainer.epochs} they are evaluated only "
+            "there; lower it."
         )
 
 
