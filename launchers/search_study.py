@@ -134,14 +134,11 @@ def a_sampler(name: str, seed: int) -> BaseSampler:
 
 def a_pruner(name: str) -> BasePruner:
     """Return what ends trials early: none, median, hyperband or asha; a step is one interim value."""
-    pruners = {
-        "none": NopPruner,
-        "median": MedianPruner,
-        "hyperband": HyperbandPruner,
-        "asha": lambda: SuccessiveHalvingPruner(min_resource=1),
-    }
-    pruner: BasePruner = pruners[name]()
-    return pruner
+    if name == "median":
+        return MedianPruner()
+    if name == "hyperband":
+        return HyperbandPruner()
+    return SuccessiveHalvingPruner(min_resource=1) if name == "asha" else NopPruner()
 
 
 @dataclass(frozen=True)
@@ -225,8 +222,11 @@ def summary(study: optuna.Study, folder: Path, row: Metric) -> Table:
     finished, good = ended(study), complete(study)
     rows = {"trials": f"{len(finished)}, of them {sum(trial in good for trial in finished)} complete"}
     if good:
-        best = (max if row.better == "higher" else min)(good, key=lambda trial: trial.value)
-        rows[f"best {row.short}"] = f"{row.text(best.value)} (trial {best.number})"
+        value, number = (max if row.better == "higher" else min)(
+            (trial.value, trial.number) for trial in good
+        )
+        best = study.trials[number]
+        rows[f"best {row.short}"] = f"{row.text(value)} (trial {number})"
         rows["best overrides"] = " ".join(best.user_attrs.get(OVERRIDES, ["unknown"]))
         rows["its directory"] = str(folder / best.user_attrs.get(RUN, ""))
     for why in (COLLAPSED, BEHIND):

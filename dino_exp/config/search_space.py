@@ -52,7 +52,9 @@ class Numbers:
     key: str
     low: float
     high: float
-    whole: bool = False  # names of fields are part of a study's name: see `launchers.search.study_names`
+    whole: bool = (
+        False  # names of fields are part of a study's name: see `launchers.search_study.study_names`
+    )
     log: bool = False
     step: float | None = None
 
