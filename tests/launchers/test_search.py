@@ -30,6 +30,7 @@ from tests.launchers.searches import (
 )
 from tests.programs import run_program
 
+OLD = Path(__file__).parents[1] / "data_of_former_versions" / "e87c3b1"
 COMPLETE, PRUNED, FAIL = TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL
 
 
@@ -260,3 +261,16 @@ def test_train_py(tmp_path: Path) -> None:
     printed, again = train_py()
     assert again == first
     assert printed.count("This run has already finished") == 3
+
+
+def test_a_study_of_an_earlier_version_is_gone_on_with(tmp_path: Path) -> None:
+    """It was killed in its fourth batch of two, after three complete trials, two collapses and a failure."""
+    (tmp_path / JOURNAL).write_bytes((OLD / JOURNAL).read_bytes())
+    before = trials(tmp_path)
+    training = FakeTraining(well)
+    run_search(tmp_path, training, [*FIXED, TEMPERATURE, MOMENTUM], n_trials=12, n_jobs=2, sampler="tpe")
+    assert {trial.user_attrs["run"] for trial in before[:4]}.isdisjoint(training.seen)
+    again = [trial.user_attrs["overrides"] for trial in before if trial.state in (FAIL, TrialState.RUNNING)]
+    assert [job[2:] for job in training.jobs[:3]] == again
+    assert len(training.jobs) == 12 - 5
+    assert len(studies(tmp_path)) == 1
