@@ -27,6 +27,7 @@ STATE_STYLES = {
     "failed": "bold red",
     "lost": "bold red",
     "cancelled": "magenta",
+    "pruned": "magenta",
 }
 """Styles by state of a run, in the order in which states are counted."""
 LOG_LINES = 20

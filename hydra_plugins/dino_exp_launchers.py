@@ -72,10 +72,18 @@ class OptunaSweeper(_OwnSweeper):
 
     def sweep(self, arguments: list[str]) -> None:
         """Search until enough trials have ended."""
+        from dino_exp.console import a_console
         from launchers.search import search
+        from launchers.search_runs import Beside, InBatches
 
-        checked = self.runs.checked
-        search(self.settings, self.folder, checked.fixed, checked.spaces, self.runs.run_of, self.train)
+        checked, console = self.runs.checked, a_console()
+        asked = (self.settings, self.folder, checked.fixed, checked.spaces, self.runs.run_of)
+        if not isinstance(self.launcher, _OwnLauncher):
+            search(*asked, InBatches(self.train), console)
+            return
+        goal, launcher = self.settings["objective"], self.launcher
+        with Beside(launcher.kind, launcher.settings, self.folder, goal, console) as training:
+            search(*asked, training, console)
 
 
 class _OwnLauncher(_Own, Launcher):

@@ -15,13 +15,13 @@ from dino_exp.console import Console, a_console
 from dino_exp.errors import FAILED, INTERRUPTED, UserError, program, refuse, warn
 from dino_exp.installation import as_typed
 from dino_exp.runs import former_names
-from dino_exp.runs.manifest import Manifest, changing
-from launchers import slurm, table
+from dino_exp.runs.manifest import Manifest
+from launchers import table
 from launchers.approval import approve, remember
 from launchers.children import tail
 from launchers.launch import announce
-from launchers.local import LOCAL
 from launchers.states import Observer, RunState
+from launchers.stopping import stop
 from launchers.submission import Wanted, submit
 from launchers.watch import how_to_come_back, print_sweep, wait
 
@@ -73,7 +73,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     named = matching(runs, arguments.words)
     if arguments.command == "cancel":
-        return cancel(manifest, named, runs, console)
+        return cancel(manifest.folder, named, console)
     shown = [run for run in named if arguments.words or run.state != "finished"]
     return print_logs(manifest, shown, arguments.lines, console)
 
@@ -105,7 +105,7 @@ def matching(runs: Sequence[RunState], words: Sequence[str]) -> list[RunState]:
 
 
 def resume(manifest: Manifest, changes: Sequence[str], yes: bool, console: Console) -> int:
-    """Submit again all runs that are neither active nor finished, with changed launcher settings.
+    """Submit again all runs that are neither active, finished nor pruned, with changed launcher settings.
 
     A run whose `config.yaml` is damaged is named, and trained by the sweep's command, which writes it anew.
     Commands in the manifest, and modules that its runs import, are shown if this user does not know them, and
@@ -117,7 +117,8 @@ def resume(manifest: Manifest, changes: Sequence[str], yes: bool, console: Conso
     settings = with_changes(manifest.launcher, manifest.settings, changes)
     stored: dict[str, dict[str, Any]] = {}
     runs, damaged, plugins = [], [], dict[str, str]()
-    for name in manifest.runs:
+    pruned = [name for name, entry in manifest.runs.items() if entry.pruned]
+    for name in (each for each in manifest.runs if each not in pruned):
         directory = manifest.directory(name)
         try:
             stored[name] = read_plain(directory)
@@ -136,31 +137,21 @@ def resume(manifest: Manifest, changes: Sequence[str], yes: bool, console: Conso
     remember(settings, plugins)
     submission = submit(manifest.folder, manifest.launcher, settings, runs)
     announce(console, submission)
+    if pruned:
+        console.print(f"Skipped: {len(pruned)} pruned by a search.")
     if submission.submitted:
         console.print(how_to_come_back(manifest.folder))
     return refuse(damaged) if damaged else 0
 
 
-def cancel(manifest: Manifest, named: Sequence[RunState], runs: Sequence[RunState], console: Console) -> int:
-    """Stop the active ones of the runs `named`, out of all `runs` of the sweep.
-
-    They save first, and `resume` continues them. A job is cancelled if no other run needs it.
-    """
-    names = [run.name for run in named if run.active]
-    with changing(manifest.folder):
-        current = Manifest.load(manifest.folder)
-        for name in names:
-            current.runs[name].cancelled = True
-        current.save()  # before scancel, so that no job puts itself back into the queue
-        jobs = {job for name in names if (job := current.runs[name].job) and job != LOCAL}
-        others = {run.entry.job for run in runs if run.active and not current.runs[run.name].cancelled}
-        shared = jobs & others
-        slurm.cancel(sorted(jobs - shared))
-    console.print(f"{manifest.folder}: cancelled {len(names)} runs.")
+def cancel(folder: Path, named: Sequence[RunState], console: Console) -> int:
+    """Stop the active ones of some runs. They save first, and `resume` continues them."""
+    stopped, shared = stop(folder, [run.name for run in named])
+    console.print(f"{folder}: cancelled {len(stopped)} runs.")
     if shared:
         console.print(
-            f"Job {', '.join(sorted(map(str, shared)))} also has runs that were not named; the named ones "
-            "continue until it is requeued."
+            f"Job {', '.join(shared)} also has runs that were not named; the named ones continue until it is "
+            "requeued."
         )
     return 0
 

@@ -75,8 +75,11 @@ def visible_gpus() -> list[str]:
 def start_queue(folder: Path) -> None:
     """Start the queue in the background, and return once it is running.
 
-    If a queue is running already, the new one exits by itself.
+    One that is running reads the manifest again before it ends, so it has the runs that were added before
+    this call.
     """
+    if is_locked(folder / QUEUE_LOCK):
+        return
     with open_log(folder / QUEUE_LOG) as log:
         process = subprocess.Popen(
             [sys.executable, "-m", "launchers.local", str(folder.resolve())],

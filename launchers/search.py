@@ -1,15 +1,12 @@
-"""A search by Optuna: ask for trials, have them trained, and tell Optuna how they ended.
+"""A search by Optuna: a trial is asked for whenever one has ended, trained, and told how it ended.
 
 The studies are in `optuna.journal` in the sweep's folder, one for each configuration and space, so the same
-command resumes its own study. Each trial's run is an ordinary run of the sweep.
+command resumes its own study. Each trial's runs are ordinary runs of the sweep, one per seed.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
-import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -18,40 +15,29 @@ from typing import Any
 
 import optuna
 from filelock import FileLock, Timeout
-from omegaconf import DictConfig
-from optuna.samplers import BaseSampler, RandomSampler, TPESampler
-from optuna.storages import JournalStorage
-from optuna.storages.journal import JournalFileBackend
-from optuna.trial import FrozenTrial, Trial, TrialState
-from rich.table import Table
+from optuna.trial import Trial, TrialState
 
 from dino_exp import errors
 from dino_exp.config import data_content
-from dino_exp.config.identity import identities
-from dino_exp.config.launcher_settings import without_labels
-from dino_exp.config.search_space import Choices, Space, probes, typed
+from dino_exp.config.launcher_settings import SEED, without_labels
+from dino_exp.config.search_space import Space, probes, typed
 from dino_exp.config.sweep_runs import Run
-from dino_exp.console import Console, a_console, table
+from dino_exp.console import Console
 from dino_exp.errors import UserError, refusing
-from dino_exp.metrics import KNN, Metric, evaluation_of, objective
-from dino_exp.regular_file import read_regular
+from dino_exp.metrics import evaluation_of
 from dino_exp.runs import former_names
 from dino_exp.runs.manifest import Manifest
 from dino_exp.training.attempt import Outcome
-from launchers.search_journal import mend
+from launchers import search_study as studies
+from launchers.search_runs import Training
+from launchers.search_study import JOURNAL, Told
 
-JOURNAL = "optuna.journal"
 LOCK = ".search.lock"
 WAIT_SECONDS = 5
 """Time in which the data loader's processes of a killed run release the lock."""
-RETRY_OF, REFUSED, RUN, OVERRIDES = "retry_of", "refused", "run", "overrides"
-"""Attributes that are stored with a trial."""
-
 
 Compose = Callable[[Sequence[str]], Run]
 """Returns the checked run of some overrides, or raises `UserError`."""
-Launch = Callable[[Sequence[Run], int], Sequence[Outcome]]
-"""Trains runs, the first of which has that number; returns how they ended, in any order."""
 
 
 def search(
@@ -60,7 +46,8 @@ def search(
     fixed: Sequence[str],
     spaces: Sequence[Space],
     compose: Compose,
-    launch: Launch,
+    training: Training,
+    console: Console,
 ) -> None:
     """Search for the best of a metric, as `hydra/sweeper=optuna` asks for; trials differ in `spaces`.
 
@@ -69,7 +56,7 @@ def search(
         SystemExit: no trial is complete.
         KeyboardInterrupt: the user stopped it.
     """
-    console, goal = a_console(), settings["objective"]
+    goal, journal = settings["objective"], folder / JOURNAL
 
     def labeled(words: Sequence[str]) -> Run:
         run = compose(words)
@@ -80,17 +67,19 @@ def search(
     Manifest.load_or_new(folder)  # refuses one of a newer version before anything is created
     first = labeled(probes(fixed, spaces)[0]).cfg
     with alone(folder):
-        spaces = [in_first_names(space) for space in spaces]
-        study = open_study(folder / JOURNAL, known_study(folder / JOURNAL, first, spaces, goal), settings)
-        say_other_images(study, folder / JOURNAL, first, spaces, goal, console)
+        spaces = [studies.in_first_names(space) for space in spaces]
+        names = studies.study_names(first, spaces, goal, settings["seeds"])
+        study = studies.open_study(journal, studies.known_study(journal, names), settings)
+        if first.data_content:
+            studies.say_other_images(study, journal, names, console)
         try:
-            Search(study, settings, fixed, spaces, labeled, launch, console).run()
+            Search(study, settings, fixed, spaces, labeled, training, console).run()
         except KeyboardInterrupt:
             console.print("Stopped. The same command resumes the unfinished trials.")
             raise
         finally:
-            console.print(summary(study, folder, row_of(goal)))
-    if not study.get_trials(states=[TrialState.COMPLETE]):
+            console.print(studies.summary(study, folder, studies.row_of(goal)))
+    if not studies.complete(study):
         raise SystemExit(errors.FAILED)
 
 
@@ -112,106 +101,23 @@ def alone(folder: Path) -> Iterator[None]:
         lock.release()
 
 
-def in_first_names(space: Space) -> Space:
-    """Return a space under its first names, so that a search resumes its study when names change."""
-    names = former_names.TABLE
-    if isinstance(space, Choices):
-        values = tuple(str(names.first_value(space.key, value)) for value in space.values)
-        space = replace(space, values=values)
-    return replace(space, key=names.first_key(space.key))
+@dataclass
+class Candidate:
+    """Values that are being trained: a run for each seed, and the trials that have proposed them."""
 
+    runs: Sequence[Run]
+    trials: list[Trial]
+    outcomes: dict[str, Outcome] = field(default_factory=dict)
+    """How runs have ended, by run id."""
+    values: list[float] = field(default_factory=list)
+    """The interim values that Optuna knows."""
+    pruned: bool = False
+    """Whether the runs were told to stop."""
 
-def row_of(goal: str) -> Metric:
-    """Return the row of a metric that a search looks for, which was checked."""
-    row = objective(goal)
-    assert row is not None
-    return row
-
-
-def known_study(journal: Path, first: DictConfig, spaces: Sequence[Space], goal: str) -> str:
-    """Return the name of the study in the journal: of those that it may have the first that is there."""
-    names = study_names(first, spaces, goal)
-    try:
-        content = read_regular(journal)
-    except OSError:  # missing, or what `open_study` says
-        return names[0]
-    return next((name for name in names if name.encode() in content), names[0])
-
-
-def study_names(first: DictConfig, spaces: Sequence[Space], goal: str) -> list[str]:
-    """Return the keys, and a hash of the spaces and of all that the trials share, under each of its ids.
-
-    Args:
-        first: the configuration with the first value of each space.
-        spaces: in first names.
-        goal: the objective; the names of searches for k-NN, which came first, are without.
-    """
-    keys = [space.key.rpartition(".")[2] for space in spaces]
-    also = [] if goal == KNN.key else [goal]
-    contents = (
-        json.dumps([each, sorted(map(repr, spaces)), *also], sort_keys=True) for each in identities(first)
-    )
-    return ["-".join([*keys, hashlib.sha256(text.encode()).hexdigest()[:8]]) for text in contents]
-
-
-def say_other_images(
-    study: optuna.Study,
-    journal: Path,
-    first: DictConfig,
-    spaces: Sequence[Space],
-    goal: str,
-    console: Console,
-) -> None:
-    """Say if there is a study that differs only in the images at the place of this one's."""
-    if not first.data_content:
-        return
-    place = study_names(first, spaces, goal)[1]
-    if study.user_attrs.get("place") != place:
-        study.set_user_attr("place", place)
-    for other in optuna.get_all_study_summaries(JournalStorage(JournalFileBackend(str(journal)))):
-        if other.study_name != study.study_name and other.user_attrs.get("place") == place:
-            console.print(
-                f"The images have changed since the study {other.study_name} ({other.n_trials} trials): this "
-                f"is another, {study.study_name}. With the former images the same command resumes that one."
-            )
-
-
-def open_study(journal: Path, name: str, settings: Mapping[str, Any]) -> optuna.Study:
-    """Return the study of that name, with its earlier trials."""
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    optuna.logging.disable_default_handler()  # which colors by escape sequences
-    optuna.logging.enable_propagation()
-    maximize = row_of(settings["objective"]).better == "higher"
-    mend(journal, name, maximize)
-    study = optuna.create_study(
-        storage=JournalStorage(JournalFileBackend(str(journal))),
-        study_name=name,
-        direction="maximize" if maximize else "minimize",
-        load_if_exists=True,
-    )
-    # the first seed would propose the first trials again
-    study.sampler = a_sampler(settings["sampler"], settings["seed"] + len(study.trials))
-    return study
-
-
-def a_sampler(name: str, seed: int) -> BaseSampler:
-    """Return the sampler that proposes trials: tpe or random."""
-    if name == "random":
-        return RandomSampler(seed)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)  # in Optuna 4
-        # keeps the trials of a batch apart
-        return TPESampler(seed=seed, constant_liar=True)
-
-
-@dataclass(frozen=True)
-class Told:
-    """The result of a trial for Optuna."""
-
-    state: TrialState
-    value: float | None = None
-    """Of the objective; None unless the trial is complete."""
-    message: str = ""
+    @property
+    def open(self) -> list[str]:
+        """The ids of the runs that have not ended."""
+        return [run.run_id for run in self.runs if run.run_id not in self.outcomes]
 
 
 @dataclass
@@ -225,27 +131,31 @@ class Search:
     spaces: Sequence[Space]
     """In first names, as the study has them."""
     compose: Compose
-    launch: Launch
+    training: Training
     console: Console
     known: dict[str, Told] = field(default_factory=dict)
-    """Results of runs by id; no run is trained twice."""
-    launched: int = 0
+    """Results by the id of a trial's first run; no run is trained twice."""
+    candidates: dict[str, Candidate] = field(default_factory=dict)
+    """What is being trained, likewise."""
 
     def run(self) -> None:
         """Train trials until `n_trials` have ended."""
         for trial in self.study.trials:
-            if trial.state in (TrialState.COMPLETE, TrialState.PRUNED) and RUN in trial.user_attrs:
-                self.known[trial.user_attrs[RUN]] = Told(trial.state, trial.value)
+            if told := studies.told_before(trial):
+                self.known[trial.user_attrs[studies.RUN]] = told
         self.requeue()
-        while self.remaining > 0:
-            batch = self.ask()
-            if batch:
-                self.train(batch)
+        while self.fill():
+            outcomes = self.training.ended()
+            for outcome in outcomes:
+                self.add(outcome)
+            for candidate in self.candidates.values():
+                self.compare(candidate)
 
     @property
     def remaining(self) -> int:
-        """Trials that have not ended yet, out of `n_trials`."""
-        return int(self.settings["n_trials"]) - len(ended(self.study))
+        """Trials that have not been asked for yet, out of `n_trials`."""
+        running = sum(len(candidate.trials) for candidate in self.candidates.values())
+        return int(self.settings["n_trials"]) - len(studies.ended(self.study)) - running
 
     def requeue(self) -> None:
         """Queue the trials that were interrupted before, and those that failed.
@@ -255,48 +165,107 @@ class Search:
         """
         for trial in self.study.get_trials(states=[TrialState.RUNNING]):
             self.study.tell(trial.number, state=TrialState.FAIL)
-        failed = [trial for trial in ended(self.study) if trial.state == TrialState.FAIL]
-        failed = [trial for trial in failed if REFUSED not in trial.user_attrs]  # others may not fail again
+        failed = [trial for trial in studies.ended(self.study) if trial.state == TrialState.FAIL]
+        # others may not fail again
+        failed = [trial for trial in failed if studies.REFUSED not in trial.user_attrs]
         for trial in failed[: max(0, self.remaining + len(failed))]:
-            self.study.enqueue_trial(trial.params, user_attrs={RETRY_OF: trial.number})
+            self.study.enqueue_trial(trial.params, user_attrs={studies.RETRY_OF: trial.number})
 
-    def ask(self) -> dict[str, tuple[Run, list[Trial]]]:
-        """Return the runs to train next with their trials, by run id; tell at once what is known."""
-        distributions = {space.key: space.distribution() for space in self.spaces}
-        batch: dict[str, tuple[Run, list[Trial]]] = {}
-        for _ in range(self.remaining):
-            if len(batch) == self.settings["n_jobs"]:
-                break
-            trial = self.study.ask(distributions)
-            values = self.overrides_of(trial)
-            trial.set_user_attr(OVERRIDES, values)
-            try:
-                run = replace(self.compose([*self.fixed, *values]), overrides=tuple(values))
-            except UserError as error:  # values that do not go together
-                trial.set_user_attr(REFUSED, str(error))
-                self.tell(trial, Told(TrialState.FAIL, message=str(error)))
-                continue
-            trial.set_user_attr(RUN, run.run_id)
-            if run.run_id in self.known:
-                self.tell(trial, self.known[run.run_id])
-            else:
-                batch.setdefault(run.run_id, (run, []))[1].append(trial)
-        return batch
+    def fill(self) -> bool:
+        """Ask for trials until `n_jobs` are being trained; return whether any is."""
+        runs: list[Run] = []
+        while len(self.candidates) < self.settings["n_jobs"] and self.remaining > 0:
+            runs += self.ask()
+        if runs:
+            self.training.start(runs)
+        return bool(self.candidates)
 
-    def train(self, batch: Mapping[str, tuple[Run, Sequence[Trial]]]) -> None:
-        """Have a batch trained, and tell Optuna the results."""
-        outcomes = self.launch([run for run, _ in batch.values()], self.launched)
-        self.launched += len(batch)
-        goal, without = self.settings["objective"], None
-        for name, (_, trials) in batch.items():
-            outcome = outcome_of(name, outcomes)
-            self.known[name] = judge(outcome, goal)
-            for trial in trials:
-                self.tell(trial, self.known[name])
+    def ask(self) -> Sequence[Run]:
+        """Ask for a trial, and return the runs to start; none if its result is known, or will be."""
+        trial = self.study.ask({space.key: space.distribution() for space in self.spaces})
+        values = self.overrides_of(trial)
+        trial.set_user_attr(studies.OVERRIDES, values)
+        try:
+            runs = self.runs_of(values)
+        except UserError as error:  # values that do not go together
+            trial.set_user_attr(studies.REFUSED, str(error))
+            self.tell(trial, Told(TrialState.FAIL, message=str(error)))
+            return []
+        name = runs[0].run_id
+        trial.set_user_attr(studies.RUN, name)
+        if name in self.known:
+            self.tell(trial, self.known[name])
+        elif name in self.candidates:
+            self.candidates[name].trials.append(trial)
+        else:
+            self.candidates[name] = Candidate(runs, [trial])
+            return runs
+        return []
+
+    def runs_of(self, values: Sequence[str]) -> list[Run]:
+        """Return the checked runs of a trial: with the configuration's seed, and with those that follow."""
+        words = [*self.fixed, *values]
+        runs = [replace(self.compose(words), overrides=tuple(values))]
+        words = [word for word in words if not word.startswith(f"{SEED}=")]
+        first = runs[0].cfg.trainer.seed
+        for seed in range(first + 1, first + self.settings["seeds"]):
+            own = f"{SEED}={seed}"
+            runs.append(replace(self.compose([*words, own]), overrides=(*values, own)))
+        return runs
+
+    def add(self, outcome: Outcome) -> None:
+        """Note how a run ended; tell the result of its trials once their runs have."""
+        names = [name for name, each in self.candidates.items() if outcome.run_id in each.open]
+        for name in names:
+            candidate = self.candidates[name]
+            candidate.outcomes[outcome.run_id] = outcome
+            if not candidate.open:
+                self.report(candidate)
+                del self.candidates[name]
+                self.close(name, candidate)
+            elif studies.has_collapsed(outcome) and not candidate.pruned:
+                candidate.pruned = True
+                self.training.prune(candidate.open)
+
+    def close(self, name: str, candidate: Candidate) -> None:
+        """Tell the result of a candidate whose runs have ended.
+
+        Raises:
+            UserError: a run has finished without the objective.
+        """
+        goal, outcomes = self.settings["objective"], list(candidate.outcomes.values())
+        told = studies.judge(outcomes, goal)
+        if told.state == TrialState.PRUNED and told.value is None and candidate.values:
+            told = replace(told, value=candidate.values[-1])
+        self.known[name] = told
+        for trial in candidate.trials:
+            self.tell(trial, told)
+        if told.state == TrialState.COMPLETE and self.settings["pruner"] != "none" and not candidate.values:
+            self.console.print(
+                f"Not to be pruned: it had no {goal} between a tenth of its steps and its end; lower "
+                "eval.every_epochs.",
+                soft_wrap=True,
+            )
+        for outcome in outcomes:
             if outcome.state == "finished" and goal not in outcome.metrics:
-                without = name
-        if without:
-            raise UserError(f"{without}: has no {goal}; {without_labels(goal)}")
+                raise UserError(f"{outcome.run_id}: has no {goal}; {without_labels(goal)}")
+
+    def report(self, candidate: Candidate) -> bool:
+        """Report the interim values that are new, means over the seeds; return whether to prune."""
+        behind = False
+        values = [self.training.interim(run.run_id) for run in candidate.runs]
+        for each in list(zip(*values, strict=False))[len(candidate.values) :]:
+            candidate.values.append(math.fsum(each) / len(each))
+            for trial in candidate.trials:
+                trial.report(candidate.values[-1], len(candidate.values))
+            behind |= candidate.trials[0].should_prune()
+        return behind
+
+    def compare(self, candidate: Candidate) -> None:
+        """Have the runs of a candidate stopped if the pruner finds it behind the others."""
+        if not candidate.pruned and self.report(candidate):
+            candidate.pruned = True
+            self.training.prune(candidate.open)
 
     def overrides_of(self, trial: Trial) -> list[str]:
         """Return the values of a trial as they are typed."""
@@ -305,53 +274,13 @@ class Search:
 
     def tell(self, trial: Trial, told: Told) -> None:
         """Tell a trial's result to Optuna and to the user."""
+        goal, sampler = self.settings["objective"], self.settings["sampler"]
         trial.set_user_attr("message", told.message)
-        self.study.tell(trial, told.value, told.state)
-        how = "pruned, collapsed" if told.state == TrialState.PRUNED else told.message
-        if told.value is not None:
-            row = row_of(self.settings["objective"])
-            how = f"{row.short} {row.text(told.value)}"
+        if told.why:
+            trial.set_user_attr(studies.WHY, told.why)
+        studies.tell(self.study, trial.number, told, sampler, goal)
+        row = studies.row_of(goal)
+        value = "" if told.value is None else f"{row.short} {row.text(told.value)}"
+        how = ", ".join(filter(None, ["pruned", told.why, value])) if told.why else value or told.message
         line = f"Trial {trial.number}: {' '.join(self.overrides_of(trial))}: {how}"
         self.console.print(line, soft_wrap=True)
-
-
-def outcome_of(name: str, outcomes: Sequence[Outcome]) -> Outcome:
-    """Return how a run ended; beside an older run, its folder's name ends in a number."""
-    for outcome in outcomes:
-        if outcome.run_id == name or outcome.run_id.startswith(f"{name}-"):
-            return outcome
-    return Outcome(name, "lost", errors.FAILED, "the launcher returned no result")
-
-
-def judge(outcome: Outcome, goal: str) -> Told:
-    """Return the result for Optuna: a collapse is a bad result, a failure is none."""
-    verdict = outcome.message.removeprefix("finished before; ")
-    if outcome.state == "collapsed" or (outcome.state == "finished" and verdict.startswith("collapsed")):
-        return Told(TrialState.PRUNED, message=outcome.message)
-    value = outcome.metrics.get(goal, math.nan)
-    if outcome.state == "finished" and math.isfinite(value):
-        return Told(TrialState.COMPLETE, value, outcome.message)
-    why = (outcome.message.strip().splitlines() or [""])[-1]
-    return Told(TrialState.FAIL, message=f"{outcome.state}: {why}")
-
-
-def ended(study: optuna.Study) -> list[FrozenTrial]:
-    """Return the trials that have ended, without those that a retry has replaced."""
-    replaced = {trial.user_attrs.get(RETRY_OF) for trial in study.trials}
-    return [trial for trial in study.trials if trial.state.is_finished() and trial.number not in replaced]
-
-
-def summary(study: optuna.Study, folder: Path, row: Metric) -> Table:
-    """Return the table that ends a search."""
-    finished = ended(study)
-    count = {state: sum(trial.state == state for trial in finished) for state in TrialState}
-    rows = {"trials": f"{len(finished)}, of them {count[TrialState.COMPLETE]} complete"}
-    if count[TrialState.COMPLETE]:
-        best = study.best_trial
-        rows[f"best {row.short}"] = f"{row.text(best.value)} (trial {best.number})"
-        rows["best overrides"] = " ".join(best.user_attrs.get(OVERRIDES, ["unknown"]))
-        rows["its directory"] = str(folder / best.user_attrs.get(RUN, ""))
-    rows["pruned (collapsed)"] = str(count[TrialState.PRUNED])
-    rows["failed"] = str(count[TrialState.FAIL])
-    rows["study"] = f"{study.study_name} in {folder / JOURNAL}"
-    return table(f"Search {folder}", rows)

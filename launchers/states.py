@@ -28,7 +28,8 @@ class RunState:
     name: str
     entry: Entry
     state: str
-    """The state in status.json, or `cancelled`, or `lost`: not ended, but no job or process has the run."""
+    """The state in status.json; or `cancelled`; `pruned`, by a search; or `lost`: not ended, but no job or
+    process has the run."""
     status: Mapping[str, Any] = field(default_factory=dict)
     """The content of status.json."""
     active: bool = False
@@ -86,6 +87,9 @@ class Observer:
         for run in unfinished:
             if run.entry.job is None:
                 run.state, run.note = "lost", "was never submitted"
+        for run in unfinished:
+            if run.entry.pruned and not run.active and run.state not in ENDED:
+                run.state = "pruned"
         for run in runs:
             run.note = " ".join(filter(None, [run.note, *run.problems]))
         return runs

@@ -176,7 +176,7 @@ def refuse_other_configuration(manifest: Manifest, run: Wanted) -> None:
 def prepare(manifest: Manifest, run: Wanted) -> None:
     """Write what any process needs to train a run: its configuration, state and tracker id."""
     entry = manifest.runs[run.name]
-    entry.cancelled, entry.job = False, None
+    entry.cancelled, entry.pruned, entry.job = False, False, None
     directory = manifest.directory(run.name)
     refuse_links(directory.path)
     write_config(directory, run.cfg)

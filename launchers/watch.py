@@ -19,33 +19,49 @@ OTHER_LINES = 5
 """Lines of the live table besides the runs."""
 
 
-def wait(folder: Path, names: Collection[str], console: Console) -> list[RunState]:
-    """Show the sweep until none of the runs `names` is active, and return their final states.
+class Watch:
+    """A view of a sweep: in a terminal a live table, elsewhere a line whenever the state of a run changes."""
 
-    A terminal shows a live table; otherwise a line is printed whenever the state of a run changes.
-    """
-    observer, manifest = Observer(), Manifest.load(folder)
-    before: dict[str, str] = {}
-    live = Live(console=console, auto_refresh=False, transient=True) if console.is_interactive else None
-    if live:
-        live.start()
-    try:
-        while True:
-            manifest = Manifest.load(folder)
-            runs = [run for run in observer.observe(manifest) if run.name in names]
-            if live:
-                live.update(runs_table(manifest, runs, max(3, console.height - OTHER_LINES)), refresh=True)
-            for run in runs:
-                if not live and before.get(run.name) != run.state:
-                    console.print(f"{run.label}: {run.state}")
-                before[run.name] = run.state
-            if not any(run.active for run in runs):
-                break
+    def __init__(self, folder: Path, console: Console) -> None:
+        self.folder, self.console = folder, console
+        self.manifest = Manifest(folder)
+        self._observer = Observer()
+        self._before: dict[str, str] = {}
+        self._live = (
+            Live(console=console, auto_refresh=False, transient=True) if console.is_interactive else None
+        )
+
+    def __enter__(self) -> Watch:
+        if self._live:
+            self._live.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self._live:
+            self._live.stop()
+
+    def look(self, names: Collection[str]) -> list[RunState]:
+        """Show and return the present states of the runs `names`."""
+        self.manifest = Manifest.load(self.folder)
+        runs = [run for run in self._observer.observe(self.manifest) if run.name in names]
+        if self._live:
+            room = max(3, self.console.height - OTHER_LINES)
+            self._live.update(runs_table(self.manifest, runs, room), refresh=True)
+        for run in runs:
+            if not self._live and self._before.get(run.name) != run.state:
+                self.console.print(f"{run.label}: {run.state}")
+            self._before[run.name] = run.state
+        return runs
+
+
+def wait(folder: Path, names: Collection[str], console: Console) -> list[RunState]:
+    """Show the sweep until none of the runs `names` is active, and return their final states."""
+    with Watch(folder, console) as watch:
+        runs = watch.look(names)
+        while any(run.active for run in runs):
             time.sleep(POLL_SECONDS)
-    finally:
-        if live:
-            live.stop()
-    print_sweep(manifest, runs, console)
+            runs = watch.look(names)
+    print_sweep(watch.manifest, runs, console)
     return runs
 
 

@@ -42,7 +42,7 @@ from dino_exp.config.nodes import field_of, parent_of, set_value, similar_siblin
 from dino_exp.config.overrides import OverrideReader
 from dino_exp.config.plugins import take, unnamed
 from dino_exp.config.schema import SCHEMAS, Config, fields_of, schema_of
-from dino_exp.config.search_space import Numbers, Space, divide, latest, probes, space_of
+from dino_exp.config.search_space import Numbers, Space, divide, latest, probes, space_of, space_problems
 from dino_exp.config.sweep_runs import Findings, Run, same_runs, sweep_name
 from dino_exp.config.text_keys import typed_words
 from dino_exp.config.validate import field_problems, keys_of, node_problems, validate
@@ -157,6 +157,7 @@ class _Preflight:
             elif checked.search:
                 overrides = latest(reader.read(sweeper_parameters(base)) + overrides)
                 overrides = self._fitting(reader.with_spaces(overrides), base)
+                checked.misread += space_problems(divide(overrides)[1], base.hydra.sweeper)
             elif is_grid(base.hydra.sweeper):
                 overrides = reader.read(sweeper_parameters(base)) + overrides
             if not checked.search:
@@ -228,7 +229,7 @@ class _Preflight:
         checked.search = checked.multirun
         if checked.search:
             found = [problem for _, problem in node_problems("hydra.sweeper.", node, node)]
-            checked.misread += found or list(search_problems(base.hydra.launcher))
+            checked.misread += found or list(search_problems(node, base.hydra.launcher))
         elif any(override.key_or_group == "hydra/sweeper" for override in overrides):
             checked.misread.append("hydra/sweeper = optuna: works with -m; add -m.")
 
@@ -273,7 +274,8 @@ class _Preflight:
             if not problems and checked.local:
                 problems = list(relations.folder_problems(cfg))
             if not problems and checked.search and checked.sweeper is not None:
-                problems = list(objective_problems(cfg, checked.sweeper["objective"]))
+                asked = checked.sweeper
+                problems = list(objective_problems(cfg, asked["objective"], asked["pruner"]))
             invalid.add(problems, shown)
             if not problems:
                 warnings.add(relations.warnings(cfg), shown)

@@ -114,11 +114,19 @@ class OptunaSettings:
     """Trials in all, those of earlier times that the same command was typed included. Pruned and failed ones
     count, but a failed one is tried again the next time."""
     n_jobs: int = number(1, at_least=1)
-    """Trials at one time; the next ones are proposed when all of them have ended. With fewer, each proposal
-    knows more; with Hydra's basic launcher they run one after another anyway."""
-    sampler: str = choice("tpe", ("tpe", "random"))
-    """What proposes values: tpe is Optuna's tree-structured Parzen estimator, at random for its first 10
-    trials."""
+    """Trials at one time; the next one is proposed as soon as one ends. With fewer, each proposal knows more.
+    With launchers other than local and slurm, the next ones are proposed when all of them have ended."""
+    sampler: str = choice("tpe", ("tpe", "gp", "random"))
+    """What proposes values: tpe is Optuna's tree-structured Parzen estimator, gp its Gaussian process, which
+    needs fewer trials in a few continuous keys; both at random for the first 10 trials, and both keep away
+    from what is being trained (gp in Optuna 5)."""
+    pruner: str = choice("none", ("none", "median", "hyperband", "asha"))
+    """What stops trials that are behind the others at the same tenth of the training, by Optuna: median stops
+    the worse half after 5 complete trials, asha keeps the best quarter of those that have come as far,
+    hyperband is asha in several brackets. They save and stop. Needs hydra/launcher=local or slurm."""
+    seeds: int = number(1, at_least=1)
+    """Runs of each trial, with trainer.seed and the seeds that follow. Its value is their mean; it is pruned
+    if one of them collapses, and the others are stopped."""
     seed: int = number(0, at_least=0)
     """Seed of the sampler."""
     objective: str = "knn_top1"
@@ -128,10 +136,21 @@ class OptunaSettings:
     """The space, in a file: loss.teacher_temp: interval(0.02,0.2). What is typed wins."""
 
 
-def search_problems(launcher: Mapping[str, Any]) -> Iterator[str]:
+SEED = "trainer.seed"
+
+
+def search_problems(settings: Mapping[str, Any], launcher: Mapping[str, Any]) -> Iterator[str]:
     """Yield the reasons why a search cannot work with a launcher's settings, one per line."""
     if find_spec("optuna") is None:
         yield "hydra/sweeper = optuna: Optuna is not installed; pip install 'dino-exp[optuna]'."
+    if settings["sampler"] == "gp" and find_spec("scipy") is None:
+        yield "hydra.sweeper.sampler = gp: SciPy is not installed; pip install 'dino-exp[optuna]'."
+    own = [schema()._target_ for schema in SETTINGS.values()]
+    if settings["pruner"] != "none" and launcher.get("_target_") not in own:
+        yield (
+            f"hydra.sweeper.pruner = {settings['pruner']}: needs a launcher that can stop runs; add "
+            "hydra/launcher=local (or slurm)."
+        )
     for name in ("detach", "dry_run"):
         if launcher.get(name):
             yield (
@@ -140,7 +159,7 @@ def search_problems(launcher: Mapping[str, Any]) -> Iterator[str]:
             )
 
 
-def objective_problems(cfg: DictConfig, name: str) -> Iterator[str]:
+def objective_problems(cfg: DictConfig, name: str, pruner: str) -> Iterator[str]:
     """Yield why a search could not compare its runs by a metric, as far as the configuration tells."""
     if objective(name) is None:
         near = did_you_mean(closest(name, OBJECTIVES))
@@ -159,6 +178,12 @@ def objective_problems(cfg: DictConfig, name: str) -> Iterator[str]:
         yield f"{off} = null: a search compares its runs by {what}; add it, e.g. eval=[knn,{both}]."
     elif cfg.data.get("val_root", "") is None and cfg.data.probe.val is None:
         yield f"data.val_root = null: {without_labels(name)}"
+    elif pruner != "none" and cfg.eval.every_epochs >= cfg.trainer.epochs:
+        yield (
+            f"eval.every_epochs = {cfg.eval.every_epochs}: hydra.sweeper.pruner = {pruner} compares runs "
+            f"before their end, and with trainer.epochs = {cfg.trainer.epochs} they are evaluated only "
+            "there; lower it."
+        )
 
 
 def without_labels(name: str) -> str:

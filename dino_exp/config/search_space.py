@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -52,7 +52,9 @@ class Numbers:
     key: str
     low: float
     high: float
-    whole: bool = False  # names of fields are part of a study's name: see `launchers.search.study_names`
+    whole: bool = (
+        False  # names of fields are part of a study's name: see `launchers.search_study.study_names`
+    )
     log: bool = False
     step: float | None = None
 
@@ -117,10 +119,12 @@ def _interval(key: str, text: str, value: IntervalSweep) -> Numbers:
     if low is None or high is None or not (math.isfinite(low) and math.isfinite(high)):
         raise UserError(f"{text}: an interval needs two finite ends.")
     whole, log = "int" in value.tags or (isinstance(low, int) and isinstance(high, int)), "log" in value.tags
-    if whole:
-        low, high = math.ceil(low), math.floor(high)
     if low >= high:
         raise UserError(f"{text}: the first end of an interval must be below the second.")
+    if whole:
+        low, high = math.ceil(low), math.floor(high)
+    if low > high:
+        raise UserError(f"{text}: there is no whole number in it.")
     if log and low <= 0:
         raise UserError(f"{text}: tag log needs an interval above 0.")
     return Numbers(key, low, high, whole, log)
@@ -145,6 +149,21 @@ def probes(fixed: Sequence[str], spaces: Sequence[Space]) -> list[list[str]]:
     first = {space.key: space.probes()[0] for space in spaces}
     others = [first | {space.key: text} for space in spaces for text in space.probes()[1:]]
     return [[*fixed, *typed(values)] for values in [first, *others]]
+
+
+def space_problems(spaces: Sequence[Space], settings: Mapping[str, Any]) -> Iterator[str]:
+    """Yield why spaces cannot be searched together, one reason per line."""
+    if spaces and all(len(space.probes()) == 1 for space in spaces):
+        point = " ".join(typed({space.key: space.probes()[0] for space in spaces}))
+        yield (
+            f"hydra/sweeper = optuna: the space is a single point, {point}; give a key an interval or "
+            "several values, or train it without hydra/sweeper=optuna."
+        )
+    if settings["seeds"] > 1 and any(space.key == "trainer.seed" for space in spaces):
+        yield (
+            f"hydra.sweeper.seeds = {settings['seeds']}: averages over trainer.seed, which is searched; "
+            "remove one of the two."
+        )
 
 
 def typed(values: dict[str, str]) -> list[str]:

@@ -63,7 +63,8 @@ class RunData:
         ended_badly = self.state in ("failed", "lost", "cancelled") and self.verdict != "diverged"
         if ended_badly or not self.verdict:
             return self.state
-        return f"{self.state}: {self.verdict}" if self.state in UNFINISHED else self.verdict
+        so_far = self.state in (*UNFINISHED, "pruned")
+        return f"{self.state}: {self.verdict}" if so_far else self.verdict
 
     @property
     def evidence(self) -> str:

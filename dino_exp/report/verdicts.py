@@ -42,6 +42,7 @@ OUTCOMES = {
     "lost": Outcome("triangle-left", "failed", "Lost: no process holds the run, and it has not finished."),
     "cancelled": Outcome("triangle-right", "failed", "Cancelled."),
     "preempted": Outcome(BAR, "slow", "Stopped and saved; it can be resumed."),
+    "pruned": Outcome(BAR, "slow", "Pruned: a search stopped it, because others do better."),
     "pending": Outcome(BAR, "slow", "Waiting: nothing has been logged yet."),
     "running": Outcome(BAR, "slow", "Running; no verdict yet."),
 }

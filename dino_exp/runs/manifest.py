@@ -28,6 +28,7 @@ ENTRY = {
     "jobs": TEXTS,
     "retries": COUNT,
     "cancelled": FLAG,
+    "pruned": FLAG,
 }
 LONGEST_NAME = 255  # bytes, in most file systems
 
@@ -47,7 +48,9 @@ class Entry:
     retries: int = 0
     """Number of times that it was submitted again after a failure."""
     cancelled: bool = False
-    """Whether `python -m launchers cancel` stopped it, so that its job must not requeue it."""
+    """Whether `python -m launchers cancel` or a search stopped it, so that its job must not requeue it."""
+    pruned: bool = False
+    """Whether it was a search that stopped it, because other trials do better."""
 
 
 @dataclass

@@ -1,4 +1,4 @@
-"""The search by Optuna: its loop with a fake launcher, and once for real."""
+"""The search by Optuna: its loop without training, and once for real."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from tests.launchers.searches import (
     MOMENTUM,
     SEARCH,
     TEMPERATURE,
-    FakeLauncher,
+    FakeTraining,
     run_search,
     studies,
     trials,
@@ -30,6 +30,7 @@ from tests.launchers.searches import (
 )
 from tests.programs import run_program
 
+OLD = Path(__file__).parents[1] / "data_of_former_versions" / "e87c3b1"
 COMPLETE, PRUNED, FAIL = TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL
 
 
@@ -45,7 +46,7 @@ def test_a_search_over_changed_images_is_said(tmp_path: Path, capsys: pytest.Cap
     for _ in range(2):
         data_content.forget()
         data_content.read(compose_run([*words[:-1], "loss.teacher_temp=0.04"]).cfg)
-        run_search(tmp_path, FakeLauncher(well), words, n_trials=2)
+        run_search(tmp_path, FakeTraining(well), words, n_trials=2)
         said = " ".join(capsys.readouterr().out.split())
         (images / "dog" / "000003.jpg").unlink(missing_ok=True)
     names = [study.study_name for study in studies(tmp_path)]
@@ -55,13 +56,13 @@ def test_a_search_over_changed_images_is_said(tmp_path: Path, capsys: pytest.Cap
     )
 
 
-@pytest.mark.parametrize("sampler", ["tpe", "random"])
+@pytest.mark.parametrize("sampler", ["tpe", "gp", "random"])
 def test_proposals_stay_within_the_space(tmp_path: Path, sampler: str) -> None:
-    launcher = FakeLauncher(well)
+    launcher = FakeTraining(well)
     spaces = [TEMPERATURE, MOMENTUM, "trainer.seed=range(1,10,4)", "trainer.batch_size=int(interval(8,64))"]
-    run_search(tmp_path, launcher, [*FIXED, *spaces], n_trials=12, n_jobs=5, sampler=sampler)
-    assert [len(batch) for batch in launcher.batches] == [5, 5, 2]
-    assert launcher.first_jobs == [0, 5, 10]
+    run_search(tmp_path, launcher, [*FIXED, *spaces], n_trials=16, n_jobs=3, sampler=sampler)
+    assert [len(jobs) for jobs in launcher.starts] == [3, *[1] * 13]  # one whenever one has ended
+    assert launcher.most == 3
     temperatures = []
     for job in launcher.jobs:
         assert job[:2] == FIXED
@@ -71,12 +72,11 @@ def test_proposals_stay_within_the_space(tmp_path: Path, sampler: str) -> None:
         assert values["trainer.seed"] in ("1", "5", "9")
         assert 8 <= int(values["trainer.batch_size"]) <= 64
     assert 0.01 <= min(temperatures) < max(temperatures) <= 0.09
-    assert len(set(temperatures)) == 12
-    # each trial has its own result, although the launcher reversed the order
-    results = {trial.value: trial.user_attrs["overrides"] for trial in trials(tmp_path)}
-    assert results.keys() == {1000 * temperature for temperature in temperatures}
-    for temperature in temperatures:
-        assert f"loss.teacher_temp={temperature:.6g}" in results[1000 * temperature]
+    assert len({tuple(job) for job in launcher.jobs}) == 16
+    # each trial has its own result, although they end in another order than they began
+    for trial in trials(tmp_path):
+        values = dict(word.split("=") for word in trial.user_attrs["overrides"])
+        assert trial.value == 1000 * float(values["loss.teacher_temp"])
 
 
 ENDS = {
@@ -97,7 +97,7 @@ def test_what_optuna_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str])
         return state.removesuffix(" before"), message, knn
 
     # more trials than there are values, so that each value comes up; none is trained twice
-    launcher = FakeLauncher(train)
+    launcher = FakeTraining(train)
     run_search(tmp_path, launcher, [*FIXED, "trainer.seed=range(0,8)"], n_trials=60, n_jobs=3)
     assert len(launcher.jobs) == len({tuple(job) for job in launcher.jobs}) == 8
     told = trials(tmp_path)
@@ -117,7 +117,7 @@ def test_what_optuna_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str])
 
 
 def test_none_complete(tmp_path: Path) -> None:
-    launcher = FakeLauncher(lambda values: ("failed", "no", None))
+    launcher = FakeTraining(lambda values: ("failed", "no", None))
     with pytest.raises(SystemExit) as exit_code:
         run_search(tmp_path, launcher, [*FIXED, TEMPERATURE], n_trials=2)
     assert exit_code.value.code == 1
@@ -126,11 +126,11 @@ def test_none_complete(tmp_path: Path) -> None:
 
 def test_without_knn(tmp_path: Path) -> None:
     knn = {"0": None, "1": 5.0}
-    launcher = FakeLauncher(lambda values: ("finished", "healthy", knn[values["trainer.seed"]]))
+    launcher = FakeTraining(lambda values: ("finished", "healthy", knn[values["trainer.seed"]]))
     with pytest.raises(UserError, match=r"has no knn_top1; .*data\.probe\.train="):
         run_search(tmp_path, launcher, [*FIXED, "trainer.seed=0,1"], n_trials=9, n_jobs=2)
-    assert len(launcher.batches) == 1
-    assert {trial.state for trial in trials(tmp_path)} == {COMPLETE, FAIL}
+    assert len(launcher.jobs) == 2
+    assert FAIL in {trial.state for trial in trials(tmp_path)}
 
 
 @pytest.mark.parametrize(("objective", "best"), [("teacher/feature_rank", "0.09"), ("loss", "0.02")])
@@ -138,9 +138,9 @@ def test_another_objective_is_another_study_with_its_own_direction(
     tmp_path: Path, objective: str, best: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     command = [*FIXED, "loss.teacher_temp=0.02,0.05,0.09"]
-    run_search(tmp_path, FakeLauncher(well), command, n_trials=4)
+    run_search(tmp_path, FakeTraining(well), command, n_trials=4)
     (plain,) = studies(tmp_path)
-    launcher = FakeLauncher(well, objective)
+    launcher = FakeTraining(well, objective)
     run_search(tmp_path, launcher, command, n_trials=9, objective=objective)
     first, second = studies(tmp_path)
     assert (first.study_name, len(first.trials)) == (plain.study_name, 4)
@@ -162,28 +162,27 @@ def test_a_search_without_labels_finishes_by_a_metric_of_the_training(tmp_path: 
     assert len(told) == 2
 
 
-def test_a_search_resumes_after_a_kill_in_the_middle_of_a_batch(tmp_path: Path) -> None:
-    def kill_in_third_batch(values: dict[str, str]) -> tuple[str, str, float | None]:
-        if len(dying.batches) == 3:
+def test_a_search_resumes_what_was_running_when_it_was_killed(tmp_path: Path) -> None:
+    def kill_at_the_fifth_end(values: dict[str, str]) -> tuple[str, str, float | None]:
+        if len(dying.jobs) == 6:
             raise Killed
         return well(values)
 
-    dying = FakeLauncher(kill_in_third_batch)
+    dying = FakeTraining(kill_at_the_fifth_end)
     command = [*FIXED, TEMPERATURE, MOMENTUM]
     with pytest.raises(Killed):
         run_search(tmp_path, dying, command, n_trials=8, n_jobs=2)
     with (tmp_path / JOURNAL).open("a") as journal:
         journal.write('{"op_code":5,"worker')  # and another process in the middle of a line
-    again = FakeLauncher(well)
+    again = FakeTraining(well)
     run_search(tmp_path, again, command, n_trials=8, n_jobs=2)
-    assert again.batches[0] == dying.batches[2]
-    assert [len(batch) for batch in again.batches] == [2, 2]
-    trained = [tuple(job) for job in [*dying.batches[0], *dying.batches[1], *again.jobs]]
-    assert len(set(trained)) == len(trained) == 8
+    running = [job for job in dying.jobs if dict(word.split("=") for word in job) in dying.running.values()]
+    assert (again.starts[0], len(running), len(again.jobs)) == (running, 2, 4)
+    assert len({tuple(job) for job in [*dying.jobs, *again.jobs]}) == 8
     assert sum(trial.state == COMPLETE for trial in trials(tmp_path)) == 8
-    nothing = FakeLauncher(well)
+    nothing = FakeTraining(well)
     run_search(tmp_path, nothing, command, n_trials=8, n_jobs=2)
-    assert nothing.batches == []
+    assert nothing.starts == []
 
 
 def test_failed_trials_are_tried_again_next_time_and_more_can_be_asked_for(tmp_path: Path) -> None:
@@ -191,7 +190,7 @@ def test_failed_trials_are_tried_again_next_time_and_more_can_be_asked_for(tmp_p
         return ("failed", "no", None) if float(values["loss.teacher_temp"]) < 0.05 else well(values)
 
     command = [*FIXED, "loss.teacher_temp=interval(0.01,0.09)"]
-    first, second, third = FakeLauncher(fail_some), FakeLauncher(well), FakeLauncher(well)
+    first, second, third = FakeTraining(fail_some), FakeTraining(well), FakeTraining(well)
     run_search(tmp_path, first, command, n_trials=6)
     failed = [job for job in first.jobs if float(job[-1].partition("=")[2]) < 0.05]
     assert 0 < len(failed) < len(first.jobs) == 6
@@ -204,7 +203,7 @@ def test_failed_trials_are_tried_again_next_time_and_more_can_be_asked_for(tmp_p
 
 
 def test_values_that_do_not_go_together_are_not_launched(tmp_path: Path) -> None:
-    launcher, again = FakeLauncher(well), FakeLauncher(well)
+    launcher, again = FakeTraining(well), FakeTraining(well)
     command = [*FIXED, TEMPERATURE, "trainer.batch_size=30,32", "trainer.accumulate=1,4"]
     run_search(tmp_path, launcher, command, n_trials=12)
     refused = [trial for trial in trials(tmp_path) if trial.state == FAIL]
@@ -223,7 +222,7 @@ def test_another_command_is_another_study(tmp_path: Path) -> None:
         ["experiment=debug", "trainer.epochs=4", TEMPERATURE],
         [*FIXED, "loss.teacher_temp=interval(0.01,0.09)"],
     ):
-        launcher = FakeLauncher(well)
+        launcher = FakeTraining(well)
         run_search(tmp_path, launcher, command, n_trials=2)
         assert len(launcher.jobs) == 2
     assert [len(study.trials) for study in studies(tmp_path)] == [2, 2, 2]
@@ -231,10 +230,10 @@ def test_another_command_is_another_study(tmp_path: Path) -> None:
 
 def test_one_search_per_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(search_module, "WAIT_SECONDS", 0)
-    launcher = FakeLauncher(well)
+    launcher = FakeTraining(well)
     with FileLock(tmp_path / LOCK), pytest.raises(UserError, match="another process is searching here"):
         run_search(tmp_path, launcher, [*FIXED, TEMPERATURE])
-    assert launcher.batches == []
+    assert launcher.starts == []
 
 
 def test_exit_codes(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -262,3 +261,16 @@ def test_train_py(tmp_path: Path) -> None:
     printed, again = train_py()
     assert again == first
     assert printed.count("This run has already finished") == 3
+
+
+def test_a_study_of_an_earlier_version_is_gone_on_with(tmp_path: Path) -> None:
+    """It was killed in its fourth batch of two, after three complete trials, two collapses and a failure."""
+    (tmp_path / JOURNAL).write_bytes((OLD / JOURNAL).read_bytes())
+    before = trials(tmp_path)
+    training = FakeTraining(well)
+    run_search(tmp_path, training, [*FIXED, TEMPERATURE, MOMENTUM], n_trials=12, n_jobs=2, sampler="tpe")
+    assert {trial.user_attrs["run"] for trial in before[:4]}.isdisjoint(training.seen)
+    again = [trial.user_attrs["overrides"] for trial in before if trial.state in (FAIL, TrialState.RUNNING)]
+    assert [job[2:] for job in training.jobs[:3]] == again
+    assert len(training.jobs) == 12 - 5
+    assert len(studies(tmp_path)) == 1

@@ -9,7 +9,7 @@ from optuna.trial import TrialState
 
 from dino_exp.errors import UserError
 from launchers.search import JOURNAL
-from tests.launchers.searches import FIXED, TEMPERATURE, FakeLauncher, run_search, trials, well
+from tests.launchers.searches import FIXED, TEMPERATURE, FakeTraining, run_search, trials, well
 
 
 def damage(lines: list[bytes], how: str) -> list[bytes]:
@@ -48,7 +48,7 @@ def test_a_damaged_journal_is_mended_and_kept(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], how: str, repeated: int
 ) -> None:
     command, journal = [*FIXED, TEMPERATURE], tmp_path / JOURNAL
-    first, again = FakeLauncher(well), FakeLauncher(well)
+    first, again = FakeTraining(well), FakeTraining(well)
     run_search(tmp_path, first, command, n_trials=6)
     before = {trial.user_attrs["run"]: trial.value for trial in trials(tmp_path)}
     damaged = b"".join(damage(journal.read_bytes().splitlines(keepends=True), how))
@@ -64,7 +64,7 @@ def test_a_damaged_journal_is_mended_and_kept(
     said, kept = "damaged. " in capsys.readouterr().err, tmp_path / f"{JOURNAL}.damaged"
     assert (said, kept.exists()) == (how != "result lost", how != "result lost")
     assert not said or kept.read_bytes() == damaged
-    run_search(tmp_path, FakeLauncher(well), command, n_trials=6)
+    run_search(tmp_path, FakeTraining(well), command, n_trials=6)
     assert "damaged" not in capsys.readouterr().err
 
 
@@ -72,9 +72,9 @@ def test_a_journal_that_cannot_be_mended_is_named(tmp_path: Path) -> None:
     journal = tmp_path / JOURNAL
     journal.write_text('{"op_code": 99}\n' * 200)
     with pytest.raises(UserError, match=rf"{journal}: not a journal .* Move it away"):
-        run_search(tmp_path, FakeLauncher(well), [*FIXED, TEMPERATURE], n_trials=1)
+        run_search(tmp_path, FakeTraining(well), [*FIXED, TEMPERATURE], n_trials=1)
     journal.unlink()
     journal.symlink_to(tmp_path / "victim")
     with pytest.raises(UserError, match=rf"{journal}: a link, which is not followed"):
-        run_search(tmp_path, FakeLauncher(well), [*FIXED, TEMPERATURE], n_trials=1)
+        run_search(tmp_path, FakeTraining(well), [*FIXED, TEMPERATURE], n_trials=1)
     assert not (tmp_path / "victim").exists()

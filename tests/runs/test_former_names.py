@@ -22,7 +22,7 @@ from dino_exp.runs import former_names
 from dino_exp.runs.former_names import Names
 from dino_exp.runs.manifest import Manifest
 from dino_exp.runs.run_directory import RunDirectory, read_metrics
-from launchers.search import in_first_names
+from launchers.search_study import in_first_names
 
 # Present names are those of this revision; the former names are invented.
 RENAMED = Names(

@@ -1,0 +1,69 @@
+"""A search on a real SLURM cluster: killed and gone on with, and pruned runs whose jobs end."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from optuna.trial import TrialState
+
+from dino_exp.runs.manifest import Manifest
+from dino_exp.runs.run_directory import RunDirectory
+from launchers.__main__ import main as launchers
+from tests.launchers.searches import trials
+from tests.programs import Program, until
+from tests.slurm.test_cluster import SLURM, a_cluster, cache, sacct, steps, wait
+
+__all__ = ["a_cluster"]  # a fixture
+pytestmark = [pytest.mark.slurm, pytest.mark.timeout(900)]
+SEARCH = ["hydra/sweeper=optuna", "loss.teacher_temp=interval(0.02,0.06)", "hydra.sweeper.n_jobs=2"]
+SMALL = ["experiment=debug", "trainer.batch_size=8", "crops.local_number=1"]
+WORDS = ["train.py", "-m", *SEARCH, *SMALL, *SLURM, "name=search"]
+
+
+def test_a_search_is_killed_and_gone_on_with(tmp_path: Path) -> None:
+    command = [*WORDS, "trainer.epochs=2", "hydra.sweeper.n_trials=3", "hydra.sweeper.pruner=median"]
+    folder = tmp_path / "outputs" / "search"
+    search = Program(*command, folder=tmp_path, environment=cache(tmp_path))
+
+    def in_the_middle() -> list[str]:
+        names = Manifest.load(folder).runs if Manifest.path(folder).exists() else {}
+        return [name for name in names if len(steps(RunDirectory(folder / name))) > 4]
+
+    begun = until(lambda: in_the_middle() or search.returncode is not None, "a run is in the middle")
+    assert search.returncode is None, search.output
+    search.kill()  # the jobs continue
+    again = Program(*command, folder=tmp_path, environment=cache(tmp_path))
+    assert again.wait() == 0, again.output
+    complete = [trial for trial in trials(folder) if trial.state == TrialState.COMPLETE]
+    names = [trial.user_attrs["run"] for trial in complete]
+    assert len(names) == len(set(names)) == 3
+    assert set(begun) <= set(names)
+    assert [list(trial.intermediate_values) for trial in complete] == [[1]] * 3
+    for name, entry in Manifest.load(folder).runs.items():
+        run = RunDirectory(folder / name)
+        assert steps(run) == [0, *range(1, 65)]
+        assert (len(entry.jobs), len(run.read_status()["attempts"])) == (1, 1)  # none was submitted twice
+
+
+def test_the_job_of_a_pruned_run_ends_and_stays_away(tmp_path: Path) -> None:
+    """Asha keeps the best quarter at the first k-NN, so the second or third trial is pruned there."""
+    long = [*WORDS, "trainer.epochs=40", "hydra.sweeper.n_trials=3", "hydra.sweeper.pruner=asha"]
+    folder = tmp_path / "outputs" / "search"
+    search = Program(*long, folder=tmp_path, environment=cache(tmp_path))
+
+    def pruned() -> list[str]:
+        runs = Manifest.load(folder).runs if Manifest.path(folder).exists() else {}
+        return [name for name, entry in runs.items() if entry.pruned]
+
+    until(lambda: pruned() or search.returncode is not None, "a run is pruned")
+    (name, *_) = pruned()
+    run = RunDirectory(folder / name)
+    until(lambda: run.read_status()["state"] == "cancelled", "it has stopped")
+    assert (run.checkpoints / "last.pt").exists()
+    search.kill()
+    job = Manifest.load(folder).runs[name].job
+    assert job
+    assert sacct(job) in (["CANCELLED"], ["FAILED"])
+    launchers(["cancel", str(folder)])
+    assert "1 pruned" in wait(folder) or len(pruned()) > 1
