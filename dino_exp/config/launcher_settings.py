@@ -128,14 +128,15 @@ class OptunaSettings:
     """The space, in a file: loss.teacher_temp: interval(0.02,0.2). What is typed wins."""
 
 
-def search_problems(launcher: Mapping[str, Any]) -> Iterator[str]:
+def search_problems(launcher: Mapping[str, Any], search: str = "optuna") -> Iterator[str]:
     """Yield the reasons why a search cannot work with a launcher's settings, one per line."""
-    if find_spec("optuna") is None:
+    if search == "optuna" and find_spec("optuna") is None:
         yield "hydra/sweeper = optuna: Optuna is not installed; pip install 'dino-exp[optuna]'."
     for name in ("detach", "dry_run"):
         if launcher.get(name):
             yield (
-                f"hydra.launcher.{name} = true: not with hydra/sweeper=optuna, which waits for its trials "
+                f"hydra.launcher.{name} = true: not with hydra/sweeper={search}, which waits for its "
+                f"{'trials' if search == 'optuna' else 'runs'} "
                 "because the next ones depend on them; remove it."
             )
 

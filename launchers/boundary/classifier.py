@@ -1,0 +1,125 @@
+"""A probabilistic classifier of points by a binary outcome: a Gaussian process, with Laplace's approximation.
+
+Rasmussen and Williams, Gaussian Processes for Machine Learning, algorithms 3.1 and 3.2, with a probit
+likelihood. The length scales and the height of the function are not chosen but averaged over, each weighted
+by its evidence, because a dozen outcomes do not determine them.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from itertools import product
+
+import torch
+from torch import Tensor
+from torch.special import log_ndtr, ndtr
+
+LENGTHS = (0.15, 0.3, 0.6, 1.2, 2.4)
+"""Length scales, in lengths of an axis."""
+HEIGHTS = (1.5, 4.0, 10.0)
+"""Standard deviations of the latent function; a high one makes a sharp boundary."""
+USUAL_LENGTH, SPREAD = 0.6, 0.7
+"""Median length scale before any outcome, and the standard deviation of its logarithm."""
+NEWTON_STEPS = 25
+KEPT = 0.02
+"""Smallest weight, relative to the largest, of what is averaged over."""
+JITTER = 1e-6
+
+
+@dataclass(frozen=True)
+class Latent:
+    """The latent function at G points, for each of M pairs of lengths and height; training is above 0."""
+
+    mean: Tensor  # (M, G)
+    variance: Tensor  # (M, G)
+    weights: Tensor  # (M,), which add up to 1
+
+    @property
+    def probability(self) -> Tensor:
+        """The probability (G,) that a run at each point trains: the spread of the seeds is in it."""
+        return self.weights @ ndtr(self.mean / (1 + self.variance).sqrt())
+
+    @property
+    def side(self) -> Tensor:
+        """The probability (G,) that each point is on the side where most seeds train."""
+        return self.weights @ ndtr(self.mean / self.variance.sqrt())
+
+
+class Classifier:
+    """What is known from outcomes.
+
+    Args:
+        points: (n, d), coordinates from 0 to 1 on each axis.
+        trains: (n,), whether the run at each point trains.
+    """
+
+    def __init__(self, points: Tensor, trains: Tensor) -> None:
+        self.points, sign = points, 2.0 * trains.double() - 1.0
+        grid = list(product(*[LENGTHS] * points.shape[1], HEIGHTS))
+        scales = torch.tensor(grid, dtype=torch.float64)
+        self.lengths, self.heights = scales[:, :-1], scales[:, -1]
+        prior = -0.5 * ((self.lengths.log() - math.log(USUAL_LENGTH)) / SPREAD).square().sum(1)
+        evidence = self._fit(sign) + prior
+        weights = torch.softmax(evidence, 0)
+        kept = weights >= KEPT * weights.max()
+        self.weights = weights[kept] / weights[kept].sum()
+        self.lengths, self.heights = self.lengths[kept], self.heights[kept]
+        self.gradient, self.root, self.factor = self.gradient[kept], self.root[kept], self.factor[kept]
+
+    def _fit(self, sign: Tensor) -> Tensor:
+        """Find the mode for each pair of lengths and height; return the logarithms of their evidence (M,)."""
+        n = len(sign)
+        kernel = self._kernel(self.points, self.points) + JITTER * torch.eye(n, dtype=torch.float64)
+        f = torch.zeros(len(kernel), n, dtype=torch.float64)
+        weighted = f
+        for _ in range(NEWTON_STEPS):
+            gradient, curvature = _derivatives(sign, f)
+            root = curvature.sqrt()
+            factor = _factor(root, kernel)
+            right = curvature * f + gradient
+            solved = torch.cholesky_solve((root * _times(kernel, right))[..., None], factor)[..., 0]
+            weighted = right - root * solved
+            f = _times(kernel, weighted)
+        self.gradient, curvature = _derivatives(sign, f)
+        self.root = curvature.sqrt()
+        self.factor = _factor(self.root, kernel)
+        volume = self.factor.diagonal(dim1=1, dim2=2).log().sum(1)
+        return log_ndtr(sign * f).sum(1) - 0.5 * (weighted * f).sum(1) - volume
+
+    def _kernel(self, a: Tensor, b: Tensor) -> Tensor:
+        """Return the covariances (M, len(a), len(b)) before any outcome."""
+        apart = (a[:, None] - b[None]).square()  # (a, b, d)
+        scaled = torch.einsum("abd,md->mab", apart, self.lengths**-2)
+        return self.heights[:, None, None].square() * torch.exp(-0.5 * scaled)
+
+    def _seen(self, points: Tensor) -> Tensor:
+        """Return what the outcomes share with points, (M, n, G): the explained part of a covariance's root."""
+        cross = self.root[..., None] * self._kernel(self.points, points)
+        return torch.linalg.solve_triangular(self.factor, cross, upper=False)
+
+    def at(self, points: Tensor) -> Latent:
+        """Return what is known of points (G, d)."""
+        mean = torch.einsum("mn,mng->mg", self.gradient, self._kernel(self.points, points))
+        variance = self.heights.square()[:, None] - self._seen(points).square().sum(1)
+        return Latent(mean, variance.clamp_min(JITTER), self.weights)
+
+    def covariance(self, a: Tensor, b: Tensor) -> Tensor:
+        """Return the covariances (M, len(a), len(b)) after the outcomes."""
+        return self._kernel(a, b) - self._seen(a).transpose(1, 2) @ self._seen(b)
+
+
+def _derivatives(sign: Tensor, f: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the gradient of the log likelihood, and its negative second derivative."""
+    z = sign * f
+    ratio = torch.exp(-0.5 * z.square() - 0.5 * math.log(2 * math.pi) - log_ndtr(z))
+    return sign * ratio, (ratio * (ratio + z)).clamp_min(1e-12)
+
+
+def _factor(root: Tensor, kernel: Tensor) -> Tensor:
+    eye = torch.eye(kernel.shape[-1], dtype=torch.float64)
+    return torch.linalg.cholesky(eye + root[:, :, None] * kernel * root[:, None, :])
+
+
+def _times(matrix: Tensor, vector: Tensor) -> Tensor:
+    return (matrix @ vector[..., None])[..., 0]
