@@ -78,6 +78,17 @@ class OptunaSweeper(_OwnSweeper):
         search(self.settings, self.folder, checked.fixed, checked.spaces, self.runs.run_of, self.train)
 
 
+class BoundarySweeper(_OwnSweeper):
+    """`hydra/sweeper=boundary`"""
+
+    def sweep(self, arguments: list[str]) -> None:
+        """Search until the boundary stands still or the runs are used up."""
+        from launchers.boundary.boundary_search import find_boundary
+
+        checked = self.runs.checked
+        find_boundary(self.settings, self.folder, checked.fixed, checked.spaces, self.runs.run_of, self.train)
+
+
 class _OwnLauncher(_Own, Launcher):
     kind = ""
 

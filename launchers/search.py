@@ -10,14 +10,12 @@ import hashlib
 import json
 import math
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import optuna
-from filelock import FileLock, Timeout
 from omegaconf import DictConfig
 from optuna.samplers import BaseSampler, RandomSampler, TPESampler
 from optuna.storages import JournalStorage
@@ -32,18 +30,16 @@ from dino_exp.config.launcher_settings import without_labels
 from dino_exp.config.search_space import Choices, Space, probes, typed
 from dino_exp.config.sweep_runs import Run
 from dino_exp.console import Console, a_console, table
-from dino_exp.errors import UserError, refusing
+from dino_exp.errors import UserError
 from dino_exp.metrics import KNN, Metric, evaluation_of, objective
 from dino_exp.regular_file import read_regular
 from dino_exp.runs import former_names
 from dino_exp.runs.manifest import Manifest
 from dino_exp.training.attempt import Outcome
+from launchers.one_search import alone
 from launchers.search_journal import mend
 
 JOURNAL = "optuna.journal"
-LOCK = ".search.lock"
-WAIT_SECONDS = 5
-"""Time in which the data loader's processes of a killed run release the lock."""
 RETRY_OF, REFUSED, RUN, OVERRIDES = "retry_of", "refused", "run", "overrides"
 """Attributes that are stored with a trial."""
 
@@ -92,24 +88,6 @@ def search(
             console.print(summary(study, folder, row_of(goal)))
     if not study.get_trials(states=[TrialState.COMPLETE]):
         raise SystemExit(errors.FAILED)
-
-
-@contextmanager
-def alone(folder: Path) -> Iterator[None]:
-    """Lock the folder against other searches, to which this one's trials would seem dead."""
-    lock = FileLock(folder / LOCK)
-    with refusing("choose another output_root"):
-        folder.mkdir(parents=True, exist_ok=True)
-        try:
-            lock.acquire(timeout=WAIT_SECONDS)
-        except Timeout:
-            raise UserError(
-                f"{folder}: another process is searching here; wait for it, or stop it."
-            ) from None
-    try:
-        yield
-    finally:
-        lock.release()
 
 
 def in_first_names(space: Space) -> Space:

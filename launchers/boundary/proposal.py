@@ -63,6 +63,30 @@ def next_points(known: Classifier, number: int, seed: int, avoid: Tensor) -> Ten
     return torch.stack(chosen)
 
 
+def to_repeat(points: Tensor, trains: Tensor, most: int) -> list[int]:
+    """Return the indices of at most so many runs to repeat with other seeds, the most surprising first.
+
+    Those are runs whose outcome the others make unlikely, and places where seeds already disagree.
+    """
+    surprise = []
+    for index, (point, outcome) in enumerate(zip(points, trains, strict=True)):
+        same = (points - point).abs().amax(1) < 1e-9
+        if int(same.sum()) >= MOST_SEEDS:
+            continue
+        others = torch.arange(len(points)) != index
+        probability = float(Classifier(points[others], trains[others]).at(point[None]).probability)
+        expected = probability if outcome else 1 - probability
+        if expected < SURPRISING or trains[same].unique().numel() > 1:
+            surprise.append((expected, index))
+    chosen: list[int] = []
+    for _, index in sorted(surprise):
+        if len(chosen) < most and all(
+            (points[index] - points[other]).abs().amax() > 1e-9 for other in chosen
+        ):
+            chosen.append(index)
+    return chosen
+
+
 def _noise(mean: Tensor) -> Tensor:
     """Return the variance with which one outcome tells of the latent function of this mean."""
     density = torch.exp(-0.5 * mean.square()) / (2 * torch.pi) ** 0.5
