@@ -1,8 +1,8 @@
 """The space of a search, in Hydra's override grammar: intervals, ranges, and lists of choices.
 
 `interval(0.02,0.2)` is a number between its ends, `tag(log,interval(1e-5,1e-2))` one whose logarithm is,
-`int(interval(1,8))` an integer; `range(...)` and lists are as in a grid. `tag(momentum,interval(0.9,0.999))` is
-for the search for a boundary: the logarithm of 1 − m.
+`int(interval(1,8))` an integer; `range(...)` and lists are as in a grid.
+`tag(momentum,interval(0.9,0.999))` is one whose logarithm of 1 − m is, for a boundary.
 """
 
 from __future__ import annotations

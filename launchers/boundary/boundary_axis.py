@@ -1,4 +1,4 @@
-"""An axis of the space in which a boundary is searched: a key, its interval, and the scale between its ends."""
+"""An axis of the space in which a boundary is searched: a key, its interval, and its scale."""
 
 from __future__ import annotations
 

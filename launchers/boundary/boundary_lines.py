@@ -1,4 +1,4 @@
-"""The boundary in words: at each value of the other axes, for which values of the first one training works."""
+"""The boundary in words: for which values of the first axis training works, by those of the others."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ MOST_LINES = 4
 
 
 def boundary_lines(known: Classifier, axes: Sequence[Axis]) -> list[str]:
-    """Return a line for each value of the other axes: "at m = 0.9, training below τ_t = 0.052 (0.047–0.058)"."""
+    """Return a line for each value of the other axes: at m = 0.9, training below τ_t = 0.052 (0.047–0.058)."""
     first, *others = axes
     along = torch.linspace(0, 1, ALONG, dtype=torch.float64)
     lines = []

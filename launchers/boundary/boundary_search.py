@@ -11,6 +11,7 @@ import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -309,7 +310,7 @@ class BoundarySearch:
         ends = [*ends, len(known)][-SETTLED_BATCHES - 1 :]
         where = SobolEngine(len(self.boundary.axes)).draw(JUDGED_POINTS, dtype=torch.float64)
         sides = [self.classifier(known[:end]).at(where).side > 0.5 for end in ends]
-        return [float((a != b).double().mean()) for a, b in zip(sides, sides[1:], strict=False)]
+        return [float((a != b).double().mean()) for a, b in pairwise(sides)]
 
 
 TOO_SHORT = "warming-up: too short for a verdict; give trainer.epochs more"

@@ -22,7 +22,8 @@ def widening(axes: Sequence[Axis], runs: Sequence[Tried]) -> str:
     Collapse is where the mutual information falls to zero, so its slope over the runs points there.
     """
     trains = bool(runs[0].trains)
-    what = f"all {len(runs)} runs {'train' if trains else 'collapse'}, so there is no boundary in these intervals"
+    outcome = "train" if trains else "collapse"
+    what = f"all {len(runs)} runs {outcome}, so there is no boundary in these intervals"
     slopes = _slopes(axes, runs)
     wanted = []
     for axis, slope in sorted(zip(axes, slopes, strict=True), key=lambda pair: -abs(pair[1])):
@@ -44,12 +45,12 @@ def widening(axes: Sequence[Axis], runs: Sequence[Tried]) -> str:
 
 
 def _goes_on(axis: Axis, up: bool) -> bool:
-    """Return whether there are values beyond an end of an interval: none below 0, and no momentum from 1 on."""
+    """Return whether an interval can be wider at an end: not below 0, and no momentum from 1 on."""
     return axis.high < 0.9999 or axis.scale != "momentum" if up else axis.low > 0
 
 
 def _slopes(axes: Sequence[Axis], runs: Sequence[Tried]) -> list[float]:
-    """Return the slopes of the logarithm of the mutual information over the axes; zeros if too few have it."""
+    """Return the slopes of the logarithm of the mutual information; zeros if too few runs have it."""
     seen = [run for run in runs if run.information is not None and math.isfinite(run.information)]
     if len(seen) <= len(axes) + 1:
         return [0.0] * len(axes)
