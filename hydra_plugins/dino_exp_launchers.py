@@ -83,10 +83,12 @@ class BoundarySweeper(_OwnSweeper):
 
     def sweep(self, arguments: list[str]) -> None:
         """Search until the boundary stands still or the runs are used up."""
+        from dino_exp.config.search_space import Numbers
         from launchers.boundary.boundary_search import find_boundary
 
-        checked = self.runs.checked
-        find_boundary(self.settings, self.folder, checked.fixed, checked.spaces, self.runs.run_of, self.train)
+        fixed, spaces = self.runs.checked.fixed, self.runs.checked.spaces
+        intervals = [space for space in spaces if isinstance(space, Numbers)]  # others were refused
+        find_boundary(self.settings, self.folder, fixed, intervals, self.runs.run_of, self.train)
 
 
 class _OwnLauncher(_Own, Launcher):

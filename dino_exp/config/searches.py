@@ -35,13 +35,14 @@ SEARCHES: dict[str, type] = {"optuna": OptunaSettings, "boundary": BoundarySetti
 def key_problems(search: str, spaces: Sequence[Space]) -> Iterator[str]:
     """Yield why a search cannot look through the space of each key, one per line."""
     for space in spaces:
-        numbers = isinstance(space, Numbers)
-        if search == "boundary" and (not numbers or space.whole or space.step is not None):
+        if search == "boundary" and not (
+            isinstance(space, Numbers) and not space.whole and space.step is None
+        ):
             yield (
                 f"{space.key}: a boundary is searched over intervals of fractions; write "
                 f"'{space.key}=interval(LOW,HIGH)', or give it one value."
             )
-        elif search != "boundary" and numbers and space.momentum:
+        elif search != "boundary" and isinstance(space, Numbers) and space.momentum:
             yield f"{space.key}: tag momentum is for hydra/sweeper=boundary; remove it."
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import product
+from itertools import pairwise, product
 
 import torch
 from torch import Tensor
@@ -15,12 +15,14 @@ ALONG = 401
 """Points along the first axis."""
 SURE = 0.95
 """Probability beyond which a point is surely on one side: the uncertainty of a line is its central 90 %."""
+DOUBTFUL = 0.7
+"""Probability of its side below which an entire stretch is not told from its surroundings."""
 MOST_LINES = 4
 """Values of each of two other axes, so that there are at most 16 lines."""
 
 
 def boundary_lines(known: Classifier, axes: Sequence[Axis]) -> list[str]:
-    """Return a line for each value of the other axes: at m = 0.9, training below τ_t = 0.052 (0.047–0.058)."""
+    """Return a line for each value of the others: at m = 0.9, training below τ_t = 0.052 (0.047–0.058)."""
     first, *others = axes
     along = torch.linspace(0, 1, ALONG, dtype=torch.float64)
     lines = []
@@ -43,7 +45,7 @@ def _ticks(axis: Axis, others: int) -> list[float]:
 
 
 def _words(axis: Axis, side: Tensor, probability: Tensor) -> str:
-    trains = (side > 0.5).tolist()
+    trains = _sides(side)
     changes = [index for index in range(1, len(trains)) if trains[index] != trains[index - 1]]
     if not changes:
         every = f"at every {axis.key} from {axis.text(axis.low)} to {axis.text(axis.high)}"
@@ -59,6 +61,17 @@ def _words(axis: Axis, side: Tensor, probability: Tensor) -> str:
     if ends:
         parts.append(f"above {axis.key} = {ends.pop(0)}")
     return f"training {' and '.join(parts)}"
+
+
+def _sides(side: Tensor) -> list[bool]:
+    """Return on which side each point is, without stretches that may as well be on the other."""
+    trains = (side > 0.5).tolist()
+    ends = [0, *(index for index in range(1, len(trains)) if trains[index] != trains[index - 1]), len(trains)]
+    for start, end in pairwise(ends):
+        doubtful = float((side[start:end] - 0.5).abs().max()) < DOUBTFUL - 0.5
+        if doubtful and end - start < len(trains):
+            trains[start:end] = [not trains[start]] * (end - start)
+    return trains
 
 
 def _end(axis: Axis, side: Tensor, change: int) -> str:

@@ -153,6 +153,7 @@ class BoundarySearch:
             if tried.trains is None:  # stopped or failed at an earlier time
                 tried.problem = ""
         waiting = [tried for tried in self.boundary.inside() if tried.trains is None]
+        self.learn()
         while not self.boundary.end:
             batch = waiting[: self.settings["n_jobs"]] or self.propose()
             waiting = waiting[len(batch) :]

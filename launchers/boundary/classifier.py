@@ -71,7 +71,7 @@ class Classifier:
         self.gradient, self.root, self.factor = self.gradient[kept], self.root[kept], self.factor[kept]
 
     def _fit(self, sign: Tensor) -> Tensor:
-        """Find the sites for each pair of lengths and height; return the logarithms of their evidence (M,)."""
+        """Find the sites for each pair of lengths and height; return the logarithm of their evidence (M,)."""
         kernel = self._kernel(self.points, self.points) + JITTER * torch.eye(len(sign), dtype=torch.float64)
         precision = torch.zeros(len(kernel), len(sign), dtype=torch.float64)  # of the sites
         shift = precision.clone()  # precision times mean
@@ -113,7 +113,7 @@ class Classifier:
         return self.heights[:, None, None].square() * torch.exp(-0.5 * scaled)
 
     def _seen(self, points: Tensor) -> Tensor:
-        """Return what the outcomes share with points, (M, n, G): the explained part of a covariance's root."""
+        """Return the root (M, n, G) of what the outcomes explain of the covariance of points."""
         cross = self.root[..., None] * self._kernel(self.points, points)
         return torch.linalg.solve_triangular(self.factor, cross, upper=False)
 
