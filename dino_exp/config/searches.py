@@ -35,9 +35,8 @@ SEARCHES: dict[str, type] = {"optuna": OptunaSettings, "boundary": BoundarySetti
 def key_problems(search: str, spaces: Sequence[Space]) -> Iterator[str]:
     """Yield why a search cannot look through the space of each key, one per line."""
     for space in spaces:
-        if search == "boundary" and not (
-            isinstance(space, Numbers) and not space.whole and space.step is None
-        ):
+        fractions = isinstance(space, Numbers) and not space.whole and space.step is None
+        if search == "boundary" and not fractions:
             yield (
                 f"{space.key}: a boundary is searched over intervals of fractions; write "
                 f"'{space.key}=interval(LOW,HIGH)', or give it one value."

@@ -206,15 +206,8 @@ def _sweep(sweep: SweepData, folder: Path, refresh: float | None) -> tuple[list[
     effects = sweep_figures.effects(sweep)
     of_paper = dict(paper_rows(sweep))
     boundaries = boundary_figures(sweep.path, sweep.problems)
-    several = (
-        *(figure for figure, _ in boundaries),
-        *maps,
-        curves,
-        seeds,
-        *effects.values(),
-        *of_paper.values(),
-    )
-    figures = [figure for figure in several if figure]
+    several = (*maps, curves, seeds, *effects.values(), *of_paper.values())
+    figures = [*(figure for figure, _ in boundaries), *(figure for figure in several if figure)]
     links = [page_link(run.path, folder) for run in sweep.runs]
     problems = list(sweep.problems)
     heads, rows = sweep_table.table(sweep, links, problems)

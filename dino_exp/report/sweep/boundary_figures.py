@@ -114,9 +114,9 @@ def _figure(name: str, boundary: Boundary, map_data: dict[str, Any]) -> Figure:
             [*(f"{run.values[axis.key]:g}" for axis in boundary.axes), _seed(run), run.verdict]
             for run in sorted(runs, key=lambda run: [run.values[axis.key] for axis in boundary.axes])
         ],
-        note="On the solid line as many seeds train as collapse; with a probability of 90 % it is between the "
-        f"dashed ones. {'Runs near this value are shown. ' if third else ''}Small pieces of a ragged boundary are "
-        "not resolved.",
+        note="On the solid line as many seeds train as collapse; with a probability of 90 % it is between "
+        f"the dashed ones. {'Runs near this value are shown. ' if third else ''}Small pieces of a ragged "
+        "boundary are not resolved.",
     )
 
 
@@ -172,10 +172,7 @@ def _scale(field: str, channel: Any, axis: Axis) -> Any:
     ticks = axis.ticks()
     positions = [round(axis.position(tick), 6) for tick in ticks]
     texts = ", ".join(f"'{axis.text(tick)}'" for tick in ticks)
-    # the nearest tick: values come back rounded
-    label = "".join(
-        f"abs(datum.value - {position}) < 1e-4 ? [{texts}][{index}] : "
-        for index, position in enumerate(positions)
-    )
+    near = "abs(datum.value - {}) < 1e-4 ? [{}][{}] : "  # values come back rounded
+    label = "".join(near.format(position, texts, index) for index, position in enumerate(positions))
     shown = alt.Axis(values=positions, labelExpr=f"{label}''", grid=False)
     return channel(field, title=axis.key, scale=alt.Scale(domain=[0, 1], nice=False), axis=shown)
