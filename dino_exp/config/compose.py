@@ -42,7 +42,7 @@ from dino_exp.config.overrides import OverrideReader
 from dino_exp.config.plugins import take, unnamed
 from dino_exp.config.schema import SCHEMAS, Config, fields_of, schema_of
 from dino_exp.config.search_space import Numbers, Space, divide, latest, probes, space_of
-from dino_exp.config.searches import SEARCHES
+from dino_exp.config.searches import ENDS_EARLY, SEARCHES
 from dino_exp.config.sweep_runs import Findings, Run, same_runs, sweep_name
 from dino_exp.config.text_keys import typed_words
 from dino_exp.config.validate import field_problems, keys_of, node_problems, validate
@@ -157,6 +157,8 @@ class _Preflight:
             elif checked.search:
                 overrides = latest(reader.read(sweeper_parameters(base)) + overrides)
                 overrides = self._fitting(reader.with_spaces(overrides, checked.search), base)
+                if checked.search == "boundary":
+                    overrides = latest([*map(self.loader.parse, ENDS_EARLY), *overrides])
             elif is_grid(base.hydra.sweeper):
                 overrides = reader.read(sweeper_parameters(base)) + overrides
             if not checked.search:

@@ -29,6 +29,9 @@ class BoundarySettings:
     """The space, in a file: loss.teacher_temp: interval(0.02,0.1). What is typed wins."""
 
 
+ENDS_EARLY = ("trainer.on_collapse=stop", "trainer.on_healthy=stop")
+"""What ends the runs of a search for a boundary as soon as their verdict is settled, unless the user types
+another value."""
 SEARCHES: dict[str, type] = {"optuna": OptunaSettings, "boundary": BoundarySettings}
 
 

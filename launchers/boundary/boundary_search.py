@@ -48,8 +48,6 @@ Launch = Callable[[Sequence[Run], int], Sequence[Outcome]]
 """Trains runs, the first of which has that number; returns how they ended, in any order."""
 
 SEED = "trainer.seed"
-ENDS_EARLY = ("trainer.on_collapse", "trainer.on_healthy")
-"""Keys that end a run as soon as its verdict is settled, unless the user gives them another value."""
 FIRST_PER_AXIS = 4
 """Runs, for each axis, that are spread over the space before any is chosen."""
 ONE_OUTCOME = 0.5
@@ -75,7 +73,6 @@ def find_boundary(
         KeyboardInterrupt: the user stopped it.
     """
     console = a_console()
-    fixed = [*fixed, *(f"{key}=stop" for key in ENDS_EARLY if not _has(fixed, key))]
     Manifest.load_or_new(folder)  # refuses one of a newer version before anything is created
     configurations = [compose(words).cfg for words in probes(fixed, spaces)]
     problems: list[str] = []
@@ -107,10 +104,6 @@ def find_boundary(
 
 
 SCALES = {"linear": "evenly", "log": "by its logarithm", "momentum": "by the logarithm of 1 − m"}
-
-
-def _has(words: Sequence[str], key: str) -> bool:
-    return any(word.lstrip("+").partition("=")[0] == key for word in words)
 
 
 def search_names(configurations: Sequence[DictConfig], axes: Sequence[Axis]) -> list[str]:

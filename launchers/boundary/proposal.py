@@ -17,6 +17,8 @@ NODES = ((-2.857, 0.0112574), (-1.3556, 0.2220759), (0.0, 0.5333333), (1.3556, 0
 """Nodes and weights of the integral over a normal distribution (Gauss and Hermite)."""
 SURPRISING = 0.25
 """Probability, by all other runs, below which an outcome is repeated with another seed."""
+EXPLAINED = 0.8
+"""Probability, by all runs, from which an outcome cannot be that surprising."""
 MOST_SEEDS = 3
 NEAR = 0.02
 """Distance on an axis's length below which two points count as one."""
@@ -69,9 +71,11 @@ def to_repeat(points: Tensor, trains: Tensor, most: int) -> list[int]:
     Those are runs whose outcome the others make unlikely, and places where seeds already disagree.
     """
     surprise = []
+    fitted = Classifier(points, trains).at(points).probability
     for index, (point, outcome) in enumerate(zip(points, trains, strict=True)):
         same = (points - point).abs().amax(1) < 1e-9
-        if int(same.sum()) >= MOST_SEEDS:
+        explained = fitted[index] if outcome else 1 - fitted[index]
+        if int(same.sum()) >= MOST_SEEDS or explained > EXPLAINED:  # which spares a fit without it
             continue
         others = torch.arange(len(points)) != index
         probability = float(Classifier(points[others], trains[others]).at(point[None]).probability)
