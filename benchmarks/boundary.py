@@ -190,7 +190,7 @@ def outcomes_of(data: str, seed: int) -> dict[tuple[str, ...], bool]:
 
 
 def settled_wrongly(directory: RunDirectory) -> bool | None:
-    """Return whether a run that `trainer.on_healthy=stop` would have ended collapsed later; None for others."""
+    """Return whether a run that `trainer.on_healthy=stop` would have ended collapsed later; None if none."""
     cfg, total = read_config(directory), directory.read_status()["total_steps"]
     warmup = round(cfg.optimizer.warmup_epochs * total / cfg.trainer.epochs)
     per_epoch = total // cfg.trainer.epochs
