@@ -79,6 +79,8 @@ class Axis:
             KeyError, TypeError, ValueError: it is damaged.
         """
         axis = cls(str(fields["key"]), float(fields["low"]), float(fields["high"]), str(fields["scale"]))
+        if not (math.isfinite(axis.low) and math.isfinite(axis.high)):
+            raise ValueError(f"{axis.key}: ends that are no numbers")
         if axis.scale not in ("linear", "log", "momentum") or not axis._even(axis.low) < axis._even(
             axis.high
         ):

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from dino_exp.atomic import write_text_atomically
+from dino_exp.regular_file import is_plain_name
 from dino_exp.runs.run_directory import FORMAT, refuse_newer, to_json
 from dino_exp.runs.run_files import (
     COUNT,
@@ -100,9 +101,11 @@ def read_boundaries(folder: Path, problems: list[str]) -> dict[str, Boundary]:
     found = {}
     for name, fields in content.get("searches", {}).items():
         try:
+            if not is_plain_name(name):  # figures are files of this name
+                raise ValueError("not the name of a search")
             found[name] = _boundary(fields, problems)
-        except (AttributeError, KeyError, TypeError, ValueError) as error:
-            problems.append(f"{FILE}: {name} is damaged ({error}).")
+        except (ArithmeticError, AttributeError, KeyError, TypeError, ValueError) as error:
+            problems.append(f"{FILE}: {name} is damaged ({type(error).__name__}: {error}).")
     return found
 
 

@@ -163,6 +163,11 @@ class BoundarySearch:
         """Runs that may still be made, out of `n_runs`."""
         return int(self.settings["n_runs"]) - len(self.known) - len(self.failed)
 
+    @property
+    def first(self) -> int:
+        """Runs that are spread over the space before any is chosen."""
+        return min(FIRST_PER_AXIS * len(self.boundary.axes), int(self.settings["n_runs"]))
+
     def points(self, runs: Sequence[Tried]) -> Tensor:
         """Return the positions (n, d) of runs."""
         rows = [[axis.position(run.values[axis.key]) for axis in self.boundary.axes] for run in runs]
@@ -179,9 +184,9 @@ class BoundarySearch:
         number = min(self.settings["n_jobs"], self.remaining)
         known, dimensions, seed = self.known, len(self.boundary.axes), self.settings["seed"]
         batch = 1 + max((run.batch for run in self.boundary.runs), default=-1)
-        first = min(FIRST_PER_AXIS * dimensions, self.settings["n_runs"]) - len(known) - len(self.failed)
-        if first > 0:
-            number, done = min(number, first), len(known) + len(self.failed)
+        done = len(known) + len(self.failed)
+        if done < self.first:
+            number = min(number, self.first - done)
             points, repeats = first_points(dimensions, done + number, seed)[done:], []
         else:
             repeats = [self.repeated(known[index], batch) for index in self.surprising(number)]
@@ -276,7 +281,7 @@ class BoundarySearch:
             boundary.next = [self.values_at(each) for each in point]
         if not known and len(self.failed) >= self.settings["n_jobs"]:
             boundary.end = f"no run has a verdict; the last: {self.failed[-1].problem}"
-        elif not both and known and len(known) >= ONE_OUTCOME * self.settings["n_runs"]:
+        elif not both and len(known) >= max(self.first, ONE_OUTCOME * self.settings["n_runs"]):
             boundary.end = widening(boundary.axes, known)
         elif self.remaining <= 0:
             boundary.end = f"all {self.settings['n_runs']} runs are used up (hydra.sweeper.n_runs)"
@@ -295,11 +300,10 @@ class BoundarySearch:
     def moved(self) -> list[float]:
         """Return the share of the space that changed sides in each of the last batches of chosen runs."""
         known = self.known
-        first = FIRST_PER_AXIS * len(self.boundary.axes)
         ends = [
             number
             for number, run in enumerate(known)
-            if number >= first and run.batch != known[number - 1].batch
+            if number >= self.first and run.batch != known[number - 1].batch
         ]
         ends = [*ends, len(known)][-SETTLED_BATCHES - 1 :]
         where = SobolEngine(len(self.boundary.axes)).draw(JUDGED_POINTS, dtype=torch.float64)

@@ -29,8 +29,10 @@ def boundary_figures(folder: Path, problems: list[str]) -> list[tuple[Figure, li
                 figure = _figure(
                     f"boundary_{name}_{number}" if number else f"boundary_{name}", boundary, each
                 )
-            except (KeyError, TypeError, ValueError, IndexError) as error:
-                problems.append(f"boundary.json: the map of {name} is damaged ({error}).")
+            except (ArithmeticError, LookupError, TypeError, ValueError) as error:
+                problems.append(
+                    f"boundary.json: the map of {name} is damaged ({type(error).__name__}: {error})."
+                )
                 continue
             found.append((figure, [] if number else boundary.lines))
         if boundary.end and not boundary.maps:
