@@ -29,7 +29,15 @@ TABLES = Kind(
     "a list of JSON objects",
     lambda value: isinstance(value, list) and all(isinstance(each, dict) for each in value),
 )
-SEARCH = {"axes": TABLES, "runs": TABLES, "lines": TEXTS, "maps": TABLES, "next": TABLES, "end": TEXT}
+SEARCH = {
+    "axes": TABLES,
+    "runs": TABLES,
+    "before": COUNT,
+    "lines": TEXTS,
+    "maps": TABLES,
+    "next": TABLES,
+    "end": TEXT,
+}
 RUN = {
     "values": TABLE,
     "seed": COUNT.or_null(),
@@ -69,6 +77,8 @@ class Boundary:
 
     axes: list[Axis] = field(default_factory=list)
     runs: list[Tried] = field(default_factory=list)
+    before: int = 0
+    """Number of runs that were made for other intervals."""
     lines: list[str] = field(default_factory=list)
     """The boundary in words."""
     maps: list[dict[str, Any]] = field(default_factory=list)

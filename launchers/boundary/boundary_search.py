@@ -84,6 +84,8 @@ def find_boundary(
     name = next((name for name in names if name in boundaries), names[0])
     with alone(folder):
         boundary = boundaries.setdefault(name, Boundary())
+        if axes != boundary.axes:
+            boundary.before = len(boundary.runs)
         boundary.axes, boundary.end = axes, ""
 
         def save() -> None:
@@ -271,6 +273,7 @@ class BoundarySearch:
         boundary, known = self.boundary, self.known
         boundary.lines, boundary.maps, boundary.next = [], [], []
         both = len({run.trains for run in known}) == 2
+        here = [run for run in boundary.runs[boundary.before :] if run.trains is not None]
         if known and both:
             classifier = self.classifier(known)
             boundary.lines = boundary_lines(classifier, boundary.axes)
@@ -281,7 +284,7 @@ class BoundarySearch:
             boundary.next = [self.values_at(each) for each in point]
         if not known and len(self.failed) >= self.settings["n_jobs"]:
             boundary.end = f"no run has a verdict; the last: {self.failed[-1].problem}"
-        elif not both and len(known) >= max(self.first, ONE_OUTCOME * self.settings["n_runs"]):
+        elif not both and len(here) >= max(self.first, ONE_OUTCOME * self.settings["n_runs"]):
             boundary.end = widening(boundary.axes, known)
         elif self.remaining <= 0:
             boundary.end = f"all {self.settings['n_runs']} runs are used up (hydra.sweeper.n_runs)"
