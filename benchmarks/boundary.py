@@ -120,7 +120,7 @@ def drawing(distance: Draw, noise: float, seed: int) -> Draw:
 
 def synthetic(repeats: int, console: Console) -> list[dict[str, Any]]:
     """Print the share of the space on the wrong side, by boundary, noise and method."""
-    fine, rows = evenly(FINE, FINE), []
+    fine, rows = evenly(FINE, FINE), list[dict[str, Any]]()
     for noise in NOISES:
         for name, distance in TRUTHS.items():
             for seed in range(repeats):
@@ -218,7 +218,7 @@ def compare(data: str, repeats: int, console: Console) -> list[dict[str, Any]]:
     def draw(points: Tensor) -> Tensor:
         return truth[torch.cdist(points, grid).argmin(1)]
 
-    rows = []
+    rows: list[dict[str, Any]] = []
     for seed in range(repeats):
         found = {"search": searched(draw, seed, snap), "random": at_random(draw, seed)}
         found["grid 5 x 4"] = Classifier(snap(evenly(5, 4)), draw(evenly(5, 4)))

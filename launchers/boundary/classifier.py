@@ -63,22 +63,28 @@ class Classifier:
         scales = torch.tensor(grid, dtype=torch.float64)
         self.lengths, self.heights = scales[:, :-1], scales[:, -1]
         prior = -0.5 * ((self.lengths.log() - math.log(USUAL_LENGTH)) / SPREAD).square().sum(1)
-        evidence = self._fit(sign) + prior
+        evidence, self.gradient, self.root, self.factor = self._fit(sign)
+        evidence = evidence + prior
         weights = torch.softmax(evidence, 0)
         kept = weights >= KEPT * weights.max()
         self.weights = weights[kept] / weights[kept].sum()
         self.lengths, self.heights = self.lengths[kept], self.heights[kept]
         self.gradient, self.root, self.factor = self.gradient[kept], self.root[kept], self.factor[kept]
 
-    def _fit(self, sign: Tensor) -> Tensor:
-        """Find the sites for each pair of lengths and height; return the logarithm of their evidence (M,)."""
+    def _fit(self, sign: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Find the sites for each pair of lengths and height.
+
+        Returns:
+            The logarithm of their evidence (M,); the gradient (M, n), root of the precision (M, n) and factor
+            (M, n, n) from which means and variances follow.
+        """
         kernel = self._kernel(self.points, self.points) + JITTER * torch.eye(len(sign), dtype=torch.float64)
         precision = torch.zeros(len(kernel), len(sign), dtype=torch.float64)  # of the sites
         shift = precision.clone()  # precision times mean
         for number in range(ROUNDS):
-            self.root = precision.sqrt()
-            self.factor = _factor(self.root, kernel)
-            seen = torch.linalg.solve_triangular(self.factor, self.root[..., None] * kernel, upper=False)
+            root = precision.sqrt()
+            factor = _factor(root, kernel)
+            seen = torch.linalg.solve_triangular(factor, root[..., None] * kernel, upper=False)
             covariance = kernel - seen.transpose(1, 2) @ seen
             variance, mean = (
                 covariance.diagonal(dim1=1, dim2=2).clamp_min(SMALLEST),
@@ -98,13 +104,13 @@ class Classifier:
             wanted = (matched - others).clamp_min(SMALLEST)
             precision = precision + DAMPING * (wanted - precision)
             shift = shift + DAMPING * (matched * matched_mean - others * others_mean - shift)
-        solved = torch.cholesky_solve((self.root * _times(kernel, shift))[..., None], self.factor)[..., 0]
-        self.gradient = shift - self.root * solved
+        solved = torch.cholesky_solve((root * _times(kernel, shift))[..., None], factor)[..., 0]
+        gradient = shift - root * solved
         both = precision + others
         terms = log_ndtr(z) + 0.5 * torch.log1p(precision / others) + 0.5 * shift * mean
         terms += 0.5 * others_mean * others / both * (precision * others_mean - 2 * shift)
-        terms -= 0.5 * shift.square() / both + self.factor.diagonal(dim1=1, dim2=2).log()
-        return terms.sum(1)
+        terms -= 0.5 * shift.square() / both + factor.diagonal(dim1=1, dim2=2).log()
+        return terms.sum(1), gradient, root, factor
 
     def _kernel(self, a: Tensor, b: Tensor) -> Tensor:
         """Return the covariances (M, len(a), len(b)) before any outcome."""

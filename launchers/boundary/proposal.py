@@ -20,8 +20,8 @@ SURPRISING = 0.25
 EXPLAINED = 0.8
 """Probability, by all runs, from which an outcome cannot be that surprising."""
 MOST_SEEDS = 3
-NEAR = 0.02
-"""Distance on an axis's length below which two points count as one."""
+NEAR, APART = 0.02, 0.06
+"""Distances, in lengths of an axis: of what is avoided, and least between the points of a batch."""
 
 
 def first_points(dimensions: int, number: int, seed: int) -> Tensor:
@@ -52,11 +52,14 @@ def next_points(known: Classifier, number: int, seed: int, avoid: Tensor) -> Ten
     both = torch.cat([candidates, grid])
     covariance = known.covariance(candidates, both)[best]  # (M, C, C + G)
     noise = _noise(at.mean[best])
-    chosen = []
+    chosen: list[Tensor] = []
     for _ in range(number):
         own = covariance[:, :, : len(candidates)].diagonal(dim1=1, dim2=2).clamp_min(1e-9)  # (M, C)
         explained = covariance[:, :, len(candidates) :].square() / (own + noise)[..., None]  # (M, C, G)
-        index = int(_wrong_after(mean, variance, explained, weights).argmin())
+        wrong = _wrong_after(mean, variance, explained, weights)
+        for point in chosen:
+            wrong[(candidates - point).norm(dim=1) < APART] = torch.inf
+        index = int(wrong.argmin())
         chosen.append(candidates[index])
         variance = (variance - explained[:, index]).clamp_min(1e-9)
         row = covariance[:, index].clone()

@@ -30,9 +30,8 @@ def boundary_figures(folder: Path, problems: list[str]) -> list[tuple[Figure, li
                     f"boundary_{name}_{number}" if number else f"boundary_{name}", boundary, each
                 )
             except (ArithmeticError, LookupError, TypeError, ValueError) as error:
-                problems.append(
-                    f"boundary.json: the map of {name} is damaged ({type(error).__name__}: {error})."
-                )
+                why = f"{type(error).__name__}: {error}"
+                problems.append(f"boundary.json: the map of {name} is damaged ({why}).")
                 continue
             found.append((figure, [] if number else boundary.lines))
         if boundary.end and not boundary.maps:
@@ -160,7 +159,7 @@ def _cells(x: Axis, y: Axis, probability: Sequence[Sequence[float]]) -> list[Row
 def _contours(side: Sequence[Sequence[float]]) -> list[Row]:
     rows, columns = len(side), len(side[0])
     at = [(column + 0.5) / columns for column in range(columns)], [(row + 0.5) / rows for row in range(rows)]
-    generator = contour_generator(*at, side)
+    generator: Any = contour_generator(*at, side)
     return [
         {"x": float(px), "y": float(py), "order": order, "line": f"{level}-{number}", "what": what}
         for level, what in LEVELS.items()

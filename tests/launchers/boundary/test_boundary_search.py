@@ -156,7 +156,7 @@ def test_a_wider_search_begins_with_the_runs_of_the_narrower_one(tmp_path: Path)
     narrow = runs_in(tmp_path)
     launcher = FakeLauncher(by_temperature)
     find(tmp_path, launcher)
-    assert len(narrow) + len(launcher.jobs) == 20
+    assert 0 < len(narrow) == 20 - len(launcher.jobs)
     assert runs_in(tmp_path)[: len(narrow)] == narrow
 
 
@@ -187,7 +187,8 @@ def test_three_axes(tmp_path: Path) -> None:
     find(tmp_path, launcher, [*COMMAND, "optimizer.lr=tag(log,interval(1e-4,1e-2))"], n_runs=16, n_jobs=8)
     (boundary,) = read_boundaries(tmp_path, []).values()
     assert len(boundary.runs) == 16
-    figures = boundary_figures(tmp_path, problems := [])
+    problems: list[str] = []
+    figures = boundary_figures(tmp_path, problems)
     assert len(figures) == len(boundary.maps) == 4
     assert problems == []
 
@@ -218,7 +219,7 @@ SEARCH = ["-m", "hydra/sweeper=boundary", "experiment=debug"]
         (["loss.teacher_temp=interval(0.04,0.04)", MOMENTUM], "interval(0.04,0.04): a single point"),
         ([TEMPERATURE, "loss.center_momentum=0,0.9"], "write 'loss.center_momentum=interval(LOW,HIGH)'"),
         ([TEMPERATURE, MOMENTUM, "hydra.sweeper.n_runs=3"], "hydra.sweeper.n_runs = 3: must be at least 4"),
-        ([TEMPERATURE, "loss.center_momentum=tag(momentum,interval(0,1))"], "needs ends below 1"),
+        ([TEMPERATURE, "loss.center_momentum=tag(momentum,interval(0,1))"], "needs an interval below 1"),
         ([TEMPERATURE, MOMENTUM, "hydra/launcher=local", "hydra.launcher.detach=true"], "waits for its runs"),
     ],
 )
@@ -253,5 +254,6 @@ def test_a_damaged_file_is_kept_and_begun_anew(tmp_path: Path) -> None:
     (name,) = content["searches"]
     content["searches"][name]["maps"][0]["side"] = "odd"
     (tmp_path / FILE).write_text(json.dumps(content))
-    assert boundary_figures(tmp_path, problems := []) == []
+    problems: list[str] = []
+    assert boundary_figures(tmp_path, problems) == []
     assert f"the map of {name} is damaged" in problems[0]
