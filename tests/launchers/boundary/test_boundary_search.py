@@ -90,15 +90,15 @@ def test_it_resumes_after_a_kill_in_the_middle_of_a_batch(tmp_path: Path) -> Non
         FakeLauncher(each) for each in (kill_in_fourth_batch, by_temperature, by_temperature)
     )
     with pytest.raises(Killed):
-        find(tmp_path / "killed", dying)
-    find(tmp_path / "killed", again)
-    find(tmp_path / "whole", whole)
+        find(tmp_path / "killed", dying, n_runs=16)
+    find(tmp_path / "killed", again, n_runs=16)
+    find(tmp_path / "whole", whole, n_runs=16)
     assert again.batches[0] == dying.batches[3]
     assert dying.batches[:3] + again.batches == whole.batches
     stored = [(tmp_path / name / FILE).read_text() for name in ("killed", "whole")]
     assert stored[0] == stored[1]
     nothing = FakeLauncher(by_temperature)
-    find(tmp_path / "whole", nothing)
+    find(tmp_path / "whole", nothing, n_runs=16)
     assert nothing.batches == []
 
 
@@ -257,3 +257,27 @@ def test_a_damaged_file_is_kept_and_begun_anew(tmp_path: Path) -> None:
     problems: list[str] = []
     assert boundary_figures(tmp_path, problems) == []
     assert f"the map of {name} is damaged" in problems[0]
+
+
+def test_train_py_and_its_report(tmp_path: Path) -> None:
+    words = ["trainer.epochs=5", "trainer.batch_size=8", "crops.local_number=0", "eval.k=null"]
+    words += ["trainer.log_every=5", "trainer.checkpoint_every=1000", "hydra.sweeper.n_runs=4"]
+    words += ["loss.teacher_temp=interval(0.02,0.5)", "loss.center_momentum=interval(0,0.9)"]
+    command = [*SEARCH, *words, f"output_root={tmp_path}/outputs", "hydra/launcher=local"]
+    done = run_program("train.py", *command, folder=tmp_path)
+    (folder,) = (tmp_path / "outputs").iterdir()
+    (boundary,) = read_boundaries(folder, []).values()
+    assert len(boundary.runs) == 4
+    assert done.returncode == (0 if boundary.lines else 1), done.output
+    for run in boundary.runs:
+        summary = json.loads((folder / run.run / "summary.json").read_text())
+        assert (summary["verdict"], summary["steps"] <= 160) == (run.verdict, True)
+        assert run.trains is trains(run.verdict) is not None
+        assert run.information == summary["final"]["teacher/mutual_information_share"]
+    assert any(run.verdict.startswith("collapsed") for run in boundary.runs)
+    again = run_program("train.py", *command, folder=tmp_path)
+    assert "submitted" not in again.stdout
+    assert run_program("report.py", str(folder), folder=tmp_path).returncode == 0
+    page = (folder / "report" / "index.html").read_text()
+    said = boundary.lines[0] if boundary.lines else boundary.end
+    assert said in page.replace("&lt;", "<").replace("&gt;", ">")
