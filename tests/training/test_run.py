@@ -369,7 +369,7 @@ def test_on_healthy_stop_ends_the_run_when_that_is_settled(
     assert (summary["steps"], summary["verdict"]) == (
         60,
         "healthy",
-    )  # warmed up at 50, and 3 / (1 - 0.5) more
+    )  # warmed up at 50
     assert checkpoint.load(directory.checkpoints / "last.pt")["step"] == 60
     assert train(cfg, tmp_path / "run").state == "finished"
     assert directory.read_summary() == summary

@@ -18,6 +18,7 @@ from dino_exp.training.attempt import Outcome
 from launchers.boundary.boundary_file import FILE, Tried, read_boundaries
 from launchers.boundary.boundary_search import find_boundary, trains, verdict_of
 from tests.launchers.searches import FIXED, FakeLauncher
+from tests.programs import run_program
 
 TEMPERATURE = "loss.teacher_temp=interval(0.02,0.1)"
 MOMENTUM = "loss.center_momentum=interval(0,0.999)"
