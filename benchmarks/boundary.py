@@ -1,6 +1,7 @@
 """The search for a boundary against a dense grid, random runs, and a grid of the same size.
 
     python -m benchmarks.boundary synthetic                   # known boundaries with seed noise; minutes
+    python -m benchmarks.boundary classifiers                 # ours and scikit-learn's on such searches
     python -m benchmarks.boundary grid shapes --part 1/4      # real 10 x 10 grid, hours; can be resumed
     python -m benchmarks.boundary grid shapes --seed 1        # the same with another seed
     python -m benchmarks.boundary compare shapes              # from the runs of these grids
@@ -16,6 +17,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Sequence
+from itertools import product
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -25,6 +27,7 @@ from omegaconf import OmegaConf
 from rich import box
 from rich.table import Table
 from torch import Tensor
+from torch.special import ndtr
 
 from benchmarks.collapse import logged
 from benchmarks.measure import OUTPUTS
@@ -77,14 +80,16 @@ def evenly(*numbers: int) -> Tensor:
     return torch.cartesian_prod(*(torch.linspace(0, 1, number, dtype=torch.float64) for number in numbers))
 
 
-def searched(draw: Draw, seed: int, snap: Callable[[Tensor], Tensor] = lambda points: points) -> Classifier:
-    """Return what a search of `RUNS` runs knows; `snap` moves points to where a run is possible."""
+def searched(
+    draw: Draw, seed: int, snap: Callable[[Tensor], Tensor] = lambda points: points
+) -> tuple[Tensor, Tensor]:
+    """Return points and outcomes of a search; `snap` moves points to where a run is possible."""
     at = snap(first_points(2, FIRST, seed))
     outcomes = draw(at)
     while len(at) < RUNS:
         new = snap(next_points(Classifier(at, outcomes), BATCH, seed + len(at), avoid=at[:0]))
         at, outcomes = torch.cat([at, new]), torch.cat([outcomes, draw(new)])
-    return Classifier(at, outcomes)
+    return at, outcomes
 
 
 def at_random(draw: Draw, seed: int) -> Classifier:
@@ -101,7 +106,7 @@ def methods(draw: Draw, seed: int) -> dict[str, Callable[[Tensor], Tensor]]:
     def nearest(points: Tensor) -> Tensor:
         return outcomes[torch.cdist(points, dense).argmin(1)].double()
 
-    found = {"search": searched(draw, seed), "random": at_random(draw, seed)}
+    found = {"search": Classifier(*searched(draw, seed)), "random": at_random(draw, seed)}
     found |= {"grid 5 x 4": Classifier(coarse, draw(coarse))}
     sides = {name: (lambda points, known=known: known.at(points).side) for name, known in found.items()}
     return {f"grid {SIDE} x {SIDE}": nearest, **sides}
@@ -150,6 +155,38 @@ def synthetic(repeats: int, console: Console) -> list[dict[str, Any]]:
                 f"{mean(row['sure_and_wrong'] for row in own):.1%}",
             )
     console.print(table)
+    return rows
+
+
+def classifiers(repeats: int, console: Console) -> list[dict[str, Any]]:
+    """Print how our classifier and scikit-learn's judge the runs of the same searches."""
+    from sklearn.gaussian_process import GaussianProcessClassifier
+    from sklearn.gaussian_process.kernels import RBF, ConstantKernel
+
+    fine, rows = evenly(FINE, FINE), list[dict[str, Any]]()
+    for noise, (name, distance), seed in product(NOISES, TRUTHS.items(), range(repeats)):
+        at, outcomes = searched(drawing(distance, noise, seed), seed)
+        kernel = ConstantKernel(9.0, (0.5, 200)) * RBF([0.5, 0.5], (0.1, 5))
+        theirs = GaussianProcessClassifier(kernel, n_restarts_optimizer=2, random_state=0)
+        theirs.fit(at.numpy(), outcomes.numpy())
+        both = {
+            "ours": Classifier(at, outcomes).at(fine).probability,
+            "scikit-learn": torch.from_numpy(theirs.predict_proba(fine.numpy())[:, 1]),
+        }
+        truth = ndtr(distance(fine) / noise)  # over the seeds
+        for method, said in both.items():
+            p = said.clamp(1e-4, 1 - 1e-4)
+            loss = -(truth * p.log() + (1 - truth) * (1 - p).log())
+            sure = (said - 0.5).abs() >= 0.45
+            rows.append(
+                {"boundary": name, "noise": noise, "seed": seed, "method": method}
+                | {"wrong": float(((said > 0.5) != (truth > 0.5)).double().mean())}
+                | {"log_loss": float(loss.mean()), "sure": float(sure.double().mean())}
+            )
+    for method in ("ours", "scikit-learn"):
+        own = [row for row in rows if row["method"] == method]
+        wrong, loss, sure = (mean(row[key] for row in own) for key in ("wrong", "log_loss", "sure"))
+        console.print(f"{method}: {wrong:.1%} wrong, log loss {loss:.3f}, {sure:.0%} beyond 0.05 to 0.95")
     return rows
 
 
@@ -220,7 +257,7 @@ def compare(data: str, repeats: int, console: Console) -> list[dict[str, Any]]:
 
     rows: list[dict[str, Any]] = []
     for seed in range(repeats):
-        found = {"search": searched(draw, seed, snap), "random": at_random(draw, seed)}
+        found = {"search": Classifier(*searched(draw, seed, snap)), "random": at_random(draw, seed)}
         found["grid 5 x 4"] = Classifier(snap(evenly(5, 4)), draw(evenly(5, 4)))
         for method, classifier in found.items():
             wrong = int(((classifier.at(grid).side > 0.5) != truth).sum())
@@ -249,13 +286,13 @@ def write(name: str, rows: Sequence[dict[str, Any]]) -> None:
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the command line; figures go to outputs/benchmarks/boundary*.json."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("what", choices=["synthetic", "grid", "compare"])
+    parser.add_argument("what", choices=["synthetic", "classifiers", "grid", "compare"])
     parser.add_argument("data", nargs="?", choices=list(DATA), help="for grid and compare")
     parser.add_argument("--seed", type=int, default=0, help="for grid: seed of its runs")
     parser.add_argument("--part", default="1/1", help="for grid: this part of so many, e.g. 2/4")
     parser.add_argument("--repeats", type=int, default=8, help="seeds of each method")
     arguments = parser.parse_args(argv)
-    if arguments.what != "synthetic" and arguments.data is None:
+    if arguments.what in ("grid", "compare") and arguments.data is None:
         parser.error(f"{arguments.what}: give one of {', '.join(DATA)}")
     console = a_console()
     if arguments.what == "grid":
@@ -263,6 +300,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     elif arguments.what == "compare":
         rows = compare(arguments.data, arguments.repeats, console)
         write(f"boundary_{arguments.data}", rows)
+    elif arguments.what == "classifiers":
+        write("boundary_classifiers", classifiers(arguments.repeats, console))
     else:
         write("boundary", synthetic(arguments.repeats, console))
 
