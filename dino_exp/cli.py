@@ -224,7 +224,8 @@ class Runs:
         """
         words = tuple(job)
         if words not in self._known:
-            own = tuple(word for word in words if word not in self.typed)
+            shared = {*self.typed, *self.checked.fixed}
+            own = tuple(word for word in words if word not in shared)
             (run,), problems, _ = identify([compose_run(words, self.config_dir)], self.checked.local)
             if problems:
                 raise UserError("\n".join(problems))

@@ -20,9 +20,10 @@ from omegaconf import MISSING
 from dino_exp.config.evaluate_config import EvaluateConfig
 from dino_exp.config.evaluation_schema import EVALUATIONS
 from dino_exp.config.help import meaning
-from dino_exp.config.launcher_settings import SETTINGS, OptunaSettings
+from dino_exp.config.launcher_settings import SETTINGS
 from dino_exp.config.messages import show
 from dino_exp.config.schema import SCHEMAS, Config
+from dino_exp.config.searches import SEARCHES
 from dino_exp.installation import CONF
 
 ROOT = Path(__file__).parents[1]
@@ -80,7 +81,8 @@ def launchers() -> Iterator[str]:
     yield from ("# Keys of launchers and searches", "", "[Clusters](../clusters.md) shows how they are used.")
     for name, settings in SETTINGS.items():
         yield from ("", f"## hydra/launcher={name}", *keys(settings, "hydra.launcher."))
-    yield from ("", "## hydra/sweeper=optuna", *keys(OptunaSettings, "hydra.sweeper."))
+    for name, settings in SEARCHES.items():
+        yield from ("", f"## hydra/sweeper={name}", *keys(settings, "hydra.sweeper."))
 
 
 def group(name: str, kinds: Mapping[str, type]) -> Iterator[str]:

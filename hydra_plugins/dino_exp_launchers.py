@@ -86,6 +86,19 @@ class OptunaSweeper(_OwnSweeper):
             search(*asked, training, console)
 
 
+class BoundarySweeper(_OwnSweeper):
+    """`hydra/sweeper=boundary`"""
+
+    def sweep(self, arguments: list[str]) -> None:
+        """Search until the boundary stands still or the runs are used up."""
+        from dino_exp.config.search_space import Numbers
+        from launchers.boundary.boundary_search import find_boundary
+
+        fixed, spaces = self.runs.checked.fixed, self.runs.checked.spaces
+        intervals = [space for space in spaces if isinstance(space, Numbers)]  # others were refused
+        find_boundary(self.settings, self.folder, fixed, intervals, self.runs.run_of, self.train)
+
+
 class _OwnLauncher(_Own, Launcher):
     kind = ""
 

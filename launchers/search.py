@@ -7,14 +7,12 @@ command resumes its own study. Each trial's runs are ordinary runs of the sweep,
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import optuna
-from filelock import FileLock, Timeout
 from optuna.trial import Trial, TrialState
 
 from dino_exp import errors
@@ -23,18 +21,15 @@ from dino_exp.config.launcher_settings import SEED, without_labels
 from dino_exp.config.search_space import Space, probes, typed
 from dino_exp.config.sweep_runs import Run
 from dino_exp.console import Console
-from dino_exp.errors import UserError, refusing
+from dino_exp.errors import UserError
 from dino_exp.metrics import evaluation_of
 from dino_exp.runs import former_names
 from dino_exp.runs.manifest import Manifest
 from dino_exp.training.attempt import Outcome
 from launchers import search_study as studies
+from launchers.one_search import alone
 from launchers.search_runs import Training
 from launchers.search_study import JOURNAL, Told
-
-LOCK = ".search.lock"
-WAIT_SECONDS = 5
-"""Time in which the data loader's processes of a killed run release the lock."""
 
 Compose = Callable[[Sequence[str]], Run]
 """Returns the checked run of some overrides, or raises `UserError`."""
@@ -81,24 +76,6 @@ def search(
             console.print(studies.summary(study, folder, studies.row_of(goal)))
     if not studies.complete(study):
         raise SystemExit(errors.FAILED)
-
-
-@contextmanager
-def alone(folder: Path) -> Iterator[None]:
-    """Lock the folder against other searches, to which this one's trials would seem dead."""
-    lock = FileLock(folder / LOCK)
-    with refusing("choose another output_root"):
-        folder.mkdir(parents=True, exist_ok=True)
-        try:
-            lock.acquire(timeout=WAIT_SECONDS)
-        except Timeout:
-            raise UserError(
-                f"{folder}: another process is searching here; wait for it, or stop it."
-            ) from None
-    try:
-        yield
-    finally:
-        lock.release()
 
 
 @dataclass

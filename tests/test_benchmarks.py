@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import collapse
+from benchmarks import boundary, collapse
 from benchmarks.plain import UNDO, undone
 from benchmarks.released_crops import ReleasedCrops
 from benchmarks.step import random_views
@@ -96,3 +96,15 @@ def test_an_alarm_in_a_run_that_learned_is_wrong_and_so_is_a_missed_collapse(
     word: str, first_alarm: float | None, final: str, wrong: bool
 ) -> None:
     assert collapse.is_wrong({"word": word, "first_alarm": first_alarm, "final": final}) is wrong
+
+
+def test_a_search_for_a_boundary_beats_random_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(boundary, "NOISES", (0.01,))
+    monkeypatch.setattr(boundary, "TRUTHS", {"curved": boundary.TRUTHS["curved"]})
+    boundary.main(["synthetic", "--repeats", "2"])
+    written = json.loads((tmp_path / "outputs" / "benchmarks" / "boundary.json").read_text())
+    wrong = dict.fromkeys(("search", "random", "grid 10 x 10", "grid 5 x 4"), 0.0)
+    for row in written:
+        wrong[row["method"]] += row["wrong"] / 2
+    assert wrong["search"] < 0.06 < wrong["random"]

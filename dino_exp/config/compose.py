@@ -32,7 +32,6 @@ from dino_exp.config.hydra_loader import (
 from dino_exp.config.identity import run_id
 from dino_exp.config.launcher_settings import (
     SETTINGS,
-    OptunaSettings,
     objective_problems,
     search_problems,
     settings_problems,
@@ -43,6 +42,7 @@ from dino_exp.config.overrides import OverrideReader
 from dino_exp.config.plugins import take, unnamed
 from dino_exp.config.schema import SCHEMAS, Config, fields_of, schema_of
 from dino_exp.config.search_space import Numbers, Space, divide, latest, probes, space_of, space_problems
+from dino_exp.config.searches import ENDS_EARLY, SEARCHES
 from dino_exp.config.sweep_runs import Findings, Run, same_runs, sweep_name
 from dino_exp.config.text_keys import typed_words
 from dino_exp.config.validate import field_problems, keys_of, node_problems, validate
@@ -61,8 +61,8 @@ class Checked:
     warnings: list[str] = field(default_factory=list)
     runs: list[Run] = field(default_factory=list)
     multirun: bool = False
-    search: bool = False
-    """Optuna proposes the runs, so none is known in advance."""
+    search: str = ""
+    """The sweeper that proposes the runs, optuna or boundary, so that none is known in advance; or none."""
     fixed: list[str] = field(default_factory=list)
     """The overrides that all trials of a search share."""
     spaces: list[Space] = field(default_factory=list)
@@ -156,8 +156,11 @@ class _Preflight:
                 overrides = reader.without_sweeps(overrides)
             elif checked.search:
                 overrides = latest(reader.read(sweeper_parameters(base)) + overrides)
-                overrides = self._fitting(reader.with_spaces(overrides), base)
-                checked.misread += space_problems(divide(overrides)[1], base.hydra.sweeper)
+                overrides = self._fitting(reader.with_spaces(overrides, checked.search), base)
+                if checked.search == "boundary":
+                    overrides = latest([*map(self.loader.parse, ENDS_EARLY), *overrides])
+                else:
+                    checked.misread += space_problems(divide(overrides)[1], base.hydra.sweeper)
             elif is_grid(base.hydra.sweeper):
                 overrides = reader.read(sweeper_parameters(base)) + overrides
             if not checked.search:
@@ -222,16 +225,15 @@ class _Preflight:
             checked.misread.append(f"hydra/launcher = {name}: works with -m, also for one run; add -m.")
 
     def _check_search(self, base: DictConfig, overrides: Sequence[Override]) -> None:
-        """Check the settings of a search by Optuna."""
+        """Check the settings of a sweeper that proposes runs."""
         checked, node = self.checked, base.hydra.sweeper
-        if schema_of(node) is not OptunaSettings:
-            return
-        checked.search = checked.multirun
-        if checked.search:
+        name = next((name for name, schema in SEARCHES.items() if schema_of(node) is schema), "")
+        if name and checked.multirun:
+            checked.search = name
             found = [problem for _, problem in node_problems("hydra.sweeper.", node, node)]
-            checked.misread += found or list(search_problems(node, base.hydra.launcher))
-        elif any(override.key_or_group == "hydra/sweeper" for override in overrides):
-            checked.misread.append("hydra/sweeper = optuna: works with -m; add -m.")
+            checked.misread += found or list(search_problems(node, base.hydra.launcher, name))
+        elif name and any(override.key_or_group == "hydra/sweeper" for override in overrides):
+            checked.misread.append(f"hydra/sweeper = {name}: works with -m; add -m.")
 
     def _fitting(self, overrides: Sequence[Override], base: DictConfig) -> list[Override]:
         """Drop the intervals that would give fractions to integer keys."""
@@ -273,7 +275,7 @@ class _Preflight:
             problems = problems or list(fork.problems(cfg)) or network_problems(cfg)
             if not problems and checked.local:
                 problems = list(relations.folder_problems(cfg))
-            if not problems and checked.search and checked.sweeper is not None:
+            if not problems and checked.search == "optuna" and checked.sweeper is not None:
                 asked = checked.sweeper
                 problems = list(objective_problems(cfg, asked["objective"], asked["pruner"]))
             invalid.add(problems, shown)

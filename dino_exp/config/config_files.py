@@ -27,9 +27,10 @@ from omegaconf import OmegaConf
 from omegaconf._utils import get_yaml_loader
 from omegaconf.errors import OmegaConfBaseException
 
-from dino_exp.config.launcher_settings import COMMANDS, SETTINGS, OptunaSettings
+from dino_exp.config.launcher_settings import COMMANDS, SETTINGS
 from dino_exp.config.messages import show
 from dino_exp.config.schema import fields_of
+from dino_exp.config.searches import SEARCHES
 from dino_exp.config.text_keys import keep_text
 from dino_exp.errors import UserError, in_words
 from dino_exp.installation import CONF
@@ -228,5 +229,6 @@ def _meaning(error: yaml.YAMLError) -> str:
 
 _SETTINGS = {
     "hydra.launcher": {name for each in SETTINGS.values() for name in fields_of(each)},
-    "hydra.sweeper": {"max_batch_size", *fields_of(OptunaSettings)} - {"params"},
+    "hydra.sweeper": {"max_batch_size", *(name for each in SEARCHES.values() for name in fields_of(each))}
+    - {"params"},
 }

@@ -20,9 +20,10 @@ from rich.text import Text
 from dino_exp.config import data_schema, evaluate_config, evaluation_schema, launcher_settings, schema
 from dino_exp.config.compose import Checked
 from dino_exp.config.hydra_loader import Loader
-from dino_exp.config.launcher_settings import SETTINGS, OptunaSettings
+from dino_exp.config.launcher_settings import SETTINGS
 from dino_exp.config.messages import show
 from dino_exp.config.plugin_options import used_by
+from dino_exp.config.searches import SEARCHES
 from dino_exp.console import Console
 from dino_exp.installation import as_typed
 
@@ -42,6 +43,11 @@ EXAMPLES = (
         "the same over all GPUs or cores of this machine",
     ),
     ("train.py -m hydra/launcher=slurm --help", "a cluster: its keys"),
+    (
+        "train.py -m hydra/sweeper=boundary 'loss.teacher_temp=interval(0.02,0.1)' "
+        "'loss.center_momentum=interval(0,0.999)'",
+        "the boundary between training and collapse, from some 20 runs",
+    ),
     (
         "train.py -m sweep=temps_momenta hydra/sweeper=optuna",
         "a search by Optuna; spaces are also written 'loss.teacher_temp=interval(0.02,0.2)'",
@@ -142,8 +148,9 @@ def print_help(console: Console, checked: Checked, options: Loader) -> None:
     if schema.schema_of(checked.launcher) in SETTINGS.values():
         title = f"Keys of {choices['hydra/launcher']}: hydra.launcher.key=value"
         section(console, title, keys_of(checked.launcher))
-    if schema.schema_of(checked.sweeper) is OptunaSettings:
-        section(console, "Keys of optuna: hydra.sweeper.key=value", keys_of(checked.sweeper))
+    if schema.schema_of(checked.sweeper) in SEARCHES.values():
+        title = f"Keys of {choices['hydra/sweeper']}: hydra.sweeper.key=value"
+        section(console, title, keys_of(checked.sweeper))
     section(console, "Options", grid((flag, as_typed(what)) for flag, what in OPTIONS))
 
 

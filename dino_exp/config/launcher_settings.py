@@ -139,14 +139,17 @@ class OptunaSettings:
 SEED = "trainer.seed"
 
 
-def search_problems(settings: Mapping[str, Any], launcher: Mapping[str, Any]) -> Iterator[str]:
+def search_problems(
+    settings: Mapping[str, Any], launcher: Mapping[str, Any], search: str = "optuna"
+) -> Iterator[str]:
     """Yield the reasons why a search cannot work with a launcher's settings, one per line."""
-    if find_spec("optuna") is None:
+    optuna = search == "optuna"
+    if optuna and find_spec("optuna") is None:
         yield "hydra/sweeper = optuna: Optuna is not installed; pip install 'dino-exp[optuna]'."
-    if settings["sampler"] == "gp" and find_spec("scipy") is None:
+    if optuna and settings["sampler"] == "gp" and find_spec("scipy") is None:
         yield "hydra.sweeper.sampler = gp: SciPy is not installed; pip install 'dino-exp[optuna]'."
     own = [schema()._target_ for schema in SETTINGS.values()]
-    if settings["pruner"] != "none" and launcher.get("_target_") not in own:
+    if optuna and settings["pruner"] != "none" and launcher.get("_target_") not in own:
         yield (
             f"hydra.sweeper.pruner = {settings['pruner']}: needs a launcher that can stop runs; add "
             "hydra/launcher=local (or slurm)."
@@ -154,7 +157,8 @@ def search_problems(settings: Mapping[str, Any], launcher: Mapping[str, Any]) ->
     for name in ("detach", "dry_run"):
         if launcher.get(name):
             yield (
-                f"hydra.launcher.{name} = true: not with hydra/sweeper=optuna, which waits for its trials "
+                f"hydra.launcher.{name} = true: not with hydra/sweeper={search}, which waits for its "
+                f"{'trials' if optuna else 'runs'} "
                 "because the next ones depend on them; remove it."
             )
 

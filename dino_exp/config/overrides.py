@@ -11,6 +11,7 @@ from dino_exp.config.hydra_loader import FORK, GIVEN, Loader, to_paste
 from dino_exp.config.messages import closest, did_you_mean, unknown_option
 from dino_exp.config.schema import SCHEMAS
 from dino_exp.config.search_space import divide
+from dino_exp.config.searches import key_problems, number_problem
 from dino_exp.config.text_keys import takes_one_text
 from dino_exp.errors import UserError
 
@@ -77,16 +78,21 @@ class OverrideReader:
                 self.drop(key, f"{override.input_line}: Hydra's basic sweeper needs single values: {fix}.")
         return [override for override in overrides if not override.is_interval_sweep()]
 
-    def with_spaces(self, overrides: Sequence[Override]) -> list[Override]:
+    def with_spaces(self, overrides: Sequence[Override], search: str) -> list[Override]:
         """Drop empty or invalid spaces of a search; having none at all is a problem, too."""
         accepted = []
         for override in overrides:
             try:
-                divide([override])
+                found = list(key_problems(search, divide([override])[1]))
+                if found:
+                    raise UserError(found[0])
                 accepted.append(override)
             except UserError as error:
                 self.drop(override.key_or_group, str(error))
-        if not self.dropped and not any(override.is_sweep_override() for override in accepted):
+        swept = sum(override.is_sweep_override() for override in accepted)
+        if not self.dropped and search == "boundary" and swept not in (2, 3):
+            self.drop("", number_problem(swept))
+        elif not self.dropped and not swept:
             self.drop(
                 "", "hydra/sweeper = optuna: nothing to search; give keys an interval or several values."
             )

@@ -274,6 +274,10 @@ class TrainerConfig:
     on_collapse: str = choice("warn", ["warn", "stop"])
     """Action when the verdict is a collapse: warn and continue, or end the run with state `collapsed`, as the
     presets of sweeps do. The same command with `warn` continues such a run."""
+    on_healthy: str = choice("continue", ["continue", "stop"])
+    """Action when the run has been healthy, after all warm-ups, for a fifth of its steps, at least 100 and at
+    least 3 / (1 − m): continue, or end it with state `finished` and without a last evaluation, where only the
+    verdict is asked for."""
 
 
 @dataclass(kw_only=True)

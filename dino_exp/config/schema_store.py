@@ -12,8 +12,9 @@ from dino_exp.config.data_content import known
 from dino_exp.config.evaluate_config import EvaluateConfig
 from dino_exp.config.evaluation_schema import EVALUATIONS
 from dino_exp.config.identity import run_id
-from dino_exp.config.launcher_settings import SECRETS, SETTINGS, OptunaSettings
+from dino_exp.config.launcher_settings import SECRETS, SETTINGS
 from dino_exp.config.schema import SCHEMAS, Config
+from dino_exp.config.searches import SEARCHES
 from dino_exp.runs.weights_file import digest
 
 
@@ -29,7 +30,8 @@ def register() -> None:
             store.store(group=f"schema/{group}" if name else "schema", name=name or group, node=node)
     for name, settings in SETTINGS.items():
         store.store(group="schema/launcher", name=name, node=settings)
-    store.store(group="schema/sweeper", name="optuna", node=OptunaSettings)
+    for name, settings in SEARCHES.items():
+        store.store(group="schema/sweeper", name=name, node=settings)
     OmegaConf.register_new_resolver("run_id", lambda *, _root_: run_id(_root_), replace=True)
     OmegaConf.register_new_resolver("weights_digest", digest, replace=True)
     OmegaConf.register_new_resolver("data_content", lambda *, _root_: known(_root_), replace=True)

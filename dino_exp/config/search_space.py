@@ -2,13 +2,14 @@
 
 `interval(0.02,0.2)` is a number between its ends, `tag(log,interval(1e-5,1e-2))` one whose logarithm is,
 `int(interval(1,8))` an integer; `range(...)` and lists are as in a grid.
+`tag(momentum,interval(0.9,0.999))` is one whose logarithm of 1 − m is, for a boundary.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from hydra.core.override_parser.types import ChoiceSweep, IntervalSweep, Override, RangeSweep
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution
 
 DIGITS = 6
-TAGS = {"log", "int"}
+TAGS = {"log", "int", "momentum"}
 
 
 @dataclass(frozen=True)
@@ -57,6 +58,7 @@ class Numbers:
     )
     log: bool = False
     step: float | None = None
+    momentum: bool = field(default=False, repr=False)  # came later than the names of studies
 
     def probes(self) -> list[str]:
         """Return both ends."""
@@ -101,7 +103,7 @@ def space_of(override: Override) -> Space:
     allowed = TAGS if isinstance(value, IntervalSweep) else set()
     unknown = sorted(getattr(value, "tags", set()) - allowed)
     if unknown:
-        raise UserError(f"{text}: tag {unknown[0]} is unknown; intervals take log and int.")
+        raise UserError(f"{text}: tag {unknown[0]} is unknown; intervals take log, int and momentum.")
     if isinstance(value, IntervalSweep):
         return _interval(key, str(text), value)
     if isinstance(value, RangeSweep):
@@ -120,14 +122,20 @@ def _interval(key: str, text: str, value: IntervalSweep) -> Numbers:
         raise UserError(f"{text}: an interval needs two finite ends.")
     whole, log = "int" in value.tags or (isinstance(low, int) and isinstance(high, int)), "log" in value.tags
     if low >= high:
-        raise UserError(f"{text}: the first end of an interval must be below the second.")
+        point = "a single point; " if low == high else ""
+        raise UserError(f"{text}: {point}the first end of an interval must be below the second.")
     if whole:
         low, high = math.ceil(low), math.floor(high)
     if low > high:
         raise UserError(f"{text}: there is no whole number in it.")
     if log and low <= 0:
         raise UserError(f"{text}: tag log needs an interval above 0.")
-    return Numbers(key, low, high, whole, log)
+    momentum = "momentum" in value.tags
+    if momentum and (log or high >= 1):
+        raise UserError(
+            f"{text}: tag momentum, the logarithm of 1 − m, needs an interval below 1, and no tag log."
+        )
+    return Numbers(key, low, high, whole, log, momentum=momentum)
 
 
 def _range(key: str, text: str, override: Override) -> Numbers:

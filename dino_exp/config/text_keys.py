@@ -10,8 +10,9 @@ from typing import Any, get_type_hints
 import yaml
 
 from dino_exp.config.evaluate_config import EvaluateConfig
-from dino_exp.config.launcher_settings import SETTINGS, OptunaSettings
+from dino_exp.config.launcher_settings import SETTINGS
 from dino_exp.config.schema import SCHEMAS, Config
+from dino_exp.config.searches import SEARCHES
 from dino_exp.runs import former_names
 
 TEXT = (str, str | None, list[str])
@@ -78,7 +79,8 @@ def _keys(schema: type, prefix: str) -> Iterator[tuple[str, Any]]:
 
 
 def _text_keys() -> dict[str, Any]:
-    roots: list[tuple[Any, str]] = [(Config, ""), (EvaluateConfig, ""), (OptunaSettings, "hydra.sweeper.")]
+    roots: list[tuple[Any, str]] = [(Config, ""), (EvaluateConfig, "")]
+    roots += [(settings, "hydra.sweeper.") for settings in SEARCHES.values()]
     roots += [(settings, "hydra.launcher.") for settings in SETTINGS.values()]
     found = [each for schema, prefix in roots for each in _keys(schema, prefix)]
     others = {key for key, kind in found if kind not in TEXT}

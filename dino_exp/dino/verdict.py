@@ -31,6 +31,8 @@ LASTING_STEPS = 50
 """Minimal number of steps with equal outputs before they are called a collapse."""
 CATCHING_UP = 3.0
 """Time constants 1 / (1 − m) to wait for the center, which then has covered 95 % of the way."""
+SETTLED_SHARE, SETTLED_STEPS = 0.2, 100
+"""Share of the run, and number of steps, in which a run is healthy without a break before that is settled."""
 UNIFORM, ONE_HOT = 0.97, 0.1
 """Teacher entropy as a share of ln K: above the first a collapse is uniform, below the second one-hot."""
 
@@ -72,19 +74,32 @@ class Judge:
         warmup_steps: number of steps before which no collapse is called.
         total_steps: number of steps of the run.
         center_momentum: m; 0 without a center.
+        last_warmup_step: step at which the temperature's warm-up is over too; health does not settle before.
     """
 
     def __init__(
-        self, *, out_dim: int, crops: int, warmup_steps: int, total_steps: int, center_momentum: float
+        self,
+        *,
+        out_dim: int,
+        crops: int,
+        warmup_steps: int,
+        total_steps: int,
+        center_momentum: float,
+        last_warmup_step: int = 0,
     ) -> None:
         self.ceiling = most_information(out_dim, crops)
         self.warmup_steps, self.total_steps = warmup_steps, total_steps
+        self.last_warmup_step = max(last_warmup_step, warmup_steps)
         self.catching_up = CATCHING_UP / (1 - center_momentum)
         self.recent: deque[dict[str, float]] = deque(maxlen=WINDOW)
         self.alike_since: int | None = None
         """Step since which the outputs have been equal for all images."""
         self.recovered_at: int | None = None
         """Step at which the run recovered from a collapse."""
+        self.healthy_since: int | None = None
+        """Step since which, after the warm-ups, every verdict has been healthy."""
+        self.settled = False
+        """Whether the run is healthy for so long that it counts as one that trains; it may collapse later."""
         self.verdict = Verdict("warming-up", "no step has been logged yet")
 
     def observe(self, step: int, metrics: dict[str, Any]) -> Verdict:
@@ -93,6 +108,11 @@ class Judge:
         values = {name: float(metrics[name]) for name in names if metrics.get(name) is not None}
         self.recent.append(values)
         self.verdict = self._judge(step, values)
+        if self.verdict.word != "healthy" or step < self.last_warmup_step:
+            self.healthy_since = None
+        elif self.healthy_since is None:
+            self.healthy_since = step
+        self.settled = self.healthy_since is not None and step >= self._settles(self.healthy_since)
         return self.verdict
 
     def _judge(self, step: int, values: dict[str, float]) -> Verdict:
@@ -145,6 +165,13 @@ class Judge:
         patience = self.catching_up if since + self.catching_up <= self.total_steps else 0
         return since + max(LASTING_STEPS, round(patience))
 
+    def _settles(self, since: int) -> int:
+        """Return the step at which a run that is healthy since step `since` counts as one that trains.
+
+        A slow center, with which a collapse comes late, may need more steps than the run has left.
+        """
+        return since + round(max(SETTLED_STEPS, SETTLED_SHARE * self.total_steps, self.catching_up))
+
     def _typical(self, name: str) -> float:
         return median(seen[name] for seen in self.recent)
 
@@ -174,6 +201,8 @@ class Judge:
             "recent": list(self.recent),
             "alike_since": self.alike_since,
             "recovered_at": self.recovered_at,
+            "healthy_since": self.healthy_since,
+            "settled": self.settled,
             "word": self.verdict.word,
             "evidence": self.verdict.evidence,
         }
@@ -182,4 +211,5 @@ class Judge:
         """Continue from the state that `state_dict` returned."""
         self.recent = deque(state["recent"], maxlen=WINDOW)
         self.alike_since, self.recovered_at = state.get("alike_since"), state.get("recovered_at")
+        self.healthy_since, self.settled = state.get("healthy_since"), state.get("settled", False)
         self.verdict = Verdict(state["word"], state["evidence"])

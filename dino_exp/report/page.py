@@ -23,6 +23,7 @@ from dino_exp.report.loading import load_run, utc
 from dino_exp.report.run_data import RunData, SweepData
 from dino_exp.report.run_images import as_data_url
 from dino_exp.report.sweep import sweep_curves, sweep_figures, sweep_table
+from dino_exp.report.sweep.boundary_figures import boundary_figures
 from dino_exp.report.sweep.cells import averaged_over, map_axes
 from dino_exp.report.sweep.paper import paper_rows
 from dino_exp.report.verdicts import outcome_of
@@ -206,8 +207,9 @@ def _sweep(sweep: SweepData, folder: Path, refresh: float | None) -> tuple[list[
     seeds = sweep_figures.seeds(sweep)
     effects = sweep_figures.effects(sweep)
     of_paper = dict(paper_rows(sweep))
+    boundaries = boundary_figures(sweep.path, sweep.problems)
     several = (*maps, curves, seeds, *effects.values(), *of_paper.values())
-    figures = [figure for figure in several if figure]
+    figures = [*(figure for figure, _ in boundaries), *(figure for figure in several if figure)]
     links = [page_link(run.path, folder) for run in sweep.runs]
     problems = list(sweep.problems)
     heads, rows = sweep_table.table(sweep, links, problems)
@@ -244,6 +246,7 @@ def _sweep(sweep: SweepData, folder: Path, refresh: float | None) -> tuple[list[
         spared=spared(sweep),
         pairs=data,
         averaged=averaged(sweep, data[0].x, data[0].y) if data else "",
+        boundaries=boundaries,
         maps=maps,
         curves=curves,
         metrics={

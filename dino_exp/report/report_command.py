@@ -211,7 +211,8 @@ def fingerprint(folder: Path) -> list[tuple[str, int, int]]:
     """Return name, size and time of each file that a report reads."""
     folders = [folder, *run_folders(folder)] if folder.is_dir() else []
     found = []
-    for each, name in product(folders, (*RUN_FILES, evaluation_records.FILE, "manifest.json")):
+    names = (*RUN_FILES, evaluation_records.FILE, "manifest.json", "boundary.json")
+    for each, name in product(folders, names):
         with suppress(OSError):
             known = (each / name).stat()
             found.append((f"{each.name}/{name}", known.st_size, known.st_mtime_ns))

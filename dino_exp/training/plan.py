@@ -99,7 +99,7 @@ class Plan:
         }
 
 
-def judge_of(cfg: Config, *, warmup_steps: int, total_steps: int) -> Judge:
+def judge_of(cfg: Config, *, warmup_steps: int, total_steps: int, steps_per_epoch: int = 0) -> Judge:
     """Return the judge of a run, from its configuration and its schedules' steps."""
     return Judge(
         out_dim=cfg.head.out_dim,
@@ -107,4 +107,5 @@ def judge_of(cfg: Config, *, warmup_steps: int, total_steps: int) -> Judge:
         warmup_steps=max(50, warmup_steps),
         total_steps=total_steps,
         center_momentum=cfg.loss.center_momentum if cfg.loss.centering == "mean" else 0.0,
+        last_warmup_step=cfg.loss.warmup_teacher_temp_epochs * steps_per_epoch,
     )

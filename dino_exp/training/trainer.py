@@ -192,8 +192,8 @@ class Trainer(TrainingState):
         """Train from the current step to the end.
 
         Returns:
-            The state of the run: finished, preempted, collapsed (`trainer.on_collapse=stop`) or failed
-            (diverged).
+            The state of the run: finished (with `trainer.on_healthy=stop` also before its last step),
+            preempted, collapsed (`trainer.on_collapse=stop`) or failed (diverged).
 
         Raises:
             Stopped: a signal arrived during an evaluation; the steps before it are saved.
@@ -209,7 +209,7 @@ class Trainer(TrainingState):
             self._save_last(directory, clock)
             clock.skip()
         if self.ends_early and self.step < plan.stop_step:  # it was stopped while its plots were drawn
-            return "collapsed"
+            return self.ends_early
         order = BatchOrder(
             len(self.splits.train),
             plan.batch_size,
@@ -256,7 +256,7 @@ class Trainer(TrainingState):
             if keep and distributed.is_main():
                 keeping.keep(directory.checkpoints / "last.pt", self.step)
             if self.ends_early and not last:
-                return "collapsed"
+                return self.ends_early
             if stopped and not last:
                 return "preempted"
         self.seconds += clock.total()
@@ -398,9 +398,13 @@ class Trainer(TrainingState):
             progress.console.print(f"{'k-NN' if name == 'knn_top1' else name} {whose}: {value:.1f}%")
 
     @property
-    def ends_early(self) -> bool:
-        """Whether the run ends at this step because of its verdict."""
-        return self.judge.verdict.collapsed and self.cfg.trainer.on_collapse == "stop"
+    def ends_early(self) -> str | None:
+        """The state in which the run ends at this step because of its verdict; None if it goes on."""
+        if self.judge.verdict.collapsed and self.cfg.trainer.on_collapse == "stop":
+            return "collapsed"
+        if self.judge.settled and self.cfg.trainer.on_healthy == "stop":
+            return "finished"
+        return None
 
     def _log(self, directory: RunDirectory, metrics: dict[str, Any]) -> None:
         self.logged.append(json.loads(to_json(metrics)))  # as the file has it: null for NaN

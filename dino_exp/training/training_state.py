@@ -76,7 +76,12 @@ class TrainingState:
         teacher = subject_of(cfg, self.teacher.backbone, device, self.workers)
         with self.uncompiled():
             self.evaluations: PeriodicEvaluations = build_from(cfg.eval, subject=teacher, splits=splits)
-        self.judge = judge_of(cfg, warmup_steps=self.plan.warmup_steps, total_steps=self.plan.stop_step)
+        self.judge = judge_of(
+            cfg,
+            warmup_steps=self.plan.warmup_steps,
+            total_steps=self.plan.stop_step,
+            steps_per_epoch=self.plan.steps_per_epoch,
+        )
         self.step = 0
         self.last_metrics: dict[str, Any] = {}
         """The line of metrics.jsonl of the last logged step."""

@@ -127,3 +127,27 @@ def test_the_judge_continues_from_a_checkpoint() -> None:
     second.load_state_dict(first.state_dict())
     assert second.verdict == first.verdict
     assert second.observe(1100, HEALTHY | DEAD).collapsed
+
+
+def test_health_is_settled_after_the_warmups_and_a_fifth_of_the_run_without_a_break() -> None:
+    run = Judge(
+        out_dim=64, crops=64, warmup_steps=100, total_steps=2000, center_momentum=0.9, last_warmup_step=300
+    )
+    slow = {"teacher/mutual_information_share": 0.01}
+    settled = {}
+    for step in range(50, 2001, 50):
+        run.observe(step, HEALTHY | (slow if 450 <= step <= 550 else {}))
+        settled[step] = run.settled
+        if step == 900:
+            again = Judge(out_dim=64, crops=64, warmup_steps=100, total_steps=2000, center_momentum=0.9)
+            again.load_state_dict(run.state_dict())
+            assert (again.healthy_since, again.settled) == (run.healthy_since, False)
+    assert not any(settled[step] for step in settled if step < 1050)
+    assert all(settled[step] for step in settled if step >= 1050)
+
+
+def test_health_with_a_slow_center_does_not_settle_before_the_center_could_catch_up() -> None:
+    run = judge(center_momentum=0.999)
+    steps = [step for step in range(50, TOTAL + 1, 50) if run.observe(step, HEALTHY) and run.settled]
+    assert steps[0] == 3150  # 3,000 after the first verdict that is more than a warm-up
+    assert Judge(out_dim=64, crops=64, warmup_steps=0, total_steps=9, center_momentum=0).settled is False

@@ -14,8 +14,10 @@ from dino_exp import cli
 from dino_exp.config import data_content
 from dino_exp.config.compose import compose_run
 from dino_exp.errors import UserError
+from launchers import one_search
 from launchers import search as search_module
-from launchers.search import JOURNAL, LOCK
+from launchers.one_search import LOCK
+from launchers.search import JOURNAL
 from tests.data.stored import as_files, encoded
 from tests.launchers.searches import (
     FIXED,
@@ -229,7 +231,7 @@ def test_another_command_is_another_study(tmp_path: Path) -> None:
 
 
 def test_one_search_per_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(search_module, "WAIT_SECONDS", 0)
+    monkeypatch.setattr(one_search, "WAIT_SECONDS", 0)
     launcher = FakeTraining(well)
     with FileLock(tmp_path / LOCK), pytest.raises(UserError, match="another process is searching here"):
         run_search(tmp_path, launcher, [*FIXED, TEMPERATURE])

@@ -16,8 +16,9 @@ from dino_exp.config.evaluate_config import EvaluateConfig
 from dino_exp.config.evaluation_schema import EVALUATIONS
 from dino_exp.config.hydra_loader import EVALUATE, loader
 from dino_exp.config.identity import GROUPS, run_ids
-from dino_exp.config.launcher_settings import SETTINGS, OptunaSettings
+from dino_exp.config.launcher_settings import SETTINGS
 from dino_exp.config.schema import SCHEMAS, Config
+from dino_exp.config.searches import SEARCHES
 from dino_exp.config.targets import KNOWN, targets_of
 from dino_exp.dino.verdict import WORDS
 from dino_exp.metrics import in_words
@@ -35,12 +36,12 @@ def schemas() -> Iterator[tuple[str, type]]:
     for group, classes in (*SCHEMAS.items(), *((name, {"": kind}) for name, kind in EVALUATIONS.items())):
         yield from ((f"{group}.", kind) for kind in classes.values())
     yield from (("hydra.launcher.", kind) for kind in SETTINGS.values())
-    yield "hydra.sweeper.", OptunaSettings
+    yield from (("hydra.sweeper.", kind) for kind in SEARCHES.values())
     yield "data.probe.", ProbeConfig
 
 
 KEYS = {f"{prefix}{field.name}" for prefix, kind in schemas() for field in fields(kind)}
-TARGETS = KNOWN | {target for kind in (*SETTINGS.values(), OptunaSettings) for target in targets_of(kind)}
+TARGETS = KNOWN | {target for kind in (*SETTINGS.values(), *SEARCHES.values()) for target in targets_of(kind)}
 GROUPS_OF_KEYS = {key.rpartition(".")[0] for key in KEYS} - {""}
 
 

@@ -18,6 +18,8 @@ from dino_exp.config.compose import compose
 from dino_exp.config.schema import Config
 from dino_exp.config.stored import read_config
 from dino_exp.data import loader_processes, storage
+from dino_exp.dino import verdict
+from dino_exp.dino.verdict import Judge, Verdict
 from dino_exp.errors import UserError
 from dino_exp.runs.run_directory import RunDirectory, read_metrics
 from dino_exp.training import checkpoint
@@ -356,6 +358,28 @@ def test_on_collapse_stop_ends_the_run(tmp_path: Path) -> None:
     assert_same_weights(directory, RunDirectory(tmp_path / "never stopped"))
     assert directory.read_summary()["steps"] == 320
     assert train(cfg, tmp_path / "run").message.startswith("already finished")
+
+
+def test_on_healthy_stop_ends_the_run_when_that_is_settled(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    healthy = Verdict("healthy", "so says the test")
+    monkeypatch.setattr(Judge, "_judge", lambda self, step, values: healthy)
+    monkeypatch.setattr(verdict, "SETTLED_STEPS", 5)
+    monkeypatch.setattr(verdict, "SETTLED_SHARE", 0)
+    rarely = ("trainer.log_every=10", "trainer.checkpoint_every=100", "eval.every_epochs=1000")
+    cfg = configuration("trainer.epochs=10", "trainer.on_healthy=stop", *rarely)
+    result = train(cfg, tmp_path / "run")
+    directory = RunDirectory(tmp_path / "run")
+    summary = directory.read_summary()
+    assert (result.state, result.exit_code) == ("finished", 0)
+    assert (summary["steps"], summary["verdict"]) == (
+        60,
+        "healthy",
+    )  # warmed up at 50
+    assert checkpoint.load(directory.checkpoints / "last.pt")["step"] == 60
+    assert train(cfg, tmp_path / "run").state == "finished"
+    assert directory.read_summary() == summary
 
 
 def test_a_run_whose_images_go_away_saves_its_steps_and_resumes(

@@ -1,0 +1,1 @@
+"""`hydra/sweeper=boundary`: where training ends and collapse begins, from few runs."""
