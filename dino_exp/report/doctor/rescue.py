@@ -157,7 +157,9 @@ def _conclusion(tried: Sequence[Tried], log: TrainingLog) -> str:
         return "Stopped. The same command goes on from there."
     saved = [each for each in tried if each.verdict == "healthy"]
     if not saved:
-        return f"None of {len(tried)} recovers."
+        spared = sum(each.verdict in ("slow", "warming-up") for each in tried)
+        end = f"; {spared} did not collapse again, but {'has' if spared == 1 else 'have'} not learned yet"
+        return f"None of {len(tried)} recovers{end if spared else ''}."
     best = max(saved, key=lambda each: each.knn or 0.0)
     before = f", and {log.knn[-1][1]:.1f} % in the collapsed run" if log.knn else ""
     knn = "" if best.knn is None else f" (k-NN {best.knn:.1f} %{before})"
