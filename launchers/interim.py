@@ -33,8 +33,8 @@ class Interim:
 
     def read(self) -> list[float]:
         """Return the values so far, in their order."""
-        steps = if_readable(self.directory.read_status, {}, []).get("total_steps")
-        if steps:
+        status: dict[str, Any] = if_readable(lambda: self.directory.read_status(), {}, [])
+        if steps := status.get("total_steps"):
             for line in self._new_lines():
                 self._add(line, steps)
         return list(self.values.values())
