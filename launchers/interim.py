@@ -11,7 +11,7 @@ from typing import Any
 from dino_exp.metrics import BEST_KNN, KNN
 from dino_exp.runs.metrics_lines import parse_line
 from dino_exp.runs.run_directory import RunDirectory
-from dino_exp.runs.run_files import MOST_BYTES, number, open_file
+from dino_exp.runs.run_files import MOST_BYTES, if_readable, number, open_file
 
 PARTS = 10
 """Parts of a training, of which each but the last has one value at most: as many as pruning needs."""
@@ -33,8 +33,8 @@ class Interim:
 
     def read(self) -> list[float]:
         """Return the values so far, in their order."""
-        steps = self.directory.read_status().get("total_steps")
-        if steps:
+        status: dict[str, Any] = if_readable(lambda: self.directory.read_status(), {}, [])
+        if steps := status.get("total_steps"):
             for line in self._new_lines():
                 self._add(line, steps)
         return list(self.values.values())

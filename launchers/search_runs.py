@@ -12,6 +12,7 @@ from dino_exp import errors
 from dino_exp.config.plugins import NAMED
 from dino_exp.config.sweep_runs import Run
 from dino_exp.console import Console
+from dino_exp.errors import UserError
 from dino_exp.runs.run_directory import RunDirectory
 from dino_exp.training.attempt import Outcome
 from launchers import watch
@@ -98,8 +99,12 @@ class Beside:
         return self.values[run_id].read()
 
     def prune(self, run_ids: Collection[str]) -> None:
-        """Stop the runs, as a cancellation does."""
-        stop(self.folder, [self.running[each] for each in run_ids if each in self.running], pruned=True)
+        """Stop the runs, as a cancellation does; where SLURM does not answer, they go on."""
+        names = [self.running[each] for each in run_ids if each in self.running]
+        try:
+            stop(self.folder, names, pruned=True)
+        except UserError as error:
+            self.console.print(f"Not pruned, {', '.join(names)}: {error}", soft_wrap=True)
 
 
 class InBatches:

@@ -14,6 +14,7 @@ from dino_exp.config.compose import compose_run
 from dino_exp.console import a_console
 from dino_exp.runs.manifest import Manifest
 from dino_exp.runs.run_directory import RunDirectory, read_metrics
+from dino_exp.training.attempt import Outcome
 from launchers.__main__ import main as launchers
 from launchers.local import QUEUE_LOG
 from launchers.search_runs import Beside
@@ -86,7 +87,7 @@ def test_a_pruned_run_stops_in_order_stays_so_and_can_be_resumed(played: Played)
         wait_until(lambda: all((played.folder / name / "seen.json").exists() for name in (first, second)))
         assert training.interim(first) == [5.0, 20.0]
         training.prune([first])
-        outcomes = []
+        outcomes: list[Outcome] = []
         while not outcomes:
             outcomes = training.ended()
         assert [(each.run_id, each.state) for each in outcomes] == [(first, "pruned")]
