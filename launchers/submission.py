@@ -24,7 +24,7 @@ from dino_exp.runs.manifest import Entry, Manifest, changing
 from dino_exp.runs.revision import git_revision
 from dino_exp.runs.run_directory import RunDirectory, refuse_links
 from dino_exp.tracker import tracker_id_of
-from dino_exp.training.same_run import directory_name
+from dino_exp.training.same_run import directory_name, has_ended
 from launchers import local, slurm
 from launchers.states import Observer, RunState
 
@@ -95,7 +95,7 @@ def plan(
     missing, skipped = [], {}
     for run in runs:
         refuse_other_configuration(manifest, run)
-        reason = reason_to_skip(run.name, before, manifest, max_retries)
+        reason = reason_to_skip(run, before, manifest, max_retries)
         if reason:
             skipped[run.name] = reason
         else:
@@ -137,13 +137,15 @@ def submit(folder: Path, launcher: str, settings: Mapping[str, Any], runs: Seque
     return Submission(manifest, [run.name for run in missing], skipped)
 
 
-def reason_to_skip(name: str, before: Mapping[str, RunState], manifest: Manifest, max_retries: int) -> str:
+def reason_to_skip(
+    wanted: Wanted, before: Mapping[str, RunState], manifest: Manifest, max_retries: int
+) -> str:
     """Return why a run is not submitted; empty if it is to be submitted."""
-    run = before.get(name)
-    state = run.state if run else manifest.directory(name).read_status().get("state", "")
-    if state in ("finished", "collapsed"):
+    run, directory = before.get(wanted.name), manifest.directory(wanted.name)
+    state = run.state if run else directory.read_status().get("state", "")
+    if has_ended(state, wanted.cfg):
         return str(state)
-    if not run and manifest.directory(name).is_held():
+    if not run and directory.is_held():
         return "running, in a process that no launcher started"
     if run and run.active:
         return f"{state}, job {run.entry.job}" if run.entry.job != local.LOCAL else state

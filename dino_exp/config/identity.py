@@ -26,7 +26,10 @@ GROUPS = ("backbone", "head", "crops", "augment", "loss", "ema", "optimizer", "d
 WITHOUT_EFFECT = frozenset(
     {"trainer.device", "trainer.num_workers", "trainer.log_every", "trainer.checkpoint_every"}
     | {"trainer.compile", "trainer.cuda_graph", "trainer.checkpoint_blocks", "data.max_corrupt"}
+    | {"trainer.on_collapse"}  # a run that it has ended is the beginning of the one that goes on
 )
+ON_COLLAPSE = "trainer.on_collapse"
+"""A key without effect that ids have, with its default since it has none."""
 TOLERANCE = {"data.max_corrupt": 0.01}
 """A key without effect that the first ids had, with its default."""
 IMAGES = frozenset(
@@ -99,7 +102,12 @@ def identities(cfg: Any) -> list[dict[str, Any]]:
     if not is_stored(typed) or not cfg.get("data_content"):
         variants[0] |= tolerance
     others = _others(cfg)
-    found = [_in_first_names(_settings(others | data, tolerance.keys())) for data in variants]
+    also = {*tolerance, ON_COLLAPSE}
+    found = [
+        _in_first_names(_settings(others | wording | data, also))
+        for wording in ({ON_COLLAPSE: "warn"} if ON_COLLAPSE in others else {}, {})
+        for data in variants
+    ]
     return [each for number, each in enumerate(found) if each not in found[:number]]
 
 

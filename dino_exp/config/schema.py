@@ -268,7 +268,8 @@ class TrainerConfig:
     checkpoint_every: int = number(500, at_least=1)
     """Steps between two checkpoints: the most work that a kill can cost."""
     on_collapse: str = choice("warn", ["warn", "stop"])
-    """Action when the verdict is a collapse: warn and continue, or end the run with state `collapsed`."""
+    """Action when the verdict is a collapse: warn and continue, or end the run with state `collapsed`, as the
+    presets of sweeps do. The same command with `warn` continues such a run."""
     on_healthy: str = choice("continue", ["continue", "stop"])
     """Action when the run has been healthy, after all warm-ups, for a fifth of its steps, at least 100 and at
     least 3 / (1 − m): continue, or end it with state `finished` and without a last evaluation, where only the

@@ -241,6 +241,7 @@ def _sweep(sweep: SweepData, folder: Path, refresh: float | None) -> tuple[list[
         states=Counter(run.state for run in sweep.runs).most_common(),
         outcome_of=outcome_of,
         best=best(sweep),
+        spared=spared(sweep),
         pairs=data,
         averaged=averaged(sweep, data[0].x, data[0].y) if data else "",
         boundaries=boundaries,
@@ -280,6 +281,22 @@ def best(sweep: SweepData) -> str:
     run = max(known, key=lambda run: run.knn or 0.0)
     untrained = f" (untrained {run.untrained_knn:.1f} %)" if run.untrained_knn is not None else ""
     return f"Best k-NN: {run.knn:.1f} %{untrained} with {run.label}."
+
+
+def spared(sweep: SweepData) -> str:
+    """Return a sentence about the steps that runs did not make because their collapse ended them."""
+    totals = [run.total_steps or 0 for run in sweep.runs]
+    missing = [
+        total - (run.step or 0)
+        for run, total in zip(sweep.runs, totals, strict=True)
+        if run.state == "collapsed" and total
+    ]
+    if not missing:
+        return ""
+    runs = (
+        "1 run ended at its collapse" if len(missing) == 1 else f"{len(missing)} runs ended at their collapse"
+    )
+    return f"{runs}, which saved {sum(missing) / sum(totals):.0%} of the steps."
 
 
 def page_link(path: Path, folder: Path) -> str:

@@ -32,7 +32,6 @@ from dino_exp.runs import environment
 from dino_exp.runs.metrics_lines import read_metrics
 from dino_exp.runs.revision import git_revision
 from dino_exp.runs.run_directory import OthersRunDirectory, RunDirectory, end_of_attempt, job_id
-from dino_exp.runs.run_files import ENDED_WELL
 from dino_exp.tracker import NoTracker, RunInfo, Tracker, tracker_id_of
 from dino_exp.training import checkpoint, same_run
 from dino_exp.training.closing import baseline, draw, draw_crops
@@ -81,7 +80,7 @@ def train(cfg: Config, path: Path, group: str | None = None) -> RunResult:
     with distributed.agreed():
         refuse_foreign(directory, cfg)
     ended = distributed.from_main(directory.read_status().get("state"))
-    ended = ended if ended in ENDED_WELL else None
+    ended = ended if same_run.has_ended(ended, cfg) else None
     if ended and distributed.from_main(
         has_summary(directory) or not (directory.checkpoints / "last.pt").exists()
     ):
@@ -278,6 +277,8 @@ def begin(
     trainer.logged.clear()
     trainer.logged.extend(lines)
     directory.traceback_file.unlink(missing_ok=True)
+    if before.get("state") == "collapsed":  # and goes on; what it says is not its end any more
+        directory.summary_file.unlink(missing_ok=True)
     directory.write_status(
         state="running",
         step=trainer.step,

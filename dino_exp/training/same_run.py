@@ -40,6 +40,11 @@ def directory_name(folder: Path, cfg: Any) -> str:
     return others[0].path.name if len(others) == 1 else ids[0]
 
 
+def has_ended(state: object, cfg: Any) -> bool:
+    """Return whether a run in this state has ended; a collapse is an end only where it is to be one."""
+    return state == "finished" or (state == "collapsed" and cfg.trainer.on_collapse == "stop")
+
+
 def refuse_changed_images(folder: Path, cfg: Any, wanted: Collection[str] = ()) -> str | None:
     """Raise UserError if a run that would begin is an unfinished one of the folder, over changed images.
 

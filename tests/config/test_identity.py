@@ -51,11 +51,18 @@ def test_the_id_ignores_tracker_evaluation_names_and_folders() -> None:
     assert run_id(compose(["trainer.cuda_graph=true"])) == run_id(compose())
 
 
+def test_a_run_that_its_collapse_ends_is_the_one_that_goes_on_but_was_another_once() -> None:
+    ends, goes_on = run_ids(compose(["trainer.on_collapse=stop"])), run_ids(compose())
+    assert ends[0] == goes_on[0]
+    assert "vit_micro_K64_tt0.02_m0.5_ema0.99_lr0.008_b32_s0_670f9a8c" in ends
+
+
 def test_the_id_depends_on_every_other_key() -> None:
     cfg = compose()
     ids = {run_id(cfg)}
     keys = identity(cfg)
-    for key in ("data.max_corrupt", "data.root"):  # which the first ids had, as generated images have a cache
+    # which the first ids had, as generated images have a cache
+    for key in ("data.max_corrupt", "data.root", "trainer.on_collapse"):
         del keys[key]
     for key, value in keys.items():
         plain = OmegaConf.create(OmegaConf.to_container(cfg))

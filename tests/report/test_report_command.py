@@ -110,6 +110,21 @@ def test_pages_of_incomplete_folders_say_what_is_missing(
     assert "hidden_0000000b" in page
 
 
+def test_a_sweep_says_which_steps_its_collapses_saved(tmp_path: Path) -> None:
+    ends = (("finished", 900), ("collapsed", 100), ("collapsed", 225))
+    runs = [
+        {"values": {"trainer.seed": seed}, "state": state, "steps": steps}
+        for seed, (state, steps) in enumerate(ends)
+    ]
+    sweep = write_sweep(tmp_path / "sweep", runs)
+    for run in sweep.glob("vit_micro_run*"):
+        status = json.loads((run / "status.json").read_text())
+        write_json(run / "status.json", status | {"total_steps": 900})
+    assert main([str(sweep)]) == 0
+    page = (sweep / "report" / "index.html").read_text()
+    assert "2 runs ended at their collapse, which saved 55% of the steps." in page
+
+
 def test_text_of_a_run_is_escaped(tmp_path: Path) -> None:
     runs = temps_momenta()[:3]
     runs[0] |= {"verdict": "</script><script>alert(1)</script>"}

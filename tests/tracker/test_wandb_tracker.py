@@ -202,7 +202,7 @@ def test_a_training_without_a_working_server_ends_with_an_offline_file(
     trainings = {}
     for how, address in addresses.items():
         monkeypatch.setenv("WANDB_BASE_URL", address)
-        trainings[how] = train(tmp_path / how, timeout=60)
+        trainings[how] = train(tmp_path / how, timeout=120)
     for how, training in trainings.items():
         output, log = training.communicate()
         assert (training.returncode, output) == (0, "trained\n")

@@ -352,6 +352,13 @@ def test_on_collapse_stop_ends_the_run(tmp_path: Path) -> None:
     assert train(cfg, tmp_path / "run").state == "collapsed"
     assert directory.read_summary() == summary
 
+    on = configuration(*stop, *rarely, "trainer.on_collapse=warn")  # goes on with the same run
+    assert train(on, tmp_path / "run").state == "finished"
+    assert train(on, tmp_path / "never stopped").state == "finished"
+    assert_same_weights(directory, RunDirectory(tmp_path / "never stopped"))
+    assert directory.read_summary()["steps"] == 320
+    assert train(cfg, tmp_path / "run").message.startswith("already finished")
+
 
 def test_on_healthy_stop_ends_the_run_when_that_is_settled(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
