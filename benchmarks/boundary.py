@@ -16,6 +16,7 @@ those in which the grid of seed 1 differs.
 from __future__ import annotations
 
 import argparse
+import warnings
 from collections.abc import Callable, Sequence
 from itertools import product
 from pathlib import Path
@@ -168,7 +169,9 @@ def classifiers(repeats: int, console: Console) -> list[dict[str, Any]]:
         at, outcomes = searched(drawing(distance, noise, seed), seed)
         kernel = ConstantKernel(9.0, (0.5, 200)) * RBF([0.5, 0.5], (0.1, 5))
         theirs = GaussianProcessClassifier(kernel, n_restarts_optimizer=2, random_state=0)
-        theirs.fit(at.numpy(), outcomes.numpy())
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # that a length scale is at its bound
+            theirs.fit(at.numpy(), outcomes.numpy())
         both = {
             "ours": Classifier(at, outcomes).at(fine).probability,
             "scikit-learn": torch.from_numpy(theirs.predict_proba(fine.numpy())[:, 1]),

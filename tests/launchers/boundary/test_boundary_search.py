@@ -262,24 +262,23 @@ def test_a_damaged_file_is_kept_and_begun_anew(tmp_path: Path) -> None:
 
 
 def test_train_py_and_its_report(tmp_path: Path) -> None:
-    words = ["trainer.epochs=5", "trainer.batch_size=8", "crops.local_number=0", "eval.k=null"]
-    words += ["trainer.log_every=5", "trainer.checkpoint_every=1000", "hydra.sweeper.n_runs=4"]
+    words = ["trainer.epochs=4", "trainer.batch_size=8", "crops.local_number=0", "eval.k=null"]
+    words += ["trainer.log_every=8", "trainer.checkpoint_every=1000", "hydra.sweeper.n_runs=4"]
     words += ["loss.teacher_temp=interval(0.02,0.5)", "loss.center_momentum=interval(0,0.9)"]
-    command = [*SEARCH, *words, f"output_root={tmp_path}/outputs", "hydra/launcher=local"]
+    command = [*SEARCH, *words, f"output_root={tmp_path}/outputs"]
     done = run_program("train.py", *command, folder=tmp_path)
     (folder,) = (tmp_path / "outputs").iterdir()
     (boundary,) = read_boundaries(folder, []).values()
-    assert len(boundary.runs) == 4
     assert done.returncode == (0 if boundary.lines else 1), done.output
+    assert len(boundary.runs) == 4
+    summaries = {run.run: (folder / run.run / "summary.json").read_text() for run in boundary.runs}
     for run in boundary.runs:
-        summary = json.loads((folder / run.run / "summary.json").read_text())
-        assert (summary["verdict"], summary["steps"] <= 160) == (run.verdict, True)
+        summary = json.loads(summaries[run.run])
+        assert run.verdict == summary["verdict"]
         assert run.trains is trains(run.verdict) is not None
         assert run.information == summary["final"]["teacher/mutual_information_share"]
-    assert any(run.verdict.startswith("collapsed") for run in boundary.runs)
-    again = run_program("train.py", *command, folder=tmp_path)
-    assert "submitted" not in again.stdout
+    run_program("train.py", *command, folder=tmp_path)
+    assert {name: (folder / name / "summary.json").read_text() for name in summaries} == summaries
     assert run_program("report.py", str(folder), folder=tmp_path).returncode == 0
     page = (folder / "report" / "index.html").read_text()
-    said = boundary.lines[0] if boundary.lines else boundary.end
-    assert said in page.replace("&lt;", "<").replace("&gt;", ">")
+    assert (boundary.lines[0] if boundary.lines else boundary.end) in page
