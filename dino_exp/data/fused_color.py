@@ -39,7 +39,7 @@ class Steps(NamedTuple):
 class Measured(NamedTuple):
     """Crops whose mean luminance before the contrast is needed."""
 
-    index: Tensor
+    chosen: Tensor
     """int64 (n,), of all N crops."""
     earlier: Steps
     """Their steps before the contrast."""
@@ -209,10 +209,10 @@ class FusedColor:
         The jitter is what `jitter_steps` returns, on the device of the crops.
         """
         luminance = torch.zeros(len(crops), device=crops.device)
-        for (index, earlier), with_hue in ((before_hue, False), (after_hue, True)):
-            if len(index):
-                chosen = crops.index_select(0, index)
-                luminance[index] = self._mean_luminance(chosen, earlier, with_hue)
+        for (chosen, earlier), with_hue in ((before_hue, False), (after_hue, True)):
+            if len(chosen):
+                measured = crops.index_select(0, chosen)
+                luminance[chosen] = self._mean_luminance(measured, earlier, with_hue)
         steps = steps._replace(offset=steps.offset * luminance[:, None])
         return self._color(crops, steps, gray, solarized, mean, 1 / std)
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -25,8 +25,8 @@ class Operation(NamedTuple):
     """A function of the crops and of tables, which returns the crops to go on with."""
 
     function: Callable[..., Tensor]
-    tables: tuple[Tensor | tuple[Tensor, ...], ...] = ()
-    """On the CPU."""
+    tables: tuple[Tensor | tuple[Any, ...], ...] = ()
+    """Tensors on the CPU, also in tuples."""
 
 
 def change(step: Callable[..., Tensor], index: Tensor, *values: Tensor) -> list[Operation]:
