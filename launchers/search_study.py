@@ -188,7 +188,7 @@ def judge(outcomes: Sequence[Outcome], goal: str) -> Told:
 
 def has_collapsed(outcome: Outcome) -> bool:
     """Return whether a run collapsed, be it that it was trained to its end."""
-    verdict = outcome.message.removeprefix("finished before; ")
+    verdict = outcome.message.removeprefix("already finished; ")
     return outcome.state == "collapsed" or (outcome.state == "finished" and verdict.startswith("collapsed"))
 
 

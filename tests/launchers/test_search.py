@@ -86,7 +86,7 @@ ENDS = {
     "1": ("finished before", "finished before; slow", 60.0, COMPLETE),
     "2": ("collapsed", "collapsed-uniform, k-NN 12.0 %", 12.0, PRUNED),
     "3": ("finished", "collapsed-one-hot, k-NN 90.0 %", 90.0, PRUNED),
-    "4": ("finished", "finished before; collapsed-one-hot", 90.0, PRUNED),
+    "4": ("finished", "already finished; collapsed-one-hot", 90.0, PRUNED),
     "5": ("failed", "Traceback\nRuntimeError: out of memory", None, FAIL),
     "6": ("lost", "the job is gone", None, FAIL),
     "7": ("finished", "healthy", float("nan"), FAIL),
