@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import shutil
 from collections.abc import Callable
@@ -123,6 +124,8 @@ def test_a_run_that_ended_without_summary_and_checkpoint_is_shown_and_not_traine
 def test_a_collapsed_run_is_not_trained_further_for_its_summary(run: RunDirectory, cfg: Config) -> None:
     run.mark(state="collapsed")
     before = run.metrics_file.read_bytes()
+    cfg = copy.deepcopy(cfg)
+    cfg.trainer.on_collapse = "stop"
     assert train(cfg, run.path).state == "collapsed"
     assert run.read_summary()["state"] == "collapsed"
     assert run.metrics_file.read_bytes() == before
