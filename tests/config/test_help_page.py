@@ -1,5 +1,6 @@
 """`train.py --help` lists groups, options and keys with their current values."""
 
+import shlex
 from dataclasses import fields
 from pathlib import Path
 
@@ -62,7 +63,7 @@ def test_examples_are_valid(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     (tmp_path / "sbatch").touch(mode=0o755)  # which a launcher for SLURM looks for
     monkeypatch.setenv("PATH", str(tmp_path))
     for line, _ in EXAMPLES:
-        argv = [word for word in line.split()[1:] if not word.startswith("data.root=")]
+        argv = [word for word in shlex.split(line)[1:] if not word.startswith("data.root=")]
         unmet = [error for error in check(argv).errors if not error.startswith("data.root: not set")]
         assert unmet == []
 

@@ -69,7 +69,7 @@ def test_a_larger_sweep_submits_only_the_missing_runs(
     ended = dict.fromkeys(("100_0", "100_6"), "COMPLETED") | dict.fromkeys(("100_1", "100_2"), "FAILED")
     cluster.move({**ended, "100_4": "RUNNING", "100_5": "NODE_FAIL"})
     capsys.readouterr()
-    assert dino(*ON_SLURM, "trainer.seed=0,1,2,3,4,5,6,7,8,9") == 0
+    assert dino(*ON_SLURM, "trainer.seed=0,1,2,3,4,5,6,7,8,9", "trainer.on_collapse=stop") == 0
 
     manifest = the_sweep()
     names = by_seed(manifest)
