@@ -115,7 +115,7 @@ class Classifier:
     def _kernel(self, a: Tensor, b: Tensor) -> Tensor:
         """Return the covariances (M, len(a), len(b)) before any outcome."""
         apart = (a[:, None] - b[None]).square()  # (a, b, d)
-        scaled = torch.einsum("abd,md->mab", apart, self.lengths**-2)
+        scaled = torch.einsum("pqd,md->mpq", apart, self.lengths**-2)
         return self.heights[:, None, None].square() * torch.exp(-0.5 * scaled)
 
     def _seen(self, points: Tensor) -> Tensor:
