@@ -117,7 +117,7 @@ def keep_freed_memory() -> None:
     """Make glibc keep the memory of freed tensors for later ones, in this process and those that it forks.
 
     By default it returns large pieces to the system, which then clears every page of the next tensor. Nothing
-    is changed on other systems, and where a variable MALLOC_..._ says what is wanted.
+    is changed on other systems, and where a variable that begins with MALLOC says what is wanted.
     """
     if sys.platform == "linux" and not any(name.startswith("MALLOC_") for name in os.environ):
         mallopt = getattr(ctypes.CDLL(None), "mallopt", None)

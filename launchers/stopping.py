@@ -32,7 +32,7 @@ def stop(folder: Path, names: Collection[str], *, pruned: bool = False) -> tuple
         active = {run.name: run.entry for run in Observer().observe(manifest) if run.active}
         stopping = {name: entry for name, entry in active.items() if name in names}
         for entry in stopping.values():
-            entry.cancelled, entry.pruned = True, pruned
+            entry.cancelled, entry.pruned = True, pruned or entry.pruned  # which may still be saving
         manifest.save()  # before scancel, so that no job puts itself back into the queue
         jobs = {entry.job for entry in stopping.values() if entry.job and entry.job != LOCAL}
         shared = jobs & {entry.job for entry in active.values() if not entry.cancelled}
