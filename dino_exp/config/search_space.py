@@ -53,9 +53,7 @@ class Numbers:
     key: str
     low: float
     high: float
-    whole: bool = (
-        False  # names of fields are part of a study's name: see `launchers.search_study.study_names`
-    )
+    whole: bool = False  # names of fields are part of a study's name: `launchers.search_study.study_names`
     log: bool = False
     step: float | None = None
     momentum: bool = field(default=False, repr=False)  # came later than the names of studies
