@@ -2,13 +2,13 @@
 
     python -m benchmarks.boundary synthetic                   # known boundaries with seed noise; minutes
     python -m benchmarks.boundary classifiers                 # ours and scikit-learn's on such searches
-    python -m benchmarks.boundary grid shapes --part 1/4      # real 10 x 10 grid, hours; can be resumed
+    python -m benchmarks.boundary grid shapes --part 1/4      # real 10 x 10 grid, half an hour; can be resumed
     python -m benchmarks.boundary grid shapes --seed 1        # the same with another seed
     python -m benchmarks.boundary compare shapes              # from the runs of these grids
 
 `synthetic` draws the outcome of a run from the distance to a boundary plus a normal number for its seed, and
-reports the share of the space on the wrong side. `grid` trains τ_t × m to the end, so that `compare` can also
-say whether `trainer.on_healthy=stop` would have ended a run that collapsed later. `compare` repeats each
+reports the share of the space on the wrong side. `grid` trains τ_t × m, healthy runs to their end, so that
+`compare` can also say whether `trainer.on_healthy=stop` would have ended a run that collapsed later. `compare` repeats each
 method on the cells of the grid with seed 0, and counts the cells in which it differs from that grid, beside
 those in which the grid of seed 1 differs.
 """
@@ -57,10 +57,12 @@ AXES = (
     Axis("loss.center_momentum", 0.0, 0.999, "momentum"),
 )
 DATA = {
-    "shapes": ["experiment=demo", "trainer.epochs=3"],
-    "fashion_mnist": ["experiment=fashion_mnist", "trainer.epochs=1", "optimizer.warmup_epochs=0.12"],
+    "shapes": ["experiment=demo", "optimizer.warmup_epochs=0.1"],
+    "fashion_mnist": ["experiment=fashion_mnist", "optimizer.warmup_epochs=0.02"],
 }
-"""Overrides of the real grids: some 1,100 and 1,900 steps a run."""
+SHORT = ("trainer.epochs=1", "trainer.max_steps=400", "trainer.batch_size=16", "trainer.log_every=10")
+SHORT += ("trainer.on_collapse=stop", "eval.bank_size=200", "eval.query_size=100", "tracker=none")
+"""Overrides of the real grids: 75 steps of warm-up of at most 400, half a minute a run."""
 
 Draw = Callable[[Tensor], Tensor]
 """Returns whether a run at each point (n, 2) trains, or the distance to the boundary."""
@@ -203,7 +205,7 @@ def wanted(data: str, seed: int) -> list[Wanted]:
     runs = []
     for point in evenly(SIDE, SIDE).tolist():
         own = [f"{axis.key}={axis.value(each):.6g}" for axis, each in zip(AXES, point, strict=True)]
-        cfg = compose([*DATA[data], *own, f"trainer.seed={seed}", "tracker=none", "trainer.log_every=10"])
+        cfg = compose([*DATA[data], *SHORT, *own, f"trainer.seed={seed}"])
         runs.append(Wanted(run_id(cfg), tuple(own), cfg))
     return runs
 
