@@ -47,7 +47,8 @@ AHEAD = 16
 """How many steps ahead a process makes a batch while it waits for another one."""
 LEAST_PATIENCE = 1.0
 """Seconds for which a batch of another process is waited for, if making it takes less than half of that."""
-POLL_SECONDS = 1e-3
+POLL_SECONDS, POLLS = 1e-3, 20
+"""Seconds between two looks for a batch, and looks between two at the other runs, which take longer."""
 
 OWN_FILES = re.compile(r"[0-9a-f]{32}\.run|\d+\.(claim|batch)")
 HEADER = struct.Struct("<8s32sQQ")
@@ -152,7 +153,7 @@ class SharedBatches:
                 looked = waited
                 self.while_waiting(waited)
             if not self._make_another(step, make):
-                time.sleep(POLL_SECONDS)
+                self._wait_a_little(step)
 
     def _is_wanted(self, step: int) -> bool:
         """Return whether another run will come to this step while there is room for its batch."""
@@ -165,6 +166,13 @@ class SharedBatches:
             not self._path(other, "batch").exists() and self._make_if_free(other, make) is not None
             for other in range(step + 1, last + 1)
         )
+
+    def _wait_a_little(self, step: int) -> None:
+        """Wait until the batch is complete, but not for long: its maker may have ended."""
+        for _ in range(POLLS):
+            time.sleep(POLL_SECONDS)
+            if self._path(step, "batch").exists():
+                return
 
     def _make_if_free(self, step: int, make: Make) -> Arrays | None:
         """Make a batch for all; None if another process makes it or has made it, or memory has run out."""

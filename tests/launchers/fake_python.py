@@ -23,6 +23,7 @@ import time
 from pathlib import Path
 
 SEEN = ("CUDA_VISIBLE_DEVICES", "SLURM_CPUS_PER_TASK", "RANK", "WORLD_SIZE", "LOCAL_RANK")
+SEEN += ("DINO_EXP_SHARED_BATCHES",)
 
 
 def write_status(run: Path, **changes: object) -> None:
