@@ -18,6 +18,7 @@ import multiprocessing
 import tempfile
 import time
 from collections.abc import Callable
+from functools import lru_cache
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -55,7 +56,9 @@ TOGETHER = {
 RUNS = (1, 2, 4, 8)
 
 
-def trainer_of(words: list[str], folder: Path) -> Trainer:
+@lru_cache(maxsize=1)
+def trainer_of(case: str, folder: Path) -> Trainer:
+    words = (SHARES | TOGETHER)[case]
     cfg = compose([*(word.format(folder=folder) for word in words), *SHORT])
     return Trainer(cfg, images_of(cfg.data), CPU)
 
@@ -66,7 +69,7 @@ def order_of(trainer: Trainer, steps: int) -> BatchOrder:
 
 def shares(case: str, folder: Path, repeats: int) -> dict[str, Any]:
     """Return the shares of a run's parts in its CPU time, medians over steps."""
-    trainer = trainer_of(SHARES[case], folder)
+    trainer = trainer_of(case, folder)
     spent: dict[str, list[float]] = {"batches": [], "augmentation": [], "step": []}
     at = [0.0]
 
@@ -91,7 +94,7 @@ def shares(case: str, folder: Path, repeats: int) -> dict[str, Any]:
 
 def together(case: str, folder: Path, runs: int, steps: int, sharing: bool) -> list[float]:
     """Return CPU seconds of all runs, and the time of the slowest, both per image of one run."""
-    trainer = trainer_of(TOGETHER[case], folder)
+    trainer = trainer_of(case, folder)
     if case == "demo":
         trainer.crop_batches[0, [0]]  # draws the images, once
     context = multiprocessing.get_context("fork")

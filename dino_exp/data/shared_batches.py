@@ -47,8 +47,9 @@ AHEAD = 16
 """How many steps ahead a process makes a batch while it waits for another one."""
 LEAST_PATIENCE = 1.0
 """Seconds for which a batch of another process is waited for, if making it takes less than half of that."""
-POLL_SECONDS, POLLS = 1e-3, 20
-"""Seconds between two looks for a batch, and looks between two at the other runs, which take longer."""
+POLL_SHARE, POLL_SECONDS, POLLS = 1 / 50, (1e-3, 2.5e-2), 20
+"""Between two looks for a batch: a share of the time that making one takes, and its bounds. After so many looks
+claims and other runs are looked at, which takes longer."""
 
 OWN_FILES = re.compile(r"[0-9a-f]{32}\.run|\d+\.(claim|batch)")
 HEADER = struct.Struct("<8s32sQQ")
@@ -169,8 +170,9 @@ class SharedBatches:
 
     def _wait_a_little(self, step: int) -> None:
         """Wait until the batch is complete, but not for long: its maker may have ended."""
+        least, most = POLL_SECONDS
         for _ in range(POLLS):
-            time.sleep(POLL_SECONDS)
+            time.sleep(min(max(least, POLL_SHARE * self._seconds_to_make), most))
             if self._path(step, "batch").exists():
                 return
 
