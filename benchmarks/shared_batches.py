@@ -18,11 +18,12 @@ import multiprocessing
 import tempfile
 import time
 from collections.abc import Callable
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from statistics import median
 from typing import Any
 
+import numpy as np
 import torch
 
 from benchmarks.data import photographs
@@ -128,6 +129,19 @@ def _train(trainer: Trainer, case: str, steps: int, memory: str | None, begin: A
         shared.leave()
 
 
+def cost_alone(batches: int = 1000) -> dict[str, Any]:
+    """Return what a batch costs a run that could share and is alone."""
+    with tempfile.TemporaryDirectory() as memory:
+        shared = SharedBatches(Path(memory), "benchmark", [], 0, batches)
+        nothing = [np.empty(0, np.int64)]
+        began = time.process_time()
+        for step in range(batches):
+            shared.delivered(step, shared.get(step, lambda _: nothing)[1])
+        spent = time.process_time() - began
+        shared.leave()
+    return {"a run that is alone": "cost of being able to share", "CPU µs per batch": 1e6 * spent / batches}
+
+
 def compared(case: str, runs: int, found: dict[str, list[list[float]]]) -> dict[str, Any]:
     """Return a row: medians of the ratios of neighboring measurements."""
     pairs = list(zip(found["alone"], found["sharing"], strict=True))
@@ -161,8 +175,9 @@ def main() -> None:
     machine.keep_freed_memory()
     torch.set_num_threads(1)
     made = OUTPUTS / "shared_batches.measured.json"
+    report("shared_batches_alone", "A run alone", [kept(made, "alone", cost_alone)], CPU)
     with photographs(arguments.images) as folder:
-        rows = [kept(made, case, lambda c=case: shares(c, folder, arguments.repeats)) for case in SHARES]
+        rows = [kept(made, case, partial(shares, case, folder, arguments.repeats)) for case in SHARES]
         report("shared_batches_shares", "What one run spends, one thread", rows, CPU)
         rows = []
         for case in [list(TOGETHER)[number] for number in arguments.cases]:
@@ -172,7 +187,7 @@ def main() -> None:
                     for how, each in found.items():
                         key = f"{runs} x {case}, {how}, {arguments.steps} steps, {repeat}"
                         wanted = (case, folder, runs, arguments.steps, how == "sharing")
-                        each.append(kept(made, key, lambda w=wanted: together(*w)))
+                        each.append(kept(made, key, partial(together, *wanted)))
                 rows.append(compared(case, runs, found))
         report("shared_batches", "Runs at one time, one thread each", rows, CPU)
 

@@ -48,8 +48,8 @@ AHEAD = 16
 LEAST_PATIENCE = 1.0
 """Seconds for which a batch of another process is waited for, if making it takes less than half of that."""
 POLL_SHARE, POLL_SECONDS, POLLS = 1 / 50, (1e-3, 2.5e-2), 20
-"""Between two looks for a batch: a share of the time that making one takes, and its bounds. After so many looks
-claims and other runs are looked at, which takes longer."""
+"""Between two looks for a batch: a share of the time that making one takes, and its bounds. After so many
+looks, claims and other runs are looked at, which takes longer."""
 
 OWN_FILES = re.compile(r"[0-9a-f]{32}\.run|\d+\.(claim|batch)")
 HEADER = struct.Struct("<8s32sQQ")
