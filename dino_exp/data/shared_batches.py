@@ -45,8 +45,8 @@ MOST_SHARE, MOST_BYTES, MOST_BATCHES = 1 / 4, 2**30, 256
 """Limits of a stream: share of the memory that is free when a run joins, bytes, and batches."""
 AHEAD = 16
 """How many steps ahead a process makes a batch while it waits for another one."""
-LEAST_PATIENCE = 1.0
-"""Seconds for which a batch of another process is waited for, if making it takes less than half of that."""
+LEAST_PATIENCE, PATIENCE = 3.0, 3
+"""How long a batch of another process is waited for: seconds, or so many times the time that it takes."""
 POLL_SHARE, POLL_SECONDS, POLLS = 1 / 50, (1e-3, 2.5e-2), 20
 """Between two looks for a batch: a share of the time that making one takes, and its bounds. After so many
 looks, claims and other runs are looked at, which takes longer."""
@@ -145,7 +145,7 @@ class SharedBatches:
             if found is not None:
                 return found
             waited = time.monotonic() - began
-            if not wanted or waited > max(LEAST_PATIENCE, 2 * self._seconds_to_make):
+            if not wanted or waited > max(LEAST_PATIENCE, PATIENCE * self._seconds_to_make):
                 return self._timed(make, step), MADE if self.room else FAILED
             made = self._make_if_free(step, make)
             if made is not None:
