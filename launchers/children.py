@@ -15,7 +15,7 @@ from typing import IO, Any
 
 from dino_exp.errors import USER_ERROR, UserError, in_words
 from dino_exp.installation import CHECKOUT, ROOT
-from dino_exp.parallel.processes import STOPPING, stop_signals
+from dino_exp.parallel.processes import SHARED_BATCHES, STOPPING, stop_signals
 from dino_exp.runs.run_directory import RunDirectory
 
 ENDED = ("finished", "collapsed", "failed")
@@ -51,6 +51,11 @@ def python_path() -> dict[str, str]:
     paths = [str(ROOT), os.environ.get("PYTHONPATH", "")]
     path = {"PYTHONPATH": os.pathsep.join(filter(None, paths))} if CHECKOUT else {}
     return {**path, "PYTHONSAFEPATH": "1"}
+
+
+def sharing_batches(runs: int) -> dict[str, str]:
+    """Return the variable by which runs that train at one time on this machine share their batches."""
+    return {SHARED_BATCHES: os.environ.get(SHARED_BATCHES, "/dev/shm")} if runs > 1 else {}
 
 
 @dataclass

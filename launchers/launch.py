@@ -10,6 +10,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from dino_exp import errors
+from dino_exp.config.batch_stream import stream_settings, who_shares
 from dino_exp.config.launcher_settings import minutes
 from dino_exp.config.plugins import NAMED
 from dino_exp.config.sweep_runs import Run
@@ -17,7 +18,7 @@ from dino_exp.console import Console, a_console
 from dino_exp.metrics import numbers
 from dino_exp.runs.manifest import Manifest
 from dino_exp.training.attempt import Outcome
-from launchers import slurm
+from launchers import local, slurm
 from launchers.approval import remember
 from launchers.states import Observer, RunState
 from launchers.submission import Submission, Wanted, groups_of, plan, submit, wanted
@@ -43,6 +44,8 @@ def launch(
     remember(settings, NAMED)
     submission = submit(folder, launcher, settings, runs)
     announce(console, submission)
+    if len(submission.submitted) > 1 and runs_at_once(launcher, settings) > 1:
+        console.print(who_shares([stream_settings(run.cfg) for run in runs]), soft_wrap=True)
     if settings["detach"]:
         console.print(how_to_come_back(folder))
         return []
@@ -53,6 +56,11 @@ def launch(
         raise
     outcomes = [outcome(submission.manifest, state) for state in states]
     return [replace(each, run_id=ids.get(each.run_id, each.run_id)) for each in outcomes]
+
+
+def runs_at_once(launcher: str, settings: Mapping[str, Any]) -> int:
+    """Return how many runs train at one time on this machine, or in one job."""
+    return len(local.slots(settings)) if launcher == "local" else settings["runs_per_gpu"]
 
 
 def announce(console: Console, submission: Submission) -> None:

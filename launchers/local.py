@@ -26,7 +26,7 @@ from dino_exp.runs.manifest import Manifest, changing
 from dino_exp.runs.run_directory import RunDirectory
 from dino_exp.streams import protect
 from launchers.approval import is_known
-from launchers.children import Child, StopSignals, log_event, open_log, python_path
+from launchers.children import Child, StopSignals, log_event, open_log, python_path, sharing_batches
 from launchers.worker import output_of, recorded_state
 
 QUEUE_LOCK = ".queue.lock"
@@ -140,7 +140,9 @@ class Queue:
 
     def start(self, name: str, slot: Slot) -> None:
         """Start a run in a slot; one that cannot be started is logged and not tried again."""
-        environment = {} if slot.gpu is None else {"CUDA_VISIBLE_DEVICES": slot.gpu}
+        environment = sharing_batches(len(self.slots))
+        if slot.gpu is not None:
+            environment["CUDA_VISIBLE_DEVICES"] = slot.gpu
         directory = self.manifest.directory(name)
         log_event(self.folder / QUEUE_LOG, f"{name}: starting")
         try:

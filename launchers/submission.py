@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 
 from omegaconf import DictConfig
 
+from dino_exp.config.batch_stream import stream_settings
 from dino_exp.config.data_content import settled
 from dino_exp.config.identity import identities
 from dino_exp.config.plugins import code_of, refuse_in_jobs
@@ -131,10 +132,22 @@ def submit(folder: Path, launcher: str, settings: Mapping[str, Any], runs: Seque
                 prepare(manifest, run)
                 manifest.runs[run.name].retries += run.name in failed
             manifest.save()
+            if launcher == "slurm" and settings["runs_per_gpu"] > 1:  # which share batches if they can
+                missing.sort(key=first_with_its_batches(missing))
             assign_jobs(manifest, settings, [run.name for run in missing])
     if launcher == "local" and missing:
         local.start_queue(folder)
     return Submission(manifest, [run.name for run in missing], skipped)
+
+
+def first_with_its_batches(runs: Sequence[Wanted]) -> Callable[[Wanted], int]:
+    """Return a function that gives the number of the first run that is trained on the same batches."""
+    streams = {run.name: stream_settings(run.cfg) for run in runs}
+    distinct: list[dict[str, Any]] = []
+    for stream in streams.values():
+        if stream not in distinct:
+            distinct.append(stream)
+    return lambda run: distinct.index(streams[run.name])
 
 
 def reason_to_skip(

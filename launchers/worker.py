@@ -18,7 +18,7 @@ from dino_exp.parallel.processes import RENDEZVOUS
 from dino_exp.runs.manifest import Entry, Manifest
 from dino_exp.runs.run_directory import RunDirectory, job_id
 from dino_exp.streams import protect
-from launchers.children import ENDED, Child, StopSignals, log_event
+from launchers.children import ENDED, Child, StopSignals, log_event, sharing_batches
 
 POLL_SECONDS = 0.2
 FAILED_TO_REQUEUE = 75  # EX_TEMPFAIL
@@ -41,7 +41,7 @@ def work(folder: str, names: list[str], max_requeues: int, plugins: Mapping[str,
     with StopSignals() as stop:
         for directory in directories:
             if count > 1 or directory.path.name in still_wanted(Path(folder), names):
-                variables = process_variables(directory, os.environ, len(names))
+                variables = process_variables(directory, os.environ, len(names)) | sharing_batches(len(names))
                 try:
                     child = Child.start(directory, variables, share=len(names), rank=rank, plugins=plugins)
                 except UserError as error:

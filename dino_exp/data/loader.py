@@ -7,7 +7,7 @@ workers, nor that of processes, nor a resume changes them.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -17,7 +17,8 @@ import torch
 from dino_exp.data import storage
 from dino_exp.data.augment import RELEASED_COLUMNS, Augment
 from dino_exp.data.crops import MultiCrop
-from dino_exp.data.loader_processes import made_by_processes
+from dino_exp.data.loader_processes import Task, Tasks, made_by_processes
+from dino_exp.data.shared_batches import Layout, SharedBatches
 from dino_exp.data.source import CorruptImageError, ImageSource
 from dino_exp.errors import UserError
 from dino_exp.seeding import generator
@@ -51,15 +52,28 @@ class BatchOrder:
         return self.stop_step - self.start_step
 
     def __iter__(self) -> Iterator[tuple[int, list[int]]]:
-        steps_per_epoch = self.length // self.batch_size
-        part = self.batch_size // self.processes
-        epoch_of_order = -1
-        for step in range(self.start_step, self.stop_step):
-            epoch, batch = divmod(step, steps_per_epoch)
-            if epoch != epoch_of_order:
-                order, epoch_of_order = generator(self.seed, epoch, -1).permutation(self.length), epoch
-            start = batch * self.batch_size + self.rank * part
-            yield epoch, order[start : start + part].tolist()
+        return map(self.of_step, self.steps)
+
+    @property
+    def steps(self) -> range:
+        """The steps that the batches are of."""
+        return range(self.start_step, self.stop_step)
+
+    @property
+    def part(self) -> int:
+        """Images of a batch."""
+        return self.batch_size // self.processes
+
+    def of_step(self, step: int) -> tuple[int, list[int]]:
+        """Return the epoch and the indices of one batch."""
+        epoch, batch = divmod(step, self.length // self.batch_size)
+        start = batch * self.batch_size + self.rank * self.part
+        return epoch, _order(self.seed, epoch, self.length)[start : start + self.part].tolist()
+
+
+@functools.lru_cache(maxsize=2)  # a batch of the next epoch may be made ahead
+def _order(seed: int, epoch: int, length: int) -> np.ndarray:
+    return generator(seed, epoch, -1).permutation(length)
 
 
 class CropBatches:
@@ -83,6 +97,16 @@ class CropBatches:
         """Return the bytes of a batch."""
         per_crop = 4 * self.augment.uniforms
         return images * (self.augment.channels * self.crops.pixels + len(self.crops) * per_crop)
+
+    def layout(self, images: int) -> Layout:
+        """Return type and shape of each part of a batch but the unreadable images."""
+        channels, crops, number = self.augment.channels, self.crops, self.crops.local_number
+        local_size = crops.local_size if number else crops.global_size
+        return [
+            (np.uint8, (2, images, channels, crops.global_size, crops.global_size)),
+            (np.uint8, (number, images, channels, local_size, local_size)),
+            (np.float32, (len(crops), images, 0 if self.released else self.augment.uniforms)),
+        ]
 
     def __getitem__(self, where: tuple[int, list[int]]) -> CropBatch:
         epoch, indices = where
@@ -156,20 +180,60 @@ def batches(
     workers: int,
     pin_memory: bool,
     look: Callable[[float], None] = lambda waited: None,
+    shared: SharedBatches | None = None,
 ) -> Iterator[CropBatch]:
     """Yield the batches of `order`, made by `workers` processes of one thread each, or in this one with 0.
 
     look: called twice a second with the seconds for which a batch has been waited for; may raise.
+    shared: where to have batches from that other runs make, and give them ours.
     Raises MachineError where no batch can be had: the disk, or a loader process, has failed.
     """
-    if not workers:
-        storage.while_waiting = look
-        for where in order:
-            batch = dataset[where]
-            yield CropBatch(*(part.pin_memory() for part in batch)) if pin_memory else batch
+    if shared is not None:
+        yield from _shared(dataset, order, workers, pin_memory, look, shared)
         return
-    size = dataset.bytes_of(order.batch_size // order.processes)
-    for parts in made_by_processes(
-        dataset.__getitem__, order, workers=workers, size=size, pin_memory=pin_memory, look=look
-    ):
+    size = dataset.bytes_of(order.part)
+    for parts in _made(dataset.__getitem__, order, workers, size, pin_memory, look):
         yield CropBatch(*parts)
+
+
+def _shared(
+    dataset: CropBatches,
+    order: BatchOrder,
+    workers: int,
+    pin_memory: bool,
+    look: Callable[[float], None],
+    shared: SharedBatches,
+) -> Iterator[CropBatch]:
+    def make(step: int) -> list[np.ndarray]:
+        return [part.numpy() for part in dataset[order.of_step(step)]]
+
+    def batch_and_source(step: int) -> list[torch.Tensor]:
+        arrays, source = shared.get(step, make)
+        return [*map(torch.from_numpy, arrays), torch.tensor([source])]
+
+    if not workers:
+        shared.while_waiting = look
+    size = dataset.bytes_of(order.part)
+    made = _made(batch_and_source, order.steps, workers, size, pin_memory, look)
+    for step, (*parts, source) in zip(order.steps, made, strict=True):
+        shared.delivered(step, int(source))
+        yield CropBatch(*parts)
+
+
+def _made(
+    make: Callable[[Task], Sequence[torch.Tensor]],
+    tasks: Tasks[Task],
+    workers: int,
+    size: int,
+    pin_memory: bool,
+    look: Callable[[float], None],
+) -> Iterator[Sequence[torch.Tensor]]:
+    if workers:
+        yield from made_by_processes(
+            make, tasks, workers=workers, size=size, pin_memory=pin_memory, look=look
+        )
+        return
+    storage.while_waiting = look
+    for task in tasks:
+        made = make(task)
+        yield [part.pin_memory() for part in made] if pin_memory else made

@@ -12,6 +12,8 @@ from dino_exp.errors import UserError
 
 RENDEZVOUS = "DINO_EXP_RENDEZVOUS"
 """Variable with the path of a file to which rank 0 writes its address: our launchers set none beforehand."""
+SHARED_BATCHES = "DINO_EXP_SHARED_BATCHES"
+"""Variable with the folder in memory through which runs share batches; without it, or empty, they do not."""
 REQUIRED = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 STARTING = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
 """Variables that only a launcher sets; an address alone is often left in a cluster's environment."""

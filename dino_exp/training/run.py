@@ -36,6 +36,7 @@ from dino_exp.tracker import NoTracker, RunInfo, Tracker, tracker_id_of
 from dino_exp.training import checkpoint, forks, same_run
 from dino_exp.training.closing import baseline, draw, draw_crops
 from dino_exp.training.progress import RunProgress
+from dino_exp.training.sharing import sharing_batches
 from dino_exp.training.tables import before_and_now, conclude, introduce
 from dino_exp.training.trainer import Trainer
 
@@ -208,8 +209,9 @@ def _run(
         begin(directory, trainer, tracker, group, resumed)
     distributed.from_main(None)  # the directory is complete before any process may fail
     try:
-        introduce(trainer, directory, console, resumed)
-        state, summary = _trained(directory, trainer, tracker, console, interrupt, ended)
+        with sharing_batches(trainer) as shared:
+            introduce(trainer, directory, console, resumed, shared)
+            state, summary = _trained(directory, trainer, tracker, console, interrupt, ended)
         if state != "preempted":
             directory.write_summary(summary)
         if state == "failed" and is_main:

@@ -15,8 +15,10 @@ from dino_exp.training.progress import verdict_text
 from dino_exp.training.trainer import Trainer
 
 
-def introduce(trainer: Trainer, directory: RunDirectory, console: Console, resumed: bool) -> None:
-    """Print what follows from the configuration."""
+def introduce(
+    trainer: Trainer, directory: RunDirectory, console: Console, resumed: bool, shared: str = ""
+) -> None:
+    """Print what follows from the configuration, and whether batches are `shared`, in words."""
     cfg, splits = trainer.cfg, trainer.splits
     parameters = sum(parameter.numel() for parameter in trainer.student.backbone.parameters())
     precision = str(trainer.autocast_type or torch.float32).removeprefix("torch.")
@@ -30,6 +32,7 @@ def introduce(trainer: Trainer, directory: RunDirectory, console: Console, resum
         f"{threads} thread{'s' * (threads != 1)}, "
         f"{trainer.workers} loader processes",
         **batch_shares(trainer),
+        **({"batches": shared} if shared else {}),
         **trainer.plan.facts(),
         "directory": str(directory.path),
     }

@@ -17,6 +17,7 @@ from torch.nn.parallel import DistributedDataParallel
 from dino_exp import machine
 from dino_exp.config.schema import Config
 from dino_exp.data.loader import BatchOrder, CropBatch, batches
+from dino_exp.data.shared_batches import SharedBatches
 from dino_exp.data.source import Splits
 from dino_exp.dino import diagnostics
 from dino_exp.dino.ema import update_teacher
@@ -64,6 +65,8 @@ class Trainer(TrainingState):
     def __init__(self, cfg: Config, splits: Splits, device: torch.device) -> None:
         super().__init__(cfg, splits, device)
         wanted = cfg.trainer.cuda_graph
+        self.shared: SharedBatches | None = None
+        """Where batches are shared with other runs, if they are."""
         self.graph: GraphedPasses[Passes] | None = graphed_passes(self.student, device) if wanted else None
 
     # ---- one step -------------------------------------------------------------------------------
@@ -277,12 +280,15 @@ class Trainer(TrainingState):
 
         pin_memory = self.device.type == "cuda"
         try:
-            yield from batches(self.crop_batches, order, self.workers, pin_memory, look)
+            yield from batches(self.crop_batches, order, self.workers, pin_memory, look, self.shared)
         except (MachineError, KeyboardInterrupt) as error:
             if self.step > order.start_step:
                 self._save_last(directory, clock)
             if isinstance(error, MachineError) or distributed.several():
                 raise
+        finally:
+            if self.shared is not None:
+                self.shared.needs_from(order.stop_step)
 
     def augmented(self, batch: CropBatch) -> list[torch.Tensor]:
         """Return the crops of both resolutions on the device, augmented and normalized, crop-major.

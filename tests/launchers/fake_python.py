@@ -23,6 +23,7 @@ import time
 from pathlib import Path
 
 SEEN = ("CUDA_VISIBLE_DEVICES", "SLURM_CPUS_PER_TASK", "RANK", "WORLD_SIZE", "LOCAL_RANK")
+SHARED = "DINO_EXP_SHARED_BATCHES"
 
 
 def write_status(run: Path, **changes: object) -> None:
@@ -51,7 +52,7 @@ def train(run: Path, share: int) -> None:
         for number in (signal.SIGTERM, signal.SIGUSR2):
             signal.signal(number, save)
     write_status(run, state="running", step=3, total_steps=8)
-    variables = {name: os.environ[name] for name in SEEN if name in os.environ}
+    variables = {name: os.environ[name] for name in (*SEEN, SHARED) if name in os.environ}
     with (run.parent / "order.txt").open("a") as order:
         order.write(f"{run.name}\n")
     (run / "seen.json").write_text(json.dumps({"pid": os.getpid(), "share": share, **variables}))

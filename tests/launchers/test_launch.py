@@ -94,6 +94,15 @@ def test_a_dry_run_shows_the_script_and_creates_nothing(
     assert list(here.iterdir()) == []
 
 
+def test_runs_in_one_job_that_cannot_share_their_images_are_said(
+    cluster: Cluster, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert dino(*ON_SLURM, "trainer.seed=0,1", "hydra.launcher.runs_per_gpu=2") == 0
+    assert "\ntrainer.seed differs: these runs do not share images.\n" in capsys.readouterr().out
+    assert dino(*ON_SLURM, "trainer.seed=2,3") == 0
+    assert "share" not in capsys.readouterr().out
+
+
 def test_waiting_ends_with_the_runs_and_shows_the_failed_one(
     cluster: Cluster, capsys: pytest.CaptureFixture[str]
 ) -> None:

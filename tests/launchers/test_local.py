@@ -79,7 +79,9 @@ def test_two_runs_at_once_have_separate_cores_and_the_third_waits(played: Played
     wait_for([0, 1], "running")
     seen = [directory(seed).path / "seen.json" for seed in (0, 1)]
     wait_until(lambda: all(path.exists() and path.stat().st_size for path in seen))
-    pids = [json.loads(path.read_text())["pid"] for path in seen]
+    found = [json.loads(path.read_text()) for path in seen]
+    assert [each["DINO_EXP_SHARED_BATCHES"] for each in found] == ["/dev/shm"] * 2
+    pids = [each["pid"] for each in found]
     # a single core is shared by both; `test_slots_divide_gpus_and_cores` checks that larger groups differ
     own = [slot.cores for slot in slots({"runs_at_once": 2, "runs_per_gpu": 1})]
     wait_until(lambda: [os.sched_getaffinity(pid) for pid in pids] == own)

@@ -167,6 +167,17 @@ def test_runs_that_share_a_gpu_share_a_job(cluster: Cluster) -> None:
     assert trained_by(the_sweep(), "101") == [names[1]]
 
 
+def test_runs_that_can_share_batches_share_a_job(cluster: Cluster) -> None:
+    sweep = ("loss.teacher_temp=0.02,0.04", "trainer.seed=0,1", "hydra.launcher.runs_per_gpu=2")
+    assert dino(*ON_SLURM, *sweep) == 0
+    (folder,) = Path("outputs").iterdir()
+    manifest = Manifest.load(folder)
+    together = [
+        {manifest.runs[name].overrides[1] for name in trained_by(manifest, f"100_{job}")} for job in (0, 1)
+    ]
+    assert together == [{"trainer.seed=0"}, {"trainer.seed=1"}]
+
+
 def test_another_configuration_with_the_same_short_hash_is_refused(cluster: Cluster) -> None:
     submit([0, 1])
     manifest = the_sweep()

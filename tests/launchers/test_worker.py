@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from dino_exp.parallel.processes import Processes
+from dino_exp.parallel.processes import SHARED_BATCHES, Processes
 from dino_exp.runs.manifest import Entry, Manifest
 from dino_exp.runs.run_directory import RunDirectory
 from launchers import worker
@@ -223,6 +223,21 @@ def test_a_job_whose_runs_finish_exits_with_0(job: Any) -> None:
     assert task.work() == 0
     assert task.states() == ["finished", "finished"]
     assert seen(task.directories[0])["SLURM_CPUS_PER_TASK"] == "2"
+
+
+@pytest.mark.parametrize(
+    ("runs", "given", "found"),
+    [(2, None, "/dev/shm"), (2, "/scratch", "/scratch"), (2, "", ""), (1, None, None)],
+)
+def test_runs_of_a_job_share_their_batches(
+    job: Any, monkeypatch: pytest.MonkeyPatch, runs: int, given: str | None, found: str | None
+) -> None:
+    monkeypatch.delenv(SHARED_BATCHES, raising=False)
+    if given is not None:
+        monkeypatch.setenv(SHARED_BATCHES, given)
+    task = job(**dict.fromkeys("ab"[:runs], "finish"))
+    assert task.work() == 0
+    assert [seen(directory).get(SHARED_BATCHES) for directory in task.directories] == [found] * runs
 
 
 def test_a_run_that_has_ended_is_not_started_again(job: Any) -> None:
