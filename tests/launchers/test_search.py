@@ -12,7 +12,7 @@ from optuna.trial import TrialState
 
 from dino_exp import cli
 from dino_exp.config import data_content
-from dino_exp.config.compose import compose_run
+from dino_exp.config.compose import check, compose_run
 from dino_exp.errors import UserError
 from launchers import one_search
 from launchers import search as search_module
@@ -236,6 +236,18 @@ def test_one_search_per_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     with FileLock(tmp_path / LOCK), pytest.raises(UserError, match="another process is searching here"):
         run_search(tmp_path, launcher, [*FIXED, TEMPERATURE])
     assert launcher.starts == []
+
+
+def test_its_runs_end_at_their_collapse_unless_typed_otherwise(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for typed, value in ([], "stop"), (["trainer.on_collapse=warn"], "warn"):
+        checked = check([*SEARCH, TEMPERATURE, *typed])
+        assert checked.errors == []
+        assert [word for word in checked.fixed if "on_collapse" in word] == [f"trainer.on_collapse={value}"]
+        run_search(tmp_path, FakeTraining(well), [*checked.fixed, TEMPERATURE], n_trials=1)
+        assert ("Runs end at their collapse" in capsys.readouterr().out) == (value == "stop")
+    assert len(studies(tmp_path)) == 1  # one study: they are the same runs
 
 
 def test_exit_codes(monkeypatch: pytest.MonkeyPatch) -> None:

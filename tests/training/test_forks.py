@@ -19,6 +19,7 @@ from dino_exp.runs.kept_checkpoints import Keeping, kept
 from dino_exp.runs.run_directory import RunDirectory
 from dino_exp.training import checkpoint
 from tests.programs import Program
+from tests.trained import trained
 
 SMALL = ["experiment=debug", "trainer.batch_size=16", "data.train_size=128", "data.test_size=64"]
 STOCHASTIC = "backbone.drop_path_rate=0.2"  # so that the random state matters
@@ -29,13 +30,8 @@ TIMES = {"images_per_second", "data_wait_share", "peak_memory_mib"}
 @pytest.fixture(scope="module")
 def parent(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a finished run of 16 steps, which has kept every fourth, in its working folder's `outputs`."""
-    folder = tmp_path_factory.mktemp("parent")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
-        patch.setenv("XDG_CACHE_HOME", str(folder / "cache"))
-        patch.setattr("dino_exp.training.run.draw", lambda *_: {})
-        patch.setattr("dino_exp.training.run.draw_crops", lambda *_: None)
-        run = folder / train([*SMALL, STOCHASTIC, "trainer.keep_checkpoints=every:4"]).directory
+    words = [*SMALL, STOCHASTIC, "trainer.keep_checkpoints=every:4"]
+    run = trained(tmp_path_factory.mktemp("parent"), words)
     assert list(kept(run / "checkpoints")) == [4, 8, 12, 16]
     return run
 
