@@ -48,9 +48,7 @@ def folder_of(run: Path) -> Path:
     return run.parent.with_name(f"debug_rescue_{run.name[-8:]}")
 
 
-def test_three_remedies_are_trained_from_before_the_onset(
-    run: Path, tmp_path: Path
-) -> None:
+def test_three_remedies_are_trained_from_before_the_onset(run: Path, tmp_path: Path) -> None:
     before = (run / "metrics.jsonl").read_bytes()
     done = run_program("report.py", "doctor", str(run), "--rescue", folder=tmp_path)
     assert done.returncode == 1, done.output
