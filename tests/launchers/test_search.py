@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from unittest.mock import Mock
 
@@ -267,7 +268,8 @@ def test_train_py(tmp_path: Path) -> None:
         told = [trial for trial in trials(folder) if trial.state == COMPLETE]
         return done.stdout, {trial.user_attrs["run"]: trial.value for trial in told}
 
-    _, first = train_py()
+    printed, first = train_py()
+    assert len(re.findall(r"^loss\.teacher_temp=\S+$", printed, re.MULTILINE)) == 3  # the heads of the trials
     summaries = {path.parent.name: json.loads(path.read_text()) for path in folder.glob("*/summary.json")}
     assert first == {name: summary["knn_top1"] for name, summary in summaries.items()}
     assert len(first) == 3

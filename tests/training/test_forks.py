@@ -148,6 +148,7 @@ def test_step_0_is_the_parents_command_again(parent: Path) -> None:
             "fork_from=RUN@8 optimizer._target_=dino_exp.dino.optimizer.sgd",
             "optimizer._target_ = dino_exp.dino",
         ),
+        ("fork_from=RUN@8 trainer.max_steps=8", "trainer.max_steps = 8: the fork begins at step 8; raise it"),
         ("fork_from=RUN@8 fork_parent=mine", "fork_parent = mine: do not set it"),
         ("fork_from=RUN@8 loss.teacher_tmp=1", "did you mean loss.teacher_temp?"),
         ("fork_from=RUN", "the fork ends at step 16; fork an earlier step, or raise trainer.epochs = 2"),
