@@ -57,6 +57,9 @@ def measure_of(sweep: SweepData) -> Measure:
 # ---- maps --------------------------------------------------------------------------------------------------
 
 
+RANGE_IN_TWO_LINES = "split(replace(datum.label, ' – ', ' –|'), '|')"
+
+
 class MapData(NamedTuple):
     """The cells of the maps over one pair of axes."""
 
@@ -108,7 +111,7 @@ def _map(sweep: SweepData, data: MapData, measure: Measure) -> Figure:
     words = [*(word for word in OUTCOMES if word in seen), *sorted(seen - OUTCOMES.keys())]
     name = measure.name
     base = alt.Chart(alt.NamedData(CELLS)).encode(
-        x=by_position(data.x, labelOverlap=False, labelLimit=60, grid=False),
+        x=by_position(data.x, labelOverlap=False, labelLimit=60, grid=False, labelExpr=RANGE_IN_TWO_LINES),
         y=alt.Y(
             "y:N",
             title=data.y,

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,8 @@ from dino_exp.config.sweep_runs import Run
 from dino_exp.report.doctor import rescue
 from dino_exp.report.report_command import main
 from dino_exp.runs.kept_checkpoints import kept
-from dino_exp.runs.manifest import Manifest
 from dino_exp.runs.run_directory import RunDirectory
-from dino_exp.training.attempt import Outcome
-from tests.programs import run_program
+from dino_exp.training.attempt import Outcome, attempt
 from tests.trained import trained
 
 SMALL = ["experiment=debug", "trainer.batch_size=16", "data.train_size=64", "data.test_size=32"]
@@ -48,16 +47,25 @@ def folder_of(run: Path) -> Path:
     return run.parent.with_name(f"debug_rescue_{run.name[-8:]}")
 
 
-def test_three_remedies_are_trained_from_before_the_onset(run: Path, tmp_path: Path) -> None:
+def here(launcher: str, settings: Mapping[str, Any], folder: Path, runs: Sequence[Run]) -> list[Outcome]:
+    """Train in this process what the launcher would train in others."""
+    assert (launcher, settings["runs_at_once"], settings["detach"]) == ("local", None, False)
+    outcomes = [attempt(run.cfg, folder / run.run_id, folder.name) for run in runs]
+    return [replace(each, message=each.message.partition(" ")[0].rstrip(",:;")) for each in outcomes]
+
+
+def test_three_remedies_are_trained_from_before_the_onset(
+    run: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rescue, "launch", here)
     before = (run / "metrics.jsonl").read_bytes()
-    done = run_program("report.py", "doctor", str(run), "--rescue", folder=tmp_path)
-    assert done.returncode == 1, done.output
-    said = " ".join(done.stdout.split())
+    assert main(["doctor", str(run), "--rescue"]) == 1
+    said = capsys.readouterr().out
     assert "collapsed-one-hot since step 7" in said
     assert "from step 6, the newest checkpoint from before" in said
     # no other verdict is possible in 8 steps
     assert "None of 3 recovers; 3 did not collapse again, but have not learned yet." in said
-    forks = [folder_of(run) / name for name in Manifest.load(folder_of(run)).runs]
+    forks = sorted(folder_of(run).iterdir())
     configs = [(fork / "config.yaml").read_text() for fork in forks]
     assert len(configs) == 3
     for text in configs:

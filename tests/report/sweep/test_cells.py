@@ -30,7 +30,8 @@ def test_a_cell_is_the_mean_over_the_other_axes(tmp_path: Path) -> None:
 
 def test_the_trials_of_a_search_share_cells(tmp_path: Path) -> None:
     values = [
-        {"loss.teacher_temp": 0.02 + number / 999, "optimizer.lr": 1e-4 * 1.2**number} for number in range(20)
+        {"loss.teacher_temp": 0.02 + number / 999, "optimizer.lr": 1e-4 * 1.2 ** (7 * number % 20)}
+        for number in range(20)
     ]
     sweep = load_sweep(write_sweep(tmp_path, [{"values": each} for each in values]))
     cells = gather(sweep, "loss.teacher_temp", "optimizer.lr")
