@@ -90,7 +90,7 @@ def load_run(path: Path, most: int | None = None) -> RunData:
         run.config = read_if_possible(path / "config.yaml", run.problems)
     if not run.metrics:
         run.problems.append("No metrics were logged.")
-    elif run.knn is None:
+    elif run.knn is None and run.total_steps in (None, run.step):  # others have not made all their steps
         run.problems.append("No k-NN of the trained network was measured.")
     for name in (LOSS.key, ENTROPY.key):
         if step := next((step for step, value in run.series(name) if value is None), None):

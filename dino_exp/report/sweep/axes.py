@@ -119,8 +119,8 @@ def _tied(sweep: SweepData, one: str, other: str) -> bool:
         return False
     if not all(isinstance(value, float) for value in (*firsts, *seconds)):
         return True
-    ordered = [second for _, second in sorted(found)]  # type: ignore[type-var]  # all are numbers
-    return ordered in (sorted(seconds), sorted(seconds, reverse=True))  # type: ignore[type-var]
+    ordered = [second for _, second in sorted(found)]
+    return ordered in (sorted(seconds), sorted(seconds, reverse=True))
 
 
 def _in_order(keys: Iterable[str]) -> list[str]:
