@@ -12,7 +12,7 @@ from dino_exp.metrics import Metric
 from dino_exp.plots.drawing import CELLS, QUIET, Figure, Row, by_position, number_text, to_spec
 from dino_exp.report.run_data import SEED, RunData, SweepData
 from dino_exp.report.sweep.cells import Cell, gather, pairs, seed_groups, short, spread
-from dino_exp.report.sweep.sweep_curves import KIND_COLORS, kinds_legend
+from dino_exp.report.sweep.sweep_curves import KIND_COLORS, RANGE_IN_TWO_LINES, kinds_legend
 from dino_exp.report.values import value_text
 from dino_exp.report.verdicts import KINDS, OUTCOMES, outcome_of
 
@@ -55,9 +55,6 @@ def measure_of(sweep: SweepData) -> Measure:
 
 
 # ---- maps --------------------------------------------------------------------------------------------------
-
-
-RANGE_IN_TWO_LINES = "split(replace(datum.label, ' – ', ' –|'), '|')"
 
 
 class MapData(NamedTuple):
