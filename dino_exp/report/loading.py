@@ -96,6 +96,9 @@ def load_run(path: Path, most: int | None = None) -> RunData:
         if step := next((step for step, value in run.series(name) if value is None), None):
             run.problems.append(f"{name} is not a number at step {step:,}.")
     run.state, run.note = state_of(run)
+    if run.state == "cancelled" and most is None:  # a sweep asks for all its runs at once
+        entry = _manifest(path.absolute().parent, []).runs.get(path.name)
+        run.state = "pruned" if entry and entry.pruned else run.state
     if run.state in ("failed", "lost"):
         run.last_lines = last_lines(path)
     return run
