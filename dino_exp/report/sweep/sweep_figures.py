@@ -141,7 +141,7 @@ def _map(sweep: SweepData, data: MapData, measure: Measure) -> Figure:
                 f"{name}:Q",
                 title=None,
                 scale=alt.Scale(scheme="viridis", domain=[low, high], clamp=True),
-                legend=alt.Legend(orient="top", gradientLength=220, format=".2~f", values=ends),
+                legend=alt.Legend(orient="top", gradientLength=220, format=".3~g", values=ends),
             )
         ),
         # White with a dark rim: visible on every color, and in the legend on light and dark pages.
