@@ -242,10 +242,11 @@ class Runs:
         directory = Path(settings.runtime.output_dir)
         multirun = settings.mode == RunMode.MULTIRUN
         if multirun:
-            header = " ".join(settings.overrides.task)
-            for number, run in enumerate(self.checked.runs, 1):
-                if run.job == tuple(settings.overrides.task):
-                    header = f"[{number}/{len(self.checked.runs)}] {' '.join(run.overrides)}"
+            task, runs = tuple(settings.overrides.task), self.checked.runs
+            run = self._known.get(task)
+            header = " ".join(run.overrides if run else task)
+            if run in runs:
+                header = f"[{runs.index(run) + 1}/{len(runs)}] {header}"
             Console(soft_wrap=True).print(f"\n{header}", style="bold")
         group = Path(settings.sweep.dir).name if multirun else None
         # torch comes last: refusing and helping need not wait for it

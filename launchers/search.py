@@ -61,6 +61,8 @@ def search(
 
     Manifest.load_or_new(folder)  # refuses one of a newer version before anything is created
     first = labeled(probes(fixed, spaces)[0]).cfg
+    if first.trainer.on_collapse == "stop":
+        console.print("Runs end at their collapse; trainer.on_collapse=warn trains them to their ends.")
     with alone(folder):
         spaces = [studies.in_first_names(space) for space in spaces]
         names = studies.study_names(first, spaces, goal, settings["seeds"])

@@ -157,9 +157,8 @@ class _Preflight:
             elif checked.search:
                 overrides = latest(reader.read(sweeper_parameters(base)) + overrides)
                 overrides = self._fitting(reader.with_spaces(overrides, checked.search), base)
-                if checked.search == "boundary":
-                    overrides = latest([*map(self.loader.parse, ENDS_EARLY), *overrides])
-                else:
+                overrides = latest([*map(self.loader.parse, ENDS_EARLY[checked.search]), *overrides])
+                if checked.search == "optuna":
                     checked.misread += space_problems(divide(overrides)[1], base.hydra.sweeper)
             elif is_grid(base.hydra.sweeper):
                 overrides = reader.read(sweeper_parameters(base)) + overrides

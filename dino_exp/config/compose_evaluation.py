@@ -14,10 +14,11 @@ from dino_exp.config import messages, relations
 from dino_exp.config.compose import typed
 from dino_exp.config.evaluation_schema import EVALUATIONS
 from dino_exp.config.hydra_loader import EVALUATE, CompositionError, Loader, loader, parse_arguments, to_paste
+from dino_exp.config.network_schema import VitConfig
 from dino_exp.config.nodes import has_key, set_value
 from dino_exp.config.overrides import OverrideReader
 from dino_exp.config.plugins import take, unnamed
-from dino_exp.config.schema import VitConfig, schema_of
+from dino_exp.config.schema import schema_of
 from dino_exp.config.stored import read_config
 from dino_exp.config.text_keys import takes_one_text, typed_words
 from dino_exp.config.validate import keys_of, node_problems

@@ -19,7 +19,8 @@ from dino_exp.config.evaluation_schema import (
     VideoSegmentationConfig,
 )
 from dino_exp.config.fields import choice, number
-from dino_exp.config.schema import BackboneConfig, TrackerConfig
+from dino_exp.config.network_schema import BackboneConfig
+from dino_exp.config.tracker_schema import TrackerConfig
 
 
 @dataclass(kw_only=True)

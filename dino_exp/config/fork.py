@@ -104,6 +104,11 @@ def problems(cfg: Any) -> Iterator[str]:
         yield f"fork_parent = {show(cfg.fork_parent)}: do not set it; it is computed from fork_from."
     else:
         yield from fixed(parent.config, cfg)
+        if (end := cfg.trainer.max_steps) is not None and end <= parent.step:
+            yield (
+                f"trainer.max_steps = {end}: the fork begins at step {parent.step:,}; raise it, or fork an "
+                "earlier step."
+            )
 
 
 def fixed(parent: Any, cfg: Any) -> Iterator[str]:

@@ -112,7 +112,8 @@ class OptunaSettings:
     _target_: str = "hydra_plugins.dino_exp_launchers.OptunaSweeper"
     n_trials: int = number(20, at_least=1)
     """Trials in all, those of earlier times that the same command was typed included. Pruned and failed ones
-    count, but a failed one is tried again the next time."""
+    count, but a failed one is tried again the next time. A collapse prunes a trial and ends its runs; type
+    trainer.on_collapse=warn to train them to their ends."""
     n_jobs: int = number(1, at_least=1)
     """Trials at one time; the next one is proposed as soon as one ends. With fewer, each proposal knows more.
     With launchers other than local and slurm, the next ones are proposed when all of them have ended."""

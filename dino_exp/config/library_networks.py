@@ -8,7 +8,8 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from dino_exp.config.schema import GivenBackboneConfig, VitConfig, schema_of
+from dino_exp.config.network_schema import GivenBackboneConfig, VitConfig
+from dino_exp.config.schema import schema_of
 from dino_exp.config.targets import REGISTERED, build
 from dino_exp.errors import UserError
 

@@ -15,7 +15,8 @@ from omegaconf.errors import OmegaConfBaseException
 from dino_exp.config.data_schema import PLUGIN, OthersDataConfig
 from dino_exp.config.fields import choice
 from dino_exp.config.messages import closest, did_you_mean
-from dino_exp.config.schema import BackboneConfig, OptimizerConfig, fields_of
+from dino_exp.config.network_schema import BackboneConfig
+from dino_exp.config.schema import OptimizerConfig, fields_of
 from dino_exp.errors import UserError
 
 VARIABLE = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)

@@ -19,7 +19,9 @@ from dino_exp.config.data_schema import (
 from dino_exp.config.identity import PLACES
 from dino_exp.config.library_names import model_names
 from dino_exp.config.messages import closest, did_you_mean, show
-from dino_exp.config.schema import MlflowConfig, TimmConfig, TorchvisionConfig, VitConfig, schema_of
+from dino_exp.config.network_schema import TimmConfig, TorchvisionConfig, VitConfig
+from dino_exp.config.schema import schema_of
+from dino_exp.config.tracker_schema import MlflowConfig
 from dino_exp.data.value_range import pairs_of
 from dino_exp.errors import UserError, refusing
 from dino_exp.paths import expanded

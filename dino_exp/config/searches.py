@@ -29,9 +29,12 @@ class BoundarySettings:
     """The space, in a file: loss.teacher_temp: interval(0.02,0.1). What is typed wins."""
 
 
-ENDS_EARLY = ("trainer.on_collapse=stop", "trainer.on_healthy=stop")
-"""What ends the runs of a search for a boundary as soon as their verdict is settled, unless the user types
-another value."""
+ENDS_EARLY = {
+    "optuna": ("trainer.on_collapse=stop",),
+    "boundary": ("trainer.on_collapse=stop", "trainer.on_healthy=stop"),
+}
+"""What ends the runs of each search as soon as what it asks is settled, unless the user types another value:
+for a boundary their verdict, for Optuna a collapse alone, since a healthy run is compared at its end."""
 SEARCHES: dict[str, type] = {"optuna": OptunaSettings, "boundary": BoundarySettings}
 
 

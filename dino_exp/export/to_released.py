@@ -8,7 +8,8 @@ from typing import Any
 
 import torch
 
-from dino_exp.config.schema import Config, TimmConfig, VitConfig
+from dino_exp.config.network_schema import TimmConfig, VitConfig
+from dino_exp.config.schema import Config
 from dino_exp.export.to_timm import SIZES
 from dino_exp.export.trained import Trained, not_exportable
 from dino_exp.weights.read_weights import read_weights

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from dino_exp.config.schema import TimmConfig, VitConfig
+from dino_exp.config.network_schema import TimmConfig, VitConfig
 from dino_exp.errors import UserError
 from dino_exp.export.trained import Trained, not_exportable
 

@@ -18,7 +18,7 @@ import torch
 
 from dino_exp.backbone import image_size, library, vit
 from dino_exp.backbone.initialization import initialize_linears
-from dino_exp.config.schema import VitConfig
+from dino_exp.config.network_schema import VitConfig
 from dino_exp.errors import UserError
 from dino_exp.export.to_timm import relative_difference
 from dino_exp.export.trained import Trained

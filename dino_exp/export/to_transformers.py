@@ -14,7 +14,7 @@ from typing import Any
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from dino_exp.config.schema import VitConfig
+from dino_exp.config.network_schema import VitConfig
 from dino_exp.errors import UserError
 from dino_exp.export.to_timm import TOLERANCE, relative_difference
 from dino_exp.export.trained import Trained, not_exportable

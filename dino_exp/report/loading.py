@@ -90,12 +90,15 @@ def load_run(path: Path, most: int | None = None) -> RunData:
         run.config = read_if_possible(path / "config.yaml", run.problems)
     if not run.metrics:
         run.problems.append("No metrics were logged.")
-    elif run.knn is None:
+    elif run.knn is None and run.total_steps in (None, run.step):  # others have not made all their steps
         run.problems.append("No k-NN of the trained network was measured.")
     for name in (LOSS.key, ENTROPY.key):
         if step := next((step for step, value in run.series(name) if value is None), None):
             run.problems.append(f"{name} is not a number at step {step:,}.")
     run.state, run.note = state_of(run)
+    if run.state == "cancelled" and most is None:  # a sweep asks for all its runs at once
+        entry = _manifest(path.absolute().parent, []).runs.get(path.name)
+        run.state = "pruned" if entry and entry.pruned else run.state
     if run.state in ("failed", "lost"):
         run.last_lines = last_lines(path)
     return run

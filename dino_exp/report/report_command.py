@@ -12,12 +12,14 @@ from itertools import product
 from pathlib import Path
 from types import ModuleType
 
+from dino_exp.atomic import is_locked
 from dino_exp.console import Console
 from dino_exp.errors import UserError, program, refusing
 from dino_exp.installation import as_typed
 from dino_exp.report import evaluation_records
 from dino_exp.report.loading import RUN_FILES, load, run_folders
 from dino_exp.report.run_data import UNFINISHED, RunData, SweepData
+from launchers.one_search import LOCK as SEARCH_LOCK
 
 INTERRUPTED = 130
 LIBRARIES = ("altair", "vl_convert", "jinja2")
@@ -177,7 +179,7 @@ def run_doctor(argv: Sequence[str]) -> int:
         "--rescue",
         action="store_true",
         help="fork a collapsed run of ours from before its onset, once with each of the three likeliest "
-        "remedies, train these one after another, and say which recover (1 if none does)",
+        "remedies, train these in this machine's queue, and say which recover (1 if none does)",
     )
     arguments = words.parse_args(argv)
     if arguments.rescue:
@@ -188,15 +190,16 @@ def run_doctor(argv: Sequence[str]) -> int:
 
 
 def watch(folder: Path, out: Path | None, seconds: float) -> int:
-    """Write the report at each change, until all runs have finished; Ctrl-C ends it."""
+    """Write the report at each change, until no run and no search is active; Ctrl-C ends it."""
     page_module()
     before = None
     while True:
         now = fingerprint(folder)
         data = load(folder) if folder.exists() else SweepData(folder)
         runs = data.runs if isinstance(data, SweepData) else [data]
-        finished = bool(runs) and not any(run.state in UNFINISHED for run in runs)
-        state = (now, [run.state for run in runs])
+        active = is_locked(folder / SEARCH_LOCK) or any(run.state in UNFINISHED for run in runs)
+        finished = bool(runs) and not active
+        state = (now, finished, [run.state for run in runs])
         if state != before and runs:
             write(data, out, None if finished else seconds)
         elif state != before:

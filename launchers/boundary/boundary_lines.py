@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise, product
 
 import torch
@@ -45,43 +45,65 @@ def _ticks(axis: Axis, others: int) -> list[float]:
 
 
 def _words(axis: Axis, side: Tensor, probability: Tensor) -> str:
-    trains = _sides(side)
-    changes = [index for index in range(1, len(trains)) if trains[index] != trains[index - 1]]
-    if not changes:
-        every = f"at every {axis.key} from {axis.text(axis.low)} to {axis.text(axis.high)}"
-        if trains[0]:
-            return f"training {every} (probability at least {float(probability.min()):.2f})"
-        return f"collapse {every} (probability of training at most {float(probability.max()):.2f})"
-    ends = [_end(axis, side, index) for index in changes]
+    trains, unsure = _sides(side), [not each for each in _sure(side)]
+    every = f"at every {axis.key} from {axis.text(axis.low)} to {axis.text(axis.high)}"
+    lowest, highest = f"{float(probability.min()):.2f}", f"{float(probability.max()):.2f}"
+    if all(unsure):
+        return f"undecided {every} (probability of training {lowest}–{highest})"
+    if _changes(trains):
+        return f"training {_where(axis, trains, lambda index: _end(axis, side, index))}"
+    word, known = ("training", f"at least {lowest}") if trains[0] else ("collapse", f"at most {highest}")
+    if any(unsure):
+        every = f"but undecided {_where(axis, unsure, lambda index: axis.text(_between(axis, index)))}"
+        word += ","
+    return f"{word} {every} (probability of training {known})"
+
+
+def _where(axis: Axis, inside: Sequence[bool], end: Callable[[int], str]) -> str:
+    """Return stretches in words: below τ_t = 0.03 and between τ_t = 0.05 and 0.07."""
+    ends = [end(index) for index in _changes(inside)]
     parts = []
-    if trains[0]:
+    if inside[0]:
         parts.append(f"below {axis.key} = {ends.pop(0)}")
     while len(ends) > 1:
         parts.append(f"between {axis.key} = {ends.pop(0)} and {ends.pop(0)}")
     if ends:
         parts.append(f"above {axis.key} = {ends.pop(0)}")
-    return f"training {' and '.join(parts)}"
+    return " and ".join(parts)
+
+
+def _changes(values: Sequence[bool]) -> list[int]:
+    return [index for index in range(1, len(values)) if values[index] != values[index - 1]]
+
+
+def _between(axis: Axis, index: int) -> float:
+    """Return the value between a point and the one before it."""
+    return axis.value((index - 0.5) / (ALONG - 1))
 
 
 def _sides(side: Tensor) -> list[bool]:
     """Return on which side each point is, without stretches that may as well be on the other."""
     trains = (side > 0.5).tolist()
-    ends = [0, *(index for index in range(1, len(trains)) if trains[index] != trains[index - 1]), len(trains)]
-    for start, end in pairwise(ends):
+    for start, end in pairwise([0, *_changes(trains), len(trains)]):
         doubtful = float((side[start:end] - 0.5).abs().max()) < DOUBTFUL - 0.5
         if doubtful and end - start < len(trains):
             trains[start:end] = [not trains[start]] * (end - start)
     return trains
 
 
+def _sure(side: Tensor) -> list[bool]:
+    """Return whether each point is surely on one side."""
+    return ((side - 0.5).abs() >= SURE - 0.5).tolist()
+
+
 def _end(axis: Axis, side: Tensor, change: int) -> str:
     """Return a change of sides with its uncertainty: 0.052 (0.047–0.058)."""
-    sure = [abs(2 * value - 1) >= 2 * SURE - 1 for value in side.tolist()]
+    sure = _sure(side)
     low = next((index for index in range(change - 1, -1, -1) if sure[index]), None)
     high = next((index for index in range(change, len(sure)) if sure[index]), None)
     texts = [
-        axis.text(end) if index is None else axis.text(axis.value(index / (len(sure) - 1)))
+        axis.text(end) if index is None else axis.text(axis.value(index / (ALONG - 1)))
         for index, end in ((low, axis.low), (high, axis.high))
     ]
     known = f"{'≤ ' if low is None else ''}{texts[0]}–{'≥ ' if high is None else ''}{texts[1]}"
-    return f"{axis.text(axis.value((change - 0.5) / (len(sure) - 1)))} ({known})"
+    return f"{axis.text(_between(axis, change))} ({known})"

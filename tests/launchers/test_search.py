@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from unittest.mock import Mock
 
@@ -12,7 +13,7 @@ from optuna.trial import TrialState
 
 from dino_exp import cli
 from dino_exp.config import data_content
-from dino_exp.config.compose import compose_run
+from dino_exp.config.compose import check, compose_run
 from dino_exp.errors import UserError
 from launchers import one_search
 from launchers import search as search_module
@@ -238,6 +239,18 @@ def test_one_search_per_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert launcher.starts == []
 
 
+def test_its_runs_end_at_their_collapse_unless_typed_otherwise(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for typed, value in ([], "stop"), (["trainer.on_collapse=warn"], "warn"):
+        checked = check([*SEARCH, TEMPERATURE, *typed])
+        assert checked.errors == []
+        assert [word for word in checked.fixed if "on_collapse" in word] == [f"trainer.on_collapse={value}"]
+        run_search(tmp_path, FakeTraining(well), [*checked.fixed, TEMPERATURE], n_trials=1)
+        assert ("Runs end at their collapse" in capsys.readouterr().out) == (value == "stop")
+    assert len(studies(tmp_path)) == 1  # one study: they are the same runs
+
+
 def test_exit_codes(monkeypatch: pytest.MonkeyPatch) -> None:
     for result, code in ((None, 0), (UserError("no"), 2), (KeyboardInterrupt(), 130)):
         monkeypatch.setattr(search_module, "search", Mock(side_effect=[result]))
@@ -255,7 +268,8 @@ def test_train_py(tmp_path: Path) -> None:
         told = [trial for trial in trials(folder) if trial.state == COMPLETE]
         return done.stdout, {trial.user_attrs["run"]: trial.value for trial in told}
 
-    _, first = train_py()
+    printed, first = train_py()
+    assert len(re.findall(r"^loss\.teacher_temp=\S+$", printed, re.MULTILINE)) == 3  # the heads of the trials
     summaries = {path.parent.name: json.loads(path.read_text()) for path in folder.glob("*/summary.json")}
     assert first == {name: summary["knn_top1"] for name, summary in summaries.items()}
     assert len(first) == 3

@@ -7,6 +7,7 @@ import json
 import os
 import sys
 import time
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from PIL import Image
 
 from dino_exp.report import report_command
 from dino_exp.report.report_command import main
+from launchers.one_search import alone
 from tests.programs import run_program
 from tests.report.synthetic import record, temps_momenta, write_json, write_lines, write_run, write_sweep
 
@@ -154,6 +156,25 @@ def test_watch_ends_with_the_run(
     assert seen == [(True, 7.0), (True, 7.0)]
     assert "data-refresh" not in page.read_text()
     assert capsys.readouterr().out.count("index.html") == 2  # nothing had changed at the second look
+
+
+def test_watch_does_not_end_while_a_search_proposes_its_next_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, held = tmp_path / "search", []
+    write_run(path / "vit_micro_00000001")
+    with ExitStack() as search:
+        search.enter_context(alone(path))
+
+        def wait(seconds: float) -> None:
+            held.append("data-refresh" in (path / "report" / "index.html").read_text())
+            if len(held) == 2:
+                search.close()
+
+        monkeypatch.setattr(report_command.time, "sleep", wait)
+        assert main([str(path), "--watch"]) == 0
+    assert held == [True, True]
+    assert "data-refresh" not in (path / "report" / "index.html").read_text()
 
 
 def test_watch_waits_for_the_first_run(

@@ -181,6 +181,21 @@ def test_axes_from_the_manifest(tmp_path: Path) -> None:
     assert sweep.runs[3].values == dict(zip(sweep.axes, (0.02, 0.9, 1.0), strict=True))
 
 
+def test_a_pruned_run_is_so_in_its_sweep_and_alone(tmp_path: Path) -> None:
+    folder = write_sweep(
+        tmp_path, [{"values": {"trainer.seed": seed}, "state": "cancelled"} for seed in (0, 1)]
+    )
+    content = json.loads((folder / "manifest.json").read_text())
+    pruned, cancelled = content["runs"]
+    content["runs"][pruned]["pruned"] = True
+    write_json(folder / "manifest.json", content)
+    assert [run.state for run in load_sweep(folder).runs] == ["pruned", "cancelled"]
+    assert [load_run(folder / name).outcome for name in (pruned, cancelled)] == [
+        "pruned: healthy",
+        "cancelled",
+    ]
+
+
 def test_axes_without_a_manifest_are_keys_that_differ_between_configurations(tmp_path: Path) -> None:
     runs = temps_momenta()
     for run in runs:

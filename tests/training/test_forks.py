@@ -19,6 +19,7 @@ from dino_exp.runs.kept_checkpoints import Keeping, kept
 from dino_exp.runs.run_directory import RunDirectory
 from dino_exp.training import checkpoint
 from tests.programs import Program
+from tests.trained import trained
 
 SMALL = ["experiment=debug", "trainer.batch_size=16", "data.train_size=128", "data.test_size=64"]
 STOCHASTIC = "backbone.drop_path_rate=0.2"  # so that the random state matters
@@ -29,13 +30,8 @@ TIMES = {"images_per_second", "data_wait_share", "peak_memory_mib"}
 @pytest.fixture(scope="module")
 def parent(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a finished run of 16 steps, which has kept every fourth, in its working folder's `outputs`."""
-    folder = tmp_path_factory.mktemp("parent")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
-        patch.setenv("XDG_CACHE_HOME", str(folder / "cache"))
-        patch.setattr("dino_exp.training.run.draw", lambda *_: {})
-        patch.setattr("dino_exp.training.run.draw_crops", lambda *_: None)
-        run = folder / train([*SMALL, STOCHASTIC, "trainer.keep_checkpoints=every:4"]).directory
+    words = [*SMALL, STOCHASTIC, "trainer.keep_checkpoints=every:4"]
+    run = trained(tmp_path_factory.mktemp("parent"), words)
     assert list(kept(run / "checkpoints")) == [4, 8, 12, 16]
     return run
 
@@ -152,6 +148,7 @@ def test_step_0_is_the_parents_command_again(parent: Path) -> None:
             "fork_from=RUN@8 optimizer._target_=dino_exp.dino.optimizer.sgd",
             "optimizer._target_ = dino_exp.dino",
         ),
+        ("fork_from=RUN@8 trainer.max_steps=8", "trainer.max_steps = 8: the fork begins at step 8; raise it"),
         ("fork_from=RUN@8 fork_parent=mine", "fork_parent = mine: do not set it"),
         ("fork_from=RUN@8 loss.teacher_tmp=1", "did you mean loss.teacher_temp?"),
         ("fork_from=RUN", "the fork ends at step 16; fork an earlier step, or raise trainer.epochs = 2"),

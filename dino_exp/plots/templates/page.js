@@ -66,7 +66,9 @@
           if (each.field === "y") each.title = y;
         }
       }
-      spec.width = Math.max(120, Math.min(width - 90, 84 * columns));
+      const label = Math.max(...rows.map((row) => row.y.length));
+      const beside = Math.max(90, 50 + 6 * Math.min(label, 30)); // the vertical axis
+      spec.width = Math.max(120, Math.min(width - beside, 84 * columns));
       const cell = spec.width / columns;
       for (const layer of spec.layer) {
         if (layer.mark.type === "text") layer.mark.fontSize = cell < 34 ? 9 : 12;

@@ -6,48 +6,41 @@ A fork begins with the newest checkpoint from before the onset, so only what fol
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
-
-from rich.table import Table
 
 from dino_exp.config.compose import compose_run
 from dino_exp.config.data_content import identify
 from dino_exp.config.fork import reason_against
 from dino_exp.config.hydra_loader import override_text
+from dino_exp.config.launcher_settings import with_changes
 from dino_exp.config.sweep_runs import Run
 from dino_exp.console import Console
-from dino_exp.errors import INTERRUPTED, UserError
+from dino_exp.errors import UserError
+from dino_exp.metrics import KNN
 from dino_exp.report.doctor import collapse_rules, remedies
 from dino_exp.report.doctor.training_log import TrainingLog, read_log
 from dino_exp.report.values import config_text
 from dino_exp.runs.run_directory import RunDirectory
 from dino_exp.training import forks
-from dino_exp.training.attempt import Outcome, attempt
-from dino_exp.training.same_run import directory_name
+from dino_exp.training.attempt import Outcome
+from launchers.launch import launch
 
 REMEDIES = 3
 Words = tuple[str, ...]
 
 
-class Tried(NamedTuple):
-    """A remedy, and how its run ended."""
-
-    words: Words
-    outcome: Outcome
-    verdict: str
-    knn: float | None
-
-
 def rescue(path: Path, console: Console) -> int:
     """Train a collapsed run again from before its onset with each remedy; print which of them recover.
 
-    The runs are in a folder of their own beside that of the run; the same command goes on where it stopped.
+    The runs are a sweep beside that of the run, in this machine's queue; the same command takes up what has
+    not ended.
 
     Returns 0 if any recovers, otherwise 1.
 
     Raises:
         UserError: `path` is no run of ours that has collapsed or diverged, or it cannot be continued.
+        KeyboardInterrupt: the user stopped waiting; the runs go on.
     """
     log = read_log(path)
     if not log.config:
@@ -65,24 +58,14 @@ def rescue(path: Path, console: Console) -> int:
     directory, onset = RunDirectory(path), collapse_rules.onset(log).at
     there = forks.checkpoints(directory)
     step = max((each for each in there if each < onset), default=0)
-    tried = [(words, run_of(path, step, words)) for words in likeliest(log, advice, fork=step > 0)]
+    runs = [run_of(path, step, words) for words in likeliest(log, advice, fork=step > 0)]
     console.print(f"{path}: {log.verdict} since step {onset:,}.", style="bold", soft_wrap=True)
     console.print(_from(step, onset, sorted(there)), soft_wrap=True)
     folder = path.absolute().parent.with_name(f"{path.absolute().parent.name}_rescue_{path.name[-8:]}")
-    ended: list[Tried] = []
-    for number, (words, run) in enumerate(tried, 1):
-        console.print(f"\n[{number}/{len(tried)}] {' '.join(words)}", style="bold", soft_wrap=True)
-        place = folder / directory_name(folder, run.cfg)
-        outcome = attempt(run.cfg, place, folder.name)
-        summary = RunDirectory(place).read_summary()
-        ended.append(Tried(words, outcome, summary.get("verdict", ""), summary.get("knn_top1")))
-        if outcome.state == "preempted":
-            break
-    console.print(_table(ended, folder))
-    console.print(_conclusion(ended, log), soft_wrap=True)
-    if ended[-1].outcome.state == "preempted":
-        return INTERRUPTED
-    return int(not any(each.verdict == "healthy" for each in ended))
+    outcomes = {each.run_id: each for each in launch("local", with_changes("local", {}, ()), folder, runs)}
+    tried = [(run.overrides, outcomes[run.run_id]) for run in runs]
+    console.print(_conclusion(tried, log), soft_wrap=True)
+    return int(not any(_recovers(outcome) for _, outcome in tried))
 
 
 def likeliest(log: TrainingLog, advice: Sequence[str], fork: bool) -> list[Words]:
@@ -128,7 +111,7 @@ def run_of(path: Path, step: int, words: Words) -> Run:
     (run,), problems, _ = identify([compose_run(forks.with_parent(typed))], here=True)
     if problems:
         raise UserError("\n".join(problems))
-    return run
+    return replace(run, overrides=words)
 
 
 def _from(step: int, onset: int, there: Sequence[int]) -> str:
@@ -141,26 +124,17 @@ def _from(step: int, onset: int, there: Sequence[int]) -> str:
     )
 
 
-def _table(tried: Sequence[Tried], folder: Path) -> Table:
-    table = Table(title=f"Rescue {folder}", title_justify="left", box=None, padding=(0, 2, 0, 0))
-    for column in ("remedy", "state", "verdict", "k-NN"):
-        table.add_column(column, overflow="fold")
-    for each in tried:
-        knn = "" if each.knn is None else f"{each.knn:.1f} %"
-        said = each.verdict or each.outcome.message
-        table.add_row(" ".join(each.words), each.outcome.state, said, knn)
-    return table
+def _recovers(outcome: Outcome) -> bool:
+    return (outcome.state, outcome.message) == ("finished", "healthy")
 
 
-def _conclusion(tried: Sequence[Tried], log: TrainingLog) -> str:
-    if tried[-1].outcome.state == "preempted":
-        return "Stopped. The same command goes on from there."
-    saved = [each for each in tried if each.verdict == "healthy"]
+def _conclusion(tried: Sequence[tuple[Words, Outcome]], log: TrainingLog) -> str:
+    saved = [(words, outcome.metrics.get(KNN.key)) for words, outcome in tried if _recovers(outcome)]
     if not saved:
-        spared = sum(each.verdict in ("slow", "warming-up") for each in tried)
+        spared = sum(outcome.message in ("slow", "warming-up") for _, outcome in tried)
         end = f"; {spared} did not collapse again, but {'has' if spared == 1 else 'have'} not learned yet"
         return f"None of {len(tried)} recovers{end if spared else ''}."
-    best = max(saved, key=lambda each: each.knn or 0.0)
-    before = f", and {log.knn[-1][1]:.1f} % in the collapsed run" if log.knn else ""
-    knn = "" if best.knn is None else f" (k-NN {best.knn:.1f} %{before})"
-    return f"{len(saved)} of {len(tried)} recover; the best with {' '.join(best.words)}{knn}."
+    words, value = max(saved, key=lambda each: each[1] or 0.0)
+    before = f", and {KNN.text(log.knn[-1][1])} in the collapsed run" if log.knn else ""
+    knn = "" if value is None else f" ({KNN.short} {KNN.text(value)}{before})"
+    return f"{len(saved)} of {len(tried)} recover; the best with {' '.join(words)}{knn}."

@@ -98,15 +98,29 @@ def _flat(node: dict[str, Any], prefix: str) -> Iterable[tuple[str, Any]]:
 
 def _leading(sweep: SweepData, keys: Sequence[str]) -> list[str]:
     """Return one key of each set of keys that always change together; the others go to `tied_keys`."""
-    first: dict[tuple[int, ...], str] = {}
+    leaders: list[str] = []
     for key in _in_order(keys):
-        numbers: dict[Value, int] = {}
-        pattern = tuple(numbers.setdefault(run.values[key], len(numbers)) for run in sweep.runs)
-        if pattern in first:
-            sweep.tied_keys.setdefault(first[pattern], []).append(key)
+        leader = next((each for each in leaders if _tied(sweep, each, key)), None)
+        if leader:
+            sweep.tied_keys.setdefault(leader, []).append(key)
         else:
-            first[pattern] = key
-    return _in_order(key for key in keys if key in first.values())
+            leaders.append(key)
+    return leaders
+
+
+def _tied(sweep: SweepData, one: str, other: str) -> bool:
+    """Return whether each value of a key has its own value of the other; of numbers, in the same order.
+
+    Without the order, all keys of a search would be tied, as each of its runs has values of its own.
+    """
+    found = {(run.values[one], run.values[other]) for run in sweep.runs}
+    firsts, seconds = zip(*found, strict=True)
+    if not len(found) == len(set(firsts)) == len(set(seconds)):
+        return False
+    if not all(isinstance(value, float) for value in (*firsts, *seconds)):
+        return True
+    ordered = [second for _, second in sorted(found)]
+    return ordered in (sorted(seconds), sorted(seconds, reverse=True))
 
 
 def _in_order(keys: Iterable[str]) -> list[str]:

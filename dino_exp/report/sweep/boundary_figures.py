@@ -66,7 +66,9 @@ def _figure(name: str, boundary: Boundary, map_data: dict[str, Any]) -> Figure:
                 "probability:Q",
                 title="probability of training",
                 scale=alt.Scale(scheme="viridis", domain=[0, 1]),
-                legend=alt.Legend(orient="top", gradientLength=220, values=[0, 0.25, 0.5, 0.75, 1]),
+                legend=alt.Legend(
+                    orient="top", gradientLength=220, format=".2~f", values=[0, 0.25, 0.5, 0.75, 1]
+                ),
             ),
             tooltip=[
                 alt.Tooltip("at:N", title=f"{x.key}, {y.key}"),

@@ -15,6 +15,8 @@ from dino_exp.report.values import Value, value_text
 MOST_TICKS = 24
 """Values that an axis shows one by one; more numbers are grouped into ranges."""
 RANGES = 12
+FEW = 6
+"""The same, in a map over two axes, where most runs have a value of their own, as those of a search."""
 MOST_CELLS = 8_000
 """Cells of the maps over all pairs of axes together."""
 MIXED = "mixed"
@@ -116,8 +118,13 @@ def gather(
     sweep: SweepData, x: str, y: str | None, most: int = MOST_TICKS, ranges: int = RANGES
 ) -> list[Cell]:
     """Return the cells that have runs, row by row; each run is in one cell."""
-    columns = Ticks(sweep.axes[x], most, ranges)
-    rows = Ticks(sweep.axes[y], most, ranges) if y else None
+
+    def ticks(axis: str) -> Ticks:
+        values = sweep.axes[axis]
+        scattered = y is not None and 2 * len(values) > len(sweep.runs)
+        return Ticks(values, FEW, FEW) if scattered else Ticks(values, most, ranges)
+
+    columns, rows = ticks(x), ticks(y) if y else None
     cells: dict[tuple[int, int], Cell] = {}
     for run in sweep.runs:
         xi = columns.of(run.values[x])

@@ -20,8 +20,10 @@ KIND_COLORS = alt.Scale(domain=list(KINDS), range="ordinal")
 ROWS = {"loss": LOSS, "entropy": ENTROPY, "kl": DIVERGENCE, "mi": INFORMATION, "knn": KNN}
 """Metrics by the names that the curves have in files; the loss as a share of ln K."""
 CURVES = {name: row.title for name, row in ROWS.items()}
-PANEL = 128
-"""Width of a panel in pixels."""
+PANEL, HEIGHT = 128, 84
+"""Width and height of a panel in pixels."""
+RANGE_IN_TWO_LINES = "split(replace(datum.label, ' – ', ' –|'), '|')"
+"""The label of a range where there is no room for one line."""
 MOST_TICKS, RANGES = 10, 8
 """Values and ranges of an axis, so that there are at most a hundred panels."""
 
@@ -75,13 +77,14 @@ def small_multiples(sweep: SweepData) -> Figure | None:
         .mark_text(fontSize=10, color=QUIET, aria=False)
         .encode(x=alt.value(PANEL / 2), y=alt.value(40), text="outcome:N", detail="run:N")
     )
-    panels = alt.layer(lines, words).properties(width=PANEL, height=84)
+    panels = alt.layer(lines, words).properties(width=PANEL, height=HEIGHT)
     header = alt.Header(labelLimit=PANEL)
+    upright = alt.Header(labelLimit=HEIGHT, labelExpr=RANGE_IN_TWO_LINES)
     column = alt.EncodingSortField("xi", op="min")
     if y:
         downwards = alt.EncodingSortField("yi", op="min", order="descending")
         chart = panels.facet(
-            row=alt.Row("y:N", title=y, sort=downwards, header=header),
+            row=alt.Row("y:N", title=y, sort=downwards, header=upright),
             column=alt.Column("x:N", title=x, sort=column, header=header),
             spacing=14,
         ).add_params(metric)

@@ -12,7 +12,7 @@ from dino_exp.metrics import Metric
 from dino_exp.plots.drawing import CELLS, QUIET, Figure, Row, by_position, number_text, to_spec
 from dino_exp.report.run_data import SEED, RunData, SweepData
 from dino_exp.report.sweep.cells import Cell, gather, pairs, seed_groups, short, spread
-from dino_exp.report.sweep.sweep_curves import KIND_COLORS, kinds_legend
+from dino_exp.report.sweep.sweep_curves import KIND_COLORS, RANGE_IN_TWO_LINES, kinds_legend
 from dino_exp.report.values import value_text
 from dino_exp.report.verdicts import KINDS, OUTCOMES, outcome_of
 
@@ -108,7 +108,7 @@ def _map(sweep: SweepData, data: MapData, measure: Measure) -> Figure:
     words = [*(word for word in OUTCOMES if word in seen), *sorted(seen - OUTCOMES.keys())]
     name = measure.name
     base = alt.Chart(alt.NamedData(CELLS)).encode(
-        x=by_position(data.x, labelOverlap=False, labelLimit=60, grid=False),
+        x=by_position(data.x, labelOverlap=False, labelLimit=60, grid=False, labelExpr=RANGE_IN_TWO_LINES),
         y=alt.Y(
             "y:N",
             title=data.y,
@@ -141,7 +141,7 @@ def _map(sweep: SweepData, data: MapData, measure: Measure) -> Figure:
                 f"{name}:Q",
                 title=None,
                 scale=alt.Scale(scheme="viridis", domain=[low, high], clamp=True),
-                legend=alt.Legend(orient="top", gradientLength=220, format=".2~f", values=ends),
+                legend=alt.Legend(orient="top", gradientLength=220, format=".3~g", values=ends),
             )
         ),
         # White with a dark rim: visible on every color, and in the legend on light and dark pages.

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from dino_exp import train
+from dino_exp.config.sweep_runs import Run
 from dino_exp.report.doctor import rescue
 from dino_exp.report.report_command import main
 from dino_exp.runs.kept_checkpoints import kept
 from dino_exp.runs.run_directory import RunDirectory
-from dino_exp.training.attempt import Outcome
+from dino_exp.training.attempt import Outcome, attempt
+from tests.trained import trained
 
 SMALL = ["experiment=debug", "trainer.batch_size=16", "data.train_size=64", "data.test_size=32"]
 ONSET = 7
@@ -23,13 +26,8 @@ ONSET = 7
 @pytest.fixture(scope="module")
 def collapsed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a run of 8 steps, of which 3 and 6 are kept, whose metrics say that it collapsed at step 7."""
-    folder = tmp_path_factory.mktemp("collapsed")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
-        patch.setenv("XDG_CACHE_HOME", str(folder / "cache"))
-        patch.setattr("dino_exp.training.run.draw", lambda *_: {})
-        patch.setattr("dino_exp.training.run.draw_crops", lambda *_: None)
-        run = folder / train([*SMALL, "trainer.keep_checkpoints=every:3", "loss.centering=none"]).directory
+    words = [*SMALL, "trainer.keep_checkpoints=every:3", "loss.centering=none"]
+    run = trained(tmp_path_factory.mktemp("collapsed"), words)
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     for line in lines:
         if line["step"] >= ONSET:
@@ -49,9 +47,17 @@ def folder_of(run: Path) -> Path:
     return run.parent.with_name(f"debug_rescue_{run.name[-8:]}")
 
 
+def here(launcher: str, settings: Mapping[str, Any], folder: Path, runs: Sequence[Run]) -> list[Outcome]:
+    """Train in this process what the launcher would train in others."""
+    assert (launcher, settings["runs_at_once"], settings["detach"]) == ("local", None, False)
+    outcomes = [attempt(run.cfg, folder / run.run_id, folder.name) for run in runs]
+    return [replace(each, message=each.message.partition(" ")[0].rstrip(",:;")) for each in outcomes]
+
+
 def test_three_remedies_are_trained_from_before_the_onset(
-    run: Path, capsys: pytest.CaptureFixture[str]
+    run: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(rescue, "launch", here)
     before = (run / "metrics.jsonl").read_bytes()
     assert main(["doctor", str(run), "--rescue"]) == 1
     said = capsys.readouterr().out
@@ -77,23 +83,20 @@ def test_without_a_checkpoint_from_before_it_begins_again_and_says_so(
         (run / "checkpoints" / name).unlink(missing_ok=True)
     for path in kept(run / "checkpoints").values():
         path.unlink()
-    tried = []
+    tried: list[Any] = []
 
-    def ended(cfg: Any, directory: Path, group: str) -> Outcome:
-        tried.append((cfg.fork_from, cfg.optimizer.lr))
-        word = "healthy" if len(tried) == 2 else "collapsed-constant"
-        directory.mkdir(parents=True)
-        RunDirectory(directory).write_summary(
-            {"state": "finished", "verdict": word, "evidence": "", "steps": 8, "knn_top1": 61.5}
-        )
-        return Outcome(directory.name, "finished", 0, word)
+    def launch(launcher: str, settings: Any, folder: Path, runs: Sequence[Run]) -> list[Outcome]:
+        tried.extend(run.cfg.fork_from for run in runs)
+        words = ("collapsed-constant", "healthy", "slow")
+        ends = zip(runs, words, strict=True)
+        return [Outcome(run.run_id, "finished", 0, word, {"knn_top1": 61.5}) for run, word in ends]
 
-    monkeypatch.setattr(rescue, "attempt", ended)
+    monkeypatch.setattr(rescue, "launch", launch)
     assert main(["doctor", str(run), "--rescue"]) == 0
     said = capsys.readouterr().out
     assert "(they are only of 8), so each remedy is tried from step 0" in said
     assert "trainer.keep_checkpoints=every:3" in said
-    assert [place for place, _ in tried] == [None] * 3
+    assert tried == [None] * 3
     assert "1 of 3 recover; the best with loss.centering=mean optimizer.lr=0.004 (k-NN 61.5 %" in said
 
 

@@ -28,6 +28,20 @@ def test_a_cell_is_the_mean_over_the_other_axes(tmp_path: Path) -> None:
     assert [run.values["trainer.seed"] for run in runs] == [0.0, 1.0, 2.0]
 
 
+def test_the_trials_of_a_search_share_cells(tmp_path: Path) -> None:
+    values = [
+        {"loss.teacher_temp": 0.02 + number / 999, "optimizer.lr": 1e-4 * 1.2 ** (7 * number % 20)}
+        for number in range(20)
+    ]
+    sweep = load_sweep(write_sweep(tmp_path, [{"values": each} for each in values]))
+    cells = gather(sweep, "loss.teacher_temp", "optimizer.lr")
+    assert (len({cell.x for cell in cells}), len({cell.y for cell in cells})) == (6, 6)
+    assert sum(len(cell.runs) for cell in cells) == 20
+    assert cells[0].x == "0.02 – 0.0232"
+    alone = gather(sweep, "loss.teacher_temp", None)
+    assert len(alone) == 20
+
+
 def test_every_pair_of_many_axes_has_a_map(tmp_path: Path) -> None:
     keys = ["optimizer.lr", "loss.teacher_temp", "trainer.seed", *(f"augment.a{index}" for index in range(7))]
     runs = [
