@@ -9,6 +9,7 @@ from urllib.parse import urlsplit
 
 from omegaconf import OmegaConf
 
+from dino_exp.config.batch_rule import PerStep
 from dino_exp.config.data_schema import (
     Cifar10Config,
     FashionMnistConfig,
@@ -206,12 +207,16 @@ def _schedules(cfg: Any) -> Iterator[str]:
             f"ema.final_momentum = {ema.final_momentum}: less than ema.momentum = {ema.momentum}, and the "
             "teacher slows down over a run; raise it (the paper ends at 1) or use ema.schedule=constant."
         )
-    batch = cfg.trainer.batch_size
-    peak = optimizer.lr * batch / 256
+    batch, peak = cfg.trainer.batch_size, PerStep.of(cfg).peak_lr
     if optimizer.min_lr > peak:
+        source = f"optimizer.lr · batch / 256 = {optimizer.lr:g} · {batch} / 256"
+        if optimizer.lr_rule != "linear":
+            source = (
+                f"optimizer.lr_rule = {optimizer.lr_rule}, optimizer.lr = {optimizer.lr:g}, batch {batch}"
+            )
         yield (
-            f"optimizer.min_lr = {optimizer.min_lr:g}: more than the peak, optimizer.lr · batch / 256 = "
-            f"{optimizer.lr:g} · {batch} / 256 = {peak:g}; lower it or raise optimizer.lr."
+            f"optimizer.min_lr = {optimizer.min_lr:g}: more than the peak, {source} = {peak:g}; lower it or "
+            "raise optimizer.lr."
         )
 
 
