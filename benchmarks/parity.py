@@ -208,9 +208,9 @@ class Comparison:
 
         parts = [variance(each) / len(each) for each in (ours, theirs)]
         difference, error = mean(ours) - mean(theirs), max(math.sqrt(sum(parts)), 1e-12)
-        degrees = sum(parts) ** 2 / max(
-            sum(part**2 / (len(each) - 1) for part, each in zip(parts, (ours, theirs), strict=True)), 1e-24
-        )
+        pairs = zip(parts, (ours, theirs), strict=True)
+        below = sum(part**2 / (len(each) - 1) for part, each in pairs)
+        degrees = sum(parts) ** 2 / below if below else 1.0
         half = error * float(t.ppf(0.975, degrees))
         p = max(float(t.sf((points + sign * difference) / error, degrees)) for sign in (1, -1))
         return cls(difference, difference - half, difference + half, p)

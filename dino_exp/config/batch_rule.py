@@ -46,7 +46,7 @@ class PerStep:
         )
 
 
-def peak_lr(lr: float, batch_size: int, rule: str, reference: int | None = None) -> float:
+def peak_lr(lr: float, batch_size: float, rule: str, reference: float | None = None) -> float:
     """Return the peak of the learning rate: in proportion to the batch, to its root, or to neither.
 
     Root and neither are relative to the reference, for which the recipe was written, or else to 256. The root

@@ -88,7 +88,7 @@ def test_a_run_and_its_page_say_how_it_compares(folder: Path) -> None:
     page = (summary.parent / "report" / "index.html").read_text()
     assert said in page
     assert "Band: what experiment=tiny reached, 38.0 to 42.0 at step 16." in page
-    assert '"expected": [{"step": 8.0, "low": 28, "high": 32}, {"step": 16' in page
+    assert '"expected":{"step":[8.0,16],"low":[28.0,38.0],"high":[32.0,42.0]}' in page
 
     other = run_program("train.py", *words, "loss.teacher_temp=0.03", folder=folder)
     assert other.returncode == 0, other.output

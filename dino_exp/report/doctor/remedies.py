@@ -140,7 +140,7 @@ def times_usual_peak(log: TrainingLog) -> float:
     if not (rate and batch and usual):
         return 0.0
     rule = str(log.setting("optimizer.lr_rule") or "linear")
-    return peak_lr(rate, int(batch), rule, log.setting("trainer.reference_batch")) / usual
+    return peak_lr(rate, batch, rule, number(log.setting("trainer.reference_batch"))) / usual
 
 
 def lower_learning_rate(log: TrainingLog) -> str:
