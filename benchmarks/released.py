@@ -174,7 +174,8 @@ def cosine_scheduler(
 
 def params_groups(model: nn.Module) -> list[dict[str, Any]]:
     """Return the parameters with weight decay, and biases and one-dimensional ones without."""
-    regularized, others = [], []
+    regularized: list[nn.Parameter] = []
+    others: list[nn.Parameter] = []
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             plain = name.endswith(".bias") or len(parameter.shape) == 1

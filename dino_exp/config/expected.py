@@ -37,10 +37,14 @@ class Band(NamedTuple):
 def bands(expected: Any) -> list[Band]:
     """Return the bands of `expected`, typed or of a stored configuration; none if it is empty or damaged."""
     try:
-        spread = expected["spread"]
-        return [Band(share, knn - spread, knn + spread) for share, knn in expected["knn_top1"]]
+        spread = number(expected["spread"])
+        points = [(number(share), number(knn)) for share, knn in expected["knn_top1"]]
     except (KeyError, TypeError, ValueError):
         return []
+    known = [(share, knn) for share, knn in points if share is not None and knn is not None]
+    if spread is None or len(known) < len(points):
+        return []
+    return [Band(share, knn - spread, knn + spread) for share, knn in known]
 
 
 def band_at(expected: Any, share: float) -> Band | None:

@@ -70,6 +70,8 @@ def test_between_two_places_a_line_is_expected() -> None:
     assert comparison(expected, 6, 8, 38) == (
         "k-NN 38.0 % is above the 33.0 to 37.0 % of experiment=tiny at step 6"
     )
+    for damaged in ("text", {"spread": 1}, expected | {"spread": "x"}, expected | {"knn_top1": [[1, "y"]]}):
+        assert comparison(damaged, 8, 8, 40) == ""
     assert comparison(expected, 8, 8, None) == comparison({}, 8, 8, 40) == comparison(None, 8, 8, 40) == ""
 
 
