@@ -9,7 +9,6 @@ from urllib.parse import urlsplit
 
 from omegaconf import OmegaConf
 
-from dino_exp.config.batch_rule import PerStep
 from dino_exp.config.data_schema import (
     Cifar10Config,
     FashionMnistConfig,
@@ -20,6 +19,7 @@ from dino_exp.config.data_schema import (
 from dino_exp.config.identity import PLACES
 from dino_exp.config.library_names import model_names
 from dino_exp.config.messages import closest, did_you_mean, show
+from dino_exp.config.per_step import PerStep
 from dino_exp.config.schema import MlflowConfig, TimmConfig, TorchvisionConfig, VitConfig, schema_of
 from dino_exp.data.value_range import pairs_of
 from dino_exp.errors import UserError, refusing

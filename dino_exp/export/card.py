@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from dino_exp.config.batch_rule import PerStep
+from dino_exp.config.per_step import PerStep
 from dino_exp.config.schema import Config
 from dino_exp.export.trained import Trained
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from dino_exp.config.batch_rule import BATCH_OF_LR, PerStep
+from dino_exp.config.per_step import BATCH_OF_LR, PerStep
 from dino_exp.config.schema import Config, TimmConfig, VitConfig
 from dino_exp.export.to_timm import SIZES
 from dino_exp.export.trained import Trained, not_exportable

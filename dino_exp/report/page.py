@@ -12,8 +12,8 @@ from urllib.parse import quote
 
 from dino_exp import metrics
 from dino_exp.atomic import write_atomically
-from dino_exp.config.batch_rule import conversion
 from dino_exp.config.expected import comparison
+from dino_exp.config.per_step import conversion
 from dino_exp.errors import UserError, refusing
 from dino_exp.metrics import DATA_WAIT, KNN, PEAK_MEMORY, UNTRAINED_KNN, charts
 from dino_exp.plots.drawing import Figure, write_files

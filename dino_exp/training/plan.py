@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from dino_exp.config.batch_rule import PerStep, conversion
+from dino_exp.config.per_step import PerStep, conversion
 from dino_exp.config.schema import Config
 from dino_exp.config.targets import build
 from dino_exp.dino.schedule import cosine_schedule

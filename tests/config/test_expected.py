@@ -90,11 +90,16 @@ def test_a_run_and_its_page_say_how_it_compares(folder: Path) -> None:
     page = (summary.parent / "report" / "index.html").read_text()
     assert said in page
     assert "Band: what experiment=tiny reached, 38.0 to 42.0 at step 16." in page
-    assert '"expected":{"step":[8.0,16],"low":[28.0,38.0],"high":[32.0,42.0]}' in page
+    assert '"expected":{"step":[8.0,16.0],"low":[28.0,38.0],"high":[32.0,42.0]}' in page
 
-    other = run_program("train.py", *words, "loss.teacher_temp=0.03", folder=folder)
-    assert other.returncode == 0, other.output
-    assert "experiment=tiny" not in other.stdout
+
+def test_a_run_of_another_configuration_is_compared_with_nothing(folder: Path) -> None:
+    words = ["--config-dir", str(folder), "experiment=tiny", "loss.teacher_temp=0.03"]
+    done = run_program("train.py", *words, folder=folder)
+    assert done.returncode == 0, done.output
+    assert "experiment=tiny" not in done.stdout
+    (config,) = folder.glob("outputs/tiny/*/config.yaml")
+    assert "  knn_top1: []\n" in config.read_text()
 
 
 def test_a_wrong_expectation_is_refused(folder: Path) -> None:

@@ -6,7 +6,7 @@ import math
 import re
 from itertools import takewhile
 
-from dino_exp.config.batch_rule import peak_lr
+from dino_exp.config.per_step import peak_lr
 from dino_exp.report.doctor.training_log import TrainingLog
 from dino_exp.report.run_data import UNFINISHED
 from dino_exp.runs.run_files import number

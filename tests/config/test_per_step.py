@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from dino_exp.config.batch_rule import PerStep, conversion
 from dino_exp.config.compose import check, compose
 from dino_exp.config.identity import run_id
+from dino_exp.config.per_step import PerStep, conversion
 from dino_exp.config.targets import build
 from dino_exp.errors import UserError
 from dino_exp.training.plan import Plan, judge_of
