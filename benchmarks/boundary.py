@@ -24,17 +24,16 @@ from statistics import mean
 from typing import Any
 
 import torch
-from omegaconf import OmegaConf
 from rich import box
 from rich.table import Table
 from torch import Tensor
 from torch.special import ndtr
 
 from benchmarks.collapse import logged
+from benchmarks.local_runs import train_here
 from benchmarks.measure import OUTPUTS
 from dino_exp.config.compose import compose
 from dino_exp.config.identity import run_id
-from dino_exp.config.launcher_settings import LocalSettings
 from dino_exp.config.stored import read_config
 from dino_exp.console import Console, a_console
 from dino_exp.runs.manifest import Manifest
@@ -44,8 +43,7 @@ from launchers.boundary.boundary_axis import Axis
 from launchers.boundary.boundary_search import trains
 from launchers.boundary.classifier import Classifier
 from launchers.boundary.proposal import first_points, next_points
-from launchers.submission import Wanted, submit
-from launchers.watch import wait
+from launchers.submission import Wanted
 
 FIRST, BATCH, RUNS, SIDE = 8, 4, 20, 10
 """First points and batches of a search, its runs, and the cells along a side of the dense grid."""
@@ -214,10 +212,7 @@ def train_grid(data: str, seed: int, part: str, console: Console) -> None:
     """Submit a part of a real grid to this machine's queue, and wait for it."""
     number, _, parts = part.partition("/")
     runs = wanted(data, seed)[int(number) - 1 :: int(parts)]
-    settings = OmegaConf.to_container(OmegaConf.structured(LocalSettings))
-    assert isinstance(settings, dict)
-    submit(folder_of(data, seed), "local", {str(key): value for key, value in settings.items()}, runs)
-    wait(folder_of(data, seed), {run.name for run in runs}, console)
+    train_here(folder_of(data, seed), runs, console)
 
 
 def outcomes_of(data: str, seed: int) -> dict[tuple[str, ...], bool]:

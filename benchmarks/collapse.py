@@ -25,13 +25,12 @@ from statistics import median
 from typing import Any
 
 import torch
-from omegaconf import OmegaConf
 from rich import box
 from rich.table import Table
 
+from benchmarks.local_runs import train_here
 from dino_exp.config.compose import compose
 from dino_exp.config.identity import run_id
-from dino_exp.config.launcher_settings import LocalSettings
 from dino_exp.config.stored import read_config
 from dino_exp.config.targets import build
 from dino_exp.console import Console, a_console
@@ -45,8 +44,7 @@ from dino_exp.training import checkpoint
 from dino_exp.training.networks import build_networks
 from dino_exp.training.plan import judge_of
 from launchers.states import Observer
-from launchers.submission import Wanted, submit
-from launchers.watch import wait
+from launchers.submission import Wanted
 
 FOLDER = Path("outputs/collapse_runs")
 RUNS = 72
@@ -115,11 +113,7 @@ def train_runs(cifar10: Path, numbers: Sequence[int]) -> None:
         cfg = compose(words)
         own = tuple(word for word in words if word.partition("=")[0] not in ("tracker", "trainer.log_every"))
         wanted.append(Wanted(run_id(cfg), (f"number={number}", *own), cfg))
-    settings = OmegaConf.to_container(OmegaConf.structured(LocalSettings))
-    assert isinstance(settings, dict)
-    console = a_console()
-    submit(FOLDER, "local", {str(key): value for key, value in settings.items()}, wanted)
-    wait(FOLDER, {run.name for run in wanted}, console)
+    train_here(FOLDER, wanted, a_console())
 
 
 @dataclass(frozen=True)

@@ -248,6 +248,8 @@ class Runs:
             if run in runs:
                 header = f"[{runs.index(run) + 1}/{len(runs)}] {header}"
             Console(soft_wrap=True).print(f"\n{header}", style="bold")
+        if cfg.expected.knn_top1:  # Hydra's has that of the file, which may not be for this run
+            cfg.expected = self.run_of(settings.overrides.task).cfg.expected
         group = Path(settings.sweep.dir).name if multirun else None
         # torch comes last: refusing and helping need not wait for it
         from dino_exp.parallel import distributed

@@ -22,7 +22,7 @@ from dino_exp.config.evaluation_schema import EVALUATIONS
 from dino_exp.config.help import meaning
 from dino_exp.config.launcher_settings import SETTINGS
 from dino_exp.config.messages import show
-from dino_exp.config.schema import SCHEMAS, Config
+from dino_exp.config.schema import SCHEMAS, Config, ExpectedConfig
 from dino_exp.config.searches import SEARCHES
 from dino_exp.installation import CONF
 
@@ -58,7 +58,8 @@ def configuration() -> Iterator[str]:
         "Type `group=option` to choose an option and `key=value` to change a value. Defaults are those of "
         "the released code; options and experiments choose others; `python train.py --cfg job` prints all."
     )
-    yield from ("", "## Keys outside groups", "", *key_table(Config, "", skip=SCHEMAS))
+    yield from ("", "## Keys outside groups", "", *key_table(Config, "", skip={*SCHEMAS, "expected"}))
+    yield from ("", "## expected", *keys(ExpectedConfig, "expected."))
     for name, kinds in SCHEMAS.items():
         yield from group(name, kinds)
     for name in ("experiment", "temperature", "ablation", "sweep"):

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import boundary, collapse
+from benchmarks import batch_rule, boundary, collapse
 from benchmarks.plain import UNDO, undone
 from benchmarks.released_crops import ReleasedCrops
 from benchmarks.step import random_views
@@ -108,3 +108,32 @@ def test_a_search_for_a_boundary_beats_random_runs(tmp_path: Path, monkeypatch: 
     for row in written:
         wrong[row["method"]] += row["wrong"] / 2
     assert wrong["search"] < 0.06 < wrong["random"]
+
+
+def test_maps_with_and_without_a_reference_batch_are_compared(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(batch_rule, "BATCHES", (32, 128))
+    monkeypatch.setattr(batch_rule, "TEMPERATURES", (0.02, 0.1))
+    monkeypatch.setattr(batch_rule, "MOMENTA", (0.5,))
+    runs = {cell: batch_rule.wanted(cell) for cell in batch_rule.cells()}
+    assert len({run.name for run in runs.values()}) == len(runs) == 6
+    for cell, run in runs.items():
+        assert run.cfg.trainer.reference_batch == (32 if cell.converted else None)
+        if cell.teacher_temp == 0.1 and cell.batch == 128 and not cell.converted:
+            continue  # has not ended
+        folder = tmp_path / batch_rule.FOLDER / run.name
+        folder.mkdir(parents=True)
+        collapsed = cell.batch == 128 and not cell.converted
+        knn = 20.0 if collapsed else 60.0
+        verdict = "collapsed-uniform" if collapsed else "healthy"
+        (folder / "summary.json").write_text(json.dumps({"verdict": verdict, "knn_top1": knn}))
+        lines = [{"step": step, "images": step * cell.batch, "knn_top1": knn} for step in (0, 10)]
+        (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    batch_rule.main(["figure"])
+    out = tmp_path / "outputs" / "benchmarks"
+    rows = {row["reference_batch"]: row for row in json.loads((out / "batch_rule.json").read_text())}
+    assert (rows[False]["places"], rows[False]["changed"], rows[False]["knn_difference"]) == (1, 1, 40)
+    assert (rows[True]["places"], rows[True]["changed"], rows[True]["knn_difference"]) == (2, 0, 0)
+    assert (out / "batch_rule.png").stat().st_size > 10_000

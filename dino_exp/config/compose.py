@@ -17,7 +17,7 @@ from hydra.core.override_parser.types import Override
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from dino_exp.config import data_content, fork, messages, relations
+from dino_exp.config import data_content, expected, fork, messages, relations
 from dino_exp.config.hydra_loader import (
     CompositionError,
     Loader,
@@ -270,7 +270,12 @@ class _Preflight:
             misread.add(wrong, shown)
             if wrong or self.reader.dropped:
                 continue
-            problems = validate(cfg) or unnamed(cfg.plugins) or data_content.problems(cfg)
+            problems = (
+                validate(cfg)
+                or list(expected.problems(cfg))
+                or unnamed(cfg.plugins)
+                or data_content.problems(cfg)
+            )
             problems = problems or list(fork.problems(cfg)) or network_problems(cfg)
             if not problems and checked.local:
                 problems = list(relations.folder_problems(cfg))
@@ -279,6 +284,8 @@ class _Preflight:
                 problems = list(objective_problems(cfg, asked["objective"], asked["pruner"]))
             invalid.add(problems, shown)
             if not problems:
+                if cfg.expected.knn_top1:
+                    expected.settle(cfg, self._experiment(cfg.expected.experiment))
                 warnings.add(relations.warnings(cfg), shown)
                 checked.runs.append(Run(shown, run_id(cfg), typed(run), cfg))
             checked.cfg = None if checked.multirun else cfg
@@ -318,6 +325,13 @@ class _Preflight:
         if parent_of(cfg, override.key_or_group) is None:
             return self._unknown_key(override.key_or_group, cfg, choices)
         return set_value(cfg, override)
+
+    def _experiment(self, name: str) -> DictConfig | None:
+        """Return the configuration of an experiment by itself; None if it cannot be composed."""
+        try:
+            return self.loader.compose((f"experiment={name}",)).run
+        except CompositionError:
+            return None
 
     # ---- the entire sweep -----------------------------------------------------------------------
 

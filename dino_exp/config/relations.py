@@ -20,6 +20,7 @@ from dino_exp.config.identity import PLACES
 from dino_exp.config.library_names import model_names
 from dino_exp.config.messages import closest, did_you_mean, show
 from dino_exp.config.network_schema import TimmConfig, TorchvisionConfig, VitConfig
+from dino_exp.config.per_step import PerStep
 from dino_exp.config.schema import schema_of
 from dino_exp.config.tracker_schema import MlflowConfig
 from dino_exp.data.value_range import pairs_of
@@ -208,12 +209,16 @@ def _schedules(cfg: Any) -> Iterator[str]:
             f"ema.final_momentum = {ema.final_momentum}: less than ema.momentum = {ema.momentum}, and the "
             "teacher slows down over a run; raise it (the paper ends at 1) or use ema.schedule=constant."
         )
-    batch = cfg.trainer.batch_size
-    peak = optimizer.lr * batch / 256
+    batch, peak = cfg.trainer.batch_size, PerStep.of(cfg).peak_lr
     if optimizer.min_lr > peak:
+        source = f"optimizer.lr · batch / 256 = {optimizer.lr:g} · {batch} / 256"
+        if optimizer.lr_rule != "linear":
+            source = (
+                f"optimizer.lr_rule = {optimizer.lr_rule}, optimizer.lr = {optimizer.lr:g}, batch {batch}"
+            )
         yield (
-            f"optimizer.min_lr = {optimizer.min_lr:g}: more than the peak, optimizer.lr · batch / 256 = "
-            f"{optimizer.lr:g} · {batch} / 256 = {peak:g}; lower it or raise optimizer.lr."
+            f"optimizer.min_lr = {optimizer.min_lr:g}: more than the peak, {source} = {peak:g}; lower it or "
+            "raise optimizer.lr."
         )
 
 

@@ -142,7 +142,10 @@ class OptimizerConfig:
         ["dino_exp.dino.optimizer.adamw", "dino_exp.dino.optimizer.sgd", "dino_exp.dino.optimizer.lars"],
     )
     lr: float = number(5e-4, at_least=0, hint="the peak is lr · batch_size / 256")
-    """Learning rate for a batch of 256; the peak is scaled linearly with the global batch."""
+    """Learning rate for a batch of 256, from which `lr_rule` makes the peak of another batch."""
+    lr_rule: str = choice("linear", ["linear", "sqrt", "none"])
+    """The peak grows with the global batch (`linear`, the released code), with its square root (`sqrt`, for
+    AdamW), or not (`none`). The latter two are relative to trainer.reference_batch, or else to 256."""
     min_lr: float = number(1e-6, at_least=0)
     """Learning rate at the end of the cosine; not scaled."""
     warmup_epochs: float = number(10.0, at_least=0)
@@ -167,6 +170,10 @@ class TrainerConfig:
     """Stop after this many steps; the schedules still span `epochs`, so it is a prefix of the full run."""
     batch_size: int = number(512, at_least=1)
     """Images per step over all processes."""
+    reference_batch: int | None = number(None, at_least=1, hint="1024 for the paper's recipes")
+    """Batch that the recipe was written for, if another: with κ = batch_size / reference_batch, ema.momentum,
+    ema.final_momentum and loss.center_momentum become λ^κ and m^κ, so that teacher and center forget within
+    as many images (Busbridge et al. 2023). null uses them per step, whatever the batch."""
     accumulate: int = number(1, at_least=1)
     """Micro-batches into which each process splits its share of the batch, to save memory. Only batch norm
     and stochastic depth, which see one micro-batch at a time, change the result."""
@@ -206,6 +213,18 @@ class TrainerConfig:
 
 
 @dataclass(kw_only=True)
+class ExpectedConfig:
+    """What an experiment reached, which its runs are compared with; no part of a run's identity."""
+
+    experiment: str | None = None
+    """The experiment that reached it. A run that differs from it in more than the seed is not compared."""
+    knn_top1: list[Any] = field(default_factory=list)
+    """Pairs of a share of the steps and k-NN top-1 in percent, e.g. [[0.5, 60], [1, 75]]."""
+    spread: float = number(0.0, at_least=0, at_most=100)
+    """Percentage points above and below, e.g. two standard deviations over seeds."""
+
+
+@dataclass(kw_only=True)
 class Config:
     """A run."""
 
@@ -235,6 +254,8 @@ class Config:
     data_content: str | None = "${data_content:}"
     """Digest of the images and labels, which is part of the run id, wherever they lie; computed, not typed.
     null for generated and downloaded sets, and where the images are not on the machine that submits."""
+    expected: ExpectedConfig = field(default_factory=ExpectedConfig)
+    """What the experiment's own runs reached, in its file; removed from a run of any other configuration."""
     backbone: BackboneConfig = MISSING
     head: HeadConfig = field(default_factory=HeadConfig)
     crops: CropsConfig = field(default_factory=CropsConfig)

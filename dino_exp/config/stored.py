@@ -142,6 +142,8 @@ def from_plain(directory: RunDirectory, config: dict[str, Any]) -> Config:
         for name, value in config.items():
             if name not in (names := fields_of(Config)):
                 raise ValueError(f"{name}: no such key{did_you_mean(closest(name, names)[:1])}")
+            if name == "expected":
+                value = OmegaConf.merge(result[name], value)
             result[name] = typed(name, value) if name in SCHEMAS else value
         missing = [group for group in SCHEMAS if group not in config]
         if missing:

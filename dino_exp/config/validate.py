@@ -61,7 +61,7 @@ def node_problems(prefix: str, node: DictConfig, cfg: DictConfig) -> Iterator[tu
             problem = _problem(key, node, field, schema, cfg)
             if problem:
                 yield key, problem
-            elif prefix and is_dataclass(schema_of(value := node[field.name])):
+            elif is_dataclass(schema_of(value := node[field.name])):
                 yield from node_problems(f"{key}.", value, cfg)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
+from dino_exp.config.per_step import PerStep
 from dino_exp.config.schema import Config
 from dino_exp.export.trained import Trained
 
@@ -84,17 +85,20 @@ def stored(data: Any) -> str:
 
 def training(cfg: Config) -> dict[str, str]:
     """Return the main settings of the training; the run's config.yaml has all of them."""
-    crops, loss, ema, optimizer = cfg.crops, cfg.loss, cfg.ema, cfg.optimizer
+    crops, loss, optimizer, per_step = cfg.crops, cfg.loss, cfg.optimizer, PerStep.of(cfg)
+    batch, lr = cfg.trainer.batch_size, f"lr {optimizer.lr:g} for a batch of 256"
+    if optimizer.lr_rule != "linear":
+        lr = f"lr {per_step.peak_lr:g} at its peak"
     local = f", {crops.local_number} local of {crops.local_size}" if crops.local_number else ""
     facts = {
         "data": cfg.data.name,
         "crops": f"2 global of {crops.global_size} pixels{local}",
         "prototypes": f"{cfg.head.out_dim:,}",
         "temperatures": f"student {loss.student_temp:g}, teacher {loss.teacher_temp:g}",
-        "centering": f"{loss.centering}, momentum {loss.center_momentum:g}",
-        "teacher's momentum": f"{ema.momentum:g}, {ema.schedule}",
-        "optimizer": f"{optimizer._target_.rpartition('.')[2]}, lr {optimizer.lr:g} for a batch of 256",
-        "length": f"{cfg.trainer.epochs} epochs of batches of {cfg.trainer.batch_size}",
+        "centering": f"{loss.centering}, momentum {per_step.center_momentum:.6g}",
+        "teacher's momentum": f"{per_step.momentum:.6g}, {cfg.ema.schedule}",
+        "optimizer": f"{optimizer._target_.rpartition('.')[2]}, {lr}",
+        "length": f"{cfg.trainer.epochs} epochs of batches of {batch}",
         "seed": str(cfg.trainer.seed),
     }
     if getattr(cfg, "fork_parent", None):

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from dino_exp.config.network_schema import TimmConfig, VitConfig
+from dino_exp.config.per_step import BATCH_OF_LR, PerStep
 from dino_exp.config.schema import Config
 from dino_exp.export.to_timm import SIZES
 from dino_exp.export.trained import Trained, not_exportable
@@ -94,7 +95,7 @@ def how_to_load(trained: Trained, network: str, arch: str) -> str:
 
 def released_args(cfg: Config, arch: str) -> dict[str, Any]:
     """Return the equivalent arguments of `main_dino.py` by its names, on one GPU."""
-    loss, optimizer, crops = cfg.loss, cfg.optimizer, cfg.crops
+    loss, optimizer, crops, per_step = cfg.loss, cfg.optimizer, cfg.crops, PerStep.of(cfg)
     node: Any = cfg.backbone
     transformer = {"patch_size": node.patch_size} if "patch_size" in node else {}
     return {
@@ -103,7 +104,7 @@ def released_args(cfg: Config, arch: str) -> dict[str, Any]:
         "out_dim": cfg.head.out_dim,
         "norm_last_layer": cfg.head.norm_last_layer,
         "use_bn_in_head": cfg.head.use_bn,
-        "momentum_teacher": cfg.ema.momentum,
+        "momentum_teacher": per_step.momentum,
         "warmup_teacher_temp": loss.warmup_teacher_temp,
         "teacher_temp": loss.teacher_temp,
         "warmup_teacher_temp_epochs": loss.warmup_teacher_temp_epochs,
@@ -114,7 +115,7 @@ def released_args(cfg: Config, arch: str) -> dict[str, Any]:
         "batch_size_per_gpu": cfg.trainer.batch_size,
         "epochs": cfg.trainer.epochs,
         "freeze_last_layer": optimizer.freeze_last_layer_epochs,
-        "lr": optimizer.lr,
+        "lr": per_step.peak_lr * BATCH_OF_LR / cfg.trainer.batch_size,
         "warmup_epochs": optimizer.warmup_epochs,
         "min_lr": optimizer.min_lr,
         "optimizer": optimizer._target_.rpartition(".")[2],

@@ -12,6 +12,8 @@ from urllib.parse import quote
 
 from dino_exp import metrics
 from dino_exp.atomic import write_atomically
+from dino_exp.config.expected import comparison
+from dino_exp.config.per_step import conversion
 from dino_exp.errors import UserError, refusing
 from dino_exp.metrics import DATA_WAIT, KNN, PEAK_MEMORY, UNTRAINED_KNN, charts
 from dino_exp.plots.drawing import Figure, write_files
@@ -159,7 +161,9 @@ def _facts(run: RunData) -> list[tuple[str, str]]:
         ("State", run.state + (f" ({run.note})" if run.note else "")),
         ("Step", step + total),
         *fork_facts(run),
+        ("Reference batch", _reference_batch(run.config)),
         (f"{UNTRAINED_KNN.label} → now", f"{KNN.text(run.untrained_knn)} → {KNN.text(run.knn)}"),
+        ("Expected", _expected(run)),
         ("Judged by", _probe(run.config)),
         ("k-NN of the student", KNN.text(run.last(str(KNN.student_key)))),
         *((row.label, row.text(run.last(row.key))) for row in FACTS),
@@ -168,6 +172,21 @@ def _facts(run: RunData) -> list[tuple[str, str]]:
         (PEAK_MEMORY.label, PEAK_MEMORY.text(run.last(PEAK_MEMORY.key))),
     ]
     return [(name, value) for name, value in facts if value != "–"]
+
+
+def _reference_batch(config: dict[str, Any]) -> str:
+    """Return what the reference batch has changed, as the run itself says it."""
+    try:
+        return conversion(config) or "–"
+    except (AttributeError, KeyError, TypeError, ValueError, ArithmeticError):  # damaged, or incomplete
+        return "–"
+
+
+def _expected(run: RunData) -> str:
+    """Return how the last known k-NN compares with what the run's experiment reached."""
+    known = [(step, value) for step, value in run.series(KNN.key) if value is not None]
+    step, knn = known[-1] if known else (0, None)
+    return comparison(run.config.get("expected"), step, run.total_steps or 0, knn) or "–"
 
 
 def _probe(config: dict[str, Any]) -> str:

@@ -8,8 +8,9 @@ from typing import Any
 import altair as alt
 
 from dino_exp.config.evaluation_schema import EVALUATIONS
+from dino_exp.config.expected import bands
 from dino_exp.metrics import KNN, Chart, Metric, charts, in_words
-from dino_exp.plots.drawing import Figure, Row, level_lines, number_text, to_spec
+from dino_exp.plots.drawing import QUIET, Figure, Row, level_lines, number_text, to_spec
 from dino_exp.report.evaluation_records import title
 from dino_exp.report.loading import utc
 from dino_exp.report.run_data import RunData
@@ -86,15 +87,49 @@ def _chart_figure(run: RunData, chart: Chart, curves: dict[str, str]) -> Figure 
         *(level_lines() if level else []),
     ]
     datasets: dict[str, list[Row]] = {"points": rows}
+    band = expected_band(run) if metric is KNN and chart.metrics else []
+    if band:
+        datasets["expected"] = band
+        chart_layers = [*expected_layers(), *chart_layers]
     if level:
         datasets["level"] = [dict(zip(("value", "text"), level, strict=True))]
     return Figure(
         chart.name,
         chart.heading,
         to_spec(alt.layer(*chart_layers).properties(width=WIDTH, height=HEIGHT), datasets),
-        _in_words(series, chart.heading, metric.precise, level),
+        _in_words(series, chart.heading, metric.precise, level) + _band_in_words(run, band),
         ("step", *words),
         _table(series, metric.precise),
+    )
+
+
+def expected_band(run: RunData) -> list[Row]:
+    """Return what is expected of the run's k-NN, by step; empty if nothing is."""
+    total = run.total_steps or 0
+    return [
+        {"step": band.share * total, "low": band.low, "high": band.high}
+        for band in bands(run.config.get("expected"))
+        if total
+    ]
+
+
+def expected_layers() -> list[alt.Chart]:
+    """Return the band of the data set `expected`: a bar at each of its places, and the area between them."""
+    base = alt.Chart(alt.NamedData("expected")).encode(x="step:Q", y="low:Q", y2="high:Q")
+    color = alt.value(QUIET)
+    return [
+        base.mark_area(opacity=0.2, aria=False).encode(color=color),
+        base.mark_rule(strokeWidth=4, opacity=0.45, aria=False).encode(color=color),
+    ]
+
+
+def _band_in_words(run: RunData, band: list[Row]) -> str:
+    if not band:
+        return ""
+    last = band[-1]
+    return (
+        f" Band: what experiment={run.config['expected'].get('experiment')} reached, "
+        f"{last['low']:.1f} to {last['high']:.1f} at step {last['step']:,.0f}."
     )
 
 

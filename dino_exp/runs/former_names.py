@@ -85,6 +85,8 @@ LATER_KEYS: dict[str, Any] = dict.fromkeys(
     "trainer.cuda_graph": False,
     "trainer.keep_checkpoints": None,
     "trainer.on_healthy": "continue",
+    "trainer.reference_batch": None,
+    "optimizer.lr_rule": "linear",
 }
 """Present keys that came later than the first runs, each with the value that says what was computed before:
 "backbone.registers": 0. With this value a key is no part of an identity, and a stored configuration without

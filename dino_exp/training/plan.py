@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from dino_exp.config.per_step import PerStep, conversion
 from dino_exp.config.schema import Config
 from dino_exp.config.targets import build
 from dino_exp.dino.schedule import cosine_schedule
@@ -33,6 +34,10 @@ class Plan:
     lr: np.ndarray
     weight_decay: np.ndarray
     ema_momentum: np.ndarray
+    center_momentum: float
+    lr_rule: str
+    conversion: str
+    """What `trainer.reference_batch` has changed, in words."""
 
     @classmethod
     def of(cls, cfg: Config, images: int, processes: int = 1) -> Plan:
@@ -55,7 +60,7 @@ class Plan:
             )
         per_epoch = images // batch_size
         total = cfg.trainer.epochs * per_epoch
-        optimizer = cfg.optimizer
+        optimizer, per_step = cfg.optimizer, PerStep.of(cfg)
         warmup = round(optimizer.warmup_epochs * per_epoch)
         return cls(
             batch_size=batch_size,
@@ -66,9 +71,17 @@ class Plan:
             freeze_steps=round(optimizer.freeze_last_layer_epochs * per_epoch),
             eval_steps=cfg.eval.every_epochs * per_epoch,
             out_dim=cfg.head.out_dim,
-            lr=cosine_schedule(optimizer.lr * batch_size / 256, optimizer.min_lr, total, warmup_steps=warmup),
+            lr=cosine_schedule(per_step.peak_lr, optimizer.min_lr, total, warmup_steps=warmup),
             weight_decay=cosine_schedule(optimizer.weight_decay, optimizer.final_weight_decay, total),
-            ema_momentum=build(cfg.ema, total_steps=total),
+            ema_momentum=build(
+                cfg.ema,
+                total_steps=total,
+                momentum=per_step.momentum,
+                final_momentum=per_step.final_momentum,
+            ),
+            center_momentum=per_step.center_momentum,
+            lr_rule=optimizer.lr_rule,
+            conversion=conversion(cfg),
         )
 
     def epoch(self, step: int) -> int:
@@ -90,13 +103,20 @@ class Plan:
             length += f", stopping after {self.stop_step:,} (trainer.max_steps)"
         return {
             "steps": length,
+            **({"reference batch": self.conversion} if self.conversion else {}),
             "learning rate": f"0 → {self.lr.max():.3g} in {self.warmup_steps:,} steps → {self.lr[-1]:.2g} "
-            f"(batch {self.batch_size} / 256)",
+            f"({self._lr_source()})",
             "weight decay": f"{self.weight_decay[0]:.3g} → {self.weight_decay[-1]:.3g}",
             "teacher's half-life": memory,
             "last layer frozen": f"{self.freeze_steps:,} steps",
             "ln K": f"{math.log(self.out_dim):.4f} (the loss of a uniform collapse, K = {self.out_dim:,})",
         }
+
+    def _lr_source(self) -> str:
+        """Return how the peak of the learning rate follows from the batch, in words."""
+        if self.lr_rule == "linear":
+            return f"batch {self.batch_size} / 256"
+        return "whatever the batch" if self.lr_rule == "none" else f"by the root of batch {self.batch_size}"
 
 
 def judge_of(cfg: Config, *, warmup_steps: int, total_steps: int, steps_per_epoch: int = 0) -> Judge:
@@ -106,6 +126,6 @@ def judge_of(cfg: Config, *, warmup_steps: int, total_steps: int, steps_per_epoc
         crops=2 * cfg.trainer.batch_size,
         warmup_steps=max(50, warmup_steps),
         total_steps=total_steps,
-        center_momentum=cfg.loss.center_momentum if cfg.loss.centering == "mean" else 0.0,
+        center_momentum=PerStep.of(cfg).center_momentum if cfg.loss.centering == "mean" else 0.0,
         last_warmup_step=cfg.loss.warmup_teacher_temp_epochs * steps_per_epoch,
     )

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from dino_exp.config.expected import comparison
 from dino_exp.console import Console, table
 from dino_exp.eval.periodic import main_figures
 from dino_exp.eval.subject import probe_in_words
@@ -81,6 +82,10 @@ def conclude(
     rows: dict[str, Any] = {"verdict": verdict_text(verdict), "because": verdict.evidence}
     for name, value in main_figures(trainer.last_metrics).items():
         rows |= before_and_now(summary, name, value)
+    plan, cfg = trainer.plan, trainer.cfg
+    compared = comparison(cfg.expected, trainer.step, plan.stop_step, summary.get("knn_top1"))
+    if compared:
+        rows["expected"] = compared
     if summary.get("raw_pixels_knn_top1") is not None:
         rows["k-NN of raw pixels"] = f"{summary['raw_pixels_knn_top1']:.1f} %"
     if summary.get("attention"):

@@ -68,7 +68,9 @@ class TrainingState:
         if self.plan.total_steps * cfg.trainer.batch_size * crops.pixels > FUSE_FROM_PIXELS:
             self.augment.fuse()
         self.crop_batches = CropBatches(splits.train, crops, self.augment, cfg.trainer.seed, cfg.data.backend)
-        self.dino_loss: DINOLoss = build(cfg.loss, out_dim=cfg.head.out_dim).to(device)
+        self.dino_loss: DINOLoss = build(
+            cfg.loss, out_dim=cfg.head.out_dim, center_momentum=self.plan.center_momentum
+        ).to(device)
         if self.compiled and device.type == "cuda":  # on a CPU its loop is faster
             self.dino_loss.compile()
         self.optimizer: torch.optim.Optimizer = build(cfg.optimizer, params=parameter_groups(self.student))

@@ -17,7 +17,7 @@ from dino_exp.config.evaluation_schema import EVALUATIONS
 from dino_exp.config.hydra_loader import EVALUATE, loader
 from dino_exp.config.identity import GROUPS, run_ids
 from dino_exp.config.launcher_settings import SETTINGS
-from dino_exp.config.schema import SCHEMAS, Config
+from dino_exp.config.schema import SCHEMAS, Config, ExpectedConfig
 from dino_exp.config.searches import SEARCHES
 from dino_exp.config.targets import KNOWN, targets_of
 from dino_exp.dino.verdict import WORDS
@@ -38,6 +38,7 @@ def schemas() -> Iterator[tuple[str, type]]:
     yield from (("hydra.launcher.", kind) for kind in SETTINGS.values())
     yield from (("hydra.sweeper.", kind) for kind in SEARCHES.values())
     yield "data.probe.", ProbeConfig
+    yield "expected.", ExpectedConfig
 
 
 KEYS = {f"{prefix}{field.name}" for prefix, kind in schemas() for field in fields(kind)}

@@ -6,6 +6,7 @@ import math
 import re
 from itertools import takewhile
 
+from dino_exp.config.per_step import peak_lr
 from dino_exp.report.doctor.training_log import TrainingLog
 from dino_exp.report.run_data import UNFINISHED
 from dino_exp.runs.run_files import number
@@ -136,7 +137,10 @@ def times_usual_peak(log: TrainingLog) -> float:
     """Return the peak of the learning rate as a multiple of the usual one; 0 if not known."""
     rate, batch = number(log.setting("optimizer.lr")), number(log.batch_size)
     usual = USUAL_PEAKS.get(str(log.setting("optimizer._target_")).rpartition(".")[2])
-    return rate * batch / 256 / usual if rate and batch and usual else 0.0
+    if not (rate and batch and usual):
+        return 0.0
+    rule = str(log.setting("optimizer.lr_rule") or "linear")
+    return peak_lr(rate, batch, rule, number(log.setting("trainer.reference_batch"))) / usual
 
 
 def lower_learning_rate(log: TrainingLog) -> str:

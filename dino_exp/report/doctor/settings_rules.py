@@ -39,7 +39,7 @@ def learning_rate_too_high(log: TrainingLog) -> Iterator[Finding]:
     far = times > remedies.FAR_ABOVE
     if not rises and not gradients and not far:
         return
-    parts = [f"The peak, lr · batch / 256, is {times:.0f} times that of published runs."] if far else []
+    parts = [f"The peak of the learning rate is {times:.0f} times that of published runs."] if far else []
     if rises:
         parts.append(_in_words(log, "loss", rises, max(rises, key=lambda jump: jump[1] - jump[2])))
     if gradients:
@@ -95,12 +95,13 @@ def warned_of(log: TrainingLog) -> Iterator[Finding]:
 
 def ema_too_slow(log: TrainingLog) -> Iterator[Finding]:
     """Find a teacher that hardly moves within the run; `warned_of` finds λ = 1."""
-    momentum, half_lives, length = log.setting("ema.momentum"), _half_lives(log), log.length
+    momentum, half_lives, length = _momentum(log), _half_lives(log), log.length
     if not momentum or momentum >= 1 or half_lives is None or half_lives >= FEWEST_HALF_LIVES:
         return
     half_life = math.log(0.5) / math.log(momentum)
     # a schedule that ends at 1 moves the teacher half as far as a constant λ
-    better = _rounded_momentum(length / 15 / (1 if log.setting("ema.schedule") == "constant" else 2))
+    steps = length / 15 / (1 if log.setting("ema.schedule") == "constant" else 2)
+    better = _rounded_momentum(steps * log.batch_factor)
     yield Finding(
         DOUBTFUL,
         f"EMA too slow for {length:,} steps",
@@ -113,7 +114,7 @@ def ema_too_slow(log: TrainingLog) -> Iterator[Finding]:
 
 def ema_too_fast(log: TrainingLog) -> Iterator[Finding]:
     """Find a teacher that forgets within few images: a small batch, or a small λ."""
-    momentum, images, batch = log.setting("ema.momentum"), log.images, log.batch_size
+    momentum, images, batch = _momentum(log), log.images, log.batch_size
     if not momentum or momentum >= 1 or not images or not batch:
         return
     half_life = math.log(0.5) / math.log(momentum)
@@ -121,8 +122,8 @@ def ema_too_fast(log: TrainingLog) -> Iterator[Finding]:
         return
     length = log.length
     longer = 0.1 * images / batch
-    better = _rounded_momentum(min(longer, length / 20) if length else longer)
-    if better <= momentum:
+    better = _rounded_momentum((min(longer, length / 20) if length else longer) * log.batch_factor)
+    if better <= momentum ** (1 / log.batch_factor):
         return  # the run is too short for a larger λ
     yield Finding(
         REMARK,
@@ -133,12 +134,19 @@ def ema_too_fast(log: TrainingLog) -> Iterator[Finding]:
     )
 
 
+def _momentum(log: TrainingLog) -> float | None:
+    """Return λ as a step uses it."""
+    momentum = log.setting("ema.momentum")
+    return momentum**log.batch_factor if momentum else momentum
+
+
 def _half_lives(log: TrainingLog) -> float | None:
     """Return how often the run would halve the distance of the teacher from a student that does not move."""
     length, schedule = log.length, log.setting("ema.schedule")
     base, final = log.setting("ema.momentum"), log.setting("ema.final_momentum")
     if not length or not base or (schedule != "constant" and final is None):
         return None
+    base, final = base**log.batch_factor, (final or 0.0) ** log.batch_factor
     schedules = {"cosine": cosine_schedule, "linear": linear_schedule}
     values = (
         schedules[schedule](base, final, length) if schedule in schedules else constant_schedule(base, length)

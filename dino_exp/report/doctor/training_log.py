@@ -145,6 +145,12 @@ class TrainingLog:
         return self.setting("trainer.batch_size")
 
     @property
+    def batch_factor(self) -> float:
+        """κ of a run of ours: steps of its recipe (`trainer.reference_batch`) in one of its own; 1 if not."""
+        batch, reference = number(self.batch_size), number(self.setting("trainer.reference_batch"))
+        return batch / reference if batch and reference else 1.0
+
+    @property
     def stop_step(self) -> int | None:
         """The step at which a run of ours ends."""
         total = number(self.status.get("total_steps"))
