@@ -58,8 +58,16 @@ DATA = {
     "shapes": ["experiment=demo", "optimizer.warmup_epochs=0.1"],
     "fashion_mnist": ["experiment=fashion_mnist", "optimizer.warmup_epochs=0.02"],
 }
-SHORT = ("trainer.epochs=1", "trainer.max_steps=400", "trainer.batch_size=16", "trainer.log_every=10")
-SHORT += ("trainer.on_collapse=stop", "eval.bank_size=200", "eval.query_size=100", "tracker=none")
+SHORT = [
+    "trainer.epochs=1",
+    "trainer.max_steps=400",
+    "trainer.batch_size=16",
+    "trainer.log_every=10",
+    "trainer.on_collapse=stop",
+    "eval.bank_size=200",
+    "eval.query_size=100",
+    "tracker=none",
+]
 """Overrides of the real grids: 75 steps of warm-up of at most 400, half a minute a run."""
 
 Draw = Callable[[Tensor], Tensor]
