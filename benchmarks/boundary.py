@@ -2,15 +2,15 @@
 
     python -m benchmarks.boundary synthetic                   # known boundaries with seed noise; minutes
     python -m benchmarks.boundary classifiers                 # ours and scikit-learn's on such searches
-    python -m benchmarks.boundary grid shapes --part 1/4      # real 10 x 10 grid, half an hour; can be resumed
+    python -m benchmarks.boundary grid shapes --part 1/4      # real 10 x 10 grid, half an hour; resumes
     python -m benchmarks.boundary grid shapes --seed 1        # the same with another seed
     python -m benchmarks.boundary compare shapes              # from the runs of these grids
 
 `synthetic` draws the outcome of a run from the distance to a boundary plus a normal number for its seed, and
 reports the share of the space on the wrong side. `grid` trains τ_t × m, healthy runs to their end, so that
-`compare` can also say whether `trainer.on_healthy=stop` would have ended a run that collapsed later. `compare` repeats each
-method on the cells of the grid with seed 0, and counts the cells in which it differs from that grid, beside
-those in which the grid of seed 1 differs.
+`compare` can also say whether `trainer.on_healthy=stop` would have ended a run that collapsed later.
+`compare` repeats each method on the cells of the grid with seed 0, and counts the cells in which it differs
+from that grid, beside those in which the grid of seed 1 differs.
 """
 
 from __future__ import annotations
