@@ -17,12 +17,12 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from dino_exp.config import data_schema, evaluate_config, evaluation_schema, launcher_settings, schema
 from dino_exp.config.compose import Checked
 from dino_exp.config.hydra_loader import Loader
 from dino_exp.config.launcher_settings import SETTINGS
 from dino_exp.config.messages import show
 from dino_exp.config.plugin_options import used_by
+from dino_exp.config.schema import SCHEMAS, schema_of
 from dino_exp.config.searches import SEARCHES
 from dino_exp.console import Console
 from dino_exp.installation import as_typed
@@ -85,10 +85,11 @@ WIDEST = 120
 @cache
 def docstrings() -> dict[str, dict[str, str]]:
     """Return the string below each field of the configuration's classes, by class and field."""
-    modules = (schema, data_schema, evaluation_schema, evaluate_config, launcher_settings)
+    here = Path(__file__).parent
+    others = (here / name for name in ("evaluate_config.py", "launcher_settings.py", "searches.py"))
     found: dict[str, dict[str, str]] = {}
-    for module in modules:
-        for node in ast.parse(Path(str(module.__file__)).read_text("utf-8")).body:
+    for path in (*sorted(here.glob("*schema.py")), *others):
+        for node in ast.parse(path.read_text("utf-8")).body:
             if isinstance(node, ast.ClassDef):
                 found.setdefault(node.name, {}).update(below_fields(node))
     return found
@@ -134,8 +135,8 @@ def print_help(console: Console, checked: Checked, options: Loader) -> None:
     cfg: Any = checked.cfg
     choices = checked.choices
     console = opening(console, INTRODUCTION, EXAMPLES)
-    others = [group for group in options.groups if options.is_group(group) and group not in schema.SCHEMAS]
-    groups(console, [*schema.SCHEMAS, *others, "hydra/launcher", "hydra/sweeper"], options, choices)
+    others = [group for group in options.groups if options.is_group(group) and group not in SCHEMAS]
+    groups(console, [*SCHEMAS, *others, "hydra/launcher", "hydra/sweeper"], options, choices)
     rows = []
     for key in KEYS:
         group, _, name = key.rpartition(".")
@@ -145,10 +146,10 @@ def print_help(console: Console, checked: Checked, options: Loader) -> None:
     section(console, "Keys: key=value (with the value in force)", grid(rows))
     for group, plugin in used_by(cfg).items():
         section(console, f"Keys of {plugin.option}: {group}.key=value", keys_of(cfg[group]))
-    if schema.schema_of(checked.launcher) in SETTINGS.values():
+    if schema_of(checked.launcher) in SETTINGS.values():
         title = f"Keys of {choices['hydra/launcher']}: hydra.launcher.key=value"
         section(console, title, keys_of(checked.launcher))
-    if schema.schema_of(checked.sweeper) in SEARCHES.values():
+    if schema_of(checked.sweeper) in SEARCHES.values():
         title = f"Keys of {choices['hydra/sweeper']}: hydra.sweeper.key=value"
         section(console, title, keys_of(checked.sweeper))
     section(console, "Options", grid((flag, as_typed(what)) for flag, what in OPTIONS))
@@ -185,7 +186,7 @@ def keys_of(node: Any, names: Iterable[str] = (), whole: bool = False) -> Table:
 def value_and_meaning(node: Any, name: str, whole: bool = False) -> tuple[str, str]:
     """Return the value of a typed node's field as it is typed, and its docstring."""
     value = "(not set)" if OmegaConf.is_missing(node, name) else show(node[name])
-    return value, meaning(schema.schema_of(node), name, whole)
+    return value, meaning(schema_of(node), name, whole)
 
 
 def grid(rows: Iterable[tuple[str, ...]]) -> Table:
