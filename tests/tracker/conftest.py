@@ -1,6 +1,7 @@
 """Local servers of W&B and MLflow, and isolation from the settings of the person who runs the tests."""
 
 import os
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -25,8 +26,16 @@ def mlflow_server() -> Iterator[MlflowServer]:
 
 
 @pytest.fixture(autouse=True)
-def wandb_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Hide login, settings and variables of the person who runs the tests."""
+def wandb_home(
+    tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> Path:
+    """Hide login, settings and variables of the person who runs the tests.
+
+    Temporary files are each test's own: a run removes those of its id, which tests at the same time share.
+    """
+    temporary = str(tmp_path_factory.mktemp("temporary"))
+    monkeypatch.setattr(tempfile, "tempdir", temporary)
+    monkeypatch.setenv("TMPDIR", temporary)
     for name in [name for name in os.environ if name.startswith(("WANDB_", "MLFLOW_"))]:
         monkeypatch.delenv(name)
     home = tmp_path / "home"
