@@ -2,7 +2,7 @@
 
     python -m benchmarks.boundary synthetic                   # known boundaries with seed noise; minutes
     python -m benchmarks.boundary classifiers                 # ours and scikit-learn's on such searches
-    python -m benchmarks.boundary grid shapes --part 1/4      # real 10 x 10 grid, half an hour; resumes
+    python -m benchmarks.boundary grid shapes --part 1/4      # real 10 x 10 grid; can be resumed
     python -m benchmarks.boundary grid shapes --seed 1        # the same with another seed
     python -m benchmarks.boundary compare shapes              # from the runs of these grids
 
