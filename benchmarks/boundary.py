@@ -2,7 +2,7 @@
 
     python -m benchmarks.boundary synthetic                   # known boundaries with seed noise; minutes
     python -m benchmarks.boundary classifiers                 # ours and scikit-learn's on such searches
-    python -m benchmarks.boundary grid shapes --part 1/4      # real 10 x 10 grid; can be resumed
+    python -m benchmarks.boundary grid shapes --part 1/2      # real 10 x 10 grid; can be resumed
     python -m benchmarks.boundary grid shapes --seed 1        # the same with another seed
     python -m benchmarks.boundary compare shapes              # from the runs of these grids
 
@@ -30,14 +30,13 @@ from torch import Tensor
 from torch.special import ndtr
 
 from benchmarks.collapse import logged
-from benchmarks.local_runs import train_here
 from benchmarks.measure import OUTPUTS
 from dino_exp.config.compose import compose
 from dino_exp.config.identity import run_id
 from dino_exp.config.stored import read_config
 from dino_exp.console import Console, a_console
-from dino_exp.runs.manifest import Manifest
 from dino_exp.runs.run_directory import RunDirectory, to_json
+from dino_exp.training.attempt import attempt
 from dino_exp.training.plan import judge_of
 from launchers.boundary.boundary_axis import Axis
 from launchers.boundary.boundary_search import trains
@@ -55,10 +54,13 @@ AXES = (
     Axis("loss.center_momentum", 0.0, 0.999, "momentum"),
 )
 DATA = {
-    "shapes": ["experiment=demo", "optimizer.warmup_epochs=0.1"],
-    "fashion_mnist": ["experiment=fashion_mnist", "optimizer.warmup_epochs=0.02"],
+    "shapes": ["experiment=demo", "optimizer.warmup_epochs=0.1", "crops.global_size=24"],
+    "fashion_mnist": ["experiment=fashion_mnist", "optimizer.warmup_epochs=0.02", "crops.global_size=20"],
 }
 SHORT = [
+    "backbone.embed_dim=32",
+    "backbone.depth=2",
+    "crops.local_size=12",
     "trainer.epochs=1",
     "trainer.max_steps=400",
     "trainer.batch_size=16",
@@ -68,7 +70,7 @@ SHORT = [
     "eval.query_size=100",
     "tracker=none",
 ]
-"""Overrides of the real grids: 75 steps of warm-up of at most 400, half a minute a run."""
+"""Overrides of the real grids: 75 steps of warm-up of at most 400, some ten seconds a run."""
 
 Draw = Callable[[Tensor], Tensor]
 """Returns whether a run at each point (n, 2) trains, or the distance to the boundary."""
@@ -216,21 +218,25 @@ def wanted(data: str, seed: int) -> list[Wanted]:
     return runs
 
 
-def train_grid(data: str, seed: int, part: str, console: Console) -> None:
-    """Submit a part of a real grid to this machine's queue, and wait for it."""
+def train_grid(data: str, seed: int, part: str) -> None:
+    """Train a part of a real grid in this process: a run is shorter than the start of a process."""
     number, _, parts = part.partition("/")
-    runs = wanted(data, seed)[int(number) - 1 :: int(parts)]
-    train_here(folder_of(data, seed), runs, console)
+    for run in wanted(data, seed)[int(number) - 1 :: int(parts)]:
+        attempt(run.cfg, folder_of(data, seed) / run.name, None)
+
+
+def directories(data: str, seed: int) -> dict[tuple[str, ...], RunDirectory]:
+    """Return the directories of a real grid's runs by their overrides, those to come included."""
+    return {run.overrides: RunDirectory(folder_of(data, seed) / run.name) for run in wanted(data, seed)}
 
 
 def outcomes_of(data: str, seed: int) -> dict[tuple[str, ...], bool]:
-    """Return whether each run of a real grid trains, by its overrides."""
-    manifest = Manifest.load(folder_of(data, seed))
+    """Return whether each run of a real grid trains, by its overrides without the seed."""
     found = {}
-    for name, entry in manifest.runs.items():
-        outcome = trains(str(manifest.directory(name).read_summary().get("verdict") or ""))
+    for overrides, directory in directories(data, seed).items():
+        outcome = trains(str(directory.read_summary().get("verdict") or ""))
         if outcome is not None:
-            found[tuple(entry.overrides)] = outcome
+            found[overrides] = outcome
     return found
 
 
@@ -276,8 +282,7 @@ def compare(data: str, repeats: int, console: Console) -> list[dict[str, Any]]:
     if both := [cell for cell in cells if cell in other]:
         moved = sum(known[cell] != other[cell] for cell in both)
         console.print(f"the grid of seed 1: {moved} of {len(both)} cells differ")
-    manifest = Manifest.load(folder_of(data, 0))
-    ends = [settled_wrongly(manifest.directory(name)) for name in manifest.runs]
+    ends = [settled_wrongly(directory) for directory in directories(data, 0).values()]
     console.print(
         f"trainer.on_healthy=stop would have ended {sum(each is not None for each in ends)} of {len(ends)} "
         f"runs early, {sum(each is True for each in ends)} of which collapsed later"
@@ -304,7 +309,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         parser.error(f"{arguments.what}: give one of {', '.join(DATA)}")
     console = a_console()
     if arguments.what == "grid":
-        train_grid(arguments.data, arguments.seed, arguments.part, console)
+        train_grid(arguments.data, arguments.seed, arguments.part)
     elif arguments.what == "compare":
         rows = compare(arguments.data, arguments.repeats, console)
         write(f"boundary_{arguments.data}", rows)

@@ -6,7 +6,7 @@ Caron et al. 2021, `vision_transformer.py` of facebookresearch/dino; Dosovitskiy
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import cast
 
 import torch
@@ -161,6 +161,8 @@ class PatchEmbed(nn.Module):
     `conv` (Xiao et al. 2021) has 3x3 convolutions with batch norm and ReLU, with stride 2 until the patch
     size is reached and one more with stride 1 after the first, then a 1x1 convolution to D dimensions. The
     last 3x3 convolution has 3/4·D channels, and each stage before it half as many as the next.
+    `conv_group_norm` has group norm (Wu and He 2018) in place of batch norm, with 8 groups where they divide
+    the width: no statistics over the batch, so that the teacher has none that lag behind its weights.
     """
 
     def __init__(self, patch_size: int, in_channels: int, embed_dim: int, stem: str) -> None:
@@ -169,7 +171,8 @@ class PatchEmbed(nn.Module):
             self.stem = None
             self.proj = nn.Conv2d(in_channels, embed_dim, kernel_size=patch_size, stride=patch_size)
         else:
-            self.stem = conv_stem(patch_size, in_channels, embed_dim)
+            norm = group_norm if stem == "conv_group_norm" else nn.BatchNorm2d
+            self.stem = conv_stem(patch_size, in_channels, embed_dim, norm)
             self.proj = nn.Conv2d(conv_stem_widths(patch_size, embed_dim)[-1], embed_dim, kernel_size=1)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -185,7 +188,14 @@ def conv_stem_widths(patch_size: int, embed_dim: int) -> list[int]:
     return [max(8, embed_dim * 3 // (4 << (stages - 1 - stage))) for stage in range(stages)]
 
 
-def conv_stem(patch_size: int, in_channels: int, embed_dim: int) -> nn.Sequential:
+def group_norm(width: int) -> nn.GroupNorm:
+    """Build a group norm of 8 groups, or as many as divide the width."""
+    return nn.GroupNorm(math.gcd(8, width), width)
+
+
+def conv_stem(
+    patch_size: int, in_channels: int, embed_dim: int, norm: Callable[[int], nn.Module] = nn.BatchNorm2d
+) -> nn.Sequential:
     """Build the 3x3 convolutions of the convolutional stem, (B, C, H, W) -> (B, width, h, w).
 
     Raises `UserError` unless the patch size is a power of two.
@@ -202,7 +212,7 @@ def conv_stem(patch_size: int, in_channels: int, embed_dim: int) -> nn.Sequentia
         for stride in (2, 1) if stage == 0 else (2,):
             layers += [
                 nn.Conv2d(width, next_width, kernel_size=3, stride=stride, padding=1, bias=False),
-                nn.BatchNorm2d(next_width),
+                norm(next_width),
                 nn.ReLU(inplace=True),
             ]
             width = next_width

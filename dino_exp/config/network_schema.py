@@ -36,9 +36,10 @@ class VitConfig(BackboneConfig):
     """Hidden width of a block's MLP as a multiple of embed_dim."""
     drop_path_rate: float = number(0.1, at_least=0, below=1)
     """Stochastic depth of the student's last block, growing linearly from 0; the teacher has none."""
-    stem: str = choice("patch", ["patch", "conv"])
+    stem: str = choice("patch", ["patch", "conv", "conv_group_norm"])
     """`patch`: one convolution per patch (the paper). `conv`: stride-2 3x3 convolutions with batch norm
-    down to the patch size, which small networks on small images need in order to learn in minutes."""
+    down to the patch size, which small networks on small images need in order to learn in minutes.
+    `conv_group_norm`: with group norm, which has no running statistics for the teacher to lag behind."""
     init: str = choice("trunc_normal", ["trunc_normal", "xavier"])
     """Initial linear weights: truncated normal of std 0.02 (the released code) or Xavier uniform."""
 

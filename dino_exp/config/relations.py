@@ -115,11 +115,11 @@ def backbone(cfg: Any) -> Iterator[str]:
                 f"the nearest that does is {closest_one}."
             )
         size = int(node.patch_size)
-        if node.stem == "conv" and (size < 2 or size & (size - 1)):
+        if node.stem != "patch" and (size < 2 or size & (size - 1)):
             below = max(2, 1 << (size.bit_length() - 1))
             yield (
-                f"backbone.patch_size = {size}: backbone.stem = conv halves the image step by step and "
-                f"needs a power of two; nearest are {below} and {2 * below}."
+                f"backbone.patch_size = {size}: backbone.stem = {node.stem} halves the image step by step "
+                f"and needs a power of two; nearest are {below} and {2 * below}."
             )
     elif kind in (TimmConfig, TorchvisionConfig):
         library = "timm" if kind is TimmConfig else "torchvision"

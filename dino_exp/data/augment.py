@@ -16,7 +16,6 @@ from collections.abc import Callable
 import numpy as np
 import torch
 from torch import Tensor
-from torch._dynamo.exc import TorchDynamoException
 
 from dino_exp.data import crop_steps
 from dino_exp.data.fused_color import FusedColor, jitter_steps
@@ -160,7 +159,7 @@ class Augment:
         if self._fused is not None:
             try:
                 return do(self._in_two_passes(self._fused, parameters), crops)
-            except TorchDynamoException as error:
+            except torch._dynamo.exc.TorchDynamoException as error:  # imported where it is needed: 2.6 s
                 self._fused = None
                 log.warning("Augmenting color uncompiled, several times slower: %s", _reason(error))
         return do(self._step_by_step(parameters), crops)

@@ -209,6 +209,18 @@ def test_a_block_multiplies_its_branches_by_the_factors() -> None:
     assert torch.equal(found[3:6], x[3:6])
 
 
+def test_a_stem_with_group_norm_treats_each_image_alone_and_keeps_no_statistics() -> None:
+    model = small_vit(stem="conv_group_norm", drop_path_rate=0.0).double()
+    assert not list(model.buffers())
+    images = torch.randn(3, 3, 32, 32, dtype=torch.float64)
+    others = torch.cat([images[:1], 5 * torch.randn(2, 3, 32, 32, dtype=torch.float64)])
+    model.train()
+    torch.testing.assert_close(model(images)[0], model(others)[0])
+    torch.testing.assert_close(model(images), model.eval()(images))
+    groups = [m.num_groups for m in model.modules() if isinstance(m, torch.nn.GroupNorm)]
+    assert groups and set(groups) == {8}
+
+
 def test_the_convolutional_stem_of_patch_4() -> None:
     model = small_vit(stem="conv", init="xavier")
     convolutions = [m for m in model.patch_embed.modules() if isinstance(m, torch.nn.Conv2d)]
