@@ -6,6 +6,7 @@ Every measure is larger where a run is supposed to be better.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -17,6 +18,7 @@ from dino_exp.data.loader import CropBatches
 from dino_exp.data.source import ImageSource
 from dino_exp.data.subset import evenly_spread
 from dino_exp.dino.diagnostics import effective_ranks, entropy
+from dino_exp.dino.head import DINOHead
 from dino_exp.dino.loss import DINOLoss
 from dino_exp.dino.model import NetworkOutput
 from dino_exp.eval.neighbors import nearest
@@ -70,7 +72,8 @@ def outputs_of(run: Trained, source: ImageSource, images: int, crops: int) -> Ou
     loss: DINOLoss = build(cfg.loss, out_dim=cfg.head.out_dim)
     loss.load_state_dict({"center": run.center, "center_initialized": torch.tensor(True)})
     temperature = loss.teacher_temp_at(run.epochs - 1)
-    prototypes = teacher.head.last_layer(torch.eye(cfg.head.bottleneck_dim))  # (bottleneck_dim, K)
+    head = cast(DINOHead, teacher.head)
+    prototypes = head.last_layer(torch.eye(cfg.head.bottleneck_dim))  # (bottleneck_dim, K)
     basis = torch.linalg.qr(prototypes.T).R
 
     def layers(output: NetworkOutput) -> dict[str, Tensor]:
