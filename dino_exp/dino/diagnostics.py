@@ -22,7 +22,7 @@ from dino_exp.dino.model import NetworkOutput
 from dino_exp.parallel import distributed
 
 RANK_ROWS = 512
-"""Number of rows from which the effective rank is computed; the cost grows with its square."""
+"""Number of rows from which the effective rank is computed in training; the cost grows with its square."""
 
 
 def entropy(probabilities: torch.Tensor) -> torch.Tensor:
@@ -30,14 +30,15 @@ def entropy(probabilities: torch.Tensor) -> torch.Tensor:
     return torch.special.entr(probabilities).sum(-1)
 
 
-def effective_ranks(*networks: torch.Tensor) -> tuple[torch.Tensor, ...]:
+def effective_ranks(*networks: torch.Tensor, most: int = RANK_ROWS) -> tuple[torch.Tensor, ...]:
     """Return RankMe (Garrido et al. 2023) of the rows (N, D) of each network, by one decomposition for all.
 
-    It is exp of the entropy of the normalized singular values. These are the roots of the eigenvalues of the
-    smaller matrix of inner products, in float64 exact to some 1e-8 of the largest. Uses the first `RANK_ROWS`
-    rows, an equal number from each process. NaN if a row is not finite, where the decomposition would raise.
+    It is exp of the entropy of the normalized singular values (eq. 1). These are the roots of the
+    eigenvalues of the smaller matrix of inner products, in float64 exact to some 1e-8 of the largest. Uses
+    the first `most` rows, an equal number from each process. NaN if a row is not finite, where the
+    decomposition would raise.
     """
-    share = max(1, RANK_ROWS // distributed.count())
+    share = max(1, most // distributed.count())
     rows = torch.stack([each[:share] for each in networks], dim=1).float()
     rows = distributed.gathered(rows).transpose(0, 1).double()
     finite = rows.nan_to_num(0, 0, 0)

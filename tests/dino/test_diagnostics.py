@@ -36,6 +36,7 @@ def test_entropies_and_mutual_information(case: str) -> None:
 
 def test_effective_rank_counts_equal_directions() -> None:
     assert effective_ranks(torch.eye(7))[0].item() == pytest.approx(7, rel=1e-9)
+    assert effective_ranks(torch.eye(7), most=5)[0].item() == pytest.approx(5, rel=1e-9)
 
 
 @pytest.mark.parametrize(("n", "d"), [(512, 48), (40, 96)])
