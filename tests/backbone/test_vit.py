@@ -218,7 +218,8 @@ def test_a_stem_with_group_norm_treats_each_image_alone_and_keeps_no_statistics(
     torch.testing.assert_close(model(images)[0], model(others)[0])
     torch.testing.assert_close(model(images), model.eval()(images))
     groups = [m.num_groups for m in model.modules() if isinstance(m, torch.nn.GroupNorm)]
-    assert groups and set(groups) == {8}
+    assert groups
+    assert set(groups) == {8}
 
 
 def test_the_convolutional_stem_of_patch_4() -> None:

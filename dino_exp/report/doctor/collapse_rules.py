@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from itertools import takewhile
 
 from dino_exp.dino.verdict import ALIKE, WINDOW, most_information
 from dino_exp.metrics import INFORMATION
@@ -68,6 +69,19 @@ def onset(log: TrainingLog) -> Record:
     words = dict(zip((record.at for record in log.records), log.words, strict=True))
     called = log.since(lambda record: words[record.at].startswith("collapsed")) or log.last
     return log.since(lambda record: record.at >= called.at or _outputs_alike(log, record)) or called
+
+
+def decline(log: TrainingLog) -> Record:
+    """Return the first record of the decline that ended in the collapse: at the onset, or before.
+
+    From there on the mutual information was below half of its maximum up to the onset.
+    """
+    begin = onset(log)
+    before = [record for record in log.records if record.at < begin.at]
+    information = {record.at: record.get(INFORMATION.key) for record in before}
+    half = max((value for value in information.values() if value is not None), default=0.0) / 2
+    low = list(takewhile(lambda record: (information[record.at] or 0.0) < half, reversed(before)))
+    return low[-1] if low else begin
 
 
 def _outputs_alike(log: TrainingLog, record: Record) -> bool:

@@ -1,10 +1,12 @@
 """`python report.py doctor RUN --rescue`: which remedies save a collapsed run, tried on forks of it.
 
-A fork begins with the newest checkpoint from before the onset, so only what follows is trained again.
+A fork begins with the newest checkpoint from before the decline, so only what follows is trained again. That
+is earlier than the onset of the collapse: when outputs are alike, features have been lost for a while.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -31,7 +33,7 @@ Words = tuple[str, ...]
 
 
 def rescue(path: Path, console: Console) -> int:
-    """Train a collapsed run again from before its onset with each remedy; print which of them recover.
+    """Train a collapsed run again from before its decline with each remedy; print which of them recover.
 
     The runs are a sweep beside that of the run, in this machine's queue; the same command takes up what has
     not ended.
@@ -55,13 +57,18 @@ def rescue(path: Path, console: Console) -> int:
         raise UserError(
             f"{path}: not collapsed (its verdict is {log.verdict or 'not known'}); nothing to rescue."
         )
-    directory, onset = RunDirectory(path), collapse_rules.onset(log).at
-    there = forks.checkpoints(directory)
-    step = max((each for each in there if each < onset), default=0)
+    onset, decline = collapse_rules.onset(log), collapse_rules.decline(log)
+    there = forks.checkpoints(RunDirectory(path))
+    step = max((each for each in there if each < decline.at), default=0)
     runs = [run_of(path, step, words) for words in likeliest(log, advice, fork=step > 0)]
-    console.print(f"{path}: {log.verdict} since step {onset:,}.", style="bold", soft_wrap=True)
-    console.print(_from(step, onset, sorted(there)), soft_wrap=True)
-    folder = path.absolute().parent.with_name(f"{path.absolute().parent.name}_rescue_{path.name[-8:]}")
+    said = f"{path}: {log.verdict} since step {onset.at:,}"
+    if decline.at < onset.at:
+        said += f"; by step {decline.at:,} it had lost half of its mutual information"
+    console.print(f"{said}.", style="bold", soft_wrap=True)
+    console.print(_from(step, decline.at, sorted(there)), soft_wrap=True)
+    end = path.name[-8:]
+    end = end if re.fullmatch("[0-9a-f]{8}", end) else path.name
+    folder = path.absolute().parent.with_name(f"{path.absolute().parent.name}_rescue_{end}")
     outcomes = {each.run_id: each for each in launch("local", with_changes("local", {}, ()), folder, runs)}
     tried = [(run.overrides, outcomes[run.run_id]) for run in runs]
     console.print(_conclusion(tried, log), soft_wrap=True)
@@ -114,13 +121,13 @@ def run_of(path: Path, step: int, words: Words) -> Run:
     return replace(run, overrides=words)
 
 
-def _from(step: int, onset: int, there: Sequence[int]) -> str:
+def _from(step: int, decline: int, there: Sequence[int]) -> str:
     if step:
         return f"Each remedy is tried from step {step:,}, the newest checkpoint from before."
     kept = f"only of {', '.join(f'{each:,}' for each in there)}" if there else "none at all"
     return (
         f"There is no checkpoint from before (they are {kept}), so each remedy is tried from step 0. To have "
-        f"some, train with trainer.keep_checkpoints=every:{max(1, onset // 2)}."
+        f"some, train with trainer.keep_checkpoints=every:{max(1, decline // 2)}."
     )
 
 

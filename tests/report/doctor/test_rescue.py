@@ -76,6 +76,27 @@ def test_three_remedies_are_trained_from_before_the_onset(
     assert (run / "metrics.jsonl").read_bytes() == before
 
 
+def test_forks_begin_before_the_mutual_information_was_halved(
+    run: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    for line in lines:
+        # a dip that is over by step 3 is no decline; best.pt is of step 4
+        line["teacher/mutual_information_share"] = {2: 0.1, 5: 0.19, 6: 0.02}.get(line["step"], 0.4)
+    (run / "metrics.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+    tried: list[Any] = []
+
+    def launch(launcher: str, settings: Any, folder: Path, runs: Sequence[Run]) -> list[Outcome]:
+        tried.extend(run.cfg.fork_from for run in runs)
+        return [Outcome(run.run_id, "finished", 0, "healthy") for run in runs]
+
+    monkeypatch.setattr(rescue, "launch", launch)
+    assert main(["doctor", str(run), "--rescue"]) == 0
+    said = capsys.readouterr().out
+    assert "since step 7; by step 5 it had lost half of its mutual information." in said
+    assert [str(each).rpartition("@")[2] for each in tried] == ["4"] * 3
+
+
 def test_without_a_checkpoint_from_before_it_begins_again_and_says_so(
     run: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
