@@ -85,7 +85,8 @@ def likeliest(log: TrainingLog, advice: Sequence[str], fork: bool) -> list[Words
     """
     found: list[Words] = []
     for words in _candidates(log, advice):
-        changing = (word for word in words if _changes(log, word))
+        by_key = {word.partition("=")[0]: word for word in words}  # a remedy may set a missing part
+        changing = (word for word in by_key.values() if _changes(log, word))
         possible = tuple(word for word in changing if not (fork and reason_against(word.partition("=")[0])))
         if possible and set(possible) not in map(set, found):
             found.append(possible)

@@ -58,7 +58,7 @@ def test_all_findings_advise_the_same_k(tmp_path: Path) -> None:
         ("no_centering", ["loss.centering=mean", "loss.centering=mean optimizer.lr=0.004"]),
         ("slow_center", ["loss.center_momentum=0.9", "loss.teacher_temp=0.04", "optimizer.lr=0.004"]),
         ("hot_teacher", ["loss.teacher_temp=0.04", "optimizer.lr=0.004"]),
-        ("no_ema", ["ema.momentum=0.99", "ema.momentum=0.99 optimizer.lr=0.004"]),
+        ("no_ema", ["ema.momentum=0.99", "ema.momentum=0.99 optimizer.lr=0.004", "ema.momentum=0.996"]),
         ("neither", ["loss.centering=mean loss.sharpening=true"]),
     ],
 )
