@@ -70,7 +70,7 @@ SHORT = [
     "eval.query_size=100",
     "tracker=none",
 ]
-"""Overrides of the real grids: 75 steps of warm-up of at most 400, some ten seconds a run."""
+"""Overrides of the real grids: 75 steps of warm-up of at most 400, half a minute of CPU a run."""
 
 Draw = Callable[[Tensor], Tensor]
 """Returns whether a run at each point (n, 2) trains, or the distance to the boundary."""
