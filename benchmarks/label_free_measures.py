@@ -152,11 +152,11 @@ def copies(images: Tensor, crops: Tensor) -> float:
 
 
 def lidar(crops: Tensor, delta: float = DELTA) -> float:
-    """Return LiDAR (Thilak et al. 2024, section 4) of V crops each of N images, (N, V, D).
+    """Return LiDAR (Thilak et al. 2024) of V crops each of N images, (N, V, D).
 
     It is exp of the entropy of the normalized eigenvalues of Σ_w^(−1/2) Σ_b Σ_w^(−1/2), where every image is
     a class: Σ_b is the covariance of the images' means, and Σ_w that of crops around their image's mean, plus
-    δ·I. The paper's small constant in the logarithm is not needed. 1 if all means are equal.
+    δ·I. 1 if all means are equal.
     """
     crops = crops.double()
     means = crops.mean(1)

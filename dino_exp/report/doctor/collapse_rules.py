@@ -9,7 +9,7 @@ import math
 from collections.abc import Iterator
 from itertools import takewhile
 
-from dino_exp.dino.verdict import ALIKE, WINDOW, most_information
+from dino_exp.dino.verdict import ALIKE, SLOW, WINDOW, most_information
 from dino_exp.metrics import INFORMATION
 from dino_exp.report.doctor import remedies
 from dino_exp.report.doctor.finding import DOUBTFUL, FATAL, REMARK, Finding, final_metrics, without_k
@@ -74,14 +74,19 @@ def onset(log: TrainingLog) -> Record:
 def decline(log: TrainingLog) -> Record:
     """Return the first record of the decline that ended in the collapse: at the onset, or before.
 
-    From there on the mutual information was below half of its maximum up to the onset.
+    From there on the mutual information was below half of its last peak before the onset. Earlier peaks do
+    not count: a sharp teacher has its highest one at the first step, where it comes from random features.
     """
-    begin = onset(log)
-    before = [record for record in log.records if record.at < begin.at]
-    information = {record.at: record.get(INFORMATION.key) for record in before}
-    half = max((value for value in information.values() if value is not None), default=0.0) / 2
-    low = list(takewhile(lambda record: (information[record.at] or 0.0) < half, reversed(before)))
-    return low[-1] if low else begin
+    begin, peak = onset(log), 0.0
+    descent: list[tuple[float, Record]] = []
+    for record in reversed([record for record in log.records if record.at < begin.at]):
+        value = record.get(INFORMATION.key) or 0.0
+        if peak >= SLOW and value < peak / 2:
+            break
+        peak = max(peak, value)
+        descent.append((value, record))
+    low = list(takewhile(lambda each: each[0] < peak / 2, descent))
+    return low[-1][1] if low else begin
 
 
 def _outputs_alike(log: TrainingLog, record: Record) -> bool:
