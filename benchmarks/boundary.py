@@ -54,7 +54,7 @@ AXES = (
     Axis("loss.center_momentum", 0.0, 0.999, "momentum"),
 )
 DATA = {
-    "shapes": ["experiment=demo", "optimizer.warmup_epochs=0.1", "crops.global_size=24"],
+    "shapes": ["experiment=shapes", "optimizer.warmup_epochs=0.1", "crops.global_size=24"],
     "fashion_mnist": ["experiment=fashion_mnist", "optimizer.warmup_epochs=0.02", "crops.global_size=20"],
 }
 SHORT = [
@@ -64,6 +64,7 @@ SHORT = [
     "trainer.epochs=1",
     "trainer.max_steps=400",
     "trainer.batch_size=16",
+    "optimizer.lr=0.016",
     "trainer.log_every=10",
     "trainer.on_collapse=stop",
     "eval.bank_size=200",

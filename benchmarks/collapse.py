@@ -59,7 +59,7 @@ SAME_OUTPUTS = 0.02
 """Spread of the outputs, 0 to 1, below which they do not depend on the image."""
 
 DATA = {
-    "shapes": (["experiment=demo"], 3),
+    "shapes": (["experiment=shapes"], 3),
     "fashion": (["experiment=fashion_mnist", "optimizer.warmup_epochs=0.12"], 1),
     "cifar10": (["experiment=cifar10_folder"], 4),
 }

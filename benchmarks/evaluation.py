@@ -88,7 +88,7 @@ def extraction(arguments: argparse.Namespace) -> None:
     shapes = load_shapes(root=None, channels=3, image_size=32, train_size=12_000, test_size=3_000, seed=0)
     assert shapes.test is not None
     cases: list[tuple[str, VisionTransformer, int, ImageSource]] = [
-        ("demo's ViT, 3,000 shapes of 32", VisionTransformer(image_size=32, **MICRO), 32, shapes.test)
+        ("vit_micro, 3,000 shapes of 32", VisionTransformer(image_size=32, **MICRO), 32, shapes.test)
     ]
     if arguments.photos:
         photos = load_folder(root=str(arguments.photos), val_root=None, channels=3, backend="fast").train

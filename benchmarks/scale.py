@@ -59,7 +59,7 @@ def _in_turn(rank: int, meeting: Path, repeats: int) -> dict[str, float]:
     torch.set_num_threads(1)
     with distributed.joined(Processes(rank, 2, rank, 2, meeting)):
         network = ["backbone=vit_tiny", "crops.global_size=64", "crops.local_size=32"]
-        trainer = make_trainer("demo", BATCH, CPU, "fp32", *network)
+        trainer = make_trainer("shapes", BATCH, CPU, "fp32", *network)
         trainer.join()
         averaged, batch = trainer.student_of_all, random_views(trainer)
         assert isinstance(averaged, DistributedDataParallel)
@@ -110,7 +110,7 @@ def step() -> list[dict[str, Any]]:
         "batch 64": ["trainer.batch_size=64"],
         "batch 128": ["trainer.batch_size=128"],
     }
-    trainers = {name: make_trainer("demo", None, CPU, "fp32", *more) for name, more in changes.items()}
+    trainers = {name: make_trainer("shapes", None, CPU, "fp32", *more) for name, more in changes.items()}
     views = {name: random_views(trainer) for name, trainer in trainers.items()}
 
     def again(name: str) -> None:

@@ -39,7 +39,7 @@ CPU = torch.device("cpu")
 SHORT = ["optimizer.warmup_epochs=0", "tracker=none"]
 FOLDER = ["data=image_folder", "data.root={folder}"]
 SHARES = {  # generated images stand for CIFAR-10: both are 32 pixels, and in memory
-    "demo": ["experiment=demo"],
+    "shapes": ["experiment=shapes"],
     "CIFAR-10's ResNet-18": ["experiment=cifar10_resnet18", "trainer.batch_size=16", "data=shapes"],
     "ViT-S/16, 2 x 224 + 8 x 96, JPEG": [
         *("backbone=vit_small", "head=dino", "crops=multicrop", "augment=released", "trainer.batch_size=4"),
@@ -51,8 +51,8 @@ TOGETHER = {
         *("crops=multicrop", "augment=released", "backbone=vit_tiny", "head=micro", "trainer.batch_size=8"),
         *FOLDER,
     ],
-    "small network, 2 x 32 + 2 x 16, JPEG": ["experiment=demo", "trainer.batch_size=16", *FOLDER],
-    "demo": ["experiment=demo"],
+    "small network, 2 x 32 + 2 x 16, JPEG": ["experiment=shapes", "trainer.batch_size=16", *FOLDER],
+    "shapes": ["experiment=shapes"],
 }
 RUNS = (1, 2, 4, 8)
 
@@ -96,7 +96,7 @@ def shares(case: str, folder: Path, repeats: int) -> dict[str, Any]:
 def together(case: str, folder: Path, runs: int, steps: int, sharing: bool) -> list[float]:
     """Return CPU seconds of all runs, and the time of the slowest, both per image of one run."""
     trainer = trainer_of(case, folder)
-    if case == "demo":
+    if case == "shapes":
         trainer.crop_batches[0, [0]]  # draws the images, once
     context = multiprocessing.get_context("fork")
     begin, spent = context.Barrier(runs), context.SimpleQueue()

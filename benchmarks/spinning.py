@@ -1,7 +1,7 @@
 """Time of a training step beside busy processes, by how long OpenMP's threads spin while they wait.
 
-    python -m benchmarks.spinning                       # the demo and ViT-S/16
-    python -m benchmarks.spinning --cases demo --spins 300000 10000 3000 --rounds 10
+    python -m benchmarks.spinning                       # experiment=shapes and ViT-S/16
+    python -m benchmarks.spinning --cases shapes --spins 300000 10000 3000 --rounds 10
 
 A process per setting is started and warmed up; then they step in turn, in random order, beside none, one and
 three processes that never wait, so that other load on the machine affects all settings.
@@ -33,7 +33,7 @@ def step_on_request(case: str) -> None:
     """Train as many steps as each line of the standard input asks for, and print the seconds of each."""
     device = torch.device("cpu")
     machine.use_threads(device, 0)
-    trainer = make_trainer(case, None if case == "demo" else 4, device, "fp32")
+    trainer = make_trainer(case, None if case == "shapes" else 4, device, "fp32")
     views = random_views(trainer)
     for line in sys.stdin:
         for _ in range(int(line)):
@@ -93,7 +93,7 @@ def measure(case: str, spins: list[str], rounds: int) -> list[dict[str, Any]]:
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--cases", nargs="+", default=["demo", "vit_small"])
+    parser.add_argument("--cases", nargs="+", default=["shapes", "vit_small"])
     parser.add_argument("--spins", nargs="+", default=SPINS)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--serve", help=argparse.SUPPRESS)

@@ -1,7 +1,7 @@
 """Speed of the training step against the released code's plain form, and the gain by each optimization.
 
-    python -m benchmarks.step                                   # ViT-S/16 and the demo
-    python -m benchmarks.step --cases vit_small vit_base resnet50 demo --batch 64 --device cuda
+    python -m benchmarks.step                                   # ViT-S/16 and experiment=shapes
+    python -m benchmarks.step --cases vit_small vit_base resnet50 shapes --batch 64 --device cuda
 
 The images are random numbers that are already on the device; `benchmarks.data` measures data loading. The
 column "of matrix rate" is the utilization of the device: the floating-point operations of our step (matrix
@@ -32,9 +32,9 @@ CASES = {
     "vit_small": ["backbone=vit_small", *PHOTOGRAPHS],
     "vit_base": ["backbone=vit_base", *PHOTOGRAPHS],
     "resnet50": ["backbone=resnet50", *PHOTOGRAPHS],
-    "demo": [],
+    "shapes": ["experiment=shapes"],
 }
-"""Overrides of the default experiment; all but the demo have 2 x 224 + 8 x 96 pixels and K = 65,536."""
+"""Overrides of the default experiment; all but `shapes` have 2 x 224 + 8 x 96 pixels and K = 65,536."""
 
 OF_TRANSFORMERS = (
     "fused attention",
@@ -46,7 +46,7 @@ OF_TRANSFORMERS = (
 def make_trainer(case: str, batch: int | None, device: torch.device, precision: str, *more: str) -> Trainer:
     """Build a trainer for a case."""
     overrides = [*CASES[case], f"trainer.precision={precision}", *more]
-    if case != "demo" or batch:
+    if case != "shapes" or batch:
         overrides.append(f"trainer.batch_size={batch or 8}")
     cfg = compose(overrides)
     return Trainer(cfg, build(cfg.data), device)
@@ -140,8 +140,10 @@ def measure(
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--cases", nargs="+", choices=list(CASES), default=["vit_small", "demo"])
-    parser.add_argument("--batch", type=int, help="images per step; default 8, and the demo's own 32")
+    parser.add_argument("--cases", nargs="+", choices=list(CASES), default=["vit_small", "shapes"])
+    parser.add_argument(
+        "--batch", type=int, help="images per step; default 8, and experiment=shapes's own 32"
+    )
     parser.add_argument("--precisions", nargs="+", choices=list(machine.PRECISIONS), default=["fp32", "bf16"])
     parser.add_argument("--device", default="auto")
     parser.add_argument("--repeats", type=int, default=3)

@@ -103,7 +103,7 @@ def test_a_sweep_continues_after_a_failure_and_reports_it_at_the_end(
     words = ["data=image_folder", "data.root=a,b", "data.val_root=null", "tracker=none"]
     assert cli.main(["-m", *words]) == 1
     out, err = capsys.readouterr()
-    assert [line.partition(":")[0] for line in err.splitlines()] == ["trainer.batch_size = 32"] * 2
+    assert [line.partition(":")[0] for line in err.splitlines()] == ["trainer.batch_size = 16"] * 2
     table = out[out.index("Sweep outputs/demo_sweep_root") :]
     assert table.count("failed") == 2
     assert list((here / "outputs").rglob("*")) == []

@@ -20,7 +20,7 @@ def rows(context: Context) -> Iterator[Row]:
 
 def together(context: Context, count: int, way: str) -> Row:
     """Train `count` runs at once."""
-    words = ["experiment=demo", *WAYS[way], *(() if context.is_gpu else (*TINY_RUN, "data=shapes_tiny"))]
+    words = ["experiment=shapes", *WAYS[way], *(() if context.is_gpu else (*TINY_RUN, "data=shapes_tiny"))]
     cores = sorted(os.sched_getaffinity(0))
     each = max(1, len(cores) // count)
     runs = [

@@ -40,8 +40,9 @@ class VitConfig(BackboneConfig):
     """`patch`: one convolution per patch (the paper). `conv`: stride-2 3x3 convolutions with batch norm
     down to the patch size, which small networks on small images need in order to learn in minutes.
     `conv_group_norm`: with group norm, which has no running statistics for the teacher to lag behind."""
-    init: str = choice("trunc_normal", ["trunc_normal", "xavier"])
-    """Initial linear weights: truncated normal of std 0.02 (the released code) or Xavier uniform."""
+    init: str = choice("trunc_normal", ["trunc_normal", "xavier", "xavier_centered"])
+    """Initial weights: truncated normal of std 0.02 (the released code), Xavier uniform, or that less each
+    output's mean weight (`xavier_centered`), so that the features of images start apart instead of alike."""
 
 
 @dataclass(kw_only=True)
@@ -90,5 +91,6 @@ class HeadConfig:
     """Batch norm after each hidden layer."""
     norm_last_layer: bool = True
     """Keep the prototypes' gain at 1 (true), or train it (false). They are weight-normalized either way."""
-    init: str = choice("trunc_normal", ["trunc_normal", "xavier"])
-    """Initial linear weights: truncated normal of std 0.02 (the released code) or Xavier uniform."""
+    init: str = choice("trunc_normal", ["trunc_normal", "xavier", "xavier_centered"])
+    """Initial weights: truncated normal of std 0.02 (the released code), Xavier uniform, or that less each
+    output's mean weight (`xavier_centered`), so that the features of images start apart instead of alike."""

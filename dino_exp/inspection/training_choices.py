@@ -81,7 +81,7 @@ def _batch(images: int, gpu: bool) -> tuple[int, str]:
 def cpu_choices(measured: Measured, hardware: Hardware) -> Iterator[Choice]:
     """Yield what a run of minutes needs: the recipe of our own experiments on CPUs."""
     length, sides = length_of(measured, hardware), Sides.fitting(measured, hardware)
-    ours = "experiment=demo and cifar10_folder learned with it (docs/results.md)"
+    ours = "experiment=shapes and cifar10_folder learned with it (docs/results.md)"
     yield Choice(
         "backbone",
         "vit_micro",
@@ -92,14 +92,14 @@ def cpu_choices(measured: Measured, hardware: Hardware) -> Iterator[Choice]:
     yield Choice("crops", "small", "2 global and 2 local crops; 8 local crops take 1.3 times as long")
     yield Choice(
         "loss",
-        "micro",
+        "small",
         "τ_t 0.02, sharper than the paper's 0.04 to 0.07, and a center that starts from the first batch: for "
         "some ten thousand images and some thousand steps (docs/collapse.md)",
     )
     yield Choice("ema", "small_data", _small_ema(length))
-    yield Choice("optimizer", "adamw_micro", f"a peak of 1e-3 at batch 32; {ours}")
+    yield Choice("optimizer", "adamw_small", f"a peak of 1e-3 at batch 32; {ours}")
     yield from _evaluation(measured, length, sides, "small")
-    why = f"{sides.patches} x {sides.patches} patches in a global crop; the demo has 8 x 8 of 4 pixels"
+    why = f"{sides.patches} x {sides.patches} patches in a global crop; cifar10_folder has 8 x 8 of 4 pixels"
     yield Choice("backbone.patch_size", sides.patch, why)
     yield from _length_choices(length)
     yield Choice("optimizer.warmup_epochs", _short(0.08 * length.epochs), "8 % of the run, as in the demo")

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import asdict
+import math
+from dataclasses import asdict, replace
 from typing import Any
 
+from dino_exp.backbone.vit import VisionTransformer
 from dino_exp.data.subset import evenly_spread
-from dino_exp.eval.attention.attend import attend, attention_mass
+from dino_exp.eval.attention.attend import Attended, AttentionMass, attend, attention_mass
 from dino_exp.eval.periodic import subject_of
+from dino_exp.eval.subject import Subject
 from dino_exp.plots.run_curves import plot_curves
 from dino_exp.plots.sheets import plot_attention, plot_crops
 from dino_exp.runs.run_directory import RunDirectory
@@ -22,6 +25,9 @@ RAW_PIXELS_UP_TO = 64
 """Largest image side for the baseline of raw pixels; larger ones would not fit in memory as features."""
 MASS_IMAGES = 1000
 SHEET_IMAGES = 8
+SHEET_PATCHES = 24
+"""Patches along a side, or more, of the images on the sheet of attention: as many times the side as trained
+on as is needed. The position embedding is interpolated; the released script uses 480 pixels, 30 patches."""
 
 
 def draw_crops(trainer: Trainer, directory: RunDirectory, tracker: Tracker) -> None:
@@ -61,29 +67,44 @@ def draw(trainer: Trainer, directory: RunDirectory, tracker: Tracker) -> dict[st
 
 
 def _attention(trainer: Trainer, directory: RunDirectory) -> dict[str, Any]:
-    """Plot the class token's attention over held-out images before and after training; return its mass."""
+    """Plot the class token's attention over held-out images before and after training; return its mass.
+
+    The mass is that of images of the size of global crops; those of the sheet have `SHEET_PATCHES` a side.
+    """
     source = trainer.splits.evaluated.test
     assert source is not None
     _, untrained = build_networks(trainer.cfg)  # the seed gives the same weights again
-    wanted = evenly_spread(len(source), MASS_IMAGES if source.has_masks else SHEET_IMAGES)
     before, after = (
-        attend(subject_of(trainer.cfg, network.backbone, trainer.device), source, wanted)
+        subject_of(trainer.cfg, network.backbone, trainer.device)
         for network in (untrained.to(trainer.device), trainer.teacher)
     )
     caption, result = "", {}
-    if after.masks is not None and before.masks is not None:
-        mass, untrained_mass = (
-            attention_mass(each.attention, each.masks) for each in (after, before) if each.masks is not None
-        )
-        caption = mass.sentence(untrained_mass)
+    if source.has_masks:
+        wanted = evenly_spread(len(source), MASS_IMAGES)
+        mass, untrained_mass = (_mass(attend(each, source, wanted)) for each in (after, before))
+        caption = f"at {after.image_size} pixels: {mass.sentence(untrained_mass)}"
         result = {"attention": asdict(mass), "untrained_attention": asdict(untrained_mass)}
-    first = slice(0, SHEET_IMAGES)
+    shown, shown_untrained = (
+        attend(_enlarging(each), source, evenly_spread(len(source), SHEET_IMAGES)) for each in (after, before)
+    )
     plot_attention(
-        after.images[first],
-        after.attention[first],
-        None if after.masks is None else after.masks[first],
-        before.attention[first],
+        shown.images,
+        shown.attention,
+        shown.masks,
+        shown_untrained.attention,
         directory.plots / "attention.png",
         caption=caption,
     )
     return result
+
+
+def _mass(attended: Attended) -> AttentionMass:
+    assert attended.masks is not None
+    return attention_mass(attended.attention, attended.masks)
+
+
+def _enlarging(subject: Subject) -> Subject:
+    """Return a subject whose images are enlarged; other backbones than ours might not take the size."""
+    if not isinstance(subject.backbone, VisionTransformer):
+        return subject
+    return replace(subject, image_size=math.ceil(SHEET_PATCHES / subject.backbone.grid) * subject.image_size)

@@ -74,6 +74,34 @@ def test_xavier_initialization_of_the_blocks() -> None:
         assert linear.bias.abs().max() == 0
 
 
+def test_centered_initialization_is_xavier_less_the_mean_of_each_outputs_weights() -> None:
+    xavier = small_vit(stem="conv", init="xavier").state_dict()
+    centered = small_vit(stem="conv", init="xavier_centered")
+    layers = [
+        name for name, m in centered.named_modules() if isinstance(m, torch.nn.Linear | torch.nn.Conv2d)
+    ]
+    assert layers[0] == "patch_embed.stem.0"
+    assert torch.equal(
+        centered.get_parameter("patch_embed.stem.0.weight"), xavier["patch_embed.stem.0.weight"]
+    )
+    for name in layers[1:]:
+        weight, before = (
+            centered.get_parameter(f"{name}.weight").flatten(1),
+            xavier[f"{name}.weight"].flatten(1),
+        )
+        torch.testing.assert_close(weight, before - before.mean(1, keepdim=True))
+
+
+def test_images_start_apart_with_centered_initialization() -> None:
+    """Measured as the share of the class token's squared length that is the same for all images."""
+
+    def common(init: str) -> float:
+        features = small_vit(stem="conv_group_norm", init=init)(torch.randn(64, 3, 32, 32).mul(2))
+        return (features.mean(0).square().sum() / features.square().sum(1).mean()).item()
+
+    assert common("xavier_centered") < 0.8 * common("xavier")
+
+
 def bicubic_matrix(stored: int, wanted: int) -> np.ndarray:
     """Return the weights (wanted, stored) of a bicubic resize by (wanted + 0.1) / stored, with a = -0.75."""
     weights = np.zeros((wanted, stored))

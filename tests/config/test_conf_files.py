@@ -31,7 +31,8 @@ CHANGES = sorted(
 SWEEPS = sorted(path.stem for path in CONF.glob("sweep/*.yaml"))
 EXPERIMENTS = sorted(path.stem for path in CONF.glob("experiment/*.yaml"))
 NEEDED = {
-    "backbone=timm": ["backbone.name=vit_tiny_patch16_224"],
+    **{f"backbone={name}": ["crops=small"] for name in ("vit_tiny", "vit_small", "vit_base", "xcit_small")},
+    "backbone=timm": ["backbone.name=vit_tiny_patch16_224", "crops=small"],
     "backbone=torchvision": ["backbone.name=resnet34"],
     "backbone=convnext_tiny": ["crops.global_size=64", "crops.local_size=32"],
 }

@@ -37,7 +37,7 @@ def test_the_id_ignores_order_and_spelling_of_numbers() -> None:
         (["loss.student_temp=0.1"], ["loss.student_temp=1e-1"]),
         (["ema.final_momentum=1"], ["ema.final_momentum=1.0"]),
         (["trainer.seed=1", "loss.teacher_temp=0.04"], ["loss.teacher_temp=0.04", "trainer.seed=1"]),
-        (["loss.teacher_temp=${loss.warmup_teacher_temp}"], []),
+        (["loss=small", "loss.teacher_temp=${loss.warmup_teacher_temp}"], ["loss=small"]),
     ]
     for one, other in pairs:
         assert run_id(compose(one)) == run_id(compose(other))
@@ -52,7 +52,8 @@ def test_the_id_ignores_tracker_evaluation_names_and_folders() -> None:
 
 
 def test_a_run_that_its_collapse_ends_is_the_one_that_goes_on_but_was_another_once() -> None:
-    ends, goes_on = run_ids(compose(["trainer.on_collapse=stop"])), run_ids(compose())
+    words = ["experiment=shapes"]
+    ends, goes_on = run_ids(compose([*words, "trainer.on_collapse=stop"])), run_ids(compose(words))
     assert ends[0] == goes_on[0]
     assert "vit_micro_K64_tt0.02_m0.5_ema0.99_lr0.008_b32_s0_670f9a8c" in ends
 
@@ -141,6 +142,6 @@ def test_the_id_is_the_same_after_writing_and_reading_the_file(tmp_path: Path) -
 
 
 def test_model_names_become_valid_folder_names() -> None:
-    cfg = compose(["backbone=timm", "backbone.name=vit_tiny_patch16_224.augreg_in21k"])
+    cfg = compose(["backbone=timm", "backbone.name=vit_tiny_patch16_224.augreg_in21k", "crops=small"])
     assert run_id(cfg).startswith("vit_tiny_patch16_224.augreg_in21k_K64_")
     assert run_id(SMALL | {"backbone": {"name": "hf-hub:a/b c"}}).startswith("hf-hub-a-b-c_K64_")

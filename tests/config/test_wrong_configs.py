@@ -135,9 +135,9 @@ WARNED = [
     ("backbone=resnet18", "backbone.name = resnet18: its stem is made for images of 224 pixels"),
     (
         "data=image_folder data.root=. data.packed=true data.packed_side=20",
-        "data.packed_side = 20: less than crops.global_size = 32",
+        "data.packed_side = 20: less than crops.global_size = 24",
     ),
-    ("backbone=vit_tiny", "crops: 16 pixels are 1 patch of 16"),
+    ("backbone=vit_tiny crops=small", "crops: 16 pixels are 1 patch of 16"),
 ]
 
 

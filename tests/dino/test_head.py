@@ -101,6 +101,9 @@ def test_initial_weights() -> None:
     direction = head.last_layer.weight_v
     assert direction.abs().max().item() == pytest.approx(1 / 16, rel=1e-3)
     assert direction.std().item() == pytest.approx(1 / 16 / 3**0.5, rel=0.01)
+    centered = DINOHead(in_dim=384, out_dim=10, init="xavier_centered")
+    assert centered.get_parameter("mlp.2.weight").mean(1).abs().max() < 1e-6
+    assert centered.get_parameter("mlp.0.weight").mean(1).abs().max() > 1e-4
     xavier = DINOHead(in_dim=384, out_dim=10, init="xavier").get_parameter("mlp.0.weight")
     assert xavier.abs().max().item() == pytest.approx((6 / (384 + 2048)) ** 0.5, rel=1e-3)
 
