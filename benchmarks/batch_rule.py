@@ -127,7 +127,7 @@ def moved(found: dict[Cell, Outcome], batch: int, converted: bool) -> dict[str, 
 
 
 def figure_of(found: dict[Cell, Outcome]) -> Figure:
-    """Return the maps without and with a reference, and the curves of experiment=shapes's own place."""
+    """Return the maps without and with a reference, and the curves of the recipe's own place."""
     figure = Figure(figsize=(4 * len(BATCHES), 11), dpi=DPI, facecolor="white", layout="constrained")
     grid = figure.add_gridspec(3, len(BATCHES))
     image = None

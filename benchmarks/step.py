@@ -141,9 +141,7 @@ def measure(
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--cases", nargs="+", choices=list(CASES), default=["vit_small", "shapes"])
-    parser.add_argument(
-        "--batch", type=int, help="images per step; default 8, and experiment=shapes's own 32"
-    )
+    parser.add_argument("--batch", type=int, help="images per step; default 8, and 32 of `shapes`")
     parser.add_argument("--precisions", nargs="+", choices=list(machine.PRECISIONS), default=["fp32", "bf16"])
     parser.add_argument("--device", default="auto")
     parser.add_argument("--repeats", type=int, default=3)

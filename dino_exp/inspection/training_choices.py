@@ -18,9 +18,9 @@ PROTOTYPES = ((20_000, 1024), (50_000, 2048), (100_000, 4096), (200_000, 16384),
 CPU_STEPS = 6_250
 """Of batch 32: `experiment=cifar10_folder` learns in as many."""
 CPU_IMAGES_PER_SECOND = 72_000 / 186
-"""The default run on two cores: six epochs of 12,000 images in 3.1 minutes (docs/results.md)."""
-DEMO_PATCHES = 2 * 8**2 + 2 * 4**2
-"""Of the default run's crops: 2 x 32 and 2 x 16 pixels in patches of 4."""
+"""experiment=shapes on two cores: six epochs of 12,000 images in 3.1 minutes (docs/results.md)."""
+SHAPES_PATCHES = 2 * 8**2 + 2 * 4**2
+"""Of its crops: 2 x 32 and 2 x 16 pixels in patches of 4."""
 PAPER_PATCHES = 2 * 14**2 + 8 * 6**2
 """Patches of the ten crops of an image: 2 x 224 and 8 x 96 pixels in patches of 16."""
 MIB_PER_IMAGE = 6_965 / 64
@@ -225,7 +225,7 @@ def time_of(measured: Measured, hardware: Hardware) -> str:
     seen = length.batch * length.steps
     decode = measured.decode_milliseconds
     if hardware.gpu is None:
-        larger = _patches(sides, 2) / DEMO_PATCHES
+        larger = _patches(sides, 2) / SHAPES_PATCHES
         minutes = seen * (larger / CPU_IMAGES_PER_SECOND + decode / 1000) / 60
         also = "" if hardware.cores == 2 else f"; {hardware.cores} cores were not measured"
         return (
