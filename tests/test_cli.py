@@ -76,7 +76,7 @@ def test_shell_completion(tmp_path: Path) -> None:
     def complete(line: str) -> list[str]:
         return train(tmp_path, "-sc", "query=bash", COMP_LINE=line, COMP_POINT=str(len(line))).stdout.split()
 
-    vits = ["vit_base", "vit_micro", "vit_small", "vit_tiny"]
+    vits = ["vit_base", "vit_micro", "vit_micro_gn", "vit_small", "vit_tiny"]
     assert complete("python train.py backbone=vit_") == [f"backbone={vit}" for vit in vits]
     assert complete("python train.py backbone=vit_tiny trainer.e") == ["trainer.epochs="]
 

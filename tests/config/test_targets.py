@@ -14,7 +14,7 @@ from dino_exp.errors import UserError
 
 
 def test_a_component_gets_the_fields_as_plain_python_and_the_extras() -> None:
-    crops = build(compose().crops, local_number=1)
+    crops = build(compose(["crops=small"]).crops, local_number=1)
     assert isinstance(crops, MultiCrop)
     assert crops.sizes == [32, 32, 16]
     assert crops.scales.tolist() == [[0.4, 1.0], [0.4, 1.0], [0.1, 0.4]]

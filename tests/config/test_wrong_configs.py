@@ -11,8 +11,8 @@ from dino_exp.config.compose_evaluation import check as check_evaluation
 from dino_exp.config.validate import keys_of
 
 BACKBONES = (
-    "convnext_tiny, resnet18, resnet18_cifar, resnet50, timm, torchvision, vit_base, vit_micro, vit_small, "
-    "vit_tiny, xcit_small"
+    "convnext_tiny, resnet18, resnet18_cifar, resnet50, timm, torchvision, vit_base, vit_micro, "
+    "vit_micro_gn, vit_small, vit_tiny, xcit_small"
 )
 MISTAKES = Path(__file__).with_name("mistakes.txt").read_text().replace("@BACKBONES@", BACKBONES)
 WRONG = re.findall(r"^\$ train\.py (.*)\n((?:[^$#\n].*\n)+)", MISTAKES, re.MULTILINE)
@@ -119,14 +119,17 @@ def test_mistakes_in_a_users_file_are_named(tmp_path: Path) -> None:
     ]
     assert errors("option") == [
         "head=dinno: no such option; did you mean dino? Options: cifar, dino, dino_bn, "
-        "dino_free_gain, micro, small. "
+        "dino_free_gain, micro, micro_centered, small. "
         "A configuration file asks for it."
     ]
 
 
 WARNED = [
     ("loss.teacher_temp=0.2", "loss.teacher_temp = 0.2: not below loss.student_temp = 0.1, so the teacher"),
-    ("loss.teacher_temp=0.08", "loss.teacher_temp = 0.08: constant values above 0.06 collapsed in the paper"),
+    (
+        "experiment=shapes loss.teacher_temp=0.08",
+        "loss.teacher_temp = 0.08: constant values above 0.06 collapsed in the paper",
+    ),
     ("loss.center_momentum=0.999", "loss.center_momentum = 0.999: the center is too slow; collapsed in the"),
     ("loss.centering=none", "loss.centering = none: collapses on purpose"),
     ("loss.sharpening=false", "loss.sharpening = false: collapses on purpose"),

@@ -135,11 +135,15 @@ def test_former_command_lines_name_the_same_runs(tmp_path: Path, monkeypatch: py
     monkeypatch.setattr("dino_exp.config.compose.network_problems", lambda cfg: [])
     found: dict[str, tuple[str | None, list[list[str]]]] = {}
     for line in FORMER["runs"]:
-        checked = check(TABLE.present_words(line.split())[0])
+        # the default was what is experiment=shapes now
+        default = [] if "experiment=" in line else ["experiment=shapes"]
+        checked = check([*default, *TABLE.present_words(line.split())[0]])
         assert checked.errors == [], line
         folder = checked.sweep_dir
         if checked.cfg is not None:
             folder = f"{checked.cfg.output_root}/{checked.cfg.name}"
+        if default and folder is not None:
+            folder = folder.replace("outputs/shapes", "outputs/demo")
         found[line] = folder, sorted(run_ids(run.cfg) for run in checked.runs)
     for line, former in FORMER["runs"].items():
         folder, ids = found[line]
