@@ -10,8 +10,8 @@ def initialize_linears(network: nn.Module, init: str) -> None:
 
     `init` is `trunc_normal` (std 0.02, the released code), `xavier` (uniform) or `xavier_centered`: so, with
     the weights of each output less their mean, also those of convolutions, in all layers but the first. What
-    follows a ReLU or GELU has inputs of one sign, whose sum is nearly the same for every image: without it
-    the images' features start apart instead of alike.
+    follows a ReLU or GELU has inputs of one sign, whose sum is nearly the same for every image; without this
+    sum the features of images start apart instead of alike.
     """
     for module in network.modules():
         if isinstance(module, nn.Linear):
