@@ -26,14 +26,19 @@ def save(figure: Figure, out: Path) -> None:
     for text in figure.findobj(Text):
         text.set_text(visible(text.get_text()))  # Matplotlib cannot draw a path that is not UTF-8
     canvas = FigureCanvasAgg(figure)
-    for dpi, palette in ((DPI, False), (DPI, True), (90, True), (75, True)):
+    for dpi in (DPI, 90, 75):
         figure.set_dpi(dpi)
         canvas.draw()
         image = Image.fromarray(np.ascontiguousarray(np.asarray(canvas.buffer_rgba())[..., :3]))
-        if palette:
-            image = image.quantize(256)
-        buffer = io.BytesIO()
-        image.save(buffer, format="png", optimize=True, dpi=(dpi, dpi))
-        if buffer.tell() <= FILE_LIMIT:
+        data = _encoded(image, dpi)
+        if len(data) > FILE_LIMIT:
+            data = _encoded(image.quantize(256), dpi)
+        if len(data) <= FILE_LIMIT:
             break
-    write_atomically(out, lambda file: file.write(buffer.getvalue()))
+    write_atomically(out, lambda file: file.write(data))
+
+
+def _encoded(image: Image.Image, dpi: int) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, format="png", dpi=(dpi, dpi))  # optimize=True: 3 % smaller in 3 to 6 times the time
+    return buffer.getvalue()
