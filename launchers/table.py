@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,12 +30,13 @@ LIVE_WIDTH = 60
 """Greatest width of the overrides in a live table, in characters, so that the other columns have room."""
 
 
-def counts(runs: Sequence[RunState]) -> Text:
-    """Return the numbers of runs by state: 9 runs: 4 finished, 2 running, 3 pending."""
-    numbers = Counter(run.state for run in runs)
-    text = Text(f"{len(runs)} runs: ")
-    states = [state for state in STATE_STYLES if numbers[state]]
-    return text + Text(", ").join(Text(f"{numbers[state]} {state}", STATE_STYLES[state]) for state in states)
+def counts(runs: Collection[str]) -> Text:
+    """Return how many of the states of runs there are: 9 runs: 4 finished, 2 running, 3 pending."""
+    numbers = Counter(runs)
+    text = Text(f"{len(runs)} run{'s' if len(runs) > 1 else ''}: ")
+    states = sorted(numbers, key=[*STATE_STYLES, *numbers].index)
+    parts = (Text(f"{numbers[state]} {state}", STATE_STYLES.get(state, "")) for state in states)
+    return text + Text(", ").join(parts)
 
 
 def runs_table(manifest: Manifest, runs: Sequence[RunState], most: int | None = None) -> RenderableType:
@@ -62,8 +63,8 @@ def runs_table(manifest: Manifest, runs: Sequence[RunState], most: int | None = 
     for run in shown:
         table.add_row(*cells(manifest, run))
     rest = len(runs) - len(shown)
-    lines: list[RenderableType] = [table, *([Text(f"and {rest} more", "dim")] if rest else []), counts(runs)]
-    return Group(*lines)
+    more = [Text(f"and {rest} more", "dim")] if rest else []
+    return Group(table, *more, counts([run.state for run in runs]))
 
 
 def cells(manifest: Manifest, run: RunState) -> list[str | Text]:

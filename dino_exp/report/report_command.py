@@ -6,7 +6,7 @@ import argparse
 import os
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from itertools import product
 from pathlib import Path
@@ -20,6 +20,7 @@ from dino_exp.report import evaluation_records
 from dino_exp.report.loading import RUN_FILES, load, run_folders
 from dino_exp.report.run_data import UNFINISHED, RunData, SweepData
 from launchers.one_search import LOCK as SEARCH_LOCK
+from launchers.table import counts
 
 INTERRUPTED = 130
 LIBRARIES = ("altair", "vl_convert", "jinja2")
@@ -52,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if arguments.watch is not None:
             return watch(arguments.folder, arguments.out, arguments.watch)
         page_module()
-        write(load(arguments.folder), arguments.out)
+        print_files(write(load(arguments.folder), arguments.out))
     except KeyboardInterrupt:
         return INTERRUPTED
     return 0
@@ -122,15 +123,16 @@ def page_module() -> ModuleType:
     return page
 
 
-def write(data: RunData | SweepData, out: Path | None, refresh: float | None = None) -> None:
-    """Write the report of what was loaded, and print a line per file.
+def write(data: RunData | SweepData, out: Path | None, refresh: float | None = None) -> list[Path]:
+    """Write the report of what was loaded, and return its files, the page first.
 
     Raises:
         UserError: if a library is missing, or the folder cannot be written.
     """
     pages = page_module()
     folder = out or own_folder(data.path)
-    write_and_print(folder, lambda: pages.write_report(data, folder, refresh))
+    with refusing("give another folder with --out DIR"):
+        return pages.write_report(data, folder, refresh)
 
 
 def own_folder(folder: Path) -> Path:
@@ -141,10 +143,8 @@ def own_folder(folder: Path) -> Path:
     return reports
 
 
-def write_and_print(folder: Path, written: Callable[[], list[Path]]) -> None:
-    """Call `written`, which writes into `folder`, and print the paths of its files, one a line."""
-    with refusing("give another folder with --out DIR"):
-        paths = written()
+def print_files(paths: Sequence[Path]) -> None:
+    """Print the paths of what was written, one a line."""
     console = Console(soft_wrap=True)
     for path in paths:
         console.print(str(path))
@@ -161,7 +161,8 @@ def compare_folders(first: Path, second: Path, out: Path | None) -> int:
 
     name = "_and_".join(each.replace(os.sep, "_")[-80:] for each in comparison.names)
     folder = out or own_folder(first) / name
-    write_and_print(folder, lambda: write_comparison(comparison, folder))
+    with refusing("give another folder with --out DIR"):
+        print_files(write_comparison(comparison, folder))
     return 0
 
 
@@ -190,20 +191,26 @@ def run_doctor(argv: Sequence[str]) -> int:
 
 
 def watch(folder: Path, out: Path | None, seconds: float) -> int:
-    """Write the report at each change, until no run and no search is active; Ctrl-C ends it."""
+    """Write the report at each change, until no run and no search is active; Ctrl-C ends it.
+
+    Prints a line with the states of the runs whenever it has written, and all files at the end.
+    """
     page_module()
-    before = None
+    console, before = Console(soft_wrap=True), None
     while True:
         now = fingerprint(folder)
         data = load(folder) if folder.exists() else SweepData(folder)
         runs = data.runs if isinstance(data, SweepData) else [data]
         active = is_locked(folder / SEARCH_LOCK) or any(run.state in UNFINISHED for run in runs)
         finished = bool(runs) and not active
-        state = (now, finished, [run.state for run in runs])
-        if state != before and runs:
-            write(data, out, None if finished else seconds)
+        states = [run.state for run in runs]
+        if (state := (now, finished, states)) != before and runs:
+            files = write(data, out, None if finished else seconds)
+            console.print(f"{files[0]}, {time.strftime('%H:%M:%S')}: ", counts(states), sep="")
+            if finished:
+                print_files(files[1:])
         elif state != before:
-            Console(soft_wrap=True).print(f"{folder}: no run yet; waiting for the first one.")
+            console.print(f"{folder}: no run yet; waiting for the first one.")
         if finished:
             return 0
         before = state

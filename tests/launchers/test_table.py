@@ -132,7 +132,7 @@ def test_a_short_table_shows_urgent_runs_first(tmp_path: Path) -> None:
     assert "n=60" in text
     assert "n=61" in text
     assert text.count("n=") == 5
-    assert counts(runs).plain == "63 runs: 60 finished, 1 running, 1 pending, 1 failed"
+    assert counts([run.state for run in runs]).plain == "63 runs: 60 finished, 1 running, 1 pending, 1 failed"
 
 
 def test_silence_and_further_attempts_are_remarked() -> None:

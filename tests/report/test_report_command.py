@@ -5,6 +5,7 @@ from __future__ import annotations
 import builtins
 import json
 import os
+import re
 import sys
 import time
 from contextlib import ExitStack
@@ -192,10 +193,12 @@ def test_watch_waits_for_the_first_run(
     monkeypatch.setattr(report_command.time, "sleep", wait)
     assert main([str(path), "--watch"]) == 0
     assert seen == [False, False, True, True]
-    lines = capsys.readouterr().out.splitlines()
-    assert lines[0] == f"{path}: no run yet; waiting for the first one."
-    assert lines[1] == str(path / "report" / "index.html")
-    assert not any("waiting" in line for line in lines[1:])
+    first, second, *files = capsys.readouterr().out.splitlines()
+    assert first == f"{path}: no run yet; waiting for the first one."
+    page = re.escape(str(path / "report" / "index.html"))
+    assert re.fullmatch(page + r", \d\d:\d\d:\d\d: 1 run: 1 \w+", second)
+    assert files
+    assert {line.rpartition(".")[2] for line in files} == {"png", "svg"}
 
     def interrupt(seconds: float) -> None:
         raise KeyboardInterrupt
