@@ -5,17 +5,20 @@
     python -m benchmarks.boundary grid shapes --part 1/2      # real 10 x 10 grid; can be resumed
     python -m benchmarks.boundary grid shapes --seed 1        # the same with another seed
     python -m benchmarks.boundary compare shapes              # from the runs of these grids
+    python -m benchmarks.boundary search shapes               # the search itself, over the same axes
 
 `synthetic` draws the outcome of a run from the distance to a boundary plus a normal number for its seed, and
 reports the share of the space on the wrong side. `grid` trains τ_t × m, healthy runs to their end, so that
 `compare` can also say whether `trainer.on_healthy=stop` would have ended a run that collapsed later.
 `compare` repeats each method on the cells of the grid with seed 0, and counts the cells in which it differs
-from that grid, beside those in which the grid of seed 1 differs.
+from that grid, beside those in which the grid of seed 1 differs. `search` trains its own runs, two at a time.
 """
 
 from __future__ import annotations
 
 import argparse
+import subprocess
+import sys
 import warnings
 from collections.abc import Callable, Sequence
 from itertools import product
@@ -49,20 +52,23 @@ FIRST, BATCH, RUNS, SIDE = 8, 4, 20, 10
 FINE = 60
 NOISES = (0.01, 0.05)
 """Standard deviation by which a seed moves a boundary, in lengths of an axis."""
-AXES = (
-    Axis("loss.teacher_temp", 0.02, 0.1, "linear"),
-    Axis("loss.center_momentum", 0.0, 0.999, "momentum"),
-)
+MOMENTUM = Axis("loss.center_momentum", 0.0, 0.999, "momentum")
 DATA = {
-    "shapes": ["experiment=shapes", "optimizer.warmup_epochs=0.1", "crops.global_size=24"],
-    "fashion_mnist": ["experiment=fashion_mnist", "optimizer.warmup_epochs=0.02", "crops.global_size=20"],
+    "shapes": (
+        (Axis("loss.teacher_temp", 0.02, 0.1, "linear"), MOMENTUM),
+        "experiment=shapes optimizer.warmup_epochs=0.1 crops.global_size=24 trainer.max_steps=400",
+    ),
+    "fashion_mnist": (
+        (Axis("loss.teacher_temp", 0.02, 0.3, "linear"), MOMENTUM),
+        "experiment=fashion_mnist optimizer.warmup_epochs=0.02 crops.global_size=20 trainer.max_steps=500",
+    ),
 }
+"""Axes of the real grids, and overrides: 75 steps of warm-up, and steps in which a collapse is called."""
 SHORT = [
     "backbone.embed_dim=32",
     "backbone.depth=2",
     "crops.local_size=12",
     "trainer.epochs=1",
-    "trainer.max_steps=400",
     "trainer.batch_size=16",
     "optimizer.lr=0.016",
     "trainer.log_every=10",
@@ -71,7 +77,7 @@ SHORT = [
     "eval.query_size=100",
     "tracker=none",
 ]
-"""Overrides of the real grids: 75 steps of warm-up of at most 400, half a minute of CPU a run."""
+"""Overrides of both: a quarter of a minute of CPU a run."""
 
 Draw = Callable[[Tensor], Tensor]
 """Returns whether a run at each point (n, 2) trains, or the distance to the boundary."""
@@ -211,10 +217,10 @@ def folder_of(data: str, seed: int) -> Path:
 
 def wanted(data: str, seed: int) -> list[Wanted]:
     """Return the runs of a real grid."""
-    runs = []
+    runs, (axes, given) = [], DATA[data]
     for point in evenly(SIDE, SIDE).tolist():
-        own = [f"{axis.key}={axis.value(each):.6g}" for axis, each in zip(AXES, point, strict=True)]
-        cfg = compose([*DATA[data], *SHORT, *own, f"trainer.seed={seed}"])
+        own = [f"{axis.key}={axis.value(each):.6g}" for axis, each in zip(axes, point, strict=True)]
+        cfg = compose([*given.split(), *SHORT, *own, f"trainer.seed={seed}"])
         runs.append(Wanted(run_id(cfg), tuple(own), cfg))
     return runs
 
@@ -224,6 +230,15 @@ def train_grid(data: str, seed: int, part: str) -> None:
     number, _, parts = part.partition("/")
     for run in wanted(data, seed)[int(number) - 1 :: int(parts)]:
         attempt(run.cfg, folder_of(data, seed) / run.name, None)
+
+
+def search(data: str) -> int:
+    """Type the search over the axes of a real grid as a user does, and return its exit code."""
+    axes, given = DATA[data]
+    words = ["hydra/sweeper=boundary", "hydra.sweeper.n_jobs=2", "hydra/launcher=local"]
+    words += [f"{axis.key}=interval({axis.low:g},{axis.high:g})" for axis in axes]
+    words += [*given.split(), *SHORT, f"name=boundary_search_{data}"]
+    return subprocess.run([sys.executable, "train.py", "-m", *words]).returncode
 
 
 def directories(data: str, seed: int) -> dict[tuple[str, ...], RunDirectory]:
@@ -300,13 +315,13 @@ def write(name: str, rows: Sequence[dict[str, Any]]) -> None:
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the command line; figures go to outputs/benchmarks/boundary*.json."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("what", choices=["synthetic", "classifiers", "grid", "compare"])
-    parser.add_argument("data", nargs="?", choices=list(DATA), help="for grid and compare")
+    parser.add_argument("what", choices=["synthetic", "classifiers", "grid", "compare", "search"])
+    parser.add_argument("data", nargs="?", choices=list(DATA), help="for the last three")
     parser.add_argument("--seed", type=int, default=0, help="for grid: seed of its runs")
     parser.add_argument("--part", default="1/1", help="for grid: this part of so many, e.g. 2/4")
     parser.add_argument("--repeats", type=int, default=8, help="seeds of each method")
     arguments = parser.parse_args(argv)
-    if arguments.what in ("grid", "compare") and arguments.data is None:
+    if arguments.what in ("grid", "compare", "search") and arguments.data is None:
         parser.error(f"{arguments.what}: give one of {', '.join(DATA)}")
     console = a_console()
     if arguments.what == "grid":
@@ -314,6 +329,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     elif arguments.what == "compare":
         rows = compare(arguments.data, arguments.repeats, console)
         write(f"boundary_{arguments.data}", rows)
+    elif arguments.what == "search":
+        raise SystemExit(search(arguments.data))
     elif arguments.what == "classifiers":
         write("boundary_classifiers", classifiers(arguments.repeats, console))
     else:
