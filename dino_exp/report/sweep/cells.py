@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from itertools import combinations
+from itertools import combinations, pairwise
 from statistics import fmean, stdev
 
 from dino_exp.report.run_data import SEED, RunData, SweepData
@@ -72,8 +71,7 @@ class Ticks:
         self.ranged = len(values) > most and len(numbers) > ranges
         self.edges: list[float] = _edges(numbers, ranges) if self.ranged else []
         if self.ranged:
-            pairs = zip(self.edges, self.edges[1:], strict=False)
-            self.labels = [f"{low:.3g} – {high:.3g}" for low, high in pairs] + words
+            self.labels = [f"{low} – {high}" for low, high in pairwise(_rounded(self.edges))] + words
         else:
             self.labels = [value_text(value) for value in values]
         self.labels = self.labels if len(self.labels) <= most else [*self.labels[: most - 1], "others"]
@@ -88,12 +86,29 @@ class Ticks:
 
 
 def _edges(numbers: Sequence[float], count: int) -> list[float]:
-    """Return the edges of even ranges; on a logarithmic scale if numbers span more than a factor of 30."""
+    """Return the edges of even ranges.
+
+    If the numbers, or as of momenta what is left to 1, span more than a factor of 30, its logarithm is even.
+    """
     low, high = min(numbers), max(numbers)
-    if low > 0 and high / low > 30:
-        steps = math.log(high / low) / count
-        return [low * math.exp(steps * index) for index in range(count)] + [high]
-    return [low + (high - low) * index / count for index in range(count)] + [high]
+    shares = [index / count for index in range(count)]
+    factor = high / low if low > 0 else 1
+    rest = (1 - low) / (1 - high) if low >= 0 and high < 1 else 1
+    if rest > max(factor, 30):
+        return [1 - (1 - low) / rest**share for share in shares] + [high]
+    if factor > 30:
+        return [low * factor**share for share in shares] + [high]
+    return [low + (high - low) * share for share in shares] + [high]
+
+
+def _rounded(edges: Sequence[float]) -> list[str]:
+    """Return edges with three digits, or as many as tell them well apart: 0.99 and 0.9998."""
+    least = min(high - low for low, high in pairwise(edges)) / 10
+    for digits in range(3, 18):
+        texts = [f"{edge:.{digits}g}" for edge in edges]
+        if all(abs(float(text) - edge) <= least for text, edge in zip(texts, edges, strict=True)):
+            break
+    return texts
 
 
 def map_axes(sweep: SweepData) -> list[str]:

@@ -101,6 +101,14 @@ def test_many_values_are_grouped_into_ranges() -> None:
     assert words.labels[words.of("w39")] == "others"
 
 
+def test_ranges_of_momenta_are_even_in_what_is_left_to_one() -> None:
+    momenta = [1 - 0.5**index for index in range(13)]
+    ticks = Ticks(momenta, 6, 6)
+    assert [ticks.of(momentum) for momentum in momenta] == [0, 0, 1, 1, 2, 2, 3, 3, 4, 4, 5, 5, 5]
+    assert ticks.labels[0] == "0 – 0.75"
+    assert ticks.labels[-1] == "0.999 – 0.9998"
+
+
 def test_spread_ignores_unknown_values() -> None:
     assert spread([None]) == (None, None, 0)
     assert spread([3.0, None]) == (3.0, None, 1)
