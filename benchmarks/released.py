@@ -1,8 +1,8 @@
 """The released recipe written out: networks, loss, schedules and step in the plain form of its authors' code.
 
 Nothing here is from dino_exp but the configuration, from which the values are read. Names of parameters are
-the released code's. AdamW, whole epochs of warm-up and no stochastic depth, because the study that uses it
-(`benchmarks.parity`) has no other.
+the released code's. AdamW and no stochastic depth, because the study that uses it (`benchmarks.parity`) has
+no other.
 """
 
 from __future__ import annotations
@@ -164,10 +164,10 @@ class MultiCropWrapper(nn.Module):
 
 
 def cosine_scheduler(
-    base: float, final: float, epochs: int, per_epoch: int, warmup_epochs: int = 0
+    base: float, final: float, epochs: int, per_epoch: int, warmup_epochs: float = 0
 ) -> np.ndarray:
     """Return the value of each step."""
-    warmup = np.linspace(0, base, warmup_epochs * per_epoch)
+    warmup = np.linspace(0, base, round(warmup_epochs * per_epoch))
     steps = np.arange(epochs * per_epoch - len(warmup))
     return np.concatenate((warmup, final + 0.5 * (base - final) * (1 + np.cos(np.pi * steps / len(steps)))))
 
@@ -222,7 +222,7 @@ class ReleasedTraining:
             optimizer.min_lr,
             epochs,
             per_epoch,
-            int(optimizer.warmup_epochs),
+            optimizer.warmup_epochs,
         )
         self.weight_decay = cosine_scheduler(
             optimizer.weight_decay, optimizer.final_weight_decay, epochs, per_epoch

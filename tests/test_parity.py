@@ -32,6 +32,7 @@ def released_name(name: str) -> str:
 def test_the_released_recipe_and_ours_make_equal_steps(network: str, tmp_path: Path) -> None:
     words = [
         *parity.COMMON,
+        "crops=small",
         *NETWORKS[network].split(),
         *("head.out_dim=16", "head.hidden_dim=8", "head.bottleneck_dim=4", f"data.root={tmp_path}"),
         *("data.train_size=12", "trainer.batch_size=4", "trainer.epochs=4", "loss.center_momentum=0.8"),
@@ -58,6 +59,14 @@ def test_the_released_recipe_and_ours_make_equal_steps(network: str, tmp_path: P
         torch.testing.assert_close(dict(ours.named_parameters()), found, rtol=0, atol=1e-9)
 
 
+@pytest.mark.parametrize("data", parity.DATA)
+@pytest.mark.parametrize("network", parity.NETWORKS)
+def test_every_case_is_a_configuration(data: str, network: str, tmp_path: Path) -> None:
+    (tmp_path / "train").mkdir()
+    cfg = compose(parity.Training(data, network, "fp32", "fast", seed=3).words(tmp_path))
+    assert (cfg.trainer.seed, cfg.data.backend) == (3, "fast")
+
+
 @pytest.mark.parametrize(
     ("shift", "spread", "says"),
     [(0.0, 0.3, "equivalent"), (0.8, 0.3, "equivalent"), (3.0, 0.3, "different"), (0.5, 4.0, "open")],
@@ -78,7 +87,7 @@ def test_the_comparison_tells_equivalent_from_different_and_undecided(
 def test_trainings_of_both_sides_are_stored_once_and_compared(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    small = f"data=shapes data.root={tmp_path}/shapes data.train_size=40 data.test_size=20 "
+    small = f"data=shapes crops=small data.root={tmp_path}/shapes data.train_size=40 data.test_size=20 "
     small += "trainer.batch_size=8 trainer.epochs=2"
     monkeypatch.chdir(tmp_path)
     monkeypatch.setitem(parity.DATA, "shapes", small)
