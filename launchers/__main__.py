@@ -69,7 +69,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return exit_code(runs)
     if arguments.command == "collect":
         for path in table.collect(manifest, runs):
-            console.print(f"{path}: {len(runs)} runs", soft_wrap=True)
+            console.print(f"{path}: {table.number_of_runs(len(runs))}", soft_wrap=True)
         return 0
     named = matching(runs, arguments.words)
     if arguments.command == "cancel":
@@ -147,7 +147,7 @@ def resume(manifest: Manifest, changes: Sequence[str], yes: bool, console: Conso
 def cancel(folder: Path, named: Sequence[RunState], console: Console) -> int:
     """Stop the active ones of some runs. They save first, and `resume` continues them."""
     stopped, shared = stop(folder, [run.name for run in named])
-    console.print(f"{folder}: cancelled {len(stopped)} runs.")
+    console.print(f"{folder}: cancelled {table.number_of_runs(len(stopped))}.")
     if shared:
         console.print(
             f"Job {', '.join(shared)} also has runs that were not named; the named ones continue until it is "

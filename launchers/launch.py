@@ -22,7 +22,7 @@ from launchers import local, slurm
 from launchers.approval import remember
 from launchers.states import Observer, RunState
 from launchers.submission import Submission, Wanted, groups_of, plan, submit, wanted
-from launchers.table import cost, last_metrics, why
+from launchers.table import cost, last_metrics, number_of_runs, why
 from launchers.watch import how_to_come_back, wait
 
 
@@ -68,7 +68,8 @@ def announce(console: Console, submission: Submission) -> None:
     manifest = submission.manifest
     jobs = sorted({(manifest.runs[name].job or "").partition("_")[0] for name in submission.submitted})
     where = f" as job {', '.join(jobs)}" if manifest.launcher == "slurm" and jobs else ""
-    console.print(f"{manifest.folder}: submitted {len(submission.submitted)} runs{where}.", soft_wrap=True)
+    submitted = number_of_runs(len(submission.submitted))
+    console.print(f"{manifest.folder}: submitted {submitted}{where}.", soft_wrap=True)
     reasons = Counter(reason.partition(",")[0] for reason in submission.skipped.values())
     for reason, number in reasons.items():
         console.print(f"Skipped: {number} {reason}.")
@@ -96,7 +97,7 @@ def preview(
     for run in runs:
         reason = skipped.get(run.name, "to be submitted")
         console.print(f"{' '.join(run.overrides) or run.name}: {reason}", soft_wrap=True)
-    console.print(f"{folder}: {len(missing)} of {len(runs)} runs would be submitted; nothing was.")
+    console.print(f"{folder}: {len(missing)} of {number_of_runs(len(runs))} would be submitted; nothing was.")
     finished = [cost(run) for run in Observer().observe(manifest) if run.state == "finished"]
     if launcher == "slurm":
         limit = minutes(settings["time_limit"]) / 60

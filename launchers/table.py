@@ -30,10 +30,15 @@ LIVE_WIDTH = 60
 """Greatest width of the overrides in a live table, in characters, so that the other columns have room."""
 
 
+def number_of_runs(number: int) -> str:
+    """Return the number in words: 0 runs, 1 run, 2 runs."""
+    return f"{number} run" if number == 1 else f"{number} runs"
+
+
 def counts(runs: Collection[str]) -> Text:
     """Return how many of the states of runs there are: 9 runs: 4 finished, 2 running, 3 pending."""
     numbers = Counter(runs)
-    text = Text(f"{len(runs)} run{'s' if len(runs) > 1 else ''}: ")
+    text = Text(f"{number_of_runs(len(runs))}: ")
     states = sorted(numbers, key=[*STATE_STYLES, *numbers].index)
     parts = (Text(f"{numbers[state]} {state}", STATE_STYLES.get(state, "")) for state in states)
     return text + Text(", ").join(parts)

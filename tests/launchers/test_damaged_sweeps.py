@@ -155,7 +155,7 @@ def test_a_damaged_configuration_is_named_and_written_anew(
     directory(0).config_file.write_bytes(whole[:99])
     assert resume() == 2
     said = capsys.readouterr()
-    assert "submitted 1 runs" in said.out
+    assert "submitted 1 run" in said.out
     assert said.err.count("config.yaml: not the complete configuration of a run") == 1
     assert dino(*ON_SLURM, "trainer.seed=0,1") == 0
     assert directory(0).config_file.read_bytes() == whole

@@ -162,10 +162,10 @@ def test_a_sweep_is_shown_collected_and_resumed(
     capsys.readouterr()
     assert launchers.main(["resume", folder]) == 0
     said = capsys.readouterr().out
-    assert "submitted 1 runs." in said
+    assert "submitted 1 run." in said
     assert "Skipped: 1 finished." in said
     assert dino(*SWEEP) == 0
-    assert "submitted 1 runs." in capsys.readouterr().out  # it has not started
+    assert "submitted 1 run." in capsys.readouterr().out  # it has not started
     assert content(next(Path(folder).glob("*tt0.02*"))) == untouched
     assert len(list(Path(folder).glob("*/config.yaml"))) == 2
 
@@ -321,7 +321,7 @@ def test_former_runs_work_after_a_move_and_renames(here: Path) -> None:
     assert "_target_: dino_exp.moved_loss.DINOLoss" in config
     assert "clip_gradients: 3.0" in config
     assert "center_init: from_first_batch" in config
-    assert "submitted 1 runs." in done.stdout
+    assert "submitted 1 run." in done.stdout
     assert "knn_accuracy" in Path("outputs/sweep/runs.csv").read_text()
     manifest = json.loads(Path("outputs/sweep/manifest.json").read_text())
     former = json.loads((FORMER / "outputs/sweep/manifest.json").read_text())

@@ -339,7 +339,7 @@ def test_cancelled_runs_stay_cancelled_until_resume(tmp_path: Path) -> None:
     cancelled = launchers(tmp_path, "cancel", str(sweep), "seed=4")
     for process in held:
         continue_after(signal.SIGTERM, process)
-    assert "cancelled 1 runs" in cancelled.stdout
+    assert "cancelled 1 run" in cancelled.stdout
     waited = launchers(tmp_path, "wait", str(sweep))
     assert "2 cancelled" in waited.stdout, waited.stdout
     assert set(sacct(job(sweep).partition("_")[0])) <= {"CANCELLED", "FAILED"}
@@ -372,7 +372,7 @@ def test_runs_continue_without_the_process_that_waits_for_them(tmp_path: Path) -
     assert waiting.wait() == 130
     said = waiting.stdout
     assert "python -m launchers status outputs/left" in " ".join(said.split())
-    assert "cancelled 1 runs" in launchers(tmp_path, "cancel", str(sweep)).stdout
+    assert "cancelled 1 run" in launchers(tmp_path, "cancel", str(sweep)).stdout
     wait(sweep)
 
 
