@@ -3,13 +3,15 @@
     python -m benchmarks.parity train --data shapes --network vit               # 5 seeds of each side
     python -m benchmarks.parity train --cifar10 DIRECTORY --part 1/8            # an eighth of all
     python -m benchmarks.parity train --seeds 5-9                               # more seeds
+    python -m benchmarks.parity train --side released_step    # the released step with our crops
     python -m benchmarks.parity table
 
 The released side is `benchmarks.released` with torchvision's transforms on PIL images, crop by crop; ours is
 a run of `train.py` with `data.backend=fast` or `pil`. Data, steps and configuration are the same, and both
 are judged by the same k-NN. With one seed all sides start from the same weights, on which the end depends,
 and see other crops; so `table` compares them seed by seed: the mean difference with its 95 % interval, and
-two one-sided tests of whether it lies within ±1.5 points (`--points`). Each training is a line of
+two one-sided tests of whether it lies within ±1.5 points (`--points`). Where they differ, `released_step`
+tells steps from crops: it ends where `pil` ends, if steps are equal. Each training is a line of
 outputs/benchmarks/parity.jsonl and is not repeated.
 """
 
@@ -22,10 +24,10 @@ import math
 import random
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import redirect_stdout
 from dataclasses import dataclass
-from itertools import product
+from itertools import islice, product
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
@@ -42,13 +44,17 @@ from dino_exp.config.schema import Config
 from dino_exp.config.targets import build, build_from
 from dino_exp.console import Console
 from dino_exp.data.crops import to_pillow
+from dino_exp.data.loader import BatchOrder
 from dino_exp.data.source import Splits
 from dino_exp.eval.periodic import PeriodicEvaluations, subject_of
 from dino_exp.runs.metrics_lines import read_metrics
 from dino_exp.training.run import train
+from dino_exp.training.trainer import Trainer
 
 FILE = OUTPUTS / "parity.jsonl"
 SIDES = ("released", "fast", "pil")
+OTHER_SIDES = ("released_step",)
+"""Trained only if asked for, and not in the table."""
 PRECISIONS = ("fp32", "bf16")
 CPU = torch.device("cpu")
 
@@ -112,12 +118,16 @@ class Training:
 
 
 def trainings(
-    data: Sequence[str], networks: Sequence[str], precisions: Sequence[str], seeds: Sequence[int]
+    data: Sequence[str],
+    networks: Sequence[str],
+    precisions: Sequence[str],
+    seeds: Sequence[int],
+    sides: Sequence[str] = SIDES,
 ) -> Iterator[Training]:
-    """Yield the trainings of all sides, seed by seed, so that a part has some of each."""
+    """Yield the trainings, seed by seed, so that a part has some of each."""
     for seed in seeds:
         for case in product(data, networks, precisions):
-            for side in SIDES:
+            for side in sides:
                 yield Training(*case, side, seed)
 
 
@@ -134,24 +144,45 @@ def ours(cfg: Config) -> list[dict[str, float]]:
     return [point(line["step"], line) for line in lines if line.get("knn_top1") is not None]
 
 
-def released(cfg: Config) -> list[dict[str, float]]:
-    """Train by the released recipe; return the same as `ours`."""
-    torch.manual_seed(cfg.trainer.seed)
-    random.seed(cfg.trainer.seed)  # the blur's, as in the released code
-    splits: Splits = build(cfg.data)
+Batches = Iterator[list[torch.Tensor]]
+"""The crops of each step, (B, C, S, S) each, the two global ones first."""
+
+
+def released_crops(cfg: Config, splits: Splits) -> Batches:
+    """Yield the crops of the released transforms."""
     images = [to_pillow(splits.train.read(index)) for index in range(len(splits.train))]
     transform = ReleasedCrops(cfg.crops, cfg.augment, cfg.data.mean, cfg.data.std)
     batch_size = cfg.trainer.batch_size
-    training = ReleasedTraining(cfg, len(images) // batch_size)
+    for _ in range(cfg.trainer.epochs):
+        order = torch.randperm(len(images)).tolist()
+        for start in range(0, len(images) - batch_size + 1, batch_size):
+            crops = [transform(images[index]) for index in order[start : start + batch_size]]
+            yield [torch.stack(views) for views in zip(*crops, strict=True)]
+
+
+def our_crops(cfg: Config, splits: Splits) -> Batches:
+    """Yield the crops of a run of `cfg`."""
+    trainer, size = Trainer(cfg, splits, CPU), cfg.trainer.batch_size
+    for where in BatchOrder(len(splits.train), size, cfg.trainer.seed, 0, trainer.plan.total_steps):
+        views = trainer.augmented(trainer.crop_batches[where])
+        yield [crop for view in views for crop in view.split(size)]
+
+
+def released(cfg: Config, crops_of: Callable[[Config, Splits], Batches]) -> list[dict[str, float]]:
+    """Train by the released recipe's steps; return the same as `ours`."""
+    torch.manual_seed(cfg.trainer.seed)
+    random.seed(cfg.trainer.seed)  # the blur's, as in the released code
+    splits: Splits = build(cfg.data)
+    per_epoch = len(splits.train) // cfg.trainer.batch_size
+    training = ReleasedTraining(cfg, per_epoch)
     evaluations: PeriodicEvaluations = build_from(
         cfg.eval, subject=subject_of(cfg, training.teacher.backbone, CPU), splits=splits
     )
     curve = [point(0, evaluations.evaluate(Path()).figures)]
+    batches = crops_of(cfg, splits)
     for epoch in range(1, cfg.trainer.epochs + 1):
-        order = torch.randperm(len(images)).tolist()
-        for start in range(0, len(images) - batch_size + 1, batch_size):
-            crops = [transform(images[index]) for index in order[start : start + batch_size]]
-            training.step([torch.stack(views) for views in zip(*crops, strict=True)])
+        for crops in islice(batches, per_epoch):
+            training.step(crops)
         if epoch % cfg.eval.every_epochs == 0 or epoch == cfg.trainer.epochs:
             found = evaluations.evaluate(Path(), training.student.backbone)
             curve.append(point(training.step_number, found.figures))
@@ -173,7 +204,8 @@ def run(wanted: Sequence[Training], cifar10: Path | None, console: Console) -> N
             console.print(f"{name}: done")
             continue
         cfg, start = compose(training.words(cifar10)), time.monotonic()
-        curve = released(cfg) if training.side == "released" else ours(cfg)
+        crops = {"released": released_crops, "released_step": our_crops}.get(training.side)
+        curve = released(cfg, crops) if crops else ours(cfg)
         row = vars(training) | {"seconds": time.monotonic() - start, "curve": curve, "key": training.key}
         with FILE.open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
@@ -314,7 +346,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--data", nargs="+", choices=list(DATA), default=list(DATA))
     parser.add_argument("--network", nargs="+", choices=list(NETWORKS), default=list(NETWORKS))
     parser.add_argument("--precision", nargs="+", choices=PRECISIONS, default=PRECISIONS)
-    parser.add_argument("--side", nargs="+", choices=SIDES, default=SIDES)
+    parser.add_argument("--side", nargs="+", choices=(*SIDES, *OTHER_SIDES), default=SIDES)
     parser.add_argument("--seeds", type=span, default=span("0-4"), help="first-last")
     parser.add_argument("--part", default="1/1", help="this part of so many, e.g. 2/4")
     parser.add_argument("--cifar10", type=Path, help="folder with train/<class>/ and test/<class>/")
@@ -328,9 +360,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         return
     if "cifar10" in arguments.data and arguments.cifar10 is None:
         parser.error("give --cifar10 DIRECTORY, or other --data")
-    wanted = trainings(arguments.data, arguments.network, arguments.precision, arguments.seeds)
-    chosen = [each for each in wanted if each.side in arguments.side]
-    run(part_of(chosen, arguments.part), arguments.cifar10, console)
+    cases = (arguments.data, arguments.network, arguments.precision)
+    wanted = list(trainings(*cases, arguments.seeds, arguments.side))
+    run(part_of(wanted, arguments.part), arguments.cifar10, console)
 
 
 if __name__ == "__main__":

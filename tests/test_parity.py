@@ -109,5 +109,11 @@ def test_trainings_of_both_sides_are_stored_once_and_compared(
     ]
     untrained = {(row["seed"], row["curve"][0]["teacher"]) for row in parity.stored().values()}
     assert len(untrained) == 2  # all sides of a seed start from the same weights
+    parity.main([*words, "1/1", "--side", "released_step"])
+    ends = {
+        (row["side"], row["seed"]): [point["teacher"] for point in row["curve"]]
+        for row in parity.stored().values()
+    }
+    assert ends["released_step", 0] == ends["pil", 0] != ends["pil", 1]
     steps = {tuple(point["step"] for point in row["curve"]) for row in parity.stored().values()}
     assert steps == {(0, 5, 10)}
