@@ -1,9 +1,9 @@
 """Whole trainings by the released recipe and by ours, data path included: do they learn as well?
 
-    python -m benchmarks.parity train --data shapes --network vit               # 5 seeds of each side
+    python -m benchmarks.parity train --data fashion_mnist --network vit        # 5 seeds of each side
     python -m benchmarks.parity train --cifar10 DIRECTORY --part 1/8            # an eighth of all
     python -m benchmarks.parity train --seeds 5-9                               # more seeds
-    python -m benchmarks.parity train --side released_step    # the released step with our crops
+    python -m benchmarks.parity train --side released_step                      # released steps, our crops
     python -m benchmarks.parity table
 
 The released side is `benchmarks.released` with torchvision's transforms on PIL images, crop by crop; ours is
@@ -66,8 +66,8 @@ COMMON = [
     *("trainer.batch_size=32", "trainer.device=cpu", "trainer.log_every=1000"),
     *("trainer.checkpoint_every=100000", "eval.bank_size=5000", "eval.query_size=2000"),
 ]
-"""A small recipe in the released one's kind, sharper and with a faster center, so that minutes on one thread
-are enough: what `experiment=debug` says of these groups is replaced."""
+"""A small recipe in the released one's kind, sharper and with a faster center, for trainings of minutes: what
+`experiment=debug` says of these groups is replaced. Shapes with linear patches hardly learn in that time."""
 DATA = {
     "shapes": "data=shapes crops=small trainer.epochs=3 augment.hue=0.5 augment.saturation=0.4 "
     "augment.solarize=0 augment.blur=[0.2,0.1,0.2]",

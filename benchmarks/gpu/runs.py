@@ -81,7 +81,7 @@ def speeds(runs: Sequence[Run], seconds: float) -> list[tuple[float, float]]:
     while time.monotonic() < until and any(
         run.process.poll() is None and len(run.counted()) < COUNTED for run in runs
     ):
-        time.sleep(0.5)
+        time.sleep(0.5)  # the runs tell nothing but what they log
     failed = list(filter(None, [run.end() for run in runs]))
     if failed:
         raise UserError(failed[0])
