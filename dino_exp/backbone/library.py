@@ -1,6 +1,7 @@
-"""Backbones by name from timm and torchvision, with random weights and the library's own pooling.
+"""Backbones from timm and torchvision, with random weights and the library's own pooling.
 
-Only the classifier is removed. State-dict names stay, so that exported weights load into the library's model.
+Of a model by name only the classifier is removed. State-dict names stay, so that exported weights load into
+the library's model. `small_resnet` is put together from torchvision's blocks.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import timm
 import torchvision
 from timm.layers import DropPath
 from torch import nn
+from torchvision.models.resnet import BasicBlock
 
 from dino_exp.backbone.image_size import output_dim
 from dino_exp.errors import UserError
@@ -87,6 +89,35 @@ def torchvision_backbone(*, name: str, stem: str, in_channels: int, image_size: 
     elif in_channels != 3:
         replace_first_convolution(model, in_channels)
     model.feature_dim = output_dim(model, name=name, in_channels=in_channels, size=image_size)
+    return model
+
+
+def small_resnet(*, width: int, in_channels: int, image_size: int) -> nn.Module:
+    """Build a ResNet for images of some 32 pixels, (B, C, H, W) -> (B, 4 * width).
+
+    A 5x5 stem and three of torchvision's basic blocks (He et al. 2016, figure 5 left) with `width`, 2 * width
+    and 4 * width channels. The stem, the second and the third block halve the image.
+    """
+
+    def halved(before: int) -> nn.Module:
+        after = 2 * before
+        shortcut = nn.Sequential(nn.Conv2d(before, after, 1, stride=2, bias=False), nn.BatchNorm2d(after))
+        return BasicBlock(before, after, 2, shortcut)
+
+    model = nn.Sequential(
+        nn.Conv2d(in_channels, width, 5, stride=2, padding=2, bias=False),
+        nn.BatchNorm2d(width),
+        nn.ReLU(inplace=True),
+        BasicBlock(width, width),
+        halved(width),
+        halved(2 * width),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+    )
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+    model.feature_dim = output_dim(model, name="resnet_micro", in_channels=in_channels, size=image_size)
     return model
 
 

@@ -65,6 +65,16 @@ class TorchvisionConfig(BackboneConfig):
 
 
 @dataclass(kw_only=True)
+class SmallResnetConfig(BackboneConfig):
+    """A ResNet of three basic blocks for small images."""
+
+    _target_: str = "dino_exp.backbone.library.small_resnet"
+    name: str = "resnet_micro"
+    width: int = number(32, at_least=1)
+    """Channels of the first block; the second has twice as many and the third, the feature, four times."""
+
+
+@dataclass(kw_only=True)
 class GivenBackboneConfig(BackboneConfig):
     """A network that Python code gives to `dino_exp.train(backbone=...)`."""
 

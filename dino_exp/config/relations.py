@@ -370,7 +370,7 @@ def warnings(cfg: Any) -> Iterator[str]:
         yield "ema.momentum = 0: the teacher is the student; collapsed in the paper (k-NN 0.1)."
     if ema.momentum == 1:
         yield "ema.momentum = 1: the teacher never moves, so the student learns a random network's output."
-    if not crops.local_number and crops.global_scale[0] > 0.14:
+    if not crops.local_number and crops.global_scale[0] > 0.25:
         yield (
             f"crops.local_number = 0: without local crops the released code advises a wider area; "
             f"set crops.global_scale=[0.14,1] instead of {show(crops.global_scale)}."

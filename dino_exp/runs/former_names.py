@@ -73,7 +73,7 @@ and the fields around them; the settings in evaluations.json are KEYS."""
 LATER_KEYS: dict[str, Any] = dict.fromkeys(
     (
         *("data_content", "data.bands", "data.range", "data.probe.train", "data.probe.val"),
-        *("data.content", "backbone.content", "init_adapt"),
+        *("data.content", "backbone.content", "backbone.width", "init_adapt"),
         *("fork_from", "fork_parent"),
     )
 ) | {

@@ -10,7 +10,7 @@ from timm.layers import DropPath
 from torch import nn
 
 from dino_exp.backbone.image_size import check_image_sizes
-from dino_exp.backbone.library import timm_backbone, torchvision_backbone
+from dino_exp.backbone.library import small_resnet, timm_backbone, torchvision_backbone
 from dino_exp.errors import UserError
 
 
@@ -129,3 +129,18 @@ def test_the_small_stem_keeps_the_resolution() -> None:
 def test_torchvision_errors_name_key_value_and_fix(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
         torchvision_backbone(**{"stem": "imagenet", "in_channels": 3, "image_size": 32, **settings})
+
+
+def test_the_small_resnet_halves_three_times_and_takes_any_size() -> None:
+    model = small_resnet(width=8, in_channels=2, image_size=32)
+    sizes = [32]
+    x = torch.zeros(1, 2, 32, 32)
+    for layer in model.children():
+        x = layer(x)
+        if x.ndim == 4 and x.shape[-1] < sizes[-1]:
+            sizes.append(x.shape[-1])
+    assert sizes == [32, 16, 8, 4, 1]
+    assert model.feature_dim == x.shape[1] == 32
+    assert features(model, 9, channels=2).shape == (3, 32)
+    second = [module for module in model.modules() if isinstance(module, nn.Conv2d)][-2]
+    assert second.weight.std().item() == pytest.approx((2 / (32 * 9)) ** 0.5, rel=0.05)

@@ -11,8 +11,8 @@ from dino_exp.config.compose_evaluation import check as check_evaluation
 from dino_exp.config.validate import keys_of
 
 BACKBONES = (
-    "convnext_tiny, resnet18, resnet18_cifar, resnet50, timm, torchvision, vit_base, vit_micro, "
-    "vit_micro_gn, vit_small, vit_tiny, xcit_small"
+    "convnext_tiny, resnet18, resnet18_cifar, resnet50, resnet_micro, timm, torchvision, vit_base, "
+    "vit_micro, vit_micro_gn, vit_small, vit_tiny, xcit_small"
 )
 MISTAKES = Path(__file__).with_name("mistakes.txt").read_text().replace("@BACKBONES@", BACKBONES)
 WRONG = re.findall(r"^\$ train\.py (.*)\n((?:[^$#\n].*\n)+)", MISTAKES, re.MULTILINE)
@@ -118,7 +118,7 @@ def test_mistakes_in_a_users_file_are_named(tmp_path: Path) -> None:
         "experiment/type.yaml: trainer.epochs: Value 'many' of type 'str' could not be converted to Integer."
     ]
     assert errors("option") == [
-        "head=dinno: no such option; did you mean dino? Options: cifar, dino, dino_bn, "
+        "head=dinno: no such option; did you mean dino? Options: cifar, cifar_small, dino, dino_bn, "
         "dino_free_gain, micro, micro_centered, small. "
         "A configuration file asks for it."
     ]

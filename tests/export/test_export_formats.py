@@ -123,8 +123,12 @@ def test_the_card_says_how_the_released_code_builds_the_network(overrides: list[
 
 @pytest.mark.spawn
 def test_torch_hub_folders_work_without_this_project(tmp_path: Path) -> None:
-    """Loads two folders in one process, to see that they do not share code by accident."""
-    names = {"dino_vit_micro": [], "dino_resnet18": ["backbone=resnet18_cifar"]}
+    """Loads the folders in one process, to see that they do not share code by accident."""
+    names = {
+        "dino_vit_micro": [],
+        "dino_resnet18": ["backbone=resnet18_cifar"],
+        "dino_resnet_micro": ["backbone=resnet_micro"],
+    }
     for name, overrides in names.items():
         folder, run = tmp_path / name, untrained(*overrides)
         folder.mkdir()
@@ -148,7 +152,7 @@ def test_torch_hub_folders_work_without_this_project(tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-c", code, *names], cwd=tmp_path, capture_output=True, text=True, timeout=120
     )
-    assert done.stdout.split() == 2 * ["True", "True", "False"], done.stderr
+    assert done.stdout.split() == 3 * ["True", "True", "False"], done.stderr
 
 
 @pytest.mark.parametrize("overrides", [["backbone=resnet18_cifar"], []], ids=["torchvision", "vit"])
@@ -172,6 +176,7 @@ def test_onnx_runtime_gives_the_features_for_any_number_of_images(
         (to_timm.write, ["backbone=resnet18_cifar"], "resnet18: timm's model of this name has other weights"),
         (to_released.write, [], "backbone.stem = conv: the released code has no transformer with this stem"),
         (to_released.write, ["backbone=resnet18_cifar"], "the released scripts cannot build this network"),
+        (to_timm.write, ["backbone=resnet_micro"], "resnet_micro: "),
         (
             to_released.write,
             ["backbone=timm", "backbone.name=convnext_atto", "crops.local_size=32"],
