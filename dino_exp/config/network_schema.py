@@ -70,7 +70,7 @@ class SmallResnetConfig(BackboneConfig):
 
     _target_: str = "dino_exp.backbone.library.small_resnet"
     name: str = "resnet_micro"
-    width: int = number(32, at_least=1)
+    width: int = number(32, at_least=1, at_most=16384)
     """Channels of the first block; the second has twice as many and the third, the feature, four times."""
 
 
