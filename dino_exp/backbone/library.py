@@ -117,7 +117,8 @@ def small_resnet(*, width: int, in_channels: int, image_size: int) -> nn.Module:
     for module in model.modules():
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
-    model.feature_dim = output_dim(model, name="resnet_micro", in_channels=in_channels, size=image_size)
+    dim = output_dim(model, name="resnet_micro", in_channels=in_channels, size=image_size)
+    model.feature_dim = dim  # type: ignore[assignment]  # a plain attribute
     return model
 
 
