@@ -90,7 +90,7 @@ def values(checked: Checked, *keys: str) -> list[tuple[Any, ...]]:
     return [tuple(OmegaConf.select(run.cfg, key) for key in keys) for run in checked.runs]
 
 
-@pytest.mark.parametrize(("experiment", "epochs"), [("debug", 1), ("demo", 3), ("paper_vits16", 30)])
+@pytest.mark.parametrize(("experiment", "epochs"), [("debug", 1), ("demo", 4), ("paper_vits16", 30)])
 def test_the_papers_row_of_temperatures_has_the_warm_up_as_a_cell(
     experiment: str, epochs: int, tmp_path: Path
 ) -> None:
