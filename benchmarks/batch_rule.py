@@ -1,12 +1,12 @@
 """Does the region in which DINO trains stay in its place when the batch changes, with `reference_batch`?
 
-    python -m benchmarks.batch_rule train --part 1/12     # 112 runs of experiment=shapes; can be resumed
+    python -m benchmarks.batch_rule train --part 1/4      # 84 runs of experiment=shapes; can be resumed
     python -m benchmarks.batch_rule figure                # what is there, as a table and one figure
 
 τ_t × m maps of experiment=shapes at batches of 16, 32, 64 and 128, for which its recipe (batch 32) is taken
 as it is, and with `trainer.reference_batch=32`; every run sees the same number of images, unless it
-collapses and ends. The figure has the
-maps of k-NN, with the runs that collapsed, and k-NN by images seen at its own τ_t and m.
+collapses and ends. The figure has the maps of k-NN, with the runs that collapsed, and k-NN by images seen at
+its own τ_t and m.
 """
 
 from __future__ import annotations
@@ -36,11 +36,11 @@ from launchers.boundary.boundary_search import trains
 from launchers.submission import Wanted
 
 FOLDER = Path("outputs/batch_rule")
-RECIPE = ["experiment=shapes", "trainer.epochs=3", "trainer.on_collapse=stop", "tracker=none"]
+RECIPE = ["experiment=shapes", "trainer.epochs=2", "trainer.on_collapse=stop", "tracker=none"]
 REFERENCE = 32
 """The batch of experiment=shapes."""
 BATCHES = (16, 32, 64, 128)
-TEMPERATURES = (0.01, 0.02, 0.04, 0.07)
+TEMPERATURES = (0.02, 0.04, 0.07)
 MOMENTA = (0.5, 0.9, 0.99, 0.999)
 OWN = (0.02, 0.5)
 """τ_t and m of experiment=shapes."""
