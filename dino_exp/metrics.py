@@ -221,7 +221,7 @@ METRICS: tuple[Metric, ...] = (
     Metric("teacher_student_distance", "Relative distance of the weights of teacher and student"),
     _of_both("entropy", "Entropy of the outputs", unit="nats"),
     _of_both("marginal_entropy", "Entropy of the mean output", unit="nats"),
-    _of_both("mutual_information", "Mutual information of image and prototype", unit="nats"),
+    _of_both("mutual_information", "Mutual information of image and prototype", unit="nats", better="higher"),
     _of_both("prototypes_used", "Share of prototypes that win for some crop"),
     _of_both("prototypes_perplexity", "Perplexity of the winning prototypes", unit="prototypes"),
     _of_both("logit_spread", "Standard deviation of the logits"),

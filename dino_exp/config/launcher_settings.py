@@ -132,7 +132,7 @@ class OptunaSettings:
     """Seed of the sampler."""
     objective: str = "knn_top1"
     """What the trials are compared by at their end: knn_top1, best_knn_top1, linear/top1 (with
-    eval=[knn,linear]), or a metric of the training, such as teacher/feature_rank, that needs no labels."""
+    eval=[knn,linear]), or without labels teacher/mutual_information or another metric of the training."""
     params: dict[str, Any] = field(default_factory=dict)
     """The space, in a file: loss.teacher_temp: interval(0.02,0.2). What is typed wins."""
 
@@ -196,7 +196,7 @@ def without_labels(name: str) -> str:
     return (
         f"a search compares its runs by {name}, which needs labeled images to classify. Give some "
         "(data.probe.train=... data.probe.val=..., or labels in data.root and data.val_root), or another "
-        "hydra.sweeper.objective, such as teacher/feature_rank."
+        "hydra.sweeper.objective, such as teacher/mutual_information."
     )
 
 
