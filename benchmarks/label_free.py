@@ -5,11 +5,12 @@
     python -m benchmarks.label_free table outputs/demo_temps_momenta
 
 `measure` computes the measures of `benchmarks.label_free_measures` for the final teacher of each run that has
-finished or collapsed with a k-NN, on training images and the run's own crops of them. Each is a line of
-outputs/benchmarks/label_free.jsonl and is not computed again. `table` compares them with k-NN, for each data
-set: Kendall's τ_b with a bootstrap interval over the runs, and the regret, which is the k-NN of the best run
-minus that of the run with the largest measure. With two data sets or more, the measure that orders the others
-best is judged by each one that is left out.
+finished or collapsed with a k-NN, on training images and the run's own crops of them, and takes what the run
+itself logged at its end, by which a search can choose. Each is a line of outputs/benchmarks/label_free.jsonl
+and is not computed again. `table` compares them with k-NN, for each data set: Kendall's τ_b with a bootstrap
+interval over the runs, and the regret, which is the k-NN of the best run minus that of the run with the
+largest measure. With two data sets or more, the measure that orders the others best is judged by each one
+that is left out.
 """
 
 from __future__ import annotations
@@ -33,13 +34,16 @@ from dino_exp.config.targets import images_of
 from dino_exp.console import Console
 from dino_exp.errors import UserError
 from dino_exp.export.trained import read_run
-from dino_exp.metrics import KNN
+from dino_exp.metrics import KNN, numbers
 from dino_exp.runs.run_directory import RunDirectory, to_json
 from dino_exp.runs.run_files import ENDED_WELL
 from dino_exp.runs.weights_file import digest
 from launchers.boundary.boundary_search import trains
 
 FILE = OUTPUTS / "label_free.jsonl"
+LOGGED = ("teacher/mutual_information", "teacher/mutual_information_share", "teacher/feature_rank")
+"""Metrics of a run's end, from its summary."""
+COMPARED = (*LOGGED, *MEASURES)
 RESAMPLES = 1000
 FEWEST = 3
 """Runs from which an order of runs is judged."""
@@ -109,6 +113,7 @@ def line_of(path: Path, images: int, crops: int) -> dict[str, Any]:
         "crops": crops,
         "measured": len(outputs.chosen),
         "seconds": time.monotonic() - start,
+        "logged": {name: numbers(summary).get(name) for name in LOGGED},
         "measures": found,
     }
 
@@ -124,7 +129,7 @@ def stored() -> dict[str, dict[str, Any]]:
 
 def values_of(rows: Sequence[dict[str, Any]], name: str) -> np.ndarray:
     """Return a measure of the runs, (n,); −∞ where outputs were not finite."""
-    found = (row["measures"][name] for row in rows)
+    found = ((row["measures"] | row["logged"])[name] for row in rows)
     return np.array([-math.inf if value is None else value for value in found])
 
 
@@ -166,7 +171,7 @@ def compare(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Return what each measure is worth on the runs of one data set."""
     knn, trained = knn_of(rows), [row for row in rows if trains(row["verdict"])]
     found = {}
-    for name in MEASURES:
+    for name in COMPARED:
         values = values_of(rows, name)
         pair = signs(values), signs(knn)
         found[name] = {
@@ -192,8 +197,8 @@ def left_out(sets: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     rows = []
     for judged in sets if len(sets) > 1 else ():
         others = [each["measures"] for each in sets if each is not judged]
-        means = {name: mean(each[name]["tau"] for each in others) for name in MEASURES}
-        name = max(MEASURES, key=lambda name: -math.inf if math.isnan(means[name]) else means[name])
+        means = {name: mean(each[name]["tau"] for each in others) for name in COMPARED}
+        name = max(COMPARED, key=lambda name: -math.inf if math.isnan(means[name]) else means[name])
         worth = judged["measures"][name]
         rows.append({"data": judged["data"], "measure": name, "tau": worth["tau"], "regret": worth["regret"]})
     return rows

@@ -83,6 +83,7 @@ def line(data: str, number: int, knn: float, measures: dict[str, float | None]) 
         **{"run": f"/{data}/{number}", "key": f"{data} {number}", "data": data, "fingerprint": data},
         **{"verdict": "healthy" if knn > 20 else "collapsed-uniform", "knn": knn, "seconds": 1.0},
         **{"images": 1000, "crops": 8, "measures": dict.fromkeys(MEASURES, 0.0) | measures},
+        "logged": dict.fromkeys(label_free.LOGGED, 0.0),
     }
 
 
@@ -127,6 +128,7 @@ def test_runs_are_measured_once(
     (row,) = label_free.stored().values()
     assert (row["data"], row["measured"], row["knn"]) == ("shapes", 12, summary["knn_top1"])
     assert all(math.isfinite(row["measures"][name]) for name in MEASURES)
+    assert {name: summary["final"][name] for name in label_free.LOGGED} == row["logged"]
     said = capsys.readouterr().out
     assert "skipped, no k-NN" in said
     assert said.count(": done") == 1
