@@ -289,7 +289,7 @@ def test_images_without_two_classes_are_refused() -> None:
 def test_too_large_a_number_of_blocks_means_all_of_them(tmp_path: Path) -> None:
     found = linear(blocks=[1, 9]).evaluate(subject(), usual(), tmp_path)
     assert {each["blocks"] for each in found.details["settings"]} == {1, 3}
-    assert found.notes[0].startswith("linear.blocks = [1, 9]: the backbone has 3 blocks")
+    assert found.notes[0].startswith("linear.blocks = [1, 9]: the backbone has 3; more means all.")
 
 
 def test_usual_epochs_make_12500_steps_within_bounds() -> None:
