@@ -231,9 +231,7 @@ class Linear:
                 "linear.patch_mean are ignored."
             )
         elif max(self.cfg.blocks) > (available := max(each.choice.blocks or 0 for each in settings)):
-            notes.append(
-                f"linear.blocks = {self.cfg.blocks}: the backbone has {available}; more means all."
-            )
+            notes.append(f"linear.blocks = {self.cfg.blocks}: the backbone has {available}; more means all.")
         if math.isnan(result.figures[0]):
             notes.append("The classifier is not finite: features are not, or learning rates are too large.")
         if scores is None:
