@@ -148,7 +148,7 @@ def gpu_choices(measured: Measured, hardware: Hardware) -> Iterator[Choice]:
     )
     if small:
         why = (
-            "sharper than the paper's 0.04: as good or better than 0.04 on 1,000 and 10,000 photographs "
+            "sharper than the paper's 0.04: as good as 0.04 or better on 1,000 and 10,000 photographs "
             "(docs/results.md), LightlyTrain's for 20,000"
         )
         yield Choice("loss.teacher_temp", 0.02, why)
