@@ -150,14 +150,16 @@ def crop_choices(measured: Measured, hardware: Hardware) -> Iterator[Choice]:
     sides, shorter = Sides.fitting(measured, hardware), measured.shorter_sides[5.0]
     seen = f"95 % of the images have at least {shorter} pixels on the shorter side"
     if shorter < LEAST:
-        why = f"4 x 4 patches, the fewest that make sense; {seen}, so that most are enlarged"
+        why = f"the least that makes sense; {seen}, so that most are enlarged"
     elif hardware.gpu is None and sides.crop == ON_CPU:
         why = f"{seen}, but without a GPU larger crops take hours"
     elif sides.crop == IN_PAPER:
         why = f"the paper's; {seen}"
     else:
-        why = f"{seen}, and larger crops would enlarge them; a multiple of the patch, {sides.patch}"
+        why = f"{seen}, and larger crops would enlarge them; a multiple of {sides.patch}"
     yield Choice("crops.global_size", sides.crop, why)
+    if hardware.gpu is None:
+        return  # no local crops
     why = f"3/7 of {sides.crop}, as 96 of 224 in the paper, in multiples of the patch"
     yield Choice("crops.local_size", sides.local, why)
 

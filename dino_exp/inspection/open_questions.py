@@ -50,9 +50,10 @@ def open_questions(measured: Measured, hardware: Hardware) -> Iterator[str]:
         if photographs
         else ""
     )
+    least = 25 if hardware.gpu is None else 40
     yield (
-        "Whether the objects fill the image. Global crops show 40 to 100 % of its area and are taken to show "
-        "the same thing; if objects are small in large scenes, cut the images into tiles first."
+        f"Whether the objects fill the image. Global crops show {least} to 100 % of its area and are taken "
+        "to show the same thing; if objects are small in large scenes, cut the images into tiles first."
     )
     count = sum(len(group) - 1 for group in (*measured.exact_duplicates, *measured.near_duplicates))
     if count:

@@ -91,21 +91,21 @@ def test_every_recipe_composes_without_warnings(composed: Composed, images: str,
 
 def test_few_photographs_on_a_cpu(composed: Composed) -> None:
     cfg = composed(photographs())
-    assert (cfg.backbone.name, cfg.backbone.patch_size) == ("vit_micro", 8)
-    assert (cfg.crops.global_size, cfg.crops.local_size) == (64, 32)
+    assert (cfg.backbone.name, cfg.crops.global_size, cfg.crops.local_number) == ("resnet_micro", 64, 0)
     assert cfg.data.range is None
     assert list(cfg.data.mean) == [0.5, 0.4, 0.3]
     assert list(cfg.data.std) == [0.2, 0.2, 0.2]
-    assert (cfg.head.out_dim, cfg.loss.teacher_temp, cfg.ema.momentum) == (64, 0.02, 0.99)
+    assert (cfg.trainer.epochs, cfg.trainer.batch_size) == (400, 32)
 
 
 def test_tiny_images_on_a_cpu_are_trained_as_our_own_experiment_trains_them(composed: Composed) -> None:
     cfg = composed(tiny(10_000))
-    ours = check(["experiment=cifar10_folder", "data.root=."]).cfg
+    ours = check(["experiment=cifar10_folder_resnet", "data.root=."]).cfg
     assert ours is not None
-    for group in ("backbone", "head", "crops", "augment", "loss", "ema"):
+    ours.loss.teacher_temp = ours.loss.warmup_teacher_temp = 0.02
+    for group in ("backbone", "head", "crops", "augment", "loss", "ema", "optimizer"):
         assert cfg[group] == ours[group]
-    assert (cfg.trainer.epochs, cfg.trainer.batch_size) == (20, 32)
+    assert (cfg.trainer.epochs, cfg.trainer.batch_size) == (30, 64)
 
 
 def test_photographs_on_a_gpu_follow_the_paper_as_far_as_their_number_allows(composed: Composed) -> None:
@@ -140,7 +140,7 @@ def test_bands_have_a_range_each_and_constant_ones_are_left_out(composed: Compos
     assert list(cfg.data.bands) == [1, 2, 3, 4, 5, 6, 7, 8, 9]
     assert cfg.data.channels == 9
     assert cfg.data.range == [[0.01, 1.0 + band] for band in range(9)]
-    assert (cfg.crops.global_size, cfg.backbone.patch_size) == (64, 8)
+    assert (cfg.crops.global_size, cfg.backbone.name) == (64, "resnet_micro")
 
 
 @pytest.mark.parametrize(
@@ -193,8 +193,8 @@ def test_a_second_inspect_compares_and_leaves_the_file_as_it_is(conf: Path) -> N
     assert path.read_text("utf-8") == mine
     lines = [" ".join(line.split()) for line in printed.splitlines()]
     assert "- images: 200, of which 200 were decoded → 10,000, of which 200 were decoded" in lines
-    assert any(line.startswith("trainer.batch_size 8 32 ") for line in lines)
-    assert any(line.startswith("head micro small K = 256") for line in lines)
+    assert any(line.startswith("trainer.batch_size 8 64 ") for line in lines)
+    assert any(line.startswith("trainer.epochs 400 30 10,000 images") for line in lines)
     assert "trainer.seed=3" in lines[-2]
     assert not any(line.startswith("data.root") for line in lines)
 
