@@ -1,6 +1,7 @@
 """Accuracy of the verdict, on short runs with random data sets, networks and settings.
 
     python -m benchmarks.collapse train --cifar10 DIRECTORY    # hours on two cores; can be resumed
+    python -m benchmarks.collapse train --cifar10 DIRECTORY --numbers 100-119   # the long ones
     python -m benchmarks.collapse judge                        # tables, from the finished runs
     python -m benchmarks.collapse saves outputs/SWEEP          # what on_collapse=stop would have saved there
 
@@ -9,7 +10,8 @@
 determines the outcome of each run without the verdict's signal: from k-NN compared to the untrained network,
 and from the distance of the teacher's outputs for held-out images to their mean. The verdict is then computed
 again from metrics.jsonl, line by line as during the run. Its thresholds may be tuned on even-numbered runs;
-odd-numbered runs measure its accuracy.
+odd-numbered runs measure its accuracy. From 100 on they are those of `benchmarks.long_runs`, by which nothing
+is tuned.
 """
 
 from __future__ import annotations
@@ -29,6 +31,7 @@ from rich import box
 from rich.table import Table
 
 from benchmarks.local_runs import train_here
+from benchmarks.long_runs import LONG_RUNS
 from dino_exp.config.compose import compose
 from dino_exp.config.identity import run_id
 from dino_exp.config.stored import read_config
@@ -48,6 +51,8 @@ from launchers.submission import Wanted
 
 FOLDER = Path("outputs/collapse_runs")
 RUNS = 72
+FIRST_LONG = 100
+"""Number of the first long run."""
 SEED = 5
 TRUTHS = ("learned", "unclear", "hollow", "collapsed", "diverged")
 KINDS = ("healthy", "slow", "collapsed", "diverged", "warming-up")
@@ -91,7 +96,10 @@ VARIED: dict[str, list[str]] = {
 
 
 def drawn(number: int, cifar10: Path) -> list[str]:
-    """Return the overrides of one run, a data set and two to four changes, which depend on `number` alone."""
+    """Return the overrides of one run: a data set with two to four changes, or a long run."""
+    if number >= FIRST_LONG:
+        words = [word.format(train=cifar10 / "train") for word in LONG_RUNS[number - FIRST_LONG].split()]
+        return [*words, f"trainer.seed={number}", "tracker=none", "trainer.log_every=50"]
     numbers = random.Random(f"{SEED}-{number}")
     data = list(DATA)[number % 3]
     experiment, epochs = DATA[data]
@@ -227,17 +235,24 @@ def judge_runs(folder: Path) -> list[dict[str, Any]]:
             number = int(run.entry.overrides[0].partition("=")[2])
             own = " ".join(run.entry.overrides[1:])
             rows.append(
-                {"number": number, "half": ("tuning", "report")[number % 2], "overrides": own}
+                {"number": number, "half": half_of(number), "overrides": own}
                 | asdict(truth_of(directory))
                 | asdict(read_again(directory))
             )
     return rows
 
 
+def half_of(number: int) -> str:
+    """Return for what a run is used: `tuning`, `report`, or `long`, which is for reporting too."""
+    return "long" if number >= FIRST_LONG else ("tuning", "report")[number % 2]
+
+
 def print_tables(rows: Sequence[dict[str, Any]], console: Console) -> None:
-    """Print outcome by verdict for both halves, with the time of the alarms, and the runs judged wrong."""
-    for half in ("tuning", "report"):
+    """Print outcome by verdict, with the time of the alarms, for each use of runs, and those judged wrong."""
+    for half in ("tuning", "report", "long"):
         own = [row for row in rows if row["half"] == half]
+        if not own:
+            continue
         verdicts = [word for word in KINDS if any(kind(row["final"]) == word for row in own)]
         table = Table(title=f"{half}: {len(own)} runs", title_justify="left", box=box.MARKDOWN)
         for column in ("outcome", "runs", *verdicts, "ever called collapsed", "right from"):

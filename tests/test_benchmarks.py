@@ -78,6 +78,10 @@ def test_the_runs_of_the_collapse_benchmark_can_be_composed(tmp_path: Path) -> N
     assert len({run_id(cfg) for cfg in runs}) == len(runs) == 18
     assert {cfg.data.name for cfg in runs} == {"shapes", "fashion_mnist", "image_folder"}
     assert {cfg.backbone.name for cfg in runs} == {"vit_micro", "resnet10t"}
+    first = collapse.FIRST_LONG
+    long = [compose(collapse.drawn(first + at, tmp_path)) for at in range(len(collapse.LONG_RUNS))]
+    assert len({run_id(cfg) for cfg in long}) == len(long) == 20
+    assert {cfg.data.name for cfg in long} == {"shapes", "fashion_mnist", "image_folder"}
 
 
 @pytest.mark.parametrize(
