@@ -97,7 +97,7 @@ def cpu_choices(measured: Measured, hardware: Hardware) -> Iterator[Choice]:
     yield Choice("head", "cifar_small", f"K = 512; {FEW_PROTOTYPES}")
     yield Choice("crops", "small_two_large", "two global crops and no local ones, as it learned")
     yield Choice("loss", "dino", "the released center momentum, 0.9, and a constant τ_t, which is below")
-    why = "0.99 and 0.996 were within a point of each other, 0.97 and 0.999 worse (docs/results.md)"
+    why = "0.996 was as good within a point, 0.97 and 0.999 worse on photographs (docs/results.md)"
     yield Choice("ema", "constant", f"λ = 0.99 throughout: {_half_life(length)}; {why}")
     yield Choice("optimizer", "sgd_cifar", "SGD with a peak of 0.03 at batch 64, as it learned")
     yield from _evaluation(measured, length, sides, "small")
