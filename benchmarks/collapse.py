@@ -333,6 +333,9 @@ def main() -> None:
     if arguments.part == "train":
         if arguments.cifar10 is None:
             parser.error("train: give --cifar10 DIRECTORY")
+        last = FIRST_LONG + len(LONG_RUNS) - 1
+        if not all(number < RUNS or FIRST_LONG <= number <= last for number in arguments.numbers):
+            parser.error(f"--numbers: the runs are 0-{RUNS - 1} and, long ones, {FIRST_LONG}-{last}")
         train_runs(arguments.cifar10, arguments.numbers)
         return
     if arguments.part == "saves":

@@ -1,7 +1,8 @@
-"""Configurations of `benchmarks.collapse` that take half an hour and more on a fast core (AVX-512, bfloat16).
+"""Configurations of `benchmarks.collapse` that are meant to learn, and to take half an hour and more each.
 
-They are chosen to learn, each in another way: long, with large networks, batches and K, slow teachers and
-slow or absent centers, close to where training ends.
+That is on a core with AVX-512 and bfloat16 instructions, by the speed of similar runs; docs/collapse.md says
+which were run. Each is another way to be long: large networks, batches and K, slow teachers, slow or absent
+centers, values close to where training ends.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A sheet of crops of a set of images, as a training would cut them."""
+"""A sheet of crops of a set of images, by the released scales."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def write_sheet(inspection: Inspection, console: Console) -> None:
     except OSError as error:
         warn([f"No sheet of crops: {in_words(error)}."])
         return
-    console.print(f"Crops as a training would cut them: {out}", soft_wrap=True)
+    console.print(f"Global and local crops as the released recipe would cut them: {out}", soft_wrap=True)
 
 
 def sheet_path(place: str) -> Path | None:
@@ -73,7 +73,7 @@ def draw(inspection: Inspection, sizes: tuple[int, int], out: Path) -> None:
         uniform = generator(0, 0, index).random((len(crops), MultiCrop.uniforms))
         cut = crops.cut(image, crops.boxes(uniform, *image.shape[1:]))
         rows.append((_reduced(image), cut))
-    note = "random crops as a training cuts them, before it flips them and changes their colors"
+    note = "random global and local crops by the released scales, before flips and changes of color"
     if inspection.measured.value_range is not None:
         note += "; values from percentile 0.1 (black) to 99.9 (white) of each channel"
     plot_crops(rows, out, note=note)

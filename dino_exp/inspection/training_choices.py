@@ -218,9 +218,9 @@ def time_of(measured: Measured, hardware: Hardware) -> str:
         minutes = seen * (slower + decode / 1000) / 60
         return (
             f"{seen:,} images in all, about {minutes:,.0f} minutes on one core without AVX-512 instructions, "
-            "by 190 images per second of 32 pixels (docs/results.md), in proportion to the area of crops, "
-            f"with {decode:.2g} ms to decode one. A core with such instructions needed a third of it, and "
-            "with those for bfloat16 trainer.precision=bf16 is 1.5 times as fast as that"
+            f"by {CPU_IMAGES_PER_SECOND} images per second of 32 pixels (docs/results.md), in proportion to "
+            f"the area of crops, with {decode:.2g} ms to decode one. A core with such instructions needed a "
+            "third of it, and with those for bfloat16 trainer.precision=bf16 is 1.5 times as fast as that"
         )
     workers = max(1, min(16, hardware.cores - 1))
     rate = workers * 1000 / (decode + CUT_MILLISECONDS)
