@@ -165,7 +165,7 @@ from dino_exp.tracker.wandb import WandbTracker
 logging.basicConfig(level="INFO", format="%(levelname)s %(message)s")
 directory, timeout, crash = Path(sys.argv[1]), float(sys.argv[2]), sys.argv[3] == "crash"
 tracker = WandbTracker(mode="auto", project="p", entity=None, timeout=timeout)
-tracker.start(RunInfo(directory, "name", None, {}, "abc123"))
+tracker.start(RunInfo(directory, "name", None, {}, directory.name))  # each its own id
 for step in range(1, 4):
     tracker.log({"loss": step / 2}, step)
 if crash:
