@@ -39,6 +39,7 @@ from rich.table import Table
 from benchmarks.measure import OUTPUTS
 from benchmarks.released import ReleasedTraining
 from benchmarks.released_crops import ReleasedCrops
+from dino_exp.backbone.execution import keep_gradients_exact
 from dino_exp.config.compose import compose
 from dino_exp.config.schema import Config
 from dino_exp.config.targets import build, build_from
@@ -47,6 +48,7 @@ from dino_exp.data.crops import to_pillow
 from dino_exp.data.loader import BatchOrder
 from dino_exp.data.source import Splits
 from dino_exp.eval.periodic import PeriodicEvaluations, subject_of
+from dino_exp.machine import choose_precision
 from dino_exp.runs.metrics_lines import read_metrics
 from dino_exp.training.run import train
 from dino_exp.training.trainer import Trainer
@@ -67,7 +69,7 @@ COMMON = [
     *("trainer.checkpoint_every=100000", "eval.bank_size=5000", "eval.query_size=2000"),
 ]
 """A small recipe in the released one's kind, sharper and with a faster center, for trainings of minutes: what
-`experiment=debug` says of these groups is replaced. Shapes with linear patches hardly learn in that time."""
+`experiment=debug` says of these groups is replaced."""
 DATA = {
     "shapes": "data=shapes crops=small trainer.epochs=3 augment.hue=0.5 augment.saturation=0.4 "
     "augment.solarize=0 augment.blur=[0.2,0.1,0.2]",
@@ -84,6 +86,8 @@ NETWORKS = {
 }
 PATCH = {("fashion_mnist", "vit"): ["backbone.patch_size=7"]}
 """A patch that divides the crops of 28 and 14 pixels."""
+CASES = [case for case in product(DATA, NETWORKS, PRECISIONS) if case[:2] != ("shapes", "vit")]
+"""The comparisons: shapes with linear patches do not learn in that time (teacher 13.0 %, untrained 11.2)."""
 
 
 @dataclass(frozen=True)
@@ -126,8 +130,8 @@ def trainings(
 ) -> Iterator[Training]:
     """Yield the trainings, seed by seed, so that a part has some of each."""
     for seed in seeds:
-        for case in product(data, networks, precisions):
-            for side in sides:
+        for case, side in product(CASES, sides):
+            if case[0] in data and case[1] in networks and case[2] in precisions:
                 yield Training(*case, side, seed)
 
 
@@ -175,6 +179,7 @@ def released(cfg: Config, crops_of: Callable[[Config, Splits], Batches]) -> list
     splits: Splits = build(cfg.data)
     per_epoch = len(splits.train) // cfg.trainer.batch_size
     training = ReleasedTraining(cfg, per_epoch)
+    keep_gradients_exact(training.student, CPU, choose_precision(cfg.trainer.precision, CPU))
     evaluations: PeriodicEvaluations = build_from(
         cfg.eval, subject=subject_of(cfg, training.teacher.backbone, CPU), splits=splits
     )
@@ -266,7 +271,8 @@ def compare(points: float) -> list[dict[str, Any]]:
             case = (row["data"], row["network"], row["precision"])
             found.setdefault(case, {}).setdefault(row["side"], {})[row["seed"]] = row
     rows = []
-    for (data, network, precision), sides in found.items():
+    for data, network, precision in CASES:
+        sides = found.get((data, network, precision), {})
         for side, who in product(SIDES[1:], ("teacher", "student")):
             both = [sides.get(name, {}) for name in (side, "released")]
             seeds = sorted(both[0].keys() & both[1].keys())
@@ -300,28 +306,30 @@ def seeds_in(rows: Any) -> list[int]:
 
 
 def print_table(rows: Sequence[dict[str, Any]], points: float, console: Console) -> None:
-    """Print the comparisons, and below them the means along the way."""
-    table = Table(title="k-NN top-1 at the end, %", title_justify="left", box=box.MARKDOWN)
-    columns = ("data", "network", "", "backend", "of", "seeds", "untrained", "released", "ours")
-    for column in (*columns, "difference, 95 %", f"within ±{points:g}: p", ""):
+    """Print the comparisons, teacher and student of a case side by side, and the means along the way."""
+    title = f"k-NN top-1 at the end, %; (95 %) p of a difference beyond ±{points:g}"
+    table = Table(title=title, title_justify="left", box=box.MARKDOWN)
+    for column in ("data", "network", "", "backend", "seeds", "untrained"):
         table.add_column(column)
-    for row in rows:
-        (ours, spread), (theirs, their_spread) = row["ours"], row["released"]
-        table.add_row(
-            *(row[name] for name in ("data", "network", "precision", "backend", "of")),
-            str(row["seeds"]),
-            f"{row['untrained']:.1f}",
-            f"{theirs:.1f} ± {their_spread:.1f}",
-            f"{ours:.1f} ± {spread:.1f}",
-            f"{row['difference']:+.1f} ({row['low']:+.1f} to {row['high']:+.1f})",
-            f"{row['p']:.3f}",
-            row["says"],
-        )
+    for who in ("teacher", "student"):
+        for column in (f"{who}: released", "ours", "difference", ""):
+            table.add_column(column)
+    for teacher, student in zip(rows[::2], rows[1::2], strict=True):
+        case = (teacher[name] for name in ("data", "network", "precision", "backend"))
+        ends = (cell for row in (teacher, student) for cell in ends_of(row))
+        table.add_row(*case, str(teacher["seeds"]), f"{teacher['untrained']:.1f}", *ends)
     console.print(table)
     for row in rows:
         (ours, theirs) = ([f"{value:.1f}" for value in curve] for curve in row["curve"])
         name = " ".join(row[name] for name in ("data", "network", "precision", "backend", "of"))
         console.print(f"{name}, along the way: ours {', '.join(ours)}; released {', '.join(theirs)}")
+
+
+def ends_of(row: dict[str, Any]) -> tuple[str, str, str, str]:
+    """Return the cells of one network: both sides with their standard deviations, and how they differ."""
+    (ours, spread), (theirs, their_spread) = row["ours"], row["released"]
+    difference = f"{row['difference']:+.1f} ({row['low']:+.1f} to {row['high']:+.1f}) {row['p']:.3f}"
+    return f"{theirs:.1f} ± {their_spread:.1f}", f"{ours:.1f} ± {spread:.1f}", difference, row["says"]
 
 
 # ---- the command line --------------------------------------------------------------------------------------
@@ -352,7 +360,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--cifar10", type=Path, help="folder with train/<class>/ and test/<class>/")
     parser.add_argument("--points", type=float, default=1.5, help="difference that is still equivalence")
     arguments = parser.parse_args(argv)
-    console = Console(width=200)
+    console = Console(width=240)
     if arguments.what == "table":
         rows = compare(arguments.points)
         print_table(rows, arguments.points, console)
@@ -362,6 +370,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         parser.error("give --cifar10 DIRECTORY, or other --data")
     cases = (arguments.data, arguments.network, arguments.precision)
     wanted = list(trainings(*cases, arguments.seeds, arguments.side))
+    if not wanted:
+        parser.error("--data shapes --network vit: no case, because it does not learn in that time")
     run(part_of(wanted, arguments.part), arguments.cifar10, console)
 
 

@@ -22,6 +22,31 @@ def is_convolutional(backbone: nn.Module) -> bool:
     return 2 * in_convolutions > sum(parameter.numel() for parameter in backbone.parameters())
 
 
+class _Conv2d(nn.Conv2d):
+    """A convolution that is in float32 where its input is lower than its stride.
+
+    In bfloat16 on a CPU, PyTorch does not set the gradient of kernel rows that see only padding then: it is
+    what the memory had before, even NaN (2.14.1, with AVX-512 and bfloat16 instructions).
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        if input.shape[-2] >= self.stride[0]:
+            return super().forward(input)
+        with torch.autocast(input.device.type, enabled=False):
+            return super().forward(input.float())
+
+
+def keep_gradients_exact(network: nn.Module, device: torch.device, autocast_type: torch.dtype | None) -> None:
+    """Replace convolutions whose weights could get wrong gradients, as from small crops in a ResNet.
+
+    Parameters and names stay.
+    """
+    if device.type == "cpu" and autocast_type is torch.bfloat16:
+        for module in network.modules():
+            if type(module) is nn.Conv2d and module.stride[0] > 1:
+                module.__class__ = _Conv2d
+
+
 def checkpoint_blocks(backbone: nn.Module, *, name: str) -> None:
     """Recompute the activations of the blocks in the backward pass instead of keeping them.
 

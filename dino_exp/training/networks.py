@@ -6,7 +6,7 @@ import warnings
 
 import torch
 
-from dino_exp.backbone.execution import checkpoint_blocks, is_convolutional
+from dino_exp.backbone.execution import checkpoint_blocks, is_convolutional, keep_gradients_exact
 from dino_exp.config.schema import Config
 from dino_exp.config.targets import build
 from dino_exp.dino.model import DINONetwork, student_and_teacher
@@ -70,6 +70,7 @@ def prepare_networks(
         network.to(device)
         if device.type != "mps" and is_convolutional(network.backbone):
             network.use_memory_format(torch.channels_last)
+    keep_gradients_exact(student, device, autocast_type)
     if cfg.trainer.checkpoint_blocks:
         checkpoint_blocks(student.backbone, name=cfg.backbone.name)
     wanted = cfg.trainer.compile

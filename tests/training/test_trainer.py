@@ -63,6 +63,22 @@ def test_a_batch_in_four_parts_is_the_batch(tmp_path: Path, extra: tuple[str, ..
     assert (whole.dino_loss.center.abs().max() > 1e-3) == centers
 
 
+def fill_freed_memory_with_nan(_: torch.Tensor) -> None:
+    [torch.full((2**power,), torch.nan) for power in range(4, 20) for _ in range(8)]
+
+
+def test_crops_smaller_than_the_stride_of_a_network_have_gradients_in_bfloat16(tmp_path: Path) -> None:
+    of = trainer(tmp_path, "backbone=timm", "backbone.name=test_resnet", "trainer.precision=bf16")
+
+    def before_its_gradient(_: Any, inputs: Any, output: torch.Tensor) -> None:
+        output.register_hook(fill_freed_memory_with_nan)
+
+    of.student.backbone.get_submodule("layer4.0.conv1").register_forward_hook(before_its_gradient)
+    of.train_step(views(of, 0))
+    gradients = [parameter.grad for parameter in of.student.backbone.parameters()]
+    assert all(each is not None and torch.isfinite(each).all() for each in gradients)
+
+
 def test_half_precision_keeps_loss_center_and_weights_in_float32(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

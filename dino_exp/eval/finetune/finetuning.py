@@ -16,6 +16,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import clip_grad_norm_
 
 from dino_exp.atomic import write_atomically
+from dino_exp.backbone.execution import keep_gradients_exact
 from dino_exp.config.evaluation_schema import FinetuneConfig
 from dino_exp.console import LOG_LINES
 from dino_exp.data.source import ImageSource
@@ -97,6 +98,7 @@ class Finetune:
         classes = train.classes or [str(number) for number in range(int(_labels(train).max()) + 1)]
         network = Classifier(copy.deepcopy(subject.backbone), len(classes), subject.seed)
         network.to(subject.device).requires_grad_(True)
+        keep_gradients_exact(network, subject.device, subject.autocast_type)
         loss, unreadable = self._train(network, train, subject)
         top1, top5, seen = accuracy(network, test, subject)
 
