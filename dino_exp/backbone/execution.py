@@ -23,14 +23,14 @@ def is_convolutional(backbone: nn.Module) -> bool:
 
 
 class _Conv2d(nn.Conv2d):
-    """A convolution that is in float32 where its input is lower than its stride.
+    """A convolution that is in float32 where its input is narrower than its stride.
 
-    In bfloat16 on a CPU, PyTorch does not set the gradient of kernel rows that see only padding then: it is
+    In bfloat16 on a CPU, PyTorch does not set the gradient of kernel columns that see only padding then: it is
     what the memory had before, even NaN (2.14.1, with AVX-512 and bfloat16 instructions).
     """
 
     def forward(self, input: Tensor) -> Tensor:
-        if input.shape[-2] >= self.stride[0]:
+        if input.shape[-1] >= self.stride[1]:
             return super().forward(input)
         with torch.autocast(input.device.type, enabled=False):
             return super().forward(input.float())
@@ -43,7 +43,7 @@ def keep_gradients_exact(network: nn.Module, device: torch.device, autocast_type
     """
     if device.type == "cpu" and autocast_type is torch.bfloat16:
         for module in network.modules():
-            if type(module) is nn.Conv2d and module.stride[0] > 1:
+            if type(module) is nn.Conv2d and module.stride[1] > 1:
                 module.__class__ = _Conv2d
 
 
