@@ -25,8 +25,8 @@ def is_convolutional(backbone: nn.Module) -> bool:
 class _Conv2d(nn.Conv2d):
     """A convolution that is in float32 where its input is narrower than its stride.
 
-    In bfloat16 on a CPU, PyTorch does not set the gradient of kernel columns that see only padding then: it is
-    what the memory had before, even NaN (2.14.1, with AVX-512 and bfloat16 instructions).
+    In bfloat16 on a CPU, PyTorch does not set the gradient of kernel columns that see only padding then; it
+    is what the memory had before, even NaN (2.14.1, with AVX-512 and bfloat16 instructions).
     """
 
     def forward(self, input: Tensor) -> Tensor:
