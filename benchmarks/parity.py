@@ -306,30 +306,28 @@ def seeds_in(rows: Any) -> list[int]:
 
 
 def print_table(rows: Sequence[dict[str, Any]], points: float, console: Console) -> None:
-    """Print the comparisons, teacher and student of a case side by side, and the means along the way."""
-    title = f"k-NN top-1 at the end, %; (95 %) p of a difference beyond ±{points:g}"
-    table = Table(title=title, title_justify="left", box=box.MARKDOWN)
-    for column in ("data", "network", "", "backend", "seeds", "untrained"):
+    """Print the comparisons, and below them the means along the way."""
+    table = Table(title="k-NN top-1 at the end, %", title_justify="left", box=box.MARKDOWN)
+    columns = ("data", "network", "", "backend", "of", "seeds", "untrained", "released", "ours")
+    for column in (*columns, "difference, 95 %", f"within ±{points:g}: p", ""):
         table.add_column(column)
-    for who in ("teacher", "student"):
-        for column in (f"{who}: released", "ours", "difference", ""):
-            table.add_column(column)
-    for teacher, student in zip(rows[::2], rows[1::2], strict=True):
-        case = (teacher[name] for name in ("data", "network", "precision", "backend"))
-        ends = (cell for row in (teacher, student) for cell in ends_of(row))
-        table.add_row(*case, str(teacher["seeds"]), f"{teacher['untrained']:.1f}", *ends)
+    for row in rows:
+        (ours, spread), (theirs, their_spread) = row["ours"], row["released"]
+        table.add_row(
+            *(row[name] for name in ("data", "network", "precision", "backend", "of")),
+            str(row["seeds"]),
+            f"{row['untrained']:.1f}",
+            f"{theirs:.1f} ± {their_spread:.1f}",
+            f"{ours:.1f} ± {spread:.1f}",
+            f"{row['difference']:+.1f} ({row['low']:+.1f} to {row['high']:+.1f})",
+            f"{row['p']:.3f}",
+            row["says"],
+        )
     console.print(table)
     for row in rows:
         (ours, theirs) = ([f"{value:.1f}" for value in curve] for curve in row["curve"])
         name = " ".join(row[name] for name in ("data", "network", "precision", "backend", "of"))
         console.print(f"{name}, along the way: ours {', '.join(ours)}; released {', '.join(theirs)}")
-
-
-def ends_of(row: dict[str, Any]) -> tuple[str, str, str, str]:
-    """Return the cells of one network: both sides with their standard deviations, and how they differ."""
-    (ours, spread), (theirs, their_spread) = row["ours"], row["released"]
-    difference = f"{row['difference']:+.1f} ({row['low']:+.1f} to {row['high']:+.1f}) {row['p']:.3f}"
-    return f"{theirs:.1f} ± {their_spread:.1f}", f"{ours:.1f} ± {spread:.1f}", difference, row["says"]
 
 
 # ---- the command line --------------------------------------------------------------------------------------
@@ -360,7 +358,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--cifar10", type=Path, help="folder with train/<class>/ and test/<class>/")
     parser.add_argument("--points", type=float, default=1.5, help="difference that is still equivalence")
     arguments = parser.parse_args(argv)
-    console = Console(width=240)
+    console = Console(width=200)
     if arguments.what == "table":
         rows = compare(arguments.points)
         print_table(rows, arguments.points, console)
