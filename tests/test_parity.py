@@ -59,10 +59,11 @@ def test_the_released_recipe_and_ours_make_equal_steps(network: str, tmp_path: P
         torch.testing.assert_close(dict(ours.named_parameters()), found, rtol=0, atol=1e-9)
 
 
-@pytest.mark.parametrize("case", parity.CASES, ids="-".join)
-def test_every_case_is_a_configuration(case: tuple[str, str, str], tmp_path: Path) -> None:
+@pytest.mark.parametrize("data", parity.DATA)
+@pytest.mark.parametrize("network", parity.NETWORKS)
+def test_every_case_is_a_configuration(data: str, network: str, tmp_path: Path) -> None:
     (tmp_path / "train").mkdir()
-    cfg = compose(parity.Training(*case, "fast", seed=3).words(tmp_path))
+    cfg = compose(parity.Training(data, network, "fp32", "fast", seed=3).words(tmp_path))
     assert (cfg.trainer.seed, cfg.data.backend) == (3, "fast")
 
 
